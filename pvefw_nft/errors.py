@@ -1,0 +1,93 @@
+"""What can go wrong: diagnostics about a configuration, and exceptions that carry an exit code.
+
+A :class:`Diagnostic` is data: front end and compiler collect them, only the command line prints them.
+An exception of :class:`PvefwError` ends the command; its ``exit_code`` is what the process returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+
+class Severity(Enum):
+    """How bad a finding is: an error means that something was skipped or refused."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A place in a file: one line and the columns from ``column`` up to, not including, ``end_column``.
+
+    Lines and columns count from 1, columns in Unicode code points, as editors do. ``text`` is the whole
+    line without its line end. A span with ``line`` 0 means the file as a whole.
+    """
+
+    file: str
+    line: int
+    column: int = 1
+    end_column: int = 1
+    text: str = ""
+
+    def __str__(self) -> str:
+        if self.line == 0:
+            return self.file
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One finding about a configuration: where, what is wrong, and what to do about it.
+
+    ``code`` is a stable, hyphenated name such as ``unknown-macro``; scripts and SARIF viewers key on it.
+    """
+
+    severity: Severity
+    code: str
+    span: Span
+    message: str
+    hint: str | None = None
+
+
+class PvefwError(Exception):
+    """Base of all errors that end a command; ``hint`` says what to do."""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigurationError(PvefwError):
+    """The configuration cannot be used at all (an unreadable or oversized file, not text)."""
+
+    exit_code = 1
+
+
+class UsageError(PvefwError):
+    """The command line asks for something that does not exist or does not go together."""
+
+    exit_code = 2
+
+
+class HostError(PvefwError):
+    """The host refused, lacks a tool or privilege, or is not in the state the command needs."""
+
+    exit_code = 3
+
+
+class LockedError(PvefwError):
+    """Another run of pvefw holds the lock."""
+
+    exit_code = 4
+
+
+class InternalError(PvefwError):
+    """An invariant of the compiler does not hold: a bug of pvefw, never of the configuration."""
+
+    exit_code = 3

@@ -1,0 +1,1 @@
+"""The intermediate representation: what a configuration means, before any backend spells it."""

@@ -1,0 +1,575 @@
+"""The nodes of the IR: a closed union of frozen dataclasses.
+
+The IR says what is filtered, not how a tool spells it. One :class:`Ruleset` holds chains in four layers:
+
+``raw``
+    IP chains that run before connection tracking (synflood protection, conntrack helpers).
+``filter``
+    IP chains of the host and of the guests' NICs, with the names of the reference ruleset.
+``forward``
+    IP chains of FORWARD rules (host, cluster, VNets), which the reference ruleset cannot carry out.
+``link``
+    layer 2 chains (MAC, ARP senders, ether types) for frames that guests send.
+
+One rule serves IPv4 and IPv6 (``Rule.families`` says which); the chains of a family are the rules left when
+those of the other family are taken out. Where a node has a ``spelling``, it is the user's own text for the
+value beside it: equal in meaning, kept because a ruleset is easier to recognise when it uses the words of its
+configuration.
+
+Example: the line ``IN SSH(ACCEPT) -source 10.0.0.0/8`` of ``100.fw`` becomes, in chain ``tap100i0-IN``::
+
+    Rule(matches=(Address(Side.SOURCE, (Prefix(4, 0x0A000000, 8, "10.0.0.0/8"),)),
+                  ProtocolMatch(Protocol(6, "tcp")),
+                  Ports(Side.DESTINATION, (PortRange(22, 22, "22"),))),
+         action=Accept(), origin=Origin(Provenance.USER, "…/100.fw", 4, macro="SSH"), families=Family.V4)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, Flag, IntFlag
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ACCEPT_MARK = 0x80000000
+"""The bit of the packet mark that says "accepted by a group or by the sender's OUT chain"; no other bit is ours."""
+
+
+class Family(Flag):
+    """The IP families a rule speaks of."""
+
+    V4 = 1
+    V6 = 2
+    BOTH = 3
+
+
+class Side(Enum):
+    """Which end of a packet a match looks at."""
+
+    SOURCE = "src"
+    DESTINATION = "dst"
+
+
+class Direction(Enum):
+    """Which way a packet goes, seen from the guest: IN is towards it, OUT is from it."""
+
+    IN = "IN"
+    OUT = "OUT"
+
+
+class Layer(Enum):
+    """Where a chain runs; see the module's docstring."""
+
+    RAW = "raw"
+    FILTER = "filter"
+    FORWARD = "forward"
+    LINK = "link"
+
+
+class HookPoint(Enum):
+    """Where packets enter the ruleset."""
+
+    PREROUTING = "PREROUTING"
+    INPUT = "INPUT"
+    OUTPUT = "OUTPUT"
+    FORWARD = "FORWARD"
+
+
+# --- values -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A network: ``address`` is its first address as an integer, ``length`` its prefix length in bits."""
+
+    version: int
+    address: int
+    length: int
+    spelling: str
+
+    @property
+    def last(self) -> int:
+        """The network's last address."""
+        return self.address | ((1 << ((32 if self.version == 4 else 128) - self.length)) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """An IP protocol by number (1 to 255; 0 would mean any and is refused by the front end)."""
+
+    number: int
+    spelling: str
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Ports from ``first`` to ``last``, both included."""
+
+    first: int
+    last: int
+    spelling: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetKey:
+    """The name of an address set: the VMID it belongs to (0: the cluster) and the name in the configuration."""
+
+    scope: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most ``number`` packets per ``unit`` (second, minute, hour, day), with a burst.
+
+    ``burst`` is None where the configuration asks for the tool's default (5 packets).
+    """
+
+    number: int
+    unit: str
+    burst: int | None
+    spelling: str
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A log line: syslog ``level`` 0 to 7, the VMID (0: the host or a group), the chain, and the message.
+
+    What is logged carries the prefix ``:VMID:LEVEL:CHAIN: MESSAGE``. ``limit`` is None where log rate limits
+    are switched off.
+    """
+
+    level: int
+    vmid: int
+    chain: str
+    message: str
+    limit: RateLimit | None
+
+    @property
+    def prefix(self) -> str:
+        """The prefix as it appears in the log."""
+        return f":{self.vmid}:{self.level}:{self.chain}: {self.message}"
+
+
+class Provenance(Enum):
+    """Why a rule is there."""
+
+    USER = "user"
+    """a rule of a file"""
+    STANDARD = "standard"
+    """a standard chain that every ruleset has"""
+    POLICY = "policy"
+    """the policy of a guest or host"""
+    BUILTIN = "builtin"
+    """added because an option, a NIC or the cluster asks for it"""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a rule comes from: a line of a file, or the option or feature that asks for it (``reason``)."""
+
+    provenance: Provenance
+    file: str | None = None
+    line: int = 0
+    macro: str | None = None
+    group: str | None = None
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        """Return the short form used in comments and listings, for example ``100.fw:12 (SSH)``."""
+        parts = []
+        if self.file is not None:
+            name = self.file.rsplit("/", 1)[-1]
+            parts.append(f"{name}:{self.line}" if self.line else name)
+        if self.reason is not None:
+            parts.append(self.reason)
+        if self.macro is not None:
+            parts.append(f"({self.macro})")
+        return " ".join(parts) or self.provenance.value
+
+
+# --- matches ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """The host's interface a packet comes in by (IN) or leaves by (OUT)."""
+
+    direction: Direction
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bridged:
+    """The packet crosses a firewall bridge: IN towards the guest behind it, OUT from that guest."""
+
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True)
+class NicPort:
+    """The packet goes to (IN) the guest NIC with this host-side interface name, or comes from it (OUT)."""
+
+    direction: Direction
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The address on that side lies in one of the prefixes, which are all of one family."""
+
+    side: Side
+    prefixes: tuple[Prefix, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRange:
+    """The address on that side lies between ``first`` and ``last``, both included."""
+
+    side: Side
+    version: int
+    first: int
+    last: int
+    spelling: str
+
+
+@dataclass(frozen=True, slots=True)
+class InSet:
+    """The address on that side is in the set (or, negated, is not)."""
+
+    side: Side
+    key: SetKey
+    negated: bool = False
+
+
+class AddressKind(Enum):
+    """Kinds of addresses, as the host's routing table sees them."""
+
+    BROADCAST = "BROADCAST"
+    MULTICAST = "MULTICAST"
+    ANYCAST = "ANYCAST"
+
+
+@dataclass(frozen=True, slots=True)
+class AddressType:
+    """The address on that side is of this kind."""
+
+    side: Side
+    kind: AddressKind
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolMatch:
+    """The packet's IP protocol."""
+
+    protocol: Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class IcmpType:
+    """The ICMP (version 4) or ICMPv6 (version 6) type, and code where it matters; ``type`` None: any.
+
+    Comes after the :class:`ProtocolMatch` of the rule.
+    """
+
+    version: int
+    type: int | None
+    code: int | None
+    spelling: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The port on that side lies in one of the ranges. Comes after the :class:`ProtocolMatch` of the rule."""
+
+    side: Side
+    ranges: tuple[PortRange, ...]
+
+
+class TcpFlag(IntFlag):
+    """The flag bits of a TCP header (RFC 9293, section 3.1)."""
+
+    FIN = 0x01
+    SYN = 0x02
+    RST = 0x04
+    PSH = 0x08
+    ACK = 0x10
+    URG = 0x20
+
+
+@dataclass(frozen=True, slots=True)
+class TcpFlags:
+    """Of the flags in ``mask`` just those in ``flags`` are set (or, negated, not so)."""
+
+    mask: TcpFlag
+    flags: TcpFlag
+    negated: bool = False
+
+
+class State(Enum):
+    """States of connection tracking."""
+
+    INVALID = "INVALID"
+    NEW = "NEW"
+    RELATED = "RELATED"
+    ESTABLISHED = "ESTABLISHED"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnState:
+    """The packet's connection is in one of these states."""
+
+    states: tuple[State, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptMark:
+    """The accept mark (:data:`ACCEPT_MARK`) is set on the packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceMac:
+    """The frame's sender has this MAC address (or, negated, another). ``spelling`` is the guest config's text."""
+
+    mac: int
+    spelling: str
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RateOver:
+    """More than ``rate`` packets per second came from this source, beyond ``burst``.
+
+    Sources are counted by address in IPv4 and by /64 in IPv6; a source is forgotten after ``expire`` ms.
+    """
+
+    rate: int
+    burst: int
+    expire: int
+
+
+@dataclass(frozen=True, slots=True)
+class EtherType:
+    """The frame carries this protocol (``spelling``: its name in /etc/ethertypes)."""
+
+    number: int
+    spelling: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArpSender:
+    """The sender's IPv4 address in an ARP packet lies in this prefix."""
+
+    prefix: Prefix
+
+
+Match: TypeAlias = (
+    Interface
+    | Bridged
+    | NicPort
+    | Address
+    | AddressRange
+    | InSet
+    | AddressType
+    | ProtocolMatch
+    | IcmpType
+    | Ports
+    | TcpFlags
+    | ConnState
+    | AcceptMark
+    | SourceMac
+    | RateOver
+    | EtherType
+    | ArpSender
+)
+
+
+# --- actions ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The packet passes this hook."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The packet is gone."""
+
+
+class RejectKind(Enum):
+    """How the sender is told."""
+
+    TCP_RESET = "tcp-reset"
+    PORT_UNREACHABLE = "port-unreachable"
+    HOST_UNREACHABLE = "host-unreachable"
+    ADMIN_PROHIBITED = "admin-prohibited"
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The packet is gone and the sender is told."""
+
+    kind: RejectKind
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """Back to the chain that jumped here; from a hook's own chain, the packet passes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """On to another chain of the same layer, and back here when it returns."""
+
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goto:
+    """On to another chain of the same layer; when it returns, back to whoever jumped to this one."""
+
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """To the user space queue ``first``, or to those from ``first`` to ``last``, balanced by connection.
+
+    With ``bypass`` the packet is accepted where no program listens. ``first`` None: queue 0 by default.
+    """
+
+    first: int | None
+    last: int | None
+    bypass: bool = True
+
+
+Verdict: TypeAlias = Accept | Drop | Reject | Return | Jump | Goto | Queue
+
+
+@dataclass(frozen=True, slots=True)
+class SetAcceptMark:
+    """Set or clear the accept mark; the packet goes on with the next rule."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetConnmark:
+    """Mark the connection; the packet goes on with the next rule."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class AssignHelper:
+    """Have this conntrack helper read the connection; the packet goes on with the next rule."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Jump to the chain of the guest NIC that the packet goes to (IN) or comes from (OUT), if there is one.
+
+    In layer ``filter`` that is ``Nic.in_chain`` or ``Nic.out_chain``, in layer ``link`` ``Nic.link_chain``.
+    """
+
+    direction: Direction
+
+
+Statement: TypeAlias = SetAcceptMark | SetConnmark | AssignHelper | Dispatch
+Action: TypeAlias = Verdict | Statement
+
+
+# --- structure ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When all matches hold: log (if ``log``), then act."""
+
+    matches: tuple[Match, ...]
+    action: Action
+    origin: Origin
+    families: Family = Family.BOTH
+    log: Log | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Rules in order. A packet that falls off the end returns; a chain exists only in its ``families``."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    families: Family = Family.BOTH
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Packets at this point enter the chain; what returns from it passes."""
+
+    layer: Layer
+    point: HookPoint
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetEntry:
+    """A member of a set, or with ``nomatch`` a hole in it: of all entries with an address, the longest counts."""
+
+    prefix: Prefix
+    nomatch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AddressSet:
+    """An address set, for both families. ``counted`` is the number of entries its hash is sized for."""
+
+    key: SetKey
+    entries: tuple[SetEntry, ...]
+    counted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """A filtered guest NIC: ``interface`` is its host side (``tap100i0``, ``veth200i0``).
+
+    ``link`` is the firewall bridge's port towards the guest's bridge (``fwln100i0``): what enters the firewall
+    bridge there goes to this NIC. ``link_chain`` is None where layer 2 is not filtered.
+    """
+
+    interface: str
+    link: str
+    vmid: int
+    index: int
+    in_chain: str
+    out_chain: str
+    link_chain: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Vnet:
+    """A bridge whose ports' traffic among one another is filtered by a chain of layer ``forward``."""
+
+    bridge: str
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """All that a configuration means. Disabled: no chains, no sets, nothing is filtered.
+
+    ``chains`` holds the chains of each layer by name. ``host_forward`` names the chain of layer ``forward``
+    that sees what the host routes, if there is one.
+    """
+
+    enabled: bool
+    chains: Mapping[Layer, Mapping[str, Chain]] = field(default_factory=dict)
+    hooks: tuple[Hook, ...] = ()
+    sets: tuple[AddressSet, ...] = ()
+    nics: tuple[Nic, ...] = ()
+    vnets: tuple[Vnet, ...] = ()
+    host_forward: str | None = None
