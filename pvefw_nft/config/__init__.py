@@ -1,1 +1,1 @@
-"""The front end: firewall files and guest configs to a typed model, or diagnostics."""
+"""The front end: from the files of a Proxmox VE firewall to a typed model and diagnostics."""

@@ -27,22 +27,21 @@ Example: the line ``IN SSH(ACCEPT) -source 10.0.0.0/8`` of ``100.fw`` becomes, i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum, Flag, IntFlag
+from enum import Enum, IntFlag
 from typing import TYPE_CHECKING, TypeAlias
+
+from pvefw_nft.config.values import Family as Family
+from pvefw_nft.config.values import PortRange as PortRange
+from pvefw_nft.config.values import Prefix as Prefix
+from pvefw_nft.config.values import Protocol as Protocol
+from pvefw_nft.config.values import RateLimit as RateLimit
+from pvefw_nft.config.values import SetKey as SetKey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ACCEPT_MARK = 0x80000000
 """The bit of the packet mark that says "accepted by a group or by the sender's OUT chain"; no other bit is ours."""
-
-
-class Family(Flag):
-    """The IP families a rule speaks of."""
-
-    V4 = 1
-    V6 = 2
-    BOTH = 3
 
 
 class Side(Enum):
@@ -77,60 +76,7 @@ class HookPoint(Enum):
     FORWARD = "FORWARD"
 
 
-# --- values -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Prefix:
-    """A network: ``address`` is its first address as an integer, ``length`` its prefix length in bits."""
-
-    version: int
-    address: int
-    length: int
-    spelling: str
-
-    @property
-    def last(self) -> int:
-        """The network's last address."""
-        return self.address | ((1 << ((32 if self.version == 4 else 128) - self.length)) - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Protocol:
-    """An IP protocol by number (1 to 255; 0 would mean any and is refused by the front end)."""
-
-    number: int
-    spelling: str
-
-
-@dataclass(frozen=True, slots=True)
-class PortRange:
-    """Ports from ``first`` to ``last``, both included."""
-
-    first: int
-    last: int
-    spelling: str
-
-
-@dataclass(frozen=True, slots=True)
-class SetKey:
-    """The name of an address set: the VMID it belongs to (0: the cluster) and the name in the configuration."""
-
-    scope: int
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class RateLimit:
-    """At most ``number`` packets per ``unit`` (second, minute, hour, day), with a burst.
-
-    ``burst`` is None where the configuration asks for the tool's default (5 packets).
-    """
-
-    number: int
-    unit: str
-    burst: int | None
-    spelling: str
+# --- values: those of the language (config.values), and what only the IR has ------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

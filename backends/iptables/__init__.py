@@ -1,0 +1,5 @@
+"""The iptables backend: the PVEFW chains of the reference, for iptables-restore, ipset and ebtables-restore."""
+
+from backends.iptables.backend import IptablesBackend
+
+__all__ = ["IptablesBackend"]

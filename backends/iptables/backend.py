@@ -1,0 +1,168 @@
+"""The backend itself: which chains go to which tool, and the text and JSON of the whole.
+
+The text is restore input for each tool, in the order in which an apply needs it: sets before the rules that use
+them. A comment line ``### TOOL`` heads each part. The last rule of each chain is a comment with the chain's
+signature, by which a later run sees whether the chain changed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+from backends.iptables.link import link_lines
+from backends.iptables.lower import ChainLowering
+from backends.iptables.sets import set_lines
+from pvefw_nft.errors import Diagnostic, InternalError, Severity, Span
+from pvefw_nft.ir.nodes import Drop, Family, Layer, Provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pvefw_nft.ir.nodes import Chain, Hook, Origin, Ruleset
+
+_TABLES = {Layer.FILTER: "filter", Layer.RAW: "raw"}
+_TOOLS = {Family.V4: "iptables", Family.V6: "ip6tables"}
+
+
+def signature(lines: list[str]) -> str:
+    """Return the signature of a chain: the unpadded base64 of the SHA-1 of its lines, joined with nothing between."""
+    digest = hashlib.sha1("".join(lines).encode(), usedforsecurity=False).digest()
+    return base64.b64encode(digest).decode().rstrip("=")
+
+
+class IptablesArtefact:
+    """The reference ruleset of a node."""
+
+    def __init__(self, ruleset: Ruleset) -> None:
+        """Lower nothing yet: chains are lowered one at a time, while they are written."""
+        self._ruleset = ruleset
+
+    def chains(self, family: Family, layer: Layer) -> Iterator[tuple[str, list[tuple[str, Origin]]]]:
+        """Yield the chains of a table by name, each with its lines and their origins."""
+        lowering = ChainLowering(family, self._ruleset.nics)
+        for chain in self._sorted(layer):
+            if chain.families & family:
+                yield chain.name, list(lowering.lines(chain))
+
+    def link_chains(self) -> Iterator[tuple[str, list[tuple[str, Origin]]]]:
+        """Yield the chains of ebtables by name, each with its lines and their origins."""
+        for chain in self._sorted(Layer.LINK):
+            yield chain.name, list(link_lines(chain, self._ruleset.nics))
+
+    def sets(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield the ipsets by name, each with the lines that create and fill it.
+
+        Raises InternalError where two sets would have the same name, since one would be taken for the other.
+        """
+        names: set[str] = set()
+        for made in self._ruleset.sets:
+            for name, lines in set_lines(made):
+                if name in names:
+                    raise InternalError(
+                        f"ipset {made.key.scope}/{made.key.name} would have the same hashed name as another, {name}",
+                        "give it another or a shorter name",
+                    )
+                names.add(name)
+                yield name, lines
+
+    def _sorted(self, layer: Layer) -> list[Chain]:
+        chains = self._ruleset.chains.get(layer, {})
+        return [chains[name] for name in sorted(chains)]
+
+    # --- text ---
+
+    def text(self) -> Iterator[str]:
+        """Yield the input of ipset, iptables-restore, ip6tables-restore and ebtables-restore."""
+        yield "### ipset restore\n"
+        for _, lines in self.sets():
+            yield "\n".join(lines) + "\n"
+        for family, tool in _TOOLS.items():
+            for layer, table in _TABLES.items():
+                yield f"### {tool}-restore -T {table} -n\n"
+                yield from self._table_text(family, layer, table)
+        yield "### ebtables-restore\n*filter\n"
+        yield from (f":{chain.name} ACCEPT\n" for chain in self._sorted(Layer.LINK))
+        for _, chain_lines in self.link_chains():
+            yield "".join(f"{line}\n" for line, _ in chain_lines)
+        yield from (f"{_hook_line(hook)}\n" for hook in self._hooks(Layer.LINK))
+
+    def _table_text(self, family: Family, layer: Layer, table: str) -> Iterator[str]:
+        yield f"*{table}\n"
+        for chain in self._sorted(layer):
+            if chain.families & family:
+                yield f":{chain.name} - [0:0]\n"
+        yield from (f"{_hook_line(hook)}\n" for hook in self._hooks(layer))
+        for name, chain_lines in self.chains(family, layer):
+            lines = [line for line, _ in chain_lines]
+            comment = f'-A {name} -m comment --comment "PVESIG:{signature(lines)}"'
+            yield "\n".join([f"-F {name}", *lines, comment, ""])
+        yield "COMMIT\n"
+
+    def _hooks(self, layer: Layer) -> list[Hook]:
+        return [hook for hook in self._ruleset.hooks if hook.layer is layer]
+
+    # --- JSON ---
+
+    def json(self) -> Iterator[str]:
+        """Yield one object: ``enabled``, and for each tool its chains or sets as lists of lines."""
+        yield f'{{"enabled": {json.dumps(self._ruleset.enabled)}'
+        for family, tool in _TOOLS.items():
+            yield f',\n"{tool}": {{'
+            for index, (layer, table) in enumerate(_TABLES.items()):
+                yield f'{"," if index else ""}\n "{table}": {{'
+                yield from _members((name, [line for line, _ in lines]) for name, lines in self.chains(family, layer))
+                yield "}"
+            yield "}"
+        yield ',\n"ipset": {'
+        yield from _members(self.sets())
+        yield '},\n"ebtables": {'
+        yield from _members((name, [line for line, _ in lines]) for name, lines in self.link_chains())
+        yield "}}\n"
+
+
+def _hook_line(hook: Hook) -> str:
+    return f"-A {hook.point.value} -j {hook.chain}"
+
+
+def _members(items: Iterator[tuple[str, list[str]]]) -> Iterator[str]:
+    for index, (name, lines) in enumerate(items):
+        yield f"{',' if index else ''}\n  {json.dumps(name)}: {json.dumps(lines)}"
+
+
+class IptablesBackend:
+    """The reference's own language."""
+
+    name = "iptables"
+    default_format = "text"
+
+    def limits(self, ruleset: Ruleset) -> Iterator[Diagnostic]:
+        """Yield a warning for each rule and policy of the layer ``forward``, which has no place in this ruleset."""
+        seen: set[tuple[str, int]] = set()
+        for chain in ruleset.chains.get(Layer.FORWARD, {}).values():
+            for rule in chain.rules:
+                file, line = rule.origin.file, rule.origin.line
+                if file is None or (file, line) in seen:
+                    continue
+                if rule.origin.provenance is Provenance.USER:
+                    seen.add((file, line))
+                    yield _not_carried_out(Span(file, line), "FORWARD rules are")
+                elif rule.origin.provenance is Provenance.POLICY and rule.action == Drop():
+                    seen.add((file, line))
+                    yield _not_carried_out(Span(file, line), "policy_forward is")
+
+    def lower(self, ruleset: Ruleset) -> IptablesArtefact:
+        """Return the ruleset as lines of iptables, ip6tables, ipset and ebtables."""
+        return IptablesArtefact(ruleset)
+
+
+def _not_carried_out(span: Span, what: str) -> Diagnostic:
+    return Diagnostic(
+        Severity.WARNING,
+        "not-carried-out",
+        span,
+        f"{what} not carried out by the iptables backend",
+        "use the nft backend (`nftables: 1` in host.fw) if they matter",
+    )

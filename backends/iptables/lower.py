@@ -1,0 +1,230 @@
+"""Lowering: rules of the IR to lines of iptables and ip6tables.
+
+Example, the chain of the IR's docstring for IPv4::
+
+    Rule((Address(SOURCE, 10.0.0.0/8), ProtocolMatch(tcp), Ports(DESTINATION, 22)), Accept(), …)
+    -A tap100i0-IN -s 10.0.0.0/8 -p tcp --dport 22 -j ACCEPT
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from backends.iptables import syntax
+from backends.iptables.sets import set_name
+from pvefw_nft.errors import InternalError
+from pvefw_nft.ir.nodes import (
+    ACCEPT_MARK,
+    Accept,
+    AcceptMark,
+    Address,
+    AddressRange,
+    AddressType,
+    ArpSender,
+    AssignHelper,
+    Bridged,
+    ConnState,
+    Direction,
+    Dispatch,
+    Drop,
+    EtherType,
+    Family,
+    Goto,
+    IcmpType,
+    InSet,
+    Interface,
+    Jump,
+    NicPort,
+    Ports,
+    ProtocolMatch,
+    Provenance,
+    Queue,
+    RateOver,
+    Reject,
+    RejectKind,
+    Return,
+    SetAcceptMark,
+    SetConnmark,
+    Side,
+    SourceMac,
+    TcpFlag,
+    TcpFlags,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pvefw_nft.ir.nodes import Action, Chain, Log, Match, Nic, Origin, Rule
+
+LINK_PORTS = "fwln+"
+"""The ports of firewall bridges towards the guests' bridges."""
+
+_REJECT_V4 = {
+    RejectKind.TCP_RESET: "tcp-reset",
+    RejectKind.PORT_UNREACHABLE: "icmp-port-unreachable",
+    RejectKind.HOST_UNREACHABLE: "icmp-host-unreachable",
+    RejectKind.ADMIN_PROHIBITED: "icmp-host-prohibited",
+}
+_REJECT_V6 = {
+    RejectKind.TCP_RESET: "tcp-reset",
+    RejectKind.PORT_UNREACHABLE: "icmp6-port-unreachable",
+    RejectKind.HOST_UNREACHABLE: "icmp6-addr-unreachable",
+    RejectKind.ADMIN_PROHIBITED: "icmp6-adm-prohibited",
+}
+
+
+class ChainLowering:
+    """Lowers chains for one family. ``nics`` are those that a dispatch may lead to."""
+
+    def __init__(self, family: Family, nics: tuple[Nic, ...]) -> None:
+        """Start with nothing lowered."""
+        self._family = family
+        self._nics = nics
+        # The rules that many chains share are one object in the IR; their options and target are kept by identity.
+        self._shared: dict[int, tuple[str, str]] = {}
+
+    def lines(self, chain: Chain) -> Iterator[tuple[str, Origin]]:
+        """Yield the lines of a chain, each with the origin of its rule."""
+        name = chain.name
+        for rule in chain.rules:
+            if not rule.families & self._family:
+                continue
+            if isinstance(rule.action, Dispatch):
+                for line in self._dispatch(name, rule.action.direction):
+                    yield line, rule.origin
+                continue
+            options, target = self._body(rule)
+            matches = (options,) if options else ()
+            if rule.log is not None:
+                yield syntax.rule(name, matches, _log(rule.log), padded=True), rule.origin
+            yield syntax.rule(name, matches, target, padded=_padded(rule)), rule.origin
+
+    def _body(self, rule: Rule) -> tuple[str, str]:
+        if rule.origin.provenance is Provenance.USER:
+            return " ".join(self._options(rule)), self._target(rule.action)
+        known = self._shared.get(id(rule))
+        if known is None:
+            known = self._shared[id(rule)] = (" ".join(self._options(rule)), self._target(rule.action))
+        return known
+
+    def _dispatch(self, chain: str, direction: Direction) -> Iterator[str]:
+        for nic in self._nics:
+            if direction is Direction.IN:
+                port, target = syntax.bridged(port_out=nic.interface), nic.in_chain
+            else:
+                port, target = syntax.bridged(port_in=nic.interface), nic.out_chain
+            yield syntax.rule(chain, (port,), syntax.jump(target))
+
+    def _options(self, rule: Rule) -> Iterator[str]:
+        """Yield the options of a rule's matches; the ports of both sides make one option, at the place of the first."""
+        protocol = ""
+        ports_due = True
+        for match in rule.matches:
+            match match:
+                case ProtocolMatch(number_and_name):
+                    protocol = number_and_name.spelling
+                    yield syntax.protocol(protocol)
+                    if _names_module(rule):
+                        yield syntax.protocol_module(protocol)
+                case Ports():
+                    if ports_due:
+                        ports_due = False
+                        yield syntax.ports(_ports(rule, Side.SOURCE), _ports(rule, Side.DESTINATION))
+                case IcmpType(version, _, _, spelling):
+                    if rule.origin.provenance is not Provenance.BUILTIN:
+                        yield syntax.protocol_module(protocol)
+                    yield syntax.icmp_type(version, spelling)
+                case _:
+                    yield self._option(match)
+
+    def _option(self, match: Match) -> str:  # noqa: C901 - one case for each kind of match
+        match match:
+            case Interface(direction, name):
+                return syntax.in_interface(name) if direction is Direction.IN else syntax.out_interface(name)
+            case Bridged(direction):
+                if direction is Direction.IN:
+                    return syntax.bridged(port_in=LINK_PORTS)
+                return syntax.bridged(port_out=LINK_PORTS)
+            case NicPort(direction, name):
+                return syntax.leaving_port(name) if direction is Direction.IN else syntax.bridged(port_in=name)
+            case Address(side, prefixes):
+                return syntax.address(side.value, [prefix.spelling for prefix in prefixes])
+            case AddressRange(side, _, _, _, spelling):
+                return syntax.address_range(side.value, spelling)
+            case InSet(side, key, negated):
+                return syntax.match_set(set_name(key, self._family), side.value, negated=negated)
+            case AddressType(side, kind):
+                return syntax.address_type(side.value, kind.value)
+            case TcpFlags(mask, flags, negated):
+                return syntax.tcp_flags(_flag_names(mask), _flag_names(flags), negated=negated)
+            case ConnState(states):
+                return syntax.connection_state(state.value for state in states)
+            case AcceptMark():
+                return syntax.mark(ACCEPT_MARK, ACCEPT_MARK)
+            case SourceMac(_, spelling, negated):
+                return syntax.mac_source(spelling, negated=negated)
+            case RateOver(rate, burst, expire):
+                return syntax.rate_over(rate, burst, 32 if self._family is Family.V4 else 64, expire)
+            case ProtocolMatch() | Ports() | IcmpType() | EtherType() | ArpSender():
+                raise InternalError(f"{type(match).__name__} has no place of its own in an IP rule")
+            case _:
+                assert_never(match)
+
+    def _target(self, action: Action) -> str:
+        match action:
+            case Accept():
+                return syntax.jump("ACCEPT")
+            case Drop():
+                return syntax.jump("DROP")
+            case Return():
+                return syntax.jump("RETURN")
+            case Jump(chain):
+                return syntax.jump(chain)
+            case Goto(chain):
+                return syntax.goto(chain)
+            case Reject(kind):
+                return syntax.reject((_REJECT_V4 if self._family is Family.V4 else _REJECT_V6)[kind])
+            case Queue(first, last, bypass):
+                return syntax.nfqueue(first, last, bypass=bypass)
+            case SetAcceptMark(on):
+                return syntax.set_mark(ACCEPT_MARK if on else 0, ACCEPT_MARK)
+            case SetConnmark(value):
+                return syntax.set_connmark(value)
+            case AssignHelper(name):
+                return syntax.ct_helper(name)
+            case Dispatch():
+                raise InternalError("a dispatch is more than one rule")
+            case _:
+                assert_never(action)
+
+
+def _log(log: Log) -> str:
+    nflog = syntax.nflog(log.prefix)
+    return nflog if log.limit is None else f"{syntax.limit(log.limit.spelling, log.limit.burst)} {nflog}"
+
+
+def _padded(rule: Rule) -> bool:
+    """Tell whether two blanks stand where this rule has no options, as the reference has it for rules from rules."""
+    match rule.origin.provenance:
+        case Provenance.USER | Provenance.STANDARD:
+            return True
+        case Provenance.BUILTIN:
+            return False
+        case Provenance.POLICY:
+            return not isinstance(rule.action, Drop | Jump) and rule.action != Goto("PVEFW-reject")
+
+
+def _names_module(rule: Rule) -> bool:
+    """Tell whether the reference names the protocol's match module in this rule."""
+    return isinstance(rule.action, AssignHelper) or any(isinstance(match, TcpFlags) for match in rule.matches)
+
+
+def _ports(rule: Rule, side: Side) -> tuple[str, ...]:
+    for match in rule.matches:
+        if isinstance(match, Ports) and match.side is side:
+            return tuple(ports.spelling for ports in match.ranges)
+    return ()
+
+
+def _flag_names(flags: TcpFlag) -> list[str]:
+    return [flag.name for flag in TcpFlag if flag in flags and flag.name]

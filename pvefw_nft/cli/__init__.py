@@ -1,0 +1,68 @@
+"""The command line. Only this package prints, and only it ends the process.
+
+Commands are modules that are imported when they are used, so that each starts as fast as it can.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from pvefw_nft.errors import PvefwError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_COMMANDS = {
+    "compile": ("pvefw_nft.cli.compile", "Print the ruleset of a configuration."),
+    "check": ("pvefw_nft.cli.check", "Say what is wrong with a configuration."),
+}
+
+
+class _Commands(click.Group):
+    """The commands by name; a command's module is imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(importlib.import_module(_COMMANDS[cmd_name][0]), cmd_name.replace("-", "_") + "_command")
+        if not isinstance(command, click.Command):
+            raise TypeError(cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pvefw", prog_name="pvefw")
+def cli() -> None:
+    """Compile Proxmox VE firewall files to iptables or nftables, apply them, and prove what they do."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and end the process with its exit code; see the README for the codes."""
+    try:
+        code = cli.main(arguments, prog_name="pvefw", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except PvefwError as error:
+        click.echo(f"{click.style('error', fg='red', bold=True)}: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"  help: {error.hint}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader has enough (`pvefw compile | head`); without a stdout, nothing is flushed again at exit.
+        sys.stdout = None
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

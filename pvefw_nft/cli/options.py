@@ -1,0 +1,57 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pvefw_nft.pipeline import BACKENDS, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+
+def source_options(command: _F) -> _F:
+    """Add ``--root``, ``--node`` and ``--local-network``."""
+    for option in (
+        click.option(
+            "--local-network",
+            metavar="CIDR",
+            help="The network of this node's management, where cluster.fw has no alias local_network. "
+            "Default: detected from this host's addresses and routes.",
+        ),
+        click.option("--node", metavar="NAME", help="The node. Default: etc/pve/local, else this host's short name."),
+        click.option(
+            "--root",
+            type=click.Path(path_type=Path),
+            default=Path("/"),
+            metavar="DIR",
+            help="The folder that holds etc/pve. Default: /.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def backend_option(command: _F) -> _F:
+    """Add ``--backend``."""
+    return click.option(
+        "--backend", type=click.Choice(BACKENDS), help="Default: what host.fw asks for with its option nftables."
+    )(command)
+
+
+def make_source(root: Path, node: str | None, local_network: str | None) -> Source:
+    """Return the source that the options of :func:`source_options` name."""
+
+    def network() -> str | None:
+        if local_network is not None:
+            return local_network
+        from pvefw_nft.host.localnet import detect  # deferred: needed where nobody names the network
+
+        return detect()
+
+    return Source(root, node, network)

@@ -1,0 +1,532 @@
+"""The grammar of the configuration files: what a line may look like, and nothing about what it means.
+
+Two grammars of pyparsing stand side by side. The coarse one reads a whole line with one token, so that a node
+with thousands of guests compiles in a second or two. The fine one knows every word of a line; it reads only the
+lines that the coarse one rejects, to say where they stop making sense and what was expected there.
+
+Columns are offsets from 0 into the line; :class:`Line.span` turns them into places for people.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import pyparsing as pp
+
+from pvefw_nft.errors import Span
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pp.ParserElement.set_default_whitespace_chars(" \t")
+
+MAX_RULE_LENGTH = 8192
+"""Longest rule in characters, its comment aside: iptables-restore reads lines of at most 10,240 bytes (xshared.h)."""
+
+
+class SyntaxProblem(ValueError):  # noqa: N818 - a finding about a line, turned into a diagnostic
+    """A line that the grammar rejects: columns ``start`` to ``end`` do not make sense there."""
+
+    def __init__(self, message: str, *, start: int, end: int, hint: str | None = None, code: str = "syntax") -> None:
+        super().__init__(message)
+        self.message = message
+        self.start = start
+        self.end = end
+        self.hint = hint
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a file: its number from 1, and its text without the line end."""
+
+    file: str
+    number: int
+    text: str
+
+    def span(self, start: int = 0, end: int | None = None) -> Span:
+        """Return the place of columns ``start`` to ``end`` (default: the text without outer blanks)."""
+        if end is None:
+            start = len(self.text) - len(self.text.lstrip())
+            end = max(len(self.text.rstrip()), start + 1)
+        return Span(self.file, self.number, start + 1, max(end, start + 1) + 1, self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word of a line and the column it starts at."""
+
+    text: str
+    start: int
+
+    @property
+    def end(self) -> int:
+        """The column after the word's last character."""
+        return self.start + len(self.text)
+
+
+class SectionKind(Enum):
+    """The sections of a firewall file."""
+
+    OPTIONS = "options"
+    RULES = "rules"
+    ALIASES = "aliases"
+    IPSET = "ipset"
+    GROUP = "group"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section and the lines below its header, blank and comment lines left out.
+
+    ``kind`` is None for a header that is unknown or malformed: its lines belong to no section.
+    """
+
+    kind: SectionKind | None
+    name: Word | None
+    comment: str
+    header: Line
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A line ``name: value``."""
+
+    name: Word
+    value: Word
+
+
+@dataclass(frozen=True, slots=True)
+class AliasLine:
+    """A line ``name address [# comment]`` of section ALIASES."""
+
+    name: Word
+    address: Word
+    comment: str
+
+
+@dataclass(frozen=True, slots=True)
+class EntryLine:
+    """A line ``[!]address [# comment]`` of an IPSET section."""
+
+    nomatch: bool
+    address: Word
+    comment: str
+
+
+@dataclass(frozen=True, slots=True)
+class RuleLine:
+    """A rule as written: ``fields`` maps the canonical option names to their values.
+
+    The names are those of :data:`FIELDS`. ``action`` is the word after the type; for type GROUP that is the
+    group's name. ``options`` holds where each field's option word starts (named form only).
+    """
+
+    line: Line
+    disabled: bool
+    type: Word
+    action: Word
+    fields: dict[str, Word]
+    comment: str
+    positional: bool
+
+    def span(self, field: str | None = None) -> Span:
+        """Return the place of a field, of ``type`` or ``action``, or of the whole rule."""
+        word = {"type": self.type, "action": self.action}.get(field or "") or self.fields.get(field or "")
+        return self.line.span() if word is None else self.line.span(word.start, word.end)
+
+
+FIELDS = ("iface", "source", "dest", "proto", "dport", "sport", "icmp-type", "log")
+"""The conditions and the log level of a rule, in the order of the positional columns; the last two have none."""
+
+_OPTION_FIELDS = {
+    "-i": "iface",
+    **{
+        dash + name: field
+        for dash in ("-", "--")
+        for name, field in (
+            ("source", "source"),
+            ("dest", "dest"),
+            ("p", "proto"),
+            ("proto", "proto"),
+            ("dport", "dport"),
+            ("sport", "sport"),
+            ("icmp-type", "icmp-type"),
+            ("log", "log"),
+        )
+    },
+}
+
+OPTION_WORDS = tuple(_OPTION_FIELDS)
+"""Every spelling of a rule's options."""
+
+
+# The coarse grammar: one token a line, kept as the match of its expression.
+def _line(pattern: str) -> pp.ParserElement:
+    return pp.Regex(pattern, as_match=True).leave_whitespace().parse_with_tabs()
+
+
+_RULE = _line(r"(\|[ \t]*)?([^\s#|]+)[ \t]+([^\s#]+)([^#]*)(?:#(.*))?")
+_SETTING = _line(r"([A-Za-z][A-Za-z0-9_-]*)[ \t]*:[ \t]*([^#]*)(?:#.*)?")
+_ALIAS = _line(r"([^\s#]+)[ \t]+([^\s#]+)[ \t]*(?:#(.*))?")
+_ENTRY = _line(r"(!?)[ \t]*([^\s#]+)[ \t]*(?:#(.*))?")
+_HEADER = _line(r"\[[ \t]*([A-Za-z]+)(?:[ \t]+([^\s\]]+))?[ \t]*\][ \t]*(?:#(.*))?")
+
+
+def _match(grammar: pp.ParserElement, body: str) -> re.Match[str] | None:
+    """Return the match of a one-token grammar with the whole of ``body``, or None."""
+    try:
+        found = grammar.parse_string(body, parse_all=True)[0]
+    except pp.ParseBaseException:
+        return None
+    if not isinstance(found, re.Match):
+        raise TypeError(type(found).__name__)
+    return found
+
+
+# The columns of a rule. The dash forms are matched as pairs; what the pairs do not cover is for the fine grammar.
+_NAMED_FIELDS = re.compile(r"(?:[ \t]+--?[a-z][a-z-]*[ \t]+[^-\s]\S*)*[ \t]*")
+_NAMED_FIELD = re.compile(r"(--?[a-z][a-z-]*)[ \t]+(\S+)")
+_WORD = re.compile(r"\S+")
+
+# The fine grammar of the named form, for messages.
+_TYPE_WORD = pp.Word(pp.alphas).set_name("a rule type (IN, OUT, FORWARD or GROUP)")
+_ACTION_WORD = pp.Regex(r"[A-Za-z0-9][A-Za-z0-9_-]*(\([A-Za-z]*\))?").set_name("an action, a macro or a group name")
+_OPTION_WORD = pp.one_of(list(OPTION_WORDS), as_keyword=True).set_name("an option such as -source or -dport")
+_VALUE_WORD = pp.Regex(r"[^\s#-][^\s#]*").set_name("a value for the option")
+_COMMENT = pp.Regex(r"#.*").set_name("a comment")
+_FINE_RULE = (
+    pp.Optional("|")
+    + _TYPE_WORD
+    + _ACTION_WORD
+    + pp.ZeroOrMore(_OPTION_WORD - _VALUE_WORD)
+    + pp.Optional(_COMMENT)
+    + pp.StringEnd().set_name("the end of the line or an option such as -source")
+)
+
+
+def read_sections(file: str, text: str) -> tuple[tuple[Section, ...], tuple[Line, ...]]:
+    """Cut the text of a firewall file into sections.
+
+    Returns the sections in order, and the lines that stand before the first header.
+    """
+    sections: list[Section] = []
+    before: list[Line] = []
+    header: tuple[SectionKind | None, Word | None, str, Line] | None = None
+    lines = before
+    for number, raw in enumerate(text.split("\n"), 1):
+        stripped = raw.strip(" \t\r")
+        if not stripped or stripped[0] == "#":
+            continue
+        line = Line(file, number, raw.rstrip("\r"))
+        if stripped[0] == "[":
+            if header is not None:
+                sections.append(Section(*header, tuple(lines)))
+            header, lines = _read_header(line, stripped), []
+        else:
+            lines.append(line)
+    if header is not None:
+        sections.append(Section(*header, tuple(lines)))
+    return tuple(sections), tuple(before)
+
+
+def _read_header(line: Line, stripped: str) -> tuple[SectionKind | None, Word | None, str, Line]:
+    found = _match(_HEADER, stripped)
+    try:
+        kind = SectionKind(found[1].lower()) if found else None
+    except ValueError:
+        kind = None
+    if found is None or kind is None:
+        return None, None, "", line
+    name = None if found[2] is None else Word(found[2], line.text.index("[") + found.start(2))
+    return kind, name, (found[3] or "").strip(), line
+
+
+def _body(line: Line) -> tuple[str, int]:
+    """Return a line's text without outer blanks, and the column it starts at."""
+    text = line.text.lstrip()
+    return text.rstrip(), len(line.text) - len(text)
+
+
+def read_setting(line: Line) -> Setting:
+    """Read a line ``name: value``; raises SyntaxProblem."""
+    body, offset = _body(line)
+    found = _setting(body)
+    if found is None:
+        raise SyntaxProblem(
+            "expected an option, `name: value`",
+            start=offset,
+            end=offset + len(body),
+            hint="options are written like `policy_in: DROP`",
+        )
+    return Setting(Word(found[1], offset), Word(found[2].rstrip(), offset + found.start(2)))
+
+
+@lru_cache(maxsize=1024)
+def _setting(body: str) -> re.Match[str] | None:
+    return _match(_SETTING, body)
+
+
+def read_alias(line: Line) -> AliasLine:
+    """Read a line of section ALIASES; raises SyntaxProblem."""
+    body, offset = _body(line)
+    found = _match(_ALIAS, body)
+    if found is None:
+        raise SyntaxProblem(
+            "expected an alias, `name address`",
+            start=offset,
+            end=offset + len(body),
+            hint="aliases are written like `gateway 192.168.1.1 # comment`",
+        )
+    return AliasLine(Word(found[1], offset), Word(found[2], offset + found.start(2)), (found[3] or "").strip())
+
+
+def read_entry(line: Line) -> EntryLine:
+    """Read a line of an IPSET section; raises SyntaxProblem."""
+    body, offset = _body(line)
+    found = _match(_ENTRY, body)
+    if found is None:
+        raise SyntaxProblem(
+            "expected one address, network or alias",
+            start=offset,
+            end=offset + len(body),
+            hint="one entry a line, like `10.0.0.0/24 # comment` or `!10.0.0.7`",
+        )
+    return EntryLine(bool(found[1]), Word(found[2], offset + found.start(2)), (found[3] or "").strip())
+
+
+def read_rule(line: Line, columns: tuple[str, ...]) -> RuleLine:
+    """Read a rule of either form; raises SyntaxProblem.
+
+    ``columns`` names the columns that the positional form has in this section. A rule is positional when the
+    first word after the action is a lone ``-`` or does not start with ``-``.
+    """
+    body, offset = _body(line)
+    found = _match(_RULE, body)
+    if found is None:
+        raise _explain(body, offset)
+    off, type_word, action_word, rest, comment = found.groups()
+    rest_start = offset + found.start(4)
+    if found.end(4) > MAX_RULE_LENGTH:
+        raise SyntaxProblem(
+            f"the rule is longer than {MAX_RULE_LENGTH} characters",
+            start=offset,
+            end=offset + 40,
+            hint="put its addresses into an ipset",
+            code="too-long",
+        )
+    words = rest.lstrip()
+    positional = bool(words) and (words[0] != "-" or words[1:2] in ("", " ", "\t"))
+    if positional:
+        if type_word.upper() == "GROUP":
+            columns = columns[:1] if columns[0] == "iface" else ()
+        fields = _positional_fields(rest_start, rest, columns)
+    elif _NAMED_FIELDS.fullmatch(rest):
+        fields = _named_fields(rest_start, rest)
+    else:
+        raise _explain(body, offset)
+    return RuleLine(
+        line,
+        off is not None,
+        Word(type_word, offset + found.start(2)),
+        Word(action_word, offset + found.start(3)),
+        fields,
+        (comment or "").strip(),
+        positional,
+    )
+
+
+def _named_fields(start: int, rest: str) -> dict[str, Word]:
+    fields: dict[str, Word] = {}
+    for found in _NAMED_FIELD.finditer(rest):
+        option, value = found.groups()
+        field = _OPTION_FIELDS.get(option)
+        if field is None:
+            at = start + found.start(1)
+            raise SyntaxProblem(
+                f"unknown option `{option}`",
+                start=at,
+                end=at + len(option),
+                code="unknown-rule-option",
+                hint=_nearest_option(option),
+            )
+        fields[field] = Word(value, start + found.start(2))
+    return fields
+
+
+def _nearest_option(option: str) -> str:
+    from pvefw_nft.config.values import nearest
+
+    known = "a rule's options are -i, -source, -dest, -p, -dport, -sport, -icmp-type and -log"
+    return nearest(option, OPTION_WORDS) or known
+
+
+def _positional_fields(start: int, rest: str, columns: tuple[str, ...]) -> dict[str, Word]:
+    fields: dict[str, Word] = {}
+    for index, found in enumerate(_WORD.finditer(rest)):
+        at = start + found.start()
+        word = found[0]
+        if index >= len(columns):
+            raise SyntaxProblem(
+                f"`{word}` is one column too many",
+                start=at,
+                end=at + len(word),
+                hint="the columns here are " + (" ".join(_COLUMN_NAMES[name] for name in columns) or "none"),
+            )
+        if word == "-":
+            continue
+        if word[0] == "-":
+            raise SyntaxProblem(
+                f"option `{word}` in a rule of columns",
+                start=at,
+                end=at + len(word),
+                hint="write the whole rule with options (-source, -dest, -p, …) or the whole rule in columns",
+            )
+        fields[columns[index]] = Word(word, at)
+    return fields
+
+
+_COLUMN_NAMES = {
+    "iface": "IFACE",
+    "source": "SOURCE",
+    "dest": "DEST",
+    "proto": "PROTO",
+    "dport": "D-PORT",
+    "sport": "S-PORT",
+}
+
+
+def _explain(body: str, offset: int) -> SyntaxProblem:
+    """Read a rejected rule with the fine grammar, to say where it stops making sense."""
+    try:
+        _FINE_RULE.parse_string(body[:MAX_RULE_LENGTH])
+    except pp.ParseBaseException as rejected:
+        at = min(rejected.loc, len(body))
+        while at < len(body) and body[at] in " \t":
+            at += 1
+        word = _WORD.match(body, at)
+        end = word.end() if word else at + 1
+        if word and word[0][0] == "-":
+            option = word[0]
+            if option not in OPTION_WORDS:
+                return SyntaxProblem(
+                    f"unknown option `{option[:40]}`",
+                    start=offset + at,
+                    end=offset + end,
+                    code="unknown-rule-option",
+                    hint=_nearest_option(option),
+                )
+        expected = rejected.msg.removeprefix("Expected ")
+        found = f"found `{word[0][:40]}`" if word else "the line ends"
+        return SyntaxProblem(f"expected {expected}, {found}", start=offset + at, end=offset + end)
+    return SyntaxProblem("this is not a rule", start=offset, end=offset + len(body))
+
+
+# --- guest and cluster configuration files ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NicLine:
+    """A line ``netN: key=value,…`` of a guest config; ``properties`` maps each key to its value.
+
+    The first part of a VM's NIC is ``MODEL=MAC``: its key is the model.
+    """
+
+    line: Line
+    index: int
+    properties: dict[str, Word]
+
+
+_NIC_HEAD = _line(r"net([0-9]{1,2})[ \t]*:[ \t]*(\S*)")
+_NIC_PROPERTY = pp.Regex(r"([A-Za-z0-9_-]+)(?:=([^,]*))?", as_match=True).leave_whitespace()
+_NIC_PROPERTIES = pp.DelimitedList(_NIC_PROPERTY) + pp.StringEnd()
+
+
+def read_guest_config(file: str, text: str) -> Iterator[NicLine | tuple[Line, SyntaxProblem]]:
+    """Yield the NIC lines of a guest config; those after the first ``[section]`` are of snapshots and left out.
+
+    A NIC line that cannot be read is yielded with its problem.
+    """
+    for number, raw in enumerate(text.split("\n"), 1):
+        body = raw.strip(" \t\r")
+        if body.startswith("["):
+            return
+        if not body.startswith("net") or not body[3:4].isdigit():
+            continue
+        line = Line(file, number, raw.rstrip("\r"))
+        offset = len(raw) - len(raw.lstrip())
+        head = _match(_NIC_HEAD, body)
+        properties = None if head is None else _nic_properties(head[2], offset + head.start(2))
+        if head is None or properties is None:
+            yield (
+                line,
+                SyntaxProblem(
+                    "this network interface cannot be read",
+                    start=offset,
+                    end=offset + len(body),
+                    hint="it is written like `net0: virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1`",
+                ),
+            )
+        else:
+            yield NicLine(line, int(head[1]), properties)
+
+
+def _nic_properties(text: str, start: int) -> dict[str, Word] | None:
+    try:
+        parts = _NIC_PROPERTIES.parse_string(text)
+    except pp.ParseBaseException:
+        return None
+    return {part[1]: Word(part[2] or "", start + (part.end(1) if part[2] is None else part.start(2))) for part in parts}
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block ``name { … }`` of corosync.conf: settings by name, and the blocks inside it."""
+
+    name: str
+    settings: dict[str, str]
+    blocks: tuple[Block, ...]
+
+
+_GAP = r"(?:\s|#[^\n]*)*"
+_COROSYNC_SETTING = _line(_GAP + r"([A-Za-z0-9_.]+)[ \t]*:[ \t]*([^\n]*)")
+_COROSYNC_OPEN = _line(_GAP + r"([A-Za-z0-9_.]+)\s*\{")
+_COROSYNC_CLOSE = _line(_GAP + r"\}").suppress()
+_COROSYNC_BLOCK = pp.Forward()
+_COROSYNC_BLOCK.leave_whitespace()
+_COROSYNC_BODY = pp.ZeroOrMore(_COROSYNC_BLOCK | _COROSYNC_SETTING).leave_whitespace()
+_COROSYNC_BLOCK <<= pp.Group(_COROSYNC_OPEN + pp.Group(_COROSYNC_BODY) + _COROSYNC_CLOSE).leave_whitespace()
+_COROSYNC = (_COROSYNC_BODY + _line(_GAP + r"\Z").suppress()).parse_with_tabs()
+
+
+def read_corosync(file: str, text: str) -> Block:
+    """Read corosync.conf (corosync.conf(5)) into its blocks; raises SyntaxProblem with offsets into ``text``."""
+    try:
+        return _block("", _COROSYNC.parse_string(text))
+    except pp.ParseBaseException as rejected:
+        start = rejected.loc
+    except RecursionError:
+        start = 0
+    raise SyntaxProblem(
+        f"{file} cannot be read from here on",
+        start=start,
+        end=start + 1,
+        hint="expected `name: value`, or `name {` … `}`",
+    )
+
+
+def _block(name: str, body: pp.ParseResults) -> Block:
+    settings: dict[str, str] = {}
+    blocks: list[Block] = []
+    for item in body:
+        if isinstance(item, re.Match):
+            settings[item[1]] = item[2].strip()
+        else:
+            opening, inner = item
+            blocks.append(_block(opening[1], inner))
+    return Block(name, settings, tuple(blocks))

@@ -1,0 +1,370 @@
+"""Finding and reading the files of a configuration: below a root folder, or on a host (root ``/``).
+
+Where files lie follows Proxmox VE's cluster file system. Files are untrusted input: they are read whole, with a
+limit, and decoded as UTF-8; a file that is no text at all is an error that ends the run, since leaving out a
+guest's file would leave the guest unfiltered.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pvefw_nft.config import grammar, resolve
+from pvefw_nft.config.model import (
+    ClusterConfig,
+    Corosync,
+    CorosyncNode,
+    Guest,
+    GuestConfig,
+    GuestKind,
+    Nic,
+    NodeConfig,
+    VnetConfig,
+)
+from pvefw_nft.config.values import BadValue, Prefix, read_mac, read_prefix
+from pvefw_nft.errors import ConfigurationError, Span, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from pvefw_nft.config.resolve import Findings
+
+MAX_FILE_SIZE = 16 * 1024 * 1024
+"""Largest file that is read, in bytes. pmxcfs itself holds files of at most 1 MiB."""
+
+_VMID = re.compile(r"[1-9][0-9]{0,8}")
+_VNET = re.compile(r"[A-Za-z][A-Za-z0-9]{0,14}")
+_BRIDGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
+_MAX_INTERFACE = 15
+_MAX_VLAN = 4094
+_NO_MAC_KEYS = frozenset(("bridge", "firewall", "tag", "trunks", "mtu", "queues", "rate", "link_down", "model", "name"))
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """The folder that holds ``etc/pve``, and the node whose configuration counts."""
+
+    path: Path
+    node: str
+
+    @property
+    def pve(self) -> Path:
+        """The folder ``etc/pve``."""
+        return self.path / "etc" / "pve"
+
+    @property
+    def node_folder(self) -> Path:
+        """The node's own folder below ``etc/pve/nodes``."""
+        return self.pve / "nodes" / self.node
+
+    def host_file(self) -> Path:
+        """Return the path of host.fw, whether it exists or not."""
+        local = self.pve / "local"
+        return (local if local.is_dir() else self.node_folder) / "host.fw"
+
+    def guest_files(self, kind: GuestKind) -> dict[int, Path]:
+        """Return the guest configs of this node by VMID."""
+        folder = "qemu-server" if kind is GuestKind.VM else "lxc"
+        files: dict[int, Path] = {}
+        for place in (self.node_folder / folder, self.pve / folder):
+            for path in _listed(place):
+                if path.suffix == ".conf" and _VMID.fullmatch(path.stem):
+                    files[int(path.stem)] = path
+        return files
+
+    def vnet_files(self) -> dict[str, Path]:
+        """Return the firewall files of VNets by the VNet's name."""
+        listed = sorted(_listed(self.pve / "sdn" / "firewall"))
+        return {path.stem: path for path in listed if path.suffix == ".fw" and _VNET.fullmatch(path.stem)}
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return what is in a folder; nothing where it does not exist. Raises ConfigurationError."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ConfigurationError(f"{folder}: cannot be read: {error.strerror}", "check its permissions") from None
+
+
+def read_text(path: Path) -> str | None:
+    """Return the text of a file, without a byte-order mark, or None where it does not exist.
+
+    Bytes that are not UTF-8 become U+FFFD, which the readers of lines report. Raises ConfigurationError where
+    the file cannot be read, is too large, or is no text.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+            raise ConfigurationError(f"{path}: {what}, where a text file should be", "move it away")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_SIZE + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
+    if len(data) > MAX_FILE_SIZE:
+        raise ConfigurationError(
+            f"{path}: larger than {MAX_FILE_SIZE // 2**20} MiB", "this cannot be a firewall file; move it away"
+        )
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigurationError(f"{path}:1:1: the file is UTF-16", "save it as UTF-8")
+    nul = data.find(b"\0")
+    if nul >= 0:
+        line = data.count(b"\n", 0, nul) + 1
+        raise ConfigurationError(f"{path}:{line}: not a text file (NUL byte)", "restore the file from a backup")
+    return data.decode("utf-8-sig", "replace")
+
+
+class Configuration:
+    """A node's configuration: its parts that hold for all guests, and the guests one by one.
+
+    ``node`` is read when the object is made. Guests are read when they are asked for, so that a node with
+    thousands of them is never in memory as a whole. What is wrong goes to ``findings``.
+    """
+
+    def __init__(self, root: Root, findings: Findings, local_network: Callable[[], str | None]) -> None:
+        """Read cluster.fw, host.fw, the VNets and corosync.conf.
+
+        ``local_network`` is asked for a CIDR where the cluster has no alias of that name: the alias counts more,
+        since rules may refer to it. Raises ConfigurationError for a file that cannot be used, and UsageError
+        where ``local_network`` gives no CIDR.
+        """
+        self._root = root
+        self._findings = findings
+        file = root.pve / "firewall" / "cluster.fw"
+        cluster, self._names = resolve.read_cluster(str(file), read_text(file) or "", findings)
+        host_file = root.host_file()
+        host = resolve.read_host(str(host_file), read_text(host_file) or "", findings, cluster, self._names)
+        alias = cluster.aliases.get("local_network")
+        network = alias.prefix if alias else _network(local_network())
+        self.node = NodeConfig(root.node, cluster, host, self._vnets(cluster), self._corosync(), network)
+
+    def guests(self) -> Iterator[Guest]:
+        """Yield this node's guests, VMs before containers, by VMID as text; the order of the reference."""
+        seen: dict[int, Path] = {}
+        for kind in GuestKind:
+            files = self._root.guest_files(kind)
+            for vmid in sorted(files, key=str):
+                if vmid in seen:
+                    self._findings.error(
+                        "duplicate-guest",
+                        Span(str(files[vmid]), 0),
+                        f"guest {vmid} is a VM already, by {seen[vmid]}; this file is ignored",
+                        "remove the one that does not exist",
+                    )
+                    continue
+                seen[vmid] = files[vmid]
+                yield self._guest(vmid, kind, files[vmid])
+
+    def _guest(self, vmid: int, kind: GuestKind, path: Path) -> Guest:
+        nics = _Nics(vmid, kind, self._findings).read(str(path), read_text(path) or "")
+        firewall_file = self._root.pve / "firewall" / f"{vmid}.fw"
+        text = read_text(firewall_file)
+        firewall: GuestConfig | None = None
+        if text is not None:
+            firewall = resolve.read_guest(
+                str(firewall_file), text, self._findings, self.node.cluster, self._names, vmid
+            )
+        return Guest(vmid, kind, nics, firewall, str(path))
+
+    def _vnets(self, cluster: ClusterConfig) -> tuple[VnetConfig, ...]:
+        return tuple(
+            resolve.read_vnet(str(path), read_text(path) or "", self._findings, cluster, self._names, name)
+            for name, path in self._root.vnet_files().items()
+        )
+
+    def _corosync(self) -> Corosync | None:
+        file = self._root.pve / "corosync.conf"
+        text = read_text(file)
+        return None if text is None else _read_corosync(str(file), text, self._findings)
+
+
+def _network(text: str | None) -> Prefix | None:
+    """Read the local network, where there is one."""
+    if text is None:
+        return None
+    try:
+        prefix = read_prefix(text)
+    except BadValue as bad:
+        raise UsageError(f"local network: {bad.message}", bad.hint) from None
+    return Prefix(prefix.version, prefix.address, prefix.length, prefix.canonical)
+
+
+@dataclass(frozen=True, slots=True)
+class _Nics:
+    """Reads the NICs of one guest config."""
+
+    vmid: int
+    kind: GuestKind
+    findings: Findings
+
+    def read(self, file: str, text: str) -> tuple[Nic, ...]:
+        nics: dict[int, Nic] = {}
+        for item in grammar.read_guest_config(file, text):
+            if isinstance(item, grammar.NicLine):
+                nic = self._nic(item)
+                if nic is not None:
+                    nics[nic.index] = nic
+            else:
+                line, problem = item
+                self.findings.error(problem.code, line.span(problem.start, problem.end), problem.message, problem.hint)
+        return tuple(sorted(nics.values(), key=lambda nic: str(nic.index)))
+
+    def _nic(self, written: grammar.NicLine) -> Nic | None:
+        if written.index > 31:
+            self.findings.error(
+                "bad-nic", written.line.span(), f"net{written.index} does not exist", "NICs are net0 to net31"
+            )
+            return None
+        firewall = self._flag(written, "firewall")
+        interface = f"{self.kind.value}{self.vmid}i{written.index}"
+        if firewall and len(interface) > _MAX_INTERFACE:
+            self.findings.error(
+                "bad-nic",
+                written.line.span(),
+                f"its interface would be named `{interface}`, longer than the {_MAX_INTERFACE} characters Linux allows",
+                "give the guest a smaller VMID",
+            )
+            return None
+        mac, spelling = self._mac(written, filtered=firewall)
+        tag = self._number(written, "tag", 1, _MAX_VLAN)
+        mtu = self._number(written, "mtu", 1, 65520)
+        return Nic(
+            written.index,
+            mac,
+            spelling,
+            self._bridge(written),
+            firewall,
+            tag,
+            self._trunks(written),
+            mtu,
+            self._addresses(written),
+            written.line.span(),
+        )
+
+    def _flag(self, written: grammar.NicLine, key: str) -> bool:
+        word = written.properties.get(key)
+        if word is None or word.text == "0":
+            return False
+        if word.text != "1":
+            self.findings.error(
+                "bad-nic",
+                written.line.span(word.start, word.end),
+                f"`{key}={word.text[:40]}` is neither 0 nor 1; the NIC counts as filtered",
+                f"write {key}=1",
+            )
+        return True
+
+    def _mac(self, written: grammar.NicLine, *, filtered: bool) -> tuple[int | None, str]:
+        properties = written.properties
+        if self.kind is GuestKind.CONTAINER:
+            word = properties.get("hwaddr")
+        else:
+            model = next((key for key in properties if key not in _NO_MAC_KEYS), "")
+            word = properties.get("macaddr") or properties.get(model)
+        mac = None if word is None else read_mac(word.text)
+        if mac is None and filtered:
+            key = "hwaddr=…" if self.kind is GuestKind.CONTAINER else "virtio=…"
+            self.findings.error(
+                "bad-mac",
+                written.line.span() if word is None or not word.text else written.line.span(word.start, word.end),
+                "a filtered NIC without a valid MAC address; nothing that it sends can pass the MAC filter",
+                f"write its address, like {key.replace('…', 'BC:24:11:00:00:01')}",
+            )
+        return mac, "" if word is None or mac is None else word.text
+
+    def _bridge(self, written: grammar.NicLine) -> str | None:
+        word = written.properties.get("bridge")
+        if word is None or not _BRIDGE.fullmatch(word.text):
+            return None
+        return word.text
+
+    def _number(self, written: grammar.NicLine, key: str, low: int, high: int) -> int | None:
+        word = written.properties.get(key)
+        if word is None:
+            return None
+        if not (word.text.isascii() and word.text.isdigit() and len(word.text) < 6 and low <= int(word.text) <= high):
+            self.findings.error(
+                "bad-nic",
+                written.line.span(word.start, word.end),
+                f"`{key}={word.text[:40]}` is not a number from {low} to {high}",
+            )
+            return None
+        return int(word.text)
+
+    def _trunks(self, written: grammar.NicLine) -> tuple[tuple[int, int], ...]:
+        word = written.properties.get("trunks")
+        if word is None or not word.text:
+            return ()
+        ranges = []
+        for part in word.text.split(";"):
+            found = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
+            low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+            if not 1 <= low <= high <= _MAX_VLAN:
+                self.findings.error(
+                    "bad-nic",
+                    written.line.span(word.start, word.end),
+                    f"`{part[:40]}` is not a VLAN id or range of them",
+                    "trunks are written like `trunks=10;20-29`",
+                )
+                continue
+            ranges.append((low, high))
+        return tuple(ranges)
+
+    def _addresses(self, written: grammar.NicLine) -> tuple[Prefix, ...]:
+        """Return a container's own addresses, as host prefixes; ``dhcp``, ``auto`` and ``manual`` give none."""
+        if self.kind is GuestKind.VM:
+            return ()
+        found = []
+        for key in ("ip", "ip6"):
+            word = written.properties.get(key)
+            if word is None or word.text in ("", "dhcp", "auto", "manual"):
+                continue
+            try:
+                host = read_prefix(word.text.partition("/")[0])
+            except BadValue as bad:
+                self.findings.error("bad-address", written.line.span(word.start, word.end), bad.message, bad.hint)
+                continue
+            found.append(Prefix(host.version, host.address, host.length, host.canonical))
+        return tuple(found)
+
+
+_LINK_ADDRESS = re.compile(r"(?:ring|link)([0-7])_addr")
+
+
+def _read_corosync(file: str, text: str, findings: Findings) -> Corosync | None:
+    try:
+        root = grammar.read_corosync(file, text)
+    except grammar.SyntaxProblem as problem:
+        number = text.count("\n", 0, problem.start) + 1
+        line = grammar.Line(file, number, text.split("\n")[number - 1].rstrip("\r"))
+        findings.error("syntax", line.span(), "cannot be read from here on; no rules for corosync", problem.hint)
+        return None
+    transport = next(
+        (block.settings.get("transport", "knet") for block in root.blocks if block.name == "totem"), "knet"
+    )
+    nodes = []
+    for block in (node for listed in root.blocks if listed.name == "nodelist" for node in listed.blocks):
+        links: dict[int, Prefix] = {}
+        for key, value in block.settings.items():
+            found = _LINK_ADDRESS.fullmatch(key)
+            if found is None:
+                continue
+            try:
+                links[int(found[1])] = read_prefix(value)
+            except BadValue:
+                findings.warning(
+                    "bad-address",
+                    Span(file, 0),
+                    f"`{key}: {value[:60]}` is not an address, so no rule lets this link through",
+                    "write the node's address instead of its name",
+                )
+        nodes.append(CorosyncNode(block.settings.get("name", ""), links))
+    return Corosync(transport, tuple(nodes), file)

@@ -1,0 +1,343 @@
+"""The typed model of a configuration, in Proxmox's own words.
+
+Everything here is frozen and keeps the place it was written at: rules through :class:`~.grammar.RuleLine`, which
+knows the column of every word, the rest through a :class:`~.grammar.Line` or a span. What the front end found
+wrong is not in the model: it was reported and skipped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, TypeAlias
+
+from pvefw_nft.config.values import Family, Prefix, Range, SetKey
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pvefw_nft.config.grammar import Line, RuleLine
+    from pvefw_nft.config.values import PortRange, Protocol, RateLimit
+    from pvefw_nft.errors import Span
+
+NOLOG = None
+"""No log level: nothing is logged."""
+
+LOG_LEVELS = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
+"""The log levels by number, as in syslog(3)."""
+
+
+class RuleType(Enum):
+    """Which traffic a rule speaks of."""
+
+    IN = "IN"
+    OUT = "OUT"
+    FORWARD = "FORWARD"
+
+
+class RuleAction(Enum):
+    """What a rule does with the packets it matches."""
+
+    ACCEPT = "ACCEPT"
+    DROP = "DROP"
+    REJECT = "REJECT"
+
+
+class Policy(Enum):
+    """What happens to packets that no rule matches."""
+
+    ACCEPT = "ACCEPT"
+    DROP = "DROP"
+    REJECT = "REJECT"
+
+
+@dataclass(frozen=True, slots=True)
+class Icmp:
+    """An ICMP (version 4) or ICMPv6 (version 6) type, and code where it matters; ``type`` None: any."""
+
+    version: int
+    type: int | None
+    code: int | None
+    spelling: str
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a rule matches beyond interface and addresses; one for a plain rule, several for most macros."""
+
+    families: Family
+    protocol: Protocol | None = None
+    sport: tuple[PortRange, ...] = ()
+    dport: tuple[PortRange, ...] = ()
+    icmp: Icmp | None = None
+
+
+Addresses: TypeAlias = tuple[Prefix, ...] | Range | SetKey
+"""The address of a rule: prefixes of one family, a range, or the name of an ipset. Aliases are resolved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of type IN, OUT or FORWARD. ``families`` are those that its addresses and protocol leave.
+
+    ``log`` is a level from 0 to 7, or None.
+    """
+
+    type: RuleType
+    action: RuleAction
+    macro: str | None
+    iface: str | None
+    source: Addresses | None
+    dest: Addresses | None
+    services: tuple[Service, ...]
+    families: Family
+    log: int | None
+    written: RuleLine
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRule:
+    """A rule of type GROUP: the rules of a group, in its place."""
+
+    group: str
+    iface: str | None
+    written: RuleLine
+
+
+RuleItem: TypeAlias = Rule | GroupRule
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name for an address or network."""
+
+    name: str
+    prefix: Prefix
+    line: Line
+
+
+@dataclass(frozen=True, slots=True)
+class IpsetEntry:
+    """An entry of an ipset; with ``nomatch`` (written ``!``) a hole in it."""
+
+    prefix: Prefix
+    nomatch: bool
+    line: Line
+
+
+@dataclass(frozen=True, slots=True)
+class Ipset:
+    """A named set of addresses of both families."""
+
+    name: str
+    entries: tuple[IpsetEntry, ...]
+    header: Line
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A named list of rules, used by rules of type GROUP."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    header: Line
+
+
+@dataclass(frozen=True, slots=True)
+class LogRatelimit:
+    """The cluster option ``log_ratelimit``; ``limit`` None: no limit at all."""
+
+    limit: RateLimit | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """Options of cluster.fw. ``log_ratelimit`` None: not given, so the default limit."""
+
+    enable: bool = False
+    ebtables: bool = True
+    policy_in: Policy = Policy.DROP
+    policy_out: Policy = Policy.ACCEPT
+    policy_forward: Policy = Policy.ACCEPT
+    log_ratelimit: LogRatelimit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostOptions:
+    """Options of host.fw. Times in seconds, log levels from 0 to 7 or None, the synflood rate in packets a second."""
+
+    enable: bool = True
+    nftables: bool = False
+    log_level_in: int | None = NOLOG
+    log_level_out: int | None = NOLOG
+    log_level_forward: int | None = NOLOG
+    tcp_flags_log_level: int | None = NOLOG
+    smurf_log_level: int | None = NOLOG
+    nosmurfs: bool = True
+    tcpflags: bool = False
+    ndp: bool = True
+    nf_conntrack_max: int = 262144
+    nf_conntrack_tcp_timeout_established: int = 432000
+    nf_conntrack_tcp_timeout_syn_recv: int = 60
+    nf_conntrack_allow_invalid: bool = False
+    nf_conntrack_helpers: tuple[str, ...] = ()
+    protection_synflood: bool = False
+    protection_synflood_rate: int = 200
+    protection_synflood_burst: int = 1000
+    log_nf_conntrack: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EtherType:
+    """An Ethernet protocol by number, with the name the user wrote."""
+
+    number: int
+    spelling: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """NFQUEUE numbers: one, or with ``last`` a range to balance over."""
+
+    first: int
+    last: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class GuestOptions:
+    """Options of a guest's firewall file. ``ips_queues`` None: queue 0, by the kernel's default."""
+
+    enable: bool = False
+    macfilter: bool = True
+    dhcp: bool = True
+    ndp: bool = True
+    radv: bool = False
+    ipfilter: bool = False
+    policy_in: Policy = Policy.DROP
+    policy_out: Policy = Policy.ACCEPT
+    log_level_in: int | None = NOLOG
+    log_level_out: int | None = NOLOG
+    ips: bool = False
+    ips_queues: Queues | None = None
+    layer2_protocols: tuple[EtherType, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VnetOptions:
+    """Options of a VNet's firewall file."""
+
+    enable: bool = False
+    policy_forward: Policy = Policy.ACCEPT
+    log_level_forward: int | None = NOLOG
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """cluster.fw: what holds for all nodes. Aliases, ipsets and groups by name, alias names in lower case."""
+
+    options: ClusterOptions = field(default_factory=ClusterOptions)
+    aliases: Mapping[str, Alias] = field(default_factory=dict)
+    ipsets: Mapping[str, Ipset] = field(default_factory=dict)
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    rules: tuple[RuleItem, ...] = ()
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """host.fw: what holds for this node."""
+
+    options: HostOptions = field(default_factory=HostOptions)
+    rules: tuple[RuleItem, ...] = ()
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestConfig:
+    """A guest's firewall file."""
+
+    options: GuestOptions = field(default_factory=GuestOptions)
+    aliases: Mapping[str, Alias] = field(default_factory=dict)
+    ipsets: Mapping[str, Ipset] = field(default_factory=dict)
+    rules: tuple[RuleItem, ...] = ()
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VnetConfig:
+    """The firewall file of a VNet, whose name is that of its bridge."""
+
+    name: str
+    options: VnetOptions = field(default_factory=VnetOptions)
+    rules: tuple[RuleItem, ...] = ()
+    file: str = ""
+
+
+class GuestKind(Enum):
+    """Virtual machine or container; the value is the prefix of the host-side interface's name."""
+
+    VM = "tap"
+    CONTAINER = "veth"
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """A NIC of a guest config. ``mac`` is None where it is missing or malformed, which was reported.
+
+    ``addresses`` are a container's configured ones, as host prefixes. ``tag`` and ``trunks`` are VLAN ids.
+    """
+
+    index: int
+    mac: int | None
+    mac_spelling: str
+    bridge: str | None
+    firewall: bool
+    tag: int | None
+    trunks: tuple[tuple[int, int], ...]
+    mtu: int | None
+    addresses: tuple[Prefix, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A guest of this node: its NICs, and its firewall file where it has one."""
+
+    vmid: int
+    kind: GuestKind
+    nics: tuple[Nic, ...]
+    firewall: GuestConfig | None
+    file: str
+
+    def interface(self, nic: Nic) -> str:
+        """Return the host-side name of a NIC, such as ``tap100i0``."""
+        return f"{self.kind.value}{self.vmid}i{nic.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class CorosyncNode:
+    """A node of the cluster and its address on each link (ring)."""
+
+    name: str
+    links: Mapping[int, Prefix]
+
+
+@dataclass(frozen=True, slots=True)
+class Corosync:
+    """corosync.conf: how the nodes talk to each other."""
+
+    transport: str
+    nodes: tuple[CorosyncNode, ...]
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """All that holds for one node, its guests aside. ``local_network`` is the network of its management."""
+
+    node: str
+    cluster: ClusterConfig
+    host: HostConfig
+    vnets: tuple[VnetConfig, ...]
+    corosync: Corosync | None
+    local_network: Prefix | None

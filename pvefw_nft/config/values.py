@@ -1,0 +1,431 @@
+"""The values of the ``.fw`` language: addresses, ports, protocols and limits, and how they are read.
+
+Every reader takes the text of one value and returns a frozen value, or raises :class:`BadValue`, which says
+what is wrong, where in the text, and what was probably meant. Values keep the user's spelling beside their
+meaning, since a ruleset is easier to recognise when it uses the words of its configuration.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from enum import Flag
+from functools import lru_cache
+
+from pvefw_nft.config import netdb
+
+MAX_PORTS = 15
+"""Ports in one list; the limit of iptables' multiport match, where a range takes two (iptables-extensions(8))."""
+
+
+class BadValue(ValueError):  # noqa: N818 - a finding about a value, turned into a diagnostic
+    """A value that cannot be read: ``start`` and ``end`` are the offsets of the bad part within its text."""
+
+    def __init__(self, message: str, *, start: int, end: int, hint: str | None = None, code: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.start = start
+        self.end = end
+        self.hint = hint
+        self.code = code
+
+
+class Family(Flag):
+    """The IP families a rule speaks of."""
+
+    V4 = 1
+    V6 = 2
+    BOTH = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A network: ``address`` is its first address as an integer, ``length`` its prefix length in bits."""
+
+    version: int
+    address: int
+    length: int
+    spelling: str
+
+    @property
+    def last(self) -> int:
+        """The network's last address."""
+        return self.address | ((1 << ((32 if self.version == 4 else 128) - self.length)) - 1)
+
+    @property
+    def canonical(self) -> str:
+        """The network in its shortest form: lower case, compressed, without ``/32`` or ``/128``."""
+        text = address_text(self.version, self.address)
+        return text if self.length == (32 if self.version == 4 else 128) else f"{text}/{self.length}"
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Addresses from ``first`` to ``last``, both included, as integers of one family."""
+
+    version: int
+    first: int
+    last: int
+    spelling: str
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """An IP protocol by number (1 to 255; 0 would mean any and is refused)."""
+
+    number: int
+    spelling: str
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Ports from ``first`` to ``last``, both included."""
+
+    first: int
+    last: int
+    spelling: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetKey:
+    """The name of an address set: the VMID it belongs to (0: the cluster) and the name in the configuration."""
+
+    scope: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most ``number`` packets per ``unit`` (second, minute, hour, day), with a burst.
+
+    ``burst`` is None where the configuration leaves it to the tool (5 packets, iptables-extensions(8)).
+    """
+
+    number: int
+    unit: str
+    burst: int | None
+    spelling: str
+
+
+def address_text(version: int, address: int) -> str:
+    """Return an address as text: dotted quad, or IPv6 in the compressed lower-case form of RFC 5952."""
+    if version == 4:
+        return socket.inet_ntop(socket.AF_INET, address.to_bytes(4, "big"))
+    return socket.inet_ntop(socket.AF_INET6, address.to_bytes(16, "big"))
+
+
+def _address(text: str) -> tuple[int, int] | None:
+    """Return the IP version and the address of ``text`` as an integer, or None."""
+    try:
+        if ":" in text:
+            return 6, int.from_bytes(socket.inet_pton(socket.AF_INET6, text), "big")
+        return 4, int.from_bytes(socket.inet_pton(socket.AF_INET, text), "big")
+    except (OSError, ValueError):
+        return None
+
+
+def looks_like_address(text: str) -> bool:
+    """Tell whether a word is meant as an address rather than as the name of an alias (which starts with a letter)."""
+    return ":" in text or text[:1].isdigit()
+
+
+@lru_cache(maxsize=65536)
+def read_prefix(text: str) -> Prefix:
+    """Read one address or CIDR network without host bits.
+
+    Raises BadValue for anything else; for host bits, the hint names the network meant.
+    """
+    host, slash, length_text = text.partition("/")
+    address = _address(host)
+    if address is None:
+        raise BadValue(
+            f"`{host}` is not an IPv4 or IPv6 address",
+            start=0,
+            end=len(host),
+            code="bad-address",
+            hint=_address_hint(host),
+        )
+    version, number = address
+    width = 32 if version == 4 else 128
+    if not slash:
+        return Prefix(version, number, width, text)
+    if not (length_text.isascii() and length_text.isdigit()) or (length_text[0] == "0" and length_text != "0"):
+        raise BadValue(
+            f"`{length_text}` is not a prefix length",
+            start=len(host) + 1,
+            end=len(text),
+            code="bad-address",
+            hint=f"write a number from 0 to {width} after the slash",
+        )
+    length = int(length_text) if len(length_text) < 4 else 999
+    if length > width:
+        raise BadValue(
+            f"prefix length {length_text} is longer than an IPv{version} address",
+            start=len(host) + 1,
+            end=len(text),
+            code="bad-address",
+            hint=f"IPv{version} prefixes have at most {width} bits",
+        )
+    network = number >> (width - length) << (width - length)
+    if network != number:
+        meant = Prefix(version, network, length, "")
+        raise BadValue(
+            f"`{text}` has host bits set",
+            start=0,
+            end=len(text),
+            code="host-bits",
+            hint=f"the network is {address_text(version, network)}/{meant.length}; the host alone is {host}",
+        )
+    return Prefix(version, number, length, text)
+
+
+def _address_hint(host: str) -> str | None:
+    octets = host.split(".")
+    if len(octets) == 4 and all(octet.isdigit() for octet in octets):
+        if any(len(octet) > 1 and octet[0] == "0" for octet in octets):
+            return f"write it without leading zeros: {'.'.join(str(int(octet)) for octet in octets)}"
+        return "each part of an IPv4 address lies between 0 and 255"
+    return None
+
+
+def read_addresses(text: str) -> tuple[Prefix, ...] | Range:
+    """Read the address of a rule that is neither alias nor set: an address, a CIDR, a list of them, or a range.
+
+    Raises BadValue for mixed families, for ranges inside lists, and for what is no address.
+    """
+    if "," in text:
+        return _read_list(text)
+    first, dash, last = text.partition("-")
+    if dash:
+        return _read_range(text, first, last)
+    return (read_prefix(text),)
+
+
+def _read_list(text: str) -> tuple[Prefix, ...]:
+    prefixes: list[Prefix] = []
+    start = 0
+    for element in text.split(","):
+        end = start + len(element)
+        if not element:
+            raise BadValue(
+                "empty element in the list",
+                start=max(start - 1, 0),
+                end=end + 1,
+                code="bad-address",
+                hint="remove the extra comma",
+            )
+        if not looks_like_address(element) or "-" in element:
+            raise BadValue(
+                f"`{element}` cannot stand in a list",
+                start=start,
+                end=end,
+                code="bad-address",
+                hint="a list holds addresses and networks only; give ranges, aliases and sets a rule of their own",
+            )
+        prefix = _shifted(element, start)
+        if prefixes and prefix.version != prefixes[0].version:
+            raise BadValue(
+                "the list mixes IPv4 and IPv6",
+                start=start,
+                end=end,
+                code="mixed-families",
+                hint="write one rule for each family, or use an ipset, which may hold both",
+            )
+        prefixes.append(prefix)
+        start = end + 1
+    return tuple(prefixes)
+
+
+def _shifted(element: str, start: int) -> Prefix:
+    try:
+        return read_prefix(element)
+    except BadValue as bad:
+        raise BadValue(
+            bad.message, start=start + bad.start, end=start + bad.end, hint=bad.hint, code=bad.code
+        ) from None
+
+
+def _read_range(text: str, first: str, last: str) -> Range:
+    low, high = _address(first), _address(last)
+    offset = len(first) + 1
+    if low is None:
+        raise BadValue(f"`{first}` is not an address", start=0, end=len(first), code="bad-address")
+    if high is None:
+        raise BadValue(
+            f"`{last}` is not an address",
+            start=offset,
+            end=len(text),
+            code="bad-address",
+            hint="a range is FIRST-LAST, two whole addresses",
+        )
+    if low[0] != high[0]:
+        raise BadValue("the range mixes IPv4 and IPv6", start=0, end=len(text), code="mixed-families")
+    if low[1] > high[1]:
+        raise BadValue(
+            "the range ends before it begins",
+            start=0,
+            end=len(text),
+            code="bad-address",
+            hint=f"write {last}-{first}",
+        )
+    return Range(low[0], low[1], high[1], text)
+
+
+PORT_PROTOCOLS = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
+"""The protocols that have ports, by number."""
+
+
+@lru_cache(maxsize=4096)
+def read_protocol(text: str) -> Protocol:
+    """Read a protocol: a name of /etc/protocols, ``icmpv6``, or a number from 1 to 255. Raises BadValue."""
+    if text.isascii() and text.isdigit():
+        if len(text) > 3 or int(text) > 255 or (text[0] == "0" and text != "0"):
+            raise BadValue(
+                f"`{text}` is not a protocol number",
+                start=0,
+                end=len(text),
+                code="bad-protocol",
+                hint="protocol numbers go from 1 to 255",
+            )
+        number: int | None = int(text)
+    else:
+        number = netdb.protocol(text)
+    if number is None:
+        raise BadValue(
+            f"unknown protocol `{text}`",
+            start=0,
+            end=len(text),
+            code="bad-protocol",
+            hint=nearest(text, netdb.protocol_names()),
+        )
+    if number == 0:
+        raise BadValue(
+            f"protocol `{text}` has number 0, which the kernel tools read as any protocol",
+            start=0,
+            end=len(text),
+            code="bad-protocol",
+            hint="leave the protocol out if any is meant",
+        )
+    return Protocol(number, text)
+
+
+@lru_cache(maxsize=65536)
+def read_ports(text: str, protocol: int) -> tuple[PortRange, ...]:
+    """Read the ports of a rule: numbers, ranges ``a:b``, service names, or a list of them.
+
+    ``protocol`` is the number of a protocol that has ports. Raises BadValue.
+    """
+    ranges: list[PortRange] = []
+    slots = 0
+    start = 0
+    for element in text.split(","):
+        end = start + len(element)
+        if not element:
+            raise BadValue(
+                "empty element in the list",
+                start=max(start - 1, 0),
+                end=min(end + 1, len(text)),
+                code="bad-port",
+                hint="remove the extra comma",
+            )
+        ports = _read_port(element, start, protocol)
+        slots += 1 if ports.first == ports.last and ":" not in element else 2
+        ranges.append(ports)
+        start = end + 1
+    if slots > MAX_PORTS:
+        raise BadValue(
+            f"the list has {slots} ports, a range counting two",
+            start=0,
+            end=len(text),
+            code="too-many-ports",
+            hint=f"at most {MAX_PORTS} fit into one rule; split it into several",
+        )
+    return tuple(ranges)
+
+
+def _read_port(element: str, start: int, protocol: int) -> PortRange:
+    end = start + len(element)
+    low_text, colon, high_text = element.partition(":")
+    if not colon and not element[0].isdigit():
+        name = PORT_PROTOCOLS[protocol]
+        port = netdb.port(element, name)
+        if port is None:
+            raise BadValue(
+                f"unknown service `{element}` for protocol {name}",
+                start=start,
+                end=end,
+                code="bad-port",
+                hint=nearest(element, netdb.service_names()) or "use the port's number",
+            )
+        return PortRange(port, port, element)
+    low = _port_number(low_text, start)
+    high = _port_number(high_text, start + len(low_text) + 1) if colon else low
+    if low > high:
+        raise BadValue(
+            "the range ends before it begins",
+            start=start,
+            end=end,
+            code="bad-port",
+            hint=f"write {high}:{low}",
+        )
+    return PortRange(low, high, element)
+
+
+def _port_number(text: str, start: int) -> int:
+    end = start + max(len(text), 1)
+    if not (text.isascii() and text.isdigit()):
+        raise BadValue(
+            f"`{text}` is not a port number",
+            start=start,
+            end=end,
+            code="bad-port",
+            hint="a range is FIRST:LAST, two numbers",
+        )
+    if text[0] == "0" and text != "0":
+        raise BadValue(
+            f"port `{text}` is padded with zeros",
+            start=start,
+            end=end,
+            code="bad-port",
+            hint=f"write {text.lstrip('0') or '0'}",
+        )
+    if len(text) > 5 or int(text) > 65535:
+        raise BadValue(
+            f"port {text} is out of range", start=start, end=end, code="bad-port", hint="ports go from 0 to 65535"
+        )
+    return int(text)
+
+
+_RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)")
+
+
+def read_rate(text: str, burst: int) -> RateLimit:
+    """Read the rate of a log limit, such as ``5/minute``. Raises BadValue."""
+    rate = _RATE.fullmatch(text)
+    if rate is None:
+        raise BadValue(
+            f"`{text}` is not a rate",
+            start=0,
+            end=len(text),
+            code="bad-option-value",
+            hint="write a number and a unit, such as 1/second; units are second, minute, hour and day",
+        )
+    return RateLimit(int(rate[1]), rate[2], burst, text)
+
+
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
+
+
+def read_mac(text: str) -> int | None:
+    """Return a MAC address as an integer of 48 bits, or None where the text is none."""
+    return int(text.replace(":", ""), 16) if _MAC.fullmatch(text) else None
+
+
+def nearest(word: str, known: tuple[str, ...] | list[str]) -> str | None:
+    """Return ``did you mean …?`` for the nearest known name, or None where nothing is near."""
+    import difflib  # deferred: only a mistake needs it
+
+    folded = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower()[:64], folded, n=1, cutoff=0.6)
+    return f"did you mean `{folded[found[0]]}`?" if found else None

@@ -1,0 +1,1 @@
+"""What touches the host: tools, netlink, sysctls and the files under /run and /var."""

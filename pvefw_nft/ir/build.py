@@ -1,0 +1,105 @@
+"""From the model to the IR: what a configuration means. All policy is decided here and in the modules it calls.
+
+Which chain comes first, what ``dhcp: 1`` lets through, what a group's acceptance is: the answers stand in the
+order in which packets meet them. Backends only spell what they get.
+
+Example: a guest 100 with ``enable: 1`` and the one rule ``IN DROP -p tcp -dport 25`` gives the chains::
+
+    tap100i0-IN   SetConnmark(100), DHCP replies accepted, NDP accepted (IPv6), tcp to 25 dropped,
+                  Jump(PVEFW-Drop), Drop()
+    tap100i0-OUT  SetConnmark(100), DHCP requests accepted, other MACs dropped, router advertisements dropped
+                  (IPv6), SetAcceptMark(False), NDP accepted (IPv6), Goto(PVEFW-SET-ACCEPT-MARK)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pvefw_nft.ir.forward import add_forward_chains
+from pvefw_nft.ir.guest import GuestBuilder
+from pvefw_nft.ir.host import add_host_chains, add_raw_chain, cluster_sets, input_filters
+from pvefw_nft.ir.nodes import (
+    Bridged,
+    ConnState,
+    Direction,
+    Dispatch,
+    EtherType,
+    Hook,
+    HookPoint,
+    Jump,
+    Layer,
+    Rule,
+    Ruleset,
+    State,
+)
+from pvefw_nft.ir.rules import ACCEPT, DROP, Context, builtin
+from pvefw_nft.ir.standard import add_standard_chains
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pvefw_nft.config.model import Guest, NodeConfig
+
+
+def build(node: NodeConfig, guests: Iterable[Guest]) -> Ruleset:
+    """Return the ruleset of a node. ``guests`` may be an iterator; each is looked at once, in the order given."""
+    if not node.cluster.options.enable:
+        for _ in guests:  # what is wrong with them is still to be found
+            pass
+        return Ruleset(enabled=False)
+    context = Context(node)
+    add_standard_chains(context)
+    dispatch_in = builtin("guests", action=Dispatch(Direction.IN))
+    context.add(Layer.FILTER, "PVEFW-FWBR-IN", [*input_filters(context), dispatch_in])
+    context.add(Layer.FILTER, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
+    builder = GuestBuilder(context)
+    for guest in guests:
+        builder.add(guest)
+    if builder.ips:
+        context.add(Layer.FILTER, "PVEFW-IPS", builder.ips)
+    context.add(Layer.FILTER, "PVEFW-FORWARD", _forward(context, ips=bool(builder.ips)))
+    host_enabled = node.host.options.enable
+    if host_enabled:
+        add_host_chains(context)
+    for chain, target in (("PVEFW-INPUT", "PVEFW-HOST-IN"), ("PVEFW-OUTPUT", "PVEFW-HOST-OUT")):
+        context.add(Layer.FILTER, chain, [builtin("host", action=Jump(target))] if host_enabled else [])
+    hooks = [Hook(Layer.FILTER, point, f"PVEFW-{point.value}") for point in _FILTER_POINTS]
+    if add_raw_chain(context):
+        hooks.append(Hook(Layer.RAW, HookPoint.PREROUTING, "PVEFW-PREROUTING"))
+    if node.cluster.options.ebtables:
+        context.add(Layer.LINK, "PVEFW-FORWARD", _link_forward())
+        context.add(Layer.LINK, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
+        hooks.append(Hook(Layer.LINK, HookPoint.FORWARD, "PVEFW-FORWARD"))
+    host_forward, vnets = add_forward_chains(context)
+    sets = (*cluster_sets(context), *builder.sets)
+    return Ruleset(
+        enabled=True,
+        chains=context.chains,
+        hooks=tuple(hooks),
+        sets=sets,
+        nics=tuple(builder.nics),
+        vnets=vnets,
+        host_forward=host_forward,
+    )
+
+
+_FILTER_POINTS = (HookPoint.INPUT, HookPoint.OUTPUT, HookPoint.FORWARD)
+
+
+def _forward(context: Context, *, ips: bool) -> Iterator[Rule]:
+    """Yield the rules of PVEFW-FORWARD: what is known of the connection, then which way through a firewall bridge."""
+    established = ConnState((State.RELATED, State.ESTABLISHED))
+    if ips:
+        yield builtin("ips", established, action=Jump("PVEFW-IPS"))
+    if not context.node.host.options.nf_conntrack_allow_invalid:
+        yield builtin("conntrack", ConnState((State.INVALID,)), action=DROP)
+    yield builtin("conntrack", established, action=ACCEPT)
+    yield builtin("guests", Bridged(Direction.IN), action=Jump("PVEFW-FWBR-IN"))
+    yield builtin("guests", Bridged(Direction.OUT), action=Jump("PVEFW-FWBR-OUT"))
+
+
+def _link_forward() -> Iterator[Rule]:
+    """Yield the rules of layer 2: IP is filtered above it, the rest by what the sending guest may send."""
+    yield builtin("layer 2", EtherType(0x0800, "IPv4"), action=ACCEPT)
+    yield builtin("layer 2", EtherType(0x86DD, "IPv6"), action=ACCEPT)
+    yield builtin("layer 2", Bridged(Direction.OUT), action=Jump("PVEFW-FWBR-OUT"))

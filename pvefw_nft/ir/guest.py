@@ -1,0 +1,251 @@
+"""The chains and sets of guests: IP filters, layer 2 filters, and the sets of allowed addresses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pvefw_nft.ir.nodes import AddressSet as Set
+from pvefw_nft.ir.nodes import (
+    ArpSender,
+    Direction,
+    EtherType,
+    Family,
+    IcmpType,
+    InSet,
+    Jump,
+    Layer,
+    Nic,
+    NicPort,
+    PortRange,
+    Ports,
+    Prefix,
+    Queue,
+    Return,
+    Rule,
+    SetAcceptMark,
+    SetConnmark,
+    SetEntry,
+    SetKey,
+    Side,
+    SourceMac,
+)
+from pvefw_nft.ir.rules import (
+    ACCEPT,
+    DROP,
+    ICMPV6,
+    NDP_TYPES,
+    SET_ACCEPT_MARK,
+    UDP,
+    Context,
+    builtin,
+    file_rules,
+    ndp_rules,
+    policy_rules,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pvefw_nft.config.model import Guest, GuestConfig
+    from pvefw_nft.config.model import Nic as ModelNic
+    from pvefw_nft.ir.nodes import Action, Match
+
+_LINK_LOCAL = 0xFE80 << 112
+_ARP = EtherType(0x0806, "ARP")
+_NO_GUEST_NIC = SetEntry(Prefix(6, _LINK_LOCAL, 10, "fe80::/10"), nomatch=True)
+
+
+def _ports(sport: int, dport: int) -> tuple[Match, ...]:
+    return (
+        UDP,
+        Ports(Side.SOURCE, (PortRange(sport, sport, str(sport)),)),
+        Ports(Side.DESTINATION, (PortRange(dport, dport, str(dport)),)),
+    )
+
+
+def _dhcp(server: tuple[int, int], client: tuple[int, int], action: Action) -> tuple[Rule, Rule]:
+    """Return the rules that let DHCP through (RFC 2131, RFC 8415); each pair is source and destination port."""
+    return (
+        builtin("dhcp", *_ports(*server), action=action, families=Family.V4),
+        builtin("dhcp", *_ports(*client), action=action, families=Family.V6),
+    )
+
+
+# Rules that are the same for all guests are made once: with thousands of guests, that is half of all rules.
+_DHCP_IN = _dhcp((67, 68), (547, 546), ACCEPT)
+_DHCP_OUT = _dhcp((68, 67), (546, 547), SET_ACCEPT_MARK)
+_NDP_IN = tuple(ndp_rules(ACCEPT, advertise=True))
+_NDP_OUT = {radv: tuple(ndp_rules(SET_ACCEPT_MARK, advertise=radv)) for radv in (False, True)}
+_NO_RADV = builtin(
+    "radv",
+    ICMPV6,
+    IcmpType(6, NDP_TYPES["router-advertisement"], None, "router-advertisement"),
+    action=DROP,
+    families=Family.V6,
+)
+_CLEAR_MARK = builtin("accept mark", action=SetAcceptMark(on=False))
+_LINK_ACCEPT = builtin("layer 2", action=ACCEPT)
+
+
+class GuestBuilder:
+    """Adds guests one by one to the chains of a context, and collects their NICs and sets."""
+
+    def __init__(self, context: Context) -> None:
+        """Start with no guests."""
+        self._context = context
+        self.nics: list[Nic] = []
+        self.sets: list[Set] = []
+        self.ips: list[Rule] = []
+
+    def add(self, guest: Guest) -> None:
+        """Add a guest's sets and, where its firewall is enabled, the chains of its filtered NICs."""
+        config = guest.firewall
+        if config is None:
+            return
+        nics = [nic for nic in guest.nics if nic.firewall]
+        filters = self._address_filters(guest, config, nics)
+        own = {
+            name: ipset for name, ipset in config.ipsets.items() if name not in {f.key.name for f in filters.values()}
+        }
+        for name, ipset in own.items():
+            entries = tuple(SetEntry(entry.prefix, entry.nomatch) for entry in ipset.entries)
+            self.sets.append(Set(SetKey(guest.vmid, name), entries, len(entries)))
+        self.sets += filters.values()
+        if not config.options.enable:
+            return
+        for nic in nics:
+            self._add_nic(guest, config, nic, filters.get(nic.index))
+
+    def _address_filters(self, guest: Guest, config: GuestConfig, nics: list[ModelNic]) -> dict[int, Set]:
+        """Return the sets of addresses that the NICs may send from, by NIC, where there are any."""
+        filters: dict[int, Set] = {}
+        for nic in nics:
+            name = f"ipfilter-net{nic.index}"
+            ipset = config.ipsets.get(name)
+            if ipset is None and not config.options.ipfilter:
+                continue
+            entries = (
+                {} if ipset is None else {_network(e.prefix): SetEntry(e.prefix, e.nomatch) for e in ipset.entries}
+            )
+            own = [SetEntry(address) for address in nic.addresses]
+            if nic.mac is not None:
+                own.append(SetEntry(_link_local(nic.mac)))
+            for entry in (*own, _NO_GUEST_NIC):
+                entries.setdefault(_network(entry.prefix), entry)
+            filters[nic.index] = Set(SetKey(guest.vmid, name), tuple(entries.values()), len(entries))
+        return filters
+
+    def _add_nic(self, guest: Guest, config: GuestConfig, nic: ModelNic, address_filter: Set | None) -> None:
+        interface = guest.interface(nic)
+        context = self._context
+        link_chain = f"{interface}-OUT" if context.node.cluster.options.ebtables else None
+        made = Nic(
+            interface,
+            f"fwln{guest.vmid}i{nic.index}",
+            guest.vmid,
+            nic.index,
+            f"{interface}-IN",
+            f"{interface}-OUT",
+            link_chain,
+        )
+        self.nics.append(made)
+        queue = _queue(config)
+        if queue is not None:
+            self.ips.append(builtin("ips", NicPort(Direction.IN, interface), action=queue))
+        context.add(
+            Layer.FILTER, made.in_chain, self._in_rules(guest.vmid, config, nic, made.in_chain, queue or ACCEPT)
+        )
+        out_rules = self._out_rules(guest.vmid, config, nic, made.out_chain, address_filter)
+        context.add(Layer.FILTER, made.out_chain, out_rules)
+        if link_chain is not None:
+            context.add(Layer.LINK, link_chain, self._link_rules(config, nic, link_chain))
+
+    def _in_rules(self, vmid: int, config: GuestConfig, nic: ModelNic, chain: str, accept: Action) -> Iterator[Rule]:
+        options = config.options
+        yield builtin("connmark", action=SetConnmark(vmid))
+        if options.dhcp:
+            yield from _DHCP_IN
+        if options.ndp:
+            yield from _NDP_IN if accept is ACCEPT else ndp_rules(accept, advertise=True)
+        yield from file_rules(self._context, config.rules, chain, vmid, Direction.IN, accept, nic.index)
+        yield from policy_rules(self._context, options.policy_in, chain, vmid, options.log_level_in, accept)
+
+    def _out_rules(
+        self, vmid: int, config: GuestConfig, nic: ModelNic, chain: str, address_filter: Set | None
+    ) -> Iterator[Rule]:
+        options = config.options
+        yield builtin("connmark", action=SetConnmark(vmid))
+        if options.dhcp:
+            yield from _DHCP_OUT
+        if options.macfilter:
+            yield _mac_filter(nic)
+        if not options.radv:
+            yield _NO_RADV
+        if address_filter is not None:
+            yield builtin("ipfilter", InSet(Side.SOURCE, address_filter.key, negated=True), action=DROP)
+        yield _CLEAR_MARK
+        if options.ndp:
+            yield from _NDP_OUT[options.radv]
+        accept = SET_ACCEPT_MARK
+        yield from file_rules(self._context, config.rules, chain, vmid, Direction.OUT, accept, nic.index)
+        yield from policy_rules(self._context, options.policy_out, chain, vmid, options.log_level_out, accept)
+
+    def _link_rules(self, config: GuestConfig, nic: ModelNic, chain: str) -> Iterator[Rule]:
+        """Yield the layer 2 rules of a NIC, and add the chains they jump to."""
+        options = config.options
+        if options.macfilter:
+            yield _mac_filter(nic)
+        senders = list(_arp_senders(config, nic))
+        if senders:
+            self._context.add(Layer.LINK, f"{chain}-ARP", [*senders, builtin("ipfilter", action=DROP)])
+            yield builtin("ipfilter", _ARP, action=Jump(f"{chain}-ARP"))
+        if options.layer2_protocols:
+            allowed = [
+                builtin("layer2_protocols", EtherType(protocol.number, protocol.spelling), action=Return())
+                for protocol in options.layer2_protocols
+            ]
+            self._context.add(Layer.LINK, f"{chain}-PROTO", [*allowed, builtin("layer2_protocols", action=DROP)])
+            yield builtin("layer2_protocols", action=Jump(f"{chain}-PROTO"))
+        yield _LINK_ACCEPT
+
+
+def _network(prefix: Prefix) -> tuple[int, int, int]:
+    return prefix.version, prefix.address, prefix.length
+
+
+def _mac_filter(nic: ModelNic) -> Rule:
+    """Return the rule that drops what other senders send; a NIC without a valid address sends nothing."""
+    if nic.mac is None:
+        return builtin("macfilter", action=DROP)
+    return builtin("macfilter", SourceMac(nic.mac, nic.mac_spelling, negated=True), action=DROP)
+
+
+def _link_local(mac: int) -> Prefix:
+    """Return the link-local address that a MAC address gives (RFC 4291, appendix A)."""
+    interface_id = ((mac ^ 0x020000000000) >> 24 << 40) | 0xFFFE << 24 | (mac & 0xFFFFFF)
+    prefix = Prefix(6, _LINK_LOCAL | interface_id, 128, "")
+    return Prefix(6, prefix.address, 128, prefix.canonical)
+
+
+def _arp_senders(config: GuestConfig, nic: ModelNic) -> Iterator[Rule]:
+    """Yield the rules for senders of ARP: the IPv4 entries of the NIC's set, and its own address with ipfilter.
+
+    Where the set has holes, the most specific entry comes first, as it counts in the set, and a hole drops.
+    """
+    ipset = config.ipsets.get(f"ipfilter-net{nic.index}")
+    entries = [] if ipset is None else [entry for entry in ipset.entries if entry.prefix.version == 4]
+    if any(entry.nomatch for entry in entries):
+        entries.sort(key=lambda entry: -entry.prefix.length)
+    for entry in entries:
+        yield builtin("ipfilter", _ARP, ArpSender(entry.prefix), action=DROP if entry.nomatch else Return())
+    if config.options.ipfilter:
+        for address in nic.addresses:
+            if address.version == 4:
+                yield builtin("ipfilter", _ARP, ArpSender(address), action=Return())
+
+
+def _queue(config: GuestConfig) -> Queue | None:
+    if not config.options.ips:
+        return None
+    queues = config.options.ips_queues
+    return Queue(None, None) if queues is None else Queue(queues.first, queues.last)

@@ -1,0 +1,214 @@
+"""What the builders of the IR share: the chains made so far, and how one rule of a file becomes rules of the IR."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pvefw_nft.config.model import GroupRule, Policy, RuleAction, RuleType
+from pvefw_nft.config.values import Range
+from pvefw_nft.ir.nodes import (
+    Accept,
+    AcceptMark,
+    Address,
+    AddressRange,
+    Chain,
+    Direction,
+    Drop,
+    Family,
+    Goto,
+    IcmpType,
+    InSet,
+    Interface,
+    Jump,
+    Layer,
+    Log,
+    Origin,
+    Ports,
+    Protocol,
+    ProtocolMatch,
+    Provenance,
+    RateLimit,
+    Return,
+    Rule,
+    SetAcceptMark,
+    SetKey,
+    Side,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pvefw_nft.config.model import Addresses, NodeConfig, RuleItem, Service
+    from pvefw_nft.config.model import Rule as ModelRule
+    from pvefw_nft.ir.nodes import Action, Match
+
+ACCEPT = Accept()
+DROP = Drop()
+REJECT = Jump("PVEFW-reject")
+SET_ACCEPT_MARK = Goto("PVEFW-SET-ACCEPT-MARK")
+RETURN = Return()
+
+TCP = ProtocolMatch(Protocol(6, "tcp"))
+UDP = ProtocolMatch(Protocol(17, "udp"))
+ICMPV6 = ProtocolMatch(Protocol(58, "icmpv6"))
+
+NDP_TYPES = {
+    "router-solicitation": 133,
+    "router-advertisement": 134,
+    "neighbor-solicitation": 135,
+    "neighbor-advertisement": 136,
+}
+"""The ICMPv6 types of neighbour discovery that rules let through (RFC 4861, section 4)."""
+
+DEFAULT_LIMIT = RateLimit(1, "second", None, "1/sec")
+"""The limit of log lines where the cluster says nothing about it."""
+
+
+class Context:
+    """The node being compiled, and the chains made so far, by layer and name."""
+
+    def __init__(self, node: NodeConfig) -> None:
+        """Start with no chains."""
+        self.node = node
+        self.chains: dict[Layer, dict[str, Chain]] = {layer: {} for layer in Layer}
+        ratelimit = node.cluster.options.log_ratelimit
+        self.limit: RateLimit | None = DEFAULT_LIMIT if ratelimit is None else ratelimit.limit
+
+    def add(self, layer: Layer, name: str, rules: Iterable[Rule], families: Family = Family.BOTH) -> None:
+        """Add a chain."""
+        self.chains[layer][name] = Chain(name, tuple(rules), families)
+
+    def log(self, level: int | None, vmid: int, chain: str, message: str) -> Log | None:
+        """Return the log of a rule in that chain, or None where nothing is to be logged."""
+        return None if level is None else Log(level, vmid, chain, f"{message}: ", self.limit)
+
+
+def builtin(reason: str, *matches: Match, action: Action, families: Family = Family.BOTH) -> Rule:
+    """Return a rule that an option or a feature asks for."""
+    return Rule(matches, action, Origin(Provenance.BUILTIN, reason=reason), families)
+
+
+def user_rule(
+    context: Context, rule: ModelRule, chain: str, vmid: int, accept: Action, group: str | None = None
+) -> Iterator[Rule]:
+    """Yield the rules of the IR for one rule of a file, in the chain of that name.
+
+    ``accept`` is what acceptance means there.
+
+    Before: ``IN DNS(ACCEPT) -source 10.0.0.0/8``. After: one rule for udp port 53 and one for tcp port 53, both
+    from 10.0.0.0/8 and for IPv4 only.
+    """
+    match rule.action:
+        case RuleAction.ACCEPT:
+            action = accept
+        case RuleAction.DROP:
+            action = DROP
+        case RuleAction.REJECT:
+            action = REJECT
+    head: tuple[Match, ...] = ()
+    if vmid == 0 and rule.iface is not None:
+        head = (Interface(Direction.OUT if rule.type is RuleType.OUT else Direction.IN, rule.iface),)
+    if rule.source is not None:
+        head = (*head, _address(Side.SOURCE, rule.source))
+    if rule.dest is not None:
+        head = (*head, _address(Side.DESTINATION, rule.dest))
+    line = rule.written.line
+    origin = Origin(Provenance.USER, line.file, line.number, rule.macro, group)
+    log = context.log(rule.log, vmid, chain, rule.action.value)
+    for service in rule.services:
+        families = rule.families & service.families
+        if families:
+            yield Rule((*head, *_service(service)), action, origin, families, log)
+
+
+def _address(side: Side, addresses: Addresses) -> Match:
+    match addresses:
+        case SetKey():
+            return InSet(side, addresses)
+        case Range():
+            return AddressRange(side, addresses.version, addresses.first, addresses.last, addresses.spelling)
+        case _:
+            return Address(side, addresses)
+
+
+def _service(service: Service) -> Iterator[Match]:
+    if service.protocol is None:
+        return
+    yield ProtocolMatch(service.protocol)
+    if service.icmp is not None:
+        icmp = service.icmp
+        yield IcmpType(icmp.version, icmp.type, icmp.code, icmp.spelling)
+    if service.sport:
+        yield Ports(Side.SOURCE, service.sport)
+    if service.dport:
+        yield Ports(Side.DESTINATION, service.dport)
+
+
+def group_rule(
+    context: Context, rule: GroupRule, direction: Direction, accept: Action, iface: str | None
+) -> Iterator[Rule]:
+    """Yield the rules that stand for a rule of type GROUP: through the group's chain, then ask for its mark.
+
+    The group's chain is made on first use. ``iface`` is the host's interface, None in a guest's chains. A packet
+    from a guest keeps the mark and returns: that is what acceptance means there.
+    """
+    chain = group_chain(context, rule.group, direction)
+    line = rule.written.line
+    origin = Origin(Provenance.BUILTIN, line.file, line.number, group=rule.group)
+    matches = () if iface is None else (Interface(direction, iface),)
+    yield Rule(matches, Jump(chain), origin)
+    yield Rule((AcceptMark(),), RETURN if accept is SET_ACCEPT_MARK else accept, origin)
+
+
+def group_chain(context: Context, name: str, direction: Direction) -> str:
+    """Return the name of a group's chain for that direction, after making it where it is not there yet."""
+    chain = f"GROUP-{name}-{direction.value}"
+    if chain not in context.chains[Layer.FILTER]:
+        rules = [builtin("group", action=SetAcceptMark(on=False))]
+        for rule in context.node.cluster.groups[name].rules:
+            if rule.type.value == direction.value:
+                rules += user_rule(context, rule, chain, 0, SET_ACCEPT_MARK, group=name)
+        context.add(Layer.FILTER, chain, rules)
+    return chain
+
+
+def file_rules(
+    context: Context,
+    rules: Iterable[RuleItem],
+    chain: str,
+    vmid: int,
+    direction: Direction,
+    accept: Action,
+    nic: int | None = None,
+) -> Iterator[Rule]:
+    """Yield the rules of the IR for the rules of a file that speak of that direction (and, in a guest, that NIC)."""
+    for rule in rules:
+        if nic is not None and rule.iface is not None and rule.iface != f"net{nic}":
+            continue
+        if isinstance(rule, GroupRule):
+            yield from group_rule(context, rule, direction, accept, rule.iface if nic is None else None)
+        elif rule.type.value == direction.value:
+            yield from user_rule(context, rule, chain, vmid, accept)
+
+
+def policy_rules(
+    context: Context, policy: Policy, chain: str, vmid: int, level: int | None, accept: Action
+) -> Iterator[Rule]:
+    """Yield the rules at the end of a chain: what happens to packets that no rule matched."""
+    origin = Origin(Provenance.POLICY, reason=f"policy {policy.value}")
+    match policy:
+        case Policy.ACCEPT:
+            yield Rule((), accept, origin)
+        case Policy.DROP:
+            yield Rule((), Jump("PVEFW-Drop"), origin)
+            yield Rule((), DROP, origin, log=context.log(level, vmid, chain, "policy DROP"))
+        case Policy.REJECT:
+            yield Rule((), Jump("PVEFW-Reject"), origin)
+            yield Rule((), Goto("PVEFW-reject"), origin, log=context.log(level, vmid, chain, "policy REJECT"))
+
+
+def ndp_rules(accept: Action, *, advertise: bool) -> Iterator[Rule]:
+    """Yield the rules that let neighbour discovery through; ``advertise``: router advertisements too."""
+    for name, number in NDP_TYPES.items():
+        if advertise or name != "router-advertisement":
+            yield builtin("ndp", ICMPV6, IcmpType(6, number, None, name), action=accept, families=Family.V6)

@@ -1,0 +1,172 @@
+"""The invariants of the IR. They are checked after every build: a backend may rely on them.
+
+What fails here is a bug of the compiler, never of a configuration, whose problems the front end reports.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from pvefw_nft.errors import InternalError
+from pvefw_nft.ir.nodes import (
+    Address,
+    AddressRange,
+    AddressType,
+    ArpSender,
+    AssignHelper,
+    Bridged,
+    Dispatch,
+    EtherType,
+    Family,
+    Goto,
+    IcmpType,
+    InSet,
+    Jump,
+    Layer,
+    NicPort,
+    Ports,
+    Prefix,
+    ProtocolMatch,
+    RateOver,
+    SetKey,
+    SourceMac,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pvefw_nft.ir.nodes import Chain, Rule, Ruleset
+
+MAX_CHAIN_NAME = 28
+"""Longest name of a chain (XT_EXTENSION_MAXNAMELEN in linux/netfilter/x_tables.h, less the terminating NUL)."""
+
+MAX_LOG_PREFIX = 63
+"""Longest log prefix of NFLOG, in bytes (struct xt_nflog_info in linux/netfilter/xt_NFLOG.h)."""
+
+_CHAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_LINK_ONLY = (EtherType, ArpSender)
+_PORT_PROTOCOLS = frozenset((6, 17, 33, 132, 136))
+
+
+def validate(ruleset: Ruleset) -> None:
+    """Check a ruleset. Raises InternalError that names the chain and what is wrong with it."""
+    keys = {made.key for made in ruleset.sets}
+    for layer, chains in ruleset.chains.items():
+        for chain in chains.values():
+            _check_chain(layer, chain, chains, keys)
+        _check_loops(layer, chains)
+    for hook in ruleset.hooks:
+        _require(hook.chain in ruleset.chains[hook.layer], f"hook {hook.point.value} has no chain {hook.chain}")
+    for nic in ruleset.nics:
+        for chain_name in (nic.in_chain, nic.out_chain):
+            _require(chain_name in ruleset.chains[Layer.FILTER], f"{nic.interface} has no chain {chain_name}")
+        _require(
+            nic.link_chain is None or nic.link_chain in ruleset.chains[Layer.LINK],
+            f"{nic.interface} has no layer 2 chain {nic.link_chain}",
+        )
+    for vnet in ruleset.vnets:
+        _require(vnet.chain in ruleset.chains[Layer.FORWARD], f"VNet {vnet.bridge} has no chain {vnet.chain}")
+
+
+def _require(holds: bool, message: str) -> None:  # noqa: FBT001 - an assertion with a message
+    if not holds:
+        raise InternalError(f"invalid ruleset: {message}", "this is a bug of pvefw; please report it")
+
+
+def _check_chain(layer: Layer, chain: Chain, chains: Mapping[str, Chain], keys: set[SetKey]) -> None:
+    name = chain.name
+    if len(name) > MAX_CHAIN_NAME or not _CHAIN_NAME.fullmatch(name):
+        _require(holds=False, message=f"{name!r} cannot name a chain")
+    for rule in chain.rules:
+        problem = _rule_problem(layer, rule, chain, chains, keys)
+        if problem is not None:
+            _require(holds=False, message=f"{layer.value} {name}, {rule.origin}: {problem}")
+
+
+def _rule_problem(layer: Layer, rule: Rule, chain: Chain, chains: Mapping[str, Chain], keys: set[SetKey]) -> str | None:
+    if not rule.families & chain.families:
+        return "the rule can never match: its families are not the chain's"
+    match rule.action:
+        case Jump(target) | Goto(target):
+            found = chains.get(target)
+            if found is None:
+                return f"no chain {target}"
+            if rule.families & chain.families & ~found.families:
+                return f"{target} does not exist in all families of the rule"
+        case AssignHelper() if layer is not Layer.RAW:
+            return "helpers are assigned before connection tracking"
+        case Dispatch() if rule.matches:
+            return "a dispatch has no conditions"
+        case _:
+            pass
+    if rule.log is not None and len(rule.log.prefix.encode()) > MAX_LOG_PREFIX:
+        return f"log prefix {rule.log.prefix!r} is too long"
+    return _matches_problem(layer, rule, keys)
+
+
+def _matches_problem(layer: Layer, rule: Rule, keys: set[SetKey]) -> str | None:
+    protocol: int | None = None
+    for match in rule.matches:
+        if isinstance(match, ProtocolMatch):
+            protocol = match.protocol.number
+            if not 0 < protocol < 256:
+                return "no such protocol"
+            continue
+        problem = _match_problem(match, layer, rule, protocol, keys)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _match_problem(match: object, layer: Layer, rule: Rule, protocol: int | None, keys: set[SetKey]) -> str | None:
+    match match:
+        case Address(_, prefixes):
+            if not prefixes:
+                return "an address without prefixes"
+            return None if all(_fits(prefix, rule.families) for prefix in prefixes) else "a prefix of another family"
+        case AddressRange(_, version, first, last, _):
+            fits = rule.families == (Family.V4 if version == 4 else Family.V6) and first <= last
+            return None if fits else "a range that is empty or of another family"
+        case InSet(_, key, _):
+            return None if key in keys else f"no set {key}"
+        case Ports(_, ranges):
+            valid = ranges and all(0 <= ports.first <= ports.last <= 65535 for ports in ranges)
+            return None if valid and protocol in _PORT_PROTOCOLS else "ports without a protocol that has them"
+        case IcmpType(version):
+            of_family = rule.families == (Family.V4 if version == 4 else Family.V6)
+            return None if of_family and protocol in (1, 58) else "an ICMP type without its protocol"
+        case EtherType() | ArpSender() if layer is not Layer.LINK:
+            return "a layer 2 match in an IP chain"
+        case AddressType() | RateOver() | NicPort() if layer is Layer.LINK:
+            return "an IP match in a layer 2 chain"
+        case Bridged() | SourceMac() if layer is Layer.RAW:
+            return "a bridge match before connection tracking"
+        case _:
+            return None
+
+
+def _fits(prefix: Prefix, families: Family) -> bool:
+    version = 4 if families == Family.V4 else 6 if families == Family.V6 else 0
+    width = 32 if prefix.version == 4 else 128
+    return prefix.version == version and 0 <= prefix.length <= width and 0 <= prefix.address <= prefix.last < 1 << width
+
+
+def _check_loops(layer: Layer, chains: Mapping[str, Chain]) -> None:
+    """Check that no chain reaches itself: netfilter refuses loops."""
+    done: set[str] = set()
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        _require(name not in path, f"{layer.value} {name} reaches itself")
+        if name in done:
+            return
+        path.append(name)
+        for rule in chains[name].rules:
+            if isinstance(rule.action, Jump | Goto):
+                visit(rule.action.chain)
+        path.pop()
+        done.add(name)
+
+    for name in chains:
+        visit(name)

@@ -1,0 +1,148 @@
+"""The way from files to a ruleset, one stage after the other. Whoever is new here starts with :func:`compile_root`.
+
+    files ─ config.load ─▶ lines ─ config.resolve ─▶ model ─ ir.build ─▶ IR ─ ir.validate ─▶ IR ─ backend ─▶ artefact
+
+The front end collects diagnostics and goes on; a file that cannot be used at all raises. Guests pass through the
+first stages one by one, so that only the IR of a large node is ever in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pvefw_nft.config.load import Configuration, Root, read_text
+from pvefw_nft.config.resolve import Findings
+from pvefw_nft.errors import ConfigurationError, Diagnostic, Severity, Span, UsageError
+from pvefw_nft.ir.build import build
+from pvefw_nft.ir.validate import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backends.base import Artefact, Backend
+    from pvefw_nft.config.model import NodeConfig
+    from pvefw_nft.ir.nodes import Ruleset
+
+BACKENDS = ("iptables", "nft")
+"""The names of the backends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What to compile: the folder that holds ``etc/pve``, and the node.
+
+    ``node`` None: the one that ``etc/pve/local`` links to, else this host's short name. ``local_network`` is asked
+    for a CIDR, or None, where cluster.fw has no alias ``local_network``.
+    """
+
+    root: Path
+    node: str | None
+    local_network: Callable[[], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A configuration as IR, and everything that is wrong with it, in file order."""
+
+    node: NodeConfig
+    ruleset: Ruleset
+    diagnostics: tuple[Diagnostic, ...]
+
+    @property
+    def has_errors(self) -> bool:
+        """Tell whether something was skipped or refused."""
+        return any(diagnostic.severity is Severity.ERROR for diagnostic in self.diagnostics)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A configuration in the language of a backend; ``checked`` includes what the backend does not carry out."""
+
+    checked: Checked
+    backend: Backend
+    artefact: Artefact
+
+
+def check_root(source: Source) -> Checked:
+    """Read a configuration and build its IR.
+
+    Raises ConfigurationError for a file that cannot be used, UsageError for a root or node that is not there.
+    """
+    findings = Findings()
+    configuration = Configuration(_root(source), findings, source.local_network)
+    ruleset = build(configuration.node, configuration.guests())
+    validate(ruleset)
+    return Checked(configuration.node, ruleset, in_file_order(findings.diagnostics))
+
+
+def compile_root(source: Source, backend_name: str | None) -> Compiled:
+    """Compile a configuration; ``backend_name`` None: the one that host.fw asks for with ``nftables``.
+
+    Raises what :func:`check_root` raises, and UsageError for an unknown backend.
+    """
+    checked = check_root(source)
+    backend = make_backend(backend_name or default_backend(checked.node))
+    limits = _with_text(list(backend.limits(checked.ruleset)))
+    checked = replace(checked, diagnostics=in_file_order([*checked.diagnostics, *limits]))
+    return Compiled(checked, backend, backend.lower(checked.ruleset))
+
+
+def default_backend(node: NodeConfig) -> str:
+    """Return the name of the backend that host.fw asks for."""
+    return "nft" if node.host.options.nftables else "iptables"
+
+
+def make_backend(name: str) -> Backend:
+    """Return the backend of that name. Raises UsageError for a name that is none."""
+    if name == "iptables":
+        from backends.iptables import IptablesBackend  # deferred: each run needs one backend
+
+        return IptablesBackend()
+    raise UsageError(f"unknown backend `{name}`", "backends are " + ", ".join(BACKENDS))
+
+
+def _root(source: Source) -> Root:
+    if not source.root.is_dir():
+        raise UsageError(f"{source.root}: not a folder", "name the folder that holds etc/pve")
+    if source.node is not None:
+        if not source.node or "/" in source.node or source.node in (".", ".."):
+            raise UsageError(f"`{source.node}` cannot be the name of a node", "name a folder of etc/pve/nodes")
+        return Root(source.root, source.node)
+    local = source.root / "etc" / "pve" / "local"
+    if local.is_symlink():
+        return Root(source.root, Path(local.readlink()).name)
+    return Root(source.root, socket.gethostname().partition(".")[0])
+
+
+def in_file_order(diagnostics: list[Diagnostic]) -> tuple[Diagnostic, ...]:
+    """Sort diagnostics by place; files stay in the order in which they were read."""
+    order: dict[str, int] = {}
+    for diagnostic in diagnostics:
+        order.setdefault(diagnostic.span.file, len(order))
+    return tuple(sorted(diagnostics, key=lambda d: (order[d.span.file], d.span.line, d.span.column)))
+
+
+def _with_text(diagnostics: list[Diagnostic]) -> list[Diagnostic]:
+    """Return diagnostics of which only the line is known with the text of that line."""
+    texts: dict[str, list[str]] = {}
+    complete = []
+    for diagnostic in diagnostics:
+        span = diagnostic.span
+        if span.line and not span.text:
+            if span.file not in texts:
+                texts[span.file] = _lines(span.file)
+            text = texts[span.file][span.line - 1].rstrip("\r") if span.line <= len(texts[span.file]) else ""
+            start = len(text) - len(text.lstrip()) + 1
+            span = Span(span.file, span.line, start, max(len(text.rstrip()) + 1, start + 1), text)
+        complete.append(replace(diagnostic, span=span))
+    return complete
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        return (read_text(Path(file)) or "").split("\n")
+    except ConfigurationError:
+        return []
