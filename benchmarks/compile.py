@@ -4,8 +4,8 @@ Usage: ``python benchmarks/compile.py [--guests N ...] [--runs N] [--backend NAM
 
 Makes a configuration for each number of guests in a temporary directory: one NIC a guest, 20 rules each that
 no other guest has, 20 groups, 20 ipsets of 50 entries and 50 aliases. Each run is a whole process from its
-start; what is printed is the median of the runs: wall-clock and CPU seconds, the peak of resident memory in MB
-(10^6 bytes), and the rules of both families and of layer 2 in the output.
+start. What is printed is the median of the runs: wall-clock and CPU seconds, the peak of resident memory in
+MB (10^6 bytes), and the rules of both families and of layer 2 in the output.
 """
 
 from __future__ import annotations
