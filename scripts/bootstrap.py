@@ -131,9 +131,7 @@ class Stamp:
 def build(venv: Path, stamp: Stamp, extras: frozenset[str], lock: int) -> None:
     """Make or renew the environment and stamp it."""
     if any(venv.iterdir()) and not stamp.folder.is_dir():
-        raise BootstrapError(
-            f"{venv} exists and was not made by ./pvefw\nmove it away, or name another in PVEFW_VENV"
-        )
+        raise BootstrapError(f"{venv} exists and was not made by ./pvefw\nmove it away, or name another in PVEFW_VENV")
     keep = stamp.is_complete() and can_run(venv)
     pyproject = PYPROJECT.read_text("utf-8")
     say(f"{'renewing' if keep else 'first use: making'} the virtual environment {venv}")

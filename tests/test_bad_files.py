@@ -99,9 +99,7 @@ def test_another_encoding(root: Path, which: str, encoding: str) -> None:
 def test_a_file_of_100_megabytes(root: Path, which: str) -> None:
     file = root / FILES[which]
     with file.open("w") as out:
-        out.writelines(
-            "# a comment of sixty-four characters, and nothing behind it. ..\n" * 1000 for _ in range(1600)
-        )
+        out.writelines("# a comment of sixty-four characters, and nothing behind it. ..\n" * 1000 for _ in range(1600))
     start = time.monotonic()
     refused(root, file)
     assert time.monotonic() - start < 10
@@ -121,9 +119,7 @@ def test_a_folder_in_place_of_a_file(root: Path, which: str) -> None:
     [
         pytest.param(lambda file: os.mkfifo(file), id="a pipe nobody writes to"),
         pytest.param(lambda file: file.symlink_to(file.name), id="a link to itself"),
-        pytest.param(
-            lambda file: file.symlink_to("/proc/self/mem"), id="a file that gives an error when read"
-        ),
+        pytest.param(lambda file: file.symlink_to("/proc/self/mem"), id="a file that gives an error when read"),
         pytest.param(lambda file: file.symlink_to("/dev/zero"), id="a device without end"),
     ],
 )
@@ -156,8 +152,7 @@ def test_a_firewall_folder_that_is_a_file(root: Path) -> None:
 # --- text beyond measure ------------------------------------------------------------------------------------
 
 RULES = {
-    "a long address list": "IN ACCEPT -source "
-    + ",".join(f"10.{i >> 8}.{i & 255}.0/24" for i in range(20000)),
+    "a long address list": "IN ACCEPT -source " + ",".join(f"10.{i >> 8}.{i & 255}.0/24" for i in range(20000)),
     "a list of commas": "IN ACCEPT -source " + "," * 100_000,
     "a list of ports": "IN ACCEPT -p tcp -dport " + ",".join(["1"] * 50_000),
     "a long word": "IN " + "A" * 100_000,

@@ -44,6 +44,7 @@ from pvefw_nft.config.values import (
     Protocol,
     Range,
     SetKey,
+    common,
     looks_like_address,
     nearest,
     read_addresses,
@@ -405,9 +406,13 @@ class _FileReader:
         dest = self._addresses(written, "dest") if "dest" in fields else None
         families = _families_of(written, source, dest)
         services = _services(written, macro, families)
-        reached = Family(0)
-        for service in services:
-            reached |= service.families
+        if macro is not None and not services and not written.disabled:
+            self.findings.warning(
+                "no-effect",
+                written.span("action"),
+                f"macro {macro.name} is for IPv6 only, the addresses are IPv4; the rule matches nothing",
+                "remove the rule",
+            )
         log = None
         if "log" in fields:
             try:
@@ -422,7 +427,7 @@ class _FileReader:
             source,
             dest,
             services,
-            families & reached,
+            families,
             log,
             written,
         )
@@ -775,8 +780,8 @@ def _expanded(
     if families == Family.BOTH and macro.rules_v4 == macro.rules_v6:
         return tuple(_merged(macro, rule, Family.BOTH, proto, dport, sport) for rule in macro.rules_v4)
     services: list[Service] = []
-    wanted = families & _ICMP_FAMILY[_ICMP[proto]] if proto in _ICMP else families
-    if not wanted:
+    wanted = common(families, _ICMP_FAMILY[_ICMP[proto]]) if proto in _ICMP else families
+    if wanted is None:
         raise _FieldProblem("proto", "mixed-families", f"`{proto}` and the addresses are of different families")
     for family, rules in ((Family.V4, macro.rules_v4), (Family.V6, macro.rules_v6)):
         if family & wanted:
@@ -803,7 +808,10 @@ def _merged(
                 "write a rule without the macro",
             )
     (service,) = _plain(rule.proto, rule.dport or dport, rule.sport or sport, None)
-    return Service(service.families & family, service.protocol, service.sport, service.dport, service.icmp)
+    families = common(service.families, family)
+    if families is None:
+        raise _FieldProblem("action", "mixed-families", f"macro {macro.name} does not speak of these addresses' family")
+    return Service(families, service.protocol, service.sport, service.dport, service.icmp)
 
 
 # --- files ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import socket
 from dataclasses import dataclass
-from enum import Flag
+from enum import IntEnum
 from functools import lru_cache
 
 from pvefw_nft.config import netdb
@@ -31,12 +31,20 @@ class BadValue(ValueError):  # noqa: N818 - a finding about a value, turned into
         self.code = code
 
 
-class Family(Flag):
-    """The IP families a rule speaks of."""
+class Family(IntEnum):
+    """The IP families a rule speaks of. As numbers, ``a & b`` is not 0 where two have something in common."""
 
     V4 = 1
     V6 = 2
     BOTH = 3
+
+
+_BY_NUMBER = (None, Family.V4, Family.V6, Family.BOTH)
+
+
+def common(first: Family, second: Family) -> Family | None:
+    """Return the families that are in both, or None where there are none."""
+    return _BY_NUMBER[first & second]
 
 
 @dataclass(frozen=True, slots=True)

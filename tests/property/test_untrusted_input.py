@@ -198,9 +198,7 @@ ARGUMENT = st.one_of(
     st.sampled_from(["# note", "#", "-x y", *EVIL]),
 )
 # Protocol and port together, or few rules would get as far as the output.
-SERVICE = st.tuples(
-    st.sampled_from(["-p tcp", "-p udp", "-p 6", "-p sctp"]), option(["-dport", "-sport"], PORTS)
-)
+SERVICE = st.tuples(st.sampled_from(["-p tcp", "-p udp", "-p 6", "-p sctp"]), option(["-dport", "-sport"], PORTS))
 NAMED = st.tuples(
     st.sampled_from(["IN", "OUT", "in", "|IN", "FORWARD", "IN", "OUT"]),
     or_evil(ACTIONS),
@@ -221,12 +219,8 @@ GROUP = st.tuples(
     st.just("GROUP"), or_evil(["web", "WEB", "empty", "absent"]), st.sampled_from(["", "-i net0", "net0"])
 )
 RULE = st.one_of(NAMED, NAMED, POSITIONAL, GROUP.map(" ".join))
-ENTRY = st.tuples(st.sampled_from(["", "!", "! "]), or_evil([*ADDRESSES, "10.0.0.128/25", "0.0.0.0/1"])).map(
-    "".join
-)
-HEADER = or_evil(
-    ["[RULES]", "[OPTIONS]", "[ALIASES]", "[IPSET net]", "[group web]", "[IPSET own]", "[nothing]"]
-)
+ENTRY = st.tuples(st.sampled_from(["", "!", "! "]), or_evil([*ADDRESSES, "10.0.0.128/25", "0.0.0.0/1"])).map("".join)
+HEADER = or_evil(["[RULES]", "[OPTIONS]", "[ALIASES]", "[IPSET net]", "[group web]", "[IPSET own]", "[nothing]"])
 LINE = st.one_of(RULE, RULE, ENTRY, HEADER, or_evil(OPTIONS), st.text(max_size=40))
 SECTION = st.one_of(
     st.lists(RULE, max_size=6).map(lambda lines: ["[RULES]", *lines]),
@@ -422,17 +416,11 @@ class Seen:
 
     def add(self, code: int, ruleset: dict[str, dict[str, dict[str, list[str]]]]) -> None:
         self.ends[code] = self.ends.get(code, 0) + 1
-        tables = {
-            (tool, table): ruleset[tool][table]
-            for tool in ("iptables", "ip6tables")
-            for table in ruleset[tool]
-        }
+        tables = {(tool, table): ruleset[tool][table] for tool in ("iptables", "ip6tables") for table in ruleset[tool]}
         tables["ebtables", "filter"] = dict(ruleset["ebtables"])  # type: ignore[arg-type]  # one level less deep
         for key, chains in tables.items():
             self.chains.setdefault(key, {}).update(dict.fromkeys(chains))
-            self.rules.setdefault(key, {}).update(
-                dict.fromkeys(rule for rules in chains.values() for rule in rules)
-            )
+            self.rules.setdefault(key, {}).update(dict.fromkeys(rule for rules in chains.values() for rule in rules))
         self.sets.update(dict.fromkeys(line for lines in ruleset["ipset"].values() for line in lines))
 
 
@@ -472,11 +460,7 @@ def load(seen: Seen, folder: Path) -> None:
     tools = ("unshare", "ipset", "iptables-restore", "ip6tables-restore", "ebtables-restore")
     if os.geteuid() or any(shutil.which(tool, path=SYSTEM_PATH) is None for tool in tools):
         pytest.skip("compiled and read back, but not loaded: that needs root, ipset, iptables and ebtables")
-    create = [
-        re.sub(r"(hashsize|maxelem) \d+", r"\1 65536", line)
-        for line in seen.sets
-        if line.startswith("create")
-    ]
+    create = [re.sub(r"(hashsize|maxelem) \d+", r"\1 65536", line) for line in seen.sets if line.startswith("create")]
     sets = [*dict.fromkeys(create), *(line for line in seen.sets if line.startswith("add"))]
     (folder / "ipset").write_text("\n".join(sets) + "\n")
     script = ["set -e", "ipset -exist restore < ipset"]
