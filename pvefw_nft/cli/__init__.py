@@ -61,8 +61,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.hint:
             click.echo(f"  help: {error.hint}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader has enough (`pvefw compile | head`); without a stdout, nothing is flushed again at exit.
-        sys.stdout = None
-        sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)

@@ -200,7 +200,8 @@ def _fine_rule() -> pp.ParserElement:
     """Return the fine grammar of the named form."""
     type_word = pp.Word(pp.alphas).set_name("a rule type (IN, OUT, FORWARD or GROUP)")
     action = pp.Regex(r"[A-Za-z0-9][A-Za-z0-9_-]*(\([A-Za-z]*\))?").set_name("an action, a macro or a group name")
-    option = pp.one_of(list(OPTION_WORDS), as_keyword=True).set_name("an option such as -source or -dport")
+    options = "|".join(sorted(map(re.escape, OPTION_WORDS), key=len, reverse=True))
+    option = pp.Regex(rf"(?:{options})(?!\S)").set_name("an option such as -source or -dport")
     value = pp.Regex(r"[^\s#-][^\s#]*").set_name("a value for the option")
     comment = pp.Regex(r"#.*").set_name("a comment")
     end = pp.StringEnd().set_name("the end of the line or an option such as -source")

@@ -434,6 +434,8 @@ def nearest(word: str, known: tuple[str, ...] | list[str]) -> str | None:
     """Return ``did you mean …?`` for the nearest known name, or None where nothing is near."""
     import difflib  # deferred: only a mistake needs it
 
-    folded = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower()[:64], folded, n=1, cutoff=0.6)
+    folded: dict[str, str] = {}
+    for name in known:
+        folded.setdefault(name.lower(), name)
+    found = difflib.get_close_matches(word.lower()[:64], folded, n=1, cutoff=0.7)
     return f"did you mean `{folded[found[0]]}`?" if found else None
