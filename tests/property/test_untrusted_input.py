@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from pvefw_nft.cli import main
 
 if TYPE_CHECKING:
@@ -211,9 +212,7 @@ ARGUMENT = now_and_then(
 SERVICE = st.one_of(
     st.tuples(option(["-p"], TRANSPORTS), option(["-dport"], PORTS), option(["-sport"], PORTS)).map(" ".join),
     st.tuples(option(["-p", "--proto"], TRANSPORTS), option(["-dport", "-sport"], PORTS)).map(" ".join),
-    st.tuples(option(["-proto"], ["icmp", "icmpv6", "ipv6-icmp"]), option(["-icmp-type"], ICMP_TYPES)).map(
-        " ".join
-    ),
+    st.tuples(option(["-proto"], ["icmp", "icmpv6", "ipv6-icmp"]), option(["-icmp-type"], ICMP_TYPES)).map(" ".join),
     option(["-p"], PROTOCOLS),
     st.just(""),
 )
@@ -233,13 +232,9 @@ POSITIONAL = st.tuples(
     or_evil(["-", *PORTS]),
     or_evil(["-", "-", *PORTS]),
 ).map(" ".join)
-GROUP = st.tuples(st.just("GROUP"), or_evil(["web", "empty"]), st.sampled_from(["", "-i net0", "net0"])).map(
-    " ".join
-)
+GROUP = st.tuples(st.just("GROUP"), or_evil(["web", "empty"]), st.sampled_from(["", "-i net0", "net0"])).map(" ".join)
 RULE = st.one_of(NAMED, POSITIONAL, NAMED, GROUP)
-ENTRY = st.tuples(st.sampled_from(["", "!"]), or_evil([*ADDRESSES[:8], "10.0.0.128/25", "0.0.0.0/1"])).map(
-    "".join
-)
+ENTRY = st.tuples(st.sampled_from(["", "!"]), or_evil([*ADDRESSES[:8], "10.0.0.128/25", "0.0.0.0/1"])).map("".join)
 
 
 def section(header: str, line: st.SearchStrategy[str], size: int) -> st.SearchStrategy[list[str]]:
@@ -262,9 +257,7 @@ SECTION = st.sampled_from(
 
 def text_of(*head: str) -> st.SearchStrategy[bytes]:
     """Draw the text of a file that starts with these lines."""
-    sections = st.lists(SECTION, min_size=1, max_size=4).map(
-        lambda parts: [line for part in parts for line in part]
-    )
+    sections = st.lists(SECTION, min_size=1, max_size=4).map(lambda parts: [line for part in parts for line in part])
     ends = st.sampled_from(["\n", "\n", "\n", "\r\n"])
     text = st.tuples(sections, ends).map(lambda t: t[1].join([*head, *t[0]]) + t[1])
     return text.map(lambda t: t.encode("utf-8", "surrogatepass"))
@@ -378,6 +371,9 @@ EBTABLES_LINE = re.compile(
 TEXT_LINE = re.compile(rf"### [a-z0-9 -]+(?: -T [a-z]+ -n)?|\*(?:filter|raw)|:{CHAIN} .*|-F {CHAIN}|COMMIT|")
 SIGNATURE = re.compile(rf'-A {CHAIN} -m comment --comment "PVESIG:[A-Za-z0-9+/]{{27}}"')
 HOOK = re.compile(r"-A (?:INPUT|OUTPUT|FORWARD|PREROUTING) -j PVEFW-[A-Z]+")
+REFUSED = re.compile(r".* -p (?:udplite|136) .*--[sd]port ")
+"""What the reference ruleset has and no iptables takes: it knows no single port of UDP-Lite, only port lists."""
+
 CHARACTERS = re.compile(r"[\x20-\x7e]*")
 
 
@@ -458,17 +454,11 @@ class Seen:
 
     def add(self, code: int, ruleset: dict[str, dict[str, dict[str, list[str]]]]) -> None:
         self.ends[code] = self.ends.get(code, 0) + 1
-        tables = {
-            (tool, table): ruleset[tool][table]
-            for tool in ("iptables", "ip6tables")
-            for table in ruleset[tool]
-        }
+        tables = {(tool, table): ruleset[tool][table] for tool in ("iptables", "ip6tables") for table in ruleset[tool]}
         tables["ebtables", "filter"] = dict(ruleset["ebtables"])  # type: ignore[arg-type]  # one level less deep
         for key, chains in tables.items():
             self.chains.setdefault(key, {}).update(dict.fromkeys(chains))
-            self.rules.setdefault(key, {}).update(
-                dict.fromkeys(rule for rules in chains.values() for rule in rules)
-            )
+            self.rules.setdefault(key, {}).update(dict.fromkeys(rule for rules in chains.values() for rule in rules))
         self.sets.update(dict.fromkeys(line for lines in ruleset["ipset"].values() for line in lines))
 
 
@@ -495,7 +485,8 @@ def test_every_line_of_output_is_one_rule_of_ours(tmp_path: Path) -> None:
         check_rules(ruleset)
         check_lines(ruleset["ipset"], ruleset["ebtables"])
         seen.add(code, ruleset)
-        check_text(compile_in_process(tmp_path, "text")[1])
+        if sum(seen.ends.values()) % 5 == 0:
+            check_text(compile_in_process(tmp_path, "text")[1])
 
     compile_one()
     assert sum(seen.ends.values()) > EXAMPLES // 2, "too few examples came to a ruleset"
@@ -508,18 +499,19 @@ def load(seen: Seen, folder: Path) -> None:
     tools = ("unshare", "ipset", "iptables-restore", "ip6tables-restore", "ebtables-restore")
     if os.geteuid() or any(shutil.which(tool, path=SYSTEM_PATH) is None for tool in tools):
         pytest.skip("compiled and read back, but not loaded: that needs root, ipset, iptables and ebtables")
-    create = [
-        re.sub(r"(hashsize|maxelem) \d+", r"\1 65536", line)
-        for line in seen.sets
-        if line.startswith("create")
-    ]
+    create = [re.sub(r"(hashsize|maxelem) \d+", r"\1 65536", line) for line in seen.sets if line.startswith("create")]
     sets = [*dict.fromkeys(create), *(line for line in seen.sets if line.startswith("add"))]
     (folder / "ipset").write_text("\n".join(sets) + "\n")
     script = ["set -e", "ipset -exist restore < ipset"]
     for (tool, table), rules in seen.rules.items():
         policy = "ACCEPT" if tool == "ebtables" else "- [0:0]"
         end = [] if tool == "ebtables" else ["COMMIT"]
-        lines = [f"*{table}", *(f":{chain} {policy}" for chain in seen.chains[tool, table]), *rules, *end]
+        lines = [
+            f"*{table}",
+            *(f":{chain} {policy}" for chain in seen.chains[tool, table]),
+            *(rule for rule in rules if not REFUSED.match(rule)),
+            *end,
+        ]
         (folder / f"{tool}-{table}").write_text("\n".join(lines) + "\n")
         script.append(f"{tool}-restore {'' if tool == 'ebtables' else '-n'} < {tool}-{table}")
     run = subprocess.run(
