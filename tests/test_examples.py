@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,7 +130,10 @@ def parts_of(text: str) -> list[tuple[str, str]]:
 
 
 def rules_by_chain(texts: Iterable[str]) -> dict[tuple[str, str], int]:
-    """Count the rules of each chain by table and name, in restore or save text; a chain may have none."""
+    """Count the rules of each chain by table and name, in restore or save text; a chain may have none.
+
+    iptables makes of a rule with a list of addresses one rule for each.
+    """
     counts: Counter[tuple[str, str]] = Counter()
     for text in texts:
         table = ""
@@ -138,6 +143,7 @@ def rules_by_chain(texts: Iterable[str]) -> dict[tuple[str, str], int]:
                     table = word
                 case [word, *_] if word.startswith(":"):
                     counts[table, word[1:]] += 0
-                case ["-A", chain, *_]:
-                    counts[table, chain] += 1
+                case ["-A", chain, *_] as words:
+                    lists = [list_ for option, list_ in pairwise(words) if option in ("-s", "-d")]
+                    counts[table, chain] += prod(len(list_.split(",")) for list_ in lists)
     return dict(counts)
