@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.load import Configuration, Root
-from pvefw_nft.config.resolve import Findings
 from pvefw_nft.errors import ConfigurationError, PvefwError, UsageError
 from pvefw_nft.ir.host import corosync_peers
 from pvefw_nft.pipeline import Source, check_root
