@@ -203,7 +203,7 @@ def pip_install(venv: Path, extras: frozenset[str], lock: int) -> None:
     pip = [python, "-m", "pip"] if own_pip else [sys.executable, "-m", "pip", "--python", python]
     target = f"{CHECKOUT}[{','.join(sorted(extras))}]" if extras else str(CHECKOUT)
     say(f"installing {'pvefw with ' + ', '.join(sorted(extras)) if extras else 'pvefw'}")
-    options = ["--quiet", "--no-input", "--disable-pip-version-check"]
+    options = ["-qq", "--no-input", "--disable-pip-version-check"]
     run([*pip, "install", *options, "--editable", target], lock, "pip could not install it, see above")
 
 

@@ -35,11 +35,14 @@ def pvefw(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def shown(name: str) -> list[tuple[list[str], list[str]]]:
     """Return each command of an example's README and the lines of output shown below it."""
-    readme = (REPOSITORY / "examples" / name / "README.md").read_text()
+    return sessions_of(REPOSITORY / "examples" / name / "README.md")
+
+
+def sessions_of(readme: Path) -> list[tuple[list[str], list[str]]]:
+    """Return each ``pvefw`` command that a README shows, and the lines of output below it."""
     sessions = []
-    for block in re.findall(r"^```console\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL):
+    for block in re.findall(r"^```console\n(\$ ./pvefw .*?)^```$", readme.read_text("utf-8"), re.MULTILINE | re.DOTALL):
         prompt, *lines = block.splitlines()
-        assert prompt.startswith("$ ./pvefw "), prompt
         sessions.append((shlex.split(prompt)[2:], [line for line in lines if line != "…"]))
     return sessions
 
@@ -55,7 +58,16 @@ def test_there_are_four_examples() -> None:
 
 @each_example
 def test_a_readme_shows_what_its_command_prints(name: str) -> None:
-    for command, lines in shown(name):
+    assert_shown(shown(name))
+
+
+def test_the_projects_readme_shows_what_its_commands_print() -> None:
+    assert_shown(sessions_of(REPOSITORY / "README.md"))
+
+
+def assert_shown(sessions: list[tuple[list[str], list[str]]]) -> None:
+    assert sessions
+    for command, lines in sessions:
         run = pvefw(*command)
         assert (run.returncode, run.stderr) == (0, ""), command
         output = iter(run.stdout.splitlines())
