@@ -86,7 +86,7 @@ def _listed(folder: Path) -> list[Path]:
     """Return what is in a folder; nothing where it does not exist. Raises ConfigurationError."""
     try:
         return list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return []
     except OSError as error:
         raise ConfigurationError(f"{folder}: cannot be read: {error.strerror}", "check its permissions") from None
@@ -105,7 +105,7 @@ def read_text(path: Path) -> str | None:
             raise ConfigurationError(f"{path}: {what}, where a text file should be", "move it away")
         with path.open("rb") as file:
             data = file.read() if status.st_size <= MAX_FILE_SIZE else file.read(MAX_FILE_SIZE + 1)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
