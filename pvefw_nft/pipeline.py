@@ -101,6 +101,10 @@ def make_backend(name: str) -> Backend:
         from backends.iptables import IptablesBackend  # deferred: each run needs one backend
 
         return IptablesBackend()
+    if name == "nft":
+        from backends.nft import NftBackend
+
+        return NftBackend()
     raise UsageError(f"unknown backend `{name}`", "backends are " + ", ".join(BACKENDS))
 
 
