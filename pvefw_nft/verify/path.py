@@ -201,7 +201,7 @@ End: TypeAlias = HostEnd | NicEnd | PortEnd | RoutedEnd
 
 
 def find_ends(topology: Topology, zone: str) -> list[End]:
-    """Return the ends a zone's name may mean, best first: ``host``, ``outside``, ``vm100``, ``vmbr0/eth0`` …
+    """Return the ends that a zone may mean, best first: ``host``, ``outside``, ``vm100``, ``vmbr0/eth0`` etc.
 
     Raises UsageError where there is no such zone, naming those there are.
     """
