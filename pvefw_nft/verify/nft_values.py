@@ -264,7 +264,8 @@ def text_of(expression: Json) -> str:
         if len(expression) == 1:
             (kind, body), = expression.items()  # fmt: skip
             if isinstance(body, dict) and kind in ("payload", "meta", "ct"):
-                return " ".join(str(body[key]) for key in ("protocol", "field", "key") if key in body)
+                words = [str(body[key]) for key in ("protocol", "field", "key") if key in body]
+                return " ".join(words if kind == "payload" else [kind, *words])
             if body is None:
                 return kind
             if kind == "match":

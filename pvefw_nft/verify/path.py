@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pvefw_nft.errors import UsageError
 from pvefw_nft.verify.model import (
+    ARP,
     ETHER_TYPE,
     IBR,
     IIF,
@@ -261,6 +262,7 @@ class Stage:
     first: int | None = None
     last: int | None = None
     when: Condition = TRUE
+    from_host: bool = False
 
     def chains(self, model: RulesetModel, protocol: int) -> list[tuple[Table, Chain]]:
         """Return the base chains a packet of this network protocol (``PROTOCOL``) meets here, in order."""
@@ -271,7 +273,7 @@ class Stage:
         elif protocol == IPV6:
             found = model.base_chains(self.point, Family.IP6, Family.INET)
         else:
-            return []
+            found = model.base_chains(self.point, Family.ARP) if protocol == ARP else []
         return [
             (table, chain)
             for table, chain in found
@@ -398,8 +400,12 @@ def find_path(topology: Topology, source: End, destination: End) -> Path:
         stages += _Bridging(topology, bridge).cross(_port(source), _port(destination))
         return Path(source, destination, tuple(stages + _to_guest(topology, destination)))
     stages = _from_guest(topology, source) + _arrive(topology, source)
-    stages += _local(topology, source, destination)
-    return Path(source, destination, tuple(stages + _depart(topology, destination)))
+    local = [*_local(topology, source, destination), *_depart(topology, destination)]
+    if isinstance(source, HostEnd):
+        local[0] = replace(local[0], from_host=True)
+    stages.append(local[0])
+    stages += [replace(stage, from_host=True) for stage in local[1:]]
+    return Path(source, destination, tuple(stages))
 
 
 def _same_vlan(source: End, destination: End) -> None:
@@ -490,9 +496,10 @@ def _depart(topology: Topology, destination: End) -> list[Stage]:
 
 def _loopback() -> list[Stage]:
     """The host to itself."""
-    return [
+    stages = [
         Stage(Family.IP, Point.OUTPUT, _ip(oif="lo"), "host"),
         Stage(Family.IP, Point.POSTROUTING, _ip(oif="lo"), "host"),
         Stage(Family.IP, Point.PREROUTING, _ip(iif="lo"), "host"),
         Stage(Family.IP, Point.INPUT, _ip(iif="lo"), "host"),
     ]
+    return [replace(stage, from_host=True) for stage in stages]
