@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "compile": ("pvefw_nft.cli.compile", "Print the ruleset of a configuration."),
     "check": ("pvefw_nft.cli.check", "Say what is wrong with a configuration."),
+    "simulate": ("pvefw_nft.cli.simulate", "Say what happens to a packet, and which line decides."),
 }
 
 

@@ -91,6 +91,17 @@ def _flags_text(value: int) -> str:
     return ",".join(found) or "none"
 
 
+def _masked_flags(values: IntervalSet) -> str:
+    """Return a set of flags as ``syn/fin,syn,rst,ack``, the values of the named bits; empty where it is none."""
+    members = [value for first, last in values for value in range(first, last + 1)]
+    mask, value = 0xFF, members[0]
+    for member in members:
+        mask &= ~(member ^ value)
+    if len(members) != 1 << (8 - mask.bit_count()):
+        return ""
+    return f"{_flags_text(value & mask)}/{_flags_text(mask)}"
+
+
 def _icmp_text(on: Field, first: int, last: int) -> str:
     types = names.ICMP_TYPES if on is ICMP else names.ICMP6_TYPES
     if first >> 8 != last >> 8:
@@ -127,8 +138,12 @@ def set_text(on: Field, values: IntervalSet, limit: int = 6) -> str:
     if not values:
         return "nothing"
     outside = values.complement(on.size)
+    if on.kind is FieldKind.TCP_FLAGS and not _masked_flags(values) and outside and _masked_flags(outside):
+        return f"not {_masked_flags(outside)}"
     if len(outside) < len(values) or (len(values) == len(outside) and outside.count() == 1):
         return f"not {set_text(on, outside, limit)}"
+    if on.kind is FieldKind.TCP_FLAGS and (masked := _masked_flags(values)):
+        return masked
     if on.kind in (FieldKind.ENUM, FieldKind.TCP_FLAGS):
         parts = [value_text(on, value) for first, last in values for value in range(first, last + 1)]
     else:

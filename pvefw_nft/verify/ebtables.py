@@ -285,9 +285,7 @@ def _mac(on: Field) -> Matcher:
     def matcher(_parser: _Parser, value: str) -> Condition:
         address, slash, mask = groups.get(value, value).partition("/")
         number = names.mac_number(address)
-        return (
-            Test(on, IntervalSet.masked(names.mac_number(mask), number, 48)) if slash else equals(on, number)
-        )
+        return Test(on, IntervalSet.masked(names.mac_number(mask), number, 48)) if slash else equals(on, number)
 
     return matcher
 
@@ -326,9 +324,7 @@ def _icmp6_type(_parser: _Parser, value: str) -> Condition:
     known = names.ICMP6_TYPES.get(kinds)
     low, _, high = (str(known[0]) if known else kinds).partition(":")
     first, _, last = (codes or "0:255").partition(":")
-    ranges = [
-        (k << 8 | int(first), k << 8 | int(last or first)) for k in range(int(low), int(high or low) + 1)
-    ]
+    ranges = [(k << 8 | int(first), k << 8 | int(last or first)) for k in range(int(low), int(high or low) + 1)]
     return Test(ICMP6, IntervalSet.from_ranges(ranges))
 
 
@@ -356,9 +352,7 @@ _MATCHES: dict[str, Matcher] = {
         lambda _parser, value: equals(L4PROTO, names.protocol_number(value)),
     ),
     **dict.fromkeys(("--ip-source-port", "--ip-sport", "--ip6-source-port", "--ip6-sport"), _ports(SPORT)),
-    **dict.fromkeys(
-        ("--ip-destination-port", "--ip-dport", "--ip6-destination-port", "--ip6-dport"), _ports(DPORT)
-    ),
+    **dict.fromkeys(("--ip-destination-port", "--ip-dport", "--ip6-destination-port", "--ip6-dport"), _ports(DPORT)),
     "--ip6-icmp-type": _icmp6_type,
     "--vlan-id": lambda _parser, value: equals(VLAN_ID, int(value, 0)),
     "--vlan-encap": lambda _parser, value: equals(PROTOCOL, names.ether_type(value)),

@@ -121,9 +121,7 @@ class IpSets:
             fitting = [member.name for member in members if len(member.dimensions) <= len(directions)]
             return Any(tuple(self.condition(member, version, directions) for member in fitting))
         if len(directions) < len(ipset.dimensions):
-            raise ValueError(
-                f"set {name} has {len(ipset.dimensions)} dimensions, the rule names {directions}"
-            )
+            raise ValueError(f"set {name} has {len(ipset.dimensions)} dimensions, the rule names {directions}")
         if ipset.version != version and ipset.kind not in ("bitmap:port", "hash:mac"):
             return FALSE
         if len(ipset.dimensions) == 1 and ipset.dimensions[0] in ("ip", "net"):
@@ -275,9 +273,7 @@ def _entry_condition(ipset: IpSet, entry: Entry, version: int, directions: tuple
             field_ = ETHER_SRC if direction == "src" else ETHER_DST
             parts.append(equals(field_, names.mac_number(part)))
         elif dimension == "mark":
-            parts.append(
-                mark_condition(MARK, int(ipset.options.get("markmask", "0xffffffff"), 0), int(part, 0))
-            )
+            parts.append(mark_condition(MARK, int(ipset.options.get("markmask", "0xffffffff"), 0), int(part, 0)))
         else:
             parts.append(_interface_condition(part, direction))
     return parts[0] if len(parts) == 1 else All(tuple(parts))
@@ -289,9 +285,7 @@ def _port_condition(kind: str, part: str, direction: str) -> Condition:
     number = names.protocol_number(protocol) if colon else 6
     if number in (1, 58):
         types = names.ICMP_TYPES if number == 1 else names.ICMP6_TYPES
-        return All(
-            (equals(L4PROTO, number), Test(ICMP if number == 1 else ICMP6, names.icmp_set(ports, types)))
-        )
+        return All((equals(L4PROTO, number), Test(ICMP if number == 1 else ICMP6, names.icmp_set(ports, types))))
     first, _, last = ports.partition("-")
     low = names.port_number(first)
     high = names.port_number(last) if last else low
@@ -299,11 +293,7 @@ def _port_condition(kind: str, part: str, direction: str) -> Condition:
     test = Test(on, IntervalSet.of((low, high)))
     if kind == "bitmap:port":
         return test
-    return (
-        equals(L4PROTO, number)
-        if number not in (6, 17, 33, 132, 136)
-        else All((equals(L4PROTO, number), test))
-    )
+    return equals(L4PROTO, number) if number not in (6, 17, 33, 132, 136) else All((equals(L4PROTO, number), test))
 
 
 def _interface_condition(part: str, direction: str) -> Condition:

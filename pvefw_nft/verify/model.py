@@ -83,9 +83,7 @@ class Field:
     kind: FieldKind
     names: tuple[str, ...]
 
-    def __new__(
-        cls, name: str, size: int, kind: FieldKind = FieldKind.NUMBER, names: tuple[str, ...] = ()
-    ) -> Field:
+    def __new__(cls, name: str, size: int, kind: FieldKind = FieldKind.NUMBER, names: tuple[str, ...] = ()) -> Field:
         """Return the field of this name, made on first use."""
         known = cls._known.get(name)
         if known is None:

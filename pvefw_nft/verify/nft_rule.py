@@ -418,9 +418,7 @@ class NftRuleParser:
         else:
             ends = as_pair(as_object(number).get("range"))
             first, last = _integer(ends[0]), _integer(ends[1])
-        self.verdict = Queue(
-            first, last, flags == "bypass" or (isinstance(flags, list) and "bypass" in flags)
-        )
+        self.verdict = Queue(first, last, flags == "bypass" or (isinstance(flags, list) and "bypass" in flags))
 
     def _nat(self, kind: str, body: Json) -> None:
         options = body if isinstance(body, dict) else {}
@@ -448,6 +446,10 @@ def _notrack(parser: NftRuleParser, _body: Json) -> None:
     parser.effects.append(NoTrack())
 
 
+def _translating(kind: str) -> Statement:
+    return lambda parser, body: parser._nat(kind, body)
+
+
 def _xt(parser: NftRuleParser, body: Json) -> None:
     """An iptables extension that nft has no words for."""
     text = text_of(body)
@@ -455,11 +457,7 @@ def _xt(parser: NftRuleParser, body: Json) -> None:
         return
     condition = parser.reading.unknown(parser.where, f"xt {text}")
     parser._require(condition)
-    if (
-        isinstance(body, dict)
-        and body.get("type") == "target"
-        and parser.reading.assume is not Assume.NOMATCH
-    ):
+    if isinstance(body, dict) and body.get("type") == "target" and parser.reading.assume is not Assume.NOMATCH:
         parser.verdict = UnknownVerdict(f"xt {text}")
 
 
@@ -482,10 +480,7 @@ _STATEMENTS: dict[str, Statement] = {
     "queue": NftRuleParser._queue,
     "xt": _xt,
     "comment": _nothing,
-    **{
-        name: (lambda parser, body, name=name: parser._nat(name, body))
-        for name in ("dnat", "snat", "masquerade", "redirect")
-    },
+    **{name: _translating(name) for name in ("dnat", "snat", "masquerade", "redirect")},
 }
 
 _REJECTIONS: dict[str, dict[str, tuple[str | None, str | None]]] = {

@@ -150,8 +150,7 @@ class Topology:
         return replace(
             self,
             links=tuple(
-                replace(link, ports=(next(free),)) if link.is_bridge and not link.ports else link
-                for link in links
+                replace(link, ports=(next(free),)) if link.is_bridge and not link.ports else link for link in links
             ),
         )
 

@@ -94,9 +94,7 @@ def _check_loops(reading: Reading, table: Table, next_chains: dict[str, list[str
                 todo.pop()
                 done.add(on_way.pop())
             elif target in on_way:
-                raise reading.error(
-                    f"table {table.key}", f"chains go in a circle: {' → '.join([*on_way, target])}"
-                )
+                raise reading.error(f"table {table.key}", f"chains go in a circle: {' → '.join([*on_way, target])}")
             elif target not in done:
                 on_way.append(target)
                 todo.append(iter(next_chains[target]))

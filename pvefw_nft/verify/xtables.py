@@ -84,10 +84,10 @@ class XtablesReader:
         """The tool's name, as in table keys."""
         return "iptables" if self.version == 4 else "ip6tables"
 
-    def read_text(self, text: str) -> list[Table]:
-        """Return the tables of save or restore text. Raises RulesetError, with line, table and chain."""
+    def read_text(self, text: str, first_line: int = 1) -> None:
+        """Read save or restore text. Raises RulesetError, with line (from ``first_line``), table and chain."""
         table: Table | None = None
-        for number, raw in enumerate(text.splitlines(), 1):
+        for number, raw in enumerate(text.splitlines(), first_line):
             line = raw.strip()
             if not line or line.startswith("#"):
                 continue
@@ -101,7 +101,6 @@ class XtablesReader:
                 self._declare(table, line, number)
             else:
                 self._command(table, line, number)
-        return self.finish()
 
     def read_json(self, tables: Mapping[str, Mapping[str, Iterable[str]]]) -> list[Table]:
         """Return the tables of the JSON form: ``{"filter": {CHAIN: [RULE…]}}``, entered from the hooks."""
@@ -162,19 +161,16 @@ class XtablesReader:
         if command in ("-I", "--insert"):
             first, _, other = body.strip().partition(" ")
             place = int(first) if first.isdecimal() else 1
-            self._append(
-                table, chain, other.strip() if first.isdecimal() else body.strip(), line, number, place
-            )
+            self._append(table, chain, other.strip() if first.isdecimal() else body.strip(), line, number, place)
         elif command in ("-N", "--new-chain"):
             table.chains.setdefault(chain, Chain(chain, []))
         elif command in ("-F", "--flush"):
             for name in [chain] if chain else list(table.chains):
                 self._existing(table, name, where).rules.clear()
         elif command in ("-P", "--policy"):
-            policy = {"ACCEPT": ACCEPT, "DROP": DROP}.get(body.strip())
-            if policy is None:
+            if body.strip() not in ("ACCEPT", "DROP"):
                 raise self.reading.error(where, f"unknown policy: {line}")
-            self._existing(table, chain, where).policy = policy
+            self._existing(table, chain, where).policy = ACCEPT if body.strip() == "ACCEPT" else DROP
         elif command in ("-X", "--delete-chain"):
             for name in [chain] if chain else [c.name for c in table.chains.values() if c.hook is None]:
                 self._existing(table, name, where)
@@ -188,14 +184,10 @@ class XtablesReader:
             raise self.reading.error(where, f"there is no chain '{name}'")
         return chain
 
-    def _append(
-        self, table: Table, name: str, body: str, line: str, number: int, place: int | None = None
-    ) -> None:
+    def _append(self, table: Table, name: str, body: str, line: str, number: int, place: int | None = None) -> None:
         chain = table.chains.get(name)
         if chain is None:
-            raise self.reading.error(
-                f"line {number}: table {table.key}", f"there is no chain '{name}' for: {line}"
-            )
+            raise self.reading.error(f"line {number}: table {table.key}", f"there is no chain '{name}' for: {line}")
         index = len(chain.rules) + 1 if place is None else place
         origin = self.origins.get((table.key.name, name, index), "") if self.origins else ""
         conditions, effects, verdict = self._parser.parse(table, name, index, body)

@@ -436,9 +436,7 @@ def _icmp_type(parser: RuleParser, state: _State, inverted: bool) -> None:  # no
     on, types = (ICMP, names.ICMP_TYPES) if parser.version == 4 else (ICMP6, names.ICMP6_TYPES)
     known = parser._tests.get(("icmp", value, inverted))
     if known is None:
-        known = parser._tests["icmp", value, inverted] = _invert(
-            Test(on, names.icmp_set(value, types)), inverted
-        )
+        known = parser._tests["icmp", value, inverted] = _invert(Test(on, names.icmp_set(value, types)), inverted)
     state.conditions.append(known)
 
 
