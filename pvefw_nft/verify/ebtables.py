@@ -108,10 +108,10 @@ class EbtablesReader:
     origins: Mapping[tuple[str, str, int], str] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
 
-    def read_text(self, text: str) -> list[Table]:
+    def read_text(self, text: str, first_line: int = 1) -> list[Table]:
         """Return the tables of ebtables-save or -restore text. Raises RulesetError, with line and chain."""
         table: Table | None = None
-        for number, raw in enumerate(text.splitlines(), 1):
+        for number, raw in enumerate(text.splitlines(), first_line):
             line = raw.strip()
             if not line or line.startswith("#") or line == "COMMIT":
                 continue

@@ -84,7 +84,7 @@ class IntervalSet:
             return cls(())
         low = (mask & -mask).bit_length() - 1 if mask else bits
         free = [bit for bit in range(low, bits) if not mask >> bit & 1]
-        if len(free) > 12:
+        if len(free) > 16:
             raise ValueError(f"mask {mask:#x} has too many holes")
         starts = [value]
         for bit in free:

@@ -129,10 +129,10 @@ class IpSets:
         return _several(ipset, version, directions)
 
 
-def read_ipsets(text: str, reading: Reading) -> IpSets:
+def read_ipsets(text: str, reading: Reading, first_line: int = 1) -> IpSets:
     """Return the sets of ``ipset save`` (or restore) text. Raises RulesetError, with the line."""
     sets: dict[str, IpSet] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), first_line):
         words = line.split() if '"' not in line else shlex.split(line)
         if not words or words[0].startswith("#") or words[0] == "COMMIT":
             continue

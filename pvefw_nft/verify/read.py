@@ -156,12 +156,12 @@ class _Assembler:
         for name, document in self.found.compiled:
             self._compiled(name, document)
         for part in self._parts("ipset"):
-            self.sets.sets.update(read_ipsets("\n".join(part.lines), self._reading(part.name)).sets)
+            self.sets.sets.update(read_ipsets("\n".join(part.lines), self._reading(part.name), part.line).sets)
         for tool in ("iptables", "ip6tables"):
             self._xtables(tool)
         for part in self._parts("ebtables"):
             reader = EbtablesReader(self._reading(part.name), self._origins("ebtables"))
-            self._add(reader.reading, reader.read_text("\n".join(part.lines)))
+            self._add(reader.reading, reader.read_text("\n".join(part.lines), part.line))
         for part in self._parts("arptables"):
             raise RulesetError(f"{part.name}: arptables rulesets are not modelled", "leave that file out")
         has_xtables = any(table.key.tool != "nft" for table in self.tables)

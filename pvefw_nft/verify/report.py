@@ -60,7 +60,8 @@ def _walk_lines(stage: StageWalk, walk: ChainWalk, *, verbose: bool) -> Iterator
     yield f"    {stage.stage!s:<18} {walk.table.key}: {' → '.join(chains)}: {end}"
     if verbose:
         for step in walk.steps:
-            yield f"      {'✓' if step.matched else '·'} {_tried_text(step)}"
+            if step.rule.verdict is not None or step.rule.effects:  # else a comment: our signatures
+                yield f"      {'✓' if step.matched else '·'} {_tried_text(step)}"
     elif (decider := walk.decider) is not None:
         yield f"      {step_text(decider)}"
 

@@ -192,11 +192,10 @@ class RuleParser:
     def _skip_unknown(self, state: _State, start: str, inverted: bool) -> str:  # noqa: FBT001
         """Return the text of an unknown match, up to the next match or target."""
         words = [start]
-        while state.position < len(state.words) and state.words[state.position] not in _STARTS:
-            if state.words[state.position] == "!" and state.position + 1 < len(state.words):
-                following = state.words[state.position + 1]
-                if following in _STARTS or following in ("-s", "-d", "-i", "-o", "-p"):
-                    break
+        while state.position < len(state.words) and state.words[state.position] not in _GENERAL:
+            following = state.words[state.position + 1 : state.position + 2]
+            if state.words[state.position] == "!" and following and following[0] in _GENERAL:
+                break
             words.append(state.words[state.position])
             state.position += 1
         return ("! " if inverted else "") + " ".join(words)
@@ -572,8 +571,6 @@ _GENERAL: dict[str, Handler] = {
     "-g": _go,
     "--goto": _go,
 }
-_STARTS = frozenset(("-m", "--match", "-j", "--jump", "-g", "--goto"))
-
 _WITHOUT_VALUE = frozenset(
     (
         "--notrack", "--queue-bypass", "--queue-cpu-fanout", "--save-mark", "--restore-mark", "--random",
