@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from pvefw_nft.errors import HostError, UsageError
-from pvefw_nft.pipeline import BACKENDS, check_root, compile_root, default_backend, read_back
+from pvefw_nft.pipeline import BACKENDS, check_root, compile_root, default_backend, read_back, topology
 from pvefw_nft.verify.reading import Assume
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.pipeline import Source
     from pvefw_nft.verify.model import RulesetModel
+    from pvefw_nft.verify.path import Topology
 
 SPEC_HELP = (
     "iptables:DIR or nft:DIR (the configuration below DIR through that backend), save:FILE[,FILE…] (what "
@@ -30,10 +31,11 @@ SPEC_HELP = (
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A ruleset and what to call it."""
+    """A ruleset, what to call it, and the host it runs on."""
 
     name: str
     model: RulesetModel
+    topology: Topology
 
 
 def assume_option(command: Callable[..., object]) -> Callable[..., object]:
@@ -46,42 +48,52 @@ def assume_option(command: Callable[..., object]) -> Callable[..., object]:
     )(command)
 
 
-def load_ruleset(spec: str, source_of: Callable[[Path], Source], assume: str | None) -> Named:
-    """Return the ruleset a name means. ``source_of`` gives the configuration below a folder.
+def load_ruleset(spec: str, source_of: Callable[[Path], Source], assume: str | None, *, default_root: Path) -> Named:
+    """Return the ruleset a name means.
 
-    Raises UsageError for a name that is none, and what reading and compiling raise.
+    ``source_of`` gives the configuration below a folder; that below ``default_root`` says which NICs and bridges the
+    host of a saved or running ruleset has. Raises UsageError for a name that is none, and what reading and
+    compiling raise.
     """
     kind, colon, rest = spec.partition(":")
-    chosen = Assume(assume) if assume else None
     if colon and kind in BACKENDS:
-        return Named(spec, compiled_model(source_of(Path(rest)), kind))
+        return compiled_ruleset(source_of(Path(rest)), kind, spec)
     if colon and kind in ("save", "nft-json"):
-        from pvefw_nft.verify.read import Text, read_ruleset
-
-        texts = [Text(name, _file_text(Path(name))) for name in rest.split(",") if name]
-        return Named(spec, read_ruleset(texts, assume=chosen))
+        texts = [(name, _file_text(Path(name))) for name in rest.split(",") if name]
+        return _read(spec, texts, source_of(default_root), assume)
     if kind == "live" and rest in ("", *BACKENDS):
-        from pvefw_nft.host.saved import saved_rulesets
-        from pvefw_nft.verify.read import Text, read_ruleset
+        from pvefw_nft.host.saved import saved_rulesets  # deferred: few look at what this host runs
 
-        texts = [Text(name, text) for name, text in saved_rulesets(rest or None)]
-        return Named(spec, read_ruleset(texts, assume=chosen))
+        return _read(spec, saved_rulesets(rest or None), source_of(default_root), assume)
     if not colon and Path(spec).is_dir():
-        return Named(spec, compiled_model(source_of(Path(spec)), None))
+        return compiled_ruleset(source_of(Path(spec)), None, spec)
     raise UsageError(f"no ruleset: {spec}", f"name one as {SPEC_HELP}")
 
 
-def compiled_model(source: Source, backend: str | None) -> RulesetModel:
+def _read(spec: str, texts: list[tuple[str, str]], source: Source, assume: str | None) -> Named:
+    from pvefw_nft.verify.read import Text, read_ruleset  # deferred: see above
+
+    model = read_ruleset([Text(*text) for text in texts], assume=Assume(assume) if assume else None)
+    return _named(spec, model, source)
+
+
+def compiled_ruleset(source: Source, backend: str | None, name: str) -> Named:
     """Return the ruleset of a configuration; ``backend`` None: the one that host.fw asks for."""
-    return read_back(compile_root(source, backend))
+    return _named(name, read_back(compile_root(source, backend)), source)
 
 
-def configuration_models(source: Source, backend: str | None) -> list[Named]:
+def _named(name: str, model: RulesetModel, source: Source) -> Named:
+    """Name a ruleset. Its host shows bridged packets to IP hooks (br_netfilter) where iptables needs it to."""
+    needs_call = not model.tables or any(table.key.tool != "nft" for table in model.tables)
+    return Named(name, model, replace(topology(source), call_iptables=needs_call))
+
+
+def configuration_rulesets(source: Source, backend: str | None) -> list[Named]:
     """Return the rulesets of a configuration through a backend, through ``both``, or the one of host.fw (None)."""
     if backend == "both":
-        return [Named(name, compiled_model(source, name)) for name in BACKENDS]
+        return [compiled_ruleset(source, name, name) for name in BACKENDS]
     name = backend or default_backend(check_root(source).node)
-    return [Named(name, compiled_model(source, name))]
+    return [compiled_ruleset(source, name, name)]
 
 
 def _file_text(path: Path) -> str:

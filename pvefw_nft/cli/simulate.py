@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pvefw_nft.cli.options import make_source, source_options
-from pvefw_nft.cli.rulesets import SPEC_HELP, Named, assume_option, configuration_models, load_ruleset
+from pvefw_nft.cli.rulesets import SPEC_HELP, Named, assume_option, configuration_rulesets, load_ruleset
 from pvefw_nft.errors import UsageError
-from pvefw_nft.pipeline import topology
 from pvefw_nft.verify.packet import PacketSpec, make_probe
 from pvefw_nft.verify.report import outcome_data, outcome_lines
 from pvefw_nft.verify.simulate import simulate
@@ -22,7 +21,6 @@ from pvefw_nft.verify.simulate import simulate
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pvefw_nft.verify.path import Topology
     from pvefw_nft.verify.simulate import Outcome
 
 _VERDICTS = ("ACCEPT", "DROP", "REJECT")
@@ -32,6 +30,7 @@ _KEYS = {
     "proto": "protocol",
     "source": "source_address",
     "dest": "destination_address",
+    "fields": "overrides",
 }
 """How a file of packets calls what PacketSpec calls otherwise; the rest is the same, with ``-`` for ``_``."""
 
@@ -72,6 +71,13 @@ class _Test:
 @click.option("--family", type=click.Choice(("4", "6")), help="Where neither an address nor the protocol tells.")
 @click.option("--ether-type", metavar="TYPE", help="A frame that is not IP, by its ether type's name or hex number.")
 @click.option("--arp-sender", metavar="ADDRESS", help="An ARP request with this sender address.")
+@click.option(
+    "--field",
+    "overrides",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any field by its name in reports, such as 'daddr type=broadcast'. May be given many times.",
+)
 @click.option("--backend", type=click.Choice(("iptables", "nft", "both")), help="Default: what host.fw asks for.")
 @click.option("--ruleset", metavar="RULESET", help=f"Instead of the configuration's own ruleset: {SPEC_HELP}.")
 @click.option(
@@ -94,11 +100,11 @@ def simulate_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: AN
     Zones: the host, a guest (vm100, ct200; one of its NICs: vm100i1), the outside, or one port of a bridge
     (vmbr0/eth0). An address means whoever has it.
     """
-    source = make_source(options["root"], options["node"], options["local_network"])
     rulesets = _rulesets(options)
-    way = _topology(topology(source), bridge_call=options["bridge_call"])
+    if (call := options["bridge_call"]) is not None:
+        rulesets = [replace(named, topology=replace(named.topology, call_iptables=call)) for named in rulesets]
     tests = _read_tests(options["tests_file"]) if options["tests_file"] else [_from_options(options)]
-    results = [(test, *_run(test, rulesets, way)) for test in tests]
+    results = [(test, *_run(test, rulesets)) for test in tests]
     if options["form"] == "json":
         click.echo(json.dumps(_data(results, tests_file=options["tests_file"], verbose=options["verbose"]), indent=1))
     else:
@@ -113,14 +119,8 @@ def _rulesets(options: dict[str, Any]) -> list[Named]:
     if options["ruleset"]:
         if options["backend"]:
             raise UsageError("--backend and --ruleset do not go together", "leave one out")
-        return [load_ruleset(options["ruleset"], source_of, options["assume"])]
-    return configuration_models(source_of(options["root"]), options["backend"])
-
-
-def _topology(known: Topology, *, bridge_call: bool) -> Topology:
-    from dataclasses import replace
-
-    return replace(known, call_iptables=bridge_call)
+        return [load_ruleset(options["ruleset"], source_of, options["assume"], default_root=options["root"])]
+    return configuration_rulesets(source_of(options["root"]), options["backend"])
 
 
 def _from_options(options: dict[str, Any]) -> _Test:
@@ -133,8 +133,16 @@ def _from_options(options: dict[str, Any]) -> _Test:
     except ValueError:
         raise UsageError(f"no mark: {options['mark']}", "a number such as 0x80000000") from None
     family = int(options["family"]) if options["family"] else None
+    given["overrides"] = tuple(_override(text) for text in options["overrides"])
     spec = PacketSpec(options["source_zone"], options["destination"], mark=mark, family=family, **given)
     return _Test(spec, _verdict(options["expect"]), "")
+
+
+def _override(text: str) -> tuple[str, str]:
+    name, equals, value = text.rpartition("=")
+    if not equals:
+        raise UsageError(f"no field with a value: {text}", "write --field 'NAME=VALUE'")
+    return name.strip(), value.strip()
 
 
 def _read_tests(path: Path) -> list[_Test]:
@@ -158,7 +166,7 @@ def _read_test(path: Path, number: int, table: dict[str, Any]) -> _Test:
         name = _KEYS.get(key, key.replace("-", "_"))
         if name not in known or (key in known and key in _KEYS.values() and key not in _KEYS):
             raise UsageError(f"{path}: packet {number}: unknown key '{key}'")
-        given[name] = value
+        given[name] = tuple((on, str(text)) for on, text in value.items()) if name == "overrides" else value
     if "source" not in given or "destination" not in given or "expect" not in table:
         raise UsageError(f"{path}: packet {number}: needs from, to and expect")
     return _Test(PacketSpec(**given), _verdict(str(table["expect"])), str(table.get("name", f"packet {number}")))
@@ -175,10 +183,9 @@ def _verdict(text: str | None) -> str | None:
     return f"{verdict} ({match.group(2)})" if match.group(2) else verdict
 
 
-def _run(test: _Test, rulesets: list[Named], way: Topology) -> tuple[bool, list[tuple[str, Outcome]]]:
+def _run(test: _Test, rulesets: list[Named]) -> tuple[bool, list[tuple[str, Outcome]]]:
     """Return whether a packet gets the verdict expected from all rulesets, and the same from each; and how."""
-    probe = make_probe(test.spec, way)
-    outcomes = [(named.name, simulate(named.model, probe)) for named in rulesets]
+    outcomes = [(named.name, simulate(named.model, make_probe(test.spec, named.topology))) for named in rulesets]
     agree = len({outcome.text for _, outcome in outcomes}) == 1
     expected = test.expect is None or all(test.expect in (o.verdict, o.text) for _, o in outcomes)
     return agree and expected, outcomes

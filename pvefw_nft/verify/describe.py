@@ -49,6 +49,7 @@ from pvefw_nft.verify.model import (
     Verdict,
     VerdictMap,
     interface_name,
+    interface_number,
 )
 
 if TYPE_CHECKING:
@@ -84,6 +85,34 @@ def value_text(on: Field, value: int) -> str:
             return on.names[value]
         case FieldKind.NUMBER | FieldKind.BIT:
             return str(value)
+
+
+def parse_value(on: Field, text: str) -> int:
+    """Return the value of a field that :func:`value_text` writes so; raises ValueError."""
+    match on.kind:
+        case FieldKind.IPV4:
+            value = names.address_number(text, 4)
+        case FieldKind.IPV6:
+            value = names.address_number(text, 6)
+        case FieldKind.MAC:
+            value = names.mac_number(text)
+        case FieldKind.INTERFACE:
+            value = interface_number(text)
+        case FieldKind.PROTOCOL:
+            value = names.protocol_number(text)
+        case FieldKind.ETHERTYPE:
+            value = names.ether_type(text)
+        case FieldKind.ICMP:
+            value = names.icmp_set(text, names.ICMP_TYPES if on is ICMP else names.ICMP6_TYPES).smallest()
+        case FieldKind.TCP_FLAGS:
+            value = sum({names.TCP_FLAG_BITS[name] for name in text.split(",") if name != "none"})
+        case FieldKind.ENUM:
+            value = on.names.index(text)
+        case FieldKind.NUMBER | FieldKind.BIT:
+            value = int(text, 0)
+    if not 0 <= value < on.size:
+        raise ValueError(f"{on} is below {on.size}, not {text}")
+    return value
 
 
 def _flags_text(value: int) -> str:

@@ -218,6 +218,14 @@ alone.
 """
 
 
+def field_named(name: str) -> Field:
+    """Return the field of this name; raises ValueError where there is none."""
+    known = Field._known.get(name)
+    if known is None:
+        raise ValueError(f"there is no field '{name}'")
+    return known
+
+
 def rate_field(description: str) -> Field:
     """Return the field that is 1 where a packet counts as over (or within) a rate, as ``description`` says.
 

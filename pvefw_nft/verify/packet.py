@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import UsageError
 from pvefw_nft.verify import names
+from pvefw_nft.verify.describe import parse_value
 from pvefw_nft.verify.model import (
     ADDRESS_TYPES,
     ARP,
@@ -58,6 +59,7 @@ from pvefw_nft.verify.model import (
     VLAN_ID,
     Field,
     FieldKind,
+    field_named,
 )
 from pvefw_nft.verify.path import (
     End,
@@ -98,7 +100,8 @@ class PacketSpec:
 
     ``source`` and ``destination`` are zones or addresses, the destination may carry a port (``10.0.0.7:22``,
     ``[fd00::7]:22``, ``vm100:22``). ``protocol`` is a name or number, or ``arp`` or another ether type by
-    ``ether_type``. ``family`` is 4 or 6. ``mark`` is the packet mark.
+    ``ether_type``. ``family`` is 4 or 6. ``mark`` is the packet mark. ``overrides`` sets fields by their names, after
+    all else.
     """
 
     source: str
@@ -120,6 +123,7 @@ class PacketSpec:
     ether_type: str | None = None
     arp_sender: str | None = None
     uid: int | None = None
+    overrides: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +201,9 @@ class _Maker:
         fields[CT_STATE] = CT_STATES.index(state) if protocol in (IPV4, IPV6) else CT_STATES.index("invalid")
         fields[CT_DIRECTION] = 0
         self._link(fields)
+        for name, value in self.spec.overrides:
+            on = field_named(name)
+            fields[on] = parse_value(on, value)
         return Probe(fields, path)
 
     def _protocol(self) -> int:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pvefw_nft.verify import names
+from pvefw_nft.verify.describe import parse_value
 from pvefw_nft.verify.model import (
     CT_MARK,
     MARK,
     Field,
-    FieldKind,
     Rule,
     RulesetModel,
+    field_named,
     holds,
-    interface_number,
 )
 from pvefw_nft.verify.read import Text, read_ruleset
 
@@ -29,29 +28,9 @@ def packet(**fields: int | str) -> dict[Field, int]:
             bits = MARK if name == "mark" else CT_MARK
             found |= {bit: int(value) >> number & 1 for number, bit in enumerate(bits)}
         else:
-            on = Field._known[name.replace("_", " ")]
-            found[on] = value if isinstance(value, int) else number_of(on, value)
+            on = field_named(name.replace("_", " "))
+            found[on] = value if isinstance(value, int) else parse_value(on, value)
     return found
-
-
-def number_of(on: Field, text: str) -> int:
-    match on.kind:
-        case FieldKind.IPV4:
-            return names.address_number(text, 4)
-        case FieldKind.IPV6:
-            return names.address_number(text, 6)
-        case FieldKind.MAC:
-            return names.mac_number(text)
-        case FieldKind.INTERFACE:
-            return interface_number(text)
-        case FieldKind.PROTOCOL:
-            return names.protocol_number(text)
-        case FieldKind.ETHERTYPE:
-            return names.ether_type(text)
-        case FieldKind.ENUM:
-            return on.names.index(text)
-        case _:
-            return int(text, 0)
 
 
 def matches(rule: Rule, probe: dict[Field, int]) -> bool:
