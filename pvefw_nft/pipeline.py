@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.load import Configuration, Root, read_text
 from pvefw_nft.config.model import GuestKind
-from pvefw_nft.config.resolve import Findings
 from pvefw_nft.errors import ConfigurationError, Diagnostic, Severity, Span, UsageError
 from pvefw_nft.ir.build import build
 from pvefw_nft.ir.nodes import Family, Layer

@@ -131,9 +131,7 @@ class Stamp:
 def build(venv: Path, stamp: Stamp, extras: frozenset[str], lock: int) -> None:
     """Make or renew the environment and stamp it."""
     if any(venv.iterdir()) and not stamp.folder.is_dir():
-        raise BootstrapError(
-            f"{venv} exists and was not made by ./pvefw\nmove it away, or name another in PVEFW_VENV"
-        )
+        raise BootstrapError(f"{venv} exists and was not made by ./pvefw\nmove it away, or name another in PVEFW_VENV")
     keep = stamp.is_complete() and can_run(venv)
     pyproject = PYPROJECT.read_text("utf-8")
     say(f"{'renewing' if keep else 'first use: making'} the virtual environment {venv}")
@@ -205,7 +203,7 @@ def pip_install(venv: Path, extras: frozenset[str], lock: int) -> None:
     pip = [python, "-m", "pip"] if own_pip else [sys.executable, "-m", "pip", "--python", python]
     target = f"{CHECKOUT}[{','.join(sorted(extras))}]" if extras else str(CHECKOUT)
     say(f"installing {'pvefw with ' + ', '.join(sorted(extras)) if extras else 'pvefw'}")
-    options = ["--quiet", "--no-input", "--disable-pip-version-check"]
+    options = ["-qq", "--no-input", "--disable-pip-version-check"]
     run([*pip, "install", *options, "--editable", target], lock, "pip could not install it, see above")
 
 

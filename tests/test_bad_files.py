@@ -87,21 +87,27 @@ def test_a_binary_file(root: Path, which: str) -> None:
     refused(root, file)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1", "cp500"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "cp500"])
 @pytest.mark.parametrize("which", ["cluster", "guest", "conf"])
 def test_another_encoding(root: Path, which: str, encoding: str) -> None:
     file = root / FILES[which]
-    file.write_bytes(("#ü\n" + file.read_text()).encode(encoding))
+    file.write_bytes(file.read_text().encode(encoding))
     refused(root, file)
+
+
+@pytest.mark.parametrize("which", ["cluster", "guest", "conf"])
+def test_a_comment_in_latin_1_changes_nothing(root: Path, which: str) -> None:
+    before = pvefw("compile", root).stdout
+    file = root / FILES[which]
+    file.write_bytes("# für alle\n".encode("latin-1") + file.read_bytes())
+    assert pvefw("compile", root).stdout == before
 
 
 @each_file
 def test_a_file_of_100_megabytes(root: Path, which: str) -> None:
     file = root / FILES[which]
     with file.open("w") as out:
-        out.writelines(
-            "# a comment of sixty-four characters, and nothing behind it. ..\n" * 1000 for _ in range(1600)
-        )
+        out.writelines("# a comment of sixty-four characters, and nothing behind it. ..\n" * 1000 for _ in range(1600))
     start = time.monotonic()
     refused(root, file)
     assert time.monotonic() - start < 10
@@ -121,9 +127,7 @@ def test_a_folder_in_place_of_a_file(root: Path, which: str) -> None:
     [
         pytest.param(lambda file: os.mkfifo(file), id="a pipe nobody writes to"),
         pytest.param(lambda file: file.symlink_to(file.name), id="a link to itself"),
-        pytest.param(
-            lambda file: file.symlink_to("/proc/self/mem"), id="a file that gives an error when read"
-        ),
+        pytest.param(lambda file: file.symlink_to("/proc/self/mem"), id="a file that gives an error when read"),
         pytest.param(lambda file: file.symlink_to("/dev/zero"), id="a device without end"),
     ],
 )
@@ -156,40 +160,50 @@ def test_a_firewall_folder_that_is_a_file(root: Path) -> None:
 # --- text beyond measure ------------------------------------------------------------------------------------
 
 RULES = {
-    "a long address list": "IN ACCEPT -source "
-    + ",".join(f"10.{i >> 8}.{i & 255}.0/24" for i in range(20000)),
-    "a list of commas": "IN ACCEPT -source " + "," * 100_000,
-    "a list of ports": "IN ACCEPT -p tcp -dport " + ",".join(["1"] * 50_000),
-    "a long word": "IN " + "A" * 100_000,
-    "a long macro": "IN " + "A" * 100_000 + "(ACCEPT)",
+    "an address list": "IN ACCEPT -source " + ",".join(f"10.{i >> 8}.{i & 255}.0/24" for i in range(20000)),
+    "commas": "IN ACCEPT -source " + "," * 100_000,
+    "ports": "IN ACCEPT -p tcp -dport " + ",".join(["1"] * 50_000),
+    "a word": "IN " + "A" * 100_000,
+    "a macro": "IN " + "A" * 100_000 + "(ACCEPT)",
     "brackets": "IN " + "(" * 100_000,
-    "many options": "IN ACCEPT" + " -p tcp" * 20_000,
-    "a long comment": "IN ACCEPT # " + "x" * 100_000,
+    "options": "IN ACCEPT" + " -p tcp" * 20_000,
     "blanks": "IN" + " " * 100_000 + "ACCEPT",
     "dashes": "IN ACCEPT " + "-" * 100_000,
-    "a large number": "IN ACCEPT -p tcp -dport " + "9" * 100_000,
-    "a large prefix": "IN ACCEPT -source 10.0.0.0/" + "9" * 100_000,
+    "a port": "IN ACCEPT -p tcp -dport " + "9" * 100_000,
+    "a prefix length": "IN ACCEPT -source 10.0.0.0/" + "9" * 100_000,
     "columns": "IN ACCEPT" + " -" * 50_000,
-    "NUL bytes": "IN ACCEPT -p tcp -dport 22\0 -j ACCEPT",
+    "short commas": "IN ACCEPT -source " + "," * 4000,
+    "short ports": "IN ACCEPT -p tcp -dport " + ",".join(["1"] * 2000),
+    "short brackets": "IN " + "(" * 4000,
+    "short dashes": "IN ACCEPT " + "-" * 4000,
+    "a short port": "IN ACCEPT -p tcp -dport " + "9" * 5000,
+    "short columns": "IN ACCEPT" + " -" * 2000,
     "an escape sequence": "IN ACCEPT -p \x1b[2Jtcp",
 }
-
-HARMLESS = {"a long comment", "blanks"}
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_beyond_measure(root: Path, rule: str) -> None:
     (root / FILES["guest"]).write_text(GUEST + RULES[rule] + "\nIN HTTP(ACCEPT)\n")
     run = pvefw("compile", root, "--format", "json", timeout=10)
+    assert run.returncode == 1
+    assert "100.fw:5" in run.stderr
+    assert len(run.stderr) < 20_000, "a message floods the terminal"
+    # What stands behind it is compiled all the same.
     chain = json.loads(run.stdout)["iptables"]["filter"]["tap100i0-IN"]
-    # What comes behind is compiled all the same, and no message floods the terminal.
     assert "-A tap100i0-IN -p tcp --dport 80 -j ACCEPT" in chain
-    assert len(run.stderr) < 5000
-    if rule in HARMLESS:
-        assert (run.returncode, run.stderr) == (0, "")
-    elif rule != "many options" and rule != "a long address list":
-        assert run.returncode == 1
-        assert "100.fw" in run.stderr
+
+
+def test_a_long_comment_is_no_fault(root: Path) -> None:
+    (root / FILES["guest"]).write_text(f"# {'x' * 100_000}\n{GUEST}IN HTTP(ACCEPT) # {'x' * 5000}\n")
+    run = pvefw("compile", root)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "xxxx" not in run.stdout
+
+
+def test_a_nul_byte_is_no_text(root: Path) -> None:
+    (root / FILES["guest"]).write_text(GUEST + "IN ACCEPT -p tcp -dport 22\0 -j ACCEPT\n")
+    refused(root, root / FILES["guest"])
 
 
 @pytest.mark.parametrize(
@@ -218,7 +232,7 @@ def test_a_name_that_leads_elsewhere(root: Path, lines: str, name: str) -> None:
     assert name not in run.stdout
 
 
-@pytest.mark.parametrize("node", ["..", "../..", "a/b", "", ".", "x\ny", "-x", "$(id)", "a" * 300])
+@pytest.mark.parametrize("node", ["..", "../..", "a/b", "/etc", "", "."])
 def test_a_node_that_is_no_name(root: Path, node: str) -> None:
     run = pvefw("compile", root, f"--node={node}")
     assert run.returncode == 2

@@ -127,9 +127,7 @@ def test_nothing_is_imported_from_the_folder_it_is_called_in(made: Path, tmp_pat
     trap = tmp_path / "pvefw_nft"
     trap.mkdir()
     (trap / "__init__.py").write_text("raise SystemExit('imported from the current folder')")
-    run = subprocess.run(
-        [made / "pvefw"], capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False
-    )
+    run = subprocess.run([made / "pvefw"], capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False)
     assert (run.stdout, run.stderr) == (greeting(made), "")
 
 
@@ -178,9 +176,7 @@ def test_two_first_uses_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("with_children", [True, False])
 def test_a_killed_first_use_is_made_good(tmp_path: Path, with_children: bool) -> None:
     mark = tmp_path / "building"
-    checkout = make_checkout(
-        tmp_path / "checkout", delay=f"open({str(mark)!r}, 'w'); __import__('time').sleep(3)"
-    )
+    checkout = make_checkout(tmp_path / "checkout", delay=f"open({str(mark)!r}, 'w'); __import__('time').sleep(3)")
     run = subprocess.Popen(
         [sys.executable, checkout / "scripts" / "bootstrap.py", checkout / ".venv"],
         stderr=subprocess.DEVNULL,

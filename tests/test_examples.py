@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,11 +35,14 @@ def pvefw(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def shown(name: str) -> list[tuple[list[str], list[str]]]:
     """Return each command of an example's README and the lines of output shown below it."""
-    readme = (REPOSITORY / "examples" / name / "README.md").read_text()
+    return sessions_of(REPOSITORY / "examples" / name / "README.md")
+
+
+def sessions_of(readme: Path) -> list[tuple[list[str], list[str]]]:
+    """Return each ``pvefw`` command that a README shows, and the lines of output below it."""
     sessions = []
-    for block in re.findall(r"^```console\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL):
+    for block in re.findall(r"^```console\n(\$ ./pvefw .*?)^```$", readme.read_text("utf-8"), re.MULTILINE | re.DOTALL):
         prompt, *lines = block.splitlines()
-        assert prompt.startswith("$ ./pvefw "), prompt
         sessions.append((shlex.split(prompt)[2:], [line for line in lines if line != "…"]))
     return sessions
 
@@ -53,7 +58,16 @@ def test_there_are_four_examples() -> None:
 
 @each_example
 def test_a_readme_shows_what_its_command_prints(name: str) -> None:
-    for command, lines in shown(name):
+    assert_shown(shown(name))
+
+
+def test_the_projects_readme_shows_what_its_commands_print() -> None:
+    assert_shown(sessions_of(REPOSITORY / "README.md"))
+
+
+def assert_shown(sessions: list[tuple[list[str], list[str]]]) -> None:
+    assert sessions
+    for command, lines in sessions:
         run = pvefw(*command)
         assert (run.returncode, run.stderr) == (0, ""), command
         output = iter(run.stdout.splitlines())
@@ -128,7 +142,10 @@ def parts_of(text: str) -> list[tuple[str, str]]:
 
 
 def rules_by_chain(texts: Iterable[str]) -> dict[tuple[str, str], int]:
-    """Count the rules of each chain by table and name, in restore or save text; a chain may have none."""
+    """Count the rules of each chain by table and name, in restore or save text; a chain may have none.
+
+    iptables makes of a rule with a list of addresses one rule for each.
+    """
     counts: Counter[tuple[str, str]] = Counter()
     for text in texts:
         table = ""
@@ -138,6 +155,7 @@ def rules_by_chain(texts: Iterable[str]) -> dict[tuple[str, str], int]:
                     table = word
                 case [word, *_] if word.startswith(":"):
                     counts[table, word[1:]] += 0
-                case ["-A", chain, *_]:
-                    counts[table, chain] += 1
+                case ["-A", chain, *_] as words:
+                    lists = [list_ for option, list_ in pairwise(words) if option in ("-s", "-d")]
+                    counts[table, chain] += prod(len(list_.split(",")) for list_ in lists)
     return dict(counts)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -110,6 +109,8 @@ def as_json(diagnostics: Sequence[Diagnostic]) -> str:
 
 def as_sarif(diagnostics: Sequence[Diagnostic]) -> str:
     """Return diagnostics as a SARIF 2.1.0 log (OASIS standard)."""
+    from importlib import metadata  # deferred: it takes longer to import than most runs take to print
+
     codes = sorted({diagnostic.code for diagnostic in diagnostics})
     driver = {
         "name": "pvefw",

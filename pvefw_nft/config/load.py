@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pvefw_nft.config.resolve import Findings
+    from pvefw_nft.config.findings import Findings
 
 MAX_FILE_SIZE = 16 * 1024 * 1024
 """Largest file that is read, in bytes. pmxcfs itself holds files of at most 1 MiB."""
@@ -99,12 +99,12 @@ def read_text(path: Path) -> str | None:
     the file cannot be read, is too large, or is no text.
     """
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise ConfigurationError(f"{path}: {what}, where a text file should be", "move it away")
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_SIZE + 1)
+            data = file.read() if status.st_size <= MAX_FILE_SIZE else file.read(MAX_FILE_SIZE + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -7,14 +7,11 @@ whoever applies a ruleset decides by the diagnostics whether to use it. Problems
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
-from pvefw_nft.config import grammar, macros, netdb
-from pvefw_nft.config.grammar import Line, RuleLine, Section, SectionKind, SyntaxProblem, Word
+from pvefw_nft.config import grammar
+from pvefw_nft.config.grammar import Line, Section, SectionKind, SyntaxProblem, Word
 from pvefw_nft.config.model import (
-    Addresses,
     Alias,
     ClusterConfig,
     ClusterOptions,
@@ -24,39 +21,29 @@ from pvefw_nft.config.model import (
     GuestOptions,
     HostConfig,
     HostOptions,
-    Icmp,
     Ipset,
     IpsetEntry,
     Rule,
-    RuleAction,
     RuleItem,
-    RuleType,
-    Service,
     VnetConfig,
     VnetOptions,
 )
-from pvefw_nft.config.options import OLD_OPTIONS, OPTIONS, FileKind, option_hint, read_log_level
+from pvefw_nft.config.options import OLD_OPTIONS, OPTIONS, FileKind, option_hint
+from pvefw_nft.config.rules import Names, Rejected, RuleReader
 from pvefw_nft.config.values import (
-    PORT_PROTOCOLS,
     BadValue,
-    Family,
     Prefix,
-    Protocol,
-    Range,
-    SetKey,
     looks_like_address,
     nearest,
-    read_addresses,
-    read_ports,
     read_prefix,
-    read_protocol,
 )
-from pvefw_nft.errors import Diagnostic, Severity, Span
+from pvefw_nft.errors import Severity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pvefw_nft.config.values import PortRange
+    from pvefw_nft.config.findings import Findings
+
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]+")
 _MAX_NAME = 64
@@ -89,50 +76,17 @@ _ADDRESS_HINT = "an address, a network, a range, a list, `+ipset` or the name of
 _T = TypeVar("_T")
 
 
-@dataclass(slots=True)
-class Findings:
-    """The diagnostics of a run, in the order in which they were found."""
-
-    diagnostics: list[Diagnostic] = field(default_factory=list)
-
-    def add(self, severity: Severity, code: str, span: Span, message: str, hint: str | None = None) -> None:
-        """Add one diagnostic."""
-        self.diagnostics.append(Diagnostic(severity, code, span, message, hint))
-
-    def error(self, code: str, span: Span, message: str, hint: str | None = None) -> None:
-        """Add an error."""
-        self.add(Severity.ERROR, code, span, message, hint)
-
-    def warning(self, code: str, span: Span, message: str, hint: str | None = None) -> None:
-        """Add a warning."""
-        self.add(Severity.WARNING, code, span, message, hint)
-
-
-@dataclass(slots=True)
-class Names:
-    """The aliases and ipsets that a file has defined so far; ``scope`` is the VMID, 0 for the cluster."""
-
-    scope: int
-    aliases: dict[str, Alias] = field(default_factory=dict)
-    ipsets: dict[str, Ipset] = field(default_factory=dict)
-
-
 class _FileReader:
     """Reads one firewall file, top to bottom; what is defined below a line is not known to it."""
 
     def __init__(self, kind: FileKind, findings: Findings, cluster: Names, guest: Names | None) -> None:
         self.kind = kind
         self.findings = findings
-        self.cluster = cluster
-        self.guest = guest
+        self.own = guest or cluster
+        self._rules = RuleReader(kind, findings, cluster, guest)
         self.options: dict[str, object] = {}
         self.groups: dict[str, Group] = {}
         self.rules: list[RuleItem] = []
-
-    @property
-    def own(self) -> Names:
-        """The names that this file defines."""
-        return self.guest or self.cluster
 
     def read(self, file: str, text: str) -> None:
         sections, before = grammar.read_sections(file, text)
@@ -377,174 +331,19 @@ class _FileReader:
             )
             return None
         try:
-            rule = self._rule(written, types, columns)
-        except _Rejected as rejected:
+            rule = self._rules.read(written, types, columns)
+        except Rejected as rejected:
             severity = Severity.WARNING if written.disabled else Severity.ERROR
             self.findings.add(severity, rejected.code, rejected.span, rejected.message, rejected.hint)
             return None
         return None if written.disabled else rule
 
-    def _rule(self, written: RuleLine, types: tuple[str, ...], columns: tuple[str, ...]) -> RuleItem:
-        kind = written.type.text.upper()
-        if kind not in types:
-            known = kind in ("IN", "OUT", "FORWARD", "GROUP")
-            raise _Rejected(
-                written.span("type"),
-                "bad-rule-type",
-                f"rules of type {kind} are not allowed here"
-                if known
-                else f"unknown rule type `{written.type.text[:40]}`",
-                (None if known else nearest(kind, types)) or "types here are " + ", ".join(types),
-            )
-        iface = self._interface(written, has_interface=columns[0] == "iface")
-        if kind == "GROUP":
-            return self._group_rule(written, iface)
-        macro, action = _read_action(written)
-        fields = written.fields
-        source = self._addresses(written, "source") if "source" in fields else None
-        dest = self._addresses(written, "dest") if "dest" in fields else None
-        families = _families_of(written, source, dest)
-        services = _services(written, macro, families)
-        reached = Family(0)
-        for service in services:
-            reached |= service.families
-        log = None
-        if "log" in fields:
-            try:
-                log = read_log_level(fields["log"].text)
-            except BadValue as bad:
-                raise _Rejected.value(written, "log", bad) from None
-        return Rule(
-            RuleType(kind),
-            action,
-            None if macro is None else macro.name,
-            iface,
-            source,
-            dest,
-            services,
-            families & reached,
-            log,
-            written,
-        )
-
-    def _interface(self, written: RuleLine, *, has_interface: bool) -> str | None:
-        word = written.fields.get("iface")
-        if word is None:
-            return None
-        if not has_interface:
-            raise _Rejected(
-                written.span("iface"),
-                "misplaced-interface",
-                "rules here have no interface",
-                "name the interface in the GROUP rule that uses the group" if self.kind is not FileKind.VNET else None,
-            )
-        if self.kind is FileKind.GUEST:
-            if not _GUEST_NIC.fullmatch(word.text):
-                raise _Rejected(
-                    written.span("iface"),
-                    "bad-interface",
-                    f"`{word.text[:40]}` is not a NIC of a guest",
-                    "a guest's NICs are net0 to net31",
-                )
-        elif not _INTERFACE.fullmatch(word.text) or len(word.text) > 15:
-            raise _Rejected(
-                written.span("iface"),
-                "bad-interface",
-                f"`{word.text[:40]}` cannot be the name of an interface",
-                "interface names have at most 15 letters, digits, `.`, `-` and `_`",
-            )
-        return word.text
-
-    def _group_rule(self, written: RuleLine, iface: str | None) -> GroupRule:
-        extra = next((name for name in written.fields if name != "iface"), None)
-        if extra is not None:
-            raise _Rejected(
-                written.span(extra),
-                "group-condition",
-                "a GROUP rule takes an interface and nothing else",
-                "put the condition into the rules of the group",
-            )
-        return GroupRule(written.action.text, iface, written)
-
-    def _addresses(self, written: RuleLine, name: str) -> Addresses:
-        word = written.fields[name]
-        text = word.text
-        try:
-            if text[0] == "+":
-                return self._set(written.line, word)
-            if looks_like_address(text):
-                return read_addresses(text)
-            if "," in text or "/" in text.removeprefix("dc/").removeprefix("guest/"):
-                raise BadValue(
-                    f"`{text[:60]}` is not an address",
-                    start=0,
-                    end=len(text),
-                    code="bad-address",
-                    hint="write " + _ADDRESS_HINT,
-                )
-        except BadValue as bad:
-            raise _Rejected.value(written, name, bad) from None
-        return (self._find_alias(written.line, word),)
-
     def _alias(self, line: Line, word: Word) -> Prefix | None:
         try:
-            return self._find_alias(line, word)
-        except _Rejected as rejected:
+            return self._rules.find_alias(line, word)
+        except Rejected as rejected:
             self.findings.error(rejected.code, rejected.span, rejected.message, rejected.hint)
             return None
-
-    def _find_alias(self, line: Line, word: Word) -> Prefix:
-        scope, name = _scoped(word.text)
-        for names in self._scopes(scope):
-            alias = names.aliases.get(name.lower())
-            if alias is not None:
-                return alias.prefix
-        known = [alias for names in self._scopes(scope) for alias in names.aliases]
-        hint = nearest(name, known) or self._elsewhere(scope, name, "aliases") or f"write {_ADDRESS_HINT}"
-        raise _Rejected(
-            line.span(word.start, word.end),
-            "unknown-alias",
-            f"no alias `{word.text[:80]}` is defined above this line",
-            hint,
-        )
-
-    def _set(self, line: Line, word: Word) -> SetKey:
-        scope, name = _scoped(word.text[1:])
-        if scope == "sdn":
-            raise _Rejected(
-                line.span(word.start, word.end),
-                "unknown-ipset",
-                "the ipsets of SDN zones are not known to pvefw",
-                "define an ipset with the zone's networks in cluster.fw",
-            )
-        for names in self._scopes(scope):
-            if name in names.ipsets:
-                return SetKey(names.scope, name)
-        known = [ipset for names in self._scopes(scope) for ipset in names.ipsets]
-        lower = name.lower()
-        hint = (
-            f"ipset names are in lower case: write `{lower}`"
-            if lower in known
-            else nearest(name, known) or self._elsewhere(scope, name, "ipsets")
-        )
-        raise _Rejected(
-            line.span(word.start, word.end),
-            "unknown-ipset",
-            f"no ipset `{word.text[:80]}` is defined above this line",
-            hint,
-        )
-
-    def _scopes(self, scope: str) -> list[Names]:
-        guest = [] if self.guest is None else [self.guest]
-        return {"": [*guest, self.cluster], "dc": [self.cluster], "guest": guest}.get(scope, [])
-
-    def _elsewhere(self, scope: str, name: str, kind: str) -> str | None:
-        if scope == "guest" and self.guest is None:
-            return "only a guest's own file knows the scope `guest/`"
-        others = [names for names in self._scopes("") if names not in self._scopes(scope)]
-        if any(name.lower() in getattr(names, kind) for names in others):
-            return f"it is defined in the other scope: leave out `{scope}/`"
-        return None
 
     # --- problems ---
 
@@ -553,257 +352,6 @@ class _FileReader:
 
     def _bad_value(self, line: Line, word: Word, bad: BadValue) -> None:
         self.findings.error(bad.code, line.span(word.start + bad.start, word.start + bad.end), bad.message, bad.hint)
-
-
-class _Rejected(Exception):  # noqa: N818 - a finding about a rule, turned into a diagnostic
-    """A rule that cannot be used."""
-
-    def __init__(self, span: Span, code: str, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.span = span
-        self.code = code
-        self.message = message
-        self.hint = hint
-
-    @classmethod
-    def value(cls, written: RuleLine, name: str, bad: BadValue) -> _Rejected:
-        """Make one of a value that cannot be read."""
-        start = written.fields[name].start
-        return cls(written.line.span(start + bad.start, start + bad.end), bad.code, bad.message, bad.hint)
-
-
-def _scoped(text: str) -> tuple[str, str]:
-    scope, slash, name = text.partition("/")
-    return (scope, name) if slash else ("", text)
-
-
-def _read_action(written: RuleLine) -> tuple[macros.Macro | None, RuleAction]:
-    text = written.action.text
-    found = _ACTION.fullmatch(text)
-    if found is None or (found[1] is None) != (found[3] is None):
-        known = ("ACCEPT", "DROP", "REJECT")
-        if text.upper() in known:
-            hint = f"actions are in upper case: write {text.upper()}"
-        elif macros.get(text) is not None:
-            hint = f"a macro takes an action: write {text}(ACCEPT)"
-        else:
-            hint = nearest(text, known) or "write ACCEPT, DROP, REJECT or a macro with one of them, like SSH(ACCEPT)"
-        raise _Rejected(written.span("action"), "bad-action", f"unknown action `{text[:60]}`", hint)
-    if found[1] is None:
-        return None, RuleAction(found[2])
-    macro = macros.get(found[1])
-    if macro is None:
-        start = written.action.start
-        raise _Rejected(
-            written.line.span(start, start + len(found[1])),
-            "unknown-macro",
-            f"unknown macro `{found[1][:60]}`",
-            nearest(found[1], macros.names()),
-        )
-    return macro, RuleAction(found[2])
-
-
-def _families_of(written: RuleLine, source: Addresses | None, dest: Addresses | None) -> Family:
-    """Return the families that the addresses of a rule leave; sets leave both."""
-    versions: dict[str, int] = {}
-    for name, addresses in (("source", source), ("dest", dest)):
-        match addresses:
-            case None | SetKey():
-                pass
-            case Range():
-                versions[name] = addresses.version
-            case _:
-                versions[name] = addresses[0].version
-    if len(set(versions.values())) > 1:
-        raise _Rejected(
-            written.span("dest"),
-            "mixed-families",
-            f"the source is IPv{versions['source']}, the destination IPv{versions['dest']}",
-            "no packet has both; write one rule for each family",
-        )
-    if not versions:
-        return Family.BOTH
-    return Family.V4 if 4 in versions.values() else Family.V6
-
-
-def _services(written: RuleLine, macro: macros.Macro | None, families: Family) -> tuple[Service, ...]:
-    """Return what a rule matches beyond interface and addresses, for those families."""
-    fields = written.fields
-    given = tuple(fields[name].text if name in fields else None for name in ("proto", "dport", "sport", "icmp-type"))
-    try:
-        services = _plain(*given) if macro is None else _expanded(macro.name, families, *given)
-    except _FieldProblem as problem:
-        name = problem.field if problem.field in fields else "action"
-        if problem.bad is not None and name == problem.field:
-            raise _Rejected.value(written, name, problem.bad) from None
-        raise _Rejected(written.span(name), problem.code, problem.message, problem.hint) from None
-    if any(service.families & families for service in services) or macro is not None:
-        return services
-    raise _Rejected(
-        written.span("proto"),
-        "mixed-families",
-        f"`{given[0]}` and the addresses are of different families",
-        "no packet has both",
-    )
-
-
-class _FieldProblem(Exception):  # noqa: N818 - a finding about a field, turned into a diagnostic
-    """What is wrong with one field of a rule, independent of its place."""
-
-    def __init__(
-        self, field: str, code: str, message: str, hint: str | None = None, bad: BadValue | None = None
-    ) -> None:
-        super().__init__(message)
-        self.field = field
-        self.code = code
-        self.message = message
-        self.hint = hint
-        self.bad = bad
-
-
-def _of(name: str, bad: BadValue) -> _FieldProblem:
-    return _FieldProblem(name, bad.code, bad.message, bad.hint, bad)
-
-
-_ICMP = {"icmp": 4, "icmpv6": 6, "ipv6-icmp": 6}
-_ICMP_FAMILY = {4: Family.V4, 6: Family.V6}
-
-
-@lru_cache(maxsize=16384)
-def _plain(proto: str | None, dport: str | None, sport: str | None, icmp_type: str | None) -> tuple[Service, ...]:
-    """Return the service of a rule without a macro."""
-    if proto is None:
-        for name, value in (("dport", dport), ("sport", sport)):
-            if value is not None:
-                raise _FieldProblem(name, "port-without-protocol", "a port needs a protocol", "add -p tcp or -p udp")
-        if icmp_type is not None:
-            raise _FieldProblem(
-                "icmp-type", "bad-icmp-type", "an ICMP type needs a protocol", "add -p icmp or -p icmpv6"
-            )
-        return (Service(Family.BOTH),)
-    try:
-        protocol = read_protocol(proto)
-    except BadValue as bad:
-        raise _of("proto", bad) from None
-    version = _ICMP.get(proto)
-    if version is not None:
-        return (Service(_ICMP_FAMILY[version], protocol, icmp=_icmp(version, dport, sport, icmp_type)),)
-    if icmp_type is not None:
-        raise _FieldProblem(
-            "icmp-type",
-            "bad-icmp-type",
-            f"protocol `{proto}` has no ICMP types",
-            "an ICMP type goes with -p icmp or -p icmpv6",
-        )
-    ports = {"sport": sport, "dport": dport}
-    if protocol.number not in PORT_PROTOCOLS:
-        for name, value in ports.items():
-            if value is not None:
-                raise _FieldProblem(
-                    name,
-                    "port-without-protocol",
-                    f"protocol `{proto}` has no ports",
-                    "ports go with " + ", ".join(PORT_PROTOCOLS.values()),
-                )
-        return (Service(Family.BOTH, protocol),)
-    return (Service(Family.BOTH, protocol, _ports("sport", sport, protocol), _ports("dport", dport, protocol)),)
-
-
-def _ports(name: str, text: str | None, protocol: Protocol) -> tuple[PortRange, ...]:
-    if text is None:
-        return ()
-    try:
-        return read_ports(text, protocol.number)
-    except BadValue as bad:
-        raise _of(name, bad) from None
-
-
-def _icmp(version: int, dport: str | None, sport: str | None, icmp_type: str | None) -> Icmp | None:
-    """Return the ICMP type of a rule: a name, or in older files a name or number in the place of the port."""
-    if sport is not None:
-        raise _FieldProblem("sport", "port-without-protocol", "ICMP has no source ports")
-    if icmp_type is not None and dport is not None:
-        raise _FieldProblem("dport", "bad-icmp-type", "the rule has an ICMP type already", "remove -dport")
-    text = dport if icmp_type is None else icmp_type
-    if text is None:
-        return None
-    name = "dport" if icmp_type is None else "icmp-type"
-    if dport is not None and text.isascii() and text.isdigit():
-        if len(text) > 3 or int(text) > 255 or (text[0] == "0" and text != "0"):
-            raise _FieldProblem(
-                name,
-                "bad-icmp-type",
-                f"`{text[:40]}` is not an ICMP type",
-                "types go from 0 to 255, without leading zeros",
-            )
-        return Icmp(version, int(text), None, text)
-    known = netdb.icmp_type(version, text)
-    if known is None:
-        other = netdb.icmp_type(10 - version, text)
-        hint = (
-            f"it is a type of {'ICMPv6' if version == 4 else 'ICMP'}"
-            if other is not None
-            else nearest(text, netdb.icmp_type_names(version))
-            or ("write the type's name, such as echo-request" if text.isdigit() else None)
-        )
-        raise _FieldProblem(
-            name, "bad-icmp-type", f"unknown type `{text[:60]}` of {'ICMP' if version == 4 else 'ICMPv6'}", hint
-        )
-    return Icmp(version, *known, text)
-
-
-@lru_cache(maxsize=4096)
-def _expanded(
-    name: str,
-    families: Family,
-    proto: str | None,
-    dport: str | None,
-    sport: str | None,
-    icmp_type: str | None,
-) -> tuple[Service, ...]:
-    """Return the services of a macro, with what it leaves open taken from the rule.
-
-    Before: ``DNS(ACCEPT)``. After: udp to port 53, tcp to port 53, each for both families.
-    """
-    macro = macros.get(name)
-    if macro is None:
-        raise KeyError(name)
-    if icmp_type is not None:
-        raise _FieldProblem(
-            "icmp-type", "macro-conflict", f"macro {name} says itself what it matches", "remove -icmp-type"
-        )
-    if families == Family.BOTH and macro.rules_v4 == macro.rules_v6:
-        return tuple(_merged(macro, rule, Family.BOTH, proto, dport, sport) for rule in macro.rules_v4)
-    services: list[Service] = []
-    wanted = families & _ICMP_FAMILY[_ICMP[proto]] if proto in _ICMP else families
-    if not wanted:
-        raise _FieldProblem("proto", "mixed-families", f"`{proto}` and the addresses are of different families")
-    for family, rules in ((Family.V4, macro.rules_v4), (Family.V6, macro.rules_v6)):
-        if family & wanted:
-            services += [_merged(macro, rule, family, proto, dport, sport) for rule in rules]
-    return tuple(services)
-
-
-def _merged(
-    macro: macros.Macro,
-    rule: macros.MacroRule,
-    family: Family,
-    proto: str | None,
-    dport: str | None,
-    sport: str | None,
-) -> Service:
-    settings = {"proto": (rule.proto, proto), "dport": (rule.dport, dport), "sport": (rule.sport, sport)}
-    for field_name, (fixed, given) in settings.items():
-        if fixed is not None and given is not None and fixed != given:
-            what = {"proto": "protocol", "dport": "destination port", "sport": "source port"}[field_name]
-            raise _FieldProblem(
-                field_name,
-                "macro-conflict",
-                f"macro {macro.name} sets {what} {fixed}, the rule says {given[:40]}",
-                "write a rule without the macro",
-            )
-    (service,) = _plain(rule.proto, rule.dport or dport, rule.sport or sport, None)
-    return Service(service.families & family, service.protocol, service.sport, service.dport, service.icmp)
 
 
 # --- files ---------------------------------------------------------------------------------------------------

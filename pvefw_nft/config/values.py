@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import socket
 from dataclasses import dataclass
-from enum import Flag
+from enum import IntEnum
 from functools import lru_cache
 
 from pvefw_nft.config import netdb
@@ -31,12 +31,20 @@ class BadValue(ValueError):  # noqa: N818 - a finding about a value, turned into
         self.code = code
 
 
-class Family(Flag):
-    """The IP families a rule speaks of."""
+class Family(IntEnum):
+    """The IP families a rule speaks of. As numbers, ``a & b`` is not 0 where two have something in common."""
 
     V4 = 1
     V6 = 2
     BOTH = 3
+
+
+_BY_NUMBER = (None, Family.V4, Family.V6, Family.BOTH)
+
+
+def common(first: Family, second: Family) -> Family | None:
+    """Return the families that are in both, or None where there are none."""
+    return _BY_NUMBER[first & second]
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,6 +434,8 @@ def nearest(word: str, known: tuple[str, ...] | list[str]) -> str | None:
     """Return ``did you mean …?`` for the nearest known name, or None where nothing is near."""
     import difflib  # deferred: only a mistake needs it
 
-    folded = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower()[:64], folded, n=1, cutoff=0.6)
+    folded: dict[str, str] = {}
+    for name in known:
+        folded.setdefault(name.lower(), name)
+    found = difflib.get_close_matches(word.lower()[:64], folded, n=1, cutoff=0.7)
     return f"did you mean `{folded[found[0]]}`?" if found else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pvefw_nft.config.model import GroupRule, Policy, RuleAction, RuleType
-from pvefw_nft.config.values import Range
+from pvefw_nft.config.values import Range, common
 from pvefw_nft.ir.nodes import (
     Accept,
     AcceptMark,
@@ -116,8 +116,8 @@ def user_rule(
     origin = Origin(Provenance.USER, line.file, line.number, rule.macro, group)
     log = context.log(rule.log, vmid, chain, rule.action.value)
     for service in rule.services:
-        families = rule.families & service.families
-        if families:
+        families = common(rule.families, service.families)
+        if families is not None:
             yield Rule((*head, *_service(service)), action, origin, families, log)
 
 

@@ -53,8 +53,9 @@ def validate(ruleset: Ruleset) -> None:
     """Check a ruleset. Raises InternalError that names the chain and what is wrong with it."""
     keys = {made.key for made in ruleset.sets}
     for layer, chains in ruleset.chains.items():
+        sound: set[tuple[int, Family]] = set()
         for chain in chains.values():
-            _check_chain(layer, chain, chains, keys)
+            _check_chain(layer, chain, chains, keys, sound)
         _check_loops(layer, chains)
     for hook in ruleset.hooks:
         _require(hook.chain in ruleset.chains[hook.layer], f"hook {hook.point.value} has no chain {hook.chain}")
@@ -74,11 +75,17 @@ def _require(holds: bool, message: str) -> None:  # noqa: FBT001 - an assertion 
         raise InternalError(f"invalid ruleset: {message}", "this is a bug of pvefw; please report it")
 
 
-def _check_chain(layer: Layer, chain: Chain, chains: Mapping[str, Chain], keys: set[SetKey]) -> None:
+def _check_chain(
+    layer: Layer, chain: Chain, chains: Mapping[str, Chain], keys: set[SetKey], sound: set[tuple[int, Family]]
+) -> None:
+    """Check a chain. ``sound`` holds the rules found in order so far: many chains share some."""
     name = chain.name
     if len(name) > MAX_CHAIN_NAME or not _CHAIN_NAME.fullmatch(name):
         _require(holds=False, message=f"{name!r} cannot name a chain")
     for rule in chain.rules:
+        if (id(rule), chain.families) in sound:
+            continue
+        sound.add((id(rule), chain.families))
         problem = _rule_problem(layer, rule, chain, chains, keys)
         if problem is not None:
             _require(holds=False, message=f"{layer.value} {name}, {rule.origin}: {problem}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from probes import matches, packet, rule_of
 
 from pvefw_nft.verify.model import ACCEPT, DROP, RETURN, Jump, Log, MarkTarget, Rule, SetMark
 from pvefw_nft.verify.read import Text, read_compiled, read_ruleset
 from pvefw_nft.verify.reading import RulesetError
+from tests.verify.probes import matches, packet, rule_of
 
 
 def ebtables_rule(body: str) -> Rule:

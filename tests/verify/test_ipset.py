@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from probes import matches, packet, xtables_rule
 
 from pvefw_nft.verify.reading import RulesetError
+from tests.verify.probes import matches, packet, xtables_rule
 
 NETS = """create x hash:net family inet hashsize 64 maxelem 64 bucketsize 12
 add x 10.0.0.0/8

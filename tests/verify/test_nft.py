@@ -6,7 +6,6 @@ import json
 from typing import Any, TypeAlias
 
 import pytest
-from probes import matches, packet
 
 from pvefw_nft.verify.model import (
     ACCEPT,
@@ -32,6 +31,7 @@ from pvefw_nft.verify.model import (
 )
 from pvefw_nft.verify.read import Text, read_ruleset
 from pvefw_nft.verify.reading import Assume, RulesetError
+from tests.verify.probes import matches, packet
 
 Json: TypeAlias = Any
 """JSON of no particular shape."""

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from probes import matches, packet, rule_of
 
 from pvefw_nft.verify.model import ACCEPT, DROP, Family, Nat, Point, RulesetModel
 from pvefw_nft.verify.read import Text, read_compiled, read_ruleset
 from pvefw_nft.verify.reading import RulesetError
+from tests.verify.probes import matches, packet, rule_of
 
 SAMPLES = Path(__file__).parent / "samples"
 SHARED = Path(__file__).resolve().parents[3] / "shared"

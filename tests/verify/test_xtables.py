@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from probes import matches, packet, rule_of, xtables_rule
 
 from pvefw_nft.verify.model import (
     ACCEPT,
@@ -25,6 +24,7 @@ from pvefw_nft.verify.model import (
 )
 from pvefw_nft.verify.read import Text, read_ruleset
 from pvefw_nft.verify.reading import Assume, RulesetError
+from tests.verify.probes import matches, packet, rule_of, xtables_rule
 
 TCP = {"l4proto": 6}
 UDP = {"l4proto": 17}

@@ -1,0 +1,153 @@
+"""The commands as a user types them: what is printed where, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pvefw_nft.cli import main
+from tests.support import NODE, VM
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support import MakeRoot
+
+ON = "[OPTIONS]\nenable: 1\n"
+BAD: dict[str, str | bytes] = {"cluster": ON + "[RULES]\nIN SSSH(ACCEPT)\n|IN NOPE\n"}
+
+
+def run(root: Path, *arguments: str) -> int:
+    """Run a command in this process; returns its exit code."""
+    command, *options = arguments
+    with pytest.raises(SystemExit) as end:
+        main([command, "--root", str(root), "--node", NODE, "--local-network", "10.0.0.0/24", *options])
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_compile(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(make_root({"100.conf": VM, "100.fw": ON}), "compile") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("### ipset restore\n")
+    assert ":tap100i0-IN - [0:0]" in out
+    assert err == ""
+
+
+def test_compile_json(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(make_root(), "compile", "--format", "json") == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert list(document) == ["enabled", "iptables", "ip6tables", "ipset", "ebtables"]
+
+
+def test_compile_of_a_disabled_firewall_is_empty(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(make_root({"cluster": ""}), "compile", "--format", "json") == 0
+    empty: dict[str, Any] = {"filter": {}, "raw": {}}
+    document = json.loads(capsys.readouterr().out)
+    assert document == {"enabled": False, "iptables": empty, "ip6tables": empty, "ipset": {}, "ebtables": {}}
+
+
+def test_compile_with_problems_prints_both_and_exits_1(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(make_root(BAD), "compile") == 1
+    out, err = capsys.readouterr()
+    assert "PVEFW-HOST-IN" in out
+    assert err.splitlines()[0] == "error[unknown-macro]: unknown macro `SSSH`"
+    assert "cluster.fw:4:4" in err
+    assert "4 | IN SSSH(ACCEPT)\n  |    ^^^^\n" in err
+    assert err.endswith("1 error, 1 warning\n")
+
+
+def test_compile_to_a_file(make_root: MakeRoot, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    output = tmp_path / "out.txt"
+    assert run(make_root(), "compile", "-o", str(output)) == 0
+    assert output.read_text().startswith("### ipset restore\n")
+    assert capsys.readouterr().out == ""
+    assert run(make_root(), "compile", "-o", str(tmp_path / "no" / "out.txt")) == 3
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_check(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(make_root(), "check") == 0
+    assert capsys.readouterr().out == "no problems\n"
+
+
+def test_check_json(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_root(BAD)
+    assert run(root, "check", "--format", "json") == 1
+    first, second = json.loads(capsys.readouterr().out)
+    assert first == {
+        "severity": "error",
+        "code": "unknown-macro",
+        "message": "unknown macro `SSSH`",
+        "hint": "did you mean `SSH`?",
+        "file": str(root / "etc/pve/firewall/cluster.fw"),
+        "line": 4,
+        "column": 4,
+        "end_column": 8,
+    }
+    assert second["severity"] == "warning"
+
+
+def test_check_sarif(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(make_root(BAD), "check", "--format", "sarif") == 1
+    log = json.loads(capsys.readouterr().out)
+    (sarif_run,) = log["runs"]
+    assert log["version"] == "2.1.0"
+    result = sarif_run["results"][0]
+    assert sarif_run["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] == result["ruleId"] == "unknown-macro"
+    assert result["locations"][0]["physicalLocation"]["region"] == {"startLine": 4, "startColumn": 4, "endColumn": 8}
+
+
+def test_warnings_alone_exit_0(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(make_root({"cluster": ON + "optimize: 1\n"}), "compile") == 0
+    assert "old-option" in capsys.readouterr().err
+
+
+def test_long_lines_are_shown_in_part(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    rule = "IN ACCEPT -source " + ",".join(f"10.0.0.{i}" for i in range(100)) + ",x -p tcp"
+    assert run(make_root({"cluster": f"{ON}[RULES]\n{rule}\n"}), "check") == 1
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) < 130
+    line, marks = shown[3], shown[4]
+    assert line[marks.index("^")] == "x"
+
+
+def test_control_characters_never_reach_the_terminal(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(make_root({"cluster": f"{ON}[RULES]\nIN \x1b[31mX\n"}), "check") == 1
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("compile", "--backend", "pf"), 2),
+        (("compile", "--root", "/nowhere"), 2),
+        (("compile", "--node", "a/b"), 2),
+        (("compile", "--local-network", "10.0.0.1/8"), 2),
+        (("frobnicate",), 2),
+    ],
+)
+def test_usage(make_root: MakeRoot, arguments: tuple[str, ...], code: int) -> None:
+    assert run(make_root(), *arguments) == code
+
+
+def test_reader_that_has_enough(make_root: MakeRoot) -> None:
+    root = make_root({f"{vmid}.{kind}": text for vmid in range(100, 400) for kind, text in (("conf", VM), ("fw", ON))})
+    command = [sys.executable, "-m", "pvefw_nft.cli", "compile", "--root", str(root), "--node", NODE]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
+def test_commands_are_imported_when_they_are_used() -> None:
+    script = "import sys, pvefw_nft.cli; print([m for m in sys.modules if m.startswith(('pyparsing', 'backends'))])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,162 @@
+"""Which files are read, from where, and what of guest configs and corosync.conf counts."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pvefw_nft.config.findings import Findings
+from pvefw_nft.config.load import Configuration, Root
+from pvefw_nft.errors import ConfigurationError, PvefwError, UsageError
+from pvefw_nft.ir.host import corosync_peers
+from pvefw_nft.pipeline import Source, check_root
+from tests.support import CONTAINER, NODE, VM, check
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pvefw_nft.config.model import Guest
+    from tests.support import MakeRoot
+
+ON = "[OPTIONS]\nenable: 1\n"
+
+
+def guests(root: Path) -> list[Guest]:
+    return list(Configuration(Root(root, NODE), Findings(), lambda: None).guests())
+
+
+def write(root: Path, path: str, text: str) -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text)
+
+
+def test_host_file_of_the_node_where_there_is_no_local_folder(tmp_path: Path) -> None:
+    write(tmp_path, f"etc/pve/nodes/{NODE}/host.fw", "[OPTIONS]\nndp: 0\n")
+    assert not check(tmp_path).node.host.options.ndp
+    write(tmp_path, "etc/pve/local/host.fw", "")
+    assert check(tmp_path).node.host.options.ndp
+
+
+def test_guests_of_the_own_node_only(tmp_path: Path) -> None:
+    write(tmp_path, f"etc/pve/nodes/{NODE}/qemu-server/100.conf", VM)
+    write(tmp_path, "etc/pve/nodes/other/qemu-server/101.conf", VM)
+    assert [guest.vmid for guest in guests(tmp_path)] == [100]
+
+
+def test_node_from_the_link_etc_pve_local(tmp_path: Path) -> None:
+    write(tmp_path, "etc/pve/nodes/frodo/host.fw", "")
+    (tmp_path / "etc/pve/local").symlink_to("nodes/frodo")
+    assert check_root(Source(tmp_path, None, lambda: None)).node.node == "frodo"
+
+
+@pytest.mark.parametrize("node", ["", "..", "a/b"])
+def test_node_that_cannot_be_one(tmp_path: Path, node: str) -> None:
+    with pytest.raises(UsageError):
+        check_root(Source(tmp_path, node, lambda: None))
+
+
+def test_order_of_guests_and_nics(make_root: MakeRoot) -> None:
+    nics = "".join(f"net{i}: virtio=BC:24:11:00:00:0{i % 10},bridge=vmbr0,firewall=1\n" for i in (2, 10, 0))
+    root = make_root({"9.conf": VM, "1000.conf": VM, "100.conf": nics, "50.ct": CONTAINER})
+    found = guests(root)
+    assert [guest.vmid for guest in found] == [100, 1000, 9, 50]
+    assert [found[0].interface(nic) for nic in found[0].nics] == ["tap100i0", "tap100i10", "tap100i2"]
+
+
+def test_snapshots_do_not_count(make_root: MakeRoot) -> None:
+    root = make_root({"100.conf": VM + "[snap]\nnet1: virtio=BC:24:11:00:00:03,bridge=vmbr0,firewall=1\n"})
+    assert [nic.index for nic in guests(root)[0].nics] == [0]
+
+
+def test_properties_of_nics(make_root: MakeRoot) -> None:
+    vm = "net3: model=virtio,macaddr=BC:24:11:0A:00:01,bridge=vmbr1,firewall=1,tag=20,trunks=5;7-9,mtu=9000,queues=4\n"
+    container = "net0: name=eth0,bridge=vmbr0,hwaddr=bc:24:11:0a:00:02,ip=10.0.0.2/24,ip6=2001:db8::2/64,type=veth\n"
+    first, second = guests(make_root({"100.conf": vm, "200.ct": container}))
+    (nic,) = first.nics
+    assert (nic.mac, nic.mac_spelling, nic.bridge, nic.tag) == (0xBC24110A0001, "BC:24:11:0A:00:01", "vmbr1", 20)
+    assert (nic.trunks, nic.mtu, nic.firewall) == (((5, 5), (7, 9)), 9000, True)
+    (nic,) = second.nics
+    assert (nic.firewall, [address.canonical for address in nic.addresses]) == (False, ["10.0.0.2", "2001:db8::2"])
+
+
+@pytest.mark.parametrize("line", ["net0: virtio=BC:24:11:00:00:01,,bridge=vmbr0", "net0: a b", "net0: ,firewall=1"])
+def test_nic_that_cannot_be_read(make_root: MakeRoot, line: str) -> None:
+    checked = check(make_root({"100.conf": line + "\n"}))
+    assert [problem.code for problem in checked.diagnostics] == ["syntax"]
+
+
+def test_local_network_of_the_alias_counts_more_than_the_option(make_root: MakeRoot) -> None:
+    root = make_root({"cluster": ON + "[ALIASES]\nlocal_network 192.0.2.0/24\n"})
+    network = check(root, "10.0.0.0/8").node.local_network
+    assert network is not None
+    assert network.canonical == "192.0.2.0/24"
+
+
+def test_bad_local_network(make_root: MakeRoot) -> None:
+    with pytest.raises(UsageError) as error:
+        check(make_root(), "10.0.0.1/8")
+    assert error.value.hint is not None
+    assert "10.0.0.0/8" in error.value.hint
+
+
+@pytest.mark.parametrize(("age", "enabled"), [(0, True), (30, True), (100, False), (-1000, False)])
+def test_enable_as_epoch_time_holds_for_a_minute(make_root: MakeRoot, age: int, enabled: bool) -> None:
+    root = make_root({"cluster": f"[OPTIONS]\nenable: {int(time.time()) - age}\n"})
+    assert check(root).ruleset.enabled is enabled
+
+
+def test_missing_cluster_file_means_disabled(tmp_path: Path) -> None:
+    assert not check(tmp_path).ruleset.enabled
+
+
+def test_unusable_file_of_a_guest_ends_the_run(make_root: MakeRoot) -> None:
+    root = make_root({"100.conf": VM, "100.fw": b"\x00\x01"})
+    with pytest.raises(ConfigurationError) as error:
+        check(root)
+    assert "100.fw:1" in error.value.message
+
+
+def test_missing_root(tmp_path: Path) -> None:
+    with pytest.raises(PvefwError):
+        check(tmp_path / "nowhere")
+
+
+COROSYNC = """\
+totem {
+  # a comment
+  transport: udpu
+  interface {
+    linknumber: 0
+  }
+}
+nodelist {
+  node {
+    name: n2
+    ring0_addr: 10.0.0.2
+    ring1_addr: 2001:db8::2
+  }
+  node {
+    name: n1
+    ring0_addr: 10.0.0.1
+    ring1_addr: 10.1.0.1
+  }
+}
+"""
+
+
+def test_corosync_pairs_addresses_of_one_family_on_one_link(make_root: MakeRoot) -> None:
+    checked = check(make_root({"corosync": COROSYNC}))
+    assert checked.diagnostics == ()
+    corosync = checked.node.corosync
+    assert corosync is not None
+    assert corosync.transport == "udpu"
+    pairs = [(ours.canonical, theirs.canonical) for ours, theirs in corosync_peers(corosync, NODE)]
+    assert pairs == [("10.0.0.1", "10.0.0.2")]
+
+
+@pytest.mark.parametrize("text", ["totem {\n", "totem }\n", "nodelist {\n node {\n", "{" * 5000])
+def test_corosync_that_cannot_be_read(make_root: MakeRoot, text: str) -> None:
+    checked = check(make_root({"corosync": text}))
+    assert [problem.code for problem in checked.diagnostics] == ["syntax"]

@@ -1,0 +1,48 @@
+"""Fixtures that the tests share: small configurations in a temporary root, and golden files that one flag renews."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import MakeRoot, file_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture
+def make_root(tmp_path: Path) -> MakeRoot:
+    """Return a function that writes a configuration below a temporary root."""
+
+    def make(files: dict[str, str | bytes] | None = None) -> Path:
+        for name, content in {"cluster": "[OPTIONS]\nenable: 1\n", **(files or {})}.items():
+            path = tmp_path / file_path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return tmp_path
+
+    return make
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regenerate", action="store_true", help="write the golden files anew instead of comparing")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Return a function that compares a text with the golden file of the running test."""
+
+    def compare(text: str) -> None:
+        module = Path(request.node.path)
+        name = request.node.name.removeprefix("test_").replace("[", "-").rstrip("]")
+        path = module.parent / "golden" / module.stem.removeprefix("test_") / f"{name}.txt"
+        if request.config.getoption("--regenerate"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        assert path.exists(), f"no golden file {path}; run pytest --regenerate and review it"
+        assert text == path.read_text()
+
+    return compare
