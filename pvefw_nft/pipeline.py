@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.load import Configuration, Root, read_text
+from pvefw_nft.config.model import GuestKind
 from pvefw_nft.errors import ConfigurationError, Diagnostic, Severity, Span, UsageError
 from pvefw_nft.ir.build import build
+from pvefw_nft.ir.nodes import Family, Layer
 from pvefw_nft.ir.validate import validate
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from backends.base import Artefact, Backend
     from pvefw_nft.config.model import NodeConfig
     from pvefw_nft.ir.nodes import Ruleset
+    from pvefw_nft.verify.model import RulesetModel
+    from pvefw_nft.verify.path import Topology
 
 BACKENDS = ("iptables", "nft")
 """The names of the backends."""
@@ -150,3 +154,63 @@ def _lines(file: str) -> list[str]:
         return (read_text(Path(file)) or "").split("\n")
     except ConfigurationError:
         return []
+
+
+# --- reading back ---------------------------------------------------------------------------------------------
+
+
+def read_back(compiled: Compiled) -> RulesetModel:
+    """Return the ruleset of an artefact as verify reads it from the artefact's own text, with the rules' origins."""
+    from pvefw_nft.verify.read import Text, read_ruleset  # deferred: only simulate and compare need it
+
+    artefact = compiled.artefact
+    form = artefact.json if compiled.backend.default_format == "json" else artefact.text
+    text = Text(compiled.backend.name, "".join(form()))
+    return read_ruleset([text], origins=_origins(artefact))
+
+
+def _origins(artefact: Artefact) -> dict[tuple[str, str, str, int], str]:
+    """Return where the rules of the iptables backend come from; those of nft say so themselves."""
+    from backends.iptables.backend import IptablesArtefact
+
+    origins: dict[tuple[str, str, str, int], str] = {}
+    if not isinstance(artefact, IptablesArtefact):
+        return origins
+    for family, tool in ((Family.V4, "iptables"), (Family.V6, "ip6tables")):
+        for layer, table in ((Layer.FILTER, "filter"), (Layer.RAW, "raw")):
+            for name, lines in artefact.chains(family, layer):
+                for number, (_, origin) in enumerate(lines, 1):
+                    origins[tool, table, name, number] = str(origin)
+    for name, lines in artefact.link_chains():
+        for number, (_, origin) in enumerate(lines, 1):
+            origins["ebtables", "filter", name, number] = str(origin)
+    return origins
+
+
+def topology(source: Source) -> Topology:
+    """Return the NICs, bridges and addresses of a node, from its guest configs and /etc/network/interfaces.
+
+    What is wrong in the configuration is not reported again. Raises what :func:`check_root` raises.
+    """
+    from pvefw_nft.verify.interfaces import read_interfaces  # deferred: only simulate and compare need it
+    from pvefw_nft.verify.path import Nic, Topology
+
+    configuration = Configuration(_root(source), Findings(), lambda: None)
+    nics = tuple(
+        Nic(
+            zone=f"{'vm' if guest.kind is GuestKind.VM else 'ct'}{guest.vmid}",
+            vmid=guest.vmid,
+            index=nic.index,
+            interface=guest.interface(nic),
+            bridge=nic.bridge,
+            filtered=nic.firewall,
+            mac=nic.mac,
+            addresses=tuple((prefix.version, prefix.address) for prefix in nic.addresses),
+            tag=nic.tag or 0,
+        )
+        for guest in configuration.guests()
+        for nic in guest.nics
+        if nic.bridge is not None
+    )
+    interfaces = read_text(source.root / "etc" / "network" / "interfaces")
+    return Topology(nics, read_interfaces(interfaces or "")).with_bridges()

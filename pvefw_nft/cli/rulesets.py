@@ -1,0 +1,103 @@
+"""Rulesets as the command line names them: ``iptables:DIR``, ``nft:DIR``, ``save:FILE``, ``nft-json:FILE``, ``live`` …
+
+``simulate`` and ``compare`` take the same names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pvefw_nft.errors import HostError, UsageError
+from pvefw_nft.pipeline import BACKENDS, check_root, compile_root, default_backend, read_back, topology
+from pvefw_nft.verify.reading import Assume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pvefw_nft.pipeline import Source
+    from pvefw_nft.verify.model import RulesetModel
+    from pvefw_nft.verify.path import Topology
+
+SPEC_HELP = (
+    "iptables:DIR or nft:DIR (the configuration below DIR through that backend), save:FILE[,FILE…] (what "
+    "iptables-save, ip6tables-save, ipset save and ebtables-save print), nft-json:FILE (nft -j list ruleset), live, "
+    "live:iptables or live:nft (what this host runs)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A ruleset, what to call it, and the host it runs on."""
+
+    name: str
+    model: RulesetModel
+    topology: Topology
+
+
+def assume_option(command: Callable[..., object]) -> Callable[..., object]:
+    """Add ``--assume-unknown``."""
+    return click.option(
+        "--assume-unknown",
+        "assume",
+        type=click.Choice([choice.value for choice in Assume]),
+        help="Take matches that are not modelled for one that always matches, one that never does, or try both.",
+    )(command)
+
+
+def load_ruleset(spec: str, source_of: Callable[[Path], Source], assume: str | None, *, default_root: Path) -> Named:
+    """Return the ruleset a name means.
+
+    ``source_of`` gives the configuration below a folder; that below ``default_root`` says which NICs and bridges the
+    host of a saved or running ruleset has. Raises UsageError for a name that is none, and what reading and
+    compiling raise.
+    """
+    kind, colon, rest = spec.partition(":")
+    if colon and kind in BACKENDS:
+        return compiled_ruleset(source_of(Path(rest)), kind, spec)
+    if colon and kind in ("save", "nft-json"):
+        texts = [(name, _file_text(Path(name))) for name in rest.split(",") if name]
+        return _read(spec, texts, source_of(default_root), assume)
+    if kind == "live" and rest in ("", *BACKENDS):
+        from pvefw_nft.host.saved import saved_rulesets  # deferred: few look at what this host runs
+
+        return _read(spec, saved_rulesets(rest or None), source_of(default_root), assume)
+    if not colon and Path(spec).is_dir():
+        return compiled_ruleset(source_of(Path(spec)), None, spec)
+    raise UsageError(f"no ruleset: {spec}", f"name one as {SPEC_HELP}")
+
+
+def _read(spec: str, texts: list[tuple[str, str]], source: Source, assume: str | None) -> Named:
+    from pvefw_nft.verify.read import Text, read_ruleset  # deferred: see above
+
+    model = read_ruleset([Text(*text) for text in texts], assume=Assume(assume) if assume else None)
+    return _named(spec, model, source)
+
+
+def compiled_ruleset(source: Source, backend: str | None, name: str) -> Named:
+    """Return the ruleset of a configuration; ``backend`` None: the one that host.fw asks for."""
+    return _named(name, read_back(compile_root(source, backend)), source)
+
+
+def _named(name: str, model: RulesetModel, source: Source) -> Named:
+    """Name a ruleset. Its host shows bridged packets to IP hooks (br_netfilter) where iptables needs it to."""
+    needs_call = not model.tables or any(table.key.tool != "nft" for table in model.tables)
+    return Named(name, model, replace(topology(source), call_iptables=needs_call))
+
+
+def configuration_rulesets(source: Source, backend: str | None) -> list[Named]:
+    """Return the rulesets of a configuration through a backend, through ``both``, or the one of host.fw (None)."""
+    if backend == "both":
+        return [compiled_ruleset(source, name, name) for name in BACKENDS]
+    name = backend or default_backend(check_root(source).node)
+    return [compiled_ruleset(source, name, name)]
+
+
+def _file_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "surrogateescape")
+    except OSError as error:
+        raise HostError(f"{path}: cannot be read: {error.strerror}") from None

@@ -1,0 +1,1 @@
+"""Reading rulesets back, explaining packets and proving rulesets equal; shares no code with the lowerings."""

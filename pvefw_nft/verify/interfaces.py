@@ -1,0 +1,68 @@
+"""Reads /etc/network/interfaces: which bridges, uplinks and addresses a host has (interfaces(5), Debian's ifupdown2).
+
+Only what the way of a packet depends on is read: the names, ``bridge-ports`` (or ``bridge_ports``) and addresses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pvefw_nft.verify import names
+from pvefw_nft.verify.path import Link, Network
+
+
+@dataclass(slots=True)
+class _Stanza:
+    """What the stanzas of one interface say."""
+
+    is_bridge: bool = False
+    ports: list[str] = field(default_factory=list)
+    networks: list[Network] = field(default_factory=list)
+
+
+def read_interfaces(text: str) -> tuple[Link, ...]:
+    """Return the host's interfaces that have addresses or are bridges, in the order of the file.
+
+    What does not look like an address is left out: the file belongs to other tools, which complain about it.
+    """
+    stanzas: dict[str, _Stanza] = {}
+    current: _Stanza | None = None
+    address = ""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = line.split("#", 1)[0].split()
+        if not words:
+            continue
+        option = words[0].replace("_", "-")
+        if option == "iface" and len(words) > 1:
+            current = stanzas.setdefault(words[1], _Stanza())
+            address = ""
+        elif option in ("auto", "source", "source-directory", "mapping") or option.startswith("allow-"):
+            current = None
+        elif current is None or len(words) < 2:
+            continue
+        elif option == "bridge-ports":
+            current.is_bridge = True
+            current.ports += [port for port in words[1:] if port != "none"]
+        elif option == "address":
+            address = words[1]
+            _add(current, address)
+        elif option == "netmask" and "/" not in address:
+            _add(current, f"{address}/{words[1]}")
+    return tuple(
+        Link(name, stanza.is_bridge, tuple(stanza.ports), tuple(stanza.networks))
+        for name, stanza in stanzas.items()
+        if stanza.is_bridge or (stanza.networks and name != "lo")
+    )
+
+
+def _add(stanza: _Stanza, text: str) -> None:
+    if "/" not in text:
+        return
+    version = 6 if ":" in text else 4
+    try:
+        first, last = names.network_range(text, version)
+        address = names.address_number(text.partition("/")[0], version)
+    except ValueError:
+        return
+    bits = 32 if version == 4 else 128
+    stanza.networks.append(Network(version, address, bits - (last - first).bit_length()))

@@ -1,0 +1,715 @@
+"""The ruleset model: what readers produce, and what simulator and prover evaluate.
+
+A :class:`RulesetModel` is a set of tables of chains of rules, whichever tool they came from: iptables,
+ip6tables, ebtables (ipsets resolved) and nftables. It holds what decides about packets and nothing else.
+
+**Fields.** A packet, at one hook, is a partial map from :class:`Field` to an integer from 0 up to the field's
+``size``. Everything a rule can look at is such a field: addresses, ports, the interface (its name as a 16
+byte big-endian number, so that ``fwln+`` is one interval), the TCP flags (8 bits), ICMP type and code (``type
+<< 8 | code``), each bit of the packet mark and of the connection mark (fields of size 2), the kind of
+address, connection state, and so on. Two kinds of fields are made on demand: :func:`rate_field`, 1 where the
+stated rate is exceeded (or kept), and :func:`unknown_field`, for a match the readers do not know; both are of
+size 2 and, to the prover, free.
+
+**Conditions.** :class:`Test` says ``field in set``. *A test of a field that the packet lacks is false*,
+whatever its set: that is how both kernels' matches behave (a port match fails for a packet without ports,
+negated or not). So negating a match means the complement of its set (:func:`negate`), while :class:`Not` is
+the plain Boolean not, used where a kernel inverts a whole lookup. :class:`All` and :class:`Any` complete the
+logic; nearly every rule is just a list of tests. Readers make dependencies explicit: a test of ports comes
+with a test of the protocol, a test of ``SADDR4`` in a table that also sees IPv6 with a test of ``PROTOCOL``.
+Which fields exist for which packets: :data:`PRESENCE`. Tests, sets and fields are interned: compare them with
+``is``.
+
+**Rules.** A rule applies where all its conditions hold. Then its ``effects`` happen in order (a log line, a
+mark set, or a :class:`Guard`, which ends the rule where its condition does not hold), and then its
+``verdict`` decides; ``None`` means on to the next rule.
+
+**Chains.** A packet that falls off the end of a chain gets its ``policy``: :class:`Return` for an ordinary
+chain, the policy of a base chain, and what ``ebtables -P`` says for its user chains. Jump and goto name
+chains of the same table. After a *goto* a return goes to the chain that last *jumped*. A return from a base
+chain (also after a goto) applies the base chain's policy.
+
+**Hooks.** A packet meets, at each point of its path, the base chains of that family and point in the order of
+their priorities. *Accept* ends only the base chain, and the next one sees the packet; *drop* and *reject* are
+final. A :class:`~pvefw_nft.verify.path.Path` lists the points a packet passes.
+
+``inet`` chains see IPv4 and IPv6 packets at the IP hooks; a table of family ``ip`` sees IPv4 only.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
+
+from pvefw_nft.verify.intervals import IntervalSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+# --- fields -------------------------------------------------------------------------------------------------
+
+
+class FieldKind(Enum):
+    """How the values of a field are written."""
+
+    NUMBER = "number"
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+    MAC = "mac"
+    INTERFACE = "interface"
+    PROTOCOL = "protocol"
+    ETHERTYPE = "ethertype"
+    ICMP = "icmp"
+    TCP_FLAGS = "tcp-flags"
+    ENUM = "enum"
+    BIT = "bit"
+
+
+@final
+class Field:
+    """One thing a rule can look at: values from 0 up to, not including, ``size``. Interned by ``name``.
+
+    ``names`` writes the values of an enumeration, by value.
+    """
+
+    __slots__ = ("kind", "name", "names", "size")
+    _known: dict[str, Field] = {}  # noqa: RUF012  the registry of all fields
+
+    name: str
+    size: int
+    kind: FieldKind
+    names: tuple[str, ...]
+
+    def __new__(cls, name: str, size: int, kind: FieldKind = FieldKind.NUMBER, names: tuple[str, ...] = ()) -> Field:
+        """Return the field of this name, made on first use."""
+        known = cls._known.get(name)
+        if known is None:
+            known = object.__new__(cls)
+            known.name, known.size, known.kind, known.names = name, size, kind, names
+            cls._known[name] = known
+        return known
+
+    def __reduce__(self) -> tuple[type[Field], tuple[str, int, FieldKind, tuple[str, ...]]]:
+        return Field, (self.name, self.size, self.kind, self.names)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def everything(self) -> IntervalSet:
+        """All values of the field."""
+        return IntervalSet((0, self.size))
+
+
+def _enum(name: str, *names: str) -> Field:
+    return Field(name, len(names), FieldKind.ENUM, names)
+
+
+PROTOCOL = Field("protocol", 1 << 16, FieldKind.ETHERTYPE)
+"""The network protocol of the frame behind at most one VLAN tag (nft: ``meta protocol``): 0x0800 is IPv4."""
+ETHER_TYPE = Field("ether type", 1 << 16, FieldKind.ETHERTYPE)
+"""The ether type as the frame's header has it: 0x8100 for a tagged frame."""
+VLAN_ID = Field("vlan id", 1 << 12)
+ETHER_SRC = Field("ether saddr", 1 << 48, FieldKind.MAC)
+ETHER_DST = Field("ether daddr", 1 << 48, FieldKind.MAC)
+PKTTYPE = _enum("pkttype", "host", "broadcast", "multicast", "otherhost", "outgoing", "loopback")
+"""Whom the frame is addressed to (include/uapi/linux/if_packet.h); unicast to somebody else: otherhost."""
+ARP_OP = Field("arp operation", 1 << 16)
+ARP_HTYPE = Field("arp htype", 1 << 16)
+ARP_PTYPE = Field("arp ptype", 1 << 16, FieldKind.ETHERTYPE)
+ARP_SPA = Field("arp saddr ip", 1 << 32, FieldKind.IPV4)
+ARP_TPA = Field("arp daddr ip", 1 << 32, FieldKind.IPV4)
+ARP_SHA = Field("arp saddr ether", 1 << 48, FieldKind.MAC)
+ARP_THA = Field("arp daddr ether", 1 << 48, FieldKind.MAC)
+
+SADDR4 = Field("ip saddr", 1 << 32, FieldKind.IPV4)
+DADDR4 = Field("ip daddr", 1 << 32, FieldKind.IPV4)
+SADDR6 = Field("ip6 saddr", 1 << 128, FieldKind.IPV6)
+DADDR6 = Field("ip6 daddr", 1 << 128, FieldKind.IPV6)
+L4PROTO = Field("l4proto", 256, FieldKind.PROTOCOL)
+"""The transport protocol (the last next-header of IPv6 that is no extension)."""
+FRAGMENT = _enum("fragment", "whole", "first", "later")
+"""Unfragmented, the first fragment, or a later one, which has no transport header."""
+TTL = Field("ttl", 256)
+LENGTH = Field("length", 1 << 16)
+DSCP = Field("dscp", 64)
+SPORT = Field("sport", 1 << 16)
+DPORT = Field("dport", 1 << 16)
+TCP_FLAGS = Field("tcp flags", 256, FieldKind.TCP_FLAGS)
+ICMP = Field("icmp", 1 << 16, FieldKind.ICMP)
+"""ICMP type and code: ``type << 8 | code``."""
+ICMP6 = Field("icmpv6", 1 << 16, FieldKind.ICMP)
+ADDRESS_TYPES = (
+    "unspec", "unicast", "local", "broadcast", "anycast", "multicast",
+    "blackhole", "unreachable", "prohibit", "throw", "nat", "xresolve",
+)  # fmt: skip
+SADDR_TYPE = _enum("saddr type", *ADDRESS_TYPES)
+"""The kind of the source address in the host's routing tables (RTN_* of include/uapi/linux/rtnetlink.h)."""
+DADDR_TYPE = _enum("daddr type", *ADDRESS_TYPES)
+
+CT_STATES = ("invalid", "established", "related", "new", "untracked")
+CT_STATE = _enum("ct state", *CT_STATES)
+CT_DIRECTION = _enum("ct direction", "original", "reply")
+CT_STATUS = {
+    name: Field(f"ct status {name}", 2, FieldKind.BIT)
+    for name in ("expected", "seen-reply", "assured", "confirmed", "snat", "dnat", "dying")
+}
+
+IIF = Field("iif", 1 << 128, FieldKind.INTERFACE)
+"""Input interface. IP hooks of a bridged packet: the bridge; bridge hooks: the port. Absent in output hooks.
+"""
+OIF = Field("oif", 1 << 128, FieldKind.INTERFACE)
+PHYSIN = Field("physdev in", 1 << 128, FieldKind.INTERFACE)
+"""The bridge port by which a packet came, in IP hooks (br_netfilter)."""
+PHYSOUT = Field("physdev out", 1 << 128, FieldKind.INTERFACE)
+IBR = Field("ibrname", 1 << 128, FieldKind.INTERFACE)
+"""The bridge of the input port, in bridge hooks."""
+OBR = Field("obrname", 1 << 128, FieldKind.INTERFACE)
+IS_BRIDGED = Field("physdev is bridged", 2, FieldKind.BIT)
+"""1 where an IP hook sees a packet that is bridged, not routed. Always present in IP hooks."""
+SKUID = Field("skuid", 1 << 32)
+SKGID = Field("skgid", 1 << 32)
+
+MARK = tuple(Field(f"mark bit {bit}", 2, FieldKind.BIT) for bit in range(32))
+"""The bits of the packet mark, lowest first."""
+CT_MARK = tuple(Field(f"ct mark bit {bit}", 2, FieldKind.BIT) for bit in range(32))
+"""The bits of the connection mark, lowest first."""
+
+IPV4, IPV6, ARP, VLAN = 0x0800, 0x86DD, 0x0806, 0x8100
+PORT_PROTOCOLS = (6, 17, 33, 132, 136)
+"""TCP, UDP, DCCP, SCTP and UDP-Lite: what has ports."""
+
+PRESENCE: Mapping[Field, tuple[tuple[Field, IntervalSet], ...]] = {
+    VLAN_ID: ((ETHER_TYPE, IntervalSet.single(VLAN)),),
+    **dict.fromkeys(
+        (ARP_OP, ARP_HTYPE, ARP_PTYPE, ARP_SPA, ARP_TPA, ARP_SHA, ARP_THA),
+        ((PROTOCOL, IntervalSet.single(ARP)),),
+    ),
+    **dict.fromkeys((SADDR4, DADDR4), ((PROTOCOL, IntervalSet.single(IPV4)),)),
+    **dict.fromkeys((SADDR6, DADDR6), ((PROTOCOL, IntervalSet.single(IPV6)),)),
+    **dict.fromkeys(
+        (L4PROTO, FRAGMENT, TTL, LENGTH, DSCP, SADDR_TYPE, DADDR_TYPE),
+        ((PROTOCOL, IntervalSet.of((IPV4, IPV4), (IPV6, IPV6))),),
+    ),
+    **dict.fromkeys(
+        (SPORT, DPORT),
+        (
+            (L4PROTO, IntervalSet.from_ranges((n, n) for n in PORT_PROTOCOLS)),
+            (FRAGMENT, IntervalSet.of((0, 1))),
+        ),
+    ),
+    TCP_FLAGS: ((L4PROTO, IntervalSet.single(6)), (FRAGMENT, IntervalSet.of((0, 1)))),
+    ICMP: (
+        (PROTOCOL, IntervalSet.single(IPV4)),
+        (L4PROTO, IntervalSet.single(1)),
+        (FRAGMENT, IntervalSet.of((0, 1))),
+    ),
+    ICMP6: (
+        (PROTOCOL, IntervalSet.single(IPV6)),
+        (L4PROTO, IntervalSet.single(58)),
+        (FRAGMENT, IntervalSet.of((0, 1))),
+    ),
+}
+"""Which values of other fields a packet must have to have this one; fields not listed depend on the hook
+alone.
+"""
+
+
+def field_named(name: str) -> Field:
+    """Return the field of this name; raises ValueError where there is none."""
+    known = Field._known.get(name)
+    if known is None:
+        raise ValueError(f"there is no field '{name}'")
+    return known
+
+
+def rate_field(description: str) -> Field:
+    """Return the field that is 1 where a packet counts as over (or within) a rate, as ``description`` says.
+
+    Descriptions are canonical: ``over 200/second burst 1000 per ip saddr/32``; equal text is the same field.
+    """
+    return Field(f"rate {description}", 2, FieldKind.BIT)
+
+
+def unknown_field(text: str) -> Field:
+    """Return the field that is 1 where the match with this text, unknown to the readers, would match."""
+    return Field(f"unknown {text}", 2, FieldKind.BIT)
+
+
+@cache
+def interface_number(name: str) -> int:
+    """Return the value of an interface field for this name.
+
+    Raises ValueError where it is no interface name (IFNAMSIZ, include/uapi/linux/if.h: at most 15 bytes).
+    """
+    raw = name.encode()
+    if len(raw) > 15 or b"\0" in raw:
+        raise ValueError(f"not an interface name: {name!r}")
+    return int.from_bytes(raw.ljust(16, b"\0"), "big")
+
+
+def interface_name(number: int) -> str:
+    """Return the name that this value of an interface field stands for."""
+    return number.to_bytes(16, "big").rstrip(b"\0").decode(errors="replace")
+
+
+@cache
+def interface_set(pattern: str, wildcard: str = "+") -> IntervalSet:
+    """Return the interfaces a pattern means: a name, or a prefix and ``wildcard`` (nft writes ``*``)."""
+    if not pattern.endswith(wildcard):
+        return IntervalSet.single(interface_number(pattern))
+    prefix = pattern[: -len(wildcard)].encode()
+    if len(prefix) > 15:
+        raise ValueError(f"not an interface name: {pattern!r}")
+    return IntervalSet.of(
+        (int.from_bytes(prefix.ljust(16, b"\0"), "big"), int.from_bytes(prefix.ljust(16, b"\xff"), "big"))
+    )
+
+
+# --- conditions ---------------------------------------------------------------------------------------------
+
+
+@final
+class Test:
+    """``field in values``, false where the packet lacks the field. Interned: equal tests are one object."""
+
+    __slots__ = ("field", "values")
+    __test__ = False  # no test class for pytest
+    _known: dict[tuple[Field, IntervalSet], Test] = {}  # noqa: RUF012  the registry of all tests
+
+    field: Field
+    values: IntervalSet
+
+    def __new__(cls, on: Field, values: IntervalSet) -> Test:
+        """Return the one test of this field and set."""
+        key = (on, values)
+        known = cls._known.get(key)
+        if known is None:
+            known = object.__new__(cls)
+            known.field, known.values = on, values
+            cls._known[key] = known
+        return known
+
+    def __reduce__(self) -> tuple[type[Test], tuple[Field, IntervalSet]]:
+        return Test, (self.field, self.values)
+
+    def __repr__(self) -> str:
+        return f"{self.field} in {self.values!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    """All of them hold; of none: true."""
+
+    of: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Any:
+    """At least one of them holds; of none: false."""
+
+    of: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """The condition does not hold (true also where it is false for want of a field)."""
+
+    of: Condition
+
+
+Condition: TypeAlias = Test | All | Any | Not
+TRUE = All(())
+FALSE = Any(())
+
+
+def equals(on: Field, value: int) -> Test:
+    """Return the test that a field has this value."""
+    return Test(on, IntervalSet.single(value))
+
+
+def within(on: Field, *ranges: tuple[int, int]) -> Test:
+    """Return the test that a field lies in one of these ranges (first and last value)."""
+    return Test(on, IntervalSet.of(*ranges))
+
+
+def negate(condition: Condition) -> Condition:
+    """Return the inverted match: of a test, the test of the complement; of anything else, its Boolean not."""
+    if isinstance(condition, Test):
+        return Test(condition.field, condition.values.complement(condition.field.size))
+    if isinstance(condition, Not):
+        return condition.of
+    if condition == TRUE:
+        return FALSE
+    return TRUE if condition == FALSE else Not(condition)
+
+
+def mark_condition(bits: tuple[Field, ...], mask: int, value: int) -> Condition:
+    """Return ``mark & mask == value`` for :data:`MARK` or :data:`CT_MARK`: a test of each bit in the mask."""
+    if value & ~mask:
+        return FALSE
+    tests = tuple(equals(bits[n], value >> n & 1) for n in range(32) if mask >> n & 1)
+    return tests[0] if len(tests) == 1 else All(tests)
+
+
+def holds(condition: Condition, packet: Mapping[Field, int]) -> bool:
+    """Return whether a condition holds for a packet: the definition of what conditions mean."""
+    if isinstance(condition, Test):
+        value = packet.get(condition.field)
+        return value is not None and value in condition.values
+    if isinstance(condition, All):
+        return all(holds(part, packet) for part in condition.of)
+    if isinstance(condition, Any):
+        return any(holds(part, packet) for part in condition.of)
+    return not holds(condition.of, packet)
+
+
+def tests_of(condition: Condition) -> Iterator[Test]:
+    """Yield the tests a condition is made of."""
+    if isinstance(condition, Test):
+        yield condition
+    elif isinstance(condition, Not):
+        yield from tests_of(condition.of)
+    else:
+        for part in condition.of:
+            yield from tests_of(part)
+
+
+# --- verdicts -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Done with this base chain; the packet goes on to the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The packet is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The packet is gone and the sender is told: with ``v4`` for an IPv4 packet, ``v6`` for an IPv6 one.
+
+    Kinds are ``tcp-reset``, the ICMP codes ``net-unreachable``, ``host-unreachable``, ``proto-unreachable``,
+    ``port-unreachable``, ``net-prohibited``, ``host-prohibited``, ``admin-prohibited``, and the ICMPv6 codes
+    ``no-route``, ``admin-prohibited``, ``addr-unreachable``, ``port-unreachable``, ``policy-fail``,
+    ``reject-route``. A rule that only one family reaches gives the other's kind as None.
+    """
+
+    v4: str | None
+    v6: str | None
+
+    def kind(self, protocol: int) -> str:
+        """Return the kind of answer for a packet with this ``PROTOCOL`` (0x0800 or 0x86dd)."""
+        return (self.v6 if protocol == IPV6 else self.v4) or "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """Back to the rule after the one that jumped here; from a base chain, its policy applies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """On to another chain of the same table, and back here when it returns."""
+
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goto:
+    """On to another chain of the same table; when it returns, back to whoever jumped to this one."""
+
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """To a program's queue ``first``, or those from ``first`` to ``last``; what it decides is not known here.
+
+    With ``bypass`` the packet is accepted where no program listens, without it dropped.
+    """
+
+    first: int
+    last: int
+    bypass: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Nat:
+    """Address translation (``dnat``, ``snat``, ``masquerade``, ``redirect``), which also accepts.
+
+    ``addresses`` and ``ports`` are the first and last value to use, None where that part stays as it is.
+    """
+
+    kind: str
+    protocol: int | None = None
+    addresses: tuple[int, int] | None = None
+    ports: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownVerdict:
+    """A target the readers do not know, met under an assumption of the user's: what it does is open."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class VerdictMap:
+    """The verdict of the one entry whose condition holds; where none holds, on to the next rule.
+
+    Entries exclude one another. ``entries`` verdicts are never maps themselves.
+    """
+
+    entries: tuple[tuple[Condition, PlainVerdict], ...]
+
+    def lookup(self, packet: Mapping[Field, int]) -> PlainVerdict | None:
+        """Return the verdict for this packet; a map over one field is searched by bisection."""
+        index = self.index
+        if index is None:
+            return next((verdict for condition, verdict in self.entries if holds(condition, packet)), None)
+        on, starts, ends, verdicts = index
+        value = packet.get(on)
+        if value is None:
+            return None
+        place = bisect_right(starts, value) - 1
+        return verdicts[place] if place >= 0 and value < ends[place] else None
+
+    @property
+    def index(self) -> tuple[Field, list[int], list[int], list[PlainVerdict]] | None:
+        """The field of the map, and per interval its start, its end (excluded) and verdict, ascending.
+
+        None where entries are not tests of one and the same field.
+        """
+        known: tuple[Field, list[int], list[int], list[PlainVerdict]] | bool | None
+        known = self.__dict__.get("_index", False)
+        if known is False:
+            known = self._make_index()
+            self.__dict__["_index"] = known
+        return known if isinstance(known, tuple) else None
+
+    def _make_index(self) -> tuple[Field, list[int], list[int], list[PlainVerdict]] | None:
+        rows = []
+        fields = set()
+        for condition, verdict in self.entries:
+            if not isinstance(condition, Test):
+                return None
+            fields.add(condition.field)
+            rows += [(first, last + 1, verdict) for first, last in condition.values]
+        if len(fields) != 1:
+            return None
+        rows.sort(key=lambda row: row[0])
+        return fields.pop(), [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows]
+
+
+PlainVerdict: TypeAlias = Accept | Drop | Reject | Return | Jump | Goto | Queue | Nat | UnknownVerdict
+Verdict: TypeAlias = PlainVerdict | VerdictMap
+
+ACCEPT, DROP, RETURN = Accept(), Drop(), Return()
+
+
+# --- effects ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A log line with this prefix: to the system log at ``level`` (0 to 7), or to a ``group`` of NFLOG."""
+
+    prefix: str
+    level: int | None = None
+    group: int | None = None
+
+
+class MarkTarget(Enum):
+    """Whose mark."""
+
+    PACKET = "mark"
+    CONNECTION = "ct mark"
+
+    @property
+    def bits(self) -> tuple[Field, ...]:
+        """The fields of its bits, lowest first."""
+        return MARK if self is MarkTarget.PACKET else CT_MARK
+
+
+@dataclass(frozen=True, slots=True)
+class SetMark:
+    """``mark = (mark & keep) ^ flip``: any of set, and, or, xor with masks (net/netfilter/xt_mark.c)."""
+
+    target: MarkTarget
+    keep: int
+    flip: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyMark:
+    """``target = (target & keep) ^ (other & take)``: the other mark copied (net/netfilter/xt_connmark.c)."""
+
+    target: MarkTarget
+    keep: int
+    take: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetHelper:
+    """A conntrack helper reads this connection. ``name`` is its type: ``ftp``, ``tftp`` …"""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoTrack:
+    """The packet is not tracked: its state is untracked from here on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alter:
+    """Something else is changed or recorded that no modelled field shows (TTL, MSS, a counter, a set)."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """The rest of the rule applies only where the condition holds (an nft match after a statement)."""
+
+    condition: Condition
+
+
+Effect: TypeAlias = Log | SetMark | CopyMark | SetHelper | NoTrack | Alter | Guard
+
+
+# --- structure ----------------------------------------------------------------------------------------------
+
+
+class Rule(NamedTuple):
+    """Where all ``conditions`` hold, ``effects`` happen and ``verdict`` decides.
+
+    ``text`` is the rule as read (or, from JSON, empty), ``origin`` the place in the configuration it comes
+    from (``100.fw:12``, where known), ``line`` its line in the file read (0: unknown). Rules are numbered
+    from 1 in a chain.
+    """
+
+    conditions: tuple[Condition, ...]
+    effects: tuple[Effect, ...]
+    verdict: Verdict | None
+    text: str = ""
+    origin: str = ""
+    line: int = 0
+
+
+class Family(Enum):
+    """The protocol family of a table (nft(8), ADDRESS FAMILIES)."""
+
+    IP = "ip"
+    IP6 = "ip6"
+    INET = "inet"
+    BRIDGE = "bridge"
+    ARP = "arp"
+    NETDEV = "netdev"
+
+    def sees(self, protocol: int) -> bool:
+        """Return whether chains of this family see packets of this network protocol."""
+        match self:
+            case Family.IP:
+                return protocol == IPV4
+            case Family.IP6:
+                return protocol == IPV6
+            case Family.INET:
+                return protocol in (IPV4, IPV6)
+            case Family.ARP:
+                return protocol == ARP
+            case Family.BRIDGE | Family.NETDEV:
+                return True
+
+
+class Point(IntEnum):
+    """Where in the stack a base chain is hooked in."""
+
+    INGRESS = 0
+    PREROUTING = 1
+    INPUT = 2
+    FORWARD = 3
+    OUTPUT = 4
+    POSTROUTING = 5
+    EGRESS = 6
+    BROUTING = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """What makes a chain a base chain. Lower priorities come first. ``kind`` is filter, nat or route."""
+
+    family: Family
+    point: Point
+    priority: int
+    kind: str = "filter"
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Chain:
+    """Rules in order; ``policy`` is what happens to a packet that falls off the end."""
+
+    name: str
+    rules: list[Rule]
+    policy: Accept | Drop | Return = RETURN
+    hook: Hook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TableKey:
+    """Names a table: ``tool`` is ``iptables``, ``ip6tables``, ``ebtables`` or ``nft``."""
+
+    tool: str
+    family: Family
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.tool} {self.name}" if self.tool != "nft" else f"nft {self.family.value} {self.name}"
+
+
+@dataclass(slots=True)
+class Table:
+    """Chains by name. ``sets`` keeps the named sets the rules refer to, to name them in reports."""
+
+    key: TableKey
+    chains: dict[str, Chain] = field(default_factory=dict)
+    sets: dict[str, IntervalSet] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RulesetModel:
+    """All tables read. ``assumptions`` says, a line each, what unknown matches were taken for."""
+
+    tables: tuple[Table, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+    def base_chains(self, point: Point, *families: Family) -> list[tuple[Table, Chain]]:
+        """Return the base chains at a point of these families, in the order packets meet them."""
+        found = [
+            (chain.hook.priority, order, table, chain)
+            for order, table in enumerate(self.tables)
+            for chain in table.chains.values()
+            if chain.hook is not None and chain.hook.point == point and chain.hook.family in families
+        ]
+        return [(table, chain) for _, _, table, chain in sorted(found, key=lambda row: row[:2])]
+
+    def merged(self, other: RulesetModel) -> RulesetModel:
+        """Return the ruleset with the tables of both (both are loaded; a packet passes both)."""
+        return RulesetModel(self.tables + other.tables, self.assumptions + other.assumptions)
+
+
+def targets(verdict: Verdict | None) -> Iterable[str]:
+    """Yield the chains a verdict may go to."""
+    if isinstance(verdict, (Jump, Goto)):
+        yield verdict.chain
+    elif isinstance(verdict, VerdictMap):
+        for _, entry in verdict.entries:
+            yield from targets(entry)

@@ -1,0 +1,679 @@
+"""Reads one nft rule in JSON form: matches, statements and verdict.
+
+Example: ``{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 22}}``
+becomes the tests ``l4proto in [6]`` and ``dport in [22]``.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from pvefw_nft.verify import names
+from pvefw_nft.verify.intervals import IntervalSet
+from pvefw_nft.verify.model import (
+    ACCEPT,
+    CT_MARK,
+    CT_STATUS,
+    DROP,
+    FRAGMENT,
+    ICMP,
+    ICMP6,
+    IPV4,
+    IPV6,
+    L4PROTO,
+    MARK,
+    PROTOCOL,
+    RETURN,
+    TCP_FLAGS,
+    All,
+    Alter,
+    Any,
+    Condition,
+    CopyMark,
+    Effect,
+    Family,
+    Field,
+    Goto,
+    Guard,
+    Jump,
+    Log,
+    MarkTarget,
+    Nat,
+    Not,
+    NoTrack,
+    PlainVerdict,
+    Queue,
+    Reject,
+    SetHelper,
+    SetMark,
+    Test,
+    UnknownVerdict,
+    Verdict,
+    VerdictMap,
+    equals,
+    mark_condition,
+    negate,
+    rate_field,
+)
+from pvefw_nft.verify.nft_values import (
+    Json,
+    Selector,
+    UnknownExpressionError,
+    as_list,
+    as_object,
+    as_pair,
+    ranges_of,
+    selector,
+    text_of,
+    values_of,
+)
+from pvefw_nft.verify.reading import Assume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pvefw_nft.verify.reading import Reading
+
+Parsed: TypeAlias = tuple[tuple[Condition, ...], tuple[Effect, ...], Verdict | None]
+FULL = 0xFFFFFFFF
+
+
+@dataclass(slots=True)
+class NftTable:
+    """What rules refer to by name in their table: the members of sets and maps, and the types of helpers."""
+
+    family: Family
+    name: str
+    elements: dict[str, list[Json]] = field(default_factory=dict)
+    helpers: dict[str, str] = field(default_factory=dict)
+    values: dict[tuple[str, Field], IntervalSet] = field(default_factory=dict)
+
+    def members(self, reference: str) -> list[Json]:
+        """Return the elements of a set or map by its reference, ``@name``; raises ValueError."""
+        known = self.elements.get(reference[1:])
+        if known is None:
+            raise ValueError(f"there is no set or map '{reference[1:]}'")
+        return known
+
+
+class NftRuleParser:
+    """Reads the rules of one table."""
+
+    def __init__(self, table: NftTable, reading: Reading) -> None:
+        self.table = table
+        self.reading = reading
+        self.conditions: list[Condition] = []
+        self.effects: list[Effect] = []
+        self.verdict: Verdict | None = None
+        self.where = ""
+
+    def parse(self, statements: list[Json], where: str) -> Parsed:
+        """Return the conditions, effects and verdict of a rule. Raises RulesetError, naming ``where``."""
+        self.conditions, self.effects, self.verdict, self.where = [], [], None, where
+        for statement in statements:
+            try:
+                self._statement(statement)
+            except UnknownExpressionError as error:
+                text = text_of(statement)
+                detail = text if str(error) in text else f"{text} ({error})"
+                self._require(self.reading.unknown(where, detail))
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise self.reading.error(where, f"cannot read '{text_of(statement)}': {error}") from None
+        conditions = _merged(self.conditions)
+        return conditions, tuple(self.effects), self.verdict
+
+    def _require(self, condition: Condition) -> None:
+        """The rest of the rule needs this condition."""
+        if self.effects:
+            self.effects.append(Guard(condition))
+        elif condition not in self.conditions:
+            self.conditions.append(condition)
+
+    def _statement(self, statement: Json) -> None:
+        if not isinstance(statement, dict) or len(statement) != 1:
+            raise UnknownExpressionError(text_of(statement))
+        (kind, body), = statement.items()  # fmt: skip
+        if kind == "match":
+            self._match(body)
+            return
+        handler = _STATEMENTS.get(kind)
+        if handler is None:
+            raise UnknownExpressionError(text_of(statement))
+        handler(self, body)
+
+    # --- matches --------------------------------------------------------------------------------------------
+
+    def _match(self, body: Json) -> None:
+        body = as_object(body)
+        left, right, operator = body.get("left"), body.get("right"), str(body.get("op", "=="))
+        if isinstance(left, dict):
+            if "concat" in left:
+                condition = self._concat(left["concat"], right)
+                self._require(Not(condition) if operator == "!=" else condition)
+                return
+            special = self._special(left, operator, right)
+            if special is not None:
+                self._require(special)
+                return
+        on = self._selector(left)
+        self._require(self._compare(on, operator, right))
+
+    def _selector(self, expression: Json) -> Selector:
+        """Return what an expression reads, having required what it depends on."""
+        on = selector(expression, self.table.family)
+        for test in on.depends:
+            if test.field is PROTOCOL and self.table.family in (Family.IP, Family.IP6, Family.ARP):
+                continue
+            if not self._has(test):
+                self._require(test)
+        return on
+
+    def _has(self, test: Test) -> bool:
+        """Return whether the rule already demands what a test does."""
+        for condition in self.conditions:
+            if condition is test:
+                return True
+            if isinstance(condition, Test) and condition.field is test.field:
+                both = condition.values & test.values
+                if both is condition.values:
+                    return True
+        return False
+
+    def _compare(self, on: Selector, operator: str, right: Json) -> Condition:
+        values = self._values(on, right)
+        if operator in ("==", "in"):
+            return Test(on.field, values)
+        if operator == "!=":
+            return negate(Test(on.field, values))
+        ranges = ranges_of(on, right)
+        first, last = ranges[0][0], ranges[-1][1]
+        wanted = {
+            "<": (0, first - 1),
+            "<=": (0, last),
+            ">": (last + 1, on.domain - 1),
+            ">=": (first, on.domain - 1),
+        }[operator]
+        if wanted[0] > wanted[1]:
+            return Test(on.field, IntervalSet())
+        pairs = on.widen(*wanted) if on.widen is not None else [wanted]
+        return Test(on.field, IntervalSet.from_ranges(pairs))
+
+    def _values(self, on: Selector, right: Json) -> IntervalSet:
+        if isinstance(right, str) and right.startswith("@"):
+            key = (right, on.field)
+            known = self.table.values.get(key)
+            if known is None or on.widen is not None:
+                known = values_of(on, self.table.members(right))
+                self.table.values[key] = known
+            return known
+        return values_of(on, right)
+
+    def _concat(self, parts: Json, right: Json) -> Condition:
+        """Return the condition of a concatenation in a set: one of the members, part by part."""
+        selectors = [self._selector(part) for part in as_list(parts)]
+        if isinstance(right, str) and right.startswith("@"):
+            members = self.table.members(right)
+        elif isinstance(right, dict) and "set" in right:
+            members = as_list(right["set"])
+        else:
+            members = [right]
+        return Any(tuple(_member(selectors, member) for member in members))
+
+    def _special(self, left: dict[str, Json], operator: str, right: Json) -> Condition | None:
+        """Return the condition of a match on marks, flags, fragments or with a mask; None: a plain match."""
+        mask: Json = None
+        inner: Json = left
+        if "&" in left:
+            inner, mask = as_pair(left["&"])
+        bits = _mark_bits(inner)
+        if bits is not None:
+            return _mark_match(bits, mask, operator, right)
+        if _is(inner, "payload", "tcp", "flags"):
+            return self._tcp_flags(inner, mask, operator, right)
+        if _is(inner, "payload", "ip", "frag-off"):
+            return self._fragment(mask, operator, right)
+        if _is(inner, "ct", None, "status"):
+            return _status_match(mask, operator, right)
+        if mask is not None:
+            return self._masked(inner, mask, operator, right)
+        return None
+
+    def _tcp_flags(self, inner: Json, mask: Json, operator: str, right: Json) -> Condition:
+        self._selector(inner)
+        value = _flags(right)
+        if operator == "in":
+            return negate(Test(TCP_FLAGS, IntervalSet.masked(value, 0, 8)))
+        if mask is None and isinstance(right, dict):
+            return self._compare(selector(inner, self.table.family), operator, right)
+        test = Test(TCP_FLAGS, IntervalSet.masked(0xFF if mask is None else _flags(mask), value, 8))
+        if operator not in ("==", "!="):
+            raise UnknownExpressionError(f"tcp flags {operator}")
+        return negate(test) if operator == "!=" else test
+
+    def _fragment(self, mask: Json, operator: str, right: Json) -> Condition:
+        """``ip frag-off & 0x1fff`` is zero for whole packets and first fragments, & 0x3fff for whole ones."""
+        if not self._has(equals(PROTOCOL, IPV4)) and self.table.family not in (Family.IP, Family.IP6):
+            self._require(equals(PROTOCOL, IPV4))
+        whole = {0x1FFF: (0, 1), 0x3FFF: (0, 0)}.get(mask if isinstance(mask, int) else -1)
+        if whole is None or right != 0 or operator not in ("==", "!="):
+            raise UnknownExpressionError(f"ip frag-off & {mask} {operator} {right}")
+        test = Test(FRAGMENT, IntervalSet.of(whole))
+        return negate(test) if operator == "!=" else test
+
+    def _masked(self, inner: Json, mask: Json, operator: str, right: Json) -> Condition:
+        on = self._selector(inner)
+        if on.widen is not None or operator not in ("==", "!="):
+            raise UnknownExpressionError(f"{on.field} & {text_of(mask)} {operator}")
+        bits = (on.domain - 1).bit_length()
+        number = ranges_of(on, mask)[0][0]
+        values = IntervalSet()
+        for first, last in ranges_of(on, right):
+            if first != last:
+                raise UnknownExpressionError(f"{on.field} & {text_of(mask)} {text_of(right)}")
+            values |= IntervalSet.masked(number, first, bits)
+        test = Test(on.field, values)
+        return negate(test) if operator == "!=" else test
+
+    # --- verdict maps and limits ----------------------------------------------------------------------------
+
+    def _vmap(self, body: Json) -> None:
+        body = as_object(body)
+        key, data = body.get("key"), body.get("data")
+        members: Json = data
+        if isinstance(data, str) and data.startswith("@"):
+            members = self.table.members(data)
+        elif isinstance(data, dict):
+            members = data.get("set")
+        concat = key.get("concat") if isinstance(key, dict) else None
+        parts = concat if isinstance(concat, list) else [key]
+        bits = _mark_bits(key)
+        selectors = [] if bits is not None else [self._selector(part) for part in parts]
+        entries: list[tuple[Condition, PlainVerdict]] = []
+        default: PlainVerdict | None = None
+        for member in as_list(members):
+            element, target = as_pair(member)
+            verdict = self._plain(target)
+            if element == "*":
+                default = verdict
+            elif bits is not None:
+                entries.append((_mark_match(bits, None, "==", element), verdict))
+            else:
+                entries.append((_member(selectors, element), verdict))
+        if default is not None:
+            entries.append((Not(Any(tuple(condition for condition, _ in entries))), default))
+        self.verdict = VerdictMap(tuple(entries))
+
+    def _plain(self, body: Json) -> PlainVerdict:
+        if isinstance(body, dict) and len(body) == 1:
+            (kind, target), = body.items()  # fmt: skip
+            if kind in _VERDICTS:
+                return _VERDICTS[kind]
+            if kind in ("jump", "goto") and isinstance(target, dict):
+                name = sys.intern(str(target["target"]))
+                return Jump(name) if kind == "jump" else Goto(name)
+        raise UnknownExpressionError(text_of(body))
+
+    def _go(self, kind: str, body: Json) -> None:
+        self.verdict = self._plain({kind: body})
+
+    def _limit(self, body: Json) -> None:
+        self._require(equals(rate_field(_limit_text(body)), 1))
+
+    def _set(self, body: Json) -> None:
+        """``update @set { key limit rate over … }``: a rate of its own for each key."""
+        body = as_object(body)
+        statements = body.get("stmt")
+        if not statements:
+            self.effects.append(Alter(f"{body.get('op')} {body.get('set')}"))
+            return
+        element = body.get("elem")
+        if isinstance(element, dict) and "elem" in element:
+            element = as_object(element["elem"])["val"]
+        key = self._rate_key(element)
+        for statement in as_list(statements):
+            if not isinstance(statement, dict) or len(statement) != 1:
+                raise UnknownExpressionError(text_of(statement))
+            if "limit" in statement:
+                self._require(equals(rate_field(f"{_limit_text(statement['limit'])} per {key}"), 1))
+            elif "counter" not in statement:
+                raise UnknownExpressionError(text_of(statement))
+
+    def _rate_key(self, element: Json) -> str:
+        mask: Json = None
+        inner = element
+        if isinstance(element, dict) and "&" in element:
+            inner, mask = as_pair(element["&"])
+        on = self._selector(inner)
+        bits = (on.domain - 1).bit_length()
+        length = bits
+        if mask is not None:
+            number = ranges_of(on, mask)[0][0]
+            length = bits - ((number ^ ((1 << bits) - 1)).bit_length())
+        return f"{on.field}/{length}"
+
+    # --- other statements -----------------------------------------------------------------------------------
+
+    def _reject(self, body: Json) -> None:
+        kind = str(body["type"]) if isinstance(body, dict) and "type" in body else ""
+        code = body.get("expr") if isinstance(body, dict) else None
+        family = self.table.family
+        if not kind:
+            kind = {Family.IP: "icmp", Family.IP6: "icmpv6"}.get(family, "icmpx")
+        code = "port-unreachable" if code is None else code
+        if kind == "tcp reset":
+            if not self._has(equals(L4PROTO, 6)):
+                self._require(equals(L4PROTO, 6))
+            self.verdict = Reject("tcp-reset", "tcp-reset")
+            return
+        pairs = _REJECTIONS[kind]
+        v4, v6 = pairs[str(code)]
+        protocol = {"icmp": IPV4, "icmpv6": IPV6}.get(kind)
+        if protocol is not None and family not in (Family.IP, Family.IP6):
+            test = equals(PROTOCOL, protocol)
+            if not self._has(test):
+                self._require(test)
+        self.verdict = Reject(v4, v6)
+
+    def _log(self, body: Json) -> None:
+        options = body if isinstance(body, dict) else {}
+        group = options.get("group")
+        level = options.get("level", "warn")
+        if level == "audit":
+            raise UnknownExpressionError("log level audit")
+        self.effects.append(
+            Log(
+                str(options.get("prefix", "")),
+                None if group is not None else names.LOG_LEVELS[str(level)],
+                int(str(group)) if group is not None else None,
+            )
+        )
+
+    def _mangle(self, body: Json) -> None:
+        body = as_object(body)
+        key, value = body.get("key"), body.get("value")
+        bits = _mark_bits(key)
+        if bits is not None:
+            target = MarkTarget.PACKET if bits is MARK else MarkTarget.CONNECTION
+            self.effects.append(_mark_change(target, value))
+        elif isinstance(key, dict) and _harmless(key):
+            self.effects.append(Alter(f"{text_of(key)} set {text_of(value)}"))
+        else:
+            raise UnknownExpressionError(text_of(key))
+
+    def _helper(self, body: Json) -> None:
+        name = str(body)
+        if name not in self.table.helpers:
+            raise ValueError(f"there is no ct helper '{name}'")
+        self.effects.append(SetHelper(self.table.helpers[name]))
+
+    def _queue(self, body: Json) -> None:
+        options = body if isinstance(body, dict) else {}
+        flags = options.get("flags", [])
+        number = options.get("num", 0)
+        first = last = 0
+        if isinstance(number, int):
+            first = last = number
+        else:
+            ends = as_pair(as_object(number).get("range"))
+            first, last = _integer(ends[0]), _integer(ends[1])
+        self.verdict = Queue(first, last, flags == "bypass" or (isinstance(flags, list) and "bypass" in flags))
+
+    def _nat(self, kind: str, body: Json) -> None:
+        options = body if isinstance(body, dict) else {}
+        version = 6 if options.get("family") == "ip6" or self.table.family is Family.IP6 else 4
+        addresses = _nat_range(options.get("addr"), lambda text: names.network_range(text, version))
+        ports = _nat_range(options.get("port"), lambda text: (int(text), int(text)))
+        self.verdict = Nat(kind, None, addresses, ports)
+
+
+Statement: TypeAlias = "Callable[[NftRuleParser, Json], None]"
+
+
+def _verdict(verdict: PlainVerdict) -> Statement:
+    def handler(parser: NftRuleParser, _body: Json) -> None:
+        parser.verdict = verdict
+
+    return handler
+
+
+def _nothing(_parser: NftRuleParser, _body: Json) -> None:
+    """A statement that decides nothing and changes nothing a rule could look at."""
+
+
+def _notrack(parser: NftRuleParser, _body: Json) -> None:
+    parser.effects.append(NoTrack())
+
+
+def _translating(kind: str) -> Statement:
+    return lambda parser, body: parser._nat(kind, body)
+
+
+def _xt(parser: NftRuleParser, body: Json) -> None:
+    """An iptables extension that nft has no words for."""
+    text = text_of(body)
+    if isinstance(body, dict) and body.get("name") == "comment":
+        return
+    condition = parser.reading.unknown(parser.where, f"xt {text}")
+    parser._require(condition)
+    if isinstance(body, dict) and body.get("type") == "target" and parser.reading.assume is not Assume.NOMATCH:
+        parser.verdict = UnknownVerdict(f"xt {text}")
+
+
+_VERDICTS: dict[str, PlainVerdict] = {"accept": ACCEPT, "drop": DROP, "return": RETURN}
+_STATEMENTS: dict[str, Statement] = {
+    **{kind: _verdict(verdict) for kind, verdict in _VERDICTS.items()},
+    "jump": lambda parser, body: parser._go("jump", body),
+    "goto": lambda parser, body: parser._go("goto", body),
+    "continue": _nothing,
+    "vmap": NftRuleParser._vmap,
+    "counter": _nothing,
+    "last": _nothing,
+    "limit": NftRuleParser._limit,
+    "set": NftRuleParser._set,
+    "reject": NftRuleParser._reject,
+    "log": NftRuleParser._log,
+    "mangle": NftRuleParser._mangle,
+    "ct helper": NftRuleParser._helper,
+    "notrack": _notrack,
+    "queue": NftRuleParser._queue,
+    "xt": _xt,
+    "comment": _nothing,
+    **{name: _translating(name) for name in ("dnat", "snat", "masquerade", "redirect")},
+}
+
+_REJECTIONS: dict[str, dict[str, tuple[str | None, str | None]]] = {
+    "icmp": {
+        **{
+            name: (name, None)
+            for name in (
+                "net-unreachable", "host-unreachable", "port-unreachable", "net-prohibited",
+                "host-prohibited", "admin-prohibited",
+            )
+        },
+        "prot-unreachable": ("proto-unreachable", None),
+    },
+    "icmpv6": {
+        name: (None, name)
+        for name in (
+            "no-route", "admin-prohibited", "addr-unreachable", "port-unreachable", "policy-fail",
+            "reject-route",
+        )
+    },
+    "icmpx": {
+        "no-route": ("net-unreachable", "no-route"),
+        "port-unreachable": ("port-unreachable", "port-unreachable"),
+        "host-unreachable": ("host-unreachable", "addr-unreachable"),
+        "admin-prohibited": ("admin-prohibited", "admin-prohibited"),
+    },
+}  # fmt: skip
+"""What is answered in each family (net/netfilter/nft_reject.c for icmpx)."""
+
+
+# --- helpers ------------------------------------------------------------------------------------------------
+
+
+def _member(selectors: list[Selector], element: Json) -> Condition:
+    """Return the condition of one member of a set, of one part or several."""
+    if isinstance(element, dict) and "elem" in element:
+        element = as_object(element["elem"])["val"]
+    if len(selectors) == 1 and not (isinstance(element, dict) and "concat" in element):
+        return Test(selectors[0].field, values_of(selectors[0], element))
+    parts = element.get("concat") if isinstance(element, dict) else element
+    if not isinstance(parts, list) or len(parts) != len(selectors):
+        raise UnknownExpressionError(text_of(element))
+    tests = [Test(on.field, values_of(on, part)) for on, part in zip(selectors, parts, strict=True)]
+    return All(_merged(tests))
+
+
+def _merged(conditions: Sequence[Condition]) -> tuple[Condition, ...]:
+    """Return the conditions with tests of ICMP type and of ICMP code joined into one of both."""
+    for on in (ICMP, ICMP6):
+        tests = [test for test in conditions if isinstance(test, Test) and test.field is on]
+        if len(tests) > 1:
+            values = tests[0].values
+            for test in tests[1:]:
+                values &= test.values
+            conditions = [*(test for test in conditions if test not in tests), Test(on, values)]
+    return tuple(conditions)
+
+
+def _is(expression: Json, kind: str, protocol: str | None, name: str) -> bool:
+    if not isinstance(expression, dict):
+        return False
+    body = expression.get(kind)
+    if not isinstance(body, dict):
+        return False
+    return body.get("key" if protocol is None else "field") == name and body.get("protocol") == protocol
+
+
+def _mark_bits(expression: Json) -> tuple[Field, ...] | None:
+    if _is(expression, "meta", None, "mark"):
+        return MARK
+    return CT_MARK if _is(expression, "ct", None, "mark") else None
+
+
+def _mark_match(bits: tuple[Field, ...], mask: Json, operator: str, right: Json) -> Condition:
+    number = FULL if mask is None else _integer(mask)
+    members = as_list(right["set"]) if isinstance(right, dict) and "set" in right else [right]
+    found = []
+    for member in members:
+        if isinstance(member, dict) and "prefix" in member:
+            body = as_object(member["prefix"])
+            prefix = FULL & ~((1 << (32 - _integer(body.get("len")))) - 1)
+            found.append(mark_condition(bits, prefix & number, _integer(body.get("addr"))))
+        else:
+            found.append(mark_condition(bits, number, _integer(member)))
+    condition = found[0] if len(found) == 1 else Any(tuple(found))
+    if operator == "==":
+        return condition
+    if operator == "!=":
+        return negate(condition)
+    if operator == "in" and len(found) == 1:
+        return negate(mark_condition(bits, _integer(right) & number, 0))
+    raise UnknownExpressionError(f"mark {operator} {text_of(right)}")
+
+
+def _status_match(mask: Json, operator: str, right: Json) -> Condition:
+    """``ct status dnat``: one of the named bits is set; ``ct status & dnat == dnat``: all of them are."""
+    names_ = right if isinstance(right, list) else [right]
+    bits = [CT_STATUS[str(name)] for name in names_ if str(name) in CT_STATUS]
+    if len(bits) != len(names_):
+        raise UnknownExpressionError(f"ct status {text_of(right)}")
+    if mask is None and operator == "in":
+        tests = tuple(equals(bit, 1) for bit in bits)
+        return tests[0] if len(tests) == 1 else Any(tests)
+    if mask is not None and mask == right and operator in ("==", "!="):
+        condition: Condition = All(tuple(equals(bit, 1) for bit in bits))
+        return condition if operator == "==" else negate(condition)
+    raise UnknownExpressionError(f"ct status {operator} {text_of(right)}")
+
+
+def _flags(value: Json) -> int:
+    if isinstance(value, int):
+        return value
+    if isinstance(value, str):
+        return names.TCP_FLAG_BITS[value]
+    if isinstance(value, list):
+        number = 0
+        for part in value:
+            number |= _flags(part)
+        return number
+    if isinstance(value, dict) and "|" in value:
+        return _flags(value["|"])
+    if isinstance(value, dict) and "set" in value:
+        return 0
+    raise UnknownExpressionError(f"tcp flags {text_of(value)}")
+
+
+def _integer(value: Json) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise UnknownExpressionError(text_of(value))
+    try:
+        return value if isinstance(value, int) else int(value, 0)
+    except ValueError:
+        raise UnknownExpressionError(text_of(value)) from None
+
+
+def _mark_change(target: MarkTarget, value: Json) -> Effect:
+    """Return the change that setting a mark to this expression means: of constants and one mark."""
+    source, keep, flip = _linear(value)
+    if source is None:
+        return SetMark(target, 0, flip)
+    same = MARK if target is MarkTarget.PACKET else CT_MARK
+    if source is same:
+        return SetMark(target, keep, flip)
+    if flip:
+        raise UnknownExpressionError(text_of(value))
+    return CopyMark(target, 0, keep)
+
+
+def _linear(value: Json) -> tuple[tuple[Field, ...] | None, int, int]:
+    """Return an expression as ``(mark & keep) ^ flip``: the mark's bits (None: a constant), keep, flip."""
+    bits = _mark_bits(value)
+    if bits is not None:
+        return bits, FULL, 0
+    if isinstance(value, dict) and len(value) == 1:
+        (operator, operands), = value.items()  # fmt: skip
+        if operator in ("&", "|", "^") and isinstance(operands, list) and len(operands) == 2:
+            source, keep, flip = _linear(operands[0])
+            number = _integer(operands[1])
+            if operator == "&":
+                return source, keep & number, flip & number
+            if operator == "|":
+                return source, keep & ~number & FULL, (flip & ~number) | number
+            return source, keep, flip ^ number
+    return None, 0, _integer(value)
+
+
+def _harmless(key: dict[str, Json]) -> bool:
+    """Return whether setting this changes nothing that a modelled field shows."""
+    if "tcp option" in key:
+        return True
+    for kind, allowed in (("meta", ("priority", "nftrace")), ("ct", ("event", "zone", "label", "timeout"))):
+        body = key.get(kind)
+        if isinstance(body, dict) and body.get("key") in allowed:
+            return True
+    return False
+
+
+def _limit_text(body: Json) -> str:
+    if not isinstance(body, dict):
+        raise UnknownExpressionError(text_of(body))
+    if body.get("rate_unit", "packets") != "packets":
+        raise UnknownExpressionError(f"limit {text_of(body)}")
+    kept = "over" if body.get("inv") else "within"
+    burst = 5 if body.get("burst") is None else _integer(body.get("burst"))
+    return f"{kept} {_integer(body.get('rate'))}/{body.get('per')} burst {burst}"
+
+
+def _nat_range(value: Json, convert: Callable[[str], tuple[int, int]]) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if isinstance(value, (int, str)) and not isinstance(value, bool):
+        return convert(str(value))
+    if isinstance(value, dict) and "range" in value:
+        first, last = as_pair(value["range"])
+        return convert(str(first))[0], convert(str(last))[1]
+    raise UnknownExpressionError(text_of(value))

@@ -1,0 +1,504 @@
+"""The way of a packet through the host: which hooks see it, in which order, and with which interfaces.
+
+A :class:`Topology` says which NICs, bridges and interfaces there are; :func:`find_path` gives, from one
+:class:`End` to another, the :class:`Path`: a flat list of :class:`Stage`, one for each hook. Evaluating a
+ruleset for a path means: at each stage take ``stage.chains(model, protocol)`` in order, with the stage's
+interface fields in the packet; the first drop or reject ends the way; marks stay with the packet from stage
+to stage.
+
+A frame from filtered VM 100 to the outside crosses two bridges::
+
+    fwbr100i0: tap100i0 → fwln100i0    bridge prerouting … ip prerouting … bridge forward, ip forward,
+    postrouting vmbr0: fwpr100p0 → eth0            the same once more
+
+Sources: net/bridge/br_input.c, br_forward.c and br_netfilter_hooks.c of Linux 6.1 to 6.12. With
+bridge-nf-call-iptables, the bridge's hooks call the IP hooks at priority 0 (in postrouting, last); there the
+bridge is both input and output interface and the ports are physdev. A frame for the host itself runs IP
+prerouting inside the bridge and not again after it (``ip_sabotage_in``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from pvefw_nft.errors import UsageError
+from pvefw_nft.verify.model import (
+    ARP,
+    ETHER_TYPE,
+    IBR,
+    IIF,
+    IPV4,
+    IPV6,
+    IS_BRIDGED,
+    OBR,
+    OIF,
+    PHYSIN,
+    PHYSOUT,
+    TRUE,
+    VLAN,
+    Family,
+    Point,
+    equals,
+    interface_number,
+    negate,
+)
+
+if TYPE_CHECKING:
+    from pvefw_nft.verify.model import Chain, Condition, Field, RulesetModel, Table
+
+OTHERHOST, HOST = 3, 0
+BRNF_PRIORITY = 0
+"""Where br_netfilter runs the IP hooks among the bridge's prerouting hooks (NF_BR_PRI_BRNF)."""
+
+
+# --- topology -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """A guest's NIC: ``interface`` is its host side, ``bridge`` the guest's bridge (not the firewall bridge).
+
+    ``addresses`` are what the guest is known to use, ``mac`` is None where unknown, ``tag`` its VLAN (0:
+    none). Only a ``filtered`` NIC is plugged through a firewall bridge.
+    """
+
+    zone: str
+    vmid: int
+    index: int
+    interface: str
+    bridge: str
+    filtered: bool
+    mac: int | None = None
+    addresses: tuple[tuple[int, int], ...] = ()
+    tag: int = 0
+
+    @property
+    def name(self) -> str:
+        """The zone with the NIC's number: ``vm100i0``."""
+        return f"{self.zone}i{self.index}"
+
+    @property
+    def firewall_bridge(self) -> str:
+        """The bridge between guest and the guest's bridge."""
+        return f"fwbr{self.vmid}i{self.index}"
+
+    @property
+    def link(self) -> str:
+        """The firewall bridge's port towards the guest's bridge."""
+        return f"fwln{self.vmid}i{self.index}"
+
+    @property
+    def port(self) -> str:
+        """The port of the guest's bridge by which the NIC is reached."""
+        return f"fwpr{self.vmid}p{self.index}" if self.filtered else self.interface
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network of the host's: IP ``version``, the host's own ``address`` in it and the prefix ``length``."""
+
+    version: int
+    address: int
+    length: int
+
+    def contains(self, version: int, address: int) -> bool:
+        """Return whether an address lies in it."""
+        shift = (32 if self.version == 4 else 128) - self.length
+        return version == self.version and address >> shift == self.address >> shift
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface of the host with addresses: a bridge with its uplink ``ports``, or (no bridge) a plain
+    one.
+    """
+
+    name: str
+    is_bridge: bool
+    ports: tuple[str, ...] = ()
+    networks: tuple[Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """What the way of a packet depends on. ``call_iptables`` is the sysctl bridge-nf-call-iptables (and
+    -ip6tables), ``filter_vlan_tagged`` bridge-nf-filter-vlan-tagged.
+    """
+
+    nics: tuple[Nic, ...] = ()
+    links: tuple[Link, ...] = ()
+    call_iptables: bool = True
+    filter_vlan_tagged: bool = False
+
+    def link(self, name: str) -> Link | None:
+        """Return the host's interface of this name."""
+        return next((link for link in self.links if link.name == name), None)
+
+    def with_bridges(self) -> Topology:
+        """Return this topology with a bridge, and an uplink for it, wherever a NIC's bridge is not listed.
+
+        Uplinks of bridges without one are called ``eth0``, ``eth1`` …, by the order of the bridges.
+        """
+        known = {link.name for link in self.links}
+        missing = sorted({nic.bridge for nic in self.nics} - known)
+        links = self.links + tuple(Link(name, is_bridge=True) for name in missing)
+        if not any(link.is_bridge for link in links):
+            links += (Link("vmbr0", is_bridge=True),)
+        used = {port for link in links for port in link.ports} | {link.name for link in links}
+        free = (name for n in range(len(links) + len(used) + 1) if (name := f"eth{n}") not in used)
+        return replace(
+            self,
+            links=tuple(
+                replace(link, ports=(next(free),)) if link.is_bridge and not link.ports else link for link in links
+            ),
+        )
+
+
+# --- ends ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HostEnd:
+    """The host itself."""
+
+    def __str__(self) -> str:
+        return "host"
+
+
+@dataclass(frozen=True, slots=True)
+class NicEnd:
+    """A guest, at one of its NICs."""
+
+    nic: Nic
+
+    def __str__(self) -> str:
+        return self.nic.name
+
+
+@dataclass(frozen=True, slots=True)
+class PortEnd:
+    """Somebody behind a port of one of the host's bridges."""
+
+    bridge: str
+    port: str
+
+    def __str__(self) -> str:
+        return f"{self.bridge}/{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedEnd:
+    """Somebody behind an interface of the host that is no bridge."""
+
+    interface: str
+
+    def __str__(self) -> str:
+        return self.interface
+
+
+End: TypeAlias = HostEnd | NicEnd | PortEnd | RoutedEnd
+
+
+def find_ends(topology: Topology, zone: str) -> list[End]:
+    """Return the ends that a zone may mean, best first: ``host``, ``outside``, ``vm100``, ``vmbr0/eth0`` etc.
+
+    Raises UsageError where there is no such zone, naming those there are.
+    """
+    if zone == "host":
+        return [HostEnd()]
+    ends: list[End] = []
+    if zone == "outside":
+        ends += [PortEnd(link.name, port) for link in topology.links if link.is_bridge for port in link.ports]
+        ends += [RoutedEnd(link.name) for link in topology.links if not link.is_bridge and link.name != "lo"]
+    elif "/" in zone:
+        bridge, port = zone.split("/", 1)
+        link = topology.link(bridge)
+        if link is not None and link.is_bridge and port in link.ports:
+            ends.append(PortEnd(bridge, port))
+    else:
+        ends += [NicEnd(nic) for nic in topology.nics if zone in (nic.zone, nic.name, nic.interface)]
+        ends += [RoutedEnd(x.name) for x in topology.links if not x.is_bridge and x.name == zone]
+        ends += [
+            PortEnd(link.name, port)
+            for link in topology.links
+            if link.is_bridge
+            for port in link.ports
+            if zone in (port, link.name)
+        ]
+    if not ends:
+        known = ["host", "outside", *dict.fromkeys(nic.zone for nic in topology.nics)]
+        known += [str(end) for end in find_ends_outside(topology)]
+        raise UsageError(f"there is no zone '{zone}'", hint=f"zones here: {', '.join(known)}")
+    return ends
+
+
+def find_ends_outside(topology: Topology) -> list[End]:
+    """Return every end that is neither the host nor a guest."""
+    ends: list[End] = [PortEnd(x.name, port) for x in topology.links if x.is_bridge for port in x.ports]
+    return ends + [RoutedEnd(x.name) for x in topology.links if not x.is_bridge and x.name != "lo"]
+
+
+# --- stages -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One hook on the way. ``family`` BRIDGE means the bridge's own hooks, IP those of IPv4 or IPv6 (and
+    inet).
+
+    ``fields`` are the interfaces as this hook sees them (field, value). Of the hook's chains only those with
+    a priority from ``first`` up to, not including, ``last`` run here (None: no bound). ``when`` says which
+    packets run this stage at all. To this hook ``PKTTYPE`` of a unicast frame is ``unicast`` (host or
+    otherhost). ``hop`` names the part of the way the stage belongs to.
+    """
+
+    family: Family
+    point: Point
+    fields: tuple[tuple[Field, int], ...]
+    hop: str
+    unicast: int = HOST
+    first: int | None = None
+    last: int | None = None
+    when: Condition = TRUE
+    from_host: bool = False
+
+    def chains(self, model: RulesetModel, protocol: int) -> list[tuple[Table, Chain]]:
+        """Return the base chains a packet of this network protocol (``PROTOCOL``) meets here, in order."""
+        if self.family is Family.BRIDGE:
+            found = model.base_chains(self.point, Family.BRIDGE)
+        elif protocol == IPV4:
+            found = model.base_chains(self.point, Family.IP, Family.INET)
+        elif protocol == IPV6:
+            found = model.base_chains(self.point, Family.IP6, Family.INET)
+        else:
+            found = model.base_chains(self.point, Family.ARP) if protocol == ARP else []
+        return [
+            (table, chain)
+            for table, chain in found
+            if chain.hook is not None
+            and (self.first is None or chain.hook.priority >= self.first)
+            and (self.last is None or chain.hook.priority < self.last)
+        ]
+
+    def __str__(self) -> str:
+        return f"{'bridge' if self.family is Family.BRIDGE else 'ip'} {self.point.name.lower()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The stages from ``source`` to ``destination``, in order."""
+
+    source: End
+    destination: End
+    stages: tuple[Stage, ...]
+
+    def __str__(self) -> str:
+        return f"{self.source} → {self.destination}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Bridging:
+    """Makes the stages of one bridge."""
+
+    topology: Topology
+    bridge: str
+
+    @property
+    def ip_when(self) -> Condition:
+        return TRUE if self.topology.filter_vlan_tagged else negate(equals(ETHER_TYPE, VLAN))
+
+    def enter(self, port: str, hop: str, unicast: int) -> list[Stage]:
+        """A frame comes in by a port: bridge prerouting, with IP prerouting inside."""
+        fields = ((IIF, interface_number(port)), (IBR, interface_number(self.bridge)))
+        before = Stage(Family.BRIDGE, Point.PREROUTING, fields, hop, unicast)
+        if not self.topology.call_iptables:
+            return [before]
+        inside = Stage(Family.IP, Point.PREROUTING, _ip(iif=self.bridge, physin=port), hop, when=self.ip_when)
+        return [replace(before, last=BRNF_PRIORITY), inside, replace(before, first=BRNF_PRIORITY)]
+
+    def cross(self, source: str, destination: str) -> list[Stage]:
+        """A frame is bridged from port to port."""
+        hop = f"{self.bridge}: {source} → {destination}"
+        ports = ((IIF, interface_number(source)), (OIF, interface_number(destination)))
+        both = (*ports, (IBR, interface_number(self.bridge)), (OBR, interface_number(self.bridge)))
+        forward = Stage(Family.BRIDGE, Point.FORWARD, both, hop, OTHERHOST)
+        stages = self.enter(source, hop, OTHERHOST)
+        if not self.topology.call_iptables:
+            return [*stages, forward, *self.leave(destination, hop, None)]
+        inside = Stage(
+            Family.IP,
+            Point.FORWARD,
+            _ip(iif=self.bridge, oif=self.bridge, physin=source, physout=destination),
+            hop,
+            when=self.ip_when,
+        )
+        stages += [replace(forward, last=BRNF_PRIORITY), inside, replace(forward, first=BRNF_PRIORITY)]
+        return [*stages, *self.leave(destination, hop, source)]
+
+    def leave(self, port: str, hop: str, source: str | None) -> list[Stage]:
+        """A frame goes out by a port; ``source`` is the port it was bridged from where IP hooks see it."""
+        fields = ((OIF, interface_number(port)), (OBR, interface_number(self.bridge)))
+        stages = [Stage(Family.BRIDGE, Point.POSTROUTING, fields, hop, OTHERHOST)]
+        if source is not None and self.topology.call_iptables:
+            seen = _ip(oif=self.bridge, physin=source, physout=port)
+            stages.append(Stage(Family.IP, Point.POSTROUTING, seen, hop, when=self.ip_when))
+        return stages
+
+
+def _ip(
+    *, iif: str | None = None, oif: str | None = None, physin: str | None = None, physout: str | None = None
+) -> tuple[tuple[Field, int], ...]:
+    named = ((IIF, iif), (OIF, oif), (PHYSIN, physin), (PHYSOUT, physout))
+    fields = tuple((on, interface_number(name)) for on, name in named if name is not None)
+    return (*fields, (IS_BRIDGED, int(physout is not None)))
+
+
+# --- paths --------------------------------------------------------------------------------------------------
+
+
+def choose_ends(sources: list[End], destinations: list[End]) -> tuple[End, End]:
+    """Return the pair that most likely is meant: on the same bridge where there is one, else the first of
+    each.
+    """
+    for source in sources:
+        for destination in destinations:
+            bridge = _bridge(source)
+            if bridge is not None and bridge == _bridge(destination) and source != destination:
+                return source, destination
+    for source in sources:
+        for destination in destinations:
+            if source != destination:
+                return source, destination
+    return sources[0], destinations[0]
+
+
+def _bridge(end: End) -> str | None:
+    match end:
+        case NicEnd(nic):
+            return nic.bridge
+        case PortEnd(bridge, _):
+            return bridge
+        case HostEnd() | RoutedEnd():
+            return None
+
+
+def find_path(topology: Topology, source: End, destination: End) -> Path:
+    """Return the way from one end to another: bridged where both are on one bridge, else routed by the host.
+
+    Raises UsageError where both ends are the same, or on one bridge in two VLANs.
+    """
+    if isinstance(source, HostEnd) and isinstance(destination, HostEnd):
+        return Path(source, destination, tuple(_loopback()))
+    if source == destination:
+        raise UsageError(f"a packet from {source} to itself does not pass the host")
+    bridge = _bridge(source)
+    if bridge is not None and bridge == _bridge(destination):
+        _same_vlan(source, destination)
+        stages = _from_guest(topology, source)
+        stages += _Bridging(topology, bridge).cross(_port(source), _port(destination))
+        return Path(source, destination, tuple(stages + _to_guest(topology, destination)))
+    stages = _from_guest(topology, source) + _arrive(topology, source)
+    local = [*_local(topology, source, destination), *_depart(topology, destination)]
+    if isinstance(source, HostEnd):
+        local[0] = replace(local[0], from_host=True)
+    stages.append(local[0])
+    stages += [replace(stage, from_host=True) for stage in local[1:]]
+    return Path(source, destination, tuple(stages))
+
+
+def _same_vlan(source: End, destination: End) -> None:
+    tags = [end.nic.tag for end in (source, destination) if isinstance(end, NicEnd)]
+    if len(tags) == 2 and tags[0] != tags[1]:
+        raise UsageError(
+            f"{source} (VLAN {tags[0]}) and {destination} (VLAN {tags[1]}) do not reach each other directly",
+            hint="simulate each half of the way: to 'outside', where their router is, and from it",
+        )
+
+
+def _port(end: End) -> str:
+    match end:
+        case NicEnd(nic):
+            return nic.port
+        case PortEnd(_, port):
+            return port
+        case RoutedEnd(interface):
+            return interface
+        case HostEnd():
+            raise AssertionError("the host is behind no port")
+
+
+def _from_guest(topology: Topology, end: End) -> list[Stage]:
+    """The firewall bridge of a filtered guest, outwards."""
+    if isinstance(end, NicEnd) and end.nic.filtered:
+        nic = end.nic
+        return _Bridging(topology, nic.firewall_bridge).cross(nic.interface, nic.link)
+    return []
+
+
+def _to_guest(topology: Topology, end: End) -> list[Stage]:
+    """The firewall bridge of a filtered guest, inwards."""
+    if isinstance(end, NicEnd) and end.nic.filtered:
+        nic = end.nic
+        return _Bridging(topology, nic.firewall_bridge).cross(nic.link, nic.interface)
+    return []
+
+
+def _interface(end: End) -> str:
+    """The host's interface by which an end is reached."""
+    return _bridge(end) or _port(end)
+
+
+def _arrive(topology: Topology, source: End) -> list[Stage]:
+    """A packet comes to the host's own stack: up to and with IP prerouting."""
+    bridge = _bridge(source)
+    if isinstance(source, HostEnd):
+        return []
+    if bridge is None:
+        return [Stage(Family.IP, Point.PREROUTING, _ip(iif=_interface(source)), f"{source} → host")]
+    port = _port(source)
+    hop = f"{bridge}: {port} → host"
+    stages = _Bridging(topology, bridge).enter(port, hop, HOST)
+    fields = ((IIF, interface_number(port)), (IBR, interface_number(bridge)))
+    stages.append(Stage(Family.BRIDGE, Point.INPUT, fields, hop))
+    if not topology.call_iptables:
+        stages.append(Stage(Family.IP, Point.PREROUTING, _ip(iif=bridge), hop))
+    return stages
+
+
+def _local(topology: Topology, source: End, destination: End) -> list[Stage]:
+    """Input, output or forward of the IP stack. What br_netfilter saw come in still has its port."""
+    if isinstance(source, HostEnd):
+        return [Stage(Family.IP, Point.OUTPUT, _ip(oif=_interface(destination)), "host")]
+    physin = _port(source) if topology.call_iptables and _bridge(source) is not None else None
+    if isinstance(destination, HostEnd):
+        return [Stage(Family.IP, Point.INPUT, _ip(iif=_interface(source), physin=physin), "host")]
+    fields = _ip(iif=_interface(source), oif=_interface(destination), physin=physin)
+    return [Stage(Family.IP, Point.FORWARD, fields, "host")]
+
+
+def _depart(topology: Topology, destination: End) -> list[Stage]:
+    """A packet of the host's own stack goes out: IP postrouting, then the bridge it leaves by."""
+    if isinstance(destination, HostEnd):
+        return []
+    stages = [Stage(Family.IP, Point.POSTROUTING, _ip(oif=_interface(destination)), "host")]
+    bridge = _bridge(destination)
+    if bridge is None:
+        return stages
+    port = _port(destination)
+    hop = f"{bridge}: host → {port}"
+    fields = ((OIF, interface_number(port)), (OBR, interface_number(bridge)))
+    stages.append(Stage(Family.BRIDGE, Point.OUTPUT, fields, hop, OTHERHOST))
+    stages += _Bridging(topology, bridge).leave(port, hop, None)
+    return stages + _to_guest(topology, destination)
+
+
+def _loopback() -> list[Stage]:
+    """The host to itself."""
+    stages = [
+        Stage(Family.IP, Point.OUTPUT, _ip(oif="lo"), "host"),
+        Stage(Family.IP, Point.POSTROUTING, _ip(oif="lo"), "host"),
+        Stage(Family.IP, Point.PREROUTING, _ip(iif="lo"), "host"),
+        Stage(Family.IP, Point.INPUT, _ip(iif="lo"), "host"),
+    ]
+    return [replace(stage, from_host=True) for stage in stages]

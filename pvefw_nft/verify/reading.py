@@ -1,0 +1,106 @@
+"""What the readers share: errors that name the rule, and what to assume of matches nobody modelled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar
+
+from pvefw_nft.errors import PvefwError
+from pvefw_nft.verify.model import FALSE, TRUE, Chain, Condition, Rule, Table, equals, targets, unknown_field
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class RulesetError(PvefwError):
+    """A ruleset cannot be read, or holds what the model cannot express."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class Assume(Enum):
+    """What to take an unknown match for."""
+
+    MATCH = "match"
+    NOMATCH = "nomatch"
+    BOTH = "both"
+
+
+@dataclass(slots=True)
+class Reading:
+    """The state of one reading: what unknown matches are taken for, and what has been assumed so far.
+
+    ``source`` is the file's name for error messages. ``assume`` None: an unknown match is an error.
+    """
+
+    source: str
+    assume: Assume | None = None
+    assumptions: list[str] = field(default_factory=list)
+
+    def unknown(self, where: str, text: str) -> Condition:
+        """Return what stands for an unknown match; raises RulesetError without an assumption."""
+        if self.assume is None:
+            raise RulesetError(
+                f"{self.source}: {where}: '{text}' is not modelled",
+                hint="--assume-unknown match, nomatch or both goes on with an assumption about it",
+            )
+        self.assumptions.append(f"{where}: '{text}' is taken to {self.meaning}")
+        if self.assume is Assume.BOTH:
+            return equals(unknown_field(text), 1)
+        return TRUE if self.assume is Assume.MATCH else FALSE
+
+    @property
+    def meaning(self) -> str:
+        """What is assumed, in words."""
+        if self.assume is Assume.BOTH:
+            return "match or not, both possible"
+        return "match" if self.assume is Assume.MATCH else "match nothing"
+
+    def error(self, where: str, message: object) -> RulesetError:
+        """Return the error for a rule that cannot be read."""
+        return RulesetError(f"{self.source}: {where}: {message}")
+
+
+def check_jumps(reading: Reading, tables: Iterable[Table]) -> None:
+    """Raise RulesetError where a rule goes to a chain that is not there, or chains go in circles.
+
+    The kernel refuses both (a loop with "Too many links").
+    """
+    for table in tables:
+        next_chains: dict[str, list[str]] = {}
+        for chain in table.chains.values():
+            found: dict[str, None] = {}
+            for number, rule in enumerate(chain.rules, 1):
+                if rule.verdict is None:
+                    continue
+                for target in targets(rule.verdict):
+                    if target not in table.chains:
+                        where = f"table {table.key}, chain {chain.name}, rule {number}"
+                        raise reading.error(where, f"goes to chain '{target}', which is not there")
+                    found[target] = None
+            next_chains[chain.name] = list(found)
+        _check_loops(reading, table, next_chains)
+
+
+def _check_loops(reading: Reading, table: Table, next_chains: dict[str, list[str]]) -> None:
+    done: set[str] = set()
+    for start in next_chains:
+        on_way: list[str] = [start]
+        todo = [iter(next_chains[start])]
+        while todo:
+            target = next(todo[-1], None)
+            if target is None:
+                todo.pop()
+                done.add(on_way.pop())
+            elif target in on_way:
+                raise reading.error(f"table {table.key}", f"chains go in a circle: {' → '.join([*on_way, target])}")
+            elif target not in done:
+                on_way.append(target)
+                todo.append(iter(next_chains[target]))
+
+
+def rule_place(table: Table, chain: Chain, rule: Rule) -> str:
+    """Return where a rule is, for people: table, chain, number, and its origin or line."""
+    number = next((n for n, other in enumerate(chain.rules, 1) if other is rule), 0)
+    return f"{table.key} {chain.name} rule {number}" + (f" ({rule.origin})" if rule.origin else "")

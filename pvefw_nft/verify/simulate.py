@@ -1,0 +1,428 @@
+"""What happens to one packet: the rules it meets, hop by hop, and the one that decides.
+
+The walk follows the kernel (net/netfilter/core.c, ip_tables.c, nf_tables_core.c): at each stage of the path
+the base chains in order, in each the rules in order; accept ends the base chain, drop and reject end the way.
+Marks stay with the packet, also from one bridge to the next.
+
+Where readers met matches they do not know and were told to assume ``both``, the walk is done for either
+outcome of each such match it meets, and the verdict stands only where all agree.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from pvefw_nft.errors import UsageError
+from pvefw_nft.verify.describe import value_text
+from pvefw_nft.verify.model import (
+    CT_MARK,
+    CT_STATE,
+    CT_STATES,
+    CT_STATUS,
+    DADDR4,
+    DADDR6,
+    DPORT,
+    ETHER_DST,
+    ETHER_SRC,
+    ETHER_TYPE,
+    IBR,
+    IIF,
+    IS_BRIDGED,
+    MARK,
+    OBR,
+    OIF,
+    PHYSIN,
+    PHYSOUT,
+    PKTTYPE,
+    PROTOCOL,
+    SADDR4,
+    SADDR6,
+    SPORT,
+    VLAN_ID,
+    Accept,
+    All,
+    Alter,
+    Any,
+    Chain,
+    Condition,
+    CopyMark,
+    Drop,
+    Effect,
+    Family,
+    Field,
+    Goto,
+    Guard,
+    Jump,
+    Log,
+    Nat,
+    NoTrack,
+    Point,
+    Queue,
+    Reject,
+    Return,
+    Rule,
+    RulesetModel,
+    SetHelper,
+    SetMark,
+    Table,
+    Test,
+    UnknownVerdict,
+    Verdict,
+    VerdictMap,
+    holds,
+    tests_of,
+)
+from pvefw_nft.verify.packet import HOST_MAC
+
+if TYPE_CHECKING:
+    from pvefw_nft.verify.packet import Probe
+    from pvefw_nft.verify.path import Stage
+
+_PLACE = re.compile(r"\S:\d+")
+"""What an origin that names file and line looks like."""
+STANDARD = "standard chain"
+"""The origin of rules that every ruleset of ours has: it says nothing about why a packet came there."""
+MAX_UNKNOWN = 10
+"""How many unknown matches one walk may meet: each doubles the walks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A rule a packet met: ``number`` counts from 1 in its chain. ``failed`` is what did not hold, None: it matched.
+
+    ``callers`` are the rules whose jumps or gotos led here, outermost first.
+    """
+
+    table: Table
+    chain: Chain
+    number: int
+    rule: Rule
+    callers: tuple[Step, ...] = ()
+    failed: Condition | None = None
+
+    @property
+    def matched(self) -> bool:
+        """Whether the rule applied."""
+        return self.failed is None
+
+    @property
+    def origin(self) -> str:
+        """The place in the configuration that the rule is there for: its own, else that of who led to it."""
+        origins = [step.rule.origin for step in (self, *reversed(self.callers)) if step.rule.origin]
+        for telling in (_PLACE.search, lambda origin: origin != STANDARD):
+            for origin in origins:
+                if telling(origin):
+                    return origin
+        return origins[0] if origins else ""
+
+
+@dataclass(slots=True)
+class ChainWalk:
+    """A packet's walk from one base chain: the rules met, and the end. ``policy``: no rule decided."""
+
+    table: Table
+    chain: Chain
+    steps: list[Step] = field(default_factory=list)
+    end: End = field(default_factory=Accept)
+    policy: bool = False
+
+    @property
+    def decider(self) -> Step | None:
+        """The rule that decided: the last that matched and had a verdict other than a jump.
+
+        Where that rule only tested a mark, or was entered to set it, the rule that had the mark set is meant.
+        """
+        last: Step | None = None
+        before: Step | None = None
+        setter: Step | None = None
+        for step in self.steps:
+            if not step.matched:
+                continue
+            verdict = step.rule.verdict
+            if any(isinstance(effect, SetMark) and effect.flip for effect in step.rule.effects):
+                entered = before is not None and isinstance(before.rule.verdict, (Goto, Jump))
+                setter = before if entered and not step.rule.conditions else step
+            if isinstance(verdict, (Goto, Return, Accept, Drop, Reject, Queue, Nat, UnknownVerdict)):
+                last = setter if setter is not None and _tests_mark(step.rule) else step
+            before = step
+        return last
+
+
+def _tests_mark(rule: Rule) -> bool:
+    """Return whether a rule does nothing but return or accept what is marked."""
+    tests = [test for condition in rule.conditions for test in tests_of(condition)]
+    return bool(tests) and all(test.field in MARK and 1 in test.values for test in tests)
+
+
+@dataclass(slots=True)
+class StageWalk:
+    """What happened at one stage: a walk for each base chain there."""
+
+    stage: Stage
+    chains: list[ChainWalk] = field(default_factory=list)
+
+
+End: TypeAlias = Accept | Drop | Reject | UnknownVerdict
+"""How the walk of a base chain ends; what a program on a queue decides counts as accepted."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The whole way of a packet. ``verdict`` is ACCEPT, DROP, REJECT or UNDECIDED, ``kind`` the rejection's
+    kind.
+
+    ``notes`` are what a reader should know: queues, translations, assumptions the verdict rests on.
+    """
+
+    probe: Probe
+    verdict: str
+    kind: str | None
+    stages: list[StageWalk]
+    logs: list[Log]
+    notes: list[str]
+
+    @property
+    def deciding(self) -> list[tuple[StageWalk, ChainWalk]]:
+        """The walks in which something decided: of a packet that ended on its way the last, else all of them."""
+        walks = [(stage, walk) for stage in self.stages for walk in stage.chains]
+        if self.verdict != "ACCEPT":
+            return walks[-1:]
+        return [(stage, walk) for stage, walk in walks if walk.decider is not None]
+
+    @property
+    def decider(self) -> Step | None:
+        """The rule that decided about the packet; of several that let it pass the last one a user wrote."""
+        steps = [walk.decider for _, walk in self.deciding if not walk.policy and walk.decider is not None]
+        above_link = [step for step in steps if step.table.key.tool != "ebtables"]
+        for wanted in ([step for step in steps if _PLACE.search(step.origin)], above_link, steps):
+            if wanted:
+                return wanted[-1]
+        return None
+
+    @property
+    def text(self) -> str:
+        """The verdict with its kind: ``REJECT (tcp-reset)``."""
+        return f"{self.verdict} ({self.kind})" if self.kind else self.verdict
+
+
+class _Undecided(Exception):  # noqa: N818  not an error: the walk asks for an answer
+    """The walk met an unknown match whose outcome nobody chose yet."""
+
+    def __init__(self, on: Field) -> None:
+        super().__init__(on.name)
+        self.field = on
+
+
+def simulate(model: RulesetModel, probe: Probe) -> Outcome:
+    """Return what happens to a packet on its way.
+
+    Raises UsageError where more unknown matches matter than can be tried.
+    """
+    outcomes: list[tuple[dict[Field, int], Outcome]] = []
+    pending: list[dict[Field, int]] = [{}]
+    while pending:
+        chosen = pending.pop()
+        try:
+            outcomes.append((chosen, _Walker(model, probe, chosen).run()))
+        except _Undecided as question:
+            if len(chosen) >= MAX_UNKNOWN:
+                message = f"more than {MAX_UNKNOWN} unknown matches on the packet's way"
+                raise UsageError(message, "choose --assume-unknown match or nomatch") from None
+            pending += [{**chosen, question.field: 0}, {**chosen, question.field: 1}]
+    first = outcomes[0][1]
+    first.notes += model.assumptions
+    verdicts = {(outcome.verdict, outcome.kind) for _, outcome in outcomes}
+    if len(verdicts) > 1:
+        texts = sorted({outcome.text for _, outcome in outcomes})
+        unknown = sorted({on.name.removeprefix("unknown ") for chosen, _ in outcomes for on in chosen})
+        first.notes.append(f"{' or '.join(texts)}, depending on {', '.join(unknown)}")
+        first.verdict, first.kind = "UNDECIDED", None
+    return first
+
+
+class _Walker:
+    """Walks one packet through a ruleset; ``chosen`` are outcomes of unknown matches."""
+
+    def __init__(self, model: RulesetModel, probe: Probe, chosen: dict[Field, int]) -> None:
+        self.model = model
+        self.probe = probe
+        self.packet: dict[Field, int] = dict(probe.fields)
+        self.chosen = chosen
+        self.unicast = self.packet.get(PKTTYPE) == 0
+        self.logs: list[Log] = []
+        self.notes: list[str] = []
+        self.view: dict[Field, int] = {}
+
+    def run(self) -> Outcome:
+        stages: list[StageWalk] = []
+        for stage in self.probe.path.stages:
+            walk = StageWalk(stage)
+            stages.append(walk)
+            self.view = self._see(stage)
+            if not self._holds(stage.when):
+                continue
+            for table, chain in stage.chains(self.model, self.packet[PROTOCOL]):
+                hook = chain.hook
+                if hook is not None and hook.kind == "nat" and self.packet[CT_STATE] != CT_STATES.index("new"):
+                    continue  # only a connection's first packet meets nat chains
+                end = self._base_chain(walk, table, chain)
+                match end:
+                    case Drop():
+                        return self._outcome(stages, "DROP", None)
+                    case Reject():
+                        return self._outcome(stages, "REJECT", end.kind(self.packet[PROTOCOL]))
+                    case UnknownVerdict(text):
+                        self.notes.append(f"what {text} does is not known")
+                        return self._outcome(stages, "UNDECIDED", None)
+                    case Accept():
+                        pass
+        return self._outcome(stages, "ACCEPT", None)
+
+    def _outcome(self, stages: list[StageWalk], verdict: str, kind: str | None) -> Outcome:
+        return Outcome(self.probe, verdict, kind, stages, self.logs, self.notes)
+
+    def _see(self, stage: Stage) -> dict[Field, int]:
+        """Return the packet as a stage's hooks see it."""
+        view = dict(self.packet)
+        for on in (IIF, OIF, PHYSIN, PHYSOUT, IBR, OBR, IS_BRIDGED):
+            view.pop(on, None)
+        view.update(stage.fields)
+        if self.unicast:
+            view[PKTTYPE] = stage.unicast
+        if stage.from_host:
+            view.pop(VLAN_ID, None)
+            view[ETHER_TYPE] = view[PROTOCOL]
+            view[ETHER_SRC] = HOST_MAC
+            if stage.family is not Family.BRIDGE and stage.point in (Point.OUTPUT, Point.POSTROUTING):
+                del view[ETHER_SRC]
+                view.pop(ETHER_DST, None)
+        return view
+
+    # --- chains ---------------------------------------------------------------------------------------------
+
+    def _base_chain(self, stage: StageWalk, table: Table, chain: Chain) -> End:
+        walk = ChainWalk(table, chain)
+        stage.chains.append(walk)
+        returns: list[tuple[Chain, int, tuple[Step, ...]]] = []
+        current, position = chain, 0
+        callers: tuple[Step, ...] = ()
+        while True:
+            if position >= len(current.rules):
+                decided: Verdict | None = current.policy if current is not chain else Return()
+            else:
+                step = replace(self._rule(table, current, position), callers=callers)
+                walk.steps.append(step)
+                position += 1
+                decided = self._verdict(step) if step.matched else None
+            match decided:
+                case None:
+                    continue
+                case Jump(target):
+                    returns.append((current, position, callers))
+                    current, position, callers = table.chains[target], 0, (*callers, walk.steps[-1])
+                case Goto(target):
+                    current, position, callers = table.chains[target], 0, (*callers, walk.steps[-1])
+                case Return():
+                    if not returns:
+                        walk.policy = walk.decider is None or isinstance(chain.policy, Drop)
+                        walk.end = chain.policy if isinstance(chain.policy, Drop) else Accept()
+                        return walk.end
+                    current, position, callers = returns.pop()
+                case Queue(first, last, _):
+                    numbers = first if first == last else f"{first}-{last}"
+                    self.notes.append(f"goes to the program on queue {numbers}, taken to let it pass")
+                    return walk.end
+                case Nat():
+                    self._translate(decided)
+                    return walk.end
+                case VerdictMap():
+                    raise AssertionError("a map's verdict is looked up before")
+                case Accept() | Drop() | Reject() | UnknownVerdict():
+                    walk.end = decided
+                    return decided
+
+    def _rule(self, table: Table, chain: Chain, position: int) -> Step:
+        rule = chain.rules[position]
+        for condition in rule.conditions:
+            if not self._holds(condition):
+                return Step(table, chain, position + 1, rule, failed=condition)
+        for effect in rule.effects:
+            if isinstance(effect, Guard):
+                if not self._holds(effect.condition):
+                    return Step(table, chain, position + 1, rule, failed=effect.condition)
+            else:
+                self._apply(effect)
+        if isinstance(rule.verdict, VerdictMap) and self._lookup(rule.verdict) is None:
+            return Step(table, chain, position + 1, rule, failed=_keys(rule.verdict))
+        return Step(table, chain, position + 1, rule)
+
+    def _verdict(self, step: Step) -> Verdict | None:
+        verdict = step.rule.verdict
+        return self._lookup(verdict) if isinstance(verdict, VerdictMap) else verdict
+
+    def _lookup(self, verdict: VerdictMap) -> Verdict | None:
+        return verdict.lookup(self.view)
+
+    def _holds(self, condition: Condition) -> bool:
+        """As :func:`~.model.holds`, with rates kept and unknown matches asked for where they matter."""
+        if isinstance(condition, Test):
+            on = condition.field
+            if on not in self.view:
+                if on.name.startswith("unknown "):
+                    if on not in self.chosen:
+                        raise _Undecided(on)
+                    return self.chosen[on] in condition.values
+                if on.name.startswith("rate "):
+                    return int(on.name.startswith("rate within")) in condition.values
+            return holds(condition, self.view)
+        if isinstance(condition, All):
+            return all(self._holds(part) for part in condition.of)
+        if isinstance(condition, Any):
+            return any(self._holds(part) for part in condition.of)
+        return not self._holds(condition.of)
+
+    # --- effects --------------------------------------------------------------------------------------------
+
+    def _set(self, on: Field, value: int) -> None:
+        self.packet[on] = self.view[on] = value
+
+    def _apply(self, effect: Effect) -> None:
+        match effect:
+            case Log():
+                self.logs.append(effect)
+            case SetMark(target, keep, flip):
+                for bit, on in enumerate(target.bits):
+                    self._set(on, (self.view[on] & keep >> bit & 1) ^ (flip >> bit & 1))
+            case CopyMark(target, keep, take):
+                other = CT_MARK if target.bits is MARK else MARK
+                for bit, on in enumerate(target.bits):
+                    value = (self.view[on] & keep >> bit & 1) ^ (self.view[other[bit]] & take >> bit & 1)
+                    self._set(on, value)
+            case NoTrack():
+                self._set(CT_STATE, CT_STATES.index("untracked"))
+            case SetHelper() | Alter() | Guard():
+                pass
+
+    def _translate(self, nat: Nat) -> None:
+        """Carry out a translation to one address or port; the way stays that to the first destination."""
+        to_destination = nat.kind in ("dnat", "redirect")
+        self._set(CT_STATUS["dnat" if to_destination else "snat"], 1)
+        parts = []
+        address = (DADDR4, DADDR6) if to_destination else (SADDR4, SADDR6)
+        if nat.addresses is not None:
+            on = address[0] if address[0] in self.view else address[1]
+            self._set(on, nat.addresses[0])
+            parts.append(value_text(on, nat.addresses[0]))
+        port = DPORT if to_destination else SPORT
+        if nat.ports is not None and port in self.view:
+            self._set(port, nat.ports[0])
+            parts.append(f"port {nat.ports[0]}")
+        end = "destination" if to_destination else "source"
+        self.notes.append(f"{nat.kind}: its {end} becomes {' '.join(parts) or 'an address of the host'}")
+
+
+def _keys(verdict: VerdictMap) -> Condition:
+    """Return what a packet must be for a verdict map to have an entry for it."""
+    return Any(tuple(condition for condition, _ in verdict.entries))

@@ -1,0 +1,134 @@
+"""The command: options, exit codes, files of packets and output for programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pvefw_nft.cli.simulate import simulate_command
+from pvefw_nft.errors import UsageError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROOT = str(REPOSITORY / "examples" / "homelab")
+
+
+def invoke(*arguments: str) -> Result:
+    result = CliRunner().invoke(simulate_command, ["--root", ROOT, "--backend", "iptables", *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_the_line_of_the_file_that_lets_a_packet_pass() -> None:
+    result = invoke("--from", "192.168.10.50", "--to", "ct200:80")
+    assert result.exit_code == 0
+    assert result.output.startswith("ACCEPT: tcp 192.168.10.50:40000 → 192.168.10.53:80")
+    assert "(200.fw:10 (HTTP))" in result.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("expect", "code"), [("DROP", 0), ("ACCEPT", 1), ("REJECT", 1), ("drop", 0), ("REJECT(tcp-reset)", 1)]
+)
+def test_expected_verdicts(expect: str, code: int) -> None:
+    assert invoke("--from", "outside", "--to", "ct200:80", "--expect", expect).exit_code == code
+
+
+def test_expecting_a_kind_of_rejection() -> None:
+    arguments = ("--from", "vm101", "--to", "outside:25")
+    assert invoke(*arguments, "--expect", "REJECT").exit_code == 0
+    assert invoke(*arguments, "--expect", "REJECT(tcp-reset)").exit_code == 0
+    assert invoke(*arguments, "--expect", "REJECT(port-unreachable)").exit_code == 1
+
+
+def test_json() -> None:
+    data: Any = json.loads(invoke("--from", "vm101", "--to", "outside:25", "--format", "json").output)
+    assert data["results"]["iptables"]["verdict"] == "REJECT"
+    assert data["passed"] is True
+
+
+PACKETS = """
+[[packet]]
+name = "dns to the container"
+from = "192.168.10.77"
+to = "ct200"
+proto = "udp"
+dport = 53
+expect = "ACCEPT"
+
+[[packet]]
+from = "outside"
+to = "ct200:80"
+expect = "DROP"
+
+[[packet]]
+name = "mail leaves only through the nas"
+from = "host"
+to = "outside:25"
+expect = "REJECT(tcp-reset)"
+"""
+
+
+def test_a_file_of_packets(tmp_path: Path) -> None:
+    file = tmp_path / "packets.toml"
+    file.write_text(PACKETS)
+    result = invoke("--tests", str(file))
+    assert (result.exit_code, result.output) == (0, "3 passed, 0 failed\n")
+
+
+def test_a_file_of_packets_of_which_one_fails(tmp_path: Path) -> None:
+    file = tmp_path / "packets.toml"
+    file.write_text(PACKETS.replace('"DROP"', '"ACCEPT"'))
+    result = invoke("--tests", str(file))
+    assert result.exit_code == 1
+    assert "FAILED: packet 2" in result.output
+    assert "expected ACCEPT" in result.output
+    assert result.output.endswith("2 passed, 1 failed\n")
+    data = json.loads(invoke("--tests", str(file), "--format", "json").output)
+    assert [packet["passed"] for packet in data["packets"]] == [True, False, True]
+    assert data["failed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no packets"),
+        ("[[packet]]\nfrom = 'outside'\nto = 'host'\n", "needs from, to and expect"),
+        ("[[packet]]\nfrom = 'a'\nto = 'host'\nexpect = 'ACCEPT'\ncolour = 5\n", "unknown key 'colour'"),
+        ("[[packet]]\nfrom = 'outside'\nto = 'host'\nexpect = 'PERHAPS'\n", "no verdict"),
+        ("[[packet", "cannot be read"),
+    ],
+)
+def test_a_bad_file_of_packets_is_a_usage_error(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "packets.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        invoke("--tests", str(file))
+
+
+def test_a_saved_ruleset_instead_of_the_configurations(tmp_path: Path) -> None:
+    file = tmp_path / "rules.v4"
+    file.write_text("*filter\n:INPUT DROP [0:0]\nCOMMIT\n")
+    result = CliRunner().invoke(
+        simulate_command, ["--root", ROOT, "--ruleset", f"save:{file}", "--from", "outside", "--to", "host:22"]
+    )
+    assert result.output.startswith("DROP")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--from", "outside"),
+        ("--from", "outside", "--to", "vm999"),
+        ("--from", "outside", "--to", "host", "--mark", "many"),
+        ("--from", "outside", "--to", "host", "--ruleset", "nonsense:x"),
+        ("--from", "outside", "--to", "host", "--expect", "MAYBE"),
+    ],
+)
+def test_what_makes_no_sense_is_a_usage_error(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError):
+        invoke(*arguments)
