@@ -68,7 +68,8 @@ class Atoms:
 
     def mask_of(self, allowed: IntervalSet) -> int:
         """Return the atoms whose every value is allowed."""
-        return sum(1 << atom for atom in range(self.width) if not self.values(1 << atom) - allowed)
+        first = int(self.absent)
+        return sum(1 << atom for atom in range(first, self.width) if not self.values(1 << atom) - allowed)
 
 
 def distinct(sets: Iterable[IntervalSet]) -> tuple[IntervalSet, ...]:

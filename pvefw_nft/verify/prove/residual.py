@@ -227,7 +227,7 @@ class Residuals:
         self.strict = strict
         self.fixed_states = fixed_states
         self._programs: dict[tuple[object, ...], Program] = {}
-        self._footprints: dict[int, tuple[m.Field, ...]] = {}
+        self._footprints: dict[tuple[int, int], tuple[m.Field, ...]] = {}
         self._indices: dict[int, _Index | None] = {}
         self._kept: list[object] = []
 
@@ -246,7 +246,7 @@ class Residuals:
         return found
 
     def _key(self, table: m.Table, chain: m.Chain, context: Context) -> tuple[object, ...]:
-        parts: list[object] = [id(chain), context.case]
+        parts: list[object] = [id(table), id(chain), context.case]
         for on in self._footprint(table, chain, 0):
             if on is m.CT_STATE:
                 parts.append(context.states)
@@ -258,7 +258,7 @@ class Residuals:
 
     def _footprint(self, table: m.Table, chain: m.Chain, depth: int) -> tuple[m.Field, ...]:
         """The fields whose being known makes a difference to this chain or one it calls."""
-        found = self._footprints.get(id(chain))
+        found = self._footprints.get((id(table), id(chain)))
         if found is None:
             if depth > MAX_DEPTH:
                 raise HostError(
@@ -272,8 +272,9 @@ class Residuals:
             }
             for name in dict.fromkeys(name for rule in chain.rules for name in m.targets(rule.verdict)):
                 fields |= set(self._footprint(table, find_chain(table, name), depth + 1))
-            found = self._footprints[id(chain)] = tuple(sorted(fields, key=lambda on: on.name))
-            self._kept.append(chain)
+            found = tuple(sorted(fields, key=lambda on: on.name))
+            self._footprints[id(table), id(chain)] = found
+            self._kept += (table, chain)
         return found
 
     def rules(self, chain: m.Chain, known: Known) -> Sequence[m.Rule]:

@@ -1,0 +1,361 @@
+"""Proves two rulesets equal, or finds the packets that they treat differently.
+
+What is proved: for every way through the host (between outside, host, guests and other interfaces), every kind of
+frame and every packet, what the hooks on the way do to it, end to end, is the same on both sides. The proof goes by
+segments (one bridge crossed, or the host's own stack), most of which many ways share: where every segment
+treats every packet alike, whatever its mark, so does every way made of them. Only ways with a segment that
+differs are looked at as a whole.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from pvefw_nft.errors import InternalError, UsageError
+from pvefw_nft.verify import model as m
+from pvefw_nft.verify.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
+from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow
+from pvefw_nft.verify.prove.explain import Class, Explainer, tests_to_explain
+from pvefw_nft.verify.prove.flows import Ends, Flows, Side, Tested, Way, find_ends, find_way
+from pvefw_nft.verify.prove.replay import Replay, replay
+from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Report, Witness
+from pvefw_nft.verify.prove.residual import ACCEPT, Case, Outcome, Program, Residuals, Set, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from pvefw_nft.verify.path import End, Nic
+    from pvefw_nft.verify.prove.known import Known
+
+Progress = "Callable[[int, int], None]"
+
+
+class Result(Enum):
+    """What the proof of two flows says."""
+
+    SAME = "same"
+    MARKS = "marks"
+    """The verdicts are the same, the marks that packets leave with are not."""
+    DIFFERENT = "different"
+
+
+class Trouble(NamedTuple):
+    """A segment that is not the same on both sides, for one kind of frame."""
+
+    before: Flow
+    after: Flow
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to compare: ``strict`` also compares logs, marks, queue numbers and helpers; ``known`` are differences
+    to expect.
+    """
+
+    strict: bool = False
+    known: tuple[Known, ...] = ()
+
+
+def compare(
+    before: Side, after: Side, options: Options | None = None, progress: Callable[[int, int], None] | None = None
+) -> Report:
+    """Return how the rulesets of two sides differ. ``progress`` is called with the work done, and all of it.
+
+    Raises HostError where a ruleset cannot be evaluated.
+    """
+    with _without_gc():
+        return Comparison(before, after, options or Options(), progress).report()
+
+
+@contextmanager
+def _without_gc() -> Iterator[None]:
+    """Diagrams are many small tuples without cycles: looking for cycles among them takes most of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@dataclass(slots=True)
+class _Found:
+    """Differences on the way to a report."""
+
+    merged: dict[tuple[object, ...], Difference] = field(default_factory=dict)
+    omitted: int = 0
+
+
+class Comparison:
+    """One comparison; see :func:`compare`."""
+
+    def __init__(
+        self, before: Side, after: Side, options: Options, progress: Callable[[int, int], None] | None
+    ) -> None:
+        self.options = options
+        self.progress = progress or (lambda _done, _all: None)
+        self.tested = Tested.of(before.model, after.model)
+        self.ends, (self.topo_before, self.topo_after) = find_ends(
+            self.tested, before.topology, after.topology
+        )
+        tracked = frozenset((*m.MARK, *m.CT_MARK) if options.strict else self.tested.marks)
+        self.packet_marks = tuple((bit, 0) for bit in m.MARK if bit in tracked)
+        residuals = Residuals(tracked, strict=options.strict, fixed_states=not self.tested.changes_state)
+        self.before, self.after = before, after
+        self.flows_before, self.flows_after = Flows(before, residuals), Flows(after, residuals)
+        self.cases = self.tested.cases()
+        self.results: dict[tuple[Flow, Flow, bool], Result] = {}
+        self.later: dict[tuple[Flow, Flow], bool] = {}
+        self.troubles: dict[Trouble, list[tuple[Way, Case]]] = defaultdict(list)
+        self.ways = 0
+        self.diagrams = 0
+        self.assumptions: list[str] = list(
+            dict.fromkeys((*before.model.assumptions, *after.model.assumptions))
+        )
+
+    def report(self) -> Report:
+        """Carry the comparison out."""
+        self.prove_ways()
+        found = _Found()
+        self.explain(found)
+        return Report(
+            self.before.name,
+            self.after.name,
+            self.options.strict,
+            tuple(found.merged.values()),
+            tuple(self.assumptions),
+            found.omitted,
+            Counts(self.ways, len(self.cases), len(self.results), self.diagrams),
+            (self.before.model, self.after.model),
+        )
+
+    # --- proving ---
+
+    def prove_ways(self) -> None:
+        """Prove every segment; what does not hold goes to ``troubles``."""
+        general = [(s, d) for s in self.ends.general for d in self.ends.general if s != d]
+        general += [(HostEnd(), HostEnd())]
+        total = len(general) + len(self.ends.nics)
+        for done, (source, destination) in enumerate(general):
+            way = self.way(source, destination)
+            if way is not None:
+                self.prove_way(way, None)
+            self.progress(done, total)
+        for done, nic in enumerate(self.ends.nics, len(general)):
+            self.prove_nic(nic)
+            self.progress(done, total)
+        self.progress(total, total)
+
+    def prove_nic(self, nic: Nic) -> None:
+        """Prove what is a guest's own: its firewall bridge, in both directions."""
+        end = NicEnd(nic)
+        peer = self.peer(end)
+        out, into = self.way(end, peer), self.way(peer, end)
+        if out is not None and into is not None:
+            self.prove_way(out, 0)
+            self.prove_way(into, -1)
+
+    def peer(self, end: NicEnd) -> End:
+        """Return somebody on the guest's bridge to talk to: the outside, or else the host."""
+        return next(
+            (e for e in self.ends.general if isinstance(e, PortEnd) and e.bridge == end.nic.bridge),
+            HostEnd(),
+        )
+
+    def way(self, source: End, destination: End) -> Way | None:
+        """Return the way between two ends; None where there is none (different VLANs of one bridge)."""
+        try:
+            return find_way(self.topo_before, self.topo_after, source, destination)
+        except UsageError:
+            return None
+
+    def prove_way(self, way: Way, only: int | None) -> None:
+        """Prove a way's segments, or ``only`` one of them."""
+        self.ways += 1
+        for case in self.cases:
+            if way.routed and not case.is_ip:
+                continue
+            if way.segments is None:
+                first, pairs = True, [(way.before, way.after, True)]
+            else:
+                chosen = way.segments if only is None else (way.segments[only],)
+                pairs = [(segment.before, segment.after, segment.first) for segment in chosen]
+            for one, two, first in pairs:
+                start_fixed = first and not isinstance(way.source, HostEnd)
+                left, right = self.flows_before.flow(one, case), self.flows_after.flow(two, case)
+                result = self.prove(left, right, start_fixed)
+                if result is not Result.SAME:
+                    self.troubles[Trouble(left, right, result)].append((way, case))
+
+    def prove(self, before: Flow, after: Flow, fixed: bool) -> Result:  # noqa: FBT001
+        """Compare two flows for all packets, and (``fixed``) for those that carry no mark or (not) any."""
+        if not fixed:
+            self.later[before, after] = True
+        if before == after:
+            return Result.SAME
+        key = (before, after, fixed)
+        found = self.results.get(key)
+        if found is None:
+            self.diagrams += 1
+            found = self.results[key] = self._prove(before, after, fixed=fixed)
+        return found
+
+    def _prove(self, before: Flow, after: Flow, *, fixed: bool) -> Result:
+        evaluation = Evaluation([before, after])
+        one, two = evaluation.flow(before), evaluation.flow(after)
+        if fixed:
+            one = evaluation.assign(one, self.packet_marks)
+            two = evaluation.assign(two, self.packet_marks)
+        if one == two:
+            return Result.SAME
+        if evaluation.strip(one) == evaluation.strip(two):
+            return Result.DIFFERENT if self.options.strict else Result.MARKS
+        return Result.DIFFERENT
+
+    def marks_matter(self) -> bool:
+        """Whether some segment that packets come to with a mark looks at it."""
+        for before, after in self.later:
+            evaluation = Evaluation([before, after])
+            for node in (evaluation.flow(before), evaluation.flow(after)):
+                if evaluation.space.marks[node] & TESTS_MARK:
+                    return True
+        return False
+
+    # --- explaining ---
+
+    def explain(self, found: _Found) -> None:
+        """Find out what each trouble means end to end."""
+        if not self.troubles:
+            return
+        marks_matter: bool | None = None
+        unexplained: set[Nic] = set()
+        looked_at: dict[tuple[Way, Case], list[Difference]] = {}
+        for trouble, places in self.troubles.items():
+            if trouble.result is Result.MARKS:
+                if marks_matter is None:
+                    marks_matter = self.marks_matter()
+                if not marks_matter:
+                    continue
+            for way, case in sorted(places, key=lambda place: len(place[0].before)):
+                if (way, case) not in looked_at:
+                    looked_at[way, case] = self.differences(way, case, found)
+                if looked_at[way, case]:
+                    self.add(found, trouble, looked_at[way, case])
+                    break
+            else:
+                for way, _ in places:
+                    unexplained |= {e.nic for e in (way.source, way.destination) if isinstance(e, NicEnd)}
+        self.between_guests(unexplained, found)
+
+    def between_guests(self, nics: Iterable[Nic], found: _Found) -> None:
+        """Look at the ways between guests whose own segments differ, though not seen from outside or host."""
+        pairs = [(a, b) for a in nics for b in nics if a is not b]
+        if len(pairs) > MOST_PAIRS:
+            self.assumptions.append(
+                f"of {len(pairs)} ways between guests whose segments differ, {MOST_PAIRS} were looked at"
+            )
+        for source, destination in pairs[:MOST_PAIRS]:
+            way = self.way(NicEnd(source), NicEnd(destination))
+            for case in self.cases:
+                if way is not None and not (way.routed and not case.is_ip):
+                    self.add(found, None, self.differences(way, case, found))
+
+    def differences(self, way: Way, case: Case, found: _Found) -> list[Difference]:
+        """Return how the sides differ on a whole way."""
+        before = self.flows_before.flow(way.before, case)
+        after = self.flows_after.flow(way.after, case)
+        if before == after:
+            return []
+        result = []
+        explainer = self.explainer(before, after, way, case)
+        for known in self.options.known:
+            if not known.concerns(way, case):
+                continue
+            condition = known.condition(case)
+            everything = explainer.differing
+            if explainer.where(condition, holds=True):
+                result += [self.difference(one, way, case, known.reason) for one in explainer.classes()[:1]]
+            explainer.differing = everything
+            explainer.where(condition, holds=False)
+        result += [self.difference(one, way, case, None) for one in explainer.classes()]
+        found.omitted += explainer.omitted
+        return result
+
+    def explainer(self, before: Flow, after: Flow, way: Way, case: Case) -> Explainer:
+        """Evaluate two flows so that their difference can be explained."""
+        plain = Evaluation([before, after])
+        more = [t for known in self.options.known for t in m.tests_of(known.condition(case))]
+        fields = {*plain.number, *(test.field for test in more)}
+        evaluation = Evaluation([before, after], [*more, *tests_to_explain(fields, case)])
+        nodes = [evaluation.flow(before), evaluation.flow(after)]
+        if not isinstance(way.source, HostEnd):
+            nodes = [evaluation.assign(node, self.packet_marks) for node in nodes]
+        if not self.options.strict:
+            nodes = [evaluation.strip(node) for node in nodes]
+        return Explainer(evaluation, nodes[0], nodes[1], case)
+
+    def difference(self, one: Class, way: Way, case: Case, known: str | None) -> Difference:
+        """Make a class of packets a difference, with the rules that decide about its packet."""
+        runs = (
+            replay(self.before.model, way.before, one.packet),
+            replay(self.after.model, way.after, one.packet),
+        )
+        for run, outcome in zip(runs, (one.before, one.after), strict=True):
+            if run.verdict != outcome.verdict:
+                raise InternalError(
+                    f"the proof and the replay of its packet differ: {outcome.verdict} and {run.verdict}",
+                    hint="please report this, with both rulesets",
+                )
+        return Difference(
+            (str(way.source),),
+            (str(way.destination),),
+            (case.protocol,),
+            case.tagged,
+            one.usual,
+            one.fields,
+            verdict_text(one.before),
+            verdict_text(one.after),
+            tuple(runs[0].places),
+            tuple(runs[1].places),
+            Witness(
+                Path(way.source, way.destination, way.before),
+                Path(way.source, way.destination, way.after),
+                one.packet,
+            ),
+            known,
+        )
+
+    def add(self, found: _Found, trouble: Trouble | None, differences: list[Difference]) -> None:
+        """Take differences into the report, merging those that say the same of several ways."""
+        for difference in differences:
+            key = (
+                difference.fields, difference.before, difference.after, difference.usual, difference.known,
+                difference.sources, difference.destinations, difference.protocols,
+            )  # fmt: skip
+            found.merged.setdefault(key, difference)
+
+
+MOST_PAIRS = 2000
+"""Ways between guests looked at one by one, where their segments differ in marks alone."""
+
+
+def verdict_text(outcome: Outcome) -> str:
+    """Return a verdict with what else is done: ``accept (queue bypass)``."""
+    extra = [*outcome.trace]
+    marks = [(name, value) for name, value in outcome.assigned if name.startswith(("mark", "ct mark"))]
+    for prefix in ("mark bit ", "ct mark bit "):
+        bits = [(int(name[len(prefix) :]), value) for name, value in marks if name.startswith(prefix)]
+        if bits:
+            number = sum(value << bit for bit, value in bits)
+            extra.append(f"{prefix.removesuffix(' bit ')} {number:#x}")
+    return f"{outcome.verdict} ({', '.join(extra)})" if extra else outcome.verdict
+
+
+__all__ = ["ACCEPT", "ANYWHERE", "Comparison", "Ends", "Options", "Program", "Replay", "Result", "RoutedEnd", "Set", "Side", "Step", "compare"]
