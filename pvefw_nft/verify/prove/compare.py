@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,19 +21,16 @@ from pvefw_nft.verify import model as m
 from pvefw_nft.verify.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
 from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow
 from pvefw_nft.verify.prove.explain import Class, Explainer, tests_to_explain
-from pvefw_nft.verify.prove.flows import Ends, Flows, Side, Tested, Way, find_ends, find_way
-from pvefw_nft.verify.prove.replay import Replay, replay
+from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_ends, find_way
+from pvefw_nft.verify.prove.replay import replay as run_packet
 from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Report, Witness
-from pvefw_nft.verify.prove.residual import ACCEPT, Case, Outcome, Program, Residuals, Set, Step
+from pvefw_nft.verify.prove.residual import Case, Outcome, Residuals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pvefw_nft.verify.path import End, Nic
     from pvefw_nft.verify.prove.known import Known
-
-Progress = "Callable[[int, int], None]"
-
 
 class Result(Enum):
     """What the proof of two flows says."""
@@ -50,6 +47,24 @@ class Trouble(NamedTuple):
     before: Flow
     after: Flow
     result: Result
+
+
+class Place(NamedTuple):
+    """Where a trouble was met: the way, the kind of frame, and the segment's number on the way.
+
+    ``first`` and ``last`` tell whether the segment is the way's first or last.
+    """
+
+    way: Way
+    case: Case
+    first: bool
+    last: bool
+
+    @property
+    def worth(self) -> tuple[bool, bool, int]:
+        """The lower, the better the way shows the trouble: from or to outside, with few hooks."""
+        host = isinstance(self.way.source, HostEnd) or isinstance(self.way.destination, HostEnd)
+        return self.case.tagged, host and not (self.first and self.last), len(self.way.before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +128,7 @@ class Comparison:
         self.cases = self.tested.cases()
         self.results: dict[tuple[Flow, Flow, bool], Result] = {}
         self.later: dict[tuple[Flow, Flow], bool] = {}
-        self.troubles: dict[Trouble, list[tuple[Way, Case]]] = defaultdict(list)
+        self.troubles: dict[Trouble, list[Place]] = defaultdict(list)
         self.ways = 0
         self.diagrams = 0
         self.assumptions: list[str] = list(
@@ -129,11 +144,12 @@ class Comparison:
             self.before.name,
             self.after.name,
             self.options.strict,
-            tuple(found.merged.values()),
+            merge(found.merged.values()),
             tuple(self.assumptions),
             found.omitted,
             Counts(self.ways, len(self.cases), len(self.results), self.diagrams),
             (self.before.model, self.after.model),
+            self.tested.protocols(),
         )
 
     # --- proving ---
@@ -182,20 +198,18 @@ class Comparison:
         for case in self.cases:
             if way.routed and not case.is_ip:
                 continue
-            if way.segments is None:
-                first, pairs = True, [(way.before, way.after, True)]
-            else:
-                chosen = way.segments if only is None else (way.segments[only],)
-                pairs = [(segment.before, segment.after, segment.first) for segment in chosen]
-            for one, two, first in pairs:
-                start_fixed = first and not isinstance(way.source, HostEnd)
-                left, right = self.flows_before.flow(one, case), self.flows_after.flow(two, case)
-                result = self.prove(left, right, start_fixed)
+            segments = way.segments or (Segment("", way.before, way.after),)
+            chosen = range(len(segments)) if only is None else (range(len(segments))[only],)
+            for number in chosen:
+                first, last = number == 0, number == len(segments) - 1
+                left = self.flows_before.flow(segments[number].before, case)
+                right = self.flows_after.flow(segments[number].after, case)
+                result = self.prove(left, right, fixed=first and not isinstance(way.source, HostEnd))
                 if result is not Result.SAME:
-                    self.troubles[Trouble(left, right, result)].append((way, case))
+                    self.troubles[Trouble(left, right, result)].append(Place(way, case, first, last))
 
-    def prove(self, before: Flow, after: Flow, fixed: bool) -> Result:  # noqa: FBT001
-        """Compare two flows for all packets, and (``fixed``) for those that carry no mark or (not) any."""
+    def prove(self, before: Flow, after: Flow, *, fixed: bool) -> Result:
+        """Compare two flows for all packets; ``fixed``: for all that carry no mark."""
         if not fixed:
             self.later[before, after] = True
         if before == after:
@@ -235,7 +249,7 @@ class Comparison:
         if not self.troubles:
             return
         marks_matter: bool | None = None
-        unexplained: set[Nic] = set()
+        unexplained: dict[Nic, None] = {}
         looked_at: dict[tuple[Way, Case], list[Difference]] = {}
         for trouble, places in self.troubles.items():
             if trouble.result is Result.MARKS:
@@ -243,18 +257,19 @@ class Comparison:
                     marks_matter = self.marks_matter()
                 if not marks_matter:
                     continue
-            for way, case in sorted(places, key=lambda place: len(place[0].before)):
-                if (way, case) not in looked_at:
-                    looked_at[way, case] = self.differences(way, case, found)
-                if looked_at[way, case]:
-                    self.add(found, trouble, looked_at[way, case])
+            for place in sorted(places, key=lambda place: place.worth):
+                key = (place.way, place.case)
+                if key not in looked_at:
+                    looked_at[key] = self.differences(place.way, place.case, found)
+                if looked_at[key]:
+                    self.add(found, place, places, looked_at[key])
                     break
             else:
-                for way, _ in places:
-                    unexplained |= {e.nic for e in (way.source, way.destination) if isinstance(e, NicEnd)}
-        self.between_guests(unexplained, found)
+                ends = [end for place in places for end in (place.way.source, place.way.destination)]
+                unexplained |= {end.nic: None for end in ends if isinstance(end, NicEnd)}
+        self.between_guests(list(unexplained), found)
 
-    def between_guests(self, nics: Iterable[Nic], found: _Found) -> None:
+    def between_guests(self, nics: Sequence[Nic], found: _Found) -> None:
         """Look at the ways between guests whose own segments differ, though not seen from outside or host."""
         pairs = [(a, b) for a in nics for b in nics if a is not b]
         if len(pairs) > MOST_PAIRS:
@@ -265,7 +280,8 @@ class Comparison:
             way = self.way(NicEnd(source), NicEnd(destination))
             for case in self.cases:
                 if way is not None and not (way.routed and not case.is_ip):
-                    self.add(found, None, self.differences(way, case, found))
+                    place = Place(way, case, first=True, last=True)
+                    self.add(found, place, [place], self.differences(way, case, found))
 
     def differences(self, way: Way, case: Case, found: _Found) -> list[Difference]:
         """Return how the sides differ on a whole way."""
@@ -304,8 +320,8 @@ class Comparison:
     def difference(self, one: Class, way: Way, case: Case, known: str | None) -> Difference:
         """Make a class of packets a difference, with the rules that decide about its packet."""
         runs = (
-            replay(self.before.model, way.before, one.packet),
-            replay(self.after.model, way.after, one.packet),
+            run_packet(self.before.model, way.before, one.packet),
+            run_packet(self.after.model, way.after, one.packet),
         )
         for run, outcome in zip(runs, (one.before, one.after), strict=True):
             if run.verdict != outcome.verdict:
@@ -332,14 +348,70 @@ class Comparison:
             known,
         )
 
-    def add(self, found: _Found, trouble: Trouble | None, differences: list[Difference]) -> None:
-        """Take differences into the report, merging those that say the same of several ways."""
+    def add(
+        self, found: _Found, place: Place, places: list[Place], differences: Iterable[Difference]
+    ) -> None:
+        """Take differences into the report. They hold for whatever way leads through the troubled segment."""
+        sources = self.zones([p.way.source for p in places], own=any(p.first for p in places))
+        destinations = self.zones([p.way.destination for p in places], own=any(p.last for p in places))
+        others = {p.case.protocol for p in places if not p.case.is_ip and p.case.tagged == place.case.tagged}
         for difference in differences:
+            protocols = difference.protocols if place.case.is_ip else tuple(sorted(others))
+            one = replace(difference, sources=sources, destinations=destinations, protocols=protocols)
             key = (
-                difference.fields, difference.before, difference.after, difference.usual, difference.known,
-                difference.sources, difference.destinations, difference.protocols,
+                one.fields, one.before, one.after, one.usual, one.known, protocols, sources, destinations,
             )  # fmt: skip
-            found.merged.setdefault(key, difference)
+            found.merged.setdefault(key, one)
+
+    def zones(self, ends: list[End], *, own: bool) -> tuple[str, ...]:
+        """Return the zones of ends that packets differ from or to; ``own``: nothing but them matters there."""
+        distinct = dict.fromkeys(ends)
+        bridges = {bridge_of(end) for end in distinct}
+        if not own or len(distinct) >= len(self.ends.general) - 1 > 1:
+            return (ANYWHERE,)
+        if len(distinct) > 4:
+            bridge = bridges.pop()
+            return (ANYWHERE,) if bridges or bridge is None else (bridge,)
+        return tuple(dict.fromkeys(self.zone(end) for end in distinct))
+
+    def zone(self, end: End) -> str:
+        """Return what people call an end: a guest with one NIC by its own name."""
+        match end:
+            case NicEnd(nic):
+                alone = sum(other.zone == nic.zone for other in self.topo_before.nics) == 1
+                return nic.zone if alone else nic.name
+            case PortEnd():
+                outside = [e for e in self.ends.general if isinstance(e, (PortEnd, RoutedEnd))]
+                return "outside" if sum(isinstance(e, PortEnd) for e in outside) == 1 else str(end)
+            case HostEnd() | RoutedEnd():
+                return str(end)
+
+
+def merge(differences: Iterable[Difference]) -> tuple[Difference, ...]:
+    """Make one of differences that say the same of several sources, destinations or protocols."""
+    merged = list(differences)
+    for part in ("sources", "destinations", "protocols"):
+        groups: dict[tuple[object, ...], Difference] = {}
+        for one in merged:
+            key = (
+                () if part == "sources" else one.sources,
+                () if part == "destinations" else one.destinations,
+                () if part == "protocols" else one.protocols,
+                one.fields, one.before, one.after, one.usual, one.known,
+            )  # fmt: skip
+            groups[key] = _joined(groups[key], one) if key in groups else one
+        merged = list(groups.values())
+    return tuple(merged)
+
+
+def _joined(one: Difference, other: Difference) -> Difference:
+    return replace(
+        one,
+        sources=tuple(dict.fromkeys((*one.sources, *other.sources))),
+        destinations=tuple(dict.fromkeys((*one.destinations, *other.destinations))),
+        protocols=tuple(dict.fromkeys((*one.protocols, *other.protocols))),
+        tagged=one.tagged and other.tagged,
+    )
 
 
 MOST_PAIRS = 2000
@@ -358,4 +430,5 @@ def verdict_text(outcome: Outcome) -> str:
     return f"{outcome.verdict} ({', '.join(extra)})" if extra else outcome.verdict
 
 
-__all__ = ["ACCEPT", "ANYWHERE", "Comparison", "Ends", "Options", "Program", "Replay", "Result", "RoutedEnd", "Set", "Side", "Step", "compare"]
+
+__all__ = ["Options", "Side", "compare", "merge", "verdict_text"]

@@ -184,7 +184,7 @@ class Evaluation:
             then = self.outcome(end)
         else:
             then = self.program(end.program)
-            if end.back:
+            if end.back and rest != self.outcome(RETURN):
                 then = self.follow(then, ("return",), rest)
         for action in reversed(step.actions):
             then = self.action(action, then, rest)
@@ -257,7 +257,9 @@ class Evaluation:
         result = self.outcome(ACCEPT)
         for base in reversed(flow):
             node = self.program(base.program)
-            if base.accepts:
+            if base.accepts and result == self.outcome(ACCEPT):
+                result = self.follow(node, ("return",), result)
+            elif base.accepts:
                 result = self.follow(node, ("accept", "return"), result)
             else:
                 node = self.follow(node, ("return",), self.outcome(DROP))

@@ -27,9 +27,11 @@ from pvefw_nft.verify.path import (
 from pvefw_nft.verify.prove.atoms import Atoms, distinct
 from pvefw_nft.verify.prove.evaluate import Base, Flow
 from pvefw_nft.verify.prove.residual import (
+    ACCEPT,
     ALL_STATES,
     EMPTY,
     INTERFACES,
+    RETURN,
     Call,
     Case,
     Context,
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from pvefw_nft.verify.path import Nic
+
+LLDP = 0x88CC
+"""An ether type to stand for those that no rule names."""
 
 NEW = m.within(m.CT_STATE, (m.CT_STATES.index("new"),) * 2)
 
@@ -111,13 +116,19 @@ class Tested:
                     if copy.take >> place & 1 and bit in self.marks
                 }
 
-    def cases(self) -> list[Case]:
-        """Return the kinds of frames: a protocol of each class that the rules tell apart, tagged and not."""
+    def protocols(self) -> dict[int, IntervalSet]:
+        """Return the classes of network protocols that the rules tell apart, each by one of it."""
         special = [IntervalSet.single(value) for value in (m.IPV4, m.IPV6, m.ARP, m.VLAN)]
         tested = [*self.sets.get(m.PROTOCOL, {}), *self.sets.get(m.ETHER_TYPE, {})]
         atoms = Atoms(m.PROTOCOL.size, distinct([*special, *tested]), absent=False)
-        samples = [sample for sample in atoms.samples if sample is not None and sample != m.VLAN]
-        return [Case(protocol, tagged) for tagged in (False, True) for protocol in sorted(samples)]
+        classes = [atoms.values(1 << atom) for atom in range(atoms.width)]
+        found = {(LLDP if LLDP in values else values.smallest()): values for values in classes}
+        del found[m.VLAN]
+        return found
+
+    def cases(self) -> list[Case]:
+        """Return the kinds of frames: a protocol of each class, untagged and tagged."""
+        return [Case(protocol, tagged) for tagged in (False, True) for protocol in sorted(self.protocols())]
 
     def interface_sets(self) -> list[IntervalSet]:
         """Return every set of interfaces that a rule tests."""
@@ -130,7 +141,6 @@ class Segment(NamedTuple):
     hop: str
     before: tuple[Stage, ...]
     after: tuple[Stage, ...]
-    first: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +156,11 @@ class Way:
     @property
     def routed(self) -> bool:
         """Whether only IP packets go this way."""
-        return _bridge_of(self.source) is None or _bridge_of(self.source) != _bridge_of(self.destination)
+        return bridge_of(self.source) is None or bridge_of(self.source) != bridge_of(self.destination)
 
 
-def _bridge_of(end: End) -> str | None:
+def bridge_of(end: End) -> str | None:
+    """Return the bridge that an end is on, if it is on one."""
     match end:
         case NicEnd(nic):
             return nic.bridge
@@ -170,8 +181,7 @@ def find_way(before: Topology, after: Topology, source: End, destination: End) -
     segments: tuple[Segment, ...] | None = None
     if [hop for hop, _ in hops[0]] == [hop for hop, _ in hops[1]]:
         segments = tuple(
-            Segment(hop, left, right, place == 0)
-            for place, ((hop, left), (_, right)) in enumerate(zip(*hops, strict=True))
+            Segment(hop, left, right) for (hop, left), (_, right) in zip(*hops, strict=True)
         )
     return Way(source, destination, one, two, segments)
 
@@ -267,6 +277,8 @@ class Flows:
             context = Context(case, known, ALL_STATES, stage.unicast)
             for table, chain in chains:
                 base = self.base(table, chain, context)
+                if base.accepts and base.program.always in (ACCEPT, RETURN):
+                    continue
                 if base.program.steps or not base.accepts:
                     found.append(base)
         return tuple(found)

@@ -81,6 +81,7 @@ class Counts:
 class Report:
     """The result of a comparison of ``before`` with ``after``.
 
+    ``protocols`` gives the network protocols that each one listed in a difference stands for.
     ``assumptions`` says, a line each, what the result rests on. ``omitted`` counts classes of packets beyond
     the limit of classes shown. Two rulesets are equal where all differences are known ones.
     """
@@ -93,6 +94,7 @@ class Report:
     omitted: int
     counts: Counts
     models: tuple[RulesetModel, RulesetModel]
+    protocols: Mapping[int, IntervalSet]
 
     @property
     def unexpected(self) -> tuple[Difference, ...]:

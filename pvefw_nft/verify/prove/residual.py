@@ -134,7 +134,7 @@ class Step(NamedTuple):
 class Program:
     """Steps in order; a packet that comes to the end returns. Interned: equal ones are one object."""
 
-    __slots__ = ("places", "steps")
+    __slots__ = ("steps",)
     _known: dict[tuple[Step, ...], Program] = {}  # noqa: RUF012  the registry of all programs
 
     steps: tuple[Step, ...]
@@ -147,6 +147,14 @@ class Program:
             known.steps = steps
             cls._known[steps] = known
         return known
+
+    @property
+    def always(self) -> Outcome | None:
+        """How it ends for every packet, where it does nothing else."""
+        first = self.steps[0] if self.steps else None
+        if first is None or first.tests or first.conditions or first.actions:
+            return None
+        return first.end if isinstance(first.end, Outcome) else None
 
     @classmethod
     def forget(cls) -> None:
@@ -246,7 +254,7 @@ class Residuals:
         return found
 
     def _key(self, table: m.Table, chain: m.Chain, context: Context) -> tuple[object, ...]:
-        parts: list[object] = [id(table), id(chain), context.case]
+        parts: list[object] = [id(table), id(chain), context.case.protocol]
         for on in self._footprint(table, chain, 0):
             if on is m.CT_STATE:
                 parts.append(context.states)
@@ -356,6 +364,19 @@ class _Specialiser:
         self.depth = depth
 
     def steps(self, chain: m.Chain) -> list[Step]:
+        found = self.own_steps(chain)
+        while found and not (found[-1].tests or found[-1].conditions or found[-1].actions):
+            # Every packet that comes to the last step takes it: what it calls may stand in its place.
+            end = found[-1].end
+            if isinstance(end, Call):
+                found[-1:] = end.program.steps
+            elif end == RETURN:
+                found.pop()
+            else:
+                break
+        return found
+
+    def own_steps(self, chain: m.Chain) -> list[Step]:
         found: list[Step] = []
         for rule in self.residuals.rules(chain, self.known):
             tests, conditions, possible = self.conditions(rule.conditions)
@@ -500,10 +521,12 @@ class _Specialiser:
             case m.Jump(name) | m.Goto(name):
                 back = isinstance(verdict, m.Jump)
                 program = self.call(name, step)
-                if program.steps or not back:
-                    yield step._replace(end=Call(program, back))
-                elif step.actions:
-                    yield step
+                always = program.always
+                if not program.steps or always == RETURN:
+                    if step.actions or not back:
+                        yield step._replace(end=None if back else RETURN)
+                else:
+                    yield step._replace(end=always or Call(program, back))
             case m.Queue(first, last, bypass):
                 text = f"queue {first}-{last}" if self.residuals.strict else "queue"
                 note = Note(f"{text} bypass" if bypass else text)
