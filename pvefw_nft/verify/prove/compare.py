@@ -18,19 +18,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.errors import InternalError, UsageError
 from pvefw_nft.verify import model as m
+from pvefw_nft.verify.describe import packet_text, rule_text
+from pvefw_nft.verify.packet import Probe
 from pvefw_nft.verify.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
 from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow
 from pvefw_nft.verify.prove.explain import Class, Explainer, tests_to_explain
 from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_ends, find_way
-from pvefw_nft.verify.prove.replay import replay as run_packet
-from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Report, Witness
+from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
 from pvefw_nft.verify.prove.residual import Case, Outcome, Residuals
+from pvefw_nft.verify.simulate import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pvefw_nft.verify.path import End, Nic
     from pvefw_nft.verify.prove.known import Known
+    from pvefw_nft.verify.simulate import Outcome as Simulated
 
 class Result(Enum):
     """What the proof of two flows says."""
@@ -49,7 +52,7 @@ class Trouble(NamedTuple):
     result: Result
 
 
-class Place(NamedTuple):
+class Met(NamedTuple):
     """Where a trouble was met: the way, the kind of frame, and the segment's number on the way.
 
     ``first`` and ``last`` tell whether the segment is the way's first or last.
@@ -128,7 +131,7 @@ class Comparison:
         self.cases = self.tested.cases()
         self.results: dict[tuple[Flow, Flow, bool], Result] = {}
         self.later: dict[tuple[Flow, Flow], bool] = {}
-        self.troubles: dict[Trouble, list[Place]] = defaultdict(list)
+        self.troubles: dict[Trouble, list[Met]] = defaultdict(list)
         self.ways = 0
         self.diagrams = 0
         self.assumptions: list[str] = list(
@@ -206,7 +209,7 @@ class Comparison:
                 right = self.flows_after.flow(segments[number].after, case)
                 result = self.prove(left, right, fixed=first and not isinstance(way.source, HostEnd))
                 if result is not Result.SAME:
-                    self.troubles[Trouble(left, right, result)].append(Place(way, case, first, last))
+                    self.troubles[Trouble(left, right, result)].append(Met(way, case, first, last))
 
     def prove(self, before: Flow, after: Flow, *, fixed: bool) -> Result:
         """Compare two flows for all packets; ``fixed``: for all that carry no mark."""
@@ -280,7 +283,7 @@ class Comparison:
             way = self.way(NicEnd(source), NicEnd(destination))
             for case in self.cases:
                 if way is not None and not (way.routed and not case.is_ip):
-                    place = Place(way, case, first=True, last=True)
+                    place = Met(way, case, first=True, last=True)
                     self.add(found, place, [place], self.differences(way, case, found))
 
     def differences(self, way: Way, case: Case, found: _Found) -> list[Difference]:
@@ -315,20 +318,22 @@ class Comparison:
             nodes = [evaluation.assign(node, self.packet_marks) for node in nodes]
         if not self.options.strict:
             nodes = [evaluation.strip(node) for node in nodes]
-        return Explainer(evaluation, nodes[0], nodes[1], case)
+        return Explainer(evaluation, nodes[0], nodes[1], case, from_host=isinstance(way.source, HostEnd))
 
     def difference(self, one: Class, way: Way, case: Case, known: str | None) -> Difference:
         """Make a class of packets a difference, with the rules that decide about its packet."""
-        runs = (
-            run_packet(self.before.model, way.before, one.packet),
-            run_packet(self.after.model, way.after, one.packet),
-        )
-        for run, outcome in zip(runs, (one.before, one.after), strict=True):
-            if run.verdict != outcome.verdict:
+        paths = [Path(way.source, way.destination, stages) for stages in (way.before, way.after)]
+        places = []
+        for side, path, outcome in zip((self.before, self.after), paths, (one.before, one.after), strict=True):
+            run = simulate(side.model, Probe(one.packet, path))
+            verdict = f"reject {run.kind}" if run.verdict == "REJECT" else run.verdict.lower()
+            if verdict != outcome.verdict and not outcome.verdict.startswith("unknown"):
                 raise InternalError(
-                    f"the proof and the replay of its packet differ: {outcome.verdict} and {run.verdict}",
+                    f"the proof says {outcome.verdict} where the simulator says {verdict}, from {way.source}"
+                    f" to {way.destination}: {packet_text(one.packet)}",
                     hint="please report this, with both rulesets",
                 )
+            places.append(deciding(run))
         return Difference(
             (str(way.source),),
             (str(way.destination),),
@@ -338,18 +343,14 @@ class Comparison:
             one.fields,
             verdict_text(one.before),
             verdict_text(one.after),
-            tuple(runs[0].places),
-            tuple(runs[1].places),
-            Witness(
-                Path(way.source, way.destination, way.before),
-                Path(way.source, way.destination, way.after),
-                one.packet,
-            ),
+            places[0],
+            places[1],
+            Witness(paths[0], paths[1], one.packet),
             known,
         )
 
     def add(
-        self, found: _Found, place: Place, places: list[Place], differences: Iterable[Difference]
+        self, found: _Found, place: Met, places: list[Met], differences: Iterable[Difference]
     ) -> None:
         """Take differences into the report. They hold for whatever way leads through the troubled segment."""
         sources = self.zones([p.way.source for p in places], own=any(p.first for p in places))
@@ -385,6 +386,21 @@ class Comparison:
                 return "outside" if sum(isinstance(e, PortEnd) for e in outside) == 1 else str(end)
             case HostEnd() | RoutedEnd():
                 return str(end)
+
+
+def deciding(run: Simulated) -> tuple[Place, ...]:
+    """Return the rule that decides about a simulated packet, or the policy; nothing where none does."""
+    step = run.decider
+    if step is not None:
+        return (
+            Place(
+                str(step.table.key), step.chain.name, step.number, rule_text(step.rule), step.origin, step.rule.line
+            ),
+        )
+    if run.verdict == "ACCEPT":
+        return ()
+    walk = run.deciding[-1][1]
+    return (Place(str(walk.table.key), walk.chain.name, 0, f"policy {run.verdict.lower()}"),)
 
 
 def merge(differences: Iterable[Difference]) -> tuple[Difference, ...]:

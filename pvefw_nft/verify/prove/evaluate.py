@@ -216,7 +216,20 @@ class Evaluation:
         return self.where((m.equals(bit, 1),), (), on, off)
 
     def assign(self, node: int, pairs: tuple[tuple[m.Field, int], ...]) -> int:
-        """Return ``node`` for packets that were given these values before."""
+        """Return ``node`` for packets that were given these values before.
+
+        What a packet may lack, such as a port, it is given only where it has it.
+        """
+        for pair in pairs:
+            if pair[0] in SOMETIMES_ABSENT and pair[0] in self.number and len(pairs) > 1:
+                rest = tuple(other for other in pairs if other != pair)
+                return self.assign(self.assign(node, rest), (pair,))
+        if len(pairs) == 1 and pairs[0][0] in SOMETIMES_ABSENT and pairs[0][0] in self.number:
+            number = self.number[pairs[0][0]]
+            return self.space.rule(((number, self.space.full[number] & ~1),), self._assign(node, pairs), node)
+        return self._assign(node, pairs)
+
+    def _assign(self, node: int, pairs: tuple[tuple[m.Field, int], ...]) -> int:
         fixed = {
             self.number[on]: self.levels[self.number[on]].atoms.atom(value)
             for on, value in pairs

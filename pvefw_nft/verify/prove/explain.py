@@ -75,11 +75,13 @@ def _implies(one: m.Condition, other: m.Condition) -> m.Condition:
     return m.Any((m.Not(one), other))
 
 
-def possible(fields: Iterable[m.Field], case: Case) -> Iterator[m.Condition]:
+def possible(fields: Iterable[m.Field], case: Case, *, from_host: bool) -> Iterator[m.Condition]:
     """Yield what holds of every packet, as far as these fields go: which fields it has, and how addresses and
     their kinds go together (inet_addr_type of net/ipv4/fib_frontend.c, ipv6_addr_type of net/ipv6).
     """
     present = set(fields)
+    for on in present & {m.SKUID, m.SKGID}:
+        yield _present(on) if from_host else m.Not(_present(on))
     for on in present & SOMETIMES_ABSENT & set(m.PRESENCE):
         needs = [m.Test(*need) for need in m.PRESENCE[on] if need[0] is not m.PROTOCOL]
         yield _iff(_present(on), m.All(tuple(needs)))
@@ -109,7 +111,7 @@ def tests_to_explain(fields: Iterable[m.Field], case: Case) -> list[m.Test]:
     before = -1
     while before != len(present):
         before = len(present)
-        for condition in possible(present, case):
+        for condition in possible(present, case, from_host=False):
             found |= dict.fromkeys(m.tests_of(condition))
         present |= {test.field for test in found}
     found |= {m.Test(on, values): None for on, values in USUAL.items() if on in present}
@@ -122,13 +124,15 @@ def tests_to_explain(fields: Iterable[m.Field], case: Case) -> list[m.Test]:
 class Explainer:
     """Takes the packets apart that two diagrams of one evaluation treat differently."""
 
-    def __init__(self, evaluation: Evaluation, before: int, after: int, case: Case) -> None:
+    def __init__(
+        self, evaluation: Evaluation, before: int, after: int, case: Case, *, from_host: bool
+    ) -> None:
         self.evaluation = evaluation
         self.space = evaluation.space
         self.case = case
         self.omitted = 0
         self.valid = evaluation.true
-        for condition in possible(evaluation.number, case):
+        for condition in possible(evaluation.number, case, from_host=from_host):
             self.valid = self._both(evaluation.condition(condition), self.valid)
         pairs = self.space.apply(partial(self._pair), before, after)
         self.differing = self.space.select(self.valid, pairs, evaluation.false, evaluation.true)
@@ -298,42 +302,42 @@ def choose(on: m.Field, values: IntervalSet) -> int:
 
 
 _IP_DEFAULTS: Mapping[m.Field, int] = {m.L4PROTO: 6, m.FRAGMENT: 0, m.TTL: 64, m.LENGTH: 60, m.DSCP: 0}
-_BROADCAST_MAC = _ALL_ONES
+_STATE_BITS = (*m.MARK, *m.CT_MARK, *m.CT_STATUS.values())
 
 
-def complete(packet: Mapping[m.Field, int], case: Case, absent: set[m.Field] | None = None) -> dict[m.Field, int]:
-    """Return a packet with every field it should have: those given, the rest as usual."""
-    full = {m.CT_STATE: m.CT_STATES.index("new"), **packet}
+def complete(packet: Mapping[m.Field, int], case: Case, absent: set[m.Field]) -> dict[m.Field, int]:
+    """Return a packet with every field it should have: those given, the rest as usual.
+
+    What it is sent as is written as ``PKTTYPE``, as the simulator wants it.
+    """
+    full = dict.fromkeys(_STATE_BITS, 0) | {m.CT_DIRECTION: 0, **packet}
+    full.setdefault(m.CT_STATE, m.CT_STATES.index("new" if case.is_ip else "invalid"))
     full[m.PROTOCOL] = case.protocol
     full[m.ETHER_TYPE] = m.VLAN if case.tagged else case.protocol
-    for bit in (*m.MARK, *m.CT_MARK):
-        full.setdefault(bit, 0)
     if case.is_ip:
         full = {**_IP_DEFAULTS, **full}
     for on, needs in m.PRESENCE.items():
         if all(need in full and full[need] in values for need, values in needs):
-            if on not in full and on not in (absent or ()):
+            if on not in full and on not in absent:
                 full[on] = choose(on, on.everything)
         else:
             full.pop(on, None)
-    _complete_kinds(full)
-    mac = _BROADCAST_MAC if full[CAST] == 1 else 0x01005E000001 if full[CAST] == 2 else 0x020000000002
-    full.setdefault(m.ETHER_DST, mac)
+    _complete_kinds(full, packet)
+    cast = full.pop(CAST)
+    full[m.PKTTYPE] = cast
+    full.setdefault(m.ETHER_DST, (0x020000000002, _ALL_ONES, 0x01005E000001)[cast])
     full.setdefault(m.ETHER_SRC, choose(m.ETHER_SRC, m.ETHER_SRC.everything))
     return full
 
 
-def _complete_kinds(full: dict[m.Field, int]) -> None:
+def _complete_kinds(full: dict[m.Field, int], packet: Mapping[m.Field, int]) -> None:
     """Make kinds of addresses, and whom the frame is for, go with the addresses where no rule asks."""
-    kinds = {}
     for kind, v4, v6 in ((m.SADDR_TYPE, m.SADDR4, m.SADDR6), (m.DADDR_TYPE, m.DADDR4, m.DADDR6)):
-        v4_value, v6_value = full.get(v4, 0x01000000), full.get(v6, 0)
-        if v4_value in _MULTICASTS4 or v6_value in _MULTICASTS6:
-            kinds[kind] = _MULTICAST
-        elif v4_value in _BROADCASTS4:
-            kinds[kind] = _BROADCAST
-    for kind, value in kinds.items():
-        if kind in full:
-            full[kind] = value
+        if kind in packet or kind not in full:
+            continue
+        if full.get(v4, 0x01000000) in _MULTICASTS4 or full.get(v6, 0) in _MULTICASTS6:
+            full[kind] = _MULTICAST
+        elif full.get(v4, 0x01000000) in _BROADCASTS4:
+            full[kind] = _BROADCAST
     if CAST not in full:
         full[CAST] = {_MULTICAST: 2, _BROADCAST: 1}.get(full.get(m.DADDR_TYPE, 0), 0)

@@ -18,12 +18,14 @@ longer be invalid.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from heapq import merge
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
 
 from pvefw_nft.errors import HostError
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.intervals import IntervalSet
+from pvefw_nft.verify.packet import HOST_MAC
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -191,23 +193,35 @@ def known_fields(stage: Stage, case: Case) -> Known:
     known: Known = dict.fromkeys(INTERFACES)
     known |= dict(stage.fields)
     known[m.PROTOCOL] = case.protocol
-    known[m.ETHER_TYPE] = m.VLAN if case.tagged else case.protocol
+    known[m.ETHER_TYPE] = m.VLAN if case.tagged and not stage.from_host else case.protocol
     if stage.family is m.Family.BRIDGE:
         known[m.IS_BRIDGED] = None
-    if not case.tagged:
+    if not case.tagged or stage.from_host:
         known[m.VLAN_ID] = None
-    if stage.point not in (m.Point.OUTPUT, m.Point.POSTROUTING):
+    if stage.from_host:
+        known[m.ETHER_SRC] = HOST_MAC
+        if stage.family is not m.Family.BRIDGE and stage.point in (m.Point.OUTPUT, m.Point.POSTROUTING):
+            known[m.ETHER_SRC] = known[m.ETHER_DST] = None
+    else:
         known[m.SKUID] = known[m.SKGID] = None
-    absent: list[m.Field] = []
-    if case.protocol != m.IPV4:
-        absent += (m.SADDR4, m.DADDR4, m.ICMP)
-    if case.protocol != m.IPV6:
-        absent += (m.SADDR6, m.DADDR6, m.ICMP6)
-    if case.protocol != m.ARP:
-        absent += ARP_FIELDS
     if not case.is_ip:
+        # Conntrack knows IP only; what it does not know counts as invalid (net/netfilter/nft_ct.c).
+        known[m.CT_STATE] = m.CT_STATES.index("invalid")
+    return known | _absent_fields(case.protocol)
+
+
+@cache
+def _absent_fields(protocol: int) -> dict[m.Field, None]:
+    absent: list[m.Field] = []
+    if protocol != m.IPV4:
+        absent += (m.SADDR4, m.DADDR4, m.ICMP)
+    if protocol != m.IPV6:
+        absent += (m.SADDR6, m.DADDR6, m.ICMP6)
+    if protocol != m.ARP:
+        absent += ARP_FIELDS
+    if protocol not in (m.IPV4, m.IPV6):
         absent += IP_FIELDS
-    return known | dict.fromkeys(absent)
+    return dict.fromkeys(absent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +310,10 @@ class Residuals:
 
 
 _CONTEXTUAL = frozenset(
-    (*INTERFACES, m.IS_BRIDGED, m.CT_STATE, m.PKTTYPE, m.ETHER_TYPE, m.VLAN_ID, m.SKUID, m.SKGID)
+    (
+        *INTERFACES, m.IS_BRIDGED, m.CT_STATE, m.PKTTYPE, m.ETHER_TYPE, m.ETHER_SRC, m.ETHER_DST, m.VLAN_ID,
+        m.SKUID, m.SKGID,
+    )  # fmt: skip
 )
 
 
@@ -657,12 +674,12 @@ def _union(conditions: list[m.Condition]) -> m.Condition:
 
 
 def _translate(nat: m.Nat, case: Case) -> list[Action]:
-    """A translation is noted; where it gives one address or port, later hooks see that."""
-    actions: list[Action] = [Note(f"{nat.kind} {nat.addresses} {nat.ports}")]
-    source = nat.kind in ("snat", "masquerade")
-    if nat.addresses is not None and nat.addresses[0] == nat.addresses[1]:
+    """A translation is noted; later hooks see the first address and port that it may give."""
+    to_destination = nat.kind in ("dnat", "redirect")
+    pairs = [(m.CT_STATUS["dnat" if to_destination else "snat"], 1)]
+    if nat.addresses is not None:
         both = (m.SADDR4, m.DADDR4) if case.protocol == m.IPV4 else (m.SADDR6, m.DADDR6)
-        actions.append(Set(((both[0] if source else both[1], nat.addresses[0]),)))
-    if nat.ports is not None and nat.ports[0] == nat.ports[1]:
-        actions.append(Set(((m.SPORT if source else m.DPORT, nat.ports[0]),)))
-    return actions
+        pairs.append((both[to_destination], nat.addresses[0]))
+    if nat.ports is not None:
+        pairs.append((m.DPORT if to_destination else m.SPORT, nat.ports[0]))
+    return [Note(f"{nat.kind} {nat.addresses} {nat.ports}"), Set(tuple(pairs))]
