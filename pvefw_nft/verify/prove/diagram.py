@@ -119,9 +119,7 @@ class Diagrams:
         """Return ``then`` where ``condition`` is the terminal ``true``, else ``other``."""
         return self._select(condition, then, other, true, {})
 
-    def _select(
-        self, condition: int, then: int, other: int, true: int, memo: dict[tuple[int, int, int], int]
-    ) -> int:
+    def _select(self, condition: int, then: int, other: int, true: int, memo: dict[tuple[int, int, int], int]) -> int:
         if then == other or condition == true:
             return then
         levels = self.levels
@@ -221,9 +219,7 @@ class Diagrams:
         found = memo[key] = self.node(top, parts)
         return found
 
-    def replace(
-        self, node: int, fixed: Mapping[int, int], change: Callable[[int], int], memo: dict[int, int]
-    ) -> int:
+    def replace(self, node: int, fixed: Mapping[int, int], change: Callable[[int], int], memo: dict[int, int]) -> int:
         """Return the function with levels of ``fixed`` set to an atom and terminals put through ``change``.
 
         ``memo`` may be kept for further calls with the same ``fixed`` and ``change``.
@@ -287,8 +283,6 @@ class Diagrams:
         if known is None:
             mask = cube.get(self.levels[node], -1)
             known = memo[node] = all(
-                self._restrict(child, cube, terminal, memo)
-                for child, atoms in self.edges[node]
-                if atoms & mask
+                self._restrict(child, cube, terminal, memo) for child, atoms in self.edges[node] if atoms & mask
             )
         return known
