@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pvefw_nft.errors import HostError
 
 from . import tools
+from .changes import Change, Remembered
 from .xtables import (
     EBTABLES_HOOKS,
     HOOK_CHAINS,
@@ -25,7 +26,6 @@ from .xtables import (
     State,
     Table,
     read_state,
-    sign,
 )
 
 if TYPE_CHECKING:
@@ -47,21 +47,6 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """One chain or set that differs: ``what`` is ``add``, ``change`` or ``remove``; ``where`` for example
-    ``iptables filter``; ``detail`` lists entries that come (+) and go (-) of a set.
-    """
-
-    what: str
-    where: str
-    name: str
-    detail: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.what} {self.where} {self.name}" + "".join(f"\n    {line}" for line in self.detail)
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """The parts to carry out, in order, and what they change; no parts: nothing to do."""
 
@@ -70,14 +55,6 @@ class Plan:
 
     def __str__(self) -> str:
         return "".join(str(part) for part in self.parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """Of a chain as it was applied: its signature, and the digest of how the tool listed it then."""
-
-    signature: str
-    listing: str
 
 
 _NOTHING: dict[str, Remembered] = {}
@@ -145,7 +122,9 @@ def memory_of(current: State, target: State) -> dict[str, Remembered]:
     for where, there, wanted in _tables(current, target):
         for name, chain in wanted.chains.items():
             if name in there.chains:
-                found[memory_key(where, name)] = Remembered(sign(chain.rules), there.chains[name].listing)
+                found[memory_key(where, name)] = Remembered(
+                    chain.signature or chain.listing, there.chains[name].listing
+                )
     return found
 
 
@@ -155,9 +134,7 @@ def drifted(current: State, memory: Mapping[str, Remembered]) -> list[str]:
     for where, there, _ in _tables(current, current):
         for key, remembered in memory.items():
             place, _, name = key.rpartition(" ")
-            if place == where and (
-                name not in there.chains or there.chains[name].listing != remembered.listing
-            ):
+            if place == where and (name not in there.chains or there.chains[name].listing != remembered.listing):
                 found.append(key)
     return found
 
@@ -167,9 +144,7 @@ def memory_key(where: str, chain: str) -> str:
     return f"{where} {chain}"
 
 
-def apply(
-    target: State, memory: Mapping[str, Remembered], *, removing: bool = False
-) -> dict[str, Remembered]:
+def apply(target: State, memory: Mapping[str, Remembered], *, removing: bool = False) -> dict[str, Remembered]:
     """Bring the host to ``target`` and return what to remember; what was there is put back if that fails.
 
     Raises :class:`HostError` that says what failed, and whether putting back failed too.
@@ -265,9 +240,7 @@ def _table_differences(where: str, current: Table, target: Table, *, signed: boo
 class _TablePlan:
     """What changes in one table."""
 
-    def __init__(
-        self, tool: str, name: str, current: Table, target: Table, memory: Mapping[str, Remembered]
-    ) -> None:
+    def __init__(self, tool: str, name: str, current: Table, target: Table, memory: Mapping[str, Remembered]) -> None:
         self._where = f"{tool} {name}"
         self._name = name
         self._current = current
@@ -291,9 +264,7 @@ class _TablePlan:
         kept = set() if removing else set(HOOK_CHAINS[self._name].values())
         # a chain that a rule of the administrator's jumps to cannot be deleted: it stays, empty
         kept |= self._current.referenced
-        emptied = [
-            c for c in self._gone if self._current.chains[c].rules or self._current.chains[c].signature
-        ]
+        emptied = [c for c in self._gone if self._current.chains[c].rules or self._current.chains[c].signature]
         deleted = [chain for chain in self._gone if chain not in kept]
         lines = [f":{chain} - [0:0]" for chain in self._new]
         lines += self._hook_lines(HOOK_CHAINS[self._name], removing=removing)
@@ -359,21 +330,18 @@ def _plan_sets(
 ) -> tuple[Part, Part]:
     """Return what fills and swaps the sets, before the rules, and what destroys them, after the rules."""
     left = [name for name in current if name.endswith(SWAP_SUFFIX) and name not in target]
-    before = [f"destroy {name}" for name in left]  # of a run that was killed; no rule refers to them
-    fill: list[str] = []
+    fill = [f"destroy {name}" for name in left]  # of a run that was killed; no rule refers to them
     for name, wanted in target.items():
         there = current.get(name)
         if there is not None and there.same_as(wanted):
             continue
         if there is None:
-            before.append(f"create {name} {wanted.create}")
+            fill.append(f"create {name} {wanted.create}")
             fill += [f"add {name} {entry}" for entry in wanted.entries]
             changes.append(Change("add", "ipset", name))
             continue
         if there.kind[:2] != wanted.kind[:2]:
-            raise HostError(
-                f"the ipset {name} is of another kind ({there.create})", f"remove it: ipset destroy {name}"
-            )
+            raise HostError(f"the ipset {name} is of another kind ({there.create})", f"remove it: ipset destroy {name}")
         swap = f"{name}{SWAP_SUFFIX}"
         fill.append(f"create {swap} {wanted.create}")
         fill += [f"add {swap} {entry}" for entry in wanted.entries]
@@ -384,6 +352,6 @@ def _plan_sets(
     gone = sorted(name for name in current if name not in target and name not in left)
     changes += [Change("remove", "ipset", name) for name in gone]
     return (
-        Part("ipset restore", ("ipset", "restore"), "".join(f"{line}\n" for line in [*before, *fill])),
+        Part("ipset restore", ("ipset", "restore"), "".join(f"{line}\n" for line in fill)),
         Part("ipset restore", ("ipset", "restore"), "".join(f"destroy {name}\n" for name in gone)),
     )

@@ -120,9 +120,7 @@ class Nic:
         if naming is Naming.OLDER:
             name = f"link{self.vmid}i{self.index}"
             if len(name) >= MAX_NAME:
-                raise UsageError(
-                    f"{self.interface}: {name}p is longer than the {MAX_NAME} characters of a link"
-                )
+                raise UsageError(f"{self.interface}: {name}p is longer than the {MAX_NAME} characters of a link")
             return name, f"{name}p"
         return f"fwln{self.vmid}i{self.index}", f"fwpr{self.vmid}p{self.index}"
 
@@ -238,9 +236,7 @@ class _Plan:
         """Return the bridge the NIC belongs in; on a plain bridge, make the bridge of its VLAN."""
         bridge = self._links.get(nic.bridge)
         if bridge is None:
-            raise HostError(
-                f"{nic.interface}: there is no bridge {nic.bridge}", "check `bridge=` of the guest's NIC"
-            )
+            raise HostError(f"{nic.interface}: there is no bridge {nic.bridge}", "check `bridge=` of the guest's NIC")
         if bridge.bridge is None:
             raise HostError(
                 f"{nic.interface}: {nic.bridge} is not a Linux bridge but {_kind(bridge)}",

@@ -49,9 +49,7 @@ def existing(nics: Sequence[Nic]) -> tuple[list[Nic], list[Nic]]:
     return there, [nic for nic in nics if links.get(nic.interface) is None]
 
 
-def _each(
-    nics: Sequence[Nic], plan: Callable[[Nic, Links], list[Step]], *, dry_run: bool, wait: float
-) -> list[Wired]:
+def _each(nics: Sequence[Nic], plan: Callable[[Nic, Links], list[Step]], *, dry_run: bool, wait: float) -> list[Wired]:
     results = []
     with lock.hold(lock.lock_path("pvefw-plumbing"), wait), open_route() as route:
         links = read_links(route)

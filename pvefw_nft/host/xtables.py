@@ -7,8 +7,6 @@ and is never read further than to see that it is not ours.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import ipaddress
 import re
 from collections import defaultdict
@@ -16,6 +14,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from backends.iptables.backend import signature as sign
 from pvefw_nft.errors import HostError, InternalError
 
 from . import tools
@@ -54,7 +53,7 @@ class Chain:
     @property
     def listing(self) -> str:
         """A digest of the lines as they are."""
-        return sign(self.rules)
+        return sign(list(self.rules))
 
     @property
     def size(self) -> int:
@@ -133,13 +132,6 @@ def _normal(entry: str) -> str:
     return f"{spelled} {options}" if options else spelled
 
 
-def sign(rules: Iterable[str]) -> str:
-    """Return a chain's signature: unpadded base64 of the SHA-1 over its lines, nothing in between."""
-    # not a matter of secrecy: the reference's signature, kept so that both recognise a ruleset
-    digest = hashlib.sha1("".join(rules).encode(), usedforsecurity=False).digest()
-    return base64.b64encode(digest).decode().rstrip("=")
-
-
 # --- what is wanted -----------------------------------------------------------------------------------------
 
 
@@ -170,7 +162,7 @@ def _wanted_table(chains: Mapping[str, Any], hooks: Mapping[str, str]) -> Table:
         _check_word(name)
         for line in lines:
             _check_line(line, f"-A {name} ")
-        read[name] = Chain(tuple(lines), sign(lines))
+        read[name] = Chain(tuple(lines), sign(list(lines)))
     return Table(read, frozenset(hook for hook, chain in hooks.items() if chain in read))
 
 
@@ -199,9 +191,7 @@ def _check_word(name: str) -> None:
 
 def _check_line(line: Any, start: str) -> None:  # noqa: ANN401 (JSON)
     if not isinstance(line, str) or not line.startswith(start) or any(c in line for c in "\n\r\0"):
-        raise InternalError(
-            f"an artefact with the line {line!r} where one that begins with {start!r} belongs"
-        )
+        raise InternalError(f"an artefact with the line {line!r} where one that begins with {start!r} belongs")
 
 
 def _after(line: str, words: int) -> str:

@@ -62,9 +62,7 @@ def test_first_plug_moves_the_nic_last() -> None:
         assert f"sysctl -w net/ipv6/conf/{link}/disable_ipv6=1" in steps
         assert f"sysctl -w net/ipv4/conf/{link}/arp_ignore=8" in steps
     # shut before it can carry anything
-    assert steps.index("sysctl -w net/ipv4/conf/fwbr100i0/rp_filter=1") < steps.index(
-        "ip link set fwbr100i0 up"
-    )
+    assert steps.index("sysctl -w net/ipv4/conf/fwbr100i0/rp_filter=1") < steps.index("ip link set fwbr100i0 up")
 
 
 def test_plugged_nic_needs_nothing() -> None:
@@ -259,9 +257,7 @@ def test_vlans_of_the_port_on_a_vlan_aware_bridge() -> None:
     assert plan_plug(tagged, links, setting=shut) == []
     # the tag changes while the guest runs: what stays is not touched
     changed = [str(step) for step in plan_plug(replace(tagged, tag=6), links, setting=shut)]
-    assert changed == [
-        "bridge vlan del dev fwpr100p0 vid 5; bridge vlan add dev fwpr100p0 vid 6 pvid untagged"
-    ]
+    assert changed == ["bridge vlan del dev fwpr100p0 vid 5; bridge vlan add dev fwpr100p0 vid 6 pvid untagged"]
 
 
 @pytest.mark.parametrize(
