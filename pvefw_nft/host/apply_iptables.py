@@ -66,12 +66,14 @@ def plan(
     memory: Mapping[str, Remembered] = _NOTHING,
     *,
     removing: bool = False,
+    anew: bool = False,
 ) -> Plan:
     """Return what brings ``current`` to ``target``.
 
     ``memory`` (by :func:`memory_key`) tells chains that were changed by hand since they were applied, and for
     ebtables, whose rules hold no signature, those that are as wanted. With ``removing`` the chains that the
-    kernel's chains jump to go too; otherwise those stay, empty, when they are no longer wanted.
+    kernel's chains jump to go too; otherwise those stay, empty, when they are no longer wanted. With ``anew``
+    also the chains that are as wanted are replaced.
     Raises :class:`HostError` where a chain that is not ours has a name that is wanted.
     """
     changes: list[Change] = []
@@ -79,11 +81,11 @@ def plan(
     parts = [first]
     for tool in IP_TOOLS:
         for name in IP_TABLES:
-            plans = _TablePlan(tool, name, current.table(tool, name), target.table(tool, name), memory)
+            plans = _TablePlan(tool, name, current.table(tool, name), target.table(tool, name), memory, anew=anew)
             text = plans.restore_ip(removing=removing)
             parts.append(Part(f"{tool}-restore -T {name} -n", _restore(tool, name), text))
             changes += plans.changes
-    bridge = _TablePlan("ebtables", "filter", current.ebtables, target.ebtables, memory)
+    bridge = _TablePlan("ebtables", "filter", current.ebtables, target.ebtables, memory, anew=anew)
     text = bridge.restore_ebtables()
     parts += [last, Part("ebtables-restore", ("ebtables-restore", "--noflush"), text)]
     changes += bridge.changes
@@ -144,26 +146,16 @@ def memory_key(where: str, chain: str) -> str:
     return f"{where} {chain}"
 
 
-def apply(target: State, memory: Mapping[str, Remembered], *, removing: bool = False) -> dict[str, Remembered]:
-    """Bring the host to ``target`` and return what to remember; what was there is put back if that fails.
+def apply(target: State, memory: Mapping[str, Remembered], *, removing: bool = False, anew: bool = False) -> None:
+    """Bring the host to ``target``, and put back what was there if that fails.
 
-    Raises :class:`HostError` that says what failed, and whether putting back failed too.
+    The arguments are those of :func:`plan`. Raises :class:`HostError` that says what failed, and whether putting
+    back failed too.
     """
     before = read_state(ebtables=_needs_ebtables(target))
-    return apply_from(before, target, memory, removing=removing)
-
-
-def apply_from(
-    before: State,
-    target: State,
-    memory: Mapping[str, Remembered],
-    *,
-    removing: bool = False,
-) -> dict[str, Remembered]:
-    """As :func:`apply`, from a state that was just read."""
-    planned = plan(before, target, memory, removing=removing)
+    planned = plan(before, target, memory, removing=removing, anew=anew)
     if not planned.parts:
-        return memory_of(before, target)
+        return
     try:
         carry_out(planned)
         after = read_state(ebtables=_needs_ebtables(target))
@@ -173,7 +165,6 @@ def apply_from(
     except HostError as err:
         _put_back(before, err)
         raise HostError(f"{err.message}\nthe ruleset that ran before is in place", err.hint) from err
-    return memory_of(after, target)
 
 
 def _put_back(before: State, cause: HostError) -> None:
@@ -240,7 +231,16 @@ def _table_differences(where: str, current: Table, target: Table, *, signed: boo
 class _TablePlan:
     """What changes in one table."""
 
-    def __init__(self, tool: str, name: str, current: Table, target: Table, memory: Mapping[str, Remembered]) -> None:
+    def __init__(
+        self,
+        tool: str,
+        name: str,
+        current: Table,
+        target: Table,
+        memory: Mapping[str, Remembered],
+        *,
+        anew: bool,
+    ) -> None:
         self._where = f"{tool} {name}"
         self._name = name
         self._current = current
@@ -255,7 +255,7 @@ class _TablePlan:
             )
         self._new = sorted(set(target.chains) - set(current.chains))
         self._changed = sorted(
-            chain for chain in target.chains if chain in current.chains and not self._as_wanted(chain)
+            chain for chain in target.chains if chain in current.chains and (anew or not self._as_wanted(chain))
         )
         self._gone = sorted(set(current.chains) - set(target.chains))
 

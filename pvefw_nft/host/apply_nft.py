@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _EMPTY = Wanted()
+_FEW = 20  # so many are listed one by one; more in one listing of the table
+
+
+class NotAsLoadedError(HostError):
+    """The transaction went through, but the kernel does not hold what was loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,11 @@ def plan(
     return Plan(tuple(commands), tuple(changes))
 
 
+def replacing(current: Kernel, target: Mapping[str, Wanted]) -> Plan:
+    """Return what replaces our tables as a whole, whatever is in them."""
+    return plan({family: {} for family in current}, target)
+
+
 def carry_out(planned: Plan, target: Mapping[str, Wanted], nft: Nftables) -> None:
     """Run the transaction and read back what is noted. Raises :class:`HostError`."""
     if not planned.commands:
@@ -90,11 +100,11 @@ def carry_out(planned: Plan, target: Mapping[str, Wanted], nft: Nftables) -> Non
     nft.run(planned.commands)
     wrong = differences(read_kernel(nft), target)
     if wrong:
-        raise HostError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
+        raise NotAsLoadedError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
     for family, names in _touched_chains(planned).items():
         wrong += _count_differences(nft, family, names, target[family])
     if wrong:
-        raise HostError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
+        raise NotAsLoadedError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
 
 
 def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:
@@ -114,13 +124,28 @@ def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:
     return wrong
 
 
-def memory_of(nft: Nftables, target: Mapping[str, Wanted]) -> dict[str, Remembered]:
-    """Return what to remember of a state that was just applied, by ``FAMILY KIND NAME``."""
-    memory = {}
+def memory_of(
+    nft: Nftables, target: Mapping[str, Wanted], before: Mapping[str, Remembered] | None = None
+) -> dict[str, Remembered]:
+    """Return what to remember of a state that was just applied, by ``FAMILY KIND NAME``.
+
+    ``before``: what was remembered of the state before it; then only what differs is listed.
+    """
+    memory: dict[str, Remembered] = {}
     for family, wanted in target.items():
-        listed = listing(nft, family)
+        fresh = [
+            thing
+            for key, thing in wanted.things.items()
+            if before is None or f"{family} {key}" not in before or before[f"{family} {key}"].signature != thing.digests
+        ]
+        in_part = len(fresh) <= _FEW and all(thing.kind in ("chain", "set", "map") for thing in fresh)
+        listed = listing(nft, family, fresh if in_part else None)
         for key, thing in wanted.things.items():
-            memory[f"{family} {key}"] = Remembered(thing.digests, listed.get(key, ""))
+            name = f"{family} {key}"
+            if key in listed:
+                memory[name] = Remembered(thing.digests, listed[key])
+            elif before is not None and name in before:
+                memory[name] = before[name]
     return memory
 
 
@@ -136,6 +161,18 @@ def drifted(nft: Nftables, current: Kernel, memory: Mapping[str, Remembered]) ->
     return found
 
 
+def count_packets(nft: Nftables, current: Kernel) -> dict[str, int]:
+    """Return the packets that counted rules dropped or rejected, by ``FAMILY CHAIN``."""
+    counts: Counter[str] = Counter()
+    for family in current:
+        for entry in nft.run([{"list": {"table": {"family": family, "name": TABLE}}}]):
+            rule = entry.get("rule", {})
+            statements = {name: body for statement in rule.get("expr", ()) for name, body in statement.items()}
+            if "counter" in statements and ("drop" in statements or "reject" in statements):
+                counts[f"{family} {rule['chain']}"] += statements["counter"]["packets"]
+    return dict(counts)
+
+
 def _touched_chains(planned: Plan) -> dict[str, list[str]]:
     touched: dict[str, dict[str, None]] = {}
     for command in planned.commands:
@@ -146,7 +183,7 @@ def _touched_chains(planned: Plan) -> dict[str, list[str]]:
 
 
 def _count_differences(nft: Nftables, family: str, chains: list[str], wanted: Wanted) -> list[str]:
-    if len(chains) > 20:
+    if len(chains) > _FEW:
         lists = [{"list": {"table": {"family": family, "name": TABLE}}}]
     else:
         lists = [{"list": {"chain": {"family": family, "table": TABLE, "name": name}}} for name in chains]

@@ -203,11 +203,17 @@ def _is_chain(entry: Command, family: str, name: str) -> bool:
     return (chain.get("family"), chain.get("table"), chain.get("name")) == (family, TABLE, name)
 
 
-def listing(nft: Nftables, family: str) -> dict[str, str]:
-    """Return a digest of each thing of a table as the kernel lists it now; counters and handles do not count."""
+def listing(nft: Nftables, family: str, only: Sequence[Thing] | None = None) -> dict[str, str]:
+    """Return a digest of each thing of a table as the kernel lists it now; counters and handles do not count.
+
+    ``only``: of these chains, sets and maps, since listing a large table takes seconds.
+    """
+    commands: list[Command] = [{"list": {"table": {"family": family, "name": TABLE}}}]
+    if only is not None:
+        commands = [{"list": {thing.kind: {"family": family, "table": TABLE, "name": thing.name}}} for thing in only]
     definitions: dict[str, Any] = {}
     rules: dict[str, list[Any]] = {}
-    for entry in nft.run([{"list": {"table": {"family": family, "name": TABLE}}}]):
+    for entry in (entry for command in commands for entry in nft.run([command])):
         ((kind, body),) = entry.items()
         if kind == "rule":
             if body["chain"] != DIGESTS:

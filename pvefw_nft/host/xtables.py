@@ -35,6 +35,8 @@ _SIGNATURE = re.compile(r'-m comment --comment "?PVESIG:([A-Za-z0-9+/]*)"?')
 _JUMP = re.compile(r"(?:^| )(?:-j|-g|--jump|--goto) (\S+)")
 _EBTABLES_OURS = re.compile(r"PVEFW-\S+|(?:tap|veth)\d+i\d+-OUT(?:-ARP|-PROTO)?")
 _ADDRESSES = re.compile(r" -[sd] (\S+)")
+_COUNTED = re.compile(r"\[(\d+):\d+\] -A (\S+)")
+_IPTABLES_NAMES = re.compile(r"PVEFW-\S+|GROUP-\S+-(?:IN|OUT)|(?:tap|veth)\d+i\d+-(?:IN|OUT)")
 _SET_OURS = "PVEFW-"
 SWAP_SUFFIX = "_swap"
 
@@ -288,6 +290,19 @@ def parse_sets(text: str) -> dict[str, AddressSet]:
         elif verb == "add":
             entries[name].append(rest)
     return {name: AddressSet(create, tuple(entries[name])) for name, create in creates.items()}
+
+
+def count_packets(endings: tuple[str, ...]) -> dict[str, int]:
+    """Return the packets that rules of ours with these targets counted, by ``TOOL CHAIN``."""
+    counts: dict[str, int] = defaultdict(int)
+    for tool in IP_TOOLS:
+        text = tools.run([f"{tool}-save", "-c"])
+        mine = parse_table((line for line in text.splitlines() if line.startswith(":")), {}, _IPTABLES_NAMES).chains
+        for line in text.splitlines():
+            found = _COUNTED.match(line)
+            if found is not None and found[2] in mine and any(f"{ending} " in f"{line} " for ending in endings):
+                counts[f"{tool} {found[2]}"] += int(found[1])
+    return {chain: packets for chain, packets in counts.items() if packets}
 
 
 def _split_tables(text: str) -> dict[str, list[str]]:
