@@ -126,6 +126,23 @@ def bring_to_confirmed() -> Outcome:
     return firewall.bring_to(confirmed, record_of=record.confirmed_path())
 
 
+def keep_up(desired: Desired) -> Outcome | None:
+    """Do the service's part, which never overrides a person; the caller holds the lock.
+
+    None where a change waits for its confirmation, or where nobody confirmed this ruleset: then what was confirmed
+    last runs, also after a reboot.
+    """
+    if pending() is not None:
+        return None
+    if is_held_back(desired):
+        if not firewall.is_running() and record.load_if_sound(record.confirmed_path()) is not None:
+            bring_to_confirmed()
+        return None
+    outcome = firewall.bring_to(desired)
+    keep()
+    return outcome
+
+
 def is_held_back(desired: Desired) -> bool:
     """Tell whether nobody confirmed this ruleset when it ran, so that only a person may apply it again."""
     held: Any = state.read(record.held_path())

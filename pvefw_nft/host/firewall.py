@@ -84,7 +84,8 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
             prepared.commit()
         elif record_of is not None:
             record.copy(record_of, record.running_path())
-    state.write(record.marker_path(), {"backend": desired.backend})
+    if not record.marker_path().exists():
+        state.write(record.marker_path(), {"backend": desired.backend})
     # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
     for other in leftover:
         other.remove()

@@ -126,11 +126,11 @@ def copy(source: Path, target: Path) -> None:
     """Give a record a second name; needs no room on the disk. Raises :class:`HostError`."""
     temporary = target.with_name(f".{target.name}.link")
     try:
+        if target.exists() and target.samefile(source):
+            return
         temporary.unlink(missing_ok=True)
         temporary.hardlink_to(source)
         temporary.replace(target)
-        # renaming a link over another link to the same file does nothing, and leaves it
-        temporary.unlink(missing_ok=True)
     except OSError as error:
         raise HostError(f"cannot write {target}: {error.strerror}", "check the disk") from error
 
