@@ -11,7 +11,7 @@ from pvefw_nft.errors import HostError, PvefwError, UsageError
 from pvefw_nft.host import lock, wiring
 from pvefw_nft.host.links import VlanRange
 from pvefw_nft.host.plumbing import MAX_VLAN, Naming, Nic, guest_nic, parse_trunks
-from pvefw_nft.pipeline import Source, read_inventory
+from pvefw_nft.pipeline import Inventory, Source, read_inventory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,7 +95,7 @@ def plumb_command(
     root: Path, node: str | None, local_network: str | None, older_names: bool, dry_run: bool, wait: float
 ) -> None:
     """Plug all NICs with firewall=1 whose guests run, as `pvefw plug` does for one."""
-    nics = _filtered_nics(make_source(root, node, local_network))
+    nics = filtered_nics(read_inventory(make_source(root, node, local_network)))
     there, absent = wiring.existing(nics)
     results = wiring.plug(there, _naming(older_names=older_names), dry_run=dry_run, wait=wait)
     changed = sum(1 for result in results if result.steps and result.error is None)
@@ -104,10 +104,10 @@ def plumb_command(
         click.echo(f"{len(there)} NICs plugged, {changed} of them changed; {len(absent)} are not running")
 
 
-def _filtered_nics(source: Source) -> list[Nic]:
+def filtered_nics(inventory: Inventory) -> list[Nic]:
     """Return the filtered NICs of the configuration. Raises HostError for one without a bridge."""
     found = []
-    for guest in read_inventory(source).guests:
+    for guest in inventory.guests:
         for nic in guest.nics:
             if not nic.firewall:
                 continue
@@ -122,10 +122,10 @@ def _filtered_nics(source: Source) -> list[Nic]:
 
 def _configured(source: Source, interface: str) -> Nic | None:
     """Return the NIC of the configuration with this name, None where it is not filtered."""
-    guests = read_inventory(source).guests
-    if not any(guest.interface(nic) == interface for guest in guests for nic in guest.nics):
+    inventory = read_inventory(source)
+    if not any(guest.interface(nic) == interface for guest in inventory.guests for nic in guest.nics):
         raise HostError(f"no guest of this node has a NIC {interface}", "check its name, or give --bridge")
-    return next((nic for nic in _filtered_nics(source) if nic.interface == interface), None)
+    return next((nic for nic in filtered_nics(inventory) if nic.interface == interface), None)
 
 
 def _named(interface: str) -> tuple[int, int]:
