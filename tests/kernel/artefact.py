@@ -130,17 +130,13 @@ def _feed(part: Part) -> None:
         [TOOLS.get(tool, tool), *arguments], input=part.text, text=True, capture_output=True, check=False
     )
     if done.returncode != 0:
-        raise ArtefactError(
-            f"{' '.join(part.command)}: status {done.returncode}: {done.stderr.strip()[-2000:]}"
-        )
+        raise ArtefactError(f"{' '.join(part.command)}: status {done.returncode}: {done.stderr.strip()[-2000:]}")
 
 
 def unload() -> None:
     """Remove every ruleset and address set but the lab's own watch."""
     with inside(HOST_NAMESPACE):
-        listing = subprocess.run(
-            ["nft", "-j", "list", "tables"], check=True, capture_output=True, text=True
-        ).stdout
+        listing = subprocess.run(["nft", "-j", "list", "tables"], check=True, capture_output=True, text=True).stdout
         tables = [item["table"] for item in json.loads(listing)["nftables"] if "table" in item]
         lines = [f"delete table {t['family']} {t['name']}\n" for t in tables if t["name"] != WATCH_TABLE]
         if lines:

@@ -145,9 +145,7 @@ def _address_values(rule: Rule, family: int, place: Place, plan: Plan, values: _
         if not conditions and not kinds:
             values.inside[name] = [None]
             continue
-        values.split(
-            name, _addresses(conditions, kinds, family), partial(_meets, conditions=conditions, kinds=kinds)
-        )
+        values.split(name, _addresses(conditions, kinds, family), partial(_meets, conditions=conditions, kinds=kinds))
         if not values.inside[name] and _meets(_own(name, family, place, plan), conditions, kinds):
             values.inside[name] = [None]
 
@@ -271,9 +269,7 @@ def _ends(
 def _sender_by(interface: str | None, plan: Plan, draw: random.Random) -> str | None:
     """Return an endpoint whose packets come in by an interface of the host; any if it does not matter."""
     if interface is None:
-        unfiltered = [
-            one.name for one in plan.endpoints if one.bridge == plan.bridges[0].name and not one.filtered
-        ]
+        unfiltered = [one.name for one in plan.endpoints if one.bridge == plan.bridges[0].name and not one.filtered]
         return draw.choice([f"{OUTSIDE}@{plan.bridges[0].name}", *unfiltered])
     if interface == "lo":
         return HOST
@@ -304,11 +300,7 @@ def _random(rulesets: dict[int, Ruleset], plan: Plan, draw: random.Random, count
     names = [one.name for one in plan.endpoints]
     for _ in range(count):
         family = draw.choice((4, 6))
-        rules = (
-            [rule for chain in rulesets[family].chains.values() for rule in chain]
-            if family in rulesets
-            else []
-        )
+        rules = [rule for chain in rulesets[family].chains.values() for rule in chain] if family in rulesets else []
         sender, receiver = draw.sample([HOST, *names], 2)
         if OUTSIDE in sender and OUTSIDE in receiver:
             continue
@@ -329,7 +321,5 @@ def _random(rulesets: dict[int, Ruleset], plan: Plan, draw: random.Random, count
             source=draw.choice(addresses) if addresses and sender != HOST and draw.random() < 0.5 else None,
             sport=draw.choice(ports) if with_ports and draw.random() < 0.2 else None,
             dport=min(65535, draw.choice(ports) + draw.choice((0, 0, 1))) if with_ports else None,
-            icmp_type=None
-            if with_ports
-            else draw.choice((8, 13, 0, 17) if family == 4 else (128, 129, 133, 135)),
+            icmp_type=None if with_ports else draw.choice((8, 13, 0, 17) if family == 4 else (128, 129, 133, 135)),
         )

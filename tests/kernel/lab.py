@@ -113,9 +113,7 @@ class Lab:
         """Return MAC address and interface by which the host reaches a packet's receiver."""
         assert self.plan is not None
         first = self.plan.bridges[0].name
-        endpoint = self.plan.endpoint(
-            packet.receiver if packet.receiver != HOST else "outside", packet.sender
-        )
+        endpoint = self.plan.endpoint(packet.receiver if packet.receiver != HOST else "outside", packet.sender)
         return endpoint.mac, first
 
 

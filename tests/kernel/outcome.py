@@ -40,9 +40,9 @@ UNREACHABLE = {
 class Outcome:
     """The fate of a packet.
 
-    ``verdict`` is ACCEPT (it came to its receiver), REJECT (the sender was to be told, ``kind`` says how) or
-    DROP. ``told`` says whether the rejection came to any endpoint: iptables' own answers may meet its rules
-    on the way. ``elsewhere`` are other places it came to. Outcomes are compared by verdict and kind.
+    ``verdict`` is ACCEPT (it came to its receiver), REJECT (the sender was to be told, ``kind`` says how) or DROP.
+    ``told`` says whether the rejection came to any endpoint: an answer may meet rules on its own way.
+    ``elsewhere`` are other places it came to. Outcomes are compared by verdict and kind.
     """
 
     verdict: str
@@ -101,9 +101,7 @@ class Sighting:
     rejection: str | None
 
 
-def sightings(
-    everything: Sequence[Seen], sent: dict[tuple[int, int], Encoded], run: int
-) -> Iterator[Sighting]:
+def sightings(everything: Sequence[Seen], sent: dict[tuple[int, int], Encoded], run: int) -> Iterator[Sighting]:
     """Tell which packet of which probe each thing seen is, or which one it rejects.
 
     ``sent`` maps probe number and step to what was sent. Things that belong to no probe of this run are left
@@ -125,6 +123,11 @@ def sightings(
         if ip is not None and (ip.source, ip.destination) != (encoded.source, encoded.destination):
             rejection = _unreachable(ip)
         yield Sighting(mark[1], mark[2], seen.place, seen.vlan, rejection)
+
+
+def passing(place: str) -> bool:
+    """Whether a place is one that packets only pass: where a firewall bridge meets the guest's bridge."""
+    return place.startswith("fwpr")
 
 
 def _unreachable(ip: _Ip) -> str | None:
@@ -173,13 +176,11 @@ def judge(probe: Probe, number: int, found: Sequence[Sighting], plan: Plan) -> O
         tag = endpoint.tag if endpoint.tag is not None else packet.vlan
         there = [one for one in arrived if one.place == endpoint.namespace and one.vlan == tag]
         wanted = endpoint.namespace
-    elsewhere = tuple(sorted({one.place for one in arrived if one.place != wanted}))
+    elsewhere = tuple(sorted({one.place for one in arrived if one.place != wanted and not passing(one.place)}))
     if there:
         return Outcome(ACCEPT, elsewhere=elsewhere)
     rejections = [one for one in mine if one.rejection is not None]
     if rejections:
-        told = any(one.place not in (INPUT_PREFIX, OUTPUT_PREFIX) for one in rejections)
-        return Outcome(
-            REJECT, rejections[0].rejection, told=told or packet.sender == HOST, elsewhere=elsewhere
-        )
+        told = any(one.place not in (INPUT_PREFIX, OUTPUT_PREFIX) and not passing(one.place) for one in rejections)
+        return Outcome(REJECT, rejections[0].rejection, told=told or packet.sender == HOST, elsewhere=elsewhere)
     return Outcome(DROP, elsewhere=elsewhere)

@@ -61,10 +61,11 @@ class Arp:
 class Packet:
     """One packet from an endpoint to another; what is None is what that endpoint would use.
 
-    ``sender`` and ``receiver`` are names of :class:`~.network.plan.Endpoint` or ``host``. ``family`` is 4 or
-    6; ``arp`` or ``ethertype`` make it a frame without IP. ``destination`` may be any address: frames find
-    their receiver by MAC address. ``damage`` is ``ip`` or ``l4``: the checksum that is wrong. ``vlan`` is the
-    tag the frame carries, over and above the network's own.
+    ``sender`` and ``receiver`` are names of :class:`~.network.plan.Endpoint` or ``host``. ``family`` is 4 or 6;
+    ``arp`` or ``ethertype`` make it a frame without IP. ``destination`` may be any address: frames find their
+    receiver by MAC address. Of ports not given, the source's differs from probe to probe (the destination's, if
+    the packet is ``answering``), the other is 9. ``damage`` is ``ip`` or ``l4``: the checksum that is wrong.
+    ``vlan`` is the tag the frame carries, over and above the network's own.
     """
 
     sender: str
@@ -88,6 +89,7 @@ class Packet:
     damage: str | None = None
     sequence: int = 0
     acknowledgement: int = 2048
+    answering: bool = False
 
     @property
     def is_ip(self) -> bool:
@@ -123,6 +125,7 @@ def backwards(packet: Packet, **changes: object) -> Packet:
         acknowledgement=packet.sequence + 1,
         source_mac=None,
         destination_mac=None,
+        answering=not packet.answering,
     )
     if packet.icmp_type in _ANSWERS:
         turned = replace(turned, icmp_type=_ANSWERS[packet.icmp_type])
@@ -202,9 +205,7 @@ def encode(packet: Packet, who: Numbered) -> Encoded:
         sent = tuple(Sent(None, datagram, destination) for datagram in datagrams)
     else:
         endpoint = _endpoint(packet, who)
-        header = _ethernet(
-            packet, endpoint, destination, ETHER_IPV4 if packet.family == 4 else ETHER_IPV6, who.plan
-        )
+        header = _ethernet(packet, endpoint, destination, ETHER_IPV4 if packet.family == 4 else ETHER_IPV6, who.plan)
         sent = tuple(Sent(endpoint.namespace, header + datagram) for datagram in datagrams)
     return Encoded(sent, source, destination, flow)
 
@@ -223,9 +224,12 @@ def _address(name: str, other: str, family: int, plan: Plan) -> Address:
 
 
 def _ports(packet: Packet, number: int) -> tuple[int, int]:
-    """Return both ports; a source port not given differs from probe to probe."""
-    sport = packet.sport if packet.sport is not None else EPHEMERAL + number % 28000
-    return sport, packet.dport if packet.dport is not None else 9
+    ephemeral = EPHEMERAL + number % 28000
+    sport, dport = (9, ephemeral) if packet.answering else (ephemeral, 9)
+    return (
+        packet.sport if packet.sport is not None else sport,
+        packet.dport if packet.dport is not None else dport,
+    )
 
 
 # --- link layer ---------------------------------------------------------------------------------------------
@@ -236,9 +240,7 @@ def mac_bytes(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
 
-def _ethernet(
-    packet: Packet, sender: Endpoint, destination: Address | None, ethertype: int, plan: Plan
-) -> bytes:
+def _ethernet(packet: Packet, sender: Endpoint, destination: Address | None, ethertype: int, plan: Plan) -> bytes:
     target = packet.destination_mac or _target_mac(packet, sender, destination, plan)
     header = mac_bytes(target) + mac_bytes(packet.source_mac or sender.mac)
     if sender.tag is not None and packet.vlan is not None:
@@ -256,9 +258,7 @@ def _target_mac(packet: Packet, sender: Endpoint, destination: Address | None, p
             low = int(destination) & 0x7FFFFF
             return f"01:00:5e:{low >> 16:02x}:{low >> 8 & 0xFF:02x}:{low & 0xFF:02x}"  # RFC 1112, section 6.4
         case IPv6Address() if destination.is_multicast:
-            return "33:33:" + ":".join(
-                f"{byte:02x}" for byte in destination.packed[-4:]
-            )  # RFC 2464, section 7
+            return "33:33:" + ":".join(f"{byte:02x}" for byte in destination.packed[-4:])  # RFC 2464, section 7
         case IPv4Address() if destination in _broadcasts(plan):
             return "ff:ff:ff:ff:ff:ff"
         case _:
@@ -306,9 +306,7 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def _datagrams(
-    packet: Packet, source: Address, destination: Address, body: bytes, who: Numbered
-) -> list[bytes]:
+def _datagrams(packet: Packet, source: Address, destination: Address, body: bytes, who: Numbered) -> list[bytes]:
     """Return the IP packets that carry ``body``: one, or two fragments."""
     if not packet.fragmented:
         return [_header(packet, source, destination, len(body), who, None) + body]
@@ -339,9 +337,7 @@ def _header(
     if packet.family == 4:
         identification = who.number & 0xFFFF
         bits = (0x2000 if more else 0) | offset // 8
-        header = struct.pack(
-            "!BBHHHBBH", 0x45, 0, 20 + length, identification, bits, limit, packet.protocol, 0
-        )
+        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, identification, bits, limit, packet.protocol, 0)
         header += source.packed + destination.packed
         total = checksum(header) ^ (0x5555 if packet.damage == "ip" else 0)
         return header[:10] + struct.pack("!H", total) + header[12:]
@@ -389,7 +385,10 @@ def _body(packet: Packet, source: Address, destination: Address, who: Numbered) 
             return mark
     pseudo = b""
     if packet.protocol not in (Proto.ICMP, Proto.IGMP):
-        pseudo = _pseudo_header(source, destination, packet.protocol, len(body))
+        # Connection tracking checks UDP-Lite as if it were UDP (udplite_error in Linux 6.1,
+        # nf_conntrack_proto_udp.c): it takes what RFC 3828 asks for as invalid, and only this for valid.
+        protocol = Proto.UDP if packet.protocol == Proto.UDPLITE else packet.protocol
+        pseudo = _pseudo_header(source, destination, protocol, len(body))
     total = checksum(pseudo + body) ^ (0x5555 if packet.damage == "l4" else 0)
     if total == 0 and packet.protocol in (Proto.UDP, Proto.UDPLITE):
         total = 0xFFFF
@@ -424,9 +423,7 @@ ICMP_ERRORS = {4: frozenset({3, 4, 5, 11, 12}), 6: frozenset({1, 2, 3, 4})}
 def _icmp(packet: Packet, source: Address, destination: Address, who: Numbered, mark: bytes) -> bytes:
     kind = packet.icmp_type if packet.icmp_type is not None else (8 if packet.family == 4 else 128)
     header = struct.pack("!BBH", kind, packet.icmp_code, 0)
-    option = (
-        struct.pack("!BB6x", 253, 3) + who.mark
-    )  # RFC 4861, section 4.6: receivers ignore what they do not know
+    option = struct.pack("!BB6x", 253, 3) + who.mark  # RFC 4861, section 4.6: receivers ignore what they do not know
     if kind in ICMP_ERRORS[packet.family]:
         quoted = packet.quoted or Packet(packet.receiver, packet.sender, packet.family, Proto.UDP)
         quoted = replace(

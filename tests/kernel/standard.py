@@ -29,9 +29,7 @@ def standard(plan: Plan) -> list[Probe]:
 
 def _all(plan: Plan) -> Iterator[Probe]:
     filtered = [one.name for one in plan.endpoints if one.filtered]
-    unfiltered = [
-        one.name for one in plan.endpoints if not one.filtered and one.name.startswith(("vm", "ct"))
-    ]
+    unfiltered = [one.name for one in plan.endpoints if not one.filtered and one.name.startswith(("vm", "ct"))]
     for name in filtered:
         others = [OUTSIDE, HOST, ROUTER, *(one for one in (*filtered, *unfiltered) if one != name)][:6]
         for other in others:
@@ -178,9 +176,7 @@ def forged(nic: Endpoint) -> Iterator[Probe]:
     for family in FAMILIES:
         strange = ip_address("203.0.113.66" if family == 4 else "2001:db8:dead::66")
         for protocol in (Proto.TCP, Proto.UDP):
-            yield Probe(
-                (Packet(nic.name, OUTSIDE, family, protocol, dport=80, source=strange),), "spoofed ip"
-            )
+            yield Probe((Packet(nic.name, OUTSIDE, family, protocol, dport=80, source=strange),), "spoofed ip")
             yield Probe(
                 (Packet(nic.name, OUTSIDE, family, protocol, dport=80, source_mac=SPOOFED_MAC),),
                 "spoofed mac",

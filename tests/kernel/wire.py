@@ -1,8 +1,9 @@
 """In the guest: sending what was made on the host, and collecting everything that moves.
 
-Three kinds of places are watched: every endpoint's interface (what comes out of the wire), the host's bridges
-(frames without IP that reach the host), and two points in the host's own IP stack: the end of INPUT (what the
-host accepted) and the start of OUTPUT (rejections it makes, whether or not they get out).
+Four kinds of places are watched: every endpoint's interface (what comes out of the wire), the host's bridges
+(frames without IP that reach the host), the ports of the guests' bridges where firewall bridges end (rejections
+that get lost further on), and two points in the host's own IP stack: the end of INPUT (what the host accepted)
+and the start of OUTPUT (rejections it makes, whether or not they get out).
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ _RECEIVE_BUFFER = 32 << 20
 class Seen:
     """A packet met somewhere.
 
-    ``place`` is an endpoint's namespace or a bridge's name (``data`` is then a frame without its VLAN tag,
-    which is ``vlan``), or ``in`` or ``out`` (``data`` is an IP packet in the host's stack).
+    ``place`` is an endpoint's namespace, or a bridge or port of the host (``data`` is then a frame without its
+    VLAN tag, which is ``vlan``), or ``in`` or ``out`` (``data`` is an IP packet in the host's stack).
     """
 
     place: str
@@ -97,6 +98,10 @@ def open_watch(plan: Plan) -> None:
         subprocess.run(["nft", "-f", "-"], input=_WATCH_RULES, text=True, check=True)
         for bridge in plan.bridges:
             _watch.bridges[bridge.name] = _packet_socket(bridge.name)
+        for endpoint in plan.endpoints:
+            if endpoint.filtered:
+                port = endpoint.firewall_names[2]
+                _watch.bridges[port] = _packet_socket(port)
         _watch.log = _log_socket(WATCH_GROUP)
         _watch.host4 = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
         _watch.host4.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
@@ -203,9 +208,7 @@ def flush_connections() -> None:
 
 def add_neighbours(entries: Sequence[tuple[Address, str, str]]) -> None:
     """Make addresses known to the host: (address, MAC, interface)."""
-    lines = "".join(
-        f"neigh replace {ip} lladdr {mac} dev {device} nud permanent\n" for ip, mac, device in entries
-    )
+    lines = "".join(f"neigh replace {ip} lladdr {mac} dev {device} nud permanent\n" for ip, mac, device in entries)
     if lines:
         with inside(HOST_NAMESPACE):
             subprocess.run(["ip", "-batch", "-"], input=lines, text=True, check=True)

@@ -87,13 +87,9 @@ def prepare() -> Image:
 
 def _check_machine() -> None:
     if platform.machine() != "x86_64":
-        raise LabUnavailableError(
-            f"the lab boots Debian's amd64 kernel; this machine is {platform.machine()}"
-        )
+        raise LabUnavailableError(f"the lab boots Debian's amd64 kernel; this machine is {platform.machine()}")
     if os.geteuid() != 0:
-        raise LabUnavailableError(
-            "the lab needs root: its guest shares this machine's files, whoever owns them"
-        )
+        raise LabUnavailableError("the lab needs root: its guest shares this machine's files, whoever owns them")
 
 
 def _ensure_tools() -> None:
@@ -116,9 +112,7 @@ def _ensure_tools() -> None:
         raise LabUnavailableError(f"{wanted}; `{' '.join(install)}` failed: {done.stderr.strip()[-500:]}")
     still = sorted(tool for tool in TOOLS if shutil.which(tool) is None)
     if still:
-        raise LabUnavailableError(
-            f"installed {' '.join(missing)}, yet these programs are missing: {' '.join(still)}"
-        )
+        raise LabUnavailableError(f"installed {' '.join(missing)}, yet these programs are missing: {' '.join(still)}")
 
 
 @contextmanager

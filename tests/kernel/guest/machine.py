@@ -42,9 +42,7 @@ class Guest:
     the guest sees as the host has them, and what it writes there nobody else sees.
     """
 
-    def __init__(
-        self, *, memory: int = 1024, processors: int = 2, boot_seconds: float = BOOT_SECONDS
-    ) -> None:
+    def __init__(self, *, memory: int = 1024, processors: int = 2, boot_seconds: float = BOOT_SECONDS) -> None:
         """Boot a guest with ``memory`` MiB.
 
         Raises:

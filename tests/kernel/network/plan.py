@@ -171,9 +171,7 @@ def _nics_of(path: Path, kind: str) -> list[GuestNic]:
     current = re.split(r"(?m)^\[", path.read_text())[0]
     for match in re.finditer(r"(?m)^net(\d+):\s*(\S+)", current):
         fields = dict(item.partition("=")[::2] for item in match[2].split(","))
-        model = next(
-            (key for key, value in fields.items() if _MAC.fullmatch(value) and key != "hwaddr"), None
-        )
+        model = next((key for key, value in fields.items() if _MAC.fullmatch(value) and key != "hwaddr"), None)
         mac = fields.get("hwaddr") if kind == "ct" else fields.get(model or "")
         bridge = fields.get("bridge", "")
         if mac is None or _MAC.fullmatch(mac) is None or _LINK_NAME.fullmatch(bridge) is None:
@@ -218,16 +216,12 @@ def make_plan(root: Path, node: str, local_network: str | None = None) -> Plan:
     if all(nic.firewall for nic in nics):
         first = nics[0].bridge if nics else "vmbr0"
         mac = "02:99:99:00:00:00"
-        nics.append(
-            GuestNic("vm", UNFILTERED_VMID, 0, first, mac, firewall=False, tag=None, v4=None, v6=None)
-        )
+        nics.append(GuestNic("vm", UNFILTERED_VMID, 0, first, mac, firewall=False, tag=None, v4=None, v6=None))
     bridges = _bridges(nics)
     host = _host_addresses(root, node, network4, network6)
     endpoints = [_guest(nic, number, network4, network6) for number, nic in enumerate(nics)]
     endpoints += _outsides(bridges, network4, network6)
-    endpoints.append(
-        Endpoint(ROUTER, "pvlab-router", WAN_PORT, "02:fc:00:00:00:02", ROUTER_V4.ip, ROUTER_V6.ip)
-    )
+    endpoints.append(Endpoint(ROUTER, "pvlab-router", WAN_PORT, "02:fc:00:00:00:02", ROUTER_V4.ip, ROUTER_V6.ip))
     return Plan(host, tuple(bridges), tuple(endpoints))
 
 
@@ -235,8 +229,7 @@ def _bridges(nics: list[GuestNic]) -> list[Bridge]:
     """Return the bridges the NICs need, ``vmbr0`` first, those of VLANs after those they are made over."""
     names = sorted({"vmbr0"} | {nic.bridge for nic in nics}, key=lambda name: (name != "vmbr0", name))
     bridges = [
-        Bridge(name, f"02:fd:00:00:00:{number:02x}", f"eno{number}")
-        for number, name in enumerate(names, start=1)
+        Bridge(name, f"02:fd:00:00:00:{number:02x}", f"eno{number}") for number, name in enumerate(names, start=1)
     ]
     uplinks = {bridge.name: bridge.uplink for bridge in bridges}
     tagged = sorted({(nic.bridge, nic.tag) for nic in nics if nic.tag is not None})
@@ -245,9 +238,7 @@ def _bridges(nics: list[GuestNic]) -> list[Bridge]:
     return bridges
 
 
-def _host_addresses(
-    root: Path, node: str, network4: IPv4Network, network6: IPv6Network
-) -> tuple[Interface, ...]:
+def _host_addresses(root: Path, node: str, network4: IPv4Network, network6: IPv6Network) -> tuple[Interface, ...]:
     """Return the host's addresses: the second of each network, and its own of corosync.conf."""
     own: list[Interface] = [
         IPv4Interface((network4[2], network4.prefixlen)),
