@@ -1,23 +1,30 @@
 """The lab: a network in the guest, a ruleset on its host, and probes through it.
 
-python -m tests.kernel.lab --help
+python -m tests.kernel.lab --case guest-rules --probe 'from="outside", to="vm100", tcp=22'
 """
 
 from __future__ import annotations
 
+import argparse
 import random
+import sys
+import tomllib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import cases, configurations
+from .artefact import Artefact, parse
+from .configurations import Configuration
+from .guest.image import LabUnavailableError
+from .guest.machine import Guest, GuestError
 from .network.plan import HOST, Address, Plan
 from .outcome import Outcome, Sighting, judge, sightings
-from .packets import Encoded, Packet, Probe, Sent, encode_all
+from .packets import Encoded, Packet, Probe, Sent, describe, encode_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .artefact import Artefact
-    from .guest.machine import Guest
     from .wire import Seen
 
 QUIET_SECONDS = 0.3
@@ -152,3 +159,99 @@ def _stages(encoded: Sequence[tuple[Encoded, ...]], chosen: Sequence[int]) -> li
         for step, one in enumerate(steps, start=most - len(steps)):
             stages[step] += one.sent
     return stages
+
+
+# --- command line -------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Run probes through the rulesets of a configuration; 1 where an outcome is not what is expected."""
+    arguments = _parser().parse_args()
+    try:
+        configuration = _configuration(arguments)
+        wanted = _probes(arguments, configuration)
+        artefacts = _artefacts(arguments, configuration)
+        with Guest() as guest:
+            lab = Lab(guest)
+            lab.set_up(configuration.plan)
+            outcomes = {}
+            for name, artefact in artefacts.items():
+                lab.load(artefact)
+                outcomes[name] = lab.run([probe for probe, _ in wanted])
+            for command in arguments.then:
+                guest.run(["ip", "netns", "exec", "pvlab-host", "sh", "-c", command], output=_show)
+    except (LabUnavailableError, GuestError, cases.CaseError, configurations.CompileError, OSError) as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 2
+    return _report(wanted, outcomes, everything=arguments.all)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.kernel.lab", description=main.__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--case", help=f"a configuration of tests/cases: {', '.join(cases.names())}")
+    what.add_argument("--root", type=Path, help="any folder with etc/pve")
+    parser.add_argument("--node", default="pve1", help="with --root")
+    parser.add_argument("--local-network", default="10.0.0.0/24", metavar="CIDR", help="with --root")
+    parser.add_argument("--backend", action="append", choices=configurations.backends(), help="default: all")
+    parser.add_argument(
+        "--artefact", type=Path, metavar="FILE", help="load this ruleset (of the one --backend given), do not compile"
+    )
+    parser.add_argument(
+        "--probe", action="append", metavar="TOML", help="a packet as in packets.toml, e.g. 'from=\"outside\", …'"
+    )
+    parser.add_argument("--generate", action="store_true", help="use probes made from the ruleset, not the case's")
+    parser.add_argument("--seed", type=int, default=0, help="with --generate")
+    parser.add_argument("--all", action="store_true", help="print every probe, not only the remarkable ones")
+    parser.add_argument(
+        "--then", action="append", default=[], metavar="COMMAND", help="run this on the lab's host at the end"
+    )
+    return parser
+
+
+def _configuration(arguments: argparse.Namespace) -> Configuration:
+    if arguments.case is not None:
+        return configurations.of_case(arguments.case)
+    return Configuration(str(arguments.root), arguments.root, arguments.node, arguments.local_network)
+
+
+def _probes(arguments: argparse.Namespace, configuration: Configuration) -> list[tuple[Probe, str | None]]:
+    """Return probes, each with the verdict that is expected of it, if one is."""
+    if arguments.probe:
+        tables = [tomllib.loads(f"probe = {{ {text.strip().strip('{}')} }}")["probe"] for text in arguments.probe]
+        return [(probe, table.get("verdict")) for table in tables for probe in cases.read_packets(table)]
+    if arguments.generate or arguments.case is None:
+        return [(probe, None) for probe in configurations.probes(configuration, arguments.seed)]
+    return list(cases.load(arguments.case).expected)
+
+
+def _artefacts(arguments: argparse.Namespace, configuration: Configuration) -> dict[str, Artefact]:
+    names = arguments.backend or configurations.backends()
+    if arguments.artefact is not None:
+        if len(names) != 1:
+            raise configurations.CompileError("--artefact needs one --backend, which it is of")
+        return {names[0]: parse(names[0], arguments.artefact.read_text())}
+    return {name: configurations.compiled(configuration, name) for name in names}
+
+
+def _show(piece: bytes) -> None:
+    sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
+
+
+def _report(wanted: Sequence[tuple[Probe, str | None]], outcomes: dict[str, list[Outcome]], *, everything: bool) -> int:
+    """Print outcomes and return 1 if one is not as expected, or the backends differ."""
+    bad = 0
+    for number, (probe, verdict) in enumerate(wanted):
+        found = {name: str(results[number]) for name, results in outcomes.items()}
+        wrong = len(set(found.values())) > 1 or (verdict is not None and verdict not in found.values())
+        bad += wrong
+        if wrong or everything or len(wanted) <= 40:
+            note = f"   expected {verdict}" if wrong and verdict is not None else ""
+            print(f"{'!' if wrong else ' '} {describe(probe)}: {', '.join(f'{k} {v}' for k, v in found.items())}{note}")
+    print(f"{len(wanted)} probes, {bad} not as expected or not alike")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,7 +8,7 @@ of the same packets.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
@@ -108,6 +108,25 @@ class Probe:
     def judged(self) -> Packet:
         """The packet whose fate is the probe's outcome."""
         return self.packets[-1]
+
+
+def describe(probe: Probe) -> str:
+    """Return a probe in one line, as far as it differs from an ordinary packet."""
+    packet = probe.judged
+    words = [f"{packet.sender} → {packet.receiver}"]
+    if packet.is_ip:
+        known = {number.value: number.name.lower() for number in Proto}
+        words += [f"IPv{packet.family}", known.get(packet.protocol, f"protocol {packet.protocol}")]
+        if packet.icmp_type is not None:
+            words.append(f"type {packet.icmp_type}/{packet.icmp_code}")
+    plain = {"sender", "receiver", "family", "protocol", "icmp_type", "icmp_code", "quoted"}
+    for field in fields(packet):
+        value = getattr(packet, field.name)
+        if field.name not in plain and value != field.default:
+            words.append(f"{field.name}={value}")
+    if len(probe.packets) > 1:
+        words.append(f"after {len(probe.packets) - 1} packets")
+    return " ".join(words) + (f"  [{probe.why}]" if probe.why else "")
 
 
 def backwards(packet: Packet, **changes: object) -> Packet:

@@ -35,9 +35,9 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Interface: TypeAlias = IPv4Interface | IPv6Interface
 
 UNFILTERED_VMID = 9999
-ROUTER_V4 = IPv4Interface("198.51.100.2/24")
+ROUTER_V4 = IPv4Interface("198.19.255.2/24")
 ROUTER_V6 = IPv6Interface("2001:db8:ff::2/64")
-WAN_V4 = IPv4Interface("198.51.100.1/24")
+WAN_V4 = IPv4Interface("198.19.255.1/24")
 WAN_V6 = IPv6Interface("2001:db8:ff::1/64")
 WAN_PORT = "wan0"
 WAN_MAC = "02:fc:00:00:00:01"
@@ -118,6 +118,11 @@ class Plan:
     def bridge(self, name: str) -> Bridge:
         """Return the bridge of this name."""
         return next(bridge for bridge in self.bridges if bridge.name == name)
+
+    @property
+    def host_interfaces(self) -> tuple[Interface, ...]:
+        """All addresses of the host with their networks, the loopback's and the one towards the router included."""
+        return (*self.host, WAN_V4, WAN_V6, IPv4Interface("127.0.0.1/8"))
 
     def host_address(self, family: int) -> Address:
         """Return the host's own address of family 4 or 6."""
