@@ -99,6 +99,7 @@ class TableLowering:
         self._family = family
         self._address_sets = sets
         self._planned: dict[str, _Planned] = {}
+        self._reached: set[tuple[Place, Layer, str]] = set()
         self._used_sets: dict[tuple[SetKey, int], None] = {}
         self._sets: list[Set | DynamicSet] = []
         self._maps: dict[str, VerdictMap] = {}
@@ -152,7 +153,11 @@ class TableLowering:
         self._plan_reached(scope, RuleLowering(scope), scope.reachable(start))
 
     def _plan_reached(self, scope: Scope, lowering: RuleLowering, names: list[str]) -> None:
+        """Plan chains, each once: what the host receives and sends goes through the same standard chains."""
         for name in names:
+            if (scope.place, scope.layer, name) in self._reached:
+                continue
+            self._reached.add((scope.place, scope.layer, name))
             self.plan(chain_name(scope.layer, name), _maker(lowering, scope, name))
             self._note(scope, name)
 
