@@ -149,7 +149,17 @@ def _root(source: Source) -> Root:
     local = source.root / "etc" / "pve" / "local"
     if local.is_symlink():
         return Root(source.root, Path(local.readlink()).name)
-    return Root(source.root, socket.gethostname().partition(".")[0])
+    return Root(source.root, _own_node(source.root))
+
+
+def _own_node(root: Path) -> str:
+    """Return this host's short name. Raises UsageError where the root holds other nodes, and not this one."""
+    name = socket.gethostname().partition(".")[0]
+    nodes = root / "etc" / "pve" / "nodes"
+    if (root / "etc" / "pve" / "local").is_dir() or not nodes.is_dir() or (nodes / name).is_dir():
+        return name
+    known = ", ".join(sorted(folder.name for folder in nodes.iterdir() if folder.is_dir()))
+    raise UsageError(f"{nodes}: no node `{name}`, which is this host", f"name a node with --node: {known or 'none'}")
 
 
 def in_file_order(diagnostics: list[Diagnostic]) -> tuple[Diagnostic, ...]:
