@@ -167,7 +167,7 @@ def desired_of(compiled: Compiled) -> Desired:
     )
     return record.desired(
         compiled.backend.name,
-        "".join(compiled.artefact.json()),
+        "".join(compiled.artefact.loadable_json()),
         enabled=compiled.checked.ruleset.enabled,
         conntrack=conntrack,
     )

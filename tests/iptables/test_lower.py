@@ -166,3 +166,12 @@ def test_forward_rules_are_warned_about(make_root: MakeRoot) -> None:
         ("not-carried-out", "cluster.fw", 0),
         ("not-carried-out", "v1.fw", 4),
     ]
+
+
+def test_ports_of_udp_lite_are_spelled_as_iptables_takes_them(make_root: MakeRoot) -> None:
+    files: dict[str, str | bytes] = {"100.conf": VM, "100.fw": ON + "[RULES]\nIN ACCEPT -p udplite -dport 5\n"}
+    artefact = IptablesBackend().lower(check(make_root(files)).ruleset)
+    loadable = "-A tap100i0-IN -p udplite --match multiport --dports 5 -j ACCEPT"
+    assert loadable in "".join(artefact.text())
+    assert loadable in "".join(artefact.loadable_json())
+    assert "-A tap100i0-IN -p udplite --dport 5 -j ACCEPT" in "".join(artefact.json())

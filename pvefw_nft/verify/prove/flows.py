@@ -277,6 +277,7 @@ class Flows:
         return tuple(found)
 
     def base(self, table: m.Table, chain: m.Chain, context: Context) -> Base:
+        """Return a base chain as it runs in that context."""
         program = self.residuals.program(table, chain, context)
         accepts = not isinstance(chain.policy, m.Drop)
         if chain.hook is not None and chain.hook.kind == "nat" and program.steps:
