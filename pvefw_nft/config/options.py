@@ -126,7 +126,9 @@ def _queues(text: str) -> Queues:
     first, last = int(found[1]), None if found[2] is None else int(found[2])
     if first > 65535 or (last is not None and not first <= last <= 65535):
         raise _bad(text, "queue numbers go from 0 to 65535, the first not above the last")
-    return Queues(first, last)
+    if last is not None and last - first == 65535:
+        raise _bad(text, "a range has at most 65535 queues, such as 0:65534")  # its size is a __u16 (xt_NFQUEUE.h)
+    return Queues(first, None if last == first else last)
 
 
 def _layer2_protocols(text: str) -> tuple[EtherType, ...]:

@@ -18,6 +18,9 @@ from pvefw_nft.config import netdb
 MAX_PORTS = 15
 """Ports in one list; the limit of iptables' multiport match, where a range takes two (iptables-extensions(8))."""
 
+MAX_PARAMETER = 1023
+"""Characters in one word of a rule; the limit of iptables-restore (xt_param_buf in its xshared.h)."""
+
 
 class BadValue(ValueError):  # noqa: N818 - a finding about a value, turned into a diagnostic
     """A value that cannot be read: ``start`` and ``end`` are the offsets of the bad part within its text."""
@@ -200,9 +203,18 @@ def _address_hint(host: str) -> str | None:
 def read_addresses(text: str) -> tuple[Prefix, ...] | Range:
     """Read the address of a rule that is neither alias nor set: an address, a CIDR, a list of them, or a range.
 
-    Raises BadValue for mixed families, for ranges inside lists, and for what is no address.
+    Raises BadValue for mixed families, for ranges inside lists, for lists that are too long for iptables-restore, and
+    for what is no address.
     """
     if "," in text:
+        if len(text) > MAX_PARAMETER:
+            raise BadValue(
+                f"the list is longer than {MAX_PARAMETER} characters",
+                start=0,
+                end=len(text),
+                code="too-long",
+                hint="put its addresses into an ipset",
+            )
         return _read_list(text)
     first, dash, last = text.partition("-")
     if dash:
@@ -286,7 +298,10 @@ PORT_PROTOCOLS = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 
 @lru_cache(maxsize=4096)
 def read_protocol(text: str) -> Protocol:
-    """Read a protocol: a name of /etc/protocols, ``icmpv6``, or a number from 1 to 255. Raises BadValue."""
+    """Read a protocol: a name or alias of /etc/protocols, ``icmpv6``, or a number from 1 to 255. Raises BadValue.
+
+    An alias is spelled by the protocol's name: iptables looks words up in lower case and finds few of the aliases.
+    """
     if text.isascii() and text.isdigit():
         if len(text) > 3 or int(text) > 255 or (text[0] == "0" and text != "0"):
             raise BadValue(
@@ -315,7 +330,7 @@ def read_protocol(text: str) -> Protocol:
             code="bad-protocol",
             hint="leave the protocol out if any is meant",
         )
-    return Protocol(number, text)
+    return Protocol(number, text if text.isdigit() or text == "icmpv6" else netdb.protocol_name(number) or text)
 
 
 @lru_cache(maxsize=65536)
@@ -405,6 +420,10 @@ def _port_number(text: str, start: int) -> int:
     return int(text)
 
 
+_RATE_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+_MAX_RATE = 10_000
+"""Most packets per second of a limit: the match counts in 1/10,000 s (XT_LIMIT_SCALE in xt_limit.h)."""
+
 _RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)")
 
 
@@ -419,7 +438,17 @@ def read_rate(text: str, burst: int) -> RateLimit:
             code="bad-option-value",
             hint="write a number and a unit, such as 1/second; units are second, minute, hour and day",
         )
-    return RateLimit(int(rate[1]), rate[2], burst, text)
+    number, unit = int(rate[1]), rate[2]
+    highest = _MAX_RATE * _RATE_UNITS[unit]
+    if number > highest:
+        raise BadValue(
+            f"a rate of {text} is too fast",
+            start=0,
+            end=len(text),
+            code="bad-option-value",
+            hint=f"the kernel limits at most {highest}/{unit}",
+        )
+    return RateLimit(number, unit, burst, text)
 
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")

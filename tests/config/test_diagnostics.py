@@ -98,6 +98,8 @@ RULES = [
     ("GROUP nosuch", "unknown-group", "nosuch", "[group nosuch]"),
     ("GROUP web -p tcp", "group-condition", "tcp", "rules of the group"),
     ("IN ACCEPT -source " + ",".join(["10.0.0.1"] * 1000), "too-long", None, "ipset"),
+    ("IN ACCEPT -source 1.1.1.1" + ",1.1.1.1" * 127 + "1", "too-long", None, "ipset"),
+    ("IN ACCEPT -source 1.1.1.1" + ",1.1.1.1" * 127, None, None, None),
 ]  # fmt: skip
 
 
@@ -125,6 +127,8 @@ CLUSTER = [
     ("optimize: 1", "old-option", "optimize", "remove"),
     ("enable: yes", "bad-option-value", "yes", "write 1"),
     ("log_ratelimit: enable=1,rate=1/week", "bad-option-value", None, "second"),
+    ("log_ratelimit: rate=10001/second", "bad-option-value", None, "10000/second"),
+    ("log_ratelimit: rate=864000001/day", "bad-option-value", None, "864000000/day"),
     ("just words", "syntax", "just words", "policy_in"),
     ("[RULLES]\nIN ACCEPT", "unknown-section", "[RULLES]", "`RULES`"),
     ("[]", "unknown-section", "[]", "sections here"),
@@ -160,6 +164,11 @@ def test_cluster(make_root: MakeRoot, text: str, code: str, underlined: str | No
     if hint is not None:
         assert problem.hint is not None
         assert hint in problem.hint
+
+
+def test_a_range_of_all_queues_is_one_too_large(make_root: MakeRoot) -> None:
+    (problem,) = problems(make_root, {"100.conf": VM, "100.fw": ON + "ips_queues: 0:65535\n"})
+    assert (problem.code, marked(problem)) == ("bad-option-value", "0:65535")
 
 
 def test_option_in_the_wrong_file_names_the_right_one(make_root: MakeRoot) -> None:

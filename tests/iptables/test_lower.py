@@ -49,6 +49,9 @@ RULES = [
     ),
     ("IN ACCEPT -p icmp -icmp-type any", "iptables", " -p icmp -m icmp --icmp-type any -j ACCEPT"),
     ("IN ACCEPT -p ipv6-icmp -dport 128", "ip6tables", " -p ipv6-icmp -m ipv6-icmp --icmpv6-type 128 -j ACCEPT"),
+    ("IN ACCEPT -p TCP -dport 22", "iptables", " -p tcp --dport 22 -j ACCEPT"),
+    ("IN ACCEPT -p IP-ENCAP", "iptables", " -p ipencap -j ACCEPT"),
+    ("IN ACCEPT -p IPv6-ICMP -icmp-type redirect", "ip6tables", " -p ipv6-icmp -m ipv6-icmp --icmpv6-type redirect -j ACCEPT"),
     ("IN SSH(ACCEPT) -i net0", "iptables", " -p tcp --dport 22 -j ACCEPT"),
 ]  # fmt: skip
 
@@ -74,6 +77,7 @@ def test_log_line_comes_first_and_has_its_own_limit(make_root: MakeRoot) -> None
     [
         ("", "-j NFQUEUE --queue-bypass"),
         ("ips_queues: 4\n", "-j NFQUEUE --queue-num 4 --queue-bypass"),
+        ("ips_queues: 4:4\n", "-j NFQUEUE --queue-num 4 --queue-bypass"),
         ("ips_queues: 4:7\n", "-j NFQUEUE --queue-balance 4:7 --queue-bypass"),
     ],
 )
