@@ -33,6 +33,10 @@ class BadValue(ValueError):  # noqa: N818 - a finding about a value, turned into
         self.hint = hint
         self.code = code
 
+    def moved(self, offset: int) -> BadValue:
+        """Return the same finding about a value whose text starts ``offset`` columns into another one."""
+        return BadValue(self.message, start=self.start + offset, end=self.end + offset, hint=self.hint, code=self.code)
+
 
 class Family(IntEnum):
     """The IP families a rule speaks of. As numbers, ``a & b`` is not 0 where two have something in common."""
@@ -243,7 +247,10 @@ def _read_list(text: str) -> tuple[Prefix, ...]:
                 code="bad-address",
                 hint="a list holds addresses and networks only; give ranges, aliases and sets a rule of their own",
             )
-        prefix = _shifted(element, start)
+        try:
+            prefix = read_prefix(element)
+        except BadValue as bad:
+            raise bad.moved(start) from None
         if prefixes and prefix.version != prefixes[0].version:
             raise BadValue(
                 "the list mixes IPv4 and IPv6",
@@ -255,15 +262,6 @@ def _read_list(text: str) -> tuple[Prefix, ...]:
         prefixes.append(prefix)
         start = end + 1
     return tuple(prefixes)
-
-
-def _shifted(element: str, start: int) -> Prefix:
-    try:
-        return read_prefix(element)
-    except BadValue as bad:
-        raise BadValue(
-            bad.message, start=start + bad.start, end=start + bad.end, hint=bad.hint, code=bad.code
-        ) from None
 
 
 def _read_range(text: str, first: str, last: str) -> Range:

@@ -126,9 +126,11 @@ CLUSTER = [
     ("nosmurfs: 1", "unknown-option", "nosmurfs", "host.fw"),
     ("optimize: 1", "old-option", "optimize", "remove"),
     ("enable: yes", "bad-option-value", "yes", "write 1"),
-    ("log_ratelimit: enable=1,rate=1/week", "bad-option-value", None, "second"),
-    ("log_ratelimit: rate=10001/second", "bad-option-value", None, "10000/second"),
-    ("log_ratelimit: rate=864000001/day", "bad-option-value", None, "864000000/day"),
+    ("log_ratelimit: enable=1,rate=1/week", "bad-option-value", "1/week", "second"),
+    ("log_ratelimit: rate=10001/second", "bad-option-value", "10001/second", "10000/second"),
+    ("log_ratelimit: enable=1, rate=864000001/day", "bad-option-value", "864000001/day", "864000000/day"),
+    ("log_ratelimit: rate=1/second,burst=0", "bad-option-value", "0", "10000"),
+    ("log_ratelimit: enable=1,,", "bad-option-value", "enable=1,,", "burst=5"),
     ("just words", "syntax", "just words", "policy_in"),
     ("[RULLES]\nIN ACCEPT", "unknown-section", "[RULLES]", "`RULES`"),
     ("[]", "unknown-section", "[]", "sections here"),
@@ -164,6 +166,25 @@ def test_cluster(make_root: MakeRoot, text: str, code: str, underlined: str | No
     if hint is not None:
         assert problem.hint is not None
         assert hint in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "underlined"),
+    [
+        ("nf_conntrack_helpers: tftp,ft", "ft"),
+        ("nf_conntrack_helpers: ,", ","),
+        ("nf_conntrack_helpers:", ""),
+    ],
+)
+def test_list_of_helpers(make_root: MakeRoot, line: str, underlined: str) -> None:
+    (problem,) = problems(make_root, {"host": f"[OPTIONS]\n{line}\n"})
+    assert (problem.code, marked(problem)) == ("bad-option-value", underlined)
+    assert problem.span.column == len(line) - len(underlined) + 1
+
+
+def test_layer_2_protocols(make_root: MakeRoot) -> None:
+    (problem,) = problems(make_root, {"100.conf": VM, "100.fw": ON + "layer2_protocols: ARP,AR\n"})
+    assert (problem.code, problem.span.column, marked(problem)) == ("bad-option-value", 23, "AR")
 
 
 def test_a_range_of_all_queues_is_one_too_large(make_root: MakeRoot) -> None:

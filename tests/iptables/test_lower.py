@@ -51,7 +51,7 @@ RULES = [
     ("IN ACCEPT -p ipv6-icmp -dport 128", "ip6tables", " -p ipv6-icmp -m ipv6-icmp --icmpv6-type 128 -j ACCEPT"),
     ("IN ACCEPT -p TCP -dport 22", "iptables", " -p tcp --dport 22 -j ACCEPT"),
     ("IN ACCEPT -p IP-ENCAP", "iptables", " -p ipencap -j ACCEPT"),
-    ("IN ACCEPT -p IPv6-ICMP -icmp-type redirect", "ip6tables", " -p ipv6-icmp -m ipv6-icmp --icmpv6-type redirect -j ACCEPT"),
+    ("IN ACCEPT -p IPv6-ICMP -dport 128", "ip6tables", " -p ipv6-icmp -m ipv6-icmp --icmpv6-type 128 -j ACCEPT"),
     ("IN SSH(ACCEPT) -i net0", "iptables", " -p tcp --dport 22 -j ACCEPT"),
 ]  # fmt: skip
 
