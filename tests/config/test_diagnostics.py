@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,8 @@ from pvefw_nft.errors import Severity
 from tests.support import VM, check
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pvefw_nft.errors import Diagnostic
     from tests.support import MakeRoot
 
@@ -185,6 +188,29 @@ def test_list_of_helpers(make_root: MakeRoot, line: str, underlined: str) -> Non
 def test_layer_2_protocols(make_root: MakeRoot) -> None:
     (problem,) = problems(make_root, {"100.conf": VM, "100.fw": ON + "layer2_protocols: ARP,AR\n"})
     assert (problem.code, problem.span.column, marked(problem)) == ("bad-option-value", 23, "AR")
+
+
+def test_many_mistakes_take_time_in_proportion(make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+
+    def close_matches(word: str, names: Iterable[str], **_: object) -> list[str]:
+        nonlocal compared
+        compared += len(list(names))
+        return []
+
+    monkeypatch.setattr(difflib, "get_close_matches", close_matches)
+    aliases = "".join(f"n{number} 10.0.0.1\n" for number in range(2000))
+    rules = "".join(f"IN ACCEPT -source n{number}x\n" for number in range(50))
+    assert len(problems(make_root, {"cluster": f"{ON}[ALIASES]\n{aliases}[RULES]\n{rules}"})) == 50
+    assert compared <= 50 * 400
+
+
+def test_a_name_is_found_among_many(make_root: MakeRoot) -> None:
+    aliases = "".join(f"host{number} 10.0.0.1\n" for number in range(1000))
+    (problem,) = problems(
+        make_root, {"cluster": f"{ON}[ALIASES]\n{aliases}office 10.0.0.1\n[RULES]\nIN ACCEPT -source ofice\n"}
+    )
+    assert problem.hint == "did you mean `office`?"
 
 
 def test_a_range_of_all_queues_is_one_too_large(make_root: MakeRoot) -> None:
