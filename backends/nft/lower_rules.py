@@ -18,7 +18,7 @@ from backends.nft.merge import runs
 from backends.nft.place import Place, chain_name
 from backends.nft.syntax import statements as nft
 from backends.nft.syntax.expressions import bits, ct, meta, with_bits
-from backends.nft.syntax.objects import MAX_PREFIX, Chain, Rule
+from backends.nft.syntax.objects import MAX_PREFIX, Rule
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir import nodes as ir
 from pvefw_nft.ir.nodes import ACCEPT_MARK, Direction, Family, Layer, ProtocolMatch, Provenance, RejectKind
@@ -61,15 +61,15 @@ class RuleLowering:
 
     def __init__(self, scope: Scope) -> None:
         """Start with nothing lowered."""
-        self._scope = scope
+        self.scope = scope
         self._place = scope.place
         self._matches = MatchLowering(scope)
         # The rules that many chains share are one object in the IR; what they become is kept by identity.
         self._shared: dict[tuple[int, ...], tuple[Rule, ...]] = {}
 
-    def chain(self, name: str) -> Chain:
-        """Return a chain of the scope, and its name in the table."""
-        return Chain(chain_name(self._scope.layer, name), tuple(self.rules(self._scope.live_rules(name))))
+    def chain_rules(self, name: str) -> Iterator[Rule]:
+        """Yield the rules of a chain of the scope."""
+        return self.rules(self.scope.live_rules(name))
 
     def rules(self, rules: Sequence[ir.Rule]) -> Iterator[Rule]:
         """Yield the rules of nft for rules of the IR that stand one after the other."""
@@ -170,7 +170,7 @@ class RuleLowering:
             case ir.AssignHelper(name):
                 yield Family.BOTH, (nft.ct_helper(name),)
             case ir.Dispatch(direction):
-                yield Family.BOTH, (nft.vmap(meta("iifname"), f"@{MAPS[self._scope.layer, direction]}"),)
+                yield Family.BOTH, (nft.vmap(meta("iifname"), f"@{MAPS[self.scope.layer, direction]}"),)
             case _:
                 assert_never(action)
 
@@ -192,9 +192,9 @@ class RuleLowering:
             case ir.Return():
                 return nft.RETURN
             case ir.Jump(name):
-                return nft.jump(chain_name(self._scope.layer, name))
+                return nft.jump(chain_name(self.scope.layer, name))
             case ir.Goto(name):
-                return nft.goto(chain_name(self._scope.layer, name))
+                return nft.goto(chain_name(self.scope.layer, name))
             case _:
                 raise InternalError(f"{type(action).__name__} is not a verdict")
 
