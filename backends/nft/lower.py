@@ -24,7 +24,8 @@ from backends.nft.address_sets import VERSIONS, AddressSets
 from backends.nft.comments import comment
 from backends.nft.lower_matches import ADDRESS_FIELDS, GUESTS, LINK_PORTS, family_guard
 from backends.nft.lower_rules import MAPS, RuleLowering
-from backends.nft.place import Place, Scope, chain_name
+from backends.nft.place import Place, chain_name
+from backends.nft.scope import Scope
 from backends.nft.syntax import statements as nft
 from backends.nft.syntax.expressions import anonymous_set, bits, meta, named_set
 from backends.nft.syntax.objects import Chain, DynamicSet, Helper, Hook, Rule, Set, Table, VerdictMap
@@ -147,7 +148,7 @@ class TableLowering:
 
         A return from the hook's chain ends the base chain, so the packet passes, as the IR wants it.
         """
-        rules = lowering.scope.live_rules(chain)
+        rules = lowering.scope.rules(chain)
         if rules or after:
             self.plan(name, lambda: (*before, *lowering.rules(rules), *after), hook)
             self._note(lowering.scope, chain)
@@ -170,7 +171,7 @@ class TableLowering:
 
     def _note(self, scope: Scope, name: str) -> None:
         """Note the sets and maps that the rules of a chain name."""
-        for rule in scope.live_rules(name):
+        for rule in scope.rules(name):
             for match in rule.matches:
                 if isinstance(match, InSet):
                     filled = self._address_sets.families(match.key) & rule.families
@@ -191,7 +192,7 @@ class TableLowering:
         nft can assign a helper only to a connection that is there and new, where iptables does it beforehand.
         """
         lowering = self.lowering(place, Layer.RAW)
-        rules = lowering.scope.live_rules(chain)
+        rules = lowering.scope.rules(chain)
         rates = [rule for rule in rules if any(isinstance(match, RateOver) for match in rule.matches)]
         early = [rule for rule in rules if not isinstance(rule.action, ir.AssignHelper)]
         late = [rule for rule in rules if isinstance(rule.action, ir.AssignHelper)]
@@ -301,7 +302,9 @@ def tables(ruleset: Ruleset) -> tuple[Table, Table]:
                 bridge.plan_raw(Place.GUEST, hook.chain)
                 host.plan_raw(Place.HOST, hook.chain)
             case Layer.LINK, HookPoint.FORWARD:
-                bridge.plan_base("link", _LINK, bridge.lowering(Place.LINK, Layer.LINK), hook.chain)
+                link = bridge.lowering(Place.LINK, Layer.LINK)
+                link.scope.end_with(hook.chain)
+                bridge.plan_base("link", _LINK, link, hook.chain)
             case Layer.FILTER, HookPoint.FORWARD:
                 bridge.plan_guests(hook.chain)
                 bridge.plan_bridge_forward(hook.chain)
