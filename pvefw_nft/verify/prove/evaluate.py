@@ -22,6 +22,7 @@ from pvefw_nft.verify.prove.residual import (
     RETURN,
     SOMETIMES_ABSENT,
     Call,
+    Choice,
     Copy,
     Flip,
     Note,
@@ -64,14 +65,23 @@ def programs_of(flows: Iterable[Flow]) -> list[Program]:
         if program in found:
             continue
         found[program] = None
-        todo += [step.end.program for step in reversed(program.steps) if isinstance(step.end, Call)]
+        steps = [inner for step in reversed(program.steps) for inner in steps_of(step)]
+        todo += [step.end.program for step in steps if isinstance(step.end, Call)]
     return list(found)
+
+
+def steps_of(step: Step) -> Iterator[Step]:
+    """Yield a step and the branches it ends in."""
+    yield step
+    if isinstance(step.end, Choice):
+        for branch in step.end.branches:
+            yield from steps_of(branch)
 
 
 def tests_of_programs(programs: Iterable[Program]) -> Iterator[m.Test]:
     """Yield the tests of these programs' own steps."""
     for program in programs:
-        for step in program.steps:
+        for step in (inner for outer in program.steps for inner in steps_of(outer)):
             yield from step.tests
             for condition in step.conditions:
                 yield from m.tests_of(condition)
@@ -82,6 +92,7 @@ def tests_of_programs(programs: Iterable[Program]) -> Iterator[m.Test]:
                         yield from m.tests_of(condition)
                 elif isinstance(action, Copy):
                     yield from (m.equals(source, 1) for _, source in action.pairs)
+                    yield from (m.equals(bit, 1) for bit, _ in action.pairs if action.flip)
                 elif isinstance(action, Flip):
                     yield from (m.equals(bit, 1) for bit in action.bits)
 
@@ -174,18 +185,26 @@ class Evaluation:
 
     def step(self, step: Step, rest: int) -> int:
         """Return what becomes of packets that come to a step, given what becomes of those that go on."""
-        end = step.end
-        if end is None:
-            then = rest
-        elif isinstance(end, Outcome):
-            then = self.outcome(end)
-        else:
-            then = self.program(end.program)
-            if end.back and rest != self.outcome(RETURN):
-                then = self.follow(then, ("return",), rest)
+        return self.where(step.tests, step.conditions, self.end(step, rest), rest)
+
+    def end(self, step: Step, rest: int) -> int:
+        """Return what becomes of packets for which a step's conditions hold."""
+        match step.end:
+            case None:
+                then = rest
+            case Outcome():
+                then = self.outcome(step.end)
+            case Call(program, back):
+                then = self.program(program)
+                if back and rest != self.outcome(RETURN):
+                    then = self.follow(then, ("return",), rest)
+            case Choice(branches):
+                then = rest
+                for branch in reversed(branches):
+                    then = self.where(branch.tests, branch.conditions, self.end(branch, rest), then)
         for action in reversed(step.actions):
             then = self.action(action, then, rest)
-        return self.where(step.tests, step.conditions, then, rest)
+        return then
 
     def action(self, action: Set | Flip | Copy | Note | Only, then: int, rest: int) -> int:
         """Return what becomes of packets before an action, given what becomes of them after it."""

@@ -120,6 +120,12 @@ class Call(NamedTuple):
     back: bool
 
 
+class Choice(NamedTuple):
+    """The end of the one branch whose tests and conditions hold, all looked at now; else the next step."""
+
+    branches: tuple[Step, ...]
+
+
 class Step(NamedTuple):
     """Where all tests and conditions hold, the actions happen, and then ``end``; None: on to the next step.
 
@@ -129,7 +135,7 @@ class Step(NamedTuple):
     tests: tuple[m.Test, ...]
     conditions: tuple[m.Condition, ...]
     actions: tuple[Action, ...]
-    end: Outcome | Call | None
+    end: Outcome | Call | Choice | None
 
 
 @final
@@ -235,6 +241,7 @@ class Context:
 
 
 ALL_STATES = m.CT_STATE.everything
+_MARKS = {*m.MARK, *m.CT_MARK}
 
 
 class Residuals:
@@ -415,7 +422,7 @@ class _Specialiser:
 
     def ends(self, step: Step) -> bool:
         """Whether no packet goes beyond this step; notes what is known of those that do."""
-        if step.end is None or (isinstance(step.end, Call) and step.end.back):
+        if step.end is None or isinstance(step.end, Choice) or (isinstance(step.end, Call) and step.end.back):
             return False
         if step.conditions or any(isinstance(action, Only) for action in step.actions):
             return False
@@ -520,7 +527,7 @@ class _Specialiser:
             if actions:
                 yield Step(tests, conditions, tuple(actions), None)
         elif isinstance(rule.verdict, m.VerdictMap):
-            yield from self.verdict_map(rule, rule.verdict, Step(tests, conditions, tuple(actions), None))
+            yield from self.verdict_map(rule.verdict, Step(tests, conditions, tuple(actions), None))
         else:
             yield from self.verdict(rule.verdict, Step(tests, conditions, tuple(actions), None))
 
@@ -561,7 +568,7 @@ class _Specialiser:
         context = Context(self.context.case, self.known, states, self.context.unicast)
         return self.residuals.program(self.table, find_chain(self.table, name), context, self.depth + 1)
 
-    def verdict_map(self, rule: m.Rule, lookup: m.VerdictMap, step: Step) -> Iterator[Step]:
+    def verdict_map(self, lookup: m.VerdictMap, step: Step) -> Iterator[Step]:
         """Yield a step for each verdict of a map: its entries exclude one another, so their order is free."""
         if index := lookup.index:
             on = index[0]
@@ -573,25 +580,24 @@ class _Specialiser:
                 elif step.actions:
                     yield step
                 return
-        self.check_map(rule, lookup, step)
-        if step.actions:
-            yield step
-            step = step._replace(actions=())
+        branches = list(self.branches(lookup, step))
+        if not step.actions and not _MARKS & {t.field for branch in branches for t in branch.tests}:
+            yield from branches
+        else:
+            # What an entry does could change what the next one tests: they are looked up all at once.
+            inner = [branch._replace(actions=branch.actions[len(step.actions) :]) for branch in branches]
+            yield step._replace(end=Choice(tuple(inner)))
+
+    def branches(self, lookup: m.VerdictMap, step: Step) -> Iterator[Step]:
+        """Yield for each verdict of a map the step that ends with it."""
         entries: dict[m.PlainVerdict, list[m.Condition]] = {}
         for condition, verdict in lookup.entries:
             entries.setdefault(verdict, []).append(condition)
         for verdict, of in entries.items():
-            choice = _union(of)
-            tests, conditions, possible = self.conditions((*step.tests, *step.conditions, choice))
+            own = () if step.actions else (*step.tests, *step.conditions)
+            tests, conditions, possible = self.conditions((*own, _union(of)))
             if possible:
                 yield from self.verdict(verdict, step._replace(tests=tests, conditions=conditions))
-
-    def check_map(self, rule: m.Rule, lookup: m.VerdictMap, step: Step) -> None:
-        """Refuse a map by a mark: what one entry calls could change it under the next."""
-        tested = {t.field for c, _ in lookup.entries for t in m.tests_of(c)}
-        tested |= {t.field for c in rule.conditions for t in m.tests_of(c)} if step.actions else set()
-        if tested & {*m.MARK, *m.CT_MARK}:
-            raise HostError(f"a verdict map by marks is not understood: {rule.text or lookup.entries[:2]}")
 
     def effect(self, effect: m.Effect) -> list[Action]:
         """Return what a proof keeps of an effect."""
