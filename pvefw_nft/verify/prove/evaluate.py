@@ -261,15 +261,18 @@ class Evaluation:
 
     def follow(self, node: int, verdicts: tuple[str, ...], rest: int) -> int:
         """Return ``node`` with what ends in one of these verdicts going on with ``rest``."""
-        changes = {
-            number: partial(self._after, outcome)
-            for number, outcome in self.space.values.items()
-            if isinstance(outcome, Outcome) and outcome.verdict in verdicts
-        }
         mark = 0
         for verdict in verdicts:
             mark |= OPEN[verdict]
-        return self.space.join(node, changes, rest, mark)
+        if not self.space.marks[node] & mark:
+            return node
+        # What comes after sees what was assigned before, not what the packet started with.
+        rests = {
+            number: self._after(outcome, rest)
+            for number, outcome in list(self.space.values.items())
+            if isinstance(outcome, Outcome) and outcome.verdict in verdicts
+        }
+        return self.space.join(node, rests, mark)
 
     def _after(self, outcome: Outcome, rest: int) -> int:
         """What becomes of packets that had an open outcome, and went on to ``rest``."""
