@@ -184,13 +184,12 @@ class Diagrams:
     def join(self, node: int, rests: Mapping[int, int], mark: int) -> int:
         """Return ``node`` with each terminal of ``rests`` replaced by the function given for it.
 
-        ``mark`` is borne by all of these terminals: a node without it is passed by.
+        ``mark`` is borne by these terminals and no others below ``node``: a node without it is passed by.
         """
-        present = [terminal for terminal in self.terminals(node) if terminal in rests]
-        if len(present) == 1:
-            return self._join(node, rests[present[0]], mark, {})
-        places = {terminal: place for place, terminal in enumerate(present)}
-        return self._join_several(node, tuple(rests[terminal] for terminal in present), places, mark, {})
+        if len(rests) == 1:
+            return self._join(node, next(iter(rests.values())), mark, {})
+        places = {terminal: place for place, terminal in enumerate(rests)}
+        return self._join_several(node, tuple(rests.values()), places, mark, {})
 
     def _join(self, node: int, rest: int, mark: int, memo: dict[tuple[int, int], int]) -> int:
         if not self.marks[node] & mark:

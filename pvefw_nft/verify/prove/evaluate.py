@@ -267,11 +267,11 @@ class Evaluation:
         if not self.space.marks[node] & mark:
             return node
         # What comes after sees what was assigned before, not what the packet started with.
-        rests = {
-            number: self._after(outcome, rest)
-            for number, outcome in list(self.space.values.items())
-            if isinstance(outcome, Outcome) and outcome.verdict in verdicts
-        }
+        rests = {}
+        for number in self.space.terminals(node):
+            outcome = self.space.values[number]
+            if isinstance(outcome, Outcome) and outcome.verdict in verdicts:
+                rests[number] = self._after(outcome, rest)
         return self.space.join(node, rests, mark)
 
     def _after(self, outcome: Outcome, rest: int) -> int:
