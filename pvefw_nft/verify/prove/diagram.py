@@ -119,7 +119,9 @@ class Diagrams:
         """Return ``then`` where ``condition`` is the terminal ``true``, else ``other``."""
         return self._select(condition, then, other, true, {})
 
-    def _select(self, condition: int, then: int, other: int, true: int, memo: dict[tuple[int, int, int], int]) -> int:
+    def _select(
+        self, condition: int, then: int, other: int, true: int, memo: dict[tuple[int, int, int], int]
+    ) -> int:
         if then == other or condition == true:
             return then
         levels = self.levels
@@ -324,6 +326,8 @@ class Diagrams:
         if known is None:
             mask = cube.get(self.levels[node], -1)
             known = memo[node] = all(
-                self._restrict(child, cube, terminal, memo) for child, atoms in self.edges[node] if atoms & mask
+                self._restrict(child, cube, terminal, memo)
+                for child, atoms in self.edges[node]
+                if atoms & mask
             )
         return known

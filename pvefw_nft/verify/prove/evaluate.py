@@ -115,7 +115,8 @@ class Evaluation:
         for test in more:
             sets.setdefault(test.field, {})[test.values] = None
         self.levels = [
-            Level(on, Atoms(on.size, tuple(sets[on]), absent=on in SOMETIMES_ABSENT)) for on in sorted(sets, key=rank)
+            Level(on, Atoms(on.size, tuple(sets[on]), absent=on in SOMETIMES_ABSENT))
+            for on in sorted(sets, key=rank)
         ]
         self.number = {level.field: number for number, level in enumerate(self.levels)}
         packet_mark = frozenset(m.MARK)
@@ -161,7 +162,9 @@ class Evaluation:
                     result = space.select(self.condition(part), true, result, true)
                 return result
 
-    def where(self, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...], then: int, other: int) -> int:
+    def where(
+        self, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...], then: int, other: int
+    ) -> int:
         """Return ``then`` where all of these hold, else ``other``."""
         for condition in conditions:
             then = self.space.select(self.condition(condition), then, other, self.true)
@@ -247,7 +250,9 @@ class Evaluation:
 
     def _assign(self, node: int, pairs: tuple[tuple[m.Field, int], ...]) -> int:
         fixed = {
-            self.number[on]: self.levels[self.number[on]].atoms.atom(value) for on, value in pairs if on in self.number
+            self.number[on]: self.levels[self.number[on]].atoms.atom(value)
+            for on, value in pairs
+            if on in self.number
         }
         return self.change(node, fixed, partial(_assigned, tuple((on.name, value) for on, value in pairs)))
 

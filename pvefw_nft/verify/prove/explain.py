@@ -16,9 +16,8 @@ from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.prove.residual import CAST, SOMETIMES_ABSENT, Case, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
     from pvefw_nft.verify.prove.evaluate import Evaluation
+    from collections.abc import Iterable, Iterator, Mapping
 
 MOST_CLASSES = 16
 """Classes shown of one pair of verdicts on one way."""
@@ -125,7 +124,9 @@ def tests_to_explain(fields: Iterable[m.Field], case: Case) -> list[m.Test]:
 class Explainer:
     """Takes the packets apart that two diagrams of one evaluation treat differently."""
 
-    def __init__(self, evaluation: Evaluation, before: int, after: int, case: Case, *, from_host: bool) -> None:
+    def __init__(
+        self, evaluation: Evaluation, before: int, after: int, case: Case, *, from_host: bool
+    ) -> None:
         self.evaluation = evaluation
         self.space = evaluation.space
         self.case = case
@@ -226,7 +227,9 @@ class Explainer:
         value = self.space.values[pair]
         assert isinstance(value, tuple)
         levels = self.evaluation.levels
-        fields = tuple((levels[level].field, levels[level].atoms.values(mask)) for level, mask in sorted(cube.items()))
+        fields = tuple(
+            (levels[level].field, levels[level].atoms.values(mask)) for level, mask in sorted(cube.items())
+        )
         inside = self.space.rule(tuple(sorted(cube.items())), some, self.evaluation.false)
         return Class(value[0], value[1], fields, bool(fixed), self._packet(inside))
 
