@@ -128,10 +128,14 @@ class PacketSpec:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A packet ready to send: its fields (interfaces aside, which depend on the hook) and its path."""
+    """A packet ready to send: its fields (interfaces aside, which depend on the hook) and its path.
+
+    With the ``topology`` simulate also says whether the answer to a rejected packet arrives.
+    """
 
     fields: Mapping[Field, int]
     path: Path
+    topology: Topology | None = None
 
 
 def make_probe(spec: PacketSpec, topology: Topology) -> Probe:
@@ -204,7 +208,7 @@ class _Maker:
         for name, value in self.spec.overrides:
             on = field_named(name)
             fields[on] = parse_value(on, value)
-        return Probe(fields, path)
+        return Probe(fields, path, self.topology)
 
     def _protocol(self) -> int:
         spec = self.spec
