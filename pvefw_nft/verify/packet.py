@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import UsageError
 from pvefw_nft.verify import names
+from pvefw_nft.verify.conntrack import first_state
 from pvefw_nft.verify.describe import parse_value
 from pvefw_nft.verify.model import (
     ADDRESS_TYPES,
@@ -100,8 +101,9 @@ class PacketSpec:
 
     ``source`` and ``destination`` are zones or addresses, the destination may carry a port (``10.0.0.7:22``,
     ``[fd00::7]:22``, ``vm100:22``). ``protocol`` is a name or number, or ``arp`` or another ether type by
-    ``ether_type``. ``family`` is 4 or 6. ``mark`` is the packet mark. ``overrides`` sets fields by their names, after
-    all else.
+    ``ether_type``. ``ctstate`` None: what connection tracking makes of such a packet when it knows no connection of it,
+    which for most is new. ``family`` is 4 or 6. ``mark`` is the packet mark. ``overrides`` sets fields by their names,
+    after all else.
     """
 
     source: str
@@ -113,7 +115,7 @@ class PacketSpec:
     dport: int | str | None = None
     icmp_type: str | None = None
     tcp_flags: str | None = None
-    ctstate: str = "new"
+    ctstate: str | None = None
     mac: str | None = None
     destination_mac: str | None = None
     vlan: int | None = None
@@ -198,7 +200,7 @@ class _Maker:
             self._ip(fields, 4 if protocol == IPV4 else 6)
         elif protocol == ARP:
             self._arp(fields)
-        state = self.spec.ctstate.lower()
+        state = (self.spec.ctstate or first_state(fields)).lower()
         if state not in CT_STATES:
             raise ValueError(f"ctstate is one of {', '.join(CT_STATES)}, not {state}")
         # Conntrack knows IP only; what it does not know counts as invalid (net/netfilter/nft_ct.c).
@@ -268,7 +270,7 @@ class _Maker:
         elif self.dport is not None or spec.sport is not None:
             raise ValueError(f"protocol {spec.protocol or number} has no ports")
         if number == 6:
-            default = "syn" if spec.ctstate.lower() == "new" else "ack"
+            default = "syn" if spec.ctstate in (None, "new") else "ack"
             fields[TCP_FLAGS] = _tcp_flags(default if spec.tcp_flags is None else spec.tcp_flags)
         elif number == 1 and version == 4:
             fields[ICMP] = names.icmp_set(spec.icmp_type or "echo-request", names.ICMP_TYPES).smallest()
