@@ -17,8 +17,10 @@ from pvefw_nft.verify.describe import parse_value
 from pvefw_nft.verify.model import (
     ADDRESS_TYPES,
     ARP,
+    ARP_HLEN,
     ARP_HTYPE,
     ARP_OP,
+    ARP_PLEN,
     ARP_PTYPE,
     ARP_SHA,
     ARP_SPA,
@@ -313,7 +315,7 @@ class _Maker:
 
     def _arp(self, fields: dict[Field, int]) -> None:
         sender = _address(self.spec.arp_sender)
-        fields[ARP_HTYPE], fields[ARP_PTYPE], fields[ARP_OP] = 1, IPV4, 1
+        fields |= {ARP_HTYPE: 1, ARP_PTYPE: IPV4, ARP_HLEN: 6, ARP_PLEN: 4, ARP_OP: 1}  # RFC 826: a request
         fields[ARP_SPA] = self._end_address(self.source, sender or self.source_address, 4)
         fields[ARP_TPA] = self._end_address(self.destination, self.destination_address, 4)
         fields[ARP_SHA] = self._mac(self.source, self.spec.mac)
