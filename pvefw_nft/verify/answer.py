@@ -85,7 +85,7 @@ def answer_way(topology: Topology, path: Path, at: int, kind: str, packet: Mappi
     """Return the way of the answer to a packet rejected at stage number ``at`` of its path.
 
     ``kind`` is the rejection's, ``packet`` the rejected packet. None: the sender is the host itself, which learns
-    of it at once.
+    of it at once. Where nothing can be answered, the way has no legs.
     """
     source = path.source
     if isinstance(source, HostEnd) and path.stages[at].point is Point.OUTPUT:
@@ -103,8 +103,19 @@ def answer_way(topology: Topology, path: Path, at: int, kind: str, packet: Mappi
     else:
         stages = way_back(topology, path, at)
     fields = _fields(topology, packet, kind, by_host=from_host and kind != RESET)
+    if from_host and _unanswerable(packet):
+        return AnswerWay(fields, Path(path.destination, source, ()), ())
     legs = tuple(_legs(stages, kind, known=known, attached=from_host))
     return AnswerWay(fields, Path(path.destination, source, tuple(stages)), legs)
+
+
+def _unanswerable(packet: Mapping[Field, int]) -> bool:
+    """Return whether the host's own stack has no way to answer this sender: one address for many, none, or a
+    link-local one, which it would have to look for on the firewall bridge, where it does not speak IPv6.
+    """
+    if packet[SADDR_TYPE] != SADDR_TYPE.names.index("unicast"):
+        return packet[SADDR_TYPE] != SADDR_TYPE.names.index("local")
+    return SADDR6 in packet and packet[SADDR6] >> 118 == 0xFE80 >> 6
 
 
 def _legs(stages: Sequence[Stage], kind: str, *, known: bool, attached: bool) -> list[Leg]:

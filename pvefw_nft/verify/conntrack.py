@@ -22,7 +22,7 @@ _REAL_COMBINATIONS = frozenset(
 """The flags that a TCP packet may have, PSH and the congestion bits aside."""
 _ICMP_REQUESTS = frozenset((8, 13, 15, 17))
 _ICMP6_REQUESTS = frozenset((128, 139))
-_ICMP6_UNTRACKED = frozenset((130, 131, 132, 133, 134, 135, 136, 137, 143))
+_ICMP6_UNTRACKED = frozenset((130, 131, 132, 133, 134, 135, 136, 143))
 """Multicast listener and neighbour discovery messages, which are never tracked."""
 
 

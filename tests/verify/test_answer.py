@@ -82,5 +82,13 @@ def test_without_the_rule_for_invalid_packets_it_arrives() -> None:
     assert run("vm100", "outside:25", "udp", rules).answered is True
 
 
+def test_the_host_answers_no_link_local_address_of_a_bridge_it_does_not_speak_on() -> None:
+    rules = RULES.replace("icmp-port-unreachable", "icmp6-port-unreachable")
+    model = read_ruleset([Text("ip6tables", rules)])
+    spec = PacketSpec("outside", "vm100:53", "udp", source_address="fe80::1")
+    outcome = simulate(model, make_probe(spec, TOPOLOGY))
+    assert (outcome.verdict, outcome.answered) == ("REJECT", False)
+
+
 def test_what_is_not_rejected_has_no_answer() -> None:
     assert run("outside", "vm100:80", "tcp").answered is None

@@ -34,7 +34,9 @@ def test_icmp(kind: int, state: str) -> None:
     assert first_state(packet(protocol=0x0800, l4proto=1, icmp=kind << 8)) == state
 
 
-@pytest.mark.parametrize(("kind", "state"), [(128, "new"), (129, "invalid"), (1, "invalid"), (135, "untracked")])
+@pytest.mark.parametrize(
+    ("kind", "state"), [(128, "new"), (129, "invalid"), (1, "invalid"), (135, "untracked"), (137, "invalid")]
+)
 def test_icmpv6(kind: int, state: str) -> None:
     assert first_state(packet(protocol=0x86DD, l4proto=58, icmpv6=kind << 8)) == state
 
