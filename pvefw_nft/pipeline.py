@@ -18,6 +18,7 @@ from pvefw_nft.config.load import Configuration, Root, read_text
 from pvefw_nft.config.model import GuestKind
 from pvefw_nft.errors import ConfigurationError, Diagnostic, Severity, Span, UsageError
 from pvefw_nft.ir.build import build
+from pvefw_nft.ir.host import corosync_peers
 from pvefw_nft.ir.nodes import Family, Layer
 from pvefw_nft.ir.validate import validate
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backends.base import Artefact, Backend
-    from pvefw_nft.config.model import NodeConfig
+    from pvefw_nft.config.model import Guest, NodeConfig
+    from pvefw_nft.config.values import Prefix
     from pvefw_nft.ir.nodes import Ruleset
     from pvefw_nft.verify.model import RulesetModel
     from pvefw_nft.verify.path import Topology
@@ -82,6 +84,26 @@ def check_root(source: Source) -> Checked:
     return Checked(configuration.node, ruleset, in_file_order(findings.diagnostics))
 
 
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What a configuration says about a host: the node, its guests, and the pairs of own and peers' addresses."""
+
+    node: NodeConfig
+    guests: tuple[Guest, ...]
+    corosync_peers: tuple[tuple[Prefix, Prefix], ...]
+    diagnostics: tuple[Diagnostic, ...]
+
+
+def read_inventory(source: Source) -> Inventory:
+    """Read a configuration without building a ruleset. Raises what :func:`check_root` raises."""
+    findings = Findings()
+    configuration = Configuration(_root(source), findings, source.local_network)
+    node = configuration.node
+    peers = () if node.corosync is None else tuple(corosync_peers(node.corosync, node.node))
+    guests = tuple(configuration.guests())
+    return Inventory(node, guests, peers, in_file_order(findings.diagnostics))
+
+
 def compile_root(source: Source, backend_name: str | None) -> Compiled:
     """Compile a configuration; ``backend_name`` None: the one that host.fw asks for with ``nftables``.
 
@@ -105,7 +127,16 @@ def make_backend(name: str) -> Backend:
         from backends.iptables import IptablesBackend  # deferred: each run needs one backend
 
         return IptablesBackend()
+    if name == "nft":
+        from backends.nft import NftBackend
+
+        return NftBackend()
     raise UsageError(f"unknown backend `{name}`", "backends are " + ", ".join(BACKENDS))
+
+
+def node_name(source: Source) -> str:
+    """Return the name of the node whose configuration counts. Raises UsageError where there is no such folder."""
+    return _root(source).node
 
 
 def _root(source: Source) -> Root:
@@ -118,7 +149,17 @@ def _root(source: Source) -> Root:
     local = source.root / "etc" / "pve" / "local"
     if local.is_symlink():
         return Root(source.root, Path(local.readlink()).name)
-    return Root(source.root, socket.gethostname().partition(".")[0])
+    return Root(source.root, _own_node(source.root))
+
+
+def _own_node(root: Path) -> str:
+    """Return this host's short name. Raises UsageError where the root holds other nodes, and not this one."""
+    name = socket.gethostname().partition(".")[0]
+    nodes = root / "etc" / "pve" / "nodes"
+    if (root / "etc" / "pve" / "local").is_dir() or not nodes.is_dir() or (nodes / name).is_dir():
+        return name
+    known = ", ".join(sorted(folder.name for folder in nodes.iterdir() if folder.is_dir()))
+    raise UsageError(f"{nodes}: no node `{name}`, which is this host", f"name a node with --node: {known or 'none'}")
 
 
 def in_file_order(diagnostics: list[Diagnostic]) -> tuple[Diagnostic, ...]:

@@ -22,6 +22,19 @@ _COMMANDS = {
     "check": ("pvefw_nft.cli.check", "Say what is wrong with a configuration."),
     "simulate": ("pvefw_nft.cli.simulate", "Say what happens to a packet, and which line decides."),
     "compare": ("pvefw_nft.cli.compare", "Prove two rulesets equal, or show packets that differ."),
+    "start": ("pvefw_nft.cli.start", "Bring this host to the ruleset of its configuration."),
+    "update": ("pvefw_nft.cli.start", "Bring the running firewall to the current configuration."),
+    "restart": ("pvefw_nft.cli.start", "Load the whole ruleset again, without a gap."),
+    "stop": ("pvefw_nft.cli.start", "Remove all rules of pvefw from this host."),
+    "status": ("pvefw_nft.cli.start", "Say whether the firewall runs, and what is pending."),
+    "confirm": ("pvefw_nft.cli.start", "Keep a change that was applied with --confirm."),
+    "rollback": ("pvefw_nft.cli.start", "Return to the ruleset that was confirmed last."),
+    "run": ("pvefw_nft.cli.run", "Keep this host at its configuration, as a service."),
+    "plug": ("pvefw_nft.cli.plug", "Put a guest's NIC behind its firewall bridge."),
+    "unplug": ("pvefw_nft.cli.plug", "Remove a guest's NIC's firewall bridge."),
+    "plumb": ("pvefw_nft.cli.plug", "Plug all filtered NICs that exist."),
+    "localnet": ("pvefw_nft.cli.localnet", "Say what the local network is, and which corosync peers get through."),
+    "doctor": ("pvefw_nft.cli.doctor", "Look for what keeps this host's firewall from working."),
 }
 
 

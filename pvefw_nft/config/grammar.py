@@ -442,35 +442,38 @@ class NicLine:
 
 
 _NIC = _line(r"net([0-9]{1,2})[ \t]*:[ \t]*([A-Za-z0-9_-]+(?:=[^,\s]*)?(?:,[A-Za-z0-9_-]+(?:=[^,\s]*)?)*)")
+_GUEST_SETTING = re.compile(r"[A-Za-z0-9_.-]+[ \t]*:")
 _NIC_PROPERTY = re.compile(r"([A-Za-z0-9_-]+)(?:=([^,]*))?(?:,|$)")
 
 
 def read_guest_config(file: str, text: str) -> Iterator[NicLine | tuple[Line, SyntaxProblem]]:
     """Yield the NIC lines of a guest config; those after the first ``[section]`` are of snapshots and left out.
 
-    A NIC line that cannot be read is yielded with its problem.
+    A NIC line that cannot be read is yielded with its problem; so is a line that is no setting at all, since a NIC
+    might be hidden in it.
     """
     for number, raw in enumerate(text.split("\n"), 1):
         body = raw.strip(" \t\r")
         if body.startswith("["):
             return
-        if not body.startswith("net") or not body[3:4].isdigit():
+        if not body or body[0] == "#":
+            continue
+        is_nic = body.startswith("net") and body[3:4].isdigit()
+        if not is_nic and _GUEST_SETTING.match(body):
             continue
         line = Line(file, number, raw.rstrip("\r"))
         offset = len(raw) - len(raw.lstrip())
         found = _match(_NIC, body)
-        if found is None:
-            yield (
-                line,
-                SyntaxProblem(
-                    "this network interface cannot be read",
-                    start=offset,
-                    end=offset + len(body),
-                    hint="it is written like `net0: virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1`",
-                ),
-            )
-        else:
+        if found is not None:
             yield NicLine(line, int(found[1]), _nic_properties(found[2], offset + found.start(2)))
+            continue
+        problem = SyntaxProblem(
+            "this network interface cannot be read" if is_nic else "expected `name: value`",
+            start=offset,
+            end=offset + len(body),
+            hint="it is written like `net0: virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1`" if is_nic else None,
+        )
+        yield line, problem
 
 
 def _nic_properties(text: str, start: int) -> dict[str, Word]:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 MAX_FILE_SIZE = 16 * 1024 * 1024
 """Largest file that is read, in bytes. pmxcfs itself holds files of at most 1 MiB."""
 
+MAX_UNDECODABLE = 0.1
+"""Share of characters that may not be UTF-8 (a comment in an older encoding) in a file that is still read."""
+
 _VMID = re.compile(r"[1-9][0-9]{0,8}")
 _VNET = re.compile(r"[A-Za-z][A-Za-z0-9]{0,14}")
 _BRIDGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
@@ -86,7 +89,7 @@ def _listed(folder: Path) -> list[Path]:
     """Return what is in a folder; nothing where it does not exist. Raises ConfigurationError."""
     try:
         return list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return []
     except OSError as error:
         raise ConfigurationError(f"{folder}: cannot be read: {error.strerror}", "check its permissions") from None
@@ -105,7 +108,7 @@ def read_text(path: Path) -> str | None:
             raise ConfigurationError(f"{path}: {what}, where a text file should be", "move it away")
         with path.open("rb") as file:
             data = file.read() if status.st_size <= MAX_FILE_SIZE else file.read(MAX_FILE_SIZE + 1)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
@@ -119,7 +122,10 @@ def read_text(path: Path) -> str | None:
     if nul >= 0:
         line = data.count(b"\n", 0, nul) + 1
         raise ConfigurationError(f"{path}:{line}: not a text file (NUL byte)", "restore the file from a backup")
-    return data.decode("utf-8-sig", "replace")
+    text = data.decode("utf-8-sig", "replace")
+    if text.count("\ufffd") > len(text) * MAX_UNDECODABLE:
+        raise ConfigurationError(f"{path}:1: not UTF-8 text", "save it as UTF-8, or restore it from a backup")
+    return text
 
 
 class Configuration:

@@ -1,1 +1,5 @@
-"""What touches the host: tools, netlink, sysctls and the files under /run and /var."""
+"""The host: applying and removing rulesets, their state and lock, and the bridge plumbing of guests.
+
+The only package that starts programs, talks netlink or writes kernel settings. It takes artefacts as data and
+knows no configuration: whoever calls it compiles.
+"""

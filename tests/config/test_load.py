@@ -51,6 +51,14 @@ def test_node_from_the_link_etc_pve_local(tmp_path: Path) -> None:
     assert check_root(Source(tmp_path, None, lambda: None)).node.node == "frodo"
 
 
+def test_root_of_other_nodes_wants_a_name(tmp_path: Path) -> None:
+    write(tmp_path, "etc/pve/nodes/frodo/host.fw", "")
+    with pytest.raises(UsageError) as error:
+        check_root(Source(tmp_path, None, lambda: None))
+    assert error.value.hint is not None
+    assert "frodo" in error.value.hint
+
+
 @pytest.mark.parametrize("node", ["", "..", "a/b"])
 def test_node_that_cannot_be_one(tmp_path: Path, node: str) -> None:
     with pytest.raises(UsageError):

@@ -1,0 +1,55 @@
+"""Address sets of the IR as named sets of nft, one for each IP version.
+
+nft's sets know no exceptions and no overlaps, so their members are computed here; see :mod:`.intervals`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from backends.nft.intervals import address_values, members
+from backends.nft.syntax.objects import Set
+from pvefw_nft.ir.nodes import Family
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from backends.nft.intervals import Interval
+    from pvefw_nft.ir.nodes import AddressSet, SetKey
+
+VERSIONS = ((4, Family.V4), (6, Family.V6))
+"""The IP versions, each with its family."""
+
+
+@cache
+def set_name(key: SetKey, version: int) -> str:
+    """Return the name of a set: that of the ipset it stands for, where the ipset's name is not hashed."""
+    return f"PVEFW-{key.scope}-{key.name}-v{version}"
+
+
+class AddressSets:
+    """The sets of a ruleset, with their members."""
+
+    def __init__(self, sets: Iterable[AddressSet]) -> None:
+        """Compute the members of all sets."""
+        self._members: dict[tuple[SetKey, int], list[Interval]] = {}
+        self._families: dict[SetKey, int] = {}
+        for made in sets:
+            filled = 0
+            for version, family in VERSIONS:
+                intervals = members(made.entries, version)
+                self._members[made.key, version] = intervals
+                if intervals:
+                    filled |= family
+            self._families[made.key] = filled
+
+    def families(self, key: SetKey) -> int:
+        """Return the families of which the set has members, as bits of :class:`Family`; 0: it is empty."""
+        return self._families[key]
+
+    def named(self, used: Iterable[tuple[SetKey, int]]) -> Iterator[Set]:
+        """Yield the named sets for those of the sets and versions that rules use."""
+        for key, version in used:
+            values = address_values(self._members[key, version], version)
+            yield Set(set_name(key, version), "ipv4_addr" if version == 4 else "ipv6_addr", tuple(values))

@@ -1,0 +1,87 @@
+"""The backend itself: what it does not carry out, and its artefact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backends.nft.lower import tables
+from backends.nft.syntax.objects import transaction
+from pvefw_nft.errors import Diagnostic, Severity, Span
+from pvefw_nft.ir.nodes import Goto, Jump, Layer, Provenance, Reject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backends.nft.syntax.objects import Table
+    from pvefw_nft.ir.nodes import Rule, Ruleset
+
+
+class NftArtefact:
+    """The two tables of a node."""
+
+    def __init__(self, ruleset: Ruleset) -> None:
+        """Lower nothing yet: chains are lowered one at a time, while they are written."""
+        self._ruleset = ruleset
+
+    def tables(self) -> tuple[Table, Table]:
+        """Return the tables ``bridge pvefw`` and ``inet pvefw``."""
+        return tables(self._ruleset)
+
+    def json(self) -> Iterator[str]:
+        """Yield the transaction that replaces both tables, as ``nft -j -f -`` takes it: one command on a line."""
+        return transaction(self.tables())
+
+    def text(self) -> Iterator[str]:
+        """Yield the tables in nft's own syntax, for people.
+
+        libnftables writes it, from a kernel that holds the ruleset, in a network namespace of its own. Raises
+        HostError where there is no libnftables, no privilege for a namespace, or no kernel that takes the ruleset.
+        """
+        from backends.nft.text import render  # deferred: it loads libnftables
+
+        made = self.tables()
+        return render("".join(transaction(made)), [(table.family, table.name) for table in made])
+
+
+class NftBackend:
+    """nftables, by libnftables' JSON."""
+
+    name = "nft"
+    default_format = "json"
+
+    def limits(self, ruleset: Ruleset) -> Iterator[Diagnostic]:
+        """Yield a warning for each rule of a VNet that rejects: the kernel can only drop there."""
+        chains = ruleset.chains.get(Layer.FORWARD, {})
+        due = [vnet.chain for vnet in ruleset.vnets]
+        seen: set[str] = set()
+        while due:
+            name = due.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            for rule in chains[name].rules:
+                if not isinstance(rule.action, Jump | Goto):
+                    continue
+                if _rejects(chains[rule.action.chain].rules):
+                    if rule.origin.provenance is Provenance.USER and rule.origin.file is not None:
+                        yield _drops(Span(rule.origin.file, rule.origin.line))
+                else:
+                    due.append(rule.action.chain)
+
+    def lower(self, ruleset: Ruleset) -> NftArtefact:
+        """Return the ruleset as tables of nft."""
+        return NftArtefact(ruleset)
+
+
+def _rejects(rules: tuple[Rule, ...]) -> bool:
+    return any(isinstance(rule.action, Reject) for rule in rules)
+
+
+def _drops(span: Span) -> Diagnostic:
+    return Diagnostic(
+        Severity.WARNING,
+        "drops-instead",
+        span,
+        "REJECT in a VNet drops: the kernel cannot reject what it bridges in its forward hook",
+        "write DROP if the sender need not be told, or filter at the guests' NICs, where REJECT works",
+    )

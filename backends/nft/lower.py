@@ -1,0 +1,304 @@
+"""Lowering: a ruleset of the IR becomes two tables of nft.
+
+``bridge pvefw``
+    ``raw`` (prerouting, -300)       rates of new connections, before connection tracking
+    ``link`` (prerouting, -250)      what guests may send below IP: MAC addresses, ARP senders, Ethernet types
+    ``helpers`` (prerouting, -160)   conntrack helpers, after connection tracking made the connection (-200)
+    ``guests`` (prerouting, -150)    IP of guests, in both directions, at the ports of firewall bridges
+    ``forward`` (forward, -150)      invalid packets between all other ports; VNets
+
+``inet pvefw``
+    ``raw``, ``helpers``             the same for packets that come by no bridge
+    ``input``, ``output`` (0)        the host
+    ``forward`` (0)                  what the host routes
+
+Guests are filtered before br_netfilter (priority 0): behind it, a filter in the forward hook was passed by (Linux 6.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from backends.nft.address_sets import VERSIONS, AddressSets
+from backends.nft.comments import comment
+from backends.nft.lower_matches import ADDRESS_FIELDS, GUESTS, LINK_PORTS, family_guard
+from backends.nft.lower_rules import MAPS, RuleLowering
+from backends.nft.place import Place, Scope, chain_name
+from backends.nft.syntax import statements as nft
+from backends.nft.syntax.expressions import anonymous_set, bits, meta, named_set
+from backends.nft.syntax.objects import Chain, DynamicSet, Helper, Hook, Rule, Set, Table, VerdictMap
+from pvefw_nft.errors import InternalError
+from pvefw_nft.ir import nodes as ir
+from pvefw_nft.ir.nodes import HookPoint, InSet, Layer, RateOver, Side
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from backends.nft.syntax.expressions import Selector, Value
+    from backends.nft.syntax.objects import Family as TableFamily
+    from backends.nft.syntax.statements import Verdict
+    from pvefw_nft.ir.nodes import Ruleset, SetKey
+
+TABLE: Final = "pvefw"
+"""The name of both tables."""
+
+_RAW = Hook("prerouting", -300)
+_LINK = Hook("prerouting", -250)
+_HELPERS = Hook("prerouting", -160)
+_GUESTS = Hook("prerouting", -150)
+_BRIDGE_FORWARD = Hook("forward", -150)
+_INPUT = Hook("input", 0)
+_OUTPUT = Hook("output", 0)
+_FORWARD = Hook("forward", 0)
+
+_IP_ONLY = Rule((nft.match(meta("protocol"), anonymous_set(["ip", "ip6"]), "!="), nft.ACCEPT), "not IP")
+
+_MAX_SOURCES = 16_777_216
+"""Sources whose rates are kept at once: as many as the reference's hashlimit keeps, 8 for each of 2,097,152 buckets.
+
+A set takes memory for the sources it holds, not for this number. Where it is full, a source not yet in it is over
+the rate, as it is in hashlimit: a flood of forged sources must not open the way.
+"""
+
+_SOURCE_NETWORKS: dict[int, Selector] = {
+    4: ADDRESS_FIELDS[4, Side.SOURCE],
+    6: bits(ADDRESS_FIELDS[6, Side.SOURCE], "ffff:ffff:ffff:ffff::"),
+}
+"""What a source is, by IP version: an address, in IPv6 a network of 64 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A chain to be lowered: its name in the table, its hook where it is a base chain, and what makes its rules."""
+
+    name: str
+    make: Callable[[], Iterable[Rule]]
+    hook: Hook | None = None
+
+    def chain(self) -> Chain:
+        return Chain(self.name, tuple(self.make()), self.hook)
+
+
+class _Chains:
+    """Planned chains in order, each lowered while it is read."""
+
+    def __init__(self, planned: tuple[_Planned, ...]) -> None:
+        self._planned = planned
+
+    def __iter__(self) -> Iterator[Chain]:
+        return (planned.chain() for planned in self._planned)
+
+
+class TableLowering:
+    """Plans one table: which chains it has, and the sets, maps and helpers that their rules name."""
+
+    def __init__(self, ruleset: Ruleset, family: TableFamily, sets: AddressSets) -> None:
+        """Start with an empty table."""
+        self._ruleset = ruleset
+        self._family = family
+        self._address_sets = sets
+        self._planned: dict[str, _Planned] = {}
+        self._reached: set[tuple[Place, Layer, str]] = set()
+        self._used_sets: dict[tuple[SetKey, int], None] = {}
+        self._sets: list[Set | DynamicSet] = []
+        self._maps: dict[str, VerdictMap] = {}
+        self._helpers: dict[str, Helper] = {}
+
+    def table(self) -> Table:
+        """Return the table with all that was planned."""
+        planned = tuple(self._planned.values())
+        return Table(
+            family=self._family,
+            name=TABLE,
+            sets=(*self._sets, *self._address_sets.named(self._used_sets)),
+            helpers=tuple(self._helpers.values()),
+            declared=tuple(Chain(chain.name, (), chain.hook) for chain in planned),
+            maps=tuple(self._maps.values()),
+            chains=_Chains(planned),
+        )
+
+    def scope(self, place: Place, layer: Layer) -> Scope:
+        """Return the scope of a layer's chains at a place of this table."""
+        return Scope(place, layer, self._ruleset.chains.get(layer, {}), self._ruleset.nics, self._address_sets)
+
+    def plan(self, name: str, make: Callable[[], Iterable[Rule]], hook: Hook | None = None) -> None:
+        """Plan a chain. Raises InternalError where the table has one of that name."""
+        if name in self._planned:
+            raise InternalError(f"two chains of table {self._family} {TABLE} are named {name}")
+        self._planned[name] = _Planned(name, make, hook)
+
+    def plan_base(
+        self,
+        name: str,
+        hook: Hook,
+        scope: Scope,
+        chain: str,
+        before: tuple[Rule, ...] = (),
+        after: tuple[Rule, ...] = (),
+    ) -> None:
+        """Plan a base chain with the rules of a hook's chain, and all chains that these lead to.
+
+        A return from the hook's chain ends the base chain, so the packet passes, as the IR wants it.
+        """
+        lowering = RuleLowering(scope)
+        rules = scope.live_rules(chain)
+        if rules or after:
+            self.plan(name, lambda: (*before, *lowering.rules(rules), *after), hook)
+            self._plan_reached(scope, lowering, [name for name in scope.reachable(chain) if name != chain])
+            self._note(scope, chain)
+
+    def plan_reached(self, scope: Scope, start: str) -> None:
+        """Plan a chain and all chains it leads to."""
+        self._plan_reached(scope, RuleLowering(scope), scope.reachable(start))
+
+    def _plan_reached(self, scope: Scope, lowering: RuleLowering, names: list[str]) -> None:
+        """Plan chains, each once: what the host receives and sends goes through the same standard chains."""
+        for name in names:
+            if (scope.place, scope.layer, name) in self._reached:
+                continue
+            self._reached.add((scope.place, scope.layer, name))
+            self.plan(chain_name(scope.layer, name), _maker(lowering, scope, name))
+            self._note(scope, name)
+
+    def _note(self, scope: Scope, name: str) -> None:
+        """Note the sets and maps that the rules of a chain name."""
+        for rule in scope.live_rules(name):
+            for match in rule.matches:
+                if isinstance(match, InSet):
+                    filled = self._address_sets.families(match.key) & rule.families
+                    self._used_sets.update({(match.key, v): None for v, family in VERSIONS if filled & family})
+            if isinstance(rule.action, ir.Dispatch):
+                map_name = MAPS[scope.layer, rule.action.direction]
+                jumps: tuple[tuple[str, Verdict], ...] = tuple(
+                    (port, nft.jump(chain_name(scope.layer, chain)))
+                    for port, chain in scope.dispatched(rule.action.direction)
+                )
+                self._maps[map_name] = VerdictMap(map_name, jumps)
+
+    # --- what both tables have ---
+
+    def plan_raw(self, place: Place, chain: str) -> None:
+        """Plan what runs before connection tracking, and, after it, the helpers.
+
+        nft can assign a helper only to a connection that is there and new, where iptables does it beforehand.
+        """
+        scope = self.scope(place, Layer.RAW)
+        rules = scope.live_rules(chain)
+        lowering = RuleLowering(scope)
+        rates = [rule for rule in rules if any(isinstance(match, RateOver) for match in rule.matches)]
+        early = [rule for rule in rules if not isinstance(rule.action, ir.AssignHelper)]
+        late = [rule for rule in rules if isinstance(rule.action, ir.AssignHelper)]
+        if early:
+            jumps = [_to_rate_chain(rule, rates.index(rule)) if rule in rates else rule for rule in early]
+            self.plan("raw", lambda: lowering.rules(jumps), _RAW)
+        for index, rule in enumerate(rates):
+            self._plan_rate(place, lowering, rule, index)
+        if late:
+            self.plan("helpers", lambda: lowering.rules(late), _HELPERS)
+        for rule in late:
+            self._add_helper(rule)
+
+    def _plan_rate(self, place: Place, lowering: RuleLowering, rule: ir.Rule, index: int) -> None:
+        """Plan the chain that asks whether a source is over a rate: return if not, else do as the rule says."""
+        over = next(match for match in rule.matches if isinstance(match, RateOver))
+        rate = nft.limit(over.rate, "second", over.burst)
+        note = comment([rule.origin])
+        updates = []
+        for version, family in VERSIONS:
+            name = f"sources-{index}-v{version}"
+            self._sets.append(
+                DynamicSet(name, "ipv4_addr" if version == 4 else "ipv6_addr", over.expire // 1000, _MAX_SOURCES)
+            )
+            statement = nft.update(name, _SOURCE_NETWORKS[version], rate)
+            updates.append(Rule((*family_guard(family, place), statement, nft.RETURN), note))
+        last = ir.Rule((), rule.action, rule.origin, rule.families, rule.log)
+        self.plan(chain_name(Layer.RAW, _rate_chain(index)), lambda: (*updates, *lowering.rules([last])))
+
+    def _add_helper(self, rule: ir.Rule) -> None:
+        match rule.action, next((m for m in rule.matches if isinstance(m, ir.ProtocolMatch)), None):
+            case ir.AssignHelper(name), ir.ProtocolMatch(protocol) if protocol.number == 6:
+                self._helpers[name] = Helper(name, name, "tcp")
+            case ir.AssignHelper(name), ir.ProtocolMatch(protocol) if protocol.number == 17:
+                self._helpers[name] = Helper(name, name, "udp")
+            case _:
+                raise InternalError("a helper without the protocol it reads")
+
+    # --- guests ---
+
+    def plan_guests(self, chain: str) -> None:
+        """Plan the filter of guests: the whole of the forward hook's chain, at the ports of firewall bridges."""
+        scope = self.scope(Place.GUEST, Layer.FILTER)
+        name = chain_name(Layer.FILTER, chain)
+        entries = [Rule((nft.match(meta("iifname"), LINK_PORTS), nft.jump(name)), "to guests")]
+        if self._ruleset.nics:
+            self._sets.append(Set(GUESTS, "ifname", tuple(nic.interface for nic in self._ruleset.nics)))
+            entries.append(Rule((nft.match(meta("iifname"), named_set(GUESTS)), nft.jump(name)), "from guests"))
+        self.plan("guests", lambda: (_IP_ONLY, *entries), _GUESTS)
+        self.plan_reached(scope, chain)
+
+    def plan_bridge_forward(self, chain: str) -> None:
+        """Plan what is bridged elsewhere: the forward hook's chain less what concerns guests, then the VNets.
+
+        Packets of firewall bridges come here too, but they have passed these rules in prerouting already.
+        """
+        vnets = self.scope(Place.BRIDGE, Layer.FORWARD)
+        jumps: list[tuple[Value, Verdict]] = [
+            (vnet.bridge, nft.jump(chain_name(Layer.FORWARD, vnet.chain))) for vnet in self._ruleset.vnets
+        ]
+        after = (Rule((nft.vmap(meta("ibrname"), jumps),), "VNets"),) if jumps else ()
+        self.plan_base(
+            "forward", _BRIDGE_FORWARD, self.scope(Place.BRIDGE, Layer.FILTER), chain, before=(_IP_ONLY,), after=after
+        )
+        lowering = RuleLowering(vnets)
+        reached = dict.fromkeys(name for vnet in self._ruleset.vnets for name in vnets.reachable(vnet.chain))
+        self._plan_reached(vnets, lowering, list(reached))
+
+    # --- the host ---
+
+    def plan_inet_forward(self, chain: str) -> None:
+        """Plan what is routed: the forward hook's chain less what concerns guests, then the host's FORWARD rules."""
+        after: tuple[Rule, ...] = ()
+        host = self._ruleset.host_forward
+        if host is not None:
+            after = (Rule((nft.jump(chain_name(Layer.FORWARD, host)),), "FORWARD rules"),)
+        self.plan_base("forward", _FORWARD, self.scope(Place.HOST, Layer.FILTER), chain, after=after)
+        if host is not None:
+            self.plan_reached(self.scope(Place.HOST, Layer.FORWARD), host)
+
+
+def _maker(lowering: RuleLowering, scope: Scope, name: str) -> Callable[[], Iterator[Rule]]:
+    return lambda: lowering.rules(scope.live_rules(name))
+
+
+def _rate_chain(index: int) -> str:
+    return f"over-rate-{index}"
+
+
+def _to_rate_chain(rule: ir.Rule, index: int) -> ir.Rule:
+    matches = tuple(match for match in rule.matches if not isinstance(match, RateOver))
+    return replace(rule, matches=matches, action=ir.Jump(_rate_chain(index)), log=None)
+
+
+def tables(ruleset: Ruleset) -> tuple[Table, Table]:
+    """Return the tables of a ruleset; both are empty where the firewall is disabled."""
+    sets = AddressSets(ruleset.sets)
+    bridge, host = TableLowering(ruleset, "bridge", sets), TableLowering(ruleset, "inet", sets)
+    for hook in ruleset.hooks:
+        match hook.layer, hook.point:
+            case Layer.RAW, HookPoint.PREROUTING:
+                bridge.plan_raw(Place.GUEST, hook.chain)
+                host.plan_raw(Place.HOST, hook.chain)
+            case Layer.LINK, HookPoint.FORWARD:
+                bridge.plan_base("link", _LINK, bridge.scope(Place.LINK, Layer.LINK), hook.chain)
+            case Layer.FILTER, HookPoint.FORWARD:
+                bridge.plan_guests(hook.chain)
+                bridge.plan_bridge_forward(hook.chain)
+                host.plan_inet_forward(hook.chain)
+            case Layer.FILTER, HookPoint.INPUT:
+                host.plan_base("input", _INPUT, host.scope(Place.HOST, Layer.FILTER), hook.chain)
+            case Layer.FILTER, HookPoint.OUTPUT:
+                host.plan_base("output", _OUTPUT, host.scope(Place.HOST, Layer.FILTER), hook.chain)
+            case _:
+                raise InternalError(f"no hook of nft stands for {hook.layer.value} {hook.point.value}")
+    return bridge.table(), host.table()

@@ -1,0 +1,346 @@
+"""Lowering of matches: what the IR asks of a packet, in the expressions of nft.
+
+A match becomes one or more alternatives: each is the IP families it speaks of and the statements that test it. No
+two alternatives of a match hold for the same packet, so a rule may be written once for each.
+
+Example, of ``InSet(SOURCE, 0/management)`` in a rule for both families::
+
+    (V4, ip saddr @PVEFW-0-management-v4)
+    (V6, ip6 saddr @PVEFW-0-management-v6)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias, assert_never
+
+from backends.nft.address_sets import VERSIONS, set_name
+from backends.nft.intervals import address_values, merged, number_values, one_of
+from backends.nft.place import Place
+from backends.nft.syntax.expressions import anonymous_set, bits, ct, fib_type, meta, named_set, payload, prefix
+from backends.nft.syntax.statements import match as compare
+from pvefw_nft.errors import InternalError
+from pvefw_nft.ir.nodes import (
+    ACCEPT_MARK,
+    AcceptMark,
+    Address,
+    AddressKind,
+    AddressRange,
+    AddressType,
+    ArpSender,
+    Bridged,
+    ConnState,
+    Direction,
+    EtherType,
+    Family,
+    IcmpType,
+    InSet,
+    Interface,
+    Jump,
+    NicPort,
+    Ports,
+    ProtocolMatch,
+    RateOver,
+    Side,
+    SourceMac,
+    TcpFlags,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backends.nft.intervals import Interval
+    from backends.nft.place import Scope
+    from backends.nft.syntax.expressions import Constant, Selector, Value
+    from backends.nft.syntax.statements import Statement
+    from pvefw_nft.ir.nodes import Match, Rule, State
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a match compares with its values: the families it speaks of, what to test first, and the selector."""
+
+    left: Selector
+    families: int = Family.BOTH
+    first: tuple[Statement, ...] = ()
+
+
+Alternative: TypeAlias = tuple[int, tuple["Statement", ...]]
+"""The families (bits of :class:`Family`) that an alternative speaks of, and its statements."""
+
+LINK_PORTS: Final = "fwln*"
+"""The ports of firewall bridges towards the guests' bridges."""
+
+GUESTS: Final = "guests"
+"""The set of the interfaces of guests' NICs."""
+
+_TRANSPORT = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
+_ICMP = {4: "icmp", 6: "icmpv6"}
+_ICMP_NUMBER = {4: 1, 6: 58}
+_ARP_LENGTHS = (compare(payload("arp", "hlen"), 6), compare(payload("arp", "plen"), 4))
+
+_V4_GUARD = {"bridge": compare(meta("protocol"), "ip"), "inet": compare(meta("nfproto"), "ipv4")}
+_V6_GUARD = {"bridge": compare(meta("protocol"), "ip6"), "inet": compare(meta("nfproto"), "ipv6")}
+
+ADDRESS_FIELDS = {
+    (4, Side.SOURCE): payload("ip", "saddr"),
+    (4, Side.DESTINATION): payload("ip", "daddr"),
+    (6, Side.SOURCE): payload("ip6", "saddr"),
+    (6, Side.DESTINATION): payload("ip6", "daddr"),
+}
+"""The field of an IP header for an address, by IP version and side."""
+
+_MULTICAST = {4: prefix("224.0.0.0", 4), 6: prefix("ff00::", 8)}
+_BROADCAST = anonymous_set(
+    [
+        prefix("0.0.0.0", 8),  # noqa: S104 - no socket binds here
+        "255.255.255.255",
+    ]
+)
+
+
+def family_guard(families: int, place: Place) -> tuple[Statement, ...]:
+    """Return the statements that ask for an IP family; none where both are meant.
+
+    In the bridge family the protocol must be asked for by ``meta protocol``, which looks behind a VLAN tag: left to
+    itself, nft compares the outer Ethernet type, and tagged frames would slip by (nft 1.0.6).
+    """
+    match families:
+        case Family.V4:
+            return (_V4_GUARD[place.family],)
+        case Family.V6:
+            return (_V6_GUARD[place.family],)
+        case _:
+            return ()
+
+
+def interface_name(name: str) -> str:
+    """Return an interface name in nft's spelling: iptables ends a pattern with ``+``, nft with ``*``."""
+    return f"{name[:-1]}*" if name.endswith("+") else name
+
+
+class MatchLowering:
+    """Lowers the matches of rules in one scope."""
+
+    def __init__(self, scope: Scope) -> None:
+        """Lower for the place of that scope."""
+        self._scope = scope
+        self._place = scope.place
+        self._links = {nic.interface: nic.link for nic in scope.nics}
+
+    def alternatives(self, match: Match, rule: Rule, *, any_transport: bool = False) -> Sequence[Alternative]:
+        """Return the alternatives of one match of a rule.
+
+        ``any_transport``: the protocol of the rule is one of several, so that its ports are those of any header.
+        """
+        key = self.key(match, rule, any_transport=any_transport)
+        if key is not None:
+            return (self.comparison(key, [match]),)
+        return self._special(match, rule)
+
+    def _special(self, match: Match, rule: Rule) -> Sequence[Alternative]:
+        match match:
+            case ProtocolMatch():
+                return _both()  # said by the selector of what follows
+            case InSet():
+                return self._in_set(match, rule)
+            case AddressType(side, kind):
+                return self._address_type(side, kind)
+            case IcmpType(version, number, code):
+                return (_icmp(version, number, code),)
+            case TcpFlags(mask, flags, negated):
+                left = bits(payload("tcp", "flags"), int(mask))
+                return _both(compare(left, int(flags), "!=" if negated else "=="))
+            case AcceptMark():
+                return _both(compare(bits(meta("mark"), ACCEPT_MARK), ACCEPT_MARK))
+            case SourceMac(mac, _, negated):
+                text = ":".join(f"{mac >> shift & 0xFF:02x}" for shift in range(40, -1, -8))
+                return _both(compare(payload("ether", "saddr"), text, "!=" if negated else "=="))
+            case Bridged(Direction.IN):
+                return _both(compare(meta("iifname"), LINK_PORTS))
+            case Bridged():
+                return _both(compare(meta("iifname"), named_set(GUESTS)))
+            case RateOver():
+                raise InternalError("a rate is tested by a chain of its own")
+            case (
+                Interface() | NicPort() | Address() | AddressRange() | Ports() | ConnState() | EtherType() | ArpSender()
+            ):
+                raise InternalError(f"{type(match).__name__} has no selector here")
+            case _:
+                assert_never(match)
+
+    # --- matches that compare one selector with values ---
+
+    def key(self, match: Match, rule: Rule, *, any_transport: bool = False) -> Key | None:
+        """Return what a match compares with its values, or None for matches that are not of this kind."""
+        match match:
+            case Interface(direction):
+                return Key(meta("iifname" if direction is Direction.IN else "oifname"))
+            case NicPort():
+                return Key(meta("iifname"))
+            case Address(side, prefixes):
+                version = prefixes[0].version
+                return Key(ADDRESS_FIELDS[version, side], _family(version))
+            case AddressRange(side, version):
+                return Key(ADDRESS_FIELDS[version, side], _family(version))
+            case ProtocolMatch():
+                return None if not any_transport and _implied(match, rule) else Key(meta("l4proto"))
+            case Ports(side):
+                protocol = "th" if any_transport else _transport(rule)
+                return Key(payload(protocol, "sport" if side is Side.SOURCE else "dport"))
+            case IcmpType(version, int(), None):
+                return Key(payload(_ICMP[version], "type"), _family(version))
+            case ConnState():
+                return Key(ct("state"))
+            case EtherType():
+                # What a permission asks for is the outer type, so that a tag never opens anything; a restriction looks
+                # behind the tag, so that a tag never evades it.
+                restricts = isinstance(rule.action, Jump) or any(isinstance(m, ArpSender) for m in rule.matches)
+                return Key(meta("protocol") if restricts else payload("ether", "type"))
+            case ArpSender():
+                return Key(payload("arp", "saddr ip"), Family.BOTH, _ARP_LENGTHS)
+            case _:
+                return None
+
+    def comparison(self, key: Key, matches: Sequence[Match]) -> Alternative:
+        """Return the test for any of the values of some matches that have this key."""
+        if isinstance(matches[0], ConnState):
+            states: list[Constant] = [str(value) for value in self.values(matches)]
+            return key.families, (*key.first, compare(key.left, states, "in"))
+        if isinstance(matches[0], Address | AddressRange) and any(length == 0 for length in prefix_lengths(matches)):
+            return key.families, key.first
+        return key.families, (*key.first, compare(key.left, one_of(self.values(matches))))
+
+    def values(self, matches: Sequence[Match]) -> list[Value]:
+        """Return the values of some matches that have the same key, each once."""
+        match matches[0]:
+            case Interface():
+                return list(dict.fromkeys(interface_name(m.name) for m in matches if isinstance(m, Interface)))
+            case NicPort():
+                return list(dict.fromkeys(self._port(m) for m in matches if isinstance(m, NicPort)))
+            case ConnState():
+                return list(dict.fromkeys(state.value.lower() for m in matches for state in states_of(m)))
+            case _:
+                return self.interval_values(merged(i for m in matches for i in intervals_of(m)), matches[0])
+
+    def interval_values(self, intervals: Sequence[Interval], match: Match) -> list[Value]:
+        """Return intervals as values of the kind that this match asks for."""
+        if isinstance(match, Address | AddressRange | ArpSender):
+            return address_values(intervals, version_of(match))
+        return number_values(intervals)
+
+    def _port(self, match: NicPort) -> str:
+        # The direction is known before the forwarding decision: what enters a firewall bridge by its port to the
+        # guest's bridge can only be going to the guest.
+        return self._links[match.name] if match.direction is Direction.IN else match.name
+
+    # --- matches with an expression of their own ---
+
+    def _in_set(self, match: InSet, rule: Rule) -> Sequence[Alternative]:
+        filled = self._scope.sets.families(match.key)
+        result: list[Alternative] = []
+        for version, family in VERSIONS:
+            left = ADDRESS_FIELDS[version, match.side]
+            right = named_set(set_name(match.key, version))
+            if filled & family:
+                result.append((family, (compare(left, right, "!=" if match.negated else "=="),)))
+            elif match.negated:
+                result.append((family, ()))
+        if len(result) > 1 and not any(statements for _, statements in result):
+            return _both()
+        return [made for made in result if made[0] & rule.families]
+
+    def _address_type(self, side: Side, kind: AddressKind) -> Sequence[Alternative]:
+        """Return the test for a kind of address; without ``fib``, which the bridge family has not.
+
+        The routing table takes 0.0.0.0/8 and 255.255.255.255 for broadcast addresses, and the last address of each
+        of the host's networks (net/ipv4/fib_frontend.c). The latter are not known here, but packets to them are
+        broadcast frames; packets from them are not recognised.
+        """
+        if kind is AddressKind.MULTICAST:
+            return [(family, (compare(ADDRESS_FIELDS[v, side], _MULTICAST[v]),)) for v, family in VERSIONS]
+        if self._place is Place.HOST:
+            return _both(compare(fib_type("saddr" if side is Side.SOURCE else "daddr"), kind.value.lower()))
+        if kind is not AddressKind.BROADCAST:
+            raise InternalError(f"the bridge family cannot tell {kind.value.lower()} addresses")
+        address = (Family.V4, (compare(ADDRESS_FIELDS[4, side], _BROADCAST),))
+        if side is Side.SOURCE:
+            return (address,)
+        unlike = compare(meta("pkttype"), "broadcast", "!=")
+        return ((Family.BOTH, (compare(meta("pkttype"), "broadcast"),)), (Family.V4, (unlike, *address[1])))
+
+
+def _both(*statements: Statement) -> Sequence[Alternative]:
+    return ((Family.BOTH, statements),)
+
+
+def _family(version: int) -> Family:
+    return Family.V4 if version == 4 else Family.V6
+
+
+def _icmp(version: int, number: int | None, code: int | None) -> Alternative:
+    if number is None:
+        return _family(version), (compare(meta("l4proto"), _ICMP_NUMBER[version]),)
+    statements = [compare(payload(_ICMP[version], "type"), number)]
+    if code is not None:
+        statements.append(compare(payload(_ICMP[version], "code"), code))
+    return _family(version), tuple(statements)
+
+
+def _implied(match: ProtocolMatch, rule: Rule) -> bool:
+    """Tell whether another match of the rule asks for a header of this protocol, so that nft asks for it too."""
+    return any(
+        (isinstance(other, Ports) and match.protocol.number in _TRANSPORT) or isinstance(other, IcmpType | TcpFlags)
+        for other in rule.matches
+    )
+
+
+def _transport(rule: Rule) -> str:
+    for match in rule.matches:
+        if isinstance(match, ProtocolMatch) and match.protocol.number in _TRANSPORT:
+            return _TRANSPORT[match.protocol.number]
+    raise InternalError("ports without a protocol that has them")
+
+
+def version_of(match: Match) -> int:
+    """Return the IP version of a match of addresses."""
+    match match:
+        case Address(_, prefixes):
+            return prefixes[0].version
+        case AddressRange(_, version):
+            return version
+        case ArpSender():
+            return 4
+        case _:
+            raise InternalError(f"{type(match).__name__} has no IP version")
+
+
+def prefix_lengths(matches: Sequence[Match]) -> list[int]:
+    """Return the prefix lengths of the networks that some matches name."""
+    return [prefix.length for match in matches if isinstance(match, Address) for prefix in match.prefixes]
+
+
+def states_of(match: Match) -> tuple[State, ...]:
+    """Return the states of a match of states, none for any other."""
+    return match.states if isinstance(match, ConnState) else ()
+
+
+def intervals_of(match: Match) -> list[Interval]:
+    """Return the numbers that a match of numbers or addresses asks for; none for any other match."""
+    match match:
+        case Ports(_, ranges):
+            return [(ports.first, ports.last) for ports in ranges]
+        case Address(_, prefixes):
+            return [(prefix.address, prefix.last) for prefix in prefixes]
+        case AddressRange(_, _, first, last):
+            return [(first, last)]
+        case ProtocolMatch(protocol):
+            return [(protocol.number, protocol.number)]
+        case IcmpType(_, int(number), None):
+            return [(number, number)]
+        case EtherType(number):
+            return [(number, number)]
+        case ArpSender(prefix):
+            return [(prefix.address, prefix.last)]
+        case _:
+            return []

@@ -1,0 +1,140 @@
+"""Expressions: what a packet is asked for, and the values it is compared with.
+
+Each is a ``TypedDict`` of the very shape libnftables reads, so that encoding it is all there is to do. They are
+shared between rules: never change one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, TypedDict
+
+MetaKey: TypeAlias = Literal["protocol", "nfproto", "l4proto", "iifname", "oifname", "ibrname", "pkttype", "mark"]
+
+
+class _MetaKey(TypedDict):
+    key: MetaKey
+
+
+class Meta(TypedDict):
+    """A property of the packet that is not in the packet itself."""
+
+    meta: _MetaKey
+
+
+class _CtKey(TypedDict):
+    key: Literal["state", "mark"]
+
+
+class Ct(TypedDict):
+    """A property of the packet's connection."""
+
+    ct: _CtKey
+
+
+class _PayloadField(TypedDict):
+    protocol: str
+    field: str
+
+
+class Payload(TypedDict):
+    """A field of a header, which also asks that the packet has that header."""
+
+    payload: _PayloadField
+
+
+class _FibBody(TypedDict):
+    result: Literal["type"]
+    flags: list[str]
+
+
+class Fib(TypedDict):
+    """What the routing table says of an address."""
+
+    fib: _FibBody
+
+
+class _PrefixBody(TypedDict):
+    addr: str
+    len: int
+
+
+class Prefix(TypedDict):
+    """A network."""
+
+    prefix: _PrefixBody
+
+
+class Range(TypedDict):
+    """The values from the first to the last, both included."""
+
+    range: list[Constant]
+
+
+Constant: TypeAlias = int | str
+Value: TypeAlias = Constant | Prefix | Range
+
+
+class AnonymousSet(TypedDict):
+    """Values, any of which will do; no two overlap."""
+
+    set: list[Value]
+
+
+BitAnd = TypedDict("BitAnd", {"&": "list[Selector | Constant]"})
+"""Bits of a value."""
+
+BitOr = TypedDict("BitOr", {"|": "list[Selector | Constant]"})
+"""Values with bits set."""
+
+Selector: TypeAlias = Meta | Ct | Payload | Fib | BitAnd
+Right: TypeAlias = Value | AnonymousSet | list[Constant]
+
+
+def meta(key: MetaKey) -> Meta:
+    """Return the expression for a property of the packet, such as ``meta iifname``."""
+    return {"meta": {"key": key}}
+
+
+def ct(key: Literal["state", "mark"]) -> Ct:
+    """Return the expression for a property of the connection, such as ``ct state``."""
+    return {"ct": {"key": key}}
+
+
+def payload(protocol: str, field: str) -> Payload:
+    """Return the expression for a header's field, such as ``tcp dport``."""
+    return {"payload": {"protocol": protocol, "field": field}}
+
+
+def fib_type(side: Literal["saddr", "daddr"]) -> Fib:
+    """Return the expression for the type of an address, as the routing table has it."""
+    return {"fib": {"result": "type", "flags": [side]}}
+
+
+def bits(value: Selector, mask: Constant) -> BitAnd:
+    """Return the expression for the bits of a value that are in the mask."""
+    return {"&": [value, mask]}
+
+
+def with_bits(value: Selector, mask: Constant) -> BitOr:
+    """Return the expression for a value with the bits of the mask set."""
+    return {"|": [value, mask]}
+
+
+def prefix(address: str, length: int) -> Prefix:
+    """Return the value for a network."""
+    return {"prefix": {"addr": address, "len": length}}
+
+
+def interval(first: Constant, last: Constant) -> Range:
+    """Return the value for an interval."""
+    return {"range": [first, last]}
+
+
+def anonymous_set(values: list[Value]) -> AnonymousSet:
+    """Return the value for a set. nft refuses overlapping members, and an empty set (nft 1.0.6)."""
+    return {"set": values}
+
+
+def named_set(name: str) -> str:
+    """Return the value that refers to a set of the table by its name."""
+    return f"@{name}"

@@ -1,0 +1,198 @@
+"""Objects of a table, and the commands of a transaction that makes them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from backends.nft.syntax.expressions import Value
+    from backends.nft.syntax.statements import Statement, Verdict
+
+MAX_COMMENT = 128
+"""Longest comment of a rule, in bytes (NFTNL_UDATA_COMMENT_MAXLEN in libnftnl/udata.h)."""
+
+MAX_PREFIX = 127
+"""Longest log prefix, in bytes (NF_LOG_PREFIXLEN in linux/netfilter/nf_log.h, less the terminating NUL)."""
+
+Family: TypeAlias = Literal["bridge", "inet"]
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Statements from left to right; the comment has at most :data:`MAX_COMMENT` bytes."""
+
+    statements: tuple[Statement, ...]
+    comment: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Where the kernel hands packets to a base chain. What is not decided there passes."""
+
+    point: Literal["prerouting", "input", "forward", "output"]
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain; one with a hook is a base chain."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    hook: Hook | None = None
+
+    @property
+    def digest(self) -> str:
+        """A digest of the rules: 16 characters of base64. Empty for a chain without rules."""
+        return _digest(self._encoded_rules())
+
+    def _encoded_rules(self) -> list[tuple[str, str]]:
+        return [(_encode(rule.statements), rule.comment) for rule in self.rules]
+
+    def declaration(self, family: Family, table: str) -> str:
+        """Return the command that adds the chain without its rules."""
+        body: dict[str, object] = {"family": family, "table": table, "name": self.name}
+        if self.hook is not None:
+            hook = self.hook
+            body |= {"type": "filter", "hook": hook.point, "prio": hook.priority, "policy": "accept"}
+        return _encode({"add": {"chain": body}})
+
+    def rule_commands(self, family: Family, table: str) -> Iterator[str]:
+        """Yield the commands that add the rules; the comment of the first one ends with the chain's digest."""
+        rules = self._encoded_rules()
+        if not rules:
+            return
+        head = f'{{"add":{{"rule":{{"family":"{family}","table":"{table}","chain":{_encode(self.name)},"expr":'
+        expression, comment = rules[0]
+        signed = f" sig:{_digest(rules)}"
+        rules[0] = (expression, comment[: MAX_COMMENT - len(signed)] + signed)
+        for expression, comment in rules:
+            yield f'{head}{expression},"comment":{_encode(comment)}}}}}}}'
+
+
+def _digest(rules: list[tuple[str, str]]) -> str:
+    if not rules:
+        return ""
+    hashed = hashlib.blake2b(digest_size=12)
+    for expression, comment in rules:
+        hashed.update(f"{expression}\n{comment}\n".encode())
+    return base64.b64encode(hashed.digest()).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """A named set of intervals of addresses, or of interface names."""
+
+    name: str
+    type: Literal["ipv4_addr", "ipv6_addr", "ifname"]
+    elements: tuple[Value, ...]
+
+    def command(self, family: Family, table: str) -> str:
+        """Return the command that adds and fills the set."""
+        body: dict[str, object] = {"family": family, "table": table, "name": self.name, "type": self.type}
+        if self.type != "ifname":
+            body["flags"] = ["interval"]
+        if self.elements:  # nft 1.0.6 refuses an empty list
+            body["elem"] = self.elements
+        return _encode({"add": {"set": body}})
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicSet:
+    """A set that rules fill with :class:`~.statements.SetUpdate`; ``timeout`` in seconds, ``size`` in elements.
+
+    nft 1.0.6 does not read the flag ``dynamic``; it sets it by itself where a rule updates the set.
+    """
+
+    name: str
+    type: Literal["ipv4_addr", "ipv6_addr"]
+    timeout: int
+    size: int
+
+    def command(self, family: Family, table: str) -> str:
+        """Return the command that adds the set."""
+        body = {"family": family, "table": table, "name": self.name, "type": self.type}
+        return _encode({"add": {"set": {**body, "flags": ["timeout"], "timeout": self.timeout, "size": self.size}}})
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictMap:
+    """A named map from interface names to verdicts."""
+
+    name: str
+    elements: tuple[tuple[str, Verdict], ...]
+
+    def command(self, family: Family, table: str) -> str:
+        """Return the command that adds and fills the map."""
+        body: dict[str, object] = {"family": family, "table": table, "name": self.name}
+        body |= {"type": "ifname", "map": "verdict"}
+        if self.elements:
+            body["elem"] = self.elements
+        return _encode({"add": {"map": body}})
+
+
+@dataclass(frozen=True, slots=True)
+class Helper:
+    """A helper object: a conntrack helper of the kernel (``type``) for one transport protocol."""
+
+    name: str
+    type: str
+    protocol: Literal["tcp", "udp"]
+
+    def command(self, family: Family, table: str) -> str:
+        """Return the command that adds the helper."""
+        body = {"family": family, "table": table, "name": self.name, "type": self.type, "protocol": self.protocol}
+        return _encode({"add": {"ct helper": body}})
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table and all that is in it.
+
+    ``chains`` may be read more than once; each chain is made while it is read, since those of a large node do not
+    fit well into memory together. ``declared`` holds the same chains in the same order, without rules.
+    """
+
+    family: Family
+    name: str
+    sets: tuple[Set | DynamicSet, ...]
+    helpers: tuple[Helper, ...]
+    declared: tuple[Chain, ...]
+    maps: tuple[VerdictMap, ...]
+    chains: Iterable[Chain]
+
+    def commands(self) -> Iterator[str]:
+        """Yield the commands that replace the table as a whole, whether there was one or not.
+
+        Chains come before the maps and rules that lead to them, sets before the rules that look into them.
+        """
+        table = {"table": {"family": self.family, "name": self.name}}
+        yield _encode({"add": table})
+        yield _encode({"delete": table})
+        yield _encode({"add": table})
+        for made in (*self.sets, *self.helpers):
+            yield made.command(self.family, self.name)
+        for chain in self.declared:
+            yield chain.declaration(self.family, self.name)
+        for made_map in self.maps:
+            yield made_map.command(self.family, self.name)
+        for chain in self.chains:
+            yield from chain.rule_commands(self.family, self.name)
+
+
+def transaction(tables: Iterable[Table]) -> Iterator[str]:
+    """Yield, in pieces, the JSON document that replaces tables in one transaction: one command on a line."""
+    separator = '{"nftables":[\n'
+    for table in tables:
+        for command in table.commands():
+            yield f"{separator}{command}"
+            separator = ",\n"
+    yield "\n]}\n" if separator == ",\n" else '{"nftables":[]}\n'

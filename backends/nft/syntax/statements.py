@@ -1,0 +1,243 @@
+"""Statements: what the parts of a rule do, from left to right, until one does not match.
+
+As in :mod:`.expressions`, each is a ``TypedDict`` of the shape libnftables reads; never change one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, TypedDict
+
+from backends.nft.syntax.expressions import AnonymousSet, BitAnd, BitOr, Constant, Range, Right, Selector, Value
+
+
+class _MatchBody(TypedDict):
+    op: Literal["==", "!=", "in"]
+    left: Selector
+    right: Right
+
+
+class Match(TypedDict):
+    """Go on if the comparison holds."""
+
+    match: _MatchBody
+
+
+class Accept(TypedDict):
+    """The packet passes this base chain."""
+
+    accept: None
+
+
+class Drop(TypedDict):
+    """The packet is gone."""
+
+    drop: None
+
+
+Return = TypedDict("Return", {"return": None})
+"""Back to the chain that jumped here."""
+
+
+class Target(TypedDict):
+    """The name of a chain."""
+
+    target: str
+
+
+class Jump(TypedDict):
+    """On to a chain, and back."""
+
+    jump: Target
+
+
+class Goto(TypedDict):
+    """On to a chain, and not back."""
+
+    goto: Target
+
+
+Verdict: TypeAlias = Accept | Drop | Return | Jump | Goto
+
+
+class VerdictSet(TypedDict):
+    """Pairs of a value and the verdict it leads to."""
+
+    set: list[tuple[Value, Verdict]]
+
+
+class _VmapBody(TypedDict):
+    key: Selector
+    data: str | VerdictSet
+
+
+class Vmap(TypedDict):
+    """The verdict that the map, named (``@name``) or anonymous, has for the key; none: go on."""
+
+    vmap: _VmapBody
+
+
+class _RejectBody(TypedDict, total=False):
+    type: Literal["tcp reset", "icmpx", "icmp", "icmpv6"]
+    expr: str
+
+
+class Reject(TypedDict):
+    """The packet is gone and its sender is told."""
+
+    reject: _RejectBody
+
+
+class _LimitBody(TypedDict):
+    rate: int
+    per: str
+    burst: int
+
+
+class Limit(TypedDict):
+    """Go on up to a rate of packets."""
+
+    limit: _LimitBody
+
+
+class _LogBody(TypedDict):
+    prefix: str
+    group: int
+
+
+class Log(TypedDict):
+    """Log to a netlink group."""
+
+    log: _LogBody
+
+
+class Counter(TypedDict):
+    """Count packets and bytes."""
+
+    counter: None
+
+
+class _QueueBody(TypedDict, total=False):
+    num: int | Range
+    flags: list[str]
+
+
+class Queue(TypedDict):
+    """Hand the packet to a program."""
+
+    queue: _QueueBody
+
+
+class _MangleBody(TypedDict):
+    key: Selector
+    value: Constant | BitAnd | BitOr
+
+
+class Mangle(TypedDict):
+    """Set a property of packet or connection."""
+
+    mangle: _MangleBody
+
+
+CtHelper = TypedDict("CtHelper", {"ct helper": str})
+"""Have a helper object of this table read the connection."""
+
+
+class _SetUpdateBody(TypedDict):
+    op: Literal["update"]
+    elem: Selector
+    set: str
+    stmt: list[Limit]
+
+
+class SetUpdate(TypedDict):
+    """Add the element or renew its timeout, and go on if its own statements do."""
+
+    set: _SetUpdateBody
+
+
+Statement: TypeAlias = Match | Verdict | Vmap | Reject | Limit | Log | Counter | Queue | Mangle | CtHelper | SetUpdate
+
+ACCEPT: Accept = {"accept": None}
+DROP: Drop = {"drop": None}
+RETURN: Return = {"return": None}
+COUNTER: Counter = {"counter": None}
+
+
+def match(left: Selector, right: Right, op: Literal["==", "!=", "in"] = "==") -> Match:
+    """Return a comparison; ``in`` asks whether one of the bits named on the right is set."""
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+def jump(chain: str) -> Jump:
+    """Return a jump."""
+    return {"jump": {"target": chain}}
+
+
+def goto(chain: str) -> Goto:
+    """Return a goto."""
+    return {"goto": {"target": chain}}
+
+
+def vmap(key: Selector, data: str | list[tuple[Value, Verdict]]) -> Vmap:
+    """Return a look-up in a named map (``@name``) or in the pairs given."""
+    return {"vmap": {"key": key, "data": data if isinstance(data, str) else {"set": data}}}
+
+
+def reject(kind: Literal["tcp reset", "icmpx", "icmp", "icmpv6"], code: str | None = None) -> Reject:
+    """Return a rejection; ``code`` is the name of the ICMP code."""
+    return {"reject": {"type": kind} if code is None else {"type": kind, "expr": code}}
+
+
+def limit(rate: int, per: str, burst: int) -> Limit:
+    """Return a limit of ``rate`` packets ``per`` unit of time."""
+    return {"limit": {"rate": rate, "per": per, "burst": burst}}
+
+
+def log(prefix: str, group: int) -> Log:
+    """Return a log statement."""
+    return {"log": {"prefix": prefix, "group": group}}
+
+
+def queue(first: int, last: int | None, *, bypass: bool) -> Queue:
+    """Return a queue statement, for one queue or for several, among which connections are spread."""
+    body: _QueueBody = {"num": first if last is None else {"range": [first, last]}}
+    if bypass:
+        body["flags"] = ["bypass"]
+    return {"queue": body}
+
+
+def mangle(key: Selector, value: Constant | BitAnd | BitOr) -> Mangle:
+    """Return a statement that sets a property."""
+    return {"mangle": {"key": key, "value": value}}
+
+
+def ct_helper(name: str) -> CtHelper:
+    """Return a statement that assigns a helper object."""
+    return {"ct helper": name}
+
+
+def update(set_name: str, element: Selector, within: Limit) -> SetUpdate:
+    """Return a statement that keeps a limit for each element of a dynamic set."""
+    return {"set": {"op": "update", "elem": element, "set": f"@{set_name}", "stmt": [within]}}
+
+
+__all__ = [
+    "ACCEPT",
+    "COUNTER",
+    "DROP",
+    "RETURN",
+    "AnonymousSet",
+    "Statement",
+    "Verdict",
+    "ct_helper",
+    "goto",
+    "jump",
+    "limit",
+    "log",
+    "mangle",
+    "match",
+    "queue",
+    "reject",
+    "update",
+    "vmap",
+]

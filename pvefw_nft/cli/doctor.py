@@ -1,0 +1,57 @@
+"""``pvefw doctor``: look for what keeps this host's firewall from working."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from pvefw_nft.cli.options import backend_option, make_source, source_options
+from pvefw_nft.cli.plug import filtered_nics
+from pvefw_nft.host.doctor import Finding, Level, Switches, examine
+from pvefw_nft.pipeline import default_backend, read_inventory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_COLOURS = {Level.GOOD: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.BAD: "red"}
+
+
+@click.command("doctor")
+@source_options
+@backend_option
+@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
+@click.pass_context
+def doctor_command(
+    ctx: click.Context, root: Path, node: str | None, local_network: str | None, backend: str | None, form: str
+) -> None:
+    """Look for what keeps this host's firewall from working, and say what to do about it.
+
+    Nothing is changed. Exit code 1 where there is a problem or a warning.
+    """
+    inventory = read_inventory(make_source(root, node, local_network))
+    switches = Switches(
+        cluster=inventory.node.cluster.options.enable,
+        host=inventory.node.host.options.enable,
+        guests={
+            guest.vmid: guest.firewall is not None and guest.firewall.options.enable
+            for guest in inventory.guests
+            if any(nic.firewall for nic in guest.nics)
+        },
+    )
+    nics = filtered_nics(inventory)
+    findings = list(examine(backend or default_backend(inventory.node), switches, nics))
+    if form == "json":
+        listed = [{"level": f.level.value, "text": f.text, "remedy": f.remedy} for f in findings]
+        click.echo(json.dumps(listed, indent=2))
+    else:
+        for finding in findings:
+            _print(finding)
+    ctx.exit(int(any(finding.level in (Level.WARNING, Level.BAD) for finding in findings)))
+
+
+def _print(finding: Finding) -> None:
+    click.echo(f"{click.style(finding.level.value, fg=_COLOURS[finding.level])}: {finding.text}")
+    if finding.remedy is not None:
+        click.echo(f"  help: {finding.remedy}")

@@ -1,0 +1,158 @@
+"""``pvefw plug``, ``unplug``, ``plumb``: the firewall bridges of guests' NICs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pvefw_nft.cli.options import make_source, source_options
+from pvefw_nft.errors import HostError, PvefwError, UsageError
+from pvefw_nft.host import lock, wiring
+from pvefw_nft.host.links import VlanRange
+from pvefw_nft.host.plumbing import MAX_VLAN, Naming, Nic, guest_nic, parse_trunks
+from pvefw_nft.pipeline import Inventory, Source, read_inventory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from pvefw_nft.host.wiring import Wired
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+_BRIDGE_MTU = 1  # qemu-server: a NIC's mtu=1 means that of its bridge
+
+
+def _plug_options(command: _F) -> _F:
+    for option in (
+        click.option("--wait", type=click.FloatRange(min=0), default=lock.WAIT, show_default=True, metavar="SECONDS"),
+        click.option("--dry-run", is_flag=True, help="Print what would be done."),
+        click.option(
+            "--older-names", is_flag=True, help="Name the pair of links link<VMID>i<N>, as old hosts have it."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("plug")
+@click.argument("interface")
+@click.option("--bridge", metavar="NAME", help="The guest's bridge. Default: what the guest's configuration says.")
+@click.option("--tag", type=click.IntRange(1, MAX_VLAN), metavar="VLAN", help="The VLAN that the guest is in.")
+@click.option("--trunks", metavar="VLANS", help="VLANs that the guest tags itself, like 5;10-20.")
+@click.option("--mtu", type=click.IntRange(68, 65535), help="The NIC's MTU. Default: its bridge's.")
+@source_options
+@_plug_options
+def plug_command(
+    interface: str,
+    bridge: str | None,
+    tag: int | None,
+    trunks: str | None,
+    mtu: int | None,
+    root: Path,
+    node: str | None,
+    local_network: str | None,
+    older_names: bool,
+    dry_run: bool,
+    wait: float,
+) -> None:
+    """Put the guest NIC INTERFACE (tap100i0, veth200i0) behind its firewall bridge.
+
+    Bridge, VLANs and MTU are read from the guest's configuration, unless --bridge names the bridge. Repeating it
+    repairs what is missing.
+    """
+    if bridge is None:
+        if tag is not None or trunks is not None or mtu is not None:
+            raise UsageError("--tag, --trunks and --mtu go with --bridge", "leave them out, or name the bridge too")
+        nic = _configured(make_source(root, node, local_network), interface)
+        if nic is None:
+            click.echo(f"{interface}: its configuration does not have firewall=1: left alone", err=True)
+            return
+    else:
+        vmid, index = _named(interface)
+        nic = Nic(interface, bridge, vmid, index, tag, parse_trunks(trunks) if trunks else (), mtu)
+    _report(wiring.plug([nic], _naming(older_names=older_names), dry_run=dry_run, wait=wait), dry_run=dry_run)
+
+
+@click.command("unplug")
+@click.argument("interface")
+@_plug_options
+def unplug_command(interface: str, older_names: bool, dry_run: bool, wait: float) -> None:  # noqa: ARG001 - both names go
+    """Remove the firewall bridge of the guest NIC INTERFACE, which may be gone already.
+
+    A NIC that is still there is in no bridge afterwards: back in the guest's bridge it would not be filtered.
+    """
+    vmid, index = _named(interface)
+    # where it was plugged is seen from the links
+    _report(wiring.unplug([Nic(interface, interface, vmid, index)], dry_run=dry_run, wait=wait), dry_run=dry_run)
+
+
+@click.command("plumb")
+@source_options
+@_plug_options
+def plumb_command(
+    root: Path, node: str | None, local_network: str | None, older_names: bool, dry_run: bool, wait: float
+) -> None:
+    """Plug all NICs with firewall=1 whose guests run, as `pvefw plug` does for one."""
+    nics = filtered_nics(read_inventory(make_source(root, node, local_network)))
+    there, absent = wiring.existing(nics)
+    results = wiring.plug(there, _naming(older_names=older_names), dry_run=dry_run, wait=wait)
+    changed = sum(1 for result in results if result.steps and result.error is None)
+    _report(results, dry_run=dry_run)
+    if not dry_run:
+        click.echo(f"{len(there)} NICs plugged, {changed} of them changed; {len(absent)} are not running")
+
+
+def filtered_nics(inventory: Inventory) -> list[Nic]:
+    """Return the filtered NICs of the configuration. Raises HostError for one without a bridge."""
+    found = []
+    for guest in inventory.guests:
+        for nic in guest.nics:
+            if not nic.firewall:
+                continue
+            interface = guest.interface(nic)
+            if nic.bridge is None:
+                raise HostError(f"{interface}: {guest.file} names no bridge for it", "add `bridge=` to that NIC")
+            mtu = None if nic.mtu == _BRIDGE_MTU else nic.mtu
+            trunks = tuple(VlanRange(first, last) for first, last in nic.trunks)
+            found.append(Nic(interface, nic.bridge, guest.vmid, nic.index, nic.tag, trunks, mtu))
+    return found
+
+
+def _configured(source: Source, interface: str) -> Nic | None:
+    """Return the NIC of the configuration with this name, None where it is not filtered."""
+    inventory = read_inventory(source)
+    if not any(guest.interface(nic) == interface for guest in inventory.guests for nic in guest.nics):
+        raise HostError(f"no guest of this node has a NIC {interface}", "check its name, or give --bridge")
+    return next((nic for nic in filtered_nics(inventory) if nic.interface == interface), None)
+
+
+def _named(interface: str) -> tuple[int, int]:
+    found = guest_nic(interface)
+    if found is None:
+        raise UsageError(f"`{interface}` is not the name of a guest's NIC", "they are called like tap100i0, veth200i1")
+    return found
+
+
+def _naming(*, older_names: bool) -> Naming:
+    if not older_names:
+        return Naming.CURRENT
+    click.echo(
+        "warning: the rulesets of pvefw match fwln links only: with the older names nothing is filtered", err=True
+    )
+    return Naming.OLDER
+
+
+def _report(results: Sequence[Wired], *, dry_run: bool) -> None:
+    """Print what was done. Raises the error of the only NIC, or one that counts them, after printing each."""
+    failed: list[PvefwError] = [result.error for result in results if result.error is not None]
+    for result in results:
+        for step in result.steps if dry_run else ():
+            click.echo(str(step))
+    if len(results) == 1 and failed:
+        raise failed[0]
+    for error in failed:
+        click.echo(f"error: {error.message}" + (f"\n  help: {error.hint}" if error.hint else ""), err=True)
+    if failed:
+        raise HostError(f"{len(failed)} of {len(results)} NICs could not be plugged", "see above")

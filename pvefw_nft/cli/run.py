@@ -1,0 +1,97 @@
+"""``pvefw run``: keep this host at its configuration, as a service."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from pvefw_nft.cli.options import backend_option, make_source, source_options
+from pvefw_nft.cli.render import show
+from pvefw_nft.cli.start import desired_of
+from pvefw_nft.errors import PvefwError
+from pvefw_nft.host import control, lock, watch
+from pvefw_nft.pipeline import Source, compile_root, node_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_LOCK_WAIT = 60.0
+
+
+@click.command("run")
+@source_options
+@backend_option
+@click.option(
+    "--poll", type=click.FloatRange(min=0.1), default=10.0, show_default=True, metavar="SECONDS",
+    help="How often to look at the files where nothing tells of changes.",
+)  # fmt: skip
+@click.option("--stop-at-end", is_flag=True, help="Remove the rules when the service ends; else they stay.")
+def run_command(
+    root: Path, node: str | None, local_network: str | None, backend: str | None, poll: float, stop_at_end: bool
+) -> None:
+    """Apply the configuration, then again whenever it or the host's links change.
+
+    Lines with errors are left out, as at boot. SIGHUP applies at once, SIGTERM ends. Messages go to standard error,
+    which systemd keeps in the journal.
+    """
+    service = _Service(make_source(root, node, local_network), backend)
+    watcher = watch.Watcher(service.folders, service.refresh, poll=poll)
+    watcher.run(lambda: watch.notify("READY=1"))
+    if stop_at_end:
+        control.stop(wait=_LOCK_WAIT)
+
+
+class _Service:
+    """What the service does when something changed. A failure is told, and tried again at the next change."""
+
+    def __init__(self, source: Source, backend: str | None) -> None:
+        self._source = source
+        self._backend = backend
+        self._told: set[str] = set()
+        self._shown: object = None
+
+    def folders(self) -> list[Path]:
+        """Return the folders to watch."""
+        return watch.folders_of(self._source.root, node_name(self._source))
+
+    def refresh(self, reason: str) -> None:
+        """Compile and apply."""
+        begun = time.monotonic()
+        if reason == "SIGHUP":
+            watch.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        try:
+            self._apply(reason, begun)
+        except PvefwError as error:
+            self._tell(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+            watch.notify(f"STATUS={error.message.splitlines()[0]}")
+        if reason == "SIGHUP":
+            watch.notify("READY=1")
+
+    def _apply(self, reason: str, begun: float) -> None:
+        compiled = compile_root(self._source, self._backend)
+        if compiled.checked.diagnostics != self._shown:
+            self._shown = compiled.checked.diagnostics
+            show(compiled.checked.diagnostics)
+        desired = desired_of(compiled)
+        with lock.hold(wait=_LOCK_WAIT):
+            outcome = control.keep_up(desired)
+        if outcome is None:
+            self._tell("left alone: a change waits for its confirmation, or was rolled back")
+            return
+        if outcome.changes or reason == "started":
+            spent = time.monotonic() - begun
+            self._tell(f"{reason}: {len(outcome.changes)} changes in {spent:.2f} s", again=True)
+        for problem in outcome.problems:
+            self._tell(f"warning: {problem}")
+        watch.notify(f"STATUS={'filtering' if desired.enabled else 'disabled in cluster.fw'} ({desired.backend})")
+
+    def _tell(self, message: str, *, again: bool = False) -> None:
+        """Print a message, unless it was printed since the ruleset last changed."""
+        if again:
+            self._told.clear()
+        elif message in self._told:
+            return
+        self._told.add(message)
+        click.echo(message, err=True)

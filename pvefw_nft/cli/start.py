@@ -1,0 +1,289 @@
+"""``pvefw start``, ``update``, ``stop``, ``restart``, ``status``, ``confirm``, ``rollback``: this host's ruleset."""
+
+from __future__ import annotations
+
+import json
+import select
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pvefw_nft.cli.options import backend_option, make_source, source_options
+from pvefw_nft.cli.render import show
+from pvefw_nft.errors import ConfigurationError, HostError
+from pvefw_nft.host import control, firewall, lock, record
+from pvefw_nft.host.settings import Conntrack
+from pvefw_nft.pipeline import Compiled, Source, compile_root
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pvefw_nft.host.control import Pending
+    from pvefw_nft.host.firewall import Outcome, Status
+    from pvefw_nft.host.record import Desired
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+_wait_option = click.option(
+    "--wait", type=click.FloatRange(min=0), default=lock.WAIT, show_default=True, metavar="SECONDS",
+    help="How long to wait for another run of pvefw.",
+)  # fmt: skip
+
+
+def _apply_options(command: _F) -> _F:
+    """Add the options of commands that apply a ruleset."""
+    for option in (
+        _wait_option,
+        click.option("--dry-run", is_flag=True, help="Print what would be fed to the tools; change nothing."),
+        click.option(
+            "--skip-invalid", is_flag=True, help="Apply the rest of a configuration that has errors, as at boot."
+        ),
+        click.option(
+            "--confirm",
+            "confirm_within",
+            type=click.FloatRange(min=1, max=control.MAX_SECONDS),
+            metavar="SECONDS",
+            help="Go back unless `pvefw confirm` (or Enter) comes within this time.",
+        ),
+        backend_option,
+        source_options,
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("start")
+@_apply_options
+@click.pass_context
+def start_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - those of _apply_options
+    """Bring this host to the ruleset of its configuration.
+
+    Whatever ran before, and however it ended, the end is the same. A configuration with errors is not applied
+    without --skip-invalid.
+    """
+    ctx.exit(_apply(**options))
+
+
+@click.command("update")
+@_apply_options
+@click.pass_context
+def update_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401
+    """Bring the running firewall to the current configuration; do nothing where it is not running."""
+    ctx.exit(_apply(**options, only_if_running=True))
+
+
+@click.command("restart")
+@_apply_options
+@click.pass_context
+def restart_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401
+    """Load the whole ruleset again, also what has not changed. At no time is the host without rules."""
+    ctx.exit(_apply(**options, anew=True))
+
+
+@click.command("stop")
+@_wait_option
+def stop_command(wait: float) -> None:
+    """Remove all rules, sets and tables of pvefw, and nothing else. The host is then unfiltered."""
+    outcome = control.stop(wait=wait)
+    click.echo("stopped: this host is not filtered" if outcome.running else "nothing was running")
+    _report_problems(outcome)
+
+
+@click.command("confirm")
+@_wait_option
+def confirm_command(wait: float) -> None:
+    """Keep the change that waits for its confirmation."""
+    if not control.confirm(wait=wait):
+        raise HostError("no change waits for its confirmation", "it was confirmed, or its time is over")
+    click.echo("confirmed")
+
+
+@click.command("rollback")
+@_wait_option
+@click.option("--guard", metavar="TOKEN", hidden=True)
+@click.option("--after", type=float, default=0.0, hidden=True)
+@click.option("--ready", type=int, hidden=True)
+def rollback_command(wait: float, guard: str | None, after: float, ready: int | None) -> None:
+    """Return to the ruleset that was confirmed last.
+
+    It stays until the configuration changes, or until `pvefw start` or `pvefw update` is run by hand.
+    """
+    if guard is not None:
+        control.guard(guard, after, ready)
+        return
+    outcome = control.roll_back(wait=wait)
+    click.echo("back to the last confirmed ruleset" if outcome.running else "back to no ruleset")
+    _report(outcome)
+
+
+@click.command("status")
+@source_options
+@backend_option
+@click.option("--diff", is_flag=True, help="Also list which chains, sets and entries differ.")
+@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
+@click.pass_context
+def status_command(
+    ctx: click.Context,
+    root: Path,
+    node: str | None,
+    local_network: str | None,
+    backend: str | None,
+    diff: bool,
+    form: str,
+) -> None:
+    """Say whether the firewall runs, and how it differs from the configuration.
+
+    Exit code 0: running and as configured; 1: changes are pending, rules were changed by hand, or the configuration
+    has errors; 3: not running.
+    """
+    desired, invalid = None, False
+    try:
+        compiled = compile_root(make_source(root, node, local_network), backend)
+        invalid = compiled.checked.has_errors
+        desired = desired_of(compiled)
+    except ConfigurationError as error:
+        invalid = True
+        click.echo(f"error: {error.message}", err=True)
+    found = firewall.status(desired)
+    waiting = control.pending()
+    if form == "json":
+        click.echo(json.dumps(_status_json(found, waiting, invalid=invalid), indent=2))
+    else:
+        _print_status(found, waiting, diff=diff, invalid=invalid)
+    clean = not (found.changes or found.drifted or invalid)
+    ctx.exit((0 if clean else 1) if found.running else 3)
+
+
+def desired_of(compiled: Compiled) -> Desired:
+    """Return a compiled configuration as what a host is brought to."""
+    options = compiled.checked.node.host.options
+    conntrack = Conntrack(
+        options.nf_conntrack_max,
+        options.nf_conntrack_tcp_timeout_established,
+        options.nf_conntrack_tcp_timeout_syn_recv,
+    )
+    return record.desired(
+        compiled.backend.name,
+        "".join(compiled.artefact.json()),
+        enabled=compiled.checked.ruleset.enabled,
+        conntrack=conntrack,
+    )
+
+
+def _apply(
+    root: Path,
+    node: str | None,
+    local_network: str | None,
+    backend: str | None,
+    confirm_within: float | None,
+    *,
+    skip_invalid: bool,
+    dry_run: bool,
+    wait: float,
+    only_if_running: bool = False,
+    anew: bool = False,
+) -> int:
+    source = make_source(root, node, local_network)
+    desired, invalid = _compile(source, backend, skip_invalid=skip_invalid)
+    if desired is None:
+        return 1
+    if dry_run:
+        outcome = firewall.preview(desired, anew=anew)
+        if only_if_running and not outcome.running:
+            click.echo("the firewall is not running: nothing to do", err=True)
+        else:
+            click.echo(outcome.text, nl=False)
+            if outcome.switched_from is not None:
+                click.echo(f"# then the rules of the {outcome.switched_from} backend are removed")
+        return int(invalid)
+    outcome, pending = control.apply(
+        desired, only_if_running=only_if_running, anew=anew, confirm_within=confirm_within, wait=wait
+    )
+    if not outcome.running:
+        click.echo("the firewall is not running: nothing done", err=True)
+        return int(invalid)
+    if not desired.enabled:
+        click.echo("the firewall is disabled in cluster.fw: nothing is filtered", err=True)
+    _report(outcome)
+    if pending is not None and not _confirmed(pending, wait):
+        click.echo("not confirmed: the ruleset that ran before is back", err=True)
+        return 3
+    return int(invalid)
+
+
+def _compile(source: Source, backend: str | None, *, skip_invalid: bool) -> tuple[Desired | None, bool]:
+    """Return the ruleset (None: errors, and they count) and whether there were errors."""
+    compiled = compile_root(source, backend)
+    show(compiled.checked.diagnostics)
+    invalid = compiled.checked.has_errors
+    if invalid and not skip_invalid:
+        click.echo("nothing was changed, because the configuration has errors", err=True)
+        click.echo("  help: mend them, or apply the rest of it with --skip-invalid", err=True)
+        return None, True
+    return desired_of(compiled), invalid
+
+
+def _confirmed(pending: Pending, wait: float) -> bool:
+    """Wait for the confirmation: by `pvefw confirm`, or by Enter where there is a terminal."""
+    seconds = f"{pending.seconds_left:.0f} s"
+    if sys.stdin.isatty():
+        click.echo(f"press Enter to keep this ruleset; in {seconds} the one before it comes back", err=True)
+        while control.waits(pending):
+            ready, _, _ = select.select([sys.stdin], [], [], 0.1)
+            if ready and sys.stdin.readline():
+                return control.confirm(wait=wait)
+            if ready:
+                break  # the terminal is gone: the guard decides
+    else:
+        click.echo(f"run `pvefw confirm` to keep this ruleset; in {seconds} the one before it comes back", err=True)
+    return control.await_confirmation(pending)
+
+
+def _report(outcome: Outcome) -> None:
+    for change in outcome.changes if len(outcome.changes) <= 20 else ():
+        click.echo(f"{change.what} {change.where} {change.name}")
+    if len(outcome.changes) > 20:
+        click.echo(f"{len(outcome.changes)} chains and sets changed")
+    if not outcome.changes:
+        click.echo("nothing changed")
+    if outcome.switched_from is not None:
+        click.echo(f"the rules of the {outcome.switched_from} backend were removed")
+    _report_problems(outcome)
+
+
+def _report_problems(outcome: Outcome) -> None:
+    for problem in outcome.problems:
+        click.echo(f"warning: {problem}", err=True)
+
+
+def _status_json(found: Status, waiting: Pending | None, *, invalid: bool) -> dict[str, Any]:
+    return {
+        **asdict(found),
+        "configuration_errors": invalid,
+        "confirmation": None if waiting is None else {"seconds_left": round(waiting.seconds_left, 1)},
+    }
+
+
+def _print_status(found: Status, waiting: Pending | None, *, diff: bool, invalid: bool) -> None:
+    if not found.running:
+        click.echo("stopped")
+        return
+    names = " and ".join(found.backends)
+    click.echo(f"running ({names})" if found.enabled and names else "running (disabled in cluster.fw)")
+    if waiting is not None:
+        click.echo(f"waiting for `pvefw confirm`: {waiting.seconds_left:.0f} s left")
+    if invalid:
+        click.echo("the configuration has errors: see `pvefw check`")
+    click.echo(f"pending changes: {len(found.changes)}")
+    for change in found.changes if diff else ():
+        click.echo(f"  {change}")
+    click.echo(f"changed by hand: {len(found.drifted)}")
+    for name in found.drifted:
+        click.echo(f"  {name}")
+    dropped = sum(found.dropped.values())
+    click.echo(f"packets dropped or rejected: {dropped}")
+    for chain, packets in sorted(found.dropped.items(), key=lambda item: -item[1])[:10]:
+        click.echo(f"  {packets:10} {chain}")

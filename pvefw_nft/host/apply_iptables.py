@@ -1,0 +1,357 @@
+"""Bringing a host's iptables, ipset and ebtables rules to what is wanted, and removing them.
+
+A plan is data: what each tool is fed, in the order that no rule ever misses its set (sets, rules, sets no
+longer used). Only chains whose rules changed are replaced, each table in one atomic restore; sets are filled
+beside the old one and swapped. What was there is kept until the result has been read back, and put back if
+anything fails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pvefw_nft.errors import HostError
+
+from . import tools
+from .changes import Change, Remembered
+from .xtables import (
+    EBTABLES_HOOKS,
+    HOOK_CHAINS,
+    IP_TABLES,
+    IP_TOOLS,
+    SWAP_SUFFIX,
+    AddressSet,
+    Chain,
+    State,
+    Table,
+    read_state,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+_LOCK_WAIT = "10"  # seconds that legacy iptables waits for /run/xtables.lock
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one tool is fed. ``command`` is what runs, ``title`` what a listing shows."""
+
+    title: str
+    command: tuple[str, ...]
+    text: str
+
+    def __str__(self) -> str:
+        return f"### {self.title}\n{self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The parts to carry out, in order, and what they change; no parts: nothing to do."""
+
+    parts: tuple[Part, ...]
+    changes: tuple[Change, ...]
+
+    def __str__(self) -> str:
+        return "".join(str(part) for part in self.parts)
+
+
+_NOTHING: dict[str, Remembered] = {}
+
+
+def plan(
+    current: State,
+    target: State,
+    memory: Mapping[str, Remembered] = _NOTHING,
+    *,
+    removing: bool = False,
+    anew: bool = False,
+) -> Plan:
+    """Return what brings ``current`` to ``target``.
+
+    ``memory`` (by :func:`memory_key`) tells chains that were changed by hand since they were applied, and for
+    ebtables, whose rules hold no signature, those that are as wanted. With ``removing`` the chains that the
+    kernel's chains jump to go too; otherwise those stay, empty, when they are no longer wanted. With ``anew``
+    also the chains that are as wanted are replaced.
+    Raises :class:`HostError` where a chain that is not ours has a name that is wanted.
+    """
+    changes: list[Change] = []
+    first, last = _plan_sets(current.sets, target.sets, changes)
+    parts = [first]
+    for tool in IP_TOOLS:
+        for name in IP_TABLES:
+            plans = _TablePlan(tool, name, current.table(tool, name), target.table(tool, name), memory, anew=anew)
+            text = plans.restore_ip(removing=removing)
+            parts.append(Part(f"{tool}-restore -T {name} -n", _restore(tool, name), text))
+            changes += plans.changes
+    bridge = _TablePlan("ebtables", "filter", current.ebtables, target.ebtables, memory, anew=anew)
+    text = bridge.restore_ebtables()
+    parts += [last, Part("ebtables-restore", ("ebtables-restore", "--noflush"), text)]
+    changes += bridge.changes
+    return Plan(tuple(part for part in parts if part.text), tuple(changes))
+
+
+def carry_out(planned: Plan, before_part: Callable[[Part], None] | None = None) -> None:
+    """Feed each part to its tool. Raises :class:`HostError` at the first that fails."""
+    for part in planned.parts:
+        if before_part is not None:
+            before_part(part)
+        tools.run(part.command, part.text)
+
+
+def differences(current: State, target: State) -> list[str]:
+    """Return what is not as it should be after an apply, one line each; nothing where all is well."""
+    wrong = []
+    for tool in IP_TOOLS:
+        for name in IP_TABLES:
+            wrong += _table_differences(f"{tool} {name}", current.table(tool, name), target.table(tool, name))
+    # ebtables spells rules differently from how it takes them: their number must do
+    wrong += _table_differences("ebtables filter", current.ebtables, target.ebtables, signed=False)
+    for name, wanted in target.sets.items():
+        there = current.sets.get(name)
+        if there is None:
+            wrong.append(f"ipset {name} is missing")
+        elif not there.same_as(wanted):
+            wrong.append(f"ipset {name} holds other entries")
+    wrong += [f"ipset {name} is still there" for name in current.sets if name not in target.sets]
+    return wrong
+
+
+def memory_of(current: State, target: State) -> dict[str, Remembered]:
+    """Return what to remember of a state that was just applied and read back."""
+    found = {}
+    for where, there, wanted in _tables(current, target):
+        for name, chain in wanted.chains.items():
+            if name in there.chains:
+                found[memory_key(where, name)] = Remembered(
+                    chain.signature or chain.listing, there.chains[name].listing
+                )
+    return found
+
+
+def drifted(current: State, memory: Mapping[str, Remembered]) -> list[str]:
+    """Return the chains changed by hand since they were applied, as ``iptables filter tap100i0-IN``."""
+    found = []
+    for where, there, _ in _tables(current, current):
+        for key, remembered in memory.items():
+            place, _, name = key.rpartition(" ")
+            if place == where and (name not in there.chains or there.chains[name].listing != remembered.listing):
+                found.append(key)
+    return found
+
+
+def memory_key(where: str, chain: str) -> str:
+    """Return the key of a chain in the memory, for example ``iptables filter PVEFW-INPUT``."""
+    return f"{where} {chain}"
+
+
+def apply(target: State, memory: Mapping[str, Remembered], *, removing: bool = False, anew: bool = False) -> None:
+    """Bring the host to ``target``, and put back what was there if that fails.
+
+    The arguments are those of :func:`plan`. Raises :class:`HostError` that says what failed, and whether putting
+    back failed too.
+    """
+    before = read_state(ebtables=_needs_ebtables(target))
+    planned = plan(before, target, memory, removing=removing, anew=anew)
+    if not planned.parts:
+        return
+    try:
+        carry_out(planned)
+        after = read_state(ebtables=_needs_ebtables(target))
+        wrong = differences(after, _with_kept(before, target, removing=removing))
+        if wrong:
+            raise HostError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
+    except HostError as err:
+        _put_back(before, err)
+        raise HostError(f"{err.message}\nthe ruleset that ran before is in place", err.hint) from err
+
+
+def _put_back(before: State, cause: HostError) -> None:
+    try:
+        now = read_state(ebtables=False)
+        # as listed, and not as compiled: the signature lines go back with the rules they belong to
+        carry_out(plan(now, before, removing=True))
+    except HostError as err:
+        raise HostError(
+            f"{cause.message}\nand putting back the ruleset that ran before failed too: {err.message}",
+            "the host may be partly filtered: mend the cause, then run `pvefw start`",
+        ) from cause
+
+
+def _needs_ebtables(target: State) -> bool:
+    return bool(target.ebtables.chains)
+
+
+def _restore(tool: str, table: str) -> tuple[str, ...]:
+    return (f"{tool}-restore", "-w", _LOCK_WAIT, "-T", table, "-n")
+
+
+def _with_kept(before: State, target: State, *, removing: bool) -> State:
+    """Return the target with the emptied chains that stay because something refers to them."""
+
+    def with_kept(there: Table, wanted: Table, hooks: Mapping[str, str]) -> Table:
+        names = set(there.referenced) | (set() if removing else set(hooks.values()))
+        kept = {name: Chain((), None) for name in sorted(names & set(there.chains) - set(wanted.chains))}
+        hooked = {hook for hook, chain in hooks.items() if chain in kept and not removing} & there.hooked
+        return Table({**wanted.chains, **kept}, wanted.hooked | hooked)
+
+    tables = {
+        (tool, name): with_kept(before.table(tool, name), target.table(tool, name), HOOK_CHAINS[name])
+        for tool in IP_TOOLS
+        for name in IP_TABLES
+    }
+    return State(tables, with_kept(before.ebtables, target.ebtables, {}), target.sets)
+
+
+def _tables(current: State, target: State) -> list[tuple[str, Table, Table]]:
+    pairs = [
+        (f"{tool} {name}", current.table(tool, name), target.table(tool, name))
+        for tool in IP_TOOLS
+        for name in IP_TABLES
+    ]
+    return [*pairs, ("ebtables filter", current.ebtables, target.ebtables)]
+
+
+def _table_differences(where: str, current: Table, target: Table, *, signed: bool = True) -> list[str]:
+    wrong = []
+    for name, wanted in target.chains.items():
+        there = current.chains.get(name)
+        if there is None:
+            wrong.append(f"{where} {name} is missing")
+        elif signed and wanted.signature is not None and there.signature != wanted.signature:
+            wrong.append(f"{where} {name} has another signature")
+        elif there.size != wanted.size:
+            wrong.append(f"{where} {name} has {there.size} rules, not {wanted.size}")
+    wrong += [f"{where} {name} is still there" for name in current.chains if name not in target.chains]
+    wrong += [f"{where} {hook} does not jump to our chain" for hook in sorted(target.hooked - current.hooked)]
+    return wrong
+
+
+class _TablePlan:
+    """What changes in one table."""
+
+    def __init__(
+        self,
+        tool: str,
+        name: str,
+        current: Table,
+        target: Table,
+        memory: Mapping[str, Remembered],
+        *,
+        anew: bool,
+    ) -> None:
+        self._where = f"{tool} {name}"
+        self._name = name
+        self._current = current
+        self._target = target
+        self._memory = memory
+        self.changes: list[Change] = []
+        taken = sorted(set(target.chains) & current.foreign)
+        if taken:
+            raise HostError(
+                f"{self._where}: a chain {taken[0]} is there that pvefw did not make",
+                f"rename or remove it: {tool} -t {name} -F {taken[0]}; {tool} -t {name} -X {taken[0]}",
+            )
+        self._new = sorted(set(target.chains) - set(current.chains))
+        self._changed = sorted(
+            chain for chain in target.chains if chain in current.chains and (anew or not self._as_wanted(chain))
+        )
+        self._gone = sorted(set(current.chains) - set(target.chains))
+
+    def restore_ip(self, *, removing: bool) -> str:
+        """Return the input of iptables-restore, empty where nothing changes."""
+        kept = set() if removing else set(HOOK_CHAINS[self._name].values())
+        # a chain that a rule of the administrator's jumps to cannot be deleted: it stays, empty
+        kept |= self._current.referenced
+        emptied = [c for c in self._gone if self._current.chains[c].rules or self._current.chains[c].signature]
+        deleted = [chain for chain in self._gone if chain not in kept]
+        lines = [f":{chain} - [0:0]" for chain in self._new]
+        lines += self._hook_lines(HOOK_CHAINS[self._name], removing=removing)
+        for chain in sorted([*self._new, *self._changed]):
+            wanted = self._target.chains[chain]
+            lines.append(f"-F {chain}")
+            lines += wanted.rules
+            if wanted.signature is not None:
+                lines.append(f'-A {chain} -m comment --comment "PVESIG:{wanted.signature}"')
+        lines += [f"-F {chain}" for chain in emptied]
+        lines += [f"-X {chain}" for chain in deleted]
+        self._note(sorted({*emptied, *deleted}))
+        return _restore_text(self._name, lines, commit=True)
+
+    def restore_ebtables(self) -> str:
+        """Return the input of ebtables-restore, empty where nothing changes."""
+        kept = self._current.referenced
+        lines = [f":{chain} ACCEPT" for chain in self._new]
+        lines += [f"-F {chain}" for chain in self._changed]
+        for chain in sorted([*self._new, *self._changed]):
+            lines += self._target.chains[chain].rules
+        lines += self._hook_lines(EBTABLES_HOOKS, removing=True)
+        lines += [f"-F {chain}" for chain in self._gone]
+        lines += [f"-X {chain}" for chain in self._gone if chain not in kept]
+        self._note(self._gone)
+        return _restore_text("filter", lines, commit=False)
+
+    def _hook_lines(self, hooks: Mapping[str, str], *, removing: bool) -> list[str]:
+        lines = []
+        for hook, chain in hooks.items():
+            if hook in self._target.hooked - self._current.hooked:
+                lines.append(f"-A {hook} -j {chain}")
+            elif removing and hook in self._current.hooked - self._target.hooked:
+                lines.append(f"-D {hook} -j {chain}")
+        return lines
+
+    def _as_wanted(self, name: str) -> bool:
+        current, target = self._current.chains[name], self._target.chains[name]
+        remembered = self._memory.get(memory_key(self._where, name))
+        if remembered is not None and remembered.listing != current.listing:
+            return False  # changed by hand
+        if target.signature is None:
+            return current.rules == target.rules  # both as listed
+        if current.signature is None:
+            # ebtables: only what was remembered tells that these are the rules that are wanted
+            return remembered is not None and remembered.signature == target.signature
+        return current.signature == target.signature and current.size == target.size
+
+    def _note(self, gone: Sequence[str]) -> None:
+        self.changes += [Change("add", self._where, chain) for chain in self._new]
+        self.changes += [Change("change", self._where, chain) for chain in self._changed]
+        self.changes += [Change("remove", self._where, chain) for chain in gone]
+
+
+def _restore_text(table: str, lines: Sequence[str], *, commit: bool) -> str:
+    if not lines:
+        return ""
+    return "\n".join([f"*{table}", *lines, *(["COMMIT"] if commit else [])]) + "\n"
+
+
+def _plan_sets(
+    current: Mapping[str, AddressSet], target: Mapping[str, AddressSet], changes: list[Change]
+) -> tuple[Part, Part]:
+    """Return what fills and swaps the sets, before the rules, and what destroys them, after the rules."""
+    left = [name for name in current if name.endswith(SWAP_SUFFIX) and name not in target]
+    fill = [f"destroy {name}" for name in left]  # of a run that was killed; no rule refers to them
+    for name, wanted in target.items():
+        there = current.get(name)
+        if there is not None and there.same_as(wanted):
+            continue
+        if there is None:
+            fill.append(f"create {name} {wanted.create}")
+            fill += [f"add {name} {entry}" for entry in wanted.entries]
+            changes.append(Change("add", "ipset", name))
+            continue
+        if there.kind[:2] != wanted.kind[:2]:
+            raise HostError(f"the ipset {name} is of another kind ({there.create})", f"remove it: ipset destroy {name}")
+        swap = f"{name}{SWAP_SUFFIX}"
+        fill.append(f"create {swap} {wanted.create}")
+        fill += [f"add {swap} {entry}" for entry in wanted.entries]
+        fill += [f"swap {swap} {name}", f"destroy {swap}"]
+        old, new = set(there.entries), set(wanted.entries)
+        detail = [f"+ {entry}" for entry in sorted(new - old)] + [f"- {entry}" for entry in sorted(old - new)]
+        changes.append(Change("change", "ipset", name, tuple(detail)))
+    gone = sorted(name for name in current if name not in target and name not in left)
+    changes += [Change("remove", "ipset", name) for name in gone]
+    return (
+        Part("ipset restore", ("ipset", "restore"), "".join(f"{line}\n" for line in fill)),
+        Part("ipset restore", ("ipset", "restore"), "".join(f"destroy {name}\n" for name in gone)),
+    )

@@ -1,0 +1,30 @@
+"""What an apply changes, in words, for either backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One chain or set that differs.
+
+    ``what`` is ``add``, ``change`` or ``remove``; ``where`` for example ``iptables filter``; ``detail`` lists the
+    entries that come (+) and go (-) of a set.
+    """
+
+    what: str
+    where: str
+    name: str
+    detail: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.where} {self.name}" + "".join(f"\n    {line}" for line in self.detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """A chain or set as it was applied: its digest as compiled, and that of how the kernel listed it then."""
+
+    signature: str
+    listing: str

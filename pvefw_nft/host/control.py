@@ -1,0 +1,277 @@
+"""The verbs: apply, stop, confirm, roll back, each under the lock.
+
+A change that must be confirmed goes again by itself without a confirmation in time. A guard outside of the command
+does that, so that it happens also when the shell, the ssh session or pvefw dies: a transient systemd timer where
+systemd runs, else a process of its own session. It is started before anything changes.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pvefw_nft.errors import HostError
+
+from . import firewall, lock, record, state, tools
+from .firewall import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .record import Desired
+
+MAX_SECONDS = 24 * 3600
+_GUARD_START = 20.0  # seconds for the guard process to say that it runs
+_GRACE = 10.0  # seconds after which the command itself does what the guard should have done
+_GUARD_LOCK_WAIT = 600.0  # the guard must get its turn: it waits for the lock this long, again and again
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A change that waits for its confirmation until ``deadline``, in seconds since boot."""
+
+    token: str
+    deadline: float
+    was_running: bool
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the ruleset before it comes back."""
+        return max(0.0, self.deadline - _since_boot())
+
+
+def pending() -> Pending | None:
+    """Return the change that waits for its confirmation, if there is one. Raises HostError."""
+    value = state.read(record.pending_path())
+    return None if value is None else Pending(**value)
+
+
+def apply(
+    desired: Desired,
+    *,
+    only_if_running: bool = False,
+    anew: bool = False,
+    confirm_within: float | None = None,
+    wait: float = lock.WAIT,
+) -> tuple[Outcome, Pending | None]:
+    """Apply a ruleset; with ``confirm_within`` seconds it goes again unless :func:`confirm` comes in time.
+
+    ``only_if_running``: do nothing where the firewall is not running. ``anew``: load also what is as wanted. Raises
+    :class:`HostError`, also where another change still waits for its confirmation, and LockedError.
+    """
+    with lock.hold(wait=wait):
+        running = firewall.is_running()
+        if only_if_running and not running:
+            return Outcome(running=False), None
+        waiting = pending()
+        if waiting is not None:
+            raise HostError(
+                f"another change waits for its confirmation for {waiting.seconds_left:.0f} s",
+                "run `pvefw confirm` or `pvefw rollback` first",
+            )
+        if confirm_within is not None:
+            return _apply_guarded(desired, confirm_within, was_running=running, anew=anew)
+        outcome = firewall.bring_to(desired, anew=anew)
+        keep()
+        return outcome, None
+
+
+def stop(*, wait: float = lock.WAIT) -> Outcome:
+    """Remove all that is ours and nothing else, and put the kernel's settings back. Raises HostError, LockedError."""
+    with lock.hold(wait=wait):
+        return firewall.remove_all()
+
+
+def confirm(*, wait: float = lock.WAIT) -> bool:
+    """Keep the change that waits for its confirmation; False where none waits. Raises HostError, LockedError."""
+    with lock.hold(wait=wait):
+        if pending() is None:
+            return False
+        keep()
+        return True
+
+
+def keep() -> None:
+    """Take what runs as confirmed; the caller holds the lock."""
+    if record.running_path().exists():
+        record.copy(record.running_path(), record.confirmed_path())
+    state.remove(record.pending_path())
+    state.remove(record.held_path())
+
+
+def roll_back(*, wait: float = lock.WAIT) -> Outcome:
+    """Return to what was confirmed last; a change that waits for its confirmation is undone.
+
+    Raises :class:`HostError` where nothing was ever confirmed, and LockedError.
+    """
+    with lock.hold(wait=wait):
+        change = pending()
+        if change is not None:
+            return _undo(change)
+        return bring_to_confirmed()
+
+
+def bring_to_confirmed() -> Outcome:
+    """Return to what was confirmed last; the caller holds the lock."""
+    confirmed = record.load(record.confirmed_path())
+    if confirmed is None:
+        raise HostError("there is no confirmed ruleset to return to", "run `pvefw start`")
+    return firewall.bring_to(confirmed, record_of=record.confirmed_path())
+
+
+def keep_up(desired: Desired) -> Outcome | None:
+    """Do the service's part, which never overrides a person; the caller holds the lock.
+
+    None where a change waits for its confirmation, or where nobody confirmed this ruleset: then what was confirmed
+    last runs, also after a reboot.
+    """
+    if pending() is not None:
+        return None
+    if is_held_back(desired):
+        if not firewall.is_running() and record.load_if_sound(record.confirmed_path()) is not None:
+            bring_to_confirmed()
+        return None
+    outcome = firewall.bring_to(desired)
+    keep()
+    return outcome
+
+
+def is_held_back(desired: Desired) -> bool:
+    """Tell whether nobody confirmed this ruleset when it ran, so that only a person may apply it again."""
+    held: Any = state.read(record.held_path())
+    return held is not None and held.get("fingerprint") == desired.fingerprint
+
+
+def guard(token: str, seconds: float, ready: int | None = None) -> Outcome | None:
+    """Wait, then undo the change of that token unless it was confirmed; what the guard process runs.
+
+    ``ready`` is a file descriptor that is written to once nothing can keep the guard from its work any more.
+    """
+    if ready is not None:
+        os.write(ready, b"!")
+        os.close(ready)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not _waits_for(token):
+            return None
+        time.sleep(min(1.0, max(0.0, end - time.monotonic())))
+    while True:
+        try:
+            with lock.hold(wait=_GUARD_LOCK_WAIT):
+                change = pending()
+                return _undo(change) if change is not None and change.token == token else None
+        except HostError:
+            # whatever is in the way (a full disk, another tool's lock) may go: the host must not stay as it is
+            time.sleep(5)
+
+
+def await_confirmation(change: Pending) -> bool:
+    """Return True once the change is confirmed, False once it was undone."""
+    while _waits_for(change.token):
+        if _since_boot() > change.deadline + _GRACE:
+            guard(change.token, 0)
+        time.sleep(0.1)
+    # confirming forgets that the ruleset was held back, undoing does not
+    return state.read(record.held_path()) is None
+
+
+def _apply_guarded(desired: Desired, seconds: float, *, was_running: bool, anew: bool) -> tuple[Outcome, Pending]:
+    if was_running:
+        if record.load(record.running_path()) is None:
+            raise HostError(
+                "what runs now is not on record, so it could not be put back",
+                "run `pvefw start` without --confirm once",
+            )
+        record.copy(record.running_path(), record.previous_path())
+    change = Pending(secrets.token_hex(8), _since_boot() + seconds, was_running)
+    # on disk, so that the daemon does not apply it after a reboot either
+    state.write(record.held_path(), {"fingerprint": desired.fingerprint})
+    state.write(record.pending_path(), asdict(change))
+    try:
+        _start_guard(change.token, seconds)
+        return firewall.bring_to(desired, anew=anew), change
+    except BaseException:
+        state.remove(record.pending_path())
+        raise
+
+
+def _undo(change: Pending) -> Outcome:
+    if change.was_running:
+        before = record.load(record.previous_path())
+        if before is None:
+            raise HostError("the ruleset that ran before was not kept", "run `pvefw start` or `pvefw stop`")
+        outcome = firewall.bring_to(before, record_of=record.previous_path())
+    else:
+        outcome = firewall.remove_all()
+    state.remove(record.pending_path())
+    return outcome
+
+
+def _start_guard(token: str, seconds: float) -> None:
+    """Start what undoes the change. Raises HostError unless it is known to run: nothing may change without it."""
+    command = [sys.executable, "-m", "pvefw_nft.cli", "rollback", "--guard", token]
+    try:
+        if Path("/run/systemd/system").is_dir():
+            _start_timer(command, f"pvefw-guard-{token}", seconds)
+        else:
+            _start_process([*command, "--after", f"{seconds:g}"])
+    except (HostError, OSError) as error:
+        message = error.message if isinstance(error, HostError) else error.strerror
+        raise HostError(f"no guard could be started, so nothing was changed: {message}") from error
+
+
+def _start_timer(command: Sequence[str], unit: str, seconds: float) -> None:
+    timer = [f"--on-active={seconds:g}s", f"--unit={unit}", "--timer-property=AccuracySec=100ms"]
+    environment = [f"--setenv={key}={value}" for key, value in _guard_environment().items()]
+    tools.run(["systemd-run", "--quiet", "--collect", *timer, *environment, "--", *command])
+    tools.run(["systemctl", "is-active", "--quiet", f"{unit}.timer"])
+
+
+def _start_process(command: Sequence[str]) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as ready:
+        try:
+            # what runs on this terminal may die with it: a session of its own does not
+            subprocess.Popen(
+                [*command, "--ready", str(writing)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=[writing],
+                env={**os.environ, **_guard_environment()},
+                cwd="/",
+            )
+        finally:
+            os.close(writing)
+        # end of file: it died before it could say so
+        if not select.select([ready], [], [], _GUARD_START)[0] or not ready.read(1):
+            raise HostError("the guard process did not start")
+
+
+def _guard_environment() -> dict[str, str]:
+    """Return what the guard needs to be this program with this state, wherever it is started."""
+    kept = {key: os.environ[key] for key in ("PVEFW_RUN_DIRECTORY", "PVEFW_STATE_DIRECTORY") if key in os.environ}
+    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**kept, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def waits(change: Pending) -> bool:
+    """Tell whether the change still waits for its confirmation."""
+    return _waits_for(change.token)
+
+
+def _waits_for(token: str) -> bool:
+    change = pending()
+    return change is not None and change.token == token
+
+
+def _since_boot() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,0 +1,288 @@
+"""What on a host keeps its firewall from working, each finding with its remedy. Nothing is changed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pvefw_nft.errors import HostError, PvefwError
+
+from . import sysctl, tools
+from .links import open_route, read_links
+from .nftables_state import TABLE, Nftables
+from .plumbing import plan_plug
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .links import Links
+    from .plumbing import Nic
+
+_TOOLS = {
+    "iptables": ("iptables", "iptables-restore", "ip6tables-restore", "ipset", "ebtables-restore"),
+    "nft": ("nft",),
+}
+# what a bridge ruleset needs of the kernel, tried without loading anything into it
+_PROBES = (
+    ("bridge connection tracking", "ct state established accept", "nf_conntrack_bridge"),
+    ("rejecting on bridges", "reject", "nft_reject_bridge"),
+    ("bridge names", 'meta ibrname "vmbr0" accept', "nft_meta_bridge"),
+)
+_OTHER_FIREWALLS = {
+    "pve-firewall": "/run/pve-firewall.pid",
+    "proxmox-firewall": "/run/proxmox-firewall.pid",
+    "firewalld": "/run/firewalld.pid",
+}
+
+
+class Level(Enum):
+    """How bad a finding is."""
+
+    GOOD = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    BAD = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at, and what to do about it."""
+
+    level: Level
+    text: str
+    remedy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """The enable switches of a configuration: the cluster's, the node's, and by VMID the guests' with filtered NICs."""
+
+    cluster: bool
+    host: bool
+    guests: dict[int, bool]
+
+
+def examine(backend: str, switches: Switches, nics: Sequence[Nic]) -> Iterator[Finding]:
+    """Look at everything. ``nics`` are the NICs with firewall=1 of the configuration."""
+    if os.geteuid() != 0:
+        yield Finding(Level.WARNING, "not run as root: most of it cannot be seen", "run it as root")
+    yield from _switches(switches)
+    yield from _tools(backend)
+    yield from _kernel(backend)
+    yield from _bridge_settings(backend)
+    yield from _other_rules(backend)
+    yield from _other_firewalls()
+    yield from _plumbing(nics)
+
+
+def _switches(switches: Switches) -> Iterator[Finding]:
+    if not switches.cluster:
+        yield Finding(
+            Level.BAD,
+            "the firewall is off for the whole cluster, so nothing is filtered",
+            "set `enable: 1` in [OPTIONS] of cluster.fw",
+        )
+        return
+    yield Finding(Level.GOOD, "cluster.fw: enabled")
+    if not switches.host:
+        yield Finding(Level.WARNING, "host.fw: this node itself is not filtered", "set `enable: 1` in host.fw")
+    off = sorted(vmid for vmid, enabled in switches.guests.items() if not enabled)
+    if off:
+        yield Finding(
+            Level.WARNING,
+            f"guests with firewall=1 on a NIC whose own firewall is off: {_few(off)}",
+            "set `enable: 1` in [OPTIONS] of their .fw files",
+        )
+
+
+def _tools(backend: str) -> Iterator[Finding]:
+    for tool in _TOOLS[backend]:
+        try:
+            path = tools.find(tool)
+        except HostError as error:
+            yield Finding(Level.BAD, error.message, error.hint)
+            continue
+        if "-" not in tool:
+            yield Finding(Level.GOOD, f"{path}: {_version(tool)}")
+    if backend == "nft":
+        try:
+            Nftables()
+        except HostError as error:
+            yield Finding(Level.BAD, error.message, error.hint)
+
+
+def _version(tool: str) -> str:
+    try:
+        return (tools.run([tool, "--version"], timeout=10).splitlines() or ["unknown version"])[0]
+    except HostError as error:
+        return error.message
+
+
+def _kernel(backend: str) -> Iterator[Finding]:
+    yield Finding(Level.GOOD, f"kernel {platform.release()}")
+    if backend == "iptables":
+        if sysctl.read("net/bridge/bridge-nf-call-iptables") is None:
+            yield Finding(
+                Level.WARNING,
+                "br_netfilter is not loaded, so bridged packets pass iptables by",
+                "`pvefw start` loads it; if that fails, install the kernel's modules",
+            )
+        return
+    if shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None or os.geteuid() != 0:
+        return
+    for what, rule, module in _PROBES:
+        probe = f"table bridge {TABLE}-probe {{ chain c {{ type filter hook prerouting priority 0; {rule}; }} }}"
+        try:
+            tools.run(["nft", "-c", "-f", "-"], probe)
+        except HostError:
+            yield Finding(Level.BAD, f"this kernel lacks {what}", f"modprobe {module}, or use a kernel that has it")
+        else:
+            yield Finding(Level.GOOD, f"kernel: {what}")
+
+
+def _bridge_settings(backend: str) -> Iterator[Finding]:
+    values = {family: sysctl.read(f"net/bridge/bridge-nf-call-{family}") for family in ("iptables", "ip6tables")}
+    if backend == "nft" and "1" in values.values():
+        yield Finding(
+            Level.NOTE,
+            "bridged packets also pass iptables' chains (br_netfilter), which the nft backend does not need",
+            "if nothing else needs it: sysctl net.bridge.bridge-nf-call-iptables=0 and -ip6tables=0",
+        )
+    if backend != "iptables":
+        return
+    for family, value in values.items():
+        if value == "0":
+            yield Finding(
+                Level.BAD,
+                f"net.bridge.bridge-nf-call-{family} is 0: bridged packets pass {family} by",
+                "`pvefw start` sets it; find what sets it back (sysctl.d, Docker, libvirt)",
+            )
+    if sysctl.read("net/bridge/bridge-nf-filter-vlan-tagged") == "0":
+        yield Finding(
+            Level.WARNING,
+            "frames that a guest tags with a VLAN itself pass iptables unfiltered",
+            "sysctl net.bridge.bridge-nf-filter-vlan-tagged=1, or use the nft backend",
+        )
+
+
+def _other_rules(backend: str) -> Iterator[Finding]:
+    legacy = _has_rules("iptables-legacy-save") or _has_rules("ip6tables-legacy-save")
+    modern = _has_rules("iptables-nft-save") or _has_rules("ip6tables-nft-save")
+    if legacy and modern:
+        yield Finding(
+            Level.WARNING,
+            "there are rules of both iptables-legacy and iptables-nft: a packet passes both",
+            "move all programs to one: update-alternatives --config iptables",
+        )
+    for tool in ("iptables", "ip6tables"):
+        policy = re.search(r"^:FORWARD DROP", _saved(f"{tool}-save"), re.MULTILINE)
+        bridged = sysctl.read(f"net/bridge/bridge-nf-call-{tool}") == "1"
+        if policy is not None and (bridged or backend == "iptables"):
+            yield Finding(
+                Level.WARNING,
+                f"{tool}: FORWARD drops by policy (Docker sets it), also bridged packets that no rule accepts",
+                f"{tool} -P FORWARD ACCEPT, or keep Docker on a host or guest of its own",
+            )
+    yield from _other_tables()
+
+
+def _other_tables() -> Iterator[Finding]:
+    try:
+        entries = Nftables().run([{"list": {"chains": None}}])
+    except HostError:
+        return
+    ours = [entry["chain"] for entry in entries if "chain" in entry and entry["chain"].get("table") == TABLE]
+    if ours and _has_chain("iptables-save", "PVEFW-INPUT"):
+        yield Finding(
+            Level.WARNING,
+            "rulesets of both backends are loaded: a packet must pass both",
+            "`pvefw start` leaves the one that host.fw asks for",
+        )
+    for entry in entries:
+        chain = entry.get("chain", {})
+        if chain.get("table") == TABLE or "hook" not in chain or chain.get("policy") != "drop":
+            continue
+        yield Finding(
+            Level.NOTE,
+            f"nftables: chain {chain['family']} {chain['table']} {chain['name']} drops by policy at {chain['hook']}",
+            "what pvefw accepts may be dropped there",
+        )
+
+
+def _other_firewalls() -> Iterator[Finding]:
+    for name, pid_file in _OTHER_FIREWALLS.items():
+        if Path(pid_file).exists():
+            yield Finding(
+                Level.BAD if name != "firewalld" else Level.NOTE,
+                f"{name} is running",
+                f"systemctl disable --now {name}: two programs that write the same rules undo one another"
+                if name != "firewalld"
+                else "what pvefw accepts may be dropped by it",
+            )
+
+
+def _plumbing(nics: Sequence[Nic]) -> Iterator[Finding]:
+    try:
+        with open_route() as route:
+            links = read_links(route)
+    except HostError as error:
+        yield Finding(Level.WARNING, error.message, error.hint)
+        return
+    wrong = 0
+    there = [nic for nic in nics if links.get(nic.interface) is not None]
+    for nic in there:
+        found = _nic(nic, links)
+        if found is not None:
+            wrong += 1
+            yield found
+    if there and not wrong:
+        yield Finding(Level.GOOD, f"{len(there)} NICs with firewall=1 are behind their firewall bridges")
+
+
+def _nic(nic: Nic, links: Links) -> Finding | None:
+    link = links.get(nic.interface)
+    assert link is not None
+    if link.master != nic.firewall_bridge:
+        where = f"in {link.master}" if link.master else "in no bridge"
+        return Finding(
+            Level.BAD,
+            f"{nic.interface} has firewall=1 but is {where}, not behind {nic.firewall_bridge}: it is not filtered",
+            f"pvefw plug {nic.interface}",
+        )
+    try:
+        steps = plan_plug(nic, links)
+    except PvefwError as error:
+        return Finding(Level.BAD, f"{nic.interface}: {error.message}", error.hint)
+    if steps:
+        return Finding(
+            Level.WARNING,
+            f"{nic.interface}: its plumbing is not as it should be ({steps[0]}, …)",
+            f"pvefw plug {nic.interface}",
+        )
+    return None
+
+
+def _saved(tool: str) -> str:
+    try:
+        return tools.run([tool], timeout=30)
+    except HostError:
+        return ""
+
+
+def _has_rules(tool: str) -> bool:
+    return any(line.startswith("-A ") for line in _saved(tool).splitlines())
+
+
+def _has_chain(tool: str, chain: str) -> bool:
+    return any(line.startswith(f":{chain} ") for line in _saved(tool).splitlines())
+
+
+def _few(values: Sequence[int]) -> str:
+    shown = ", ".join(map(str, values[:8]))
+    return shown if len(values) <= 8 else f"{shown} and {len(values) - 8} more"

@@ -1,0 +1,176 @@
+"""Bringing a host to a ruleset and removing it, with records on disk and switching between backends.
+
+Each function takes the compiled ruleset as data and returns what it did; it prints nothing. All of them may be
+repeated, and a start after a run that was killed anywhere leads to the same end as an undisturbed one: what is
+to be done is worked out from what the kernel holds, never from what should have been done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pvefw_nft.errors import HostError
+
+from . import record, settings, state
+from .engines import Engine, engine, others
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .changes import Change
+    from .record import Desired, Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command did. ``text`` is what was fed to the tools or would be, ``problems`` what did not matter enough
+    to fail (a conntrack limit that could not be set).
+    """
+
+    running: bool
+    changes: tuple[Change, ...] = ()
+    text: str = ""
+    switched_from: str | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The firewall as it is: ``changes`` are pending, ``drifted`` was changed by hand."""
+
+    running: bool
+    backends: tuple[str, ...]
+    enabled: bool
+    changes: tuple[Change, ...]
+    drifted: tuple[str, ...]
+    dropped: dict[str, int]
+
+
+def is_running() -> bool:
+    """Tell whether a start was done since boot, or anything of ours is in the kernel."""
+    return record.marker_path().exists() or any(candidate.present() for candidate in _all_engines())
+
+
+def preview(desired: Desired, *, anew: bool = False) -> Outcome:
+    """Return what a start would do, without doing it."""
+    chosen = engine(desired.backend)
+    memory, previous = _known(desired.backend)
+    planned = chosen.plan(desired, None if anew else memory, previous)
+    switched = next((other.name for other in others(desired.backend) if other.present()), None)
+    return Outcome(is_running(), planned.changes, str(planned), switched)
+
+
+def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = None) -> Outcome:
+    """Bring the host to the ruleset, whatever ran before. With ``anew`` also what is as wanted is loaded again.
+
+    The caller holds the lock. ``record_of``: the record that the ruleset was read from; without one it is written.
+    Raises :class:`HostError`: what ran before is then in place, or it says what is.
+    """
+    chosen = engine(desired.backend)
+    memory, previous = _known(desired.backend)
+    planned = chosen.plan(desired, memory, previous)
+    leftover = [other for other in others(desired.backend) if other.present()]
+    if planned.changes or anew or leftover or _differs(desired, previous):
+        # written and synced before the kernel is touched: a full disk leaves everything as it is
+        prepared = record.prepare(record.running_path(), desired) if record_of is None else None
+        try:
+            _load(chosen, desired, memory, previous, anew=anew)
+        except BaseException:
+            if prepared is not None:
+                prepared.discard()
+            raise
+        if prepared is not None:
+            prepared.commit()
+        elif record_of is not None:
+            record.copy(record_of, record.running_path())
+    if not record.marker_path().exists():
+        state.write(record.marker_path(), {"backend": desired.backend})
+    # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
+    for other in leftover:
+        other.remove()
+    problems = _conntrack(desired)
+    if planned.changes or anew or memory is None or memory.fingerprint != desired.fingerprint:
+        problems += _remember(chosen, desired, None if anew else memory)
+    return Outcome(
+        running=True,
+        changes=planned.changes,
+        text=str(planned),
+        switched_from=leftover[0].name if leftover else None,
+        problems=tuple(problems),
+    )
+
+
+def remove_all() -> Outcome:
+    """Remove all that is ours and nothing else, and put the kernel's settings back; the caller holds the lock."""
+    present = [candidate for candidate in _all_engines() if candidate.present()]
+    for candidate in present:
+        candidate.remove()
+    problems = settings.put_back()
+    was_running = bool(present) or record.marker_path().exists()
+    for path in (record.marker_path(), record.memory_path(), record.pending_path()):
+        state.remove(path)
+    return Outcome(running=was_running, problems=tuple(problems))
+
+
+def status(desired: Desired | None) -> Status:
+    """Return how the kernel differs from the ruleset (None: it could not be compiled). Raises HostError."""
+    present = [candidate for candidate in _all_engines() if candidate.present()]
+    running = bool(present) or record.marker_path().exists()
+    changes: tuple[Change, ...] = ()
+    if running and desired is not None:
+        memory, previous = _known(desired.backend)
+        changes = engine(desired.backend).plan(desired, memory, previous).changes
+    applied = record.load_if_sound(record.running_path())
+    memory = record.read_memory()
+    drifted: list[str] = []
+    dropped: dict[str, int] = {}
+    for candidate in present:
+        if applied is not None and applied.backend == candidate.name:
+            drifted += candidate.drifted(memory)
+        dropped.update(candidate.dropped())
+    enabled = applied.enabled if applied is not None and running else bool(present)
+    names = tuple(candidate.name for candidate in present)
+    return Status(running, names, enabled, changes, tuple(drifted), dropped)
+
+
+def _load(chosen: Engine, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool) -> None:
+    if desired.enabled:
+        settings.load_modules(desired.backend)
+        settings.set_all(settings.needed_first(desired.backend), required=True)
+    chosen.apply(desired, memory, previous, anew=anew)
+
+
+def _conntrack(desired: Desired) -> list[str]:
+    if desired.conntrack is None or not desired.enabled:
+        return []
+    return settings.set_all(desired.conntrack.settings(), required=False)
+
+
+def _remember(chosen: Engine, desired: Desired, memory: Memory | None) -> list[str]:
+    """Note how the kernel lists the ruleset. Without the notes, changes by hand go unseen: not worth failing for."""
+    try:
+        record.write_memory(chosen.remember(desired, memory))
+    except HostError as error:
+        state.remove(record.memory_path())
+        return [error.message]
+    return []
+
+
+def _known(backend: str) -> tuple[Memory | None, Desired | None]:
+    """Return what was applied last and how it was listed, as far as that is known and of this backend."""
+    previous = record.load_if_sound(record.running_path())
+    if previous is None or previous.backend != backend:
+        return None, None
+    memory = record.read_memory()
+    if memory is not None and memory.fingerprint != previous.fingerprint:
+        memory = None
+    return memory, previous
+
+
+def _differs(desired: Desired, previous: Desired | None) -> bool:
+    return previous is None or previous.fingerprint != desired.fingerprint or previous.conntrack != desired.conntrack
+
+
+def _all_engines() -> list[Engine]:
+    return [engine("iptables"), engine("nft")]

@@ -1,0 +1,66 @@
+"""Locks between runs of pvefw: files under /run, held by flock(2), so a killed run leaves none held."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pvefw_nft.errors import HostError, LockedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RUN_DIRECTORY = Path("/run")
+WAIT = 10.0
+"""Seconds a command waits for another one, unless told otherwise."""
+_POLL = 0.05
+
+
+def lock_path(name: str = "pvefw") -> Path:
+    """Return the file of a lock; ``pvefw`` guards the ruleset, ``pvefw-plumbing`` the links."""
+    return Path(os.environ.get("PVEFW_RUN_DIRECTORY", RUN_DIRECTORY)) / f"{name}.lock"
+
+
+@contextmanager
+def hold(path: Path | None = None, wait: float = WAIT) -> Iterator[None]:
+    """Hold a lock while the block runs; ``wait`` is in seconds.
+
+    Raises :class:`LockedError` that names the process holding it when the wait is over, and
+    :class:`HostError` where the file cannot be made.
+    """
+    path = path or lock_path()
+    try:
+        # never through a link, since /run may hold directories that others can write to
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as err:
+        hint = "run this as root" if err.errno in {errno.EACCES, errno.EPERM} else "check the directory"
+        raise HostError(f"cannot open the lock file {path}: {err.strerror}", hint) from err
+    try:
+        _acquire(descriptor, path, wait)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, path: Path, wait: float) -> None:
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                raise LockedError(
+                    f"another run of pvefw (process {holder}) holds the lock {path}",
+                    f"waited {wait:g} s; try again when it has ended, or wait longer with --wait",
+                ) from None
+            time.sleep(_POLL)
+        else:
+            return

@@ -1,0 +1,281 @@
+"""nftables rules as data: what is wanted, as compiled, and what the kernel has, by the digests kept there.
+
+What is wanted is a list of libnftables JSON commands (libnftables-json(5)) that add the tables ``bridge pvefw``
+and ``inet pvefw``. The kernel lists rules in another spelling than it was given, so each of our tables holds a
+chain ``digests``, which nothing jumps to: one rule for each chain, set or object, whose comment is its name and
+the digests of its definition and of its content.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import socket
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pvefw_nft.errors import HostError, InternalError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+TABLE = "pvefw"
+FAMILIES = ("bridge", "inet")
+DIGESTS = "digests"
+"""The chain that holds the digests."""
+
+Command: TypeAlias = dict[str, Any]
+_MAX_COMMENT = 127  # NFTNL_UDATA_COMMENT_MAXLEN, libnftnl's udata.h, without the closing NUL
+_SETS = ("set", "map")
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """A chain, set, map or other object: its definition, and its content (rules, or elements).
+
+    ``definition`` is the body of its add command, without elements; ``content`` are rule bodies or elements.
+    """
+
+    kind: str
+    name: str
+    definition: Mapping[str, Any]
+    content: tuple[Any, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Its kind and name, shortened to what a comment can hold."""
+        key = f"{self.kind} {self.name}"
+        return key if len(key) <= _MAX_COMMENT - 40 else f"{self.kind} #{digest(key)}"
+
+    @property
+    def digests(self) -> str:
+        """The digests of the definition and of the content, with a dot between."""
+        return f"{digest(self.definition)}.{digest(self.content)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One of our tables as it should be: its things by key, and the commands that make all of them."""
+
+    things: Mapping[str, Thing] = field(default_factory=dict)
+    commands: tuple[Command, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A thing as noted in the kernel: its digests, and the handle of the rule that holds them."""
+
+    digests: str
+    handle: int
+
+
+Kernel: TypeAlias = "dict[str, dict[str, Noted]]"
+"""By family (only those whose table exists): what is noted, by key."""
+
+
+def digest(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Return a digest of a JSON value that does not depend on the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()[:12]).decode()
+
+
+def wanted(artefact: Mapping[str, Any]) -> dict[str, Wanted]:
+    """Read what ``pvefw compile --backend nft`` gives: by family, each table as it should be.
+
+    Commands that remove our own table first are left out, since how to get from what is there to what is wanted
+    is decided here. Raises :class:`InternalError` for any other command, and for tables that are not ours.
+    """
+    definitions: dict[str, dict[tuple[str, str], Command]] = {}
+    content: dict[str, dict[tuple[str, str], list[Any]]] = {}
+    commands: dict[str, list[Command]] = {}
+    for command in artefact["nftables"]:
+        verb, kind, body = _take_apart(command)
+        if verb == "metainfo" or (verb in ("delete", "destroy", "flush") and kind == "table"):
+            continue
+        if verb not in ("add", "create"):
+            raise InternalError(f"an artefact with the command {verb} {kind}")
+        family = body.get("family")
+        if family not in FAMILIES or body.get("name" if kind == "table" else "table") != TABLE:
+            raise InternalError(f"an artefact with a {kind} outside of our tables: {json.dumps(body)[:200]}")
+        commands.setdefault(family, []).append({"add": {kind: body}})
+        made = definitions.setdefault(family, {})
+        held = content.setdefault(family, {})
+        if kind == "rule":
+            held.setdefault(("chain", body["chain"]), []).append(body)
+        elif kind == "element":
+            owner = next(((k, body["name"]) for k in _SETS if (k, body["name"]) in made), None)
+            if owner is None:
+                raise InternalError(f"an artefact with elements of an unknown set {body['name']}")
+            held.setdefault(owner, []).extend(body["elem"])
+        elif kind != "table":
+            made[kind, body["name"]] = {key: value for key, value in body.items() if key != "elem"}
+            held.setdefault((kind, body["name"]), []).extend(body.get("elem", ()))
+    tables = {}
+    for family, made in definitions.items():
+        things = [Thing(k, n, body, tuple(content[family].get((k, n), ()))) for (k, n), body in made.items()]
+        if any(thing.kind == "chain" and thing.name == DIGESTS for thing in things):
+            raise InternalError(f"an artefact with a chain {DIGESTS} of its own")
+        tables[family] = Wanted({thing.key: thing for thing in things}, tuple(commands[family]))
+    return tables
+
+
+def _take_apart(command: Any) -> tuple[str, str, Command]:  # noqa: ANN401 - JSON
+    if isinstance(command, dict) and len(command) == 1:
+        ((verb, argument),) = command.items()
+        if verb == "metainfo":
+            return verb, "", {}
+        if isinstance(argument, dict) and len(argument) == 1:
+            ((kind, body),) = argument.items()
+            if isinstance(body, dict):
+                return verb, kind, body
+    raise InternalError(f"an artefact with the command {json.dumps(command)[:200]}")
+
+
+class Nftables:
+    """libnftables. Each call is one transaction: all of it happens, or nothing."""
+
+    def __init__(self) -> None:
+        """Load the library. Raises :class:`HostError` where it or its bindings are not installed."""
+        try:
+            import nftables
+
+            self._library = nftables.Nftables()
+        except (ImportError, OSError) as error:
+            raise HostError(
+                f"libnftables is not usable: {error}",
+                "apt-get install libnftables1 python3-nftables, or pip install 'pvefw[nft]'",
+            ) from error
+        self._library.set_json_output(True)
+        self._library.set_handle_output(True)
+
+    def run(self, commands: Sequence[Command]) -> list[Command]:
+        """Run the commands as one transaction and return what they list. Raises :class:`HostError`."""
+        status, output, problem = self._library.json_cmd({"nftables": list(commands)})
+        if status != 0:
+            raise _failure(problem or "no reason given", commands)
+        listed = output["nftables"] if isinstance(output, dict) else []
+        return [entry for entry in listed if "metainfo" not in entry]
+
+
+def _failure(problem: str, commands: Sequence[Command]) -> HostError:
+    lines = [line.removeprefix("internal:0:0-0: Error: ") for line in problem.splitlines() if line.strip()]
+    message = "libnftables refused the ruleset: " + "; ".join(lines[:4])
+    found = re.search(r"command array at index (\d+) failed", problem)
+    if found is not None and int(found[1]) < len(commands):
+        message += f"\n  in the command {json.dumps(commands[int(found[1])])[:300]}"
+    lowered = problem.lower()
+    hint = None
+    if "not permitted" in lowered:
+        hint = "run this as root"
+    elif "not supported" in lowered or "no such file" in lowered:
+        hint = "the kernel may lack what the rules use: see `pvefw doctor` (nf_conntrack_bridge, nft_reject_bridge)"
+    return HostError(message, hint)
+
+
+def read_kernel(nft: Nftables) -> Kernel:
+    """Return what is noted in our tables. A table without notes is one that somebody else made or emptied."""
+    found: Kernel = {}
+    for entry in nft.run([{"list": {"tables": None}}]):
+        table = entry.get("table", {})
+        if table.get("name") == TABLE and table.get("family") in FAMILIES:
+            found[table["family"]] = _read_notes(nft, table["family"])
+    return found
+
+
+def _read_notes(nft: Nftables, family: str) -> dict[str, Noted]:
+    chains = nft.run([{"list": {"chains": {"family": family}}}])
+    if not any(_is_chain(entry, family, DIGESTS) for entry in chains):
+        return {}
+    notes = {}
+    for entry in nft.run([{"list": {"chain": {"family": family, "table": TABLE, "name": DIGESTS}}}]):
+        rule = entry.get("rule")
+        if rule is not None:
+            key, _, digests = rule.get("comment", "").rpartition(" ")
+            notes[key] = Noted(digests, rule["handle"])
+    return notes
+
+
+def _is_chain(entry: Command, family: str, name: str) -> bool:
+    chain = entry.get("chain", {})
+    return (chain.get("family"), chain.get("table"), chain.get("name")) == (family, TABLE, name)
+
+
+def listing(nft: Nftables, family: str, only: Sequence[Thing] | None = None) -> dict[str, str]:
+    """Return a digest of each thing of a table as the kernel lists it now; counters and handles do not count.
+
+    ``only``: of these chains, sets and maps, since listing a large table takes seconds.
+    """
+    commands: list[Command] = [{"list": {"table": {"family": family, "name": TABLE}}}]
+    if only is not None:
+        commands = [{"list": {thing.kind: {"family": family, "table": TABLE, "name": thing.name}}} for thing in only]
+    definitions: dict[str, Any] = {}
+    rules: dict[str, list[Any]] = {}
+    for entry in (entry for command in commands for entry in nft.run([command])):
+        ((kind, body),) = entry.items()
+        if kind == "rule":
+            if body["chain"] != DIGESTS:
+                rules.setdefault(f"chain {body['chain']}", []).append(_stable(body))
+        elif kind != "table" and body.get("name") != DIGESTS:
+            stable = _stable(body)
+            if "dynamic" in body.get("flags", ()) or "timeout" in body.get("flags", ()):
+                stable.pop("elem", None)  # filled by packets
+            definitions[Thing(kind, body["name"], {}).key] = stable
+    return {key: digest([body, rules.get(key, [])]) for key, body in definitions.items()}
+
+
+def _stable(body: Any) -> Any:  # noqa: ANN401 - JSON
+    """Return what is listed without what changes by itself."""
+    if isinstance(body, dict):
+        return {
+            key: ("…" if key == "counter" else _stable(value))
+            for key, value in body.items()
+            if key not in ("handle", "expires")
+        }
+    if isinstance(body, list):
+        return [_stable(value) for value in body]
+    return body
+
+
+def note_commands(family: str, things: Iterable[Thing]) -> list[Command]:
+    """Return the commands that note things in the chain of digests."""
+    return [
+        {
+            "add": {
+                "rule": {
+                    "family": family,
+                    "table": TABLE,
+                    "chain": DIGESTS,
+                    "expr": [{"continue": None}],
+                    "comment": f"{thing.key} {thing.digests}",
+                }
+            }
+        }
+        for thing in things
+    ]
+
+
+def generation() -> int | None:
+    """Return the number of the kernel's ruleset, which grows with each change by anybody (None: unknown).
+
+    nf_tables.h: NFT_MSG_GETGEN asks for it, NFTA_GEN_ID holds it.
+    """
+    netlink_netfilter, get_generation, request, generation_id = 12, (10 << 8) | 16, 1, 1
+    message = struct.pack("=IHHIIBBH", 20, get_generation, request, 1, 0, 0, 0, 0)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink_netfilter) as asking:
+            asking.settimeout(1)
+            asking.send(message)
+            answer = asking.recv(4096)
+    except OSError:
+        return None
+    position = 20
+    while position + 8 <= len(answer):
+        length, kind = struct.unpack_from("=HH", answer, position)
+        if kind == generation_id:
+            (number,) = struct.unpack_from("!I", answer, position + 4)
+            return int(number)
+        position += max(4, (length + 3) & ~3)
+    return None

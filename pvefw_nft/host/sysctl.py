@@ -1,0 +1,50 @@
+"""Kernel settings below /proc/sys: reading, writing, and remembering what stood there before."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from pvefw_nft.errors import HostError
+
+ROOT = Path("/proc/sys")
+
+
+def path_of(key: str, root: Path = ROOT) -> Path:
+    """Return the file of a setting; ``key`` is its path below /proc/sys, as ``net/ipv4/ip_forward``.
+
+    Slashes, not dots, since interface names may hold dots.
+    """
+    parts = key.split("/")
+    if not all(parts) or any(part in {".", ".."} for part in parts):
+        msg = f"not a kernel setting: {key!r}"
+        raise ValueError(msg)
+    return root.joinpath(*parts)
+
+
+def read(key: str, root: Path = ROOT) -> str | None:
+    """Return the value of a setting without its line end, or None where the kernel does not have it."""
+    try:
+        return path_of(key, root).read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as err:
+        # proc reports EINVAL or ENODEV when the link vanishes between open and read
+        if err.errno in {errno.EINVAL, errno.ENODEV}:
+            return None
+        raise HostError(f"cannot read the kernel setting {key}: {err.strerror}") from err
+
+
+def write(key: str, value: str, root: Path = ROOT) -> None:
+    """Set a kernel setting. Raises :class:`HostError` where the kernel has none of that name or refuses."""
+    try:
+        path_of(key, root).write_text(f"{value}\n")
+    except FileNotFoundError as err:
+        raise HostError(
+            f"the kernel has no setting {key}", "load the module it belongs to, or check the interface's name"
+        ) from err
+    except PermissionError as err:
+        raise HostError(f"no permission to set {key}", "run this as root") from err
+    except OSError as err:
+        hint = "/proc/sys is read-only here (a container?)" if err.errno == errno.EROFS else None
+        raise HostError(f"the kernel refused {key} = {value}: {err.strerror}", hint) from err

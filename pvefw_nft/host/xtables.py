@@ -1,0 +1,316 @@
+"""The iptables, ipset and ebtables rules of a host as data: what is wanted, and what is there.
+
+A :class:`State` holds only what is ours: chains that carry our signature or are called ``PVEFW-…``, the sets
+called ``PVEFW-…``, and the jumps from the kernel's chains into them. Everything else is the administrator's
+and is never read further than to see that it is not ours.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from backends.iptables.backend import signature as sign
+from pvefw_nft.errors import HostError, InternalError
+
+from . import tools
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+IP_TOOLS = ("iptables", "ip6tables")
+IP_TABLES = ("filter", "raw")
+HOOK_CHAINS = {
+    "filter": {"INPUT": "PVEFW-INPUT", "OUTPUT": "PVEFW-OUTPUT", "FORWARD": "PVEFW-FORWARD"},
+    "raw": {"PREROUTING": "PVEFW-PREROUTING"},
+}
+"""By table: the kernel's chains, and the chain of ours that each jumps to."""
+EBTABLES_HOOKS = {"FORWARD": "PVEFW-FORWARD"}
+
+_SIGNATURE = re.compile(r'-m comment --comment "?PVESIG:([A-Za-z0-9+/]*)"?')
+_JUMP = re.compile(r"(?:^| )(?:-j|-g|--jump|--goto) (\S+)")
+_EBTABLES_OURS = re.compile(r"PVEFW-\S+|(?:tap|veth)\d+i\d+-OUT(?:-ARP|-PROTO)?")
+_ADDRESSES = re.compile(r" -[sd] (\S+)")
+_COUNTED = re.compile(r"\[(\d+):\d+\] -A (\S+)")
+_IPTABLES_NAMES = re.compile(r"PVEFW-\S+|GROUP-\S+-(?:IN|OUT)|(?:tap|veth)\d+i\d+-(?:IN|OUT)")
+_SET_OURS = "PVEFW-"
+SWAP_SUFFIX = "_swap"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain's rule lines (``-A CHAIN …``) without the signature's line, and the signature.
+
+    Of a chain that is wanted, the lines are as compiled; of one that is there, as the tool lists them, which
+    is another spelling. The signature is over the compiled lines in both cases, so it alone can be compared.
+    """
+
+    rules: tuple[str, ...]
+    signature: str | None
+
+    @property
+    def listing(self) -> str:
+        """A digest of the lines as they are."""
+        return sign(list(self.rules))
+
+    @property
+    def size(self) -> int:
+        """How many rules the lines are: iptables makes one of each pair of a source and a destination."""
+        return sum(prod(found.count(",") + 1 for found in _ADDRESSES.findall(line)) for line in self.rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Our chains of one table; ``hooked``: the kernel's chains that jump to ours.
+
+    ``foreign`` are the names of chains that are not ours, ``referenced`` those of ours that foreign rules
+    jump to.
+    """
+
+    chains: Mapping[str, Chain] = field(default_factory=dict)
+    hooked: frozenset[str] = frozenset()
+    foreign: frozenset[str] = frozenset()
+    referenced: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class AddressSet:
+    """An ipset: what follows ``create NAME``, and its entries (what follows ``add NAME``)."""
+
+    create: str
+    entries: tuple[str, ...]
+
+    def same_as(self, other: AddressSet) -> bool:
+        """Tell whether both are of one kind and hold the same entries; the hash's size is the kernel's."""
+        if self.kind != other.kind or len(self.entries) != len(other.entries):
+            return False
+        mine, others = frozenset(self.entries), frozenset(other.entries)
+        # almost always spelled alike; reading addresses is slow
+        return mine == others or frozenset(map(_normal, mine)) == frozenset(map(_normal, others))
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """Type, family and maximal size."""
+        words = self.create.split()
+        options = dict(zip(words[1::2], words[2::2], strict=False))
+        return words[0], options.get("family", "inet"), options.get("maxelem", "65536")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All of ours. ``tables`` is keyed by tool and table."""
+
+    tables: Mapping[tuple[str, str], Table] = field(default_factory=dict)
+    ebtables: Table = Table()
+    sets: Mapping[str, AddressSet] = field(default_factory=dict)
+    enabled: bool = True
+
+    def table(self, tool: str, table: str) -> Table:
+        """Return a table, empty where nothing of ours is in it."""
+        return self.tables.get((tool, table), _EMPTY)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of ours is there."""
+        tables = [*self.tables.values(), self.ebtables]
+        return not self.sets and not any(table.chains or table.hooked for table in tables)
+
+
+_EMPTY = Table()
+
+
+def _normal(entry: str) -> str:
+    """Return an entry as ``ipset save`` spells it: ``10.1.2.3/8`` as ``10.0.0.0/8``."""
+    address, _, options = entry.partition(" ")
+    try:
+        network = ipaddress.ip_network(address, strict=False)
+    except ValueError:
+        return entry
+    spelled = str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
+    return f"{spelled} {options}" if options else spelled
+
+
+# --- what is wanted -----------------------------------------------------------------------------------------
+
+
+def wanted(artefact: Mapping[str, Any]) -> State:
+    """Read what ``pvefw compile --backend iptables --format json`` gives.
+
+    Raises :class:`InternalError` where the artefact is not of that shape, or a line would do something else
+    than add one rule to its chain or one entry to its set.
+    """
+    tables = {}
+    for tool in IP_TOOLS:
+        for name, chains in _mapping(artefact, tool).items():
+            if name not in IP_TABLES:
+                raise InternalError(f"an artefact with a table {tool} {name}")
+            hooks = HOOK_CHAINS[name]
+            tables[tool, name] = _wanted_table(chains, hooks)
+    return State(
+        tables=tables,
+        ebtables=_wanted_table(_mapping(artefact, "ebtables"), EBTABLES_HOOKS),
+        sets={name: _wanted_set(name, lines) for name, lines in _mapping(artefact, "ipset").items()},
+        enabled=bool(artefact.get("enabled")),
+    )
+
+
+def _wanted_table(chains: Mapping[str, Any], hooks: Mapping[str, str]) -> Table:
+    read = {}
+    for name, lines in chains.items():
+        _check_word(name)
+        for line in lines:
+            _check_line(line, f"-A {name} ")
+        read[name] = Chain(tuple(lines), sign(list(lines)))
+    return Table(read, frozenset(hook for hook, chain in hooks.items() if chain in read))
+
+
+def _wanted_set(name: str, lines: Any) -> AddressSet:  # noqa: ANN401 (JSON)
+    _check_word(name)
+    if not lines or not name.startswith(_SET_OURS):
+        raise InternalError(f"an artefact with a set {name!r} of {lines!r}")
+    create, *entries = lines
+    _check_line(create, f"create {name} ")
+    for entry in entries:
+        _check_line(entry, f"add {name} ")
+    return AddressSet(_after(create, 2), tuple(_after(entry, 2) for entry in entries))
+
+
+def _mapping(artefact: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = artefact.get(key)
+    if not isinstance(value, dict):
+        raise InternalError(f"an artefact whose {key!r} is {type(value).__name__}")
+    return value
+
+
+def _check_word(name: str) -> None:
+    if re.fullmatch(r"[!-~]{1,31}", name) is None:
+        raise InternalError(f"an artefact with the name {name!r}")
+
+
+def _check_line(line: Any, start: str) -> None:  # noqa: ANN401 (JSON)
+    if not isinstance(line, str) or not line.startswith(start) or any(c in line for c in "\n\r\0"):
+        raise InternalError(f"an artefact with the line {line!r} where one that begins with {start!r} belongs")
+
+
+def _after(line: str, words: int) -> str:
+    return line.split(" ", words)[words]
+
+
+# --- what is there ------------------------------------------------------------------------------------------
+
+
+def read_state(*, ebtables: bool = True) -> State:
+    """Return what of ours the kernel has now, through the tools' own save commands.
+
+    Raises :class:`HostError` where a tool is missing or fails. A missing ebtables is an error only if
+    ``ebtables`` says that it is needed.
+    """
+    tables = {}
+    for tool in IP_TOOLS:
+        for name, lines in _split_tables(tools.run([f"{tool}-save"])).items():
+            if name in IP_TABLES:
+                tables[tool, name] = parse_table(lines, HOOK_CHAINS[name])
+    return State(tables=tables, ebtables=_read_ebtables(needed=ebtables), sets=parse_sets(_ipset_save()))
+
+
+def _ipset_save() -> str:
+    return tools.run(["ipset", "save"])
+
+
+def _read_ebtables(*, needed: bool) -> Table:
+    try:
+        text = tools.run(["ebtables-save"])
+    except HostError:
+        if needed:
+            raise
+        return _EMPTY
+    return parse_ebtables(text)
+
+
+def parse_ebtables(text: str) -> Table:
+    """Read what ebtables-save lists; there, chains are ours by their names, since no rule holds a comment."""
+    lines = _split_tables(text).get("filter", [])
+    return parse_table(lines, EBTABLES_HOOKS, _EBTABLES_OURS)
+
+
+def parse_table(lines: Iterable[str], hooks: Mapping[str, str], ours: re.Pattern[str] | None = None) -> Table:
+    """Read one table of a save listing; ``ours`` names chains of ours that carry no signature."""
+    names: list[str] = []
+    rules: dict[str, list[str]] = defaultdict(list)
+    signatures: dict[str, str] = {}
+    for line in lines:
+        if line.startswith(":"):
+            names.append(line[1:].split(" ", 1)[0])
+        elif line.startswith("-A "):
+            chain = line.split(" ", 2)[1]
+            found = _SIGNATURE.search(line)
+            if found is not None and _JUMP.search(line) is None:
+                signatures[chain] = found[1]
+            else:
+                rules[chain].append(" ".join(line.split()) if ours is not None else line)
+    mine = {
+        name
+        for name in names
+        if name in signatures or name.startswith("PVEFW-") or (ours is not None and ours.fullmatch(name))
+    }
+    hooked = set()
+    referenced = set()
+    for chain, listed in rules.items():
+        if chain in mine:
+            continue
+        for line in listed:
+            hook = hooks.get(chain)
+            target = _JUMP.search(line)
+            if hook is not None and line == f"-A {chain} -j {hook}":
+                hooked.add(chain)
+            elif target is not None and target[1] in mine:
+                referenced.add(target[1])
+    return Table(
+        chains={name: Chain(tuple(rules[name]), signatures.get(name)) for name in sorted(mine)},
+        hooked=frozenset(hooked),
+        foreign=frozenset(names) - mine,
+        referenced=frozenset(referenced),
+    )
+
+
+def parse_sets(text: str) -> dict[str, AddressSet]:
+    """Read our sets from what ``ipset save`` lists."""
+    creates: dict[str, str] = {}
+    entries: dict[str, list[str]] = defaultdict(list)
+    for line in text.splitlines():
+        verb, name, rest = [*line.split(" ", 2), "", ""][:3]
+        if not name.startswith(_SET_OURS):
+            continue
+        if verb == "create":
+            creates[name] = rest
+        elif verb == "add":
+            entries[name].append(rest)
+    return {name: AddressSet(create, tuple(entries[name])) for name, create in creates.items()}
+
+
+def count_packets(endings: tuple[str, ...]) -> dict[str, int]:
+    """Return the packets that rules of ours with these targets counted, by ``TOOL CHAIN``."""
+    counts: dict[str, int] = defaultdict(int)
+    for tool in IP_TOOLS:
+        text = tools.run([f"{tool}-save", "-c"])
+        mine = parse_table((line for line in text.splitlines() if line.startswith(":")), {}, _IPTABLES_NAMES).chains
+        for line in text.splitlines():
+            found = _COUNTED.match(line)
+            if found is not None and found[2] in mine and any(f"{ending} " in f"{line} " for ending in endings):
+                counts[f"{tool} {found[2]}"] += int(found[1])
+    return {chain: packets for chain, packets in counts.items() if packets}
+
+
+def _split_tables(text: str) -> dict[str, list[str]]:
+    tables: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("*"):
+            lines = tables.setdefault(line[1:].strip(), [])
+        elif line and not line.startswith("#"):
+            lines.append(line)
+    return tables

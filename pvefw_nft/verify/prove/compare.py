@@ -1,0 +1,442 @@
+"""Proves two rulesets equal, or finds the packets that they treat differently.
+
+What is proved: for every way through the host (between outside, host, guests and other interfaces), every kind of
+frame and every packet, what the hooks on the way do to it, end to end, is the same on both sides. The proof goes by
+segments (one bridge crossed, or the host's own stack), most of which many ways share: where every segment
+treats every packet alike, whatever its mark, so does every way made of them. Only ways with a segment that
+differs are looked at as a whole.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from pvefw_nft.errors import InternalError, UsageError
+from pvefw_nft.verify import model as m
+from pvefw_nft.verify.describe import packet_text, rule_text
+from pvefw_nft.verify.packet import Probe
+from pvefw_nft.verify.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
+from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow
+from pvefw_nft.verify.prove.explain import Class, Explainer, tests_to_explain
+from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_ends, find_way
+from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
+from pvefw_nft.verify.prove.residual import Case, Outcome, Residuals
+from pvefw_nft.verify.simulate import simulate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from pvefw_nft.verify.path import End, Nic
+    from pvefw_nft.verify.prove.known import Known
+    from pvefw_nft.verify.simulate import Outcome as Simulated
+
+
+class Result(Enum):
+    """What the proof of two flows says."""
+
+    SAME = "same"
+    MARKS = "marks"
+    """The verdicts are the same, the marks that packets leave with are not."""
+    DIFFERENT = "different"
+
+
+class Trouble(NamedTuple):
+    """A segment that is not the same on both sides, for one kind of frame."""
+
+    before: Flow
+    after: Flow
+    result: Result
+
+
+class Met(NamedTuple):
+    """Where a trouble was met: the way, the kind of frame, and the segment's number on the way.
+
+    ``first`` and ``last`` tell whether the segment is the way's first or last.
+    """
+
+    way: Way
+    case: Case
+    first: bool
+    last: bool
+
+    @property
+    def worth(self) -> tuple[bool, bool, int]:
+        """The lower, the better the way shows the trouble: from or to outside, with few hooks."""
+        host = isinstance(self.way.source, HostEnd) or isinstance(self.way.destination, HostEnd)
+        return self.case.tagged, host and not (self.first and self.last), len(self.way.before)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to compare: ``strict`` also compares logs, marks, queue numbers and helpers; ``known`` are differences
+    to expect.
+    """
+
+    strict: bool = False
+    known: tuple[Known, ...] = ()
+
+
+def compare(
+    before: Side, after: Side, options: Options | None = None, progress: Callable[[int, int], None] | None = None
+) -> Report:
+    """Return how the rulesets of two sides differ. ``progress`` is called with the work done, and all of it.
+
+    Raises HostError where a ruleset cannot be evaluated.
+    """
+    with _without_gc():
+        return Comparison(before, after, options or Options(), progress).report()
+
+
+@contextmanager
+def _without_gc() -> Iterator[None]:
+    """Diagrams are many small tuples without cycles: looking for cycles among them takes most of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@dataclass(slots=True)
+class _Found:
+    """Differences on the way to a report."""
+
+    merged: dict[tuple[object, ...], Difference] = field(default_factory=dict)
+    omitted: int = 0
+
+
+class Comparison:
+    """One comparison; see :func:`compare`."""
+
+    def __init__(
+        self, before: Side, after: Side, options: Options, progress: Callable[[int, int], None] | None
+    ) -> None:
+        self.options = options
+        self.progress = progress or (lambda _done, _all: None)
+        self.tested = Tested.of(before.model, after.model)
+        self.ends, (self.topo_before, self.topo_after) = find_ends(self.tested, before.topology, after.topology)
+        tracked = frozenset((*m.MARK, *m.CT_MARK) if options.strict else self.tested.marks)
+        self.packet_marks = tuple((bit, 0) for bit in m.MARK if bit in tracked)
+        residuals = Residuals(tracked, strict=options.strict, fixed_states=not self.tested.changes_state)
+        self.before, self.after = before, after
+        self.flows_before, self.flows_after = Flows(before, residuals), Flows(after, residuals)
+        self.cases = self.tested.cases()
+        self.results: dict[tuple[Flow, Flow, bool], Result] = {}
+        self.later: dict[tuple[Flow, Flow], bool] = {}
+        self.troubles: dict[Trouble, list[Met]] = defaultdict(list)
+        self.ways = 0
+        self.diagrams = 0
+        self.assumptions: list[str] = list(dict.fromkeys((*before.model.assumptions, *after.model.assumptions)))
+
+    def report(self) -> Report:
+        """Carry the comparison out."""
+        self.prove_ways()
+        found = _Found()
+        self.explain(found)
+        return Report(
+            self.before.name,
+            self.after.name,
+            self.options.strict,
+            merge(found.merged.values()),
+            tuple(self.assumptions),
+            found.omitted,
+            Counts(self.ways, len(self.cases), len(self.results), self.diagrams),
+            (self.before.model, self.after.model),
+            self.tested.protocols(),
+        )
+
+    # --- proving ---
+
+    def prove_ways(self) -> None:
+        """Prove every segment; what does not hold goes to ``troubles``."""
+        general = [(s, d) for s in self.ends.general for d in self.ends.general if s != d]
+        general += [(HostEnd(), HostEnd())]
+        total = len(general) + len(self.ends.nics)
+        for done, (source, destination) in enumerate(general):
+            way = self.way(source, destination)
+            if way is not None:
+                self.prove_way(way, None)
+            self.progress(done, total)
+        for done, nic in enumerate(self.ends.nics, len(general)):
+            self.prove_nic(nic)
+            self.progress(done, total)
+        self.progress(total, total)
+
+    def prove_nic(self, nic: Nic) -> None:
+        """Prove what is a guest's own: its firewall bridge, in both directions."""
+        end = NicEnd(nic)
+        peer = self.peer(end)
+        out, into = self.way(end, peer), self.way(peer, end)
+        if out is not None and into is not None:
+            self.prove_way(out, 0)
+            self.prove_way(into, -1)
+
+    def peer(self, end: NicEnd) -> End:
+        """Return somebody on the guest's bridge to talk to: the outside, or else the host."""
+        return next(
+            (e for e in self.ends.general if isinstance(e, PortEnd) and e.bridge == end.nic.bridge),
+            HostEnd(),
+        )
+
+    def way(self, source: End, destination: End) -> Way | None:
+        """Return the way between two ends; None where there is none (different VLANs of one bridge)."""
+        try:
+            return find_way(self.topo_before, self.topo_after, source, destination)
+        except UsageError:
+            return None
+
+    def prove_way(self, way: Way, only: int | None) -> None:
+        """Prove a way's segments, or ``only`` one of them."""
+        self.ways += 1
+        for case in self.cases:
+            if way.routed and not case.is_ip:
+                continue
+            segments = way.segments or (Segment("", way.before, way.after),)
+            chosen = range(len(segments)) if only is None else (range(len(segments))[only],)
+            for number in chosen:
+                first, last = number == 0, number == len(segments) - 1
+                left = self.flows_before.flow(segments[number].before, case)
+                right = self.flows_after.flow(segments[number].after, case)
+                result = self.prove(left, right, fixed=first and not isinstance(way.source, HostEnd))
+                if result is not Result.SAME:
+                    self.troubles[Trouble(left, right, result)].append(Met(way, case, first, last))
+
+    def prove(self, before: Flow, after: Flow, *, fixed: bool) -> Result:
+        """Compare two flows for all packets; ``fixed``: for all that carry no mark."""
+        if not fixed:
+            self.later[before, after] = True
+        if before == after:
+            return Result.SAME
+        key = (before, after, fixed)
+        found = self.results.get(key)
+        if found is None:
+            self.diagrams += 1
+            found = self.results[key] = self._prove(before, after, fixed=fixed)
+        return found
+
+    def _prove(self, before: Flow, after: Flow, *, fixed: bool) -> Result:
+        evaluation = Evaluation([before, after])
+        one, two = evaluation.flow(before), evaluation.flow(after)
+        if fixed:
+            one = evaluation.assign(one, self.packet_marks)
+            two = evaluation.assign(two, self.packet_marks)
+        if one == two:
+            return Result.SAME
+        if evaluation.strip(one) == evaluation.strip(two):
+            return Result.DIFFERENT if self.options.strict else Result.MARKS
+        return Result.DIFFERENT
+
+    def marks_matter(self) -> bool:
+        """Whether some segment that packets come to with a mark looks at it."""
+        for before, after in self.later:
+            evaluation = Evaluation([before, after])
+            for node in (evaluation.flow(before), evaluation.flow(after)):
+                if evaluation.space.marks[node] & TESTS_MARK:
+                    return True
+        return False
+
+    # --- explaining ---
+
+    def explain(self, found: _Found) -> None:
+        """Find out what each trouble means end to end."""
+        if not self.troubles:
+            return
+        marks_matter: bool | None = None
+        unexplained: dict[Nic, None] = {}
+        looked_at: dict[tuple[Way, Case], list[Difference]] = {}
+        for trouble, places in self.troubles.items():
+            if trouble.result is Result.MARKS:
+                if marks_matter is None:
+                    marks_matter = self.marks_matter()
+                if not marks_matter:
+                    continue
+            for place in sorted(places, key=lambda place: place.worth):
+                key = (place.way, place.case)
+                if key not in looked_at:
+                    looked_at[key] = self.differences(place.way, place.case, found)
+                if looked_at[key]:
+                    self.add(found, place, places, looked_at[key])
+                    break
+            else:
+                ends = [end for place in places for end in (place.way.source, place.way.destination)]
+                unexplained |= {end.nic: None for end in ends if isinstance(end, NicEnd)}
+        self.between_guests(list(unexplained), found)
+
+    def between_guests(self, nics: Sequence[Nic], found: _Found) -> None:
+        """Look at the ways between guests whose own segments differ, though not seen from outside or host."""
+        pairs = [(a, b) for a in nics for b in nics if a is not b]
+        if len(pairs) > MOST_PAIRS:
+            self.assumptions.append(
+                f"of {len(pairs)} ways between guests whose segments differ, {MOST_PAIRS} were looked at"
+            )
+        for source, destination in pairs[:MOST_PAIRS]:
+            way = self.way(NicEnd(source), NicEnd(destination))
+            for case in self.cases:
+                if way is not None and not (way.routed and not case.is_ip):
+                    place = Met(way, case, first=True, last=True)
+                    self.add(found, place, [place], self.differences(way, case, found))
+
+    def differences(self, way: Way, case: Case, found: _Found) -> list[Difference]:
+        """Return how the sides differ on a whole way."""
+        before = self.flows_before.flow(way.before, case)
+        after = self.flows_after.flow(way.after, case)
+        if before == after:
+            return []
+        result = []
+        explainer = self.explainer(before, after, way, case)
+        for known in self.options.known:
+            if not known.concerns(way, case):
+                continue
+            condition = known.condition(case)
+            everything = explainer.differing
+            if explainer.where(condition, holds=True):
+                result += [self.difference(one, way, case, known.reason) for one in explainer.classes()[:1]]
+            explainer.differing = everything
+            explainer.where(condition, holds=False)
+        result += [self.difference(one, way, case, None) for one in explainer.classes()]
+        found.omitted += explainer.omitted
+        return result
+
+    def explainer(self, before: Flow, after: Flow, way: Way, case: Case) -> Explainer:
+        """Evaluate two flows so that their difference can be explained."""
+        plain = Evaluation([before, after])
+        more = [t for known in self.options.known for t in m.tests_of(known.condition(case))]
+        fields = {*plain.number, *(test.field for test in more)}
+        evaluation = Evaluation([before, after], [*more, *tests_to_explain(fields, case)])
+        nodes = [evaluation.flow(before), evaluation.flow(after)]
+        if not isinstance(way.source, HostEnd):
+            nodes = [evaluation.assign(node, self.packet_marks) for node in nodes]
+        if not self.options.strict:
+            nodes = [evaluation.strip(node) for node in nodes]
+        return Explainer(evaluation, nodes[0], nodes[1], case, from_host=isinstance(way.source, HostEnd))
+
+    def difference(self, one: Class, way: Way, case: Case, known: str | None) -> Difference:
+        """Make a class of packets a difference, with the rules that decide about its packet."""
+        paths = [Path(way.source, way.destination, stages) for stages in (way.before, way.after)]
+        places = []
+        for side, path, outcome in zip((self.before, self.after), paths, (one.before, one.after), strict=True):
+            run = simulate(side.model, Probe(one.packet, path))
+            verdict = f"reject {run.kind}" if run.verdict == "REJECT" else run.verdict.lower()
+            if verdict != outcome.verdict and not outcome.verdict.startswith("unknown"):
+                raise InternalError(
+                    f"the proof says {outcome.verdict} where the simulator says {verdict}, from {way.source}"
+                    f" to {way.destination}: {packet_text(one.packet)}",
+                    hint="please report this, with both rulesets",
+                )
+            places.append(deciding(run))
+        return Difference(
+            (str(way.source),),
+            (str(way.destination),),
+            (case.protocol,),
+            case.tagged,
+            one.usual,
+            one.fields,
+            verdict_text(one.before),
+            verdict_text(one.after),
+            places[0],
+            places[1],
+            Witness(paths[0], paths[1], one.packet),
+            known,
+        )
+
+    def add(self, found: _Found, place: Met, places: list[Met], differences: Iterable[Difference]) -> None:
+        """Take differences into the report. They hold for whatever way leads through the troubled segment."""
+        sources = self.zones([p.way.source for p in places], own=any(p.first for p in places))
+        destinations = self.zones([p.way.destination for p in places], own=any(p.last for p in places))
+        others = {p.case.protocol for p in places if not p.case.is_ip and p.case.tagged == place.case.tagged}
+        for difference in differences:
+            protocols = difference.protocols if place.case.is_ip else tuple(sorted(others))
+            one = replace(difference, sources=sources, destinations=destinations, protocols=protocols)
+            key = (
+                one.fields, one.before, one.after, one.usual, one.known, protocols, sources, destinations,
+            )  # fmt: skip
+            found.merged.setdefault(key, one)
+
+    def zones(self, ends: list[End], *, own: bool) -> tuple[str, ...]:
+        """Return the zones of ends that packets differ from or to; ``own``: nothing but them matters there."""
+        distinct = dict.fromkeys(ends)
+        bridges = {bridge_of(end) for end in distinct}
+        if not own or len(distinct) >= len(self.ends.general) - 1 > 1:
+            return (ANYWHERE,)
+        if len(distinct) > 4:
+            bridge = bridges.pop()
+            return (ANYWHERE,) if bridges or bridge is None else (bridge,)
+        return tuple(dict.fromkeys(self.zone(end) for end in distinct))
+
+    def zone(self, end: End) -> str:
+        """Return what people call an end: a guest with one NIC by its own name."""
+        match end:
+            case NicEnd(nic):
+                alone = sum(other.zone == nic.zone for other in self.topo_before.nics) == 1
+                return nic.zone if alone else nic.name
+            case PortEnd():
+                outside = [e for e in self.ends.general if isinstance(e, (PortEnd, RoutedEnd))]
+                return "outside" if sum(isinstance(e, PortEnd) for e in outside) == 1 else str(end)
+            case HostEnd() | RoutedEnd():
+                return str(end)
+
+
+def deciding(run: Simulated) -> tuple[Place, ...]:
+    """Return the rule that decides about a simulated packet, or the policy; nothing where none does."""
+    step = run.decider
+    if step is not None:
+        return (
+            Place(str(step.table.key), step.chain.name, step.number, rule_text(step.rule), step.origin, step.rule.line),
+        )
+    if run.verdict == "ACCEPT":
+        return ()
+    walk = run.deciding[-1][1]
+    return (Place(str(walk.table.key), walk.chain.name, 0, f"policy {run.verdict.lower()}"),)
+
+
+def merge(differences: Iterable[Difference]) -> tuple[Difference, ...]:
+    """Make one of differences that say the same of several sources, destinations or protocols."""
+    merged = list(differences)
+    for part in ("sources", "destinations", "protocols"):
+        groups: dict[tuple[object, ...], Difference] = {}
+        for one in merged:
+            key = (
+                () if part == "sources" else one.sources,
+                () if part == "destinations" else one.destinations,
+                () if part == "protocols" else one.protocols,
+                one.fields, one.before, one.after, one.usual, one.known,
+            )  # fmt: skip
+            groups[key] = _joined(groups[key], one) if key in groups else one
+        merged = list(groups.values())
+    return tuple(merged)
+
+
+def _joined(one: Difference, other: Difference) -> Difference:
+    return replace(
+        one,
+        sources=tuple(dict.fromkeys((*one.sources, *other.sources))),
+        destinations=tuple(dict.fromkeys((*one.destinations, *other.destinations))),
+        protocols=tuple(dict.fromkeys((*one.protocols, *other.protocols))),
+        tagged=one.tagged and other.tagged,
+    )
+
+
+MOST_PAIRS = 2000
+"""Ways between guests looked at one by one, where their segments differ in marks alone."""
+
+
+def verdict_text(outcome: Outcome) -> str:
+    """Return a verdict with what else is done: ``accept (queue bypass)``."""
+    extra = [*outcome.trace]
+    marks = [(name, value) for name, value in outcome.assigned if name.startswith(("mark", "ct mark"))]
+    for prefix in ("mark bit ", "ct mark bit "):
+        bits = [(int(name[len(prefix) :]), value) for name, value in marks if name.startswith(prefix)]
+        if bits:
+            number = sum(value << bit for bit, value in bits)
+            extra.append(f"{prefix.removesuffix(' bit ')} {number:#x}")
+    return f"{outcome.verdict} ({', '.join(extra)})" if extra else outcome.verdict
+
+
+__all__ = ["Options", "Side", "compare", "merge", "verdict_text"]

@@ -1,0 +1,297 @@
+"""Which base chains a packet meets on its way, and what is left of them for it.
+
+A :class:`Way` is a path through the host for both sides of a comparison. Its *segments* are the hops of the path
+(one bridge crossed, or the host's own stack): most ways share theirs with others, so each is proved once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+from pvefw_nft.verify import model as m
+from pvefw_nft.verify.intervals import IntervalSet
+from pvefw_nft.verify.path import (
+    End,
+    HostEnd,
+    Link,
+    NicEnd,
+    PortEnd,
+    RoutedEnd,
+    Stage,
+    Topology,
+    find_ends_outside,
+    find_path,
+)
+from pvefw_nft.verify.prove.atoms import Atoms, distinct
+from pvefw_nft.verify.prove.evaluate import Base, Flow
+from pvefw_nft.verify.prove.residual import (
+    ACCEPT,
+    ALL_STATES,
+    EMPTY,
+    INTERFACES,
+    RETURN,
+    Call,
+    Case,
+    Context,
+    Program,
+    Residuals,
+    Step,
+    conditions_of,
+    known_fields,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from pvefw_nft.verify.path import Nic
+
+LLDP = 0x88CC
+"""An ether type to stand for those that no rule names."""
+
+NEW = m.within(m.CT_STATE, (m.CT_STATES.index("new"),) * 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of two rulesets to compare: what it is called, its model, and the host it runs on."""
+
+    name: str
+    model: m.RulesetModel
+    topology: Topology
+
+
+def all_conditions(model: m.RulesetModel) -> Iterator[m.Condition]:
+    """Yield every condition of a ruleset."""
+    for table in model.tables:
+        for chain in table.chains.values():
+            yield from conditions_of(chain)
+
+
+@dataclass(slots=True)
+class Tested:
+    """What two rulesets look at: all sets by field, and the mark bits that a rule tests or copies."""
+
+    sets: dict[m.Field, dict[IntervalSet, None]] = field(default_factory=dict)
+    marks: set[m.Field] = field(default_factory=set)
+    changes_state: bool = False
+
+    @classmethod
+    def of(cls, *models: m.RulesetModel) -> Tested:
+        """Collect it from these rulesets."""
+        self = cls()
+        every_mark = {*m.MARK, *m.CT_MARK}
+        sets = self.sets
+        for model in models:
+            for condition in all_conditions(model):
+                for test in (condition,) if isinstance(condition, m.Test) else m.tests_of(condition):
+                    known = sets.get(test.field)
+                    if known is None:
+                        known = sets[test.field] = {}
+                    known[test.values] = None
+        self.marks = every_mark & set(sets)
+        effects = [
+            effect
+            for model in models
+            for table in model.tables
+            for chain in table.chains.values()
+            for rule in chain.rules
+            for effect in rule.effects
+        ]
+        self.changes_state = any(isinstance(effect, m.NoTrack) for effect in effects)
+        self._follow_copies([effect for effect in effects if isinstance(effect, m.CopyMark)])
+        return self
+
+    def _follow_copies(self, copies: Sequence[m.CopyMark]) -> None:
+        """A bit that is copied to one that matters does matter."""
+        before = -1
+        while before != len(self.marks):
+            before = len(self.marks)
+            for copy in copies:
+                other = m.CT_MARK if copy.target is m.MarkTarget.PACKET else m.MARK
+                self.marks |= {
+                    other[place]
+                    for place, bit in enumerate(copy.target.bits)
+                    if copy.take >> place & 1 and bit in self.marks
+                }
+
+    def protocols(self) -> dict[int, IntervalSet]:
+        """Return the classes of network protocols that the rules tell apart, each by one of it."""
+        special = [IntervalSet.single(value) for value in (m.IPV4, m.IPV6, m.ARP, m.VLAN)]
+        tested = [*self.sets.get(m.PROTOCOL, {}), *self.sets.get(m.ETHER_TYPE, {})]
+        atoms = Atoms(m.PROTOCOL.size, distinct([*special, *tested]), absent=False)
+        classes = [atoms.values(1 << atom) for atom in range(atoms.width)]
+        found = {(LLDP if LLDP in values else values.smallest()): values for values in classes}
+        del found[m.VLAN]
+        return found
+
+    def cases(self) -> list[Case]:
+        """Return the kinds of frames: a protocol of each class, untagged and tagged."""
+        return [Case(protocol, tagged) for tagged in (False, True) for protocol in sorted(self.protocols())]
+
+    def interface_sets(self) -> list[IntervalSet]:
+        """Return every set of interfaces that a rule tests."""
+        return list(distinct(values for on in INTERFACES for values in self.sets.get(on, {})))
+
+
+class Segment(NamedTuple):
+    """One hop of a way: its name, and its stages on each side."""
+
+    hop: str
+    before: tuple[Stage, ...]
+    after: tuple[Stage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """From one end to another; ``segments`` is None where the sides' hops differ."""
+
+    source: End
+    destination: End
+    before: tuple[Stage, ...]
+    after: tuple[Stage, ...]
+    segments: tuple[Segment, ...] | None
+
+    @property
+    def routed(self) -> bool:
+        """Whether only IP packets go this way."""
+        return bridge_of(self.source) is None or bridge_of(self.source) != bridge_of(self.destination)
+
+
+def bridge_of(end: End) -> str | None:
+    """Return the bridge that an end is on, if it is on one."""
+    match end:
+        case NicEnd(nic):
+            return nic.bridge
+        case PortEnd(bridge, _):
+            return bridge
+        case HostEnd() | RoutedEnd():
+            return None
+
+
+def find_way(before: Topology, after: Topology, source: End, destination: End) -> Way:
+    """Return the way between two ends on both sides."""
+    one = find_path(before, source, destination).stages
+    two = find_path(after, source, destination).stages
+    hops = [[(hop, tuple(stages)) for hop, stages in groupby(path, key=lambda stage: stage.hop)] for path in (one, two)]
+    segments: tuple[Segment, ...] | None = None
+    if [hop for hop, _ in hops[0]] == [hop for hop, _ in hops[1]]:
+        segments = tuple(Segment(hop, left, right) for (hop, left), (_, right) in zip(*hops, strict=True))
+    return Way(source, destination, one, two, segments)
+
+
+# --- ends ---------------------------------------------------------------------------------------------------
+
+
+class Ends(NamedTuple):
+    """Where packets come from and go to: ``general`` ends stand for all that are treated alike, ``nics`` are
+    the filtered guests' NICs, each of which has chains of its own.
+    """
+
+    general: list[End]
+    nics: list[Nic]
+
+
+def find_ends(tested: Tested, *topologies: Topology) -> tuple[Ends, list[Topology]]:
+    """Return the ends to look at, and the topologies with an interface added that no rule names."""
+    named, patterns = _interface_patterns(tested)
+    links: dict[str, Link] = {link.name: link for topology in topologies for link in topology.links}
+    nics: dict[str, Nic] = {nic.interface: nic for topology in topologies for nic in topology.nics}
+    extra = [Link(name, is_bridge=False) for name in _unknown_interfaces(named, links, nics)]
+    full = [
+        replace(topology, nics=tuple(nics.values()), links=(*links.values(), *extra)).with_bridges()
+        for topology in topologies
+    ]
+    general: list[End] = [HostEnd(), *find_ends_outside(full[0])]
+    seen: dict[object, int] = {}
+    filtered: list[Nic] = []
+    for nic in nics.values():
+        number = m.interface_number(nic.port)
+        key = (
+            nic.bridge,
+            nic.filtered,
+            number if number in named else None,
+            tuple(number in pattern for pattern in patterns),
+        )
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] <= 2:
+            general.append(NicEnd(nic))
+        if nic.filtered:
+            filtered.append(nic)
+    return Ends(general, filtered), full
+
+
+def _interface_patterns(tested: Tested) -> tuple[set[int], list[IntervalSet]]:
+    """Return the interfaces that rules name, and the other sets of interfaces."""
+    named: set[int] = set()
+    patterns = []
+    for values in tested.interface_sets():
+        if len(values.bounds) == 2 and values.bounds[1] == values.bounds[0] + 1:
+            named.add(values.bounds[0])
+        else:
+            patterns.append(values)
+    return named, patterns
+
+
+def _unknown_interfaces(named: Iterable[int], links: dict[str, Link], nics: dict[str, Nic]) -> Iterator[str]:
+    """Yield interfaces that rules name and nobody knows, and one that no rule names."""
+    known = {*links, "lo"} | {port for link in links.values() for port in link.ports}
+    for nic in nics.values():
+        known |= {nic.interface, nic.firewall_bridge, nic.link, nic.port, nic.bridge}
+    names = {m.interface_name(number) for number in named}
+    yield from sorted(
+        name for name in names - known if name and not name.startswith(("tap", "veth", "fwbr", "fwln", "fwpr"))
+    )
+    yield next(name for n in range(1000) if (name := f"other{n}") not in names | known)
+
+
+# --- flows --------------------------------------------------------------------------------------------------
+
+
+class Flows:
+    """Makes the flows of one side: what is left, for a case, of the base chains along stages."""
+
+    def __init__(self, side: Side, residuals: Residuals) -> None:
+        self.side = side
+        self.residuals = residuals
+        self._chains: dict[tuple[object, ...], list[tuple[m.Table, m.Chain]]] = {}
+
+    def flow(self, stages: Iterable[Stage], case: Case) -> Flow:
+        """Return the base chains that have something left, in order."""
+        found: list[Base] = []
+        for stage in stages:
+            chains = self.chains(stage, case.protocol)
+            if not chains:
+                continue
+            known = known_fields(stage, case)
+            if not m.holds(stage.when, {on: v for on, v in known.items() if v is not None}):
+                continue
+            context = Context(case, known, ALL_STATES, stage.unicast)
+            for table, chain in chains:
+                base = self.base(table, chain, context)
+                if base.accepts and base.program.always in (ACCEPT, RETURN):
+                    continue
+                if base.program.steps or not base.accepts:
+                    found.append(base)
+        return tuple(found)
+
+    def base(self, table: m.Table, chain: m.Chain, context: Context) -> Base:
+        program = self.residuals.program(table, chain, context)
+        accepts = not isinstance(chain.policy, m.Drop)
+        if chain.hook is not None and chain.hook.kind == "nat" and program.steps:
+            # Only the first packet of a connection meets nat chains; later ones are translated as it was.
+            program = Program((Step((NEW,), (), (), Call(program, back=True)),))
+        return Base(program, accepts)
+
+    def chains(self, stage: Stage, protocol: int) -> list[tuple[m.Table, m.Chain]]:
+        """As :meth:`Stage.chains`, remembered."""
+        kind = protocol if protocol in (m.IPV4, m.IPV6, m.ARP) else 0
+        key = (stage.family, stage.point, stage.first, stage.last, kind)
+        found = self._chains.get(key)
+        if found is None:
+            found = self._chains[key] = stage.chains(self.side.model, protocol)
+        return found
+
+
+__all__ = ["EMPTY", "Ends", "Flows", "Segment", "Side", "Tested", "Way", "find_ends", "find_way"]

@@ -1,0 +1,107 @@
+"""What a comparison found, as data. :mod:`~pvefw_nft.verify.prove.render` writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pvefw_nft.verify.intervals import IntervalSet
+    from pvefw_nft.verify.model import Field, RulesetModel
+    from pvefw_nft.verify.path import Path
+
+ANYWHERE = "anywhere"
+
+
+class Place(NamedTuple):
+    """A rule: its ``table``, ``chain`` and number there (from 1; 0: the chain's policy).
+
+    ``origin`` is the place in the configuration it comes from, ``line`` its line in the file read, where known;
+    ``text`` the rule in words.
+    """
+
+    table: str
+    chain: str
+    number: int
+    text: str
+    origin: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """One packet of a class, on one way through the host; ``packet`` is complete, to be simulated."""
+
+    before: Path
+    after: Path
+    packet: Mapping[Field, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Packets that the rulesets treat differently.
+
+    ``sources`` and ``destinations`` are zones, ``protocols`` network protocols (``PROTOCOL``); ``tagged`` says
+    that only VLAN-tagged frames differ. ``fields`` describes the packets: fields not listed are free, or, where
+    ``usual``, as in the first packet of an ordinary connection (new, unicast, TCP SYN, whole).
+    ``before`` and ``after`` are verdicts: ``accept``, ``drop``, ``reject KIND``, in a strict comparison with what
+    else is done. The rules are those that decide about the witness. ``known`` is the reason where the
+    difference is expected.
+    """
+
+    sources: tuple[str, ...]
+    destinations: tuple[str, ...]
+    protocols: tuple[int, ...]
+    tagged: bool
+    usual: bool
+    fields: tuple[tuple[Field, IntervalSet], ...]
+    before: str
+    after: str
+    rules_before: tuple[Place, ...]
+    rules_after: tuple[Place, ...]
+    witness: Witness
+    known: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much was proved: ways through the host, kinds of frames, pairs of programs, and those proved by
+    diagrams (the others were the same on both sides, or the same as a pair proved before).
+    """
+
+    ways: int
+    cases: int
+    pairs: int
+    diagrams: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The result of a comparison of ``before`` with ``after``.
+
+    ``protocols`` gives the network protocols that each one listed in a difference stands for.
+    ``assumptions`` says, a line each, what the result rests on. ``omitted`` counts classes of packets beyond
+    the limit of classes shown. Two rulesets are equal where all differences are known ones.
+    """
+
+    before: str
+    after: str
+    strict: bool
+    differences: tuple[Difference, ...]
+    assumptions: tuple[str, ...]
+    omitted: int
+    counts: Counts
+    models: tuple[RulesetModel, RulesetModel]
+    protocols: Mapping[int, IntervalSet]
+
+    @property
+    def unexpected(self) -> tuple[Difference, ...]:
+        """The differences that are not known ones."""
+        return tuple(difference for difference in self.differences if difference.known is None)
+
+    @property
+    def equal(self) -> bool:
+        """Whether every packet is treated alike, known differences aside."""
+        return not self.unexpected

@@ -1,0 +1,683 @@
+"""What is left of a ruleset for one kind of packet at one hook: programs.
+
+A proof looks at one :class:`Case` (network protocol, VLAN tag) and one way through the host at a time. There the
+interfaces are known, and much else: tests of them are decided, rules that cannot match are gone, rules behind a
+final one too. What is left is a :class:`Program`: a tuple of :class:`Step` s over the fields still open. Programs
+are interned, so that chains with the same rest are one object, whichever ruleset they come from.
+
+Example: for IPv4 that crosses from ``tap100i0`` to ``fwln100i0``, of ::
+
+    -A PVEFW-FORWARD -m conntrack --ctstate INVALID -j DROP
+    -A PVEFW-FORWARD -m physdev --physdev-is-bridged --physdev-in fwln+ -j PVEFW-FWBR-IN
+    -A PVEFW-FORWARD -m physdev --physdev-is-bridged --physdev-out fwln+ -j PVEFW-FWBR-OUT
+
+are left a step ``ct state invalid: drop`` and a call of the rest of ``tap100i0-OUT``, in which ``ct state`` can no
+longer be invalid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from heapq import merge
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
+
+from pvefw_nft.errors import HostError
+from pvefw_nft.verify import model as m
+from pvefw_nft.verify.intervals import IntervalSet
+from pvefw_nft.verify.packet import HOST_MAC
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pvefw_nft.verify.path import Stage
+
+CAST = m.Field("cast", 3, m.FieldKind.ENUM, ("unicast", "broadcast", "multicast"))
+"""Whom a frame is addressed to, whether or not that is this host: ``PKTTYPE`` without the hook's part in it."""
+
+INTERFACES = (m.IIF, m.OIF, m.PHYSIN, m.PHYSOUT, m.IBR, m.OBR)
+IP_FIELDS = (
+    m.L4PROTO, m.FRAGMENT, m.TTL, m.LENGTH, m.DSCP, m.SADDR_TYPE, m.DADDR_TYPE, m.SPORT, m.DPORT, m.TCP_FLAGS,
+)  # fmt: skip
+ARP_FIELDS = (m.ARP_OP, m.ARP_HTYPE, m.ARP_PTYPE, m.ARP_SPA, m.ARP_TPA, m.ARP_SHA, m.ARP_THA)
+SOMETIMES_ABSENT = frozenset((m.SPORT, m.DPORT, m.TCP_FLAGS, m.ICMP, m.ICMP6, m.SKUID, m.SKGID))
+"""Fields that packets of one case may have or lack."""
+
+MAX_DEPTH = 64
+"""How deep chains may call one another; the kernel refuses loops, a file need not."""
+
+
+class Case(NamedTuple):
+    """One kind of frame: its network ``protocol`` (``PROTOCOL``), and whether a VLAN tag is before it."""
+
+    protocol: int
+    tagged: bool
+
+    @property
+    def is_ip(self) -> bool:
+        """Whether it is IPv4 or IPv6."""
+        return self.protocol in (m.IPV4, m.IPV6)
+
+
+# --- programs -----------------------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """How a chain ends for a packet.
+
+    ``verdict`` is ``accept``, ``drop``, ``reject KIND``, ``return``, ``next`` (on with the next rule) or
+    ``unknown TEXT``. ``assigned`` are the fields given a value on the way, with those values, by field name;
+    ``trace`` what else was done, in order: ``queue …``, translations and, in a strict proof, log lines.
+    """
+
+    verdict: str
+    assigned: tuple[tuple[str, int], ...] = ()
+    trace: tuple[str, ...] = ()
+
+
+ACCEPT, DROP, RETURN, NEXT = Outcome("accept"), Outcome("drop"), Outcome("return"), Outcome("next")
+
+
+class Set(NamedTuple):
+    """These fields get these values."""
+
+    pairs: tuple[tuple[m.Field, int], ...]
+
+
+class Flip(NamedTuple):
+    """These bits change."""
+
+    bits: tuple[m.Field, ...]
+
+
+class Copy(NamedTuple):
+    """Each first bit gets the value of the second, or, with ``flip``, changes where the second is 1."""
+
+    pairs: tuple[tuple[m.Field, m.Field], ...]
+    flip: bool
+
+
+class Note(NamedTuple):
+    """Something is done that no field shows; the proof compares the text."""
+
+    text: str
+
+
+class Only(NamedTuple):
+    """The rest of the step is for packets where these hold."""
+
+    tests: tuple[m.Test, ...]
+    conditions: tuple[m.Condition, ...]
+
+
+Action: TypeAlias = Set | Flip | Copy | Note | Only
+
+
+class Call(NamedTuple):
+    """On to a program; what it returns goes to the next step (``back``), or returns from here too."""
+
+    program: Program
+    back: bool
+
+
+class Step(NamedTuple):
+    """Where all tests and conditions hold, the actions happen, and then ``end``; None: on to the next step.
+
+    ``tests`` are of different fields, in the order of the levels.
+    """
+
+    tests: tuple[m.Test, ...]
+    conditions: tuple[m.Condition, ...]
+    actions: tuple[Action, ...]
+    end: Outcome | Call | None
+
+
+@final
+class Program:
+    """Steps in order; a packet that comes to the end returns. Interned: equal ones are one object."""
+
+    __slots__ = ("steps",)
+    _known: dict[tuple[Step, ...], Program] = {}  # noqa: RUF012  the registry of all programs
+
+    steps: tuple[Step, ...]
+
+    def __new__(cls, steps: tuple[Step, ...]) -> Program:
+        """Return the one program of these steps."""
+        known = cls._known.get(steps)
+        if known is None:
+            known = object.__new__(cls)
+            known.steps = steps
+            cls._known[steps] = known
+        return known
+
+    @property
+    def always(self) -> Outcome | None:
+        """How it ends for every packet, where it does nothing else."""
+        first = self.steps[0] if self.steps else None
+        if first is None or first.tests or first.conditions or first.actions:
+            return None
+        return first.end if isinstance(first.end, Outcome) else None
+
+    @classmethod
+    def forget(cls) -> None:
+        """Let go of all programs. Those made before must not be compared with those made after."""
+        cls._known.clear()
+
+
+EMPTY = Program(())
+
+# --- order of levels ----------------------------------------------------------------------------------------
+
+_ORDER = (
+    m.ETHER_SRC, m.ETHER_DST, m.CT_STATE, m.CT_DIRECTION, *m.CT_STATUS.values(), m.VLAN_ID, *ARP_FIELDS,
+    m.L4PROTO, m.SADDR4, m.SADDR6, m.DPORT, m.DADDR4, m.DADDR6, m.SPORT, m.ICMP, m.ICMP6, m.TCP_FLAGS, m.FRAGMENT,
+    m.SADDR_TYPE, m.DADDR_TYPE, CAST, m.TTL, m.LENGTH, m.DSCP, m.SKUID, m.SKGID,
+)  # fmt: skip
+_RANKS = {on: place for place, on in enumerate(_ORDER)}
+_RANKS |= {bit: 100 + place for place, bit in enumerate((*m.MARK, *m.CT_MARK))}
+
+
+def rank(on: m.Field) -> tuple[int, str]:
+    """Return the place of a field among the levels; fields made on demand come between the rest and marks."""
+    return _RANKS.get(on, 99), on.name
+
+
+# --- making programs ----------------------------------------------------------------------------------------
+
+Known: TypeAlias = "dict[m.Field, int | None]"
+"""Fields whose value is known; None: the packet lacks the field."""
+
+
+def known_fields(stage: Stage, case: Case) -> Known:
+    """Return what is known of a packet of this case at this stage."""
+    known: Known = dict.fromkeys(INTERFACES)
+    known |= dict(stage.fields)
+    known[m.PROTOCOL] = case.protocol
+    known[m.ETHER_TYPE] = m.VLAN if case.tagged and not stage.from_host else case.protocol
+    if stage.family is m.Family.BRIDGE:
+        known[m.IS_BRIDGED] = None
+    if not case.tagged or stage.from_host:
+        known[m.VLAN_ID] = None
+    if stage.from_host:
+        known[m.ETHER_SRC] = HOST_MAC
+        if stage.family is not m.Family.BRIDGE and stage.point in (m.Point.OUTPUT, m.Point.POSTROUTING):
+            known[m.ETHER_SRC] = known[m.ETHER_DST] = None
+    else:
+        known[m.SKUID] = known[m.SKGID] = None
+    if not case.is_ip:
+        # Conntrack knows IP only; what it does not know counts as invalid (net/netfilter/nft_ct.c).
+        known[m.CT_STATE] = m.CT_STATES.index("invalid")
+    return known | _absent_fields(case.protocol)
+
+
+@cache
+def _absent_fields(protocol: int) -> dict[m.Field, None]:
+    absent: list[m.Field] = []
+    if protocol != m.IPV4:
+        absent += (m.SADDR4, m.DADDR4, m.ICMP)
+    if protocol != m.IPV6:
+        absent += (m.SADDR6, m.DADDR6, m.ICMP6)
+    if protocol != m.ARP:
+        absent += ARP_FIELDS
+    if protocol not in (m.IPV4, m.IPV6):
+        absent += IP_FIELDS
+    return dict.fromkeys(absent)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What is known where a chain starts: of single fields, of the connection (None: nothing), of the hook."""
+
+    case: Case
+    known: Known
+    states: IntervalSet
+    unicast: int
+
+
+ALL_STATES = m.CT_STATE.everything
+
+
+class Residuals:
+    """Makes programs of a ruleset's chains. ``tracked`` are the mark bits that matter, by field.
+
+    ``strict`` keeps logs, helpers and the like as notes. ``fixed_states``: no rule changes the connection's
+    state, so what one rule finds out about it holds for the next.
+    """
+
+    def __init__(self, tracked: frozenset[m.Field], *, strict: bool, fixed_states: bool = True) -> None:
+        self.tracked = tracked
+        self.strict = strict
+        self.fixed_states = fixed_states
+        self._programs: dict[tuple[object, ...], Program] = {}
+        self._footprints: dict[tuple[int, int], tuple[m.Field, ...]] = {}
+        self._indices: dict[int, _Index | None] = {}
+        self._kept: list[object] = []
+
+    def program(self, table: m.Table, chain: m.Chain, context: Context, depth: int = 0) -> Program:
+        """Return what is left of a chain; its policy is not part of it, unless it is a user chain's.
+
+        Raises HostError where chains call one another in a circle, or one is missing.
+        """
+        if depth > MAX_DEPTH:
+            raise HostError(f"chains of {table.key} call one another in a circle, by way of '{chain.name}'")
+        key = self._key(table, chain, context)
+        found = self._programs.get(key)
+        if found is None:
+            steps = _Specialiser(self, table, context, depth).steps(chain)
+            found = self._programs[key] = Program(tuple(steps))
+        return found
+
+    def _key(self, table: m.Table, chain: m.Chain, context: Context) -> tuple[object, ...]:
+        parts: list[object] = [id(table), id(chain), context.case.protocol]
+        for on in self._footprint(table, chain, 0):
+            if on is m.CT_STATE:
+                parts.append(context.states)
+            elif on is m.PKTTYPE:
+                parts.append(context.unicast)
+            else:
+                parts.append(context.known.get(on, -1))
+        return tuple(parts)
+
+    def _footprint(self, table: m.Table, chain: m.Chain, depth: int) -> tuple[m.Field, ...]:
+        """The fields whose being known makes a difference to this chain or one it calls."""
+        found = self._footprints.get((id(table), id(chain)))
+        if found is None:
+            if depth > MAX_DEPTH:
+                raise HostError(f"chains of {table.key} call one another in a circle, by way of '{chain.name}'")
+            fields = {
+                test.field
+                for condition in conditions_of(chain)
+                for test in m.tests_of(condition)
+                if test.field in _CONTEXTUAL
+            }
+            for name in dict.fromkeys(name for rule in chain.rules for name in m.targets(rule.verdict)):
+                fields |= set(self._footprint(table, find_chain(table, name), depth + 1))
+            found = tuple(sorted(fields, key=lambda on: on.name))
+            self._footprints[id(table), id(chain)] = found
+            self._kept += (table, chain)
+        return found
+
+    def rules(self, chain: m.Chain, known: Known) -> Sequence[m.Rule]:
+        """Return the rules of a chain that the known interfaces do not rule out at a glance."""
+        if len(chain.rules) < 24:
+            return chain.rules
+        index = self._indices.get(id(chain), False)
+        if index is False:
+            index = self._indices[id(chain)] = _Index.of(chain)
+        return chain.rules if not isinstance(index, _Index) else index.lookup(chain, known)
+
+
+_CONTEXTUAL = frozenset(
+    (
+        *INTERFACES,
+        m.IS_BRIDGED,
+        m.CT_STATE,
+        m.PKTTYPE,
+        m.ETHER_TYPE,
+        m.ETHER_SRC,
+        m.ETHER_DST,
+        m.VLAN_ID,
+        m.SKUID,
+        m.SKGID,
+    )
+)
+
+
+def conditions_of(chain: m.Chain) -> Iterator[m.Condition]:
+    """Yield every condition in a chain: of rules, of guards and of verdict maps."""
+    for rule in chain.rules:
+        yield from rule.conditions
+        for effect in rule.effects:
+            if isinstance(effect, m.Guard):
+                yield effect.condition
+        if isinstance(rule.verdict, m.VerdictMap):
+            for condition, _ in rule.verdict.entries:
+                yield condition
+
+
+def find_chain(table: m.Table, name: str) -> m.Chain:
+    """Return a chain by name; raises HostError where there is none."""
+    chain = table.chains.get(name)
+    if chain is None:
+        raise HostError(f"{table.key} has no chain '{name}', but a rule goes there")
+    return chain
+
+
+class _Index(NamedTuple):
+    """Of a long chain, the rules by the one interface they test, as dispatch chains do."""
+
+    fields: tuple[m.Field, ...]
+    by_value: Mapping[tuple[m.Field, int], list[int]]
+    others: list[int]
+
+    @classmethod
+    def of(cls, chain: m.Chain) -> _Index | None:
+        by_value: dict[tuple[m.Field, int], list[int]] = {}
+        others: list[int] = []
+        for number, rule in enumerate(chain.rules):
+            key = next(
+                (
+                    (c.field, c.values.bounds[0])
+                    for c in rule.conditions
+                    if isinstance(c, m.Test) and c.field in INTERFACES and c.values.count() == 1
+                ),
+                None,
+            )
+            (others if key is None else by_value.setdefault(key, [])).append(number)
+        return cls(tuple({on for on, _ in by_value}), by_value, others) if by_value else None
+
+    def lookup(self, chain: m.Chain, known: Known) -> list[m.Rule]:
+        hits: list[list[int]] = [self.others]
+        for on in self.fields:
+            value = known.get(on)
+            if value is not None and (on, value) in self.by_value:
+                hits.append(self.by_value[on, value])
+        return [chain.rules[number] for number in merge(*hits)]
+
+
+class _Specialiser:
+    """Makes the steps of one chain in one context."""
+
+    def __init__(self, residuals: Residuals, table: m.Table, context: Context, depth: int) -> None:
+        self.residuals = residuals
+        self.table = table
+        self.context = context
+        self.known = context.known
+        self.states = context.states
+        self.depth = depth
+
+    def steps(self, chain: m.Chain) -> list[Step]:
+        found = self.own_steps(chain)
+        while found and not (found[-1].tests or found[-1].conditions or found[-1].actions):
+            # Every packet that comes to the last step takes it: what it calls may stand in its place.
+            end = found[-1].end
+            if isinstance(end, Call):
+                found[-1:] = end.program.steps
+            elif end == RETURN:
+                found.pop()
+            else:
+                break
+        return found
+
+    def own_steps(self, chain: m.Chain) -> list[Step]:
+        found: list[Step] = []
+        for rule in self.residuals.rules(chain, self.known):
+            tests, conditions, possible = self.conditions(rule.conditions)
+            if not possible:
+                continue
+            for step in self.rule(rule, tests, conditions):
+                found.append(step)
+                if self.ends(step):
+                    return found
+        if chain.hook is None and not isinstance(chain.policy, m.Return):
+            found.append(Step((), (), (), ACCEPT if isinstance(chain.policy, m.Accept) else DROP))
+        return found
+
+    def ends(self, step: Step) -> bool:
+        """Whether no packet goes beyond this step; notes what is known of those that do."""
+        if step.end is None or (isinstance(step.end, Call) and step.end.back):
+            return False
+        if step.conditions or any(isinstance(action, Only) for action in step.actions):
+            return False
+        if not step.tests:
+            return True
+        if len(step.tests) == 1 and step.tests[0].field is m.CT_STATE and self.residuals.fixed_states:
+            self.states = self.states - step.tests[0].values
+            return not self.states
+        return False
+
+    # --- conditions ---
+
+    def conditions(self, conditions: Sequence[m.Condition]) -> tuple[tuple[m.Test, ...], tuple[m.Condition, ...], bool]:
+        """Return the tests left, the other conditions left, and False where they cannot all hold."""
+        tests: list[m.Test] = []
+        others: list[m.Condition] = []
+        todo = list(conditions)
+        for condition in todo:
+            if isinstance(condition, m.Test):
+                left: m.Test | bool = self.test(condition)
+                if left is False:
+                    return (), (), False
+                if left is not True:
+                    tests.append(left)
+            elif isinstance(condition, m.All):
+                todo += condition.of
+            else:
+                rest = self.condition(condition)
+                if isinstance(rest, (m.Test, m.All)):
+                    todo.append(rest)
+                elif rest == m.FALSE:
+                    return (), (), False
+                else:
+                    others.append(rest)
+        if len(tests) > 1:
+            tests = _merge_tests(tests)
+            if any(not test.values for test in tests):
+                return (), (), False
+        return tuple(tests), tuple(others), True
+
+    def test(self, test: m.Test) -> m.Test | bool:
+        """Return what is left of a test: True or False where it is decided."""
+        on = test.field
+        if on in self.known:
+            value = self.known[on]
+            return value is not None and value in test.values
+        if on is m.CT_STATE:
+            if not self.states & test.values:
+                return False
+            return test if self.states - test.values else True
+        if on is m.PKTTYPE:
+            return _cast_test(test.values, self.context.unicast)
+        if not test.values:
+            return False
+        if on not in SOMETIMES_ABSENT and test.values is on.everything:
+            return True
+        return test
+
+    def condition(self, condition: m.Condition) -> m.Condition:
+        """Return what is left of a condition."""
+        match condition:
+            case m.Test():
+                left = self.test(condition)
+                return left if isinstance(left, m.Test) else m.TRUE if left else m.FALSE
+            case m.Not(of):
+                inner = self.condition(of)
+                return m.FALSE if inner == m.TRUE else m.TRUE if inner == m.FALSE else m.Not(inner)
+            case m.All(parts):
+                kept = [rest for part in parts if (rest := self.condition(part)) != m.TRUE]
+                return m.FALSE if m.FALSE in kept else kept[0] if len(kept) == 1 else m.All(tuple(kept))
+            case m.Any(parts):
+                kept = [rest for part in parts if (rest := self.condition(part)) != m.FALSE]
+                if m.TRUE in kept:
+                    return m.TRUE
+                return kept[0] if len(kept) == 1 else m.Any(tuple(kept))
+
+    # --- rules ---
+
+    def rule(self, rule: m.Rule, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...]) -> Iterator[Step]:
+        """Yield the steps of a rule that may match; none where it does nothing."""
+        actions: list[Action] = []
+        open_end = False
+        for effect in rule.effects:
+            if isinstance(effect, m.Guard):
+                more, others, possible = self.conditions((effect.condition,))
+                if not possible:
+                    open_end = True
+                    break
+                if more or others:
+                    actions.append(Only(more, others))
+            else:
+                actions += self.effect(effect)
+        while actions and isinstance(actions[0], Only):
+            merged, others, possible = self.conditions((*tests, *actions[0].tests, *conditions, *actions[0].conditions))
+            if not possible:
+                return
+            tests, conditions = merged, others
+            del actions[0]
+        if open_end or rule.verdict is None:
+            while actions and isinstance(actions[-1], Only):
+                actions.pop()
+            if actions:
+                yield Step(tests, conditions, tuple(actions), None)
+        elif isinstance(rule.verdict, m.VerdictMap):
+            yield from self.verdict_map(rule, rule.verdict, Step(tests, conditions, tuple(actions), None))
+        else:
+            yield from self.verdict(rule.verdict, Step(tests, conditions, tuple(actions), None))
+
+    def verdict(self, verdict: m.PlainVerdict, step: Step) -> Iterator[Step]:
+        """Yield the step that ends with this verdict."""
+        match verdict:
+            case m.Accept():
+                yield step._replace(end=ACCEPT)
+            case m.Drop():
+                yield step._replace(end=DROP)
+            case m.Reject():
+                yield step._replace(end=Outcome(f"reject {verdict.kind(self.context.case.protocol)}"))
+            case m.Return():
+                yield step._replace(end=RETURN)
+            case m.Jump(name) | m.Goto(name):
+                back = isinstance(verdict, m.Jump)
+                program = self.call(name, step)
+                always = program.always
+                if not program.steps or always == RETURN:
+                    if step.actions or not back:
+                        yield step._replace(end=None if back else RETURN)
+                else:
+                    yield step._replace(end=always or Call(program, back))
+            case m.Queue(first, last, bypass):
+                text = f"queue {first}-{last}" if self.residuals.strict else "queue"
+                note = Note(f"{text} bypass" if bypass else text)
+                yield step._replace(actions=(*step.actions, note), end=ACCEPT)
+            case m.Nat():
+                yield step._replace(actions=(*step.actions, *_translate(verdict, self.context.case)), end=ACCEPT)
+            case m.UnknownVerdict(text):
+                yield step._replace(end=Outcome(f"unknown {text}"))
+
+    def call(self, name: str, step: Step) -> Program:
+        states = self.states
+        for test in step.tests:
+            if test.field is m.CT_STATE and self.residuals.fixed_states:
+                states = states & test.values
+        context = Context(self.context.case, self.known, states, self.context.unicast)
+        return self.residuals.program(self.table, find_chain(self.table, name), context, self.depth + 1)
+
+    def verdict_map(self, rule: m.Rule, lookup: m.VerdictMap, step: Step) -> Iterator[Step]:
+        """Yield a step for each verdict of a map: its entries exclude one another, so their order is free."""
+        if index := lookup.index:
+            on = index[0]
+            if on in self.known:
+                value = self.known[on]
+                found = None if value is None else lookup.lookup({on: value})
+                if found is not None:
+                    yield from self.verdict(found, step)
+                elif step.actions:
+                    yield step
+                return
+        self.check_map(rule, lookup, step)
+        if step.actions:
+            yield step
+            step = step._replace(actions=())
+        entries: dict[m.PlainVerdict, list[m.Condition]] = {}
+        for condition, verdict in lookup.entries:
+            entries.setdefault(verdict, []).append(condition)
+        for verdict, of in entries.items():
+            choice = _union(of)
+            tests, conditions, possible = self.conditions((*step.tests, *step.conditions, choice))
+            if possible:
+                yield from self.verdict(verdict, step._replace(tests=tests, conditions=conditions))
+
+    def check_map(self, rule: m.Rule, lookup: m.VerdictMap, step: Step) -> None:
+        """Refuse a map by a mark: what one entry calls could change it under the next."""
+        tested = {t.field for c, _ in lookup.entries for t in m.tests_of(c)}
+        tested |= {t.field for c in rule.conditions for t in m.tests_of(c)} if step.actions else set()
+        if tested & {*m.MARK, *m.CT_MARK}:
+            raise HostError(f"a verdict map by marks is not understood: {rule.text or lookup.entries[:2]}")
+
+    def effect(self, effect: m.Effect) -> list[Action]:
+        """Return what a proof keeps of an effect."""
+        match effect:
+            case m.SetMark(target, keep, flip):
+                return self.set_mark(target, keep, flip)
+            case m.CopyMark(target, keep, take):
+                return self.copy_mark(target, keep, take)
+            case m.NoTrack():
+                return [Set(((m.CT_STATE, m.CT_STATES.index("untracked")),))]
+            case m.Log(prefix, level, group):
+                return [Note(f"log {prefix!r} level {level} group {group}")] if self.residuals.strict else []
+            case m.SetHelper(name):
+                return [Note(f"helper {name}")] if self.residuals.strict else []
+            case m.Alter(text):
+                return [Note(f"alter {text}")] if self.residuals.strict else []
+            case m.Guard():
+                raise AssertionError("a guard is no effect by itself")
+
+    def set_mark(self, target: m.MarkTarget, keep: int, flip: int) -> list[Action]:
+        fixed: list[tuple[m.Field, int]] = []
+        flipped: list[m.Field] = []
+        for place, bit in enumerate(target.bits):
+            if bit not in self.residuals.tracked:
+                continue
+            if not keep >> place & 1:
+                fixed.append((bit, flip >> place & 1))
+            elif flip >> place & 1:
+                flipped.append(bit)
+        actions: list[Action] = [Set(tuple(fixed))] if fixed else []
+        return [*actions, Flip(tuple(flipped))] if flipped else actions
+
+    def copy_mark(self, target: m.MarkTarget, keep: int, take: int) -> list[Action]:
+        other = m.CT_MARK if target is m.MarkTarget.PACKET else m.MARK
+        fixed: list[tuple[m.Field, int]] = []
+        copied: list[tuple[m.Field, m.Field]] = []
+        flipped: list[tuple[m.Field, m.Field]] = []
+        for place, (bit, source) in enumerate(zip(target.bits, other, strict=True)):
+            if bit not in self.residuals.tracked:
+                continue
+            taken = take >> place & 1
+            if keep >> place & 1:
+                if taken:
+                    flipped.append((bit, source))
+            elif taken:
+                copied.append((bit, source))
+            else:
+                fixed.append((bit, 0))
+        actions: list[Action] = [Set(tuple(fixed))] if fixed else []
+        if copied:
+            actions.append(Copy(tuple(copied), flip=False))
+        return [*actions, Copy(tuple(flipped), flip=True)] if flipped else actions
+
+
+def _merge_tests(tests: list[m.Test]) -> list[m.Test]:
+    """Intersect tests of one field, and bring all into the order of the levels."""
+    merged: dict[m.Field, m.Test] = {}
+    for test in tests:
+        before = merged.get(test.field)
+        merged[test.field] = (
+            test if before is None or before is test else m.Test(test.field, before.values & test.values)
+        )
+    return sorted(merged.values(), key=lambda test: rank(test.field))
+
+
+def _cast_test(values: IntervalSet, unicast: int) -> m.Test | bool:
+    chosen = [cast for cast, kind in enumerate((unicast, 1, 2)) if kind in values]
+    if len(chosen) in (0, 3):
+        return bool(chosen)
+    return m.Test(CAST, IntervalSet.from_ranges((cast, cast) for cast in chosen))
+
+
+def _union(conditions: list[m.Condition]) -> m.Condition:
+    tests = [c for c in conditions if isinstance(c, m.Test)]
+    if len(tests) == len(conditions) and len({t.field for t in tests}) == 1:
+        return m.Test(tests[0].field, IntervalSet.from_ranges(r for t in tests for r in t.values))
+    return m.Any(tuple(conditions))
+
+
+def _translate(nat: m.Nat, case: Case) -> list[Action]:
+    """A translation is noted; later hooks see the first address and port that it may give."""
+    to_destination = nat.kind in ("dnat", "redirect")
+    pairs = [(m.CT_STATUS["dnat" if to_destination else "snat"], 1)]
+    if nat.addresses is not None:
+        both = (m.SADDR4, m.DADDR4) if case.protocol == m.IPV4 else (m.SADDR6, m.DADDR6)
+        pairs.append((both[to_destination], nat.addresses[0]))
+    if nat.ports is not None:
+        pairs.append((m.DPORT if to_destination else m.SPORT, nat.ports[0]))
+    return [Note(f"{nat.kind} {nat.addresses} {nat.ports}"), Set(tuple(pairs))]

@@ -1,0 +1,76 @@
+"""A network namespace of its own for each test that needs one, on the kernel the tests run on."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Namespace:
+    """A network namespace; ``with namespace.entered():`` runs this thread in it."""
+
+    def __init__(self) -> None:
+        with _returning():
+            if _libc.unshare(_CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET)")
+            self.descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with _returning():
+            _enter(self.descriptor)
+            yield
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def _enter(descriptor: int) -> None:
+    if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+@contextmanager
+def _returning() -> Iterator[None]:
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        yield
+    finally:
+        _enter(before)
+        os.close(before)
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
+    """Run the test in a namespace of its own: it is the host there."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make a network namespace")
+    try:
+        namespace = Namespace()
+    except OSError as err:
+        pytest.skip(f"cannot make a network namespace: {err}")
+    (tmp_path / "run").mkdir()
+    monkeypatch.setenv("PVEFW_RUN_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.setenv("PVEFW_STATE_DIRECTORY", str(tmp_path / "state"))
+    with namespace.entered():
+        yield namespace
+    namespace.close()
+
+
+@pytest.fixture
+def other(host: Namespace) -> Iterator[Namespace]:
+    """A second namespace, for a guest or for the outside."""
+    namespace = Namespace()
+    yield namespace
+    namespace.close()

@@ -1,0 +1,184 @@
+"""Packets with expected verdicts: ``packets.toml`` beside each configuration of ``tests/cases``.
+
+    node = "pve1"
+    local_network = "10.0.0.0/24"
+
+    [[packet]]
+    from = "outside"            # host, router, outside, vm100, vm100i1, ct200 …
+    to = "vm100"
+    tcp = [22, 80]              # or udp, sctp …: a port or several; or icmp = "echo-request", proto = 47,
+    family = [4, 6]             # 4 where nothing says otherwise          arp = {…}, ethertype = 0x88CC
+    source = "10.0.0.7"         # and dest: an address or several; sport; source_mac; vlan; flags = "SYN,ACK"
+    state = "established"       # new (default), established, related (an ICMP error about a connection),
+                                # answer (from tcp port 22: to a connection from the receiver to that port)
+    verdict = "ACCEPT"          # or DROP, or REJECT and how: "REJECT tcp-reset"
+
+Lists multiply: one table can stand for many packets, all with the same verdict.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+from typing import Any
+
+from .outcome import ACCEPT, DROP, REJECT, UNREACHABLE
+from .packets import ACK, PSH, WITH_PORTS, Arp, Packet, Probe, Proto, backwards
+from .restore import ICMP_TYPES, TCP_FLAGS
+
+CASES = Path(__file__).resolve().parents[1] / "cases"
+
+VERDICTS = {ACCEPT, DROP, f"{REJECT} tcp-reset", *(f"{REJECT} {kind}" for kind in UNREACHABLE.values())}
+
+_KEYS = {
+    "from", "to", "family", "proto", "icmp", "arp", "ethertype", "source", "dest", "sport", "dport", "source_mac",
+    "vlan", "flags", "state", "fragmented", "damage", "verdict", "about",
+}  # fmt: skip
+
+
+class CaseError(Exception):
+    """A packets.toml says something that is not known here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A configuration (``root`` holds ``etc/pve``) and, probe by probe, the verdicts it must give."""
+
+    name: str
+    root: Path
+    node: str
+    local_network: str
+    expected: tuple[tuple[Probe, str], ...]
+
+
+def names() -> list[str]:
+    """Return the names of all cases."""
+    return sorted(path.parent.name for path in CASES.glob("*/packets.toml"))
+
+
+def load(name: str) -> Case:
+    """Read a case.
+
+    Raises:
+        CaseError: a packet is described with keys or values that are not known.
+    """
+    root = CASES / name
+    data = tomllib.loads((root / "packets.toml").read_text())
+    expected = []
+    for number, table in enumerate(data["packet"], start=1):
+        try:
+            expected += [(probe, table["verdict"]) for probe in read_packets(table)]
+        except (KeyError, ValueError, CaseError) as error:
+            raise CaseError(f"{root / 'packets.toml'}: packet {number}: {error}") from error
+    return Case(name, root, data["node"], data["local_network"], tuple(expected))
+
+
+def read_packets(table: dict[str, Any]) -> list[Probe]:
+    """Return the probes that one table of a packets.toml stands for.
+
+    Raises:
+        CaseError: a key or value is not known.
+    """
+    table = dict(table)
+    for protocol in WITH_PORTS:
+        if protocol.name.lower() in table:
+            table["proto"], table["dport"] = protocol.name.lower(), table.pop(protocol.name.lower())
+    if unknown := table.keys() - _KEYS:
+        raise CaseError(f"unknown keys {sorted(unknown)}")
+    if table.get("verdict", ACCEPT) not in VERDICTS:
+        raise CaseError(f"unknown verdict {table['verdict']!r}; there are {sorted(VERDICTS)}")
+    packets = []
+    lists = (_listed(table.get(key)) for key in ("source", "dest", "dport", "icmp", "from", "to"))
+    for source, dest, dport, icmp, sender, receiver in itertools.product(*lists):
+        addresses = [ip_address(text) for text in (source, dest) if text is not None]
+        for family in _families(table, icmp, [address.version for address in addresses]):
+            one = {**table, "dport": dport, "icmp": icmp, "source": source, "dest": dest}
+            packets.append(_packet({**one, "from": sender, "to": receiver}, family))
+    return [_in_state(packet, table.get("state", "new"), table.get("about", "")) for packet in packets]
+
+
+def _listed(value: Any) -> list[Any]:  # noqa: ANN401 - any value of a TOML file
+    return value if isinstance(value, list) else [value]
+
+
+def _families(table: dict[str, Any], icmp: Any, versions: list[int]) -> list[int]:  # noqa: ANN401 - as above
+    if versions:
+        return versions[:1]
+    if "family" in table:
+        return _listed(table["family"])
+    return [6] if isinstance(icmp, str) and icmp not in ICMP_TYPES[4] and icmp in ICMP_TYPES[6] else [4]
+
+
+def _packet(one: dict[str, Any], family: int) -> Packet:
+    packet = Packet(
+        one["from"],
+        one["to"],
+        family,
+        _protocol(one, family),
+        source=ip_address(one["source"]) if one["source"] else None,
+        destination=ip_address(one["dest"]) if one["dest"] else None,
+        sport=one.get("sport"),
+        dport=one["dport"],
+        source_mac=one.get("source_mac"),
+        vlan=one.get("vlan"),
+        ethertype=one.get("ethertype"),
+        fragmented=one.get("fragmented", False),
+        damage=one.get("damage"),
+    )
+    if one["icmp"] is not None:
+        kind, code = _icmp(one["icmp"], family)
+        packet = replace(packet, icmp_type=kind, icmp_code=code)
+    if "flags" in one:
+        packet = replace(packet, flags=sum(TCP_FLAGS[name] for name in one["flags"].split(",")))
+    if "arp" in one:
+        arp = one["arp"]
+        sender, target = (IPv4Address(arp[key]) if key in arp else None for key in ("sender", "target"))
+        packet = replace(packet, arp=Arp({"request": 1, "reply": 2}[arp.get("operation", "request")], sender, target))
+    return packet
+
+
+def _protocol(one: dict[str, Any], family: int) -> int:
+    if one["icmp"] is not None:
+        return Proto.ICMP if family == 4 else Proto.ICMPV6
+    name = one.get("proto", "tcp")
+    return name if isinstance(name, int) else Proto[name.upper()]
+
+
+def _icmp(text: str | int, family: int) -> tuple[int, int]:
+    """Return type and code of a name or of ``3/1``."""
+    if isinstance(text, str) and text in ICMP_TYPES[family]:
+        kind, code = ICMP_TYPES[family][text]
+        return kind, code or 0
+    number, _, code_text = str(text).partition("/")
+    return int(number), int(code_text or 0)
+
+
+def _in_state(packet: Packet, state: str, why: str) -> Probe:
+    """Return the probe whose judged packet is new, or comes after others of its connection."""
+    match state:
+        case "new":
+            return Probe((packet,), why)
+        case "answer":
+            opened = replace(
+                packet,
+                sender=packet.receiver,
+                receiver=packet.sender,
+                source=packet.destination,
+                destination=packet.source,
+                acknowledgement=0,
+            )
+            return Probe((opened, backwards(opened, sequence=2048, acknowledgement=1)), why)
+        case "established":
+            first = replace(packet, acknowledgement=0)
+            later = replace(packet, flags=ACK | PSH, sequence=1, acknowledgement=2049)
+            return Probe((first, backwards(first, sequence=2048, acknowledgement=1), later), why)
+        case "related":
+            if packet.icmp_type is None:
+                raise CaseError("only ICMP errors are related to a connection here")
+            about = Packet(packet.receiver, packet.sender, packet.family, Proto.UDP, dport=packet.dport or 5000)
+            return Probe((about, replace(packet, dport=None, quoted=about)), why)
+        case _:
+            raise CaseError(f"unknown state {state!r}")

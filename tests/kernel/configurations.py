@@ -1,0 +1,103 @@
+"""The configurations the lab runs on, and compiling them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import cases
+from .artefact import BACKENDS, IPTABLES, NFT, Artefact, parse
+from .generate import generate
+from .guest.machine import REPOSITORY
+from .network.plan import Plan, make_plan
+from .restore import read
+from .standard import standard
+
+if TYPE_CHECKING:
+    from .packets import Probe
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A folder with ``etc/pve``, the node, and the network the host is in."""
+
+    name: str
+    root: Path
+    node: str
+    local_network: str
+
+    @property
+    def plan(self) -> Plan:
+        """The network of this configuration."""
+        return make_plan(self.root, self.node, self.local_network)
+
+
+class CompileError(Exception):
+    """The compiler gave no ruleset; the message is its own."""
+
+
+def backends() -> list[str]:
+    """Return the names of the backends that are there."""
+    return [name for name in BACKENDS if importlib.util.find_spec(f"backends.{name}") is not None]
+
+
+def of_case(name: str) -> Configuration:
+    """Return the configuration of a case."""
+    case = cases.load(name)
+    return Configuration(name, case.root, case.node, case.local_network)
+
+
+def examples() -> list[Configuration]:
+    """Return the examples with guests, as their READMEs have them compiled."""
+    found = []
+    for root in sorted((REPOSITORY / "examples").iterdir()):
+        nodes = sorted(path.name for path in (root / "etc/pve/nodes").glob("*"))
+        found.append(Configuration(f"examples/{root.name}", root, nodes[0] if nodes else "pve1", "192.168.1.0/24"))
+    return found
+
+
+def golden() -> list[Configuration]:
+    """Return the reference's cases, where they are: beside this checkout, or in ``$PVEFW_SHARED``."""
+    shared = Path(os.environ.get("PVEFW_SHARED") or REPOSITORY.parent / "shared")
+    found = []
+    for spec in sorted((shared / "golden").glob("*/case.toml")):
+        data = tomllib.loads(spec.read_text())
+        name = f"golden/{spec.parent.name}"
+        found.append(Configuration(name, spec.parent / "root", data["node"], data["local_network"]))
+    return found
+
+
+@cache
+def compiled(configuration: Configuration, backend: str) -> Artefact:
+    """Return the ruleset of a configuration, from ``pvefw compile``.
+
+    Raises:
+        CompileError: the compiler failed. Diagnostics about the configuration are no failure.
+    """
+    command = [sys.executable, "-m", "pvefw_nft.cli", "compile", "--backend", backend]
+    command += ["--format", "json" if backend == NFT else "text", "--root", str(configuration.root)]
+    command += ["--node", configuration.node, "--local-network", configuration.local_network]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1) or not done.stdout:
+        raise CompileError(f"{' '.join(command)}: status {done.returncode}: {done.stderr.strip()[-2000:]}")
+    return parse(backend, done.stdout)
+
+
+def probes(configuration: Configuration, seed: int = 0, most: int | None = None) -> list[Probe]:
+    """Return the generated and the standard probes of a configuration; of more than ``most`` a sample by the seed."""
+    plan = configuration.plan
+    made = generate(read(compiled(configuration, IPTABLES)), plan, seed)
+    known = {probe.packets for probe in made}
+    made += [probe for probe in standard(plan) if probe.packets not in known]
+    if most is None or len(made) <= most:
+        return made
+    # Spread over the whole list, so that every rule keeps some of its probes.
+    step = len(made) / most
+    return [made[int((number + (seed % 7) / 7) * step)] for number in range(most)]

@@ -1,0 +1,34 @@
+"""The guest and the lab in it: booted once for all tests of a run, and only if one of them asks for it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel.guest.image import LabUnavailableError
+from tests.kernel.guest.machine import Guest
+from tests.kernel.lab import Lab
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def guest() -> Iterator[Guest]:
+    """A booted guest. Where it cannot be had tests are skipped, but in CI (``CI=true``) they fail."""
+    try:
+        booted = Guest()
+    except LabUnavailableError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"the kernel lab must run in CI: {error}")
+        pytest.skip(f"no kernel lab: {error}")
+    with booted:
+        yield booted
+
+
+@pytest.fixture(scope="session")
+def lab(guest: Guest) -> Lab:
+    """The lab in the guest. What one test sets up may be there in the next: each sets up what it needs."""
+    return Lab(guest)

@@ -1,0 +1,96 @@
+"""The documented differences between the two backends: ``known_differences.toml``."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .artefact import BACKENDS
+
+if TYPE_CHECKING:
+    from .network.plan import Address, Plan
+    from .packets import Packet, Probe
+
+TABLE = Path(__file__).parent / "known_differences.toml"
+
+FACTS = {
+    "tagged", "damage", "fragmented", "family", "protocol", "steps", "source_kind", "destination_kind", "sender",
+    "receiver", "arp",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One entry of the table; ``verdicts`` are the outcomes by backend, as far as it says."""
+
+    name: str
+    when: dict[str, Any]
+    verdicts: dict[str, str]
+    reason: str
+
+    def covers(self, probe: Probe, plan: Plan) -> bool:
+        """Whether the probe is one of those the entry speaks of."""
+        known = facts(probe, plan)
+        return all(known[key] == value for key, value in self.when.items())
+
+    def allows(self, backend: str, outcome: str) -> bool:
+        """Whether the entry lets a backend come to this outcome."""
+        return self.verdicts.get(backend, outcome) == outcome
+
+
+@cache
+def table() -> tuple[Difference, ...]:
+    """Return the documented differences.
+
+    Raises:
+        ValueError: an entry has no reason, or speaks of facts that are not known.
+    """
+    entries = []
+    for item in tomllib.loads(TABLE.read_text())["difference"]:
+        if item["when"].keys() - FACTS or not item["when"] or not item["reason"].strip():
+            raise ValueError(f"{TABLE}: {item['name']}: needs known facts in `when`, and a reason")
+        verdicts = {backend: item[backend] for backend in BACKENDS if backend in item}
+        entries.append(Difference(item["name"], item["when"], verdicts, item["reason"]))
+    return tuple(entries)
+
+
+def excuse(probe: Probe, plan: Plan, outcomes: dict[str, str]) -> Difference | None:
+    """Return the entry that allows these outcomes (by backend) of a probe; None where they may not be."""
+    for entry in table():
+        if entry.covers(probe, plan) and all(entry.allows(*item) for item in outcomes.items()):
+            return entry
+    return None
+
+
+def facts(probe: Probe, plan: Plan) -> dict[str, Any]:
+    """Return what the table can speak of, for a probe's judged packet."""
+    packet = probe.judged
+    return {
+        "tagged": packet.vlan is not None,
+        "damage": packet.damage or "",
+        "fragmented": packet.fragmented,
+        "family": packet.family,
+        "protocol": packet.protocol,
+        "steps": len(probe.packets),
+        "source_kind": _kind(packet.source, packet, plan),
+        "destination_kind": _kind(packet.destination, packet, plan),
+        "sender": packet.sender,
+        "receiver": packet.receiver,
+        "arp": packet.arp is not None,
+    }
+
+
+def _kind(address: Address | None, packet: Packet, plan: Plan) -> str:
+    """Return the kind of an address, as the host's routing table has it."""
+    if address is None or not packet.is_ip:
+        return "unicast"
+    if address.is_multicast:
+        return "multicast"
+    if address == IPv4Address("255.255.255.255"):
+        return "broadcast"
+    ends = [interface.network.broadcast_address for interface in plan.host_interfaces if interface.version == 4]
+    return "directed broadcast" if address in ends else "unicast"

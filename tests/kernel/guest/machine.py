@@ -1,0 +1,203 @@
+"""Booting the guest, and asking it to run commands and functions."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from . import image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+BOOT_SECONDS = 300.0
+"""How long a boot may take: 4 s on an idle machine, but other work may hold its processors."""
+
+KERNEL_COMMAND_LINE = (
+    "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off tsc=reliable no_timer_check "
+    "random.trust_cpu=on cryptomgr.notests audit=0 apparmor=0 raid=noautodetect"
+)
+
+
+class GuestError(Exception):
+    """The guest did not boot, did not answer in time, or a function called in it failed."""
+
+
+class Guest:
+    """One booted guest. Use as a context manager; the guest is gone afterwards.
+
+    ``share`` is a folder that host and guest both see under the same path and may write to; all other files
+    the guest sees as the host has them, and what it writes there nobody else sees.
+    """
+
+    def __init__(self, *, memory: int = 1024, processors: int = 2, boot_seconds: float = BOOT_SECONDS) -> None:
+        """Boot a guest with ``memory`` MiB.
+
+        Raises:
+            LabUnavailableError: QEMU or the kernel cannot be had on this machine.
+            GuestError: the guest does not come up in ``boot_seconds``.
+        """
+        made = image.prepare()
+        self.share = Path(tempfile.mkdtemp(prefix="pvefw-lab-"))
+        control = self.share / "control.sock"
+        command = _qemu_command(made, self.share, control, memory, processors)
+        # The guest must not outlive this process, however that ends.
+        self._qemu = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            self._agent = self._connect(control, time.monotonic() + boot_seconds)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, control: Path, deadline: float) -> Connection[Any, Any]:
+        link = socket.socket(socket.AF_UNIX)
+        while True:
+            with suppress(FileNotFoundError, ConnectionRefusedError):
+                link.connect(str(control))
+                break
+            if self._qemu.poll() is not None or time.monotonic() > deadline:
+                raise GuestError(f"QEMU did not start: {self._last_words()}")
+            time.sleep(0.05)
+        agent: Connection[Any, Any] = Connection(link.detach())
+        if self._receive(agent, deadline) != ("ready",):
+            raise GuestError("the agent's first word was not 'ready'")
+        return agent
+
+    def _receive(self, agent: Connection[Any, Any], deadline: float) -> Any:  # noqa: ANN401 - what the agent sent
+        if not agent.poll(max(0.0, deadline - time.monotonic())):
+            raise GuestError(f"no answer from the guest in time: {self._last_words()}")
+        try:
+            return agent.recv()
+        except (EOFError, ConnectionResetError):
+            raise GuestError(f"the guest is gone: {self._last_words()}") from None
+
+    def _last_words(self) -> str:
+        """Return the end of the guest's console, and what QEMU said if it has ended."""
+        words = ""
+        with suppress(OSError):
+            words = (self.share / "console").read_text(errors="replace")[-3000:]
+        if self._qemu.poll() is not None and self._qemu.stdout is not None:
+            words += self._qemu.stdout.read().decode(errors="replace")[-1000:]
+        return words.strip() or "(its console is empty)"
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path = REPOSITORY,
+        seconds: float = 300.0,
+        output: Callable[[bytes], object] | None = None,
+    ) -> tuple[int, bytes]:
+        """Run a command in the guest and return its exit status and its output (standard error included).
+
+        ``output`` gets the output piece by piece as it comes. A command that takes longer than ``seconds``
+        raises :class:`GuestError` and ends the guest.
+        """
+        self._agent.send(("run", list(argv), str(cwd)))
+        deadline = time.monotonic() + seconds
+        collected = bytearray()
+        while True:
+            match self._answer(deadline):
+                case ("output", bytes(piece)):
+                    collected += piece
+                    if output is not None:
+                        output(piece)
+                case ("exit", int(status)):
+                    return status, bytes(collected)
+                case other:
+                    raise GuestError(f"unexpected answer {other!r}")
+
+    def call(self, target: str, *args: Any, seconds: float = 300.0) -> Any:  # noqa: ANN401 - any function's
+        """Call ``target`` (``module:function``) in the guest and return its result.
+
+        Arguments and result travel pickled.
+
+        Raises:
+            GuestError: the function raised (the message is its traceback), or took longer than ``seconds``.
+        """
+        self._agent.send(("call", target, args))
+        match self._answer(time.monotonic() + seconds):
+            case ("value", value):
+                return value
+            case ("error", str(text)):
+                raise GuestError(text)
+            case other:
+                raise GuestError(f"unexpected answer {other!r}")
+
+    def _answer(self, deadline: float) -> Any:  # noqa: ANN401 - what the agent sent
+        try:
+            return self._receive(self._agent, deadline)
+        except GuestError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Power the guest off, or end it where it does not; remove the share."""
+        if hasattr(self, "_agent"):
+            with suppress(OSError):
+                self._agent.send(("stop",))
+            try:
+                self._qemu.wait(10)
+            except subprocess.TimeoutExpired:
+                self._qemu.kill()
+            self._agent.close()
+        else:
+            self._qemu.kill()
+        self._qemu.wait()
+        shutil.rmtree(self.share, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _qemu_command(made: image.Image, share: Path, control: Path, memory: int, processors: int) -> list[str]:
+    words = {
+        "lab.share": share,
+        "lab.modules": made.modules,
+        "lab.init": Path(__file__).parent / "guest-init.sh",
+        "lab.python": sys.executable,
+        "lab.source": REPOSITORY,
+    }
+    for path in words.values():
+        if any(character.isspace() or character == "," for character in str(path)):
+            raise image.LabUnavailableError(f"the lab cannot work with blanks or commas in a path: {path}")
+    append = " ".join([KERNEL_COMMAND_LINE, *(f"{key}={value}" for key, value in words.items())])
+    command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    # TCG always: nested KVM hangs on some machines, and a test must not depend on the processor it gets.
+    command += ["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]
+    command += ["-smp", str(min(processors, os.cpu_count() or 1)), "-m", str(memory)]
+    command += ["-kernel", str(made.vmlinux), "-initrd", str(made.initrd), "-append", append]
+    command += ["-serial", f"file:{share / 'console'}"]
+    for name, path, extra in (("root", Path("/"), ",readonly=on"), ("share", share, "")):
+        command += ["-fsdev", f"local,id={name},path={path},security_model=none,multidevs=remap{extra}"]
+        command += ["-device", f"virtio-9p-pci,fsdev={name},mount_tag={name}"]
+    command += [
+        "-device",
+        "virtio-serial-pci",
+        "-chardev",
+        f"socket,id=control,path={control},server=on,wait=off",
+    ]
+    command += ["-device", "virtserialport,chardev=control,name=control", "-device", "virtio-rng-pci"]
+    return command

@@ -1,0 +1,502 @@
+"""What a probe is, and how it looks on the wire.
+
+Bytes are put together here rather than by scapy: a probe needs its mark in every packet, whatever the
+protocol, and tens of thousands of packets are built in a test run. A test compares them with what scapy makes
+of the same packets.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
+
+from .network.plan import HOST, WAN_MAC, Address, Endpoint, Plan, PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAGIC = b"pvL\xa5"
+MARK_LENGTH = 16
+EPHEMERAL = 32768
+
+ETHER_IPV4 = 0x0800
+ETHER_ARP = 0x0806
+ETHER_VLAN = 0x8100
+ETHER_IPV6 = 0x86DD
+
+FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
+"""TCP flags (RFC 9293, section 3.1)."""
+
+
+class Proto(IntEnum):
+    """The IP protocols that have a header of their own here; any other number carries just the mark."""
+
+    ICMP = 1
+    IGMP = 2
+    TCP = 6
+    UDP = 17
+    DCCP = 33
+    GRE = 47
+    ICMPV6 = 58
+    SCTP = 132
+    UDPLITE = 136
+
+
+WITH_PORTS = frozenset({Proto.TCP, Proto.UDP, Proto.DCCP, Proto.SCTP, Proto.UDPLITE})
+
+
+@dataclass(frozen=True, slots=True)
+class Arp:
+    """What an ARP packet says: ``operation`` 1 (request) or 2 (reply), and the IPv4 addresses in it."""
+
+    operation: int = 1
+    sender: IPv4Address | None = None
+    target: IPv4Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One packet from an endpoint to another; what is None is what that endpoint would use.
+
+    ``sender`` and ``receiver`` are names of :class:`~.network.plan.Endpoint` or ``host``. ``family`` is 4 or 6;
+    ``arp`` or ``ethertype`` make it a frame without IP. ``destination`` may be any address: frames find their
+    receiver by MAC address. Of ports not given, the source's differs from probe to probe (the destination's, if
+    the packet is ``answering``), the other is 9. ``damage`` is ``ip`` or ``l4``: the checksum that is wrong.
+    ``vlan`` is the tag the frame carries, over and above the network's own.
+    """
+
+    sender: str
+    receiver: str
+    family: int = 4
+    protocol: int = Proto.TCP
+    source: Address | None = None
+    destination: Address | None = None
+    sport: int | None = None
+    dport: int | None = None
+    flags: int = SYN
+    icmp_type: int | None = None
+    icmp_code: int = 0
+    quoted: Packet | None = None
+    source_mac: str | None = None
+    destination_mac: str | None = None
+    vlan: int | None = None
+    ethertype: int | None = None
+    arp: Arp | None = None
+    fragmented: bool = False
+    damage: str | None = None
+    sequence: int = 0
+    acknowledgement: int = 2048
+    answering: bool = False
+
+    @property
+    def is_ip(self) -> bool:
+        """Whether the frame carries IP."""
+        return self.arp is None and self.ethertype is None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Packets sent one after the other, of which the last one is judged; ``why`` says what it is for."""
+
+    packets: tuple[Packet, ...]
+    why: str = ""
+
+    @property
+    def judged(self) -> Packet:
+        """The packet whose fate is the probe's outcome."""
+        return self.packets[-1]
+
+
+def describe(probe: Probe) -> str:
+    """Return a probe in one line, as far as it differs from an ordinary packet."""
+    packet = probe.judged
+    words = [f"{packet.sender} → {packet.receiver}"]
+    if packet.is_ip:
+        known = {number.value: number.name.lower() for number in Proto}
+        words += [f"IPv{packet.family}", known.get(packet.protocol, f"protocol {packet.protocol}")]
+        if packet.icmp_type is not None:
+            words.append(f"type {packet.icmp_type}/{packet.icmp_code}")
+    plain = {"sender", "receiver", "family", "protocol", "icmp_type", "icmp_code", "quoted"}
+    for field in fields(packet):
+        value = getattr(packet, field.name)
+        if field.name not in plain and value != field.default:
+            words.append(f"{field.name}={value}")
+    if len(probe.packets) > 1:
+        words.append(f"after {len(probe.packets) - 1} packets")
+    return " ".join(words) + (f"  [{probe.why}]" if probe.why else "")
+
+
+def backwards(packet: Packet, **changes: object) -> Packet:
+    """Return the packet that answers this one: the other way, ports and addresses exchanged."""
+    turned = replace(
+        packet,
+        sender=packet.receiver,
+        receiver=packet.sender,
+        source=packet.destination,
+        destination=packet.source,
+        sport=packet.dport,
+        dport=packet.sport,
+        flags=SYN | ACK,
+        sequence=packet.acknowledgement,
+        acknowledgement=packet.sequence + 1,
+        source_mac=None,
+        destination_mac=None,
+        answering=not packet.answering,
+    )
+    if packet.icmp_type in _ANSWERS:
+        turned = replace(turned, icmp_type=_ANSWERS[packet.icmp_type])
+    return replace(turned, **changes)  # type: ignore[arg-type]  # the names are Packet's, the caller's to get right
+
+
+_ANSWERS: dict[int | None, int] = {8: 0, 13: 14, 15: 16, 17: 18, 128: 129}
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A probe's packet ready to be sent.
+
+    ``namespace`` None: the host itself sends ``data`` (an IP packet) to ``destination``. Otherwise ``data``
+    is a frame for the endpoint's interface in that namespace.
+    """
+
+    namespace: str | None
+    data: bytes
+    destination: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A packet ready to go: what is sent, its addresses, and the flow it belongs to (None: no flow)."""
+
+    sent: tuple[Sent, ...]
+    source: Address | None
+    destination: Address | None
+    flow: tuple[object, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """Who sends: the network, the run (a new number each time), and the probe's number in it."""
+
+    plan: Plan
+    run: int
+    number: int
+    step: int = 0
+
+    @property
+    def mark(self) -> bytes:
+        """The bytes that tell this packet from all others; 16 of them, often repeated."""
+        return struct.pack("!4sHIB5x", MAGIC, self.run & 0xFFFF, self.number, self.step)
+
+
+def read_mark(data: bytes) -> tuple[int, int, int] | None:
+    """Return run, probe number and step of the first mark in ``data``, or None where there is none."""
+    at = data.find(MAGIC)
+    if at < 0 or at + 11 > len(data):
+        return None
+    _, run, number, step = struct.unpack_from("!4sHIB", data, at)
+    return run, number, step
+
+
+def encode(packet: Packet, who: Numbered) -> Encoded:
+    """Return the packet as bytes, with its mark inside.
+
+    Raises:
+        PlanError: there is no such endpoint, or no way to send this from there.
+    """
+    if not packet.is_ip:
+        return Encoded((Sent(_endpoint(packet, who).namespace, _plain_frame(packet, who)),), None, None, None)
+    source = packet.source or _address(packet.sender, packet.receiver, packet.family, who.plan)
+    destination = packet.destination or _address(packet.receiver, packet.sender, packet.family, who.plan)
+    if not source.version == destination.version == packet.family:
+        raise PlanError(f"addresses of another family than {packet.family}: {source}, {destination}")
+    sport, dport = _ports(packet, who.number)
+    body = _body(replace(packet, sport=sport, dport=dport), source, destination, who)
+    datagrams = _datagrams(packet, source, destination, body, who)
+    identity: object = (sport, dport)
+    if packet.protocol in (Proto.ICMP, Proto.ICMPV6):
+        identity = who.number & 0xFFFF
+    flow = (packet.protocol, source, destination, identity)
+    if packet.sender == HOST:
+        sent = tuple(Sent(None, datagram, destination) for datagram in datagrams)
+    else:
+        endpoint = _endpoint(packet, who)
+        header = _ethernet(packet, endpoint, destination, ETHER_IPV4 if packet.family == 4 else ETHER_IPV6, who.plan)
+        sent = tuple(Sent(endpoint.namespace, header + datagram) for datagram in datagrams)
+    return Encoded(sent, source, destination, flow)
+
+
+def _endpoint(packet: Packet, who: Numbered) -> Endpoint:
+    if packet.sender == HOST:
+        raise PlanError("the host's own IP stack sends no frames without IP")
+    return who.plan.endpoint(packet.sender, packet.receiver)
+
+
+def _address(name: str, other: str, family: int, plan: Plan) -> Address:
+    if name == HOST:
+        return plan.host_address(family)
+    endpoint = plan.endpoint(name, other)
+    return endpoint.v4 if family == 4 else endpoint.v6
+
+
+def _ports(packet: Packet, number: int) -> tuple[int, int]:
+    ephemeral = EPHEMERAL + number % 28000
+    sport, dport = (9, ephemeral) if packet.answering else (ephemeral, 9)
+    return (
+        packet.sport if packet.sport is not None else sport,
+        packet.dport if packet.dport is not None else dport,
+    )
+
+
+# --- link layer ---------------------------------------------------------------------------------------------
+
+
+def mac_bytes(text: str) -> bytes:
+    """Return the six bytes of a MAC address."""
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def _ethernet(packet: Packet, sender: Endpoint, destination: Address | None, ethertype: int, plan: Plan) -> bytes:
+    target = packet.destination_mac or _target_mac(packet, sender, destination, plan)
+    header = mac_bytes(target) + mac_bytes(packet.source_mac or sender.mac)
+    if sender.tag is not None and packet.vlan is not None:
+        raise PlanError(f"{sender.name} is tagged already")
+    tag = sender.tag if sender.tag is not None else packet.vlan
+    if tag is not None:
+        header += struct.pack("!HH", ETHER_VLAN, tag)
+    return header + struct.pack("!H", ethertype)
+
+
+def _target_mac(packet: Packet, sender: Endpoint, destination: Address | None, plan: Plan) -> str:
+    """Return the MAC address a sender would use: the receiver's on the same bridge, the host's otherwise."""
+    match destination:
+        case IPv4Address() if destination.is_multicast:
+            low = int(destination) & 0x7FFFFF
+            return f"01:00:5e:{low >> 16:02x}:{low >> 8 & 0xFF:02x}:{low & 0xFF:02x}"  # RFC 1112, section 6.4
+        case IPv6Address() if destination.is_multicast:
+            return "33:33:" + ":".join(f"{byte:02x}" for byte in destination.packed[-4:])  # RFC 2464, section 7
+        case IPv4Address() if destination in _broadcasts(plan):
+            return "ff:ff:ff:ff:ff:ff"
+        case _:
+            pass
+    if packet.receiver != HOST:
+        receiver = plan.endpoint(packet.receiver, packet.sender)
+        if receiver.bridge is not None and receiver.bridge == sender.bridge:
+            return receiver.mac
+    return WAN_MAC if sender.bridge is None else plan.bridge(sender.bridge).mac
+
+
+def _broadcasts(plan: Plan) -> set[IPv4Address]:
+    own = {i.network.broadcast_address for i in plan.host if i.version == 4}
+    return {IPv4Address("255.255.255.255"), *(address for address in own if isinstance(address, IPv4Address))}
+
+
+def _plain_frame(packet: Packet, who: Numbered) -> bytes:
+    """Return an ARP frame, with the mark as its trailer, or one of another type with just the mark."""
+    sender = _endpoint(packet, who)
+    if packet.arp is None:
+        ethertype = packet.ethertype or 0
+        return _ethernet(packet, sender, None, ethertype, who.plan) + who.mark * 3
+    arp = packet.arp
+    own = arp.sender or sender.v4
+    target = arp.target or _address(packet.receiver, packet.sender, 4, who.plan)
+    if arp.operation == 1 and packet.destination_mac is None:
+        packet = replace(packet, destination_mac="ff:ff:ff:ff:ff:ff")
+    header = _ethernet(packet, sender, None, ETHER_ARP, who.plan)
+    # RFC 826: Ethernet, IPv4, lengths 6 and 4.
+    body = struct.pack("!HHBBH", 1, ETHER_IPV4, 6, 4, arp.operation)
+    body += mac_bytes(packet.source_mac or sender.mac) + own.packed + bytes(6) + target.packed
+    return header + body + bytes(2) + who.mark
+
+
+# --- network layer ------------------------------------------------------------------------------------------
+
+
+def checksum(data: bytes) -> int:
+    """Return the Internet checksum (RFC 1071)."""
+    if len(data) % 2:
+        data += b"\0"
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def _datagrams(packet: Packet, source: Address, destination: Address, body: bytes, who: Numbered) -> list[bytes]:
+    """Return the IP packets that carry ``body``: one, or two fragments."""
+    if not packet.fragmented:
+        return [_header(packet, source, destination, len(body), who, None) + body]
+    cut = len(body) // 2 // 8 * 8
+    pieces = []
+    for offset, more, piece in ((0, True, body[:cut]), (cut, False, body[cut:])):
+        pieces.append(_header(packet, source, destination, len(piece), who, (offset, more)) + piece)
+    return pieces
+
+
+def _hop_limit(packet: Packet) -> int:
+    if packet.protocol == Proto.ICMPV6 and packet.icmp_type in range(133, 138):
+        return 255  # RFC 4861: else a receiver ignores it
+    return 1 if packet.protocol == Proto.IGMP else 64
+
+
+def _header(
+    packet: Packet,
+    source: Address,
+    destination: Address,
+    length: int,
+    who: Numbered,
+    fragment: tuple[int, bool] | None,
+) -> bytes:
+    """Return an IP header (RFC 791, RFC 8200), for a fragment (offset, more) where there is one."""
+    offset, more = fragment or (0, False)
+    limit = _hop_limit(packet)
+    if packet.family == 4:
+        identification = who.number & 0xFFFF
+        bits = (0x2000 if more else 0) | offset // 8
+        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, identification, bits, limit, packet.protocol, 0)
+        header += source.packed + destination.packed
+        total = checksum(header) ^ (0x5555 if packet.damage == "ip" else 0)
+        return header[:10] + struct.pack("!H", total) + header[12:]
+    extension = b""
+    following = packet.protocol
+    if fragment is not None:
+        extension = struct.pack("!BBHI", packet.protocol, 0, offset | int(more), who.number)
+        following = 44
+    header = struct.pack("!IHBB", 0x60000000, len(extension) + length, following, limit)
+    return header + source.packed + destination.packed + extension
+
+
+def _pseudo_header(source: Address, destination: Address, protocol: int, length: int) -> bytes:
+    if source.version == 4:
+        return source.packed + destination.packed + struct.pack("!BBH", 0, protocol, length)
+    return source.packed + destination.packed + struct.pack("!IHBB", length, 0, 0, protocol)
+
+
+# --- transport layer ----------------------------------------------------------------------------------------
+
+
+def _body(packet: Packet, source: Address, destination: Address, who: Numbered) -> bytes:
+    """Return what the IP packet carries: the protocol's header, and the mark a few times over."""
+    mark = who.mark * (8 if packet.fragmented else 3)
+    match packet.protocol:
+        case Proto.TCP:
+            body, at = _tcp(packet, who) + mark, 16
+        case Proto.UDP | Proto.UDPLITE:
+            length = 8 + len(mark)  # of UDP-Lite the part its checksum covers: all of it
+            body, at = struct.pack("!HHHH", packet.sport, packet.dport, length, 0) + mark, 6
+        case Proto.ICMP | Proto.ICMPV6:
+            body, at = _icmp(packet, source, destination, who, mark), 2
+        case Proto.IGMP:
+            group = destination.packed[-4:]
+            body, at = struct.pack("!BBH4s", 0x16, 0, 0, group) + mark, 2  # RFC 2236: membership report
+        case Proto.DCCP:
+            # RFC 4340, section 5.1: a Request with a 48 bit sequence number and a service code.
+            header = struct.pack("!HHBBHBBHII", packet.sport, packet.dport, 5, 0, 0, 1, 0, 0, who.number, 0)
+            body, at = header + mark, 6
+        case Proto.SCTP:
+            return _sctp(packet, who)
+        case Proto.GRE:
+            return struct.pack("!HH", 0, ETHER_IPV4) + mark
+        case _:
+            return mark
+    pseudo = b""
+    if packet.protocol not in (Proto.ICMP, Proto.IGMP):
+        # Connection tracking checks UDP-Lite as if it were UDP (udplite_error in Linux 6.1,
+        # nf_conntrack_proto_udp.c): it takes what RFC 3828 asks for as invalid, and only this for valid.
+        protocol = Proto.UDP if packet.protocol == Proto.UDPLITE else packet.protocol
+        pseudo = _pseudo_header(source, destination, protocol, len(body))
+    total = checksum(pseudo + body) ^ (0x5555 if packet.damage == "l4" else 0)
+    if total == 0 and packet.protocol in (Proto.UDP, Proto.UDPLITE):
+        total = 0xFFFF
+    return body[:at] + struct.pack("!H", total) + body[at + 2 :]
+
+
+def sequence_base(number: int) -> int:
+    """Return where the TCP sequence numbers of a probe begin: a rejection shows them, and so whose it is."""
+    return (number & 0xFFFFF) << 12
+
+
+def _tcp(packet: Packet, who: Numbered) -> bytes:
+    base = sequence_base(who.number)
+    return struct.pack(
+        "!HHIIBBHHH",
+        packet.sport,
+        packet.dport,
+        base + packet.sequence,
+        base + packet.acknowledgement,
+        5 << 4,
+        packet.flags,
+        8192,
+        0,
+        1 if packet.flags & URG else 0,
+    )
+
+
+ICMP_ERRORS = {4: frozenset({3, 4, 5, 11, 12}), 6: frozenset({1, 2, 3, 4})}
+"""ICMP types that quote the packet they are about."""
+
+
+def _icmp(packet: Packet, source: Address, destination: Address, who: Numbered, mark: bytes) -> bytes:
+    kind = packet.icmp_type if packet.icmp_type is not None else (8 if packet.family == 4 else 128)
+    header = struct.pack("!BBH", kind, packet.icmp_code, 0)
+    option = struct.pack("!BB6x", 253, 3) + who.mark  # RFC 4861, section 4.6: receivers ignore what they do not know
+    if kind in ICMP_ERRORS[packet.family]:
+        quoted = packet.quoted or Packet(packet.receiver, packet.sender, packet.family, Proto.UDP)
+        quoted = replace(
+            quoted,
+            source=quoted.source or destination,
+            destination=quoted.destination or source,
+            sport=_ports(quoted, who.number)[0],
+            dport=_ports(quoted, who.number)[1],
+        )
+        assert quoted.source is not None
+        assert quoted.destination is not None
+        inner = _body(quoted, quoted.source, quoted.destination, who)
+        whole = _header(quoted, quoted.source, quoted.destination, len(inner), who, None) + inner
+        return header + struct.pack("!I", 1280 if (packet.family, kind) in ((4, 3), (6, 2)) else 0) + whole
+    if packet.family == 6:
+        match kind:
+            case 133:
+                return header + bytes(4) + option
+            case 134:
+                return header + bytes(12) + option
+            case 135 | 136:
+                target = destination if kind == 135 and not destination.is_multicast else source
+                return header + bytes(4) + target.packed + option
+            case 137:
+                return header + bytes(4) + source.packed + destination.packed + option
+            case _:
+                pass
+    identifier = struct.pack("!HH", who.number & 0xFFFF, 1)
+    return header + identifier + mark
+
+
+def _sctp(packet: Packet, who: Numbered) -> bytes:
+    """Return an INIT chunk (RFC 9260, section 3.3.2) whose one optional parameter is the mark."""
+    parameter = struct.pack("!HH", 0xC0FE, 4 + MARK_LENGTH) + who.mark
+    init = struct.pack("!IIHHI", who.number + 1, 65536, 1, 1, who.number)
+    chunk = struct.pack("!BBH", 1, 0, 4 + len(init) + len(parameter)) + init + parameter
+    header = struct.pack("!HHII", packet.sport, packet.dport, 0, 0)
+    total = _crc32c(header + chunk) ^ (0x5555 if packet.damage == "l4" else 0)
+    return header[:8] + struct.pack("<I", total) + chunk
+
+
+def _crc32c(data: bytes) -> int:
+    """Return the CRC32c of RFC 9260, appendix A."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF
+
+
+def encode_all(probes: Sequence[Probe], plan: Plan, run: int, first: int = 0) -> list[tuple[Encoded, ...]]:
+    """Encode every packet of every probe; probe ``i`` gets the number ``first + i``."""
+    return [
+        tuple(encode(packet, Numbered(plan, run, number, step)) for step, packet in enumerate(probe.packets))
+        for number, probe in enumerate(probes, start=first)
+    ]
