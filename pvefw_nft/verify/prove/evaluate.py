@@ -35,7 +35,7 @@ from pvefw_nft.verify.prove.residual import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pvefw_nft.verify.intervals import IntervalSet
 
@@ -106,13 +106,18 @@ class Level:
 
 
 class Evaluation:
-    """The diagrams of one proof: all its flows share levels and nodes, so equal ones have equal numbers."""
+    """The diagrams of one proof: all its flows share levels and nodes, so equal ones have equal numbers.
 
-    def __init__(self, flows: Sequence[Flow], more: Iterable[m.Test] = ()) -> None:
+    ``more`` gives, for the fields that the flows test, further tests that the proof needs.
+    """
+
+    def __init__(
+        self, flows: Sequence[Flow], more: Callable[[set[m.Field]], Iterable[m.Test]] | None = None
+    ) -> None:
         sets: dict[m.Field, dict[IntervalSet, None]] = {}
         for test in tests_of_programs(programs_of(flows)):
             sets.setdefault(test.field, {})[test.values] = None
-        for test in more:
+        for test in more(set(sets)) if more is not None else ():
             sets.setdefault(test.field, {})[test.values] = None
         self.levels = [
             Level(on, Atoms(on.size, tuple(sets[on]), absent=on in SOMETIMES_ABSENT))

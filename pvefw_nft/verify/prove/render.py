@@ -156,6 +156,9 @@ def report_text(report: Report, *, verbose: bool = False) -> str:
             lines.append(f"  {class_text(one, names)} ({one.known})")
         if not verbose and len(known) > 10:
             lines.append(f"  … {len(known) - 10} more")
+    if report.left_out:
+        lines += ["", "Not compared, since these tools cannot treat them alike:"]
+        lines += [f"  {line}" for line in report.left_out]
     if report.assumptions:
         lines += ["", "This rests on:", *(f"  {line}" for line in report.assumptions)]
     return "\n".join(lines) + "\n"
@@ -183,6 +186,7 @@ def report_data(report: Report) -> dict[str, object]:
         "differences": [_difference_data(one, names) for one in report.differences],
         "omitted": report.omitted,
         "assumptions": list(report.assumptions),
+        "left_out": list(report.left_out),
         "proof": {
             "ways": report.counts.ways,
             "frames": report.counts.cases,
