@@ -273,7 +273,7 @@ class _Maker:
             raise ValueError(f"protocol {spec.protocol or number} has no ports")
         if number == 6:
             default = "syn" if spec.ctstate in (None, "new") else "ack"
-            fields[TCP_FLAGS] = _tcp_flags(default if spec.tcp_flags is None else spec.tcp_flags)
+            fields[TCP_FLAGS] = names.tcp_flags(default if spec.tcp_flags is None else spec.tcp_flags)
         elif number == 1 and version == 4:
             fields[ICMP] = names.icmp_set(spec.icmp_type or "echo-request", names.ICMP_TYPES).smallest()
         elif number == 58 and version == 6:
@@ -374,14 +374,3 @@ def _address(text: str | None) -> Address | None:
     except ValueError:
         return None
     return address.version, int(address)
-
-
-def _tcp_flags(text: str) -> int:
-    value = 0
-    for name in filter(None, text.lower().replace("|", ",").split(",")):
-        if name == "none":
-            continue
-        if name not in names.TCP_FLAG_BITS:
-            raise ValueError(f"unknown TCP flag {name}")
-        value |= names.TCP_FLAG_BITS[name]
-    return value
