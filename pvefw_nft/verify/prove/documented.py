@@ -35,20 +35,27 @@ TAGGED = (
     "VLAN-tagged IP packets that iptables lets by, since it does not see them"
     " (bridge-nf-filter-vlan-tagged is 0); nft treats them like untagged ones"
 )
+TAGGED_ARP = "VLAN-tagged ARP packets that ebtables lets by, since it takes them for VLAN; nft looks behind the tag"
+ARP = "ARP packets with hardware addresses of other than 6 bytes, whose senders nft does not take for known"
 
 
 @dataclass(frozen=True, slots=True)
 class Exceptions:
-    """What is left out: ``texts`` say it. ``lenient`` is the side (0 or 1) that may let tagged packets by."""
+    """What is left out: ``texts`` say it. ``lenient`` is the side (0 or 1) that may let tagged packets by, those
+    of IP only where ``unseen``.
+    """
 
     texts: tuple[str, ...] = ()
     lenient: int | None = None
+    unseen: bool = False
 
     def compared(self, fields: Iterable[m.Field], case: Case) -> Iterator[m.Condition]:
         """Yield what holds of the packets that are compared, as far as these fields go."""
+        present = set(fields)
+        if self.texts and case.protocol == m.ARP and m.ARP_HLEN in present:
+            yield m.equals(m.ARP_HLEN, 6)
         if not self.texts or not case.is_ip:
             return
-        present = set(fields)
         if m.DADDR_TYPE in present:
             yield m.Not(m.equals(m.DADDR_TYPE, KIND["anycast"]))
         if case.protocol != m.IPV4:
@@ -64,7 +71,7 @@ class Exceptions:
 
     def excused(self, before: Outcome, after: Outcome, case: Case) -> bool:
         """Whether two outcomes may stand beside each other."""
-        if self.lenient is None or not case.tagged or not case.is_ip:
+        if self.lenient is None or not case.tagged or not (case.protocol == m.ARP or (self.unseen and case.is_ip)):
             return False
         return (before, after)[self.lenient].verdict == "accept"
 
@@ -78,5 +85,5 @@ def exceptions(before: Side, after: Side) -> Exceptions:
     number = xtables.index(True)
     topology = (before, after)[number].topology
     unseen = topology.call_iptables and not topology.filter_vlan_tagged
-    texts = (BROADCAST, SOURCE, ANYCAST)
-    return Exceptions((*texts, TAGGED), number) if unseen else Exceptions(texts)
+    texts = (BROADCAST, SOURCE, ANYCAST, ARP, TAGGED_ARP)
+    return Exceptions((*texts, TAGGED) if unseen else texts, number, unseen)

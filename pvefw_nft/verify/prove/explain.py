@@ -299,6 +299,8 @@ _LIKED: Mapping[m.Field, tuple[int, ...]] = {
     m.ARP_OP: (1,),
     m.ARP_HTYPE: (1,),
     m.ARP_PTYPE: (m.IPV4,),
+    m.ARP_HLEN: (6,),
+    m.ARP_PLEN: (4,),
     m.ARP_SPA: (0xC0000201,),
     m.ARP_TPA: (0xC0000202,),
     m.ARP_SHA: (0x020000000001,),
@@ -317,6 +319,7 @@ def choose(on: m.Field, values: IntervalSet) -> int:
     return first + 1 if is_address and first < last else first
 
 
+OVER = "rate over "
 _IP_DEFAULTS: Mapping[m.Field, int] = {m.L4PROTO: 6, m.FRAGMENT: 0, m.TTL: 64, m.LENGTH: 60, m.DSCP: 0}
 _STATE_BITS = (*m.MARK, *m.CT_MARK, *m.CT_STATUS.values())
 
@@ -327,6 +330,9 @@ def complete(packet: Mapping[m.Field, int], case: Case, absent: set[m.Field]) ->
     What it is sent as is written as ``PKTTYPE``, as the simulator wants it.
     """
     full = dict.fromkeys(_STATE_BITS, 0) | {m.CT_DIRECTION: 0, **packet}
+    for on, value in packet.items():
+        if on.name.startswith(OVER):
+            full[m.rate_field(f"within {on.name.removeprefix(OVER)}")] = 1 - value
     full.setdefault(m.CT_STATE, m.CT_STATES.index("new" if case.is_ip else "invalid"))
     full[m.PROTOCOL] = case.protocol
     full[m.ETHER_TYPE] = m.VLAN if case.tagged else case.protocol

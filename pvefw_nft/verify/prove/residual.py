@@ -35,11 +35,15 @@ if TYPE_CHECKING:
 CAST = m.Field("cast", 3, m.FieldKind.ENUM, ("unicast", "broadcast", "multicast"))
 """Whom a frame is addressed to, whether or not that is this host: ``PKTTYPE`` without the hook's part in it."""
 
+WITHIN = "rate within "
+
 INTERFACES = (m.IIF, m.OIF, m.PHYSIN, m.PHYSOUT, m.IBR, m.OBR)
 IP_FIELDS = (
     m.L4PROTO, m.FRAGMENT, m.TTL, m.LENGTH, m.DSCP, m.SADDR_TYPE, m.DADDR_TYPE, m.SPORT, m.DPORT, m.TCP_FLAGS,
 )  # fmt: skip
-ARP_FIELDS = (m.ARP_OP, m.ARP_HTYPE, m.ARP_PTYPE, m.ARP_SPA, m.ARP_TPA, m.ARP_SHA, m.ARP_THA)
+ARP_FIELDS = (
+    m.ARP_OP, m.ARP_HTYPE, m.ARP_PTYPE, m.ARP_HLEN, m.ARP_PLEN, m.ARP_SPA, m.ARP_TPA, m.ARP_SHA, m.ARP_THA,
+)  # fmt: skip
 SOMETIMES_ABSENT = frozenset((m.SPORT, m.DPORT, m.TCP_FLAGS, m.ICMP, m.ICMP6, m.SKUID, m.SKGID))
 """Fields that packets of one case may have or lack."""
 
@@ -473,6 +477,8 @@ class _Specialiser:
             return _cast_test(test.values, self.context.unicast)
         if not test.values:
             return False
+        if on.name.startswith(WITHIN):
+            return _over_test(test)
         if on not in SOMETIMES_ABSENT and test.values is on.everything:
             return True
         return test
@@ -663,6 +669,18 @@ def _merge_tests(tests: list[m.Test]) -> list[m.Test]:
             test if before is None or before is test else m.Test(test.field, before.values & test.values)
         )
     return sorted(merged.values(), key=lambda test: rank(test.field))
+
+
+def over_field(on: m.Field) -> m.Field:
+    """Return the field that is 1 where that of ``rate within …`` is 0."""
+    return m.rate_field(f"over {on.name.removeprefix(WITHIN)}")
+
+
+@cache
+def _over_test(test: m.Test) -> m.Test:
+    """Say that a rate is kept as that it is not exceeded: both may be asked of one packet."""
+    values = [1 - value for value in (0, 1) if value in test.values]
+    return m.Test(over_field(test.field), IntervalSet.from_ranges((value, value) for value in values))
 
 
 def _cast_test(values: IntervalSet, unicast: int) -> m.Test | bool:
