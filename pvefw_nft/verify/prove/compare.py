@@ -89,12 +89,12 @@ def compare(
 
     Raises HostError where a ruleset cannot be evaluated.
     """
-    with _without_gc():
+    with without_gc():
         return Comparison(before, after, options or Options(), progress).report()
 
 
 @contextmanager
-def _without_gc() -> Iterator[None]:
+def without_gc() -> Iterator[None]:
     """Diagrams are many small tuples without cycles: looking for cycles among them takes most of the time."""
     enabled = gc.isenabled()
     gc.disable()
@@ -127,7 +127,7 @@ class Comparison:
         )
         tracked = frozenset((*m.MARK, *m.CT_MARK) if options.strict else self.tested.marks)
         self.packet_marks = tuple((bit, 0) for bit in m.MARK if bit in tracked)
-        residuals = Residuals(tracked, strict=options.strict, fixed_states=not self.tested.changes_state)
+        self.residuals = residuals = Residuals(tracked, strict=options.strict, fixed_states=not self.tested.changes_state)
         self.before, self.after = before, after
         self.flows_before, self.flows_after = Flows(before, residuals), Flows(after, residuals)
         self.cases = self.tested.cases()

@@ -274,7 +274,7 @@ class Residuals:
         key = self._key(table, chain, context)
         found = self._programs.get(key)
         if found is None:
-            steps = _Specialiser(self, table, context, depth).steps(chain)
+            steps = Specialiser(self, table, context, depth).steps(chain)
             found = self._programs[key] = Program(tuple(steps))
         return found
 
@@ -380,7 +380,7 @@ class _Index(NamedTuple):
         return [chain.rules[number] for number in merge(*hits)]
 
 
-class _Specialiser:
+class Specialiser:
     """Makes the steps of one chain in one context."""
 
     def __init__(self, residuals: Residuals, table: m.Table, context: Context, depth: int) -> None:
