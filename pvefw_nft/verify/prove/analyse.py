@@ -15,6 +15,7 @@ the first is named as what shadows it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -52,6 +53,10 @@ if TYPE_CHECKING:
 
 MOST_NAMED = 4
 """How many shadowing rules a finding names."""
+
+
+_LINE = re.compile(r"\S:\d+")
+"""What an origin that names file and line looks like: worth more than that of a standard chain."""
 
 
 class Kind(Enum):
@@ -195,7 +200,8 @@ class _Analysis:
                 place = self.place(shadow)
                 named[place.origin or f"{place.chain} rule {place.number}"] = None
         named.pop(name, None)
-        return tuple(named)[:MOST_NAMED]
+        lines = [origin for origin in named if _LINE.search(origin)]
+        return tuple(lines or named)[:MOST_NAMED]
 
     def order(self, key: RuleKey) -> tuple[int, int, int]:
         seen = self.seen[key]
