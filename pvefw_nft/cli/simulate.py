@@ -61,7 +61,7 @@ class _Test:
 @click.option("--icmp-type", metavar="TYPE", help="A name, or type or type/code. Default: echo-request.")
 @click.option("--tcp-flags", metavar="FLAGS", help="A list such as syn,ack. Default: syn.")
 @click.option(
-    "--ctstate", metavar="STATE", default="new", help="new (default), established, related, invalid, untracked."
+    "--ctstate", metavar="STATE", help="new, established, related, invalid, untracked. Default: that of a first packet."
 )
 @click.option("--mac", metavar="MAC", help="The sender's MAC address.")
 @click.option("--dest-mac", "destination_mac", metavar="MAC", help="The frame's destination.")

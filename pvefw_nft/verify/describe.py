@@ -105,7 +105,7 @@ def parse_value(on: Field, text: str) -> int:
         case FieldKind.ICMP:
             value = names.icmp_set(text, names.ICMP_TYPES if on is ICMP else names.ICMP6_TYPES).smallest()
         case FieldKind.TCP_FLAGS:
-            value = sum({names.TCP_FLAG_BITS[name] for name in text.split(",") if name != "none"})
+            value = names.tcp_flags(text)
         case FieldKind.ENUM:
             value = on.names.index(text)
         case FieldKind.NUMBER | FieldKind.BIT:
@@ -169,7 +169,7 @@ def set_text(on: Field, values: IntervalSet, limit: int = 6) -> str:
     outside = values.complement(on.size)
     if on.kind is FieldKind.TCP_FLAGS and not _masked_flags(values) and outside and _masked_flags(outside):
         return f"not {_masked_flags(outside)}"
-    if len(outside) < len(values) or (len(values) == len(outside) and outside.count() == 1):
+    if len(outside) < len(values) or (len(values) == len(outside) and outside.count() == 1 < values.count()):
         return f"not {set_text(on, outside, limit)}"
     if on.kind is FieldKind.TCP_FLAGS and (masked := _masked_flags(values)):
         return masked

@@ -120,6 +120,9 @@ PKTTYPE = _enum("pkttype", "host", "broadcast", "multicast", "otherhost", "outgo
 ARP_OP = Field("arp operation", 1 << 16)
 ARP_HTYPE = Field("arp htype", 1 << 16)
 ARP_PTYPE = Field("arp ptype", 1 << 16, FieldKind.ETHERTYPE)
+ARP_HLEN = Field("arp hlen", 256)
+"""Length of a hardware address, 6 for Ethernet; ``ARP_PLEN`` that of a protocol address, 4 for IPv4."""
+ARP_PLEN = Field("arp plen", 256)
 ARP_SPA = Field("arp saddr ip", 1 << 32, FieldKind.IPV4)
 ARP_TPA = Field("arp daddr ip", 1 << 32, FieldKind.IPV4)
 ARP_SHA = Field("arp saddr ether", 1 << 48, FieldKind.MAC)
@@ -185,7 +188,7 @@ PORT_PROTOCOLS = (6, 17, 33, 132, 136)
 PRESENCE: Mapping[Field, tuple[tuple[Field, IntervalSet], ...]] = {
     VLAN_ID: ((ETHER_TYPE, IntervalSet.single(VLAN)),),
     **dict.fromkeys(
-        (ARP_OP, ARP_HTYPE, ARP_PTYPE, ARP_SPA, ARP_TPA, ARP_SHA, ARP_THA),
+        (ARP_OP, ARP_HTYPE, ARP_PTYPE, ARP_HLEN, ARP_PLEN, ARP_SPA, ARP_TPA, ARP_SHA, ARP_THA),
         ((PROTOCOL, IntervalSet.single(ARP)),),
     ),
     **dict.fromkeys((SADDR4, DADDR4), ((PROTOCOL, IntervalSet.single(IPV4)),)),

@@ -157,6 +157,17 @@ TCP_FLAG_BITS = {
 }  # fmt: skip
 """TCP flags by name (RFC 9293 section 3.1); iptables' ``ALL`` is the lowest six."""
 
+
+def tcp_flags(text: str) -> int:
+    """Return the bits of flags listed by name: ``syn,ack``, ``none``; raises ValueError."""
+    value = 0
+    for name in filter(None, text.lower().split(",")):
+        if name != "none" and name not in TCP_FLAG_BITS:
+            raise ValueError(f"unknown TCP flag '{name}'")
+        value |= TCP_FLAG_BITS.get(name, 0)
+    return value
+
+
 _ETHERTYPES = {
     "ip": 0x0800, "ipv4": 0x0800, "ip4": 0x0800, "arp": 0x0806, "rarp": 0x8035, "802_1q": 0x8100,
     "vlan": 0x8100, "8021q": 0x8100, "ipx": 0x8137, "ip6": 0x86DD, "ipv6": 0x86DD, "ppp_disc": 0x8863,

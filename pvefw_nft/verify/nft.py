@@ -7,6 +7,7 @@ add" of a table gives the new table. An element of the list without a command is
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ _PRIORITIES = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "securi
 _BRIDGE_PRIORITIES = {"dstnat": -300, "filter": -200, "out": 100, "srcnat": 300}
 _XTABLES = {"raw", "mangle", "nat", "filter", "security", "broute"}
 _COMMANDS = ("add", "create", "insert", "replace", "delete", "destroy", "flush")
+_SIGNATURE = re.compile(r" ?sig:\S+$")
+"""The digest of a chain of ours, at the end of its first rule's comment: it says nothing about the rule."""
 _IGNORED = ("metainfo", "counter", "quota", "limit", "ct timeout", "ct expectation", "secmark", "synproxy")
 
 
@@ -209,7 +212,9 @@ class NftReader:
                 if not isinstance(statements, list):
                     raise self.reading.error(where, "has no expressions")
                 conditions, effects, verdict = parser.parse(statements, where)
-                made.rules.append(Rule(conditions, effects, verdict, "", str(rule.get("comment", ""))))
+                made.rules.append(
+                    Rule(conditions, effects, verdict, "", _SIGNATURE.sub("", str(rule.get("comment", ""))))
+                )
         for (reference, _), values in raw.objects.values.items():
             table.sets.setdefault(reference[1:], values)
         return table

@@ -185,7 +185,7 @@ class NftRuleParser:
         values = self._values(on, right)
         if operator in ("==", "in"):
             return Test(on.field, values)
-        if operator == "!=":
+        if operator in ("!=", "!"):
             return negate(Test(on.field, values))
         ranges = ranges_of(on, right)
         first, last = ranges[0][0], ranges[-1][1]
@@ -243,8 +243,9 @@ class NftRuleParser:
     def _tcp_flags(self, inner: Json, mask: Json, operator: str, right: Json) -> Condition:
         self._selector(inner)
         value = _flags(right)
-        if operator == "in":
-            return negate(Test(TCP_FLAGS, IntervalSet.masked(value, 0, 8)))
+        if operator in ("in", "!"):
+            none_set = Test(TCP_FLAGS, IntervalSet.masked(value, 0, 8))
+            return none_set if operator == "!" else negate(none_set)
         if mask is None and isinstance(right, dict):
             return self._compare(selector(inner, self.table.family), operator, right)
         test = Test(TCP_FLAGS, IntervalSet.masked(0xFF if mask is None else _flags(mask), value, 8))

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import UsageError
 from pvefw_nft.verify import names
+from pvefw_nft.verify.conntrack import first_state
 from pvefw_nft.verify.describe import parse_value
 from pvefw_nft.verify.model import (
     ADDRESS_TYPES,
     ARP,
+    ARP_HLEN,
     ARP_HTYPE,
     ARP_OP,
+    ARP_PLEN,
     ARP_PTYPE,
     ARP_SHA,
     ARP_SPA,
@@ -100,8 +103,9 @@ class PacketSpec:
 
     ``source`` and ``destination`` are zones or addresses, the destination may carry a port (``10.0.0.7:22``,
     ``[fd00::7]:22``, ``vm100:22``). ``protocol`` is a name or number, or ``arp`` or another ether type by
-    ``ether_type``. ``family`` is 4 or 6. ``mark`` is the packet mark. ``overrides`` sets fields by their names, after
-    all else.
+    ``ether_type``. ``ctstate`` None: what connection tracking makes of such a packet when it knows no connection of it,
+    which for most is new. ``family`` is 4 or 6. ``mark`` is the packet mark. ``overrides`` sets fields by their names,
+    after all else.
     """
 
     source: str
@@ -113,7 +117,7 @@ class PacketSpec:
     dport: int | str | None = None
     icmp_type: str | None = None
     tcp_flags: str | None = None
-    ctstate: str = "new"
+    ctstate: str | None = None
     mac: str | None = None
     destination_mac: str | None = None
     vlan: int | None = None
@@ -128,10 +132,14 @@ class PacketSpec:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A packet ready to send: its fields (interfaces aside, which depend on the hook) and its path."""
+    """A packet ready to send: its fields (interfaces aside, which depend on the hook) and its path.
+
+    With the ``topology`` simulate also says whether the answer to a rejected packet arrives.
+    """
 
     fields: Mapping[Field, int]
     path: Path
+    topology: Topology | None = None
 
 
 def make_probe(spec: PacketSpec, topology: Topology) -> Probe:
@@ -194,7 +202,7 @@ class _Maker:
             self._ip(fields, 4 if protocol == IPV4 else 6)
         elif protocol == ARP:
             self._arp(fields)
-        state = self.spec.ctstate.lower()
+        state = (self.spec.ctstate or first_state(fields)).lower()
         if state not in CT_STATES:
             raise ValueError(f"ctstate is one of {', '.join(CT_STATES)}, not {state}")
         # Conntrack knows IP only; what it does not know counts as invalid (net/netfilter/nft_ct.c).
@@ -204,7 +212,7 @@ class _Maker:
         for name, value in self.spec.overrides:
             on = field_named(name)
             fields[on] = parse_value(on, value)
-        return Probe(fields, path)
+        return Probe(fields, path, self.topology)
 
     def _protocol(self) -> int:
         spec = self.spec
@@ -264,8 +272,8 @@ class _Maker:
         elif self.dport is not None or spec.sport is not None:
             raise ValueError(f"protocol {spec.protocol or number} has no ports")
         if number == 6:
-            default = "syn" if spec.ctstate.lower() == "new" else "ack"
-            fields[TCP_FLAGS] = _tcp_flags(default if spec.tcp_flags is None else spec.tcp_flags)
+            default = "syn" if spec.ctstate in (None, "new") else "ack"
+            fields[TCP_FLAGS] = names.tcp_flags(default if spec.tcp_flags is None else spec.tcp_flags)
         elif number == 1 and version == 4:
             fields[ICMP] = names.icmp_set(spec.icmp_type or "echo-request", names.ICMP_TYPES).smallest()
         elif number == 58 and version == 6:
@@ -307,7 +315,7 @@ class _Maker:
 
     def _arp(self, fields: dict[Field, int]) -> None:
         sender = _address(self.spec.arp_sender)
-        fields[ARP_HTYPE], fields[ARP_PTYPE], fields[ARP_OP] = 1, IPV4, 1
+        fields |= {ARP_HTYPE: 1, ARP_PTYPE: IPV4, ARP_HLEN: 6, ARP_PLEN: 4, ARP_OP: 1}  # RFC 826: a request
         fields[ARP_SPA] = self._end_address(self.source, sender or self.source_address, 4)
         fields[ARP_TPA] = self._end_address(self.destination, self.destination_address, 4)
         fields[ARP_SHA] = self._mac(self.source, self.spec.mac)
@@ -366,14 +374,3 @@ def _address(text: str | None) -> Address | None:
     except ValueError:
         return None
     return address.version, int(address)
-
-
-def _tcp_flags(text: str) -> int:
-    value = 0
-    for name in filter(None, text.lower().replace("|", ",").split(",")):
-        if name == "none":
-            continue
-        if name not in names.TCP_FLAG_BITS:
-            raise ValueError(f"unknown TCP flag {name}")
-        value |= names.TCP_FLAG_BITS[name]
-    return value

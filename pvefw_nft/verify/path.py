@@ -40,6 +40,7 @@ from pvefw_nft.verify.model import (
     Family,
     Point,
     equals,
+    interface_name,
     interface_number,
     negate,
 )
@@ -405,6 +406,36 @@ def find_path(topology: Topology, source: End, destination: End) -> Path:
     stages.append(local[0])
     stages += [replace(stage, from_host=True) for stage in local[1:]]
     return Path(source, destination, tuple(stages))
+
+
+def way_back(topology: Topology, path: Path, at: int) -> tuple[Stage, ...]:
+    """Return the stages of an answer that a bridge sends back out of the port a packet came by.
+
+    The packet was at stage number ``at`` of its path. First comes that bridge's own output, then each bridge on the way
+    back to the source.
+    """
+    stage = path.stages[at]
+    bridge, port = _came_by(stage)
+    stages = [
+        Stage(Family.BRIDGE, Point.OUTPUT, ((OIF, interface_number(port)), (OBR, interface_number(bridge))), stage.hop),
+        *_Bridging(topology, bridge).leave(port, stage.hop, None),
+    ]
+    source, destination = path.source, path.destination
+    if isinstance(source, NicEnd) and source.nic.filtered and bridge == source.nic.firewall_bridge:
+        return tuple(stages)
+    if isinstance(destination, NicEnd) and destination.nic.filtered and bridge == destination.nic.firewall_bridge:
+        if _bridge(source) != destination.nic.bridge:
+            return tuple(stages + _arrive(topology, destination))
+        stages += _Bridging(topology, destination.nic.bridge).cross(destination.nic.port, _port(source))
+    return tuple(stages + _to_guest(topology, source))
+
+
+def _came_by(stage: Stage) -> tuple[str, str]:
+    """Return the bridge and the port by which a bridged packet came to a stage."""
+    fields = dict(stage.fields)
+    if stage.family is Family.BRIDGE:
+        return interface_name(fields[IBR]), interface_name(fields[IIF])
+    return interface_name(fields[IIF]), interface_name(fields[PHYSIN])
 
 
 def _same_vlan(source: End, destination: End) -> None:

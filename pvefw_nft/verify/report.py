@@ -111,6 +111,7 @@ def outcome_data(outcome: Outcome, *, verbose: bool = False) -> dict[str, Data]:
     return {
         "verdict": outcome.verdict,
         "kind": outcome.kind,
+        "answered": outcome.answered,
         "packet": packet_text(fields),
         "fields": {on.name: value_text(on, value) for on, value in fields.items() if on.size > 2},
         "from": end_text(outcome.probe.path.source),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from pvefw_nft.errors import UsageError
+from pvefw_nft.verify.answer import answer_way
 from pvefw_nft.verify.describe import value_text
 from pvefw_nft.verify.model import (
     CT_MARK,
@@ -74,10 +75,9 @@ from pvefw_nft.verify.model import (
     holds,
     tests_of,
 )
-from pvefw_nft.verify.packet import HOST_MAC
+from pvefw_nft.verify.packet import HOST_MAC, Probe
 
 if TYPE_CHECKING:
-    from pvefw_nft.verify.packet import Probe
     from pvefw_nft.verify.path import Stage
 
 _PLACE = re.compile(r"\S:\d+")
@@ -173,7 +173,8 @@ class Outcome:
     """The whole way of a packet. ``verdict`` is ACCEPT, DROP, REJECT or UNDECIDED, ``kind`` the rejection's
     kind.
 
-    ``notes`` are what a reader should know: queues, translations, assumptions the verdict rests on.
+    ``notes`` are what a reader should know: queues, translations, assumptions the verdict rests on. ``answered`` says
+    whether the answer to a rejected packet reaches its sender (None: not rejected, or not known).
     """
 
     probe: Probe
@@ -182,6 +183,7 @@ class Outcome:
     stages: list[StageWalk]
     logs: list[Log]
     notes: list[str]
+    answered: bool | None = None
 
     @property
     def deciding(self) -> list[tuple[StageWalk, ChainWalk]]:
@@ -239,7 +241,30 @@ def simulate(model: RulesetModel, probe: Probe) -> Outcome:
         unknown = sorted({on.name.removeprefix("unknown ") for chosen, _ in outcomes for on in chosen})
         first.notes.append(f"{' or '.join(texts)}, depending on {', '.join(unknown)}")
         first.verdict, first.kind = "UNDECIDED", None
+    elif first.verdict == "REJECT":
+        _answer(model, first)
     return first
+
+
+def _answer(model: RulesetModel, outcome: Outcome) -> None:
+    """Find out whether the answer to a rejected packet arrives, and note where it does not."""
+    probe, kind = outcome.probe, outcome.kind
+    if probe.topology is None or kind is None:
+        return
+    way = answer_way(probe.topology, probe.path, len(outcome.stages) - 1, kind, probe.fields)
+    outcome.answered = way is None or bool(way.legs)
+    if not outcome.answered:
+        outcome.notes.append(f"no answer is sent to {probe.path.source}: the host cannot reach that address from there")
+    for leg in way.legs if way is not None else ():
+        fields = {**way.fields, CT_STATE: CT_STATES.index(leg.state)} if way is not None else {}
+        path = replace(probe.path, source=probe.path.destination, destination=probe.path.source, stages=leg.stages)
+        back = simulate(model, Probe(fields, path))
+        if back.verdict != "ACCEPT":
+            outcome.answered = False
+            step = back.decider
+            rule = f"{step.chain.name} rule {step.number}" if step is not None else "a policy"
+            outcome.notes.append(f"the answer does not reach {probe.path.source}: {back.verdict} by {rule}")
+            return
 
 
 class _Walker:

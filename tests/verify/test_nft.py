@@ -164,6 +164,12 @@ MATCHES: list[tuple[str, Json, dict[str, Json], dict[str, Json]]] = [
         {**TCP, "tcp_flags": 0x12},
     ),
     ("any flag", match(payload("tcp", "flags"), "syn", "in"), {**TCP, "tcp_flags": 0x12}, {**TCP, "tcp_flags": 0x10}),
+    (
+        "none of the flags",
+        match(payload("tcp", "flags"), ["syn", "fin"], "!"),
+        {**TCP, "tcp_flags": 4},
+        {**TCP, "tcp_flags": 6},
+    ),
     ("no flags", match(payload("tcp", "flags"), 0), {**TCP, "tcp_flags": 0}, {**TCP, "tcp_flags": 1}),
     ("mark bit", match({"&": [meta("mark"), 0x80000000]}, 0x80000000), {"mark": 0x80000001}, {"mark": 1}),
     ("mark prefix", match(meta("mark"), {"prefix": {"addr": 0x80000000, "len": 1}}), {"mark": 0x80000001}, {"mark": 1}),

@@ -1,0 +1,132 @@
+"""Probes and networks of the kernel lab as simulate knows them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pvefw_nft.verify import names
+from pvefw_nft.verify.model import (
+    IPV4,
+    PROTOCOL,
+    Point,
+    RulesetModel,
+)
+from pvefw_nft.verify.packet import PacketSpec, make_probe
+from pvefw_nft.verify.packet import Probe as Simulated
+from pvefw_nft.verify.path import Link, Network, Nic, Topology
+from pvefw_nft.verify.simulate import Outcome, simulate
+from tests.kernel.network.plan import HOST, ROUTER, WAN_PORT, Plan
+
+if TYPE_CHECKING:
+    from tests.kernel.packets import Packet, Probe
+
+_CODES4 = ("net-unreachable", "host-unreachable", "proto-unreachable", "port-unreachable", "net-prohibited")
+KINDS = {
+    4: {name: f"icmp-{name}" for name in (*_CODES4, "host-prohibited", "admin-prohibited")},
+    6: {name: f"icmp6-{name}" for name in ("no-route", "addr-unreachable", "port-unreachable")},
+}
+"""Rejections as the lab calls them, which is as iptables does."""
+KINDS[6]["admin-prohibited"] = "icmp6-adm-prohibited"
+
+
+def topology_of(plan: Plan, *, call_iptables: bool) -> Topology:
+    """Return the lab's network."""
+    nics, uplinks = [], {}
+    for endpoint in plan.endpoints:
+        if endpoint.bridge is None:
+            continue
+        if endpoint.name.startswith("outside"):
+            uplinks[endpoint.bridge] = plan.bridge(endpoint.bridge).uplink
+            continue
+        vmid, _, index = endpoint.port.removeprefix("tap").removeprefix("veth").partition("i")
+        addresses = ((4, int(endpoint.v4)), (6, int(endpoint.v6)))
+        zone = endpoint.name.partition("i")[0]
+        mac = names.mac_number(endpoint.mac)
+        nics.append(Nic(zone, int(vmid), int(index), endpoint.port, endpoint.bridge, endpoint.filtered, mac, addresses))
+    own = tuple(Network(i.version, int(i.ip), i.network.prefixlen) for i in plan.host)
+    links = [
+        Link(bridge.name, True, (uplinks[bridge.name],), own if number == 0 else ())
+        for number, bridge in enumerate(plan.bridges)
+    ]
+    wan = tuple(Network(i.version, int(i.ip), i.network.prefixlen) for i in plan.host_interfaces if i not in plan.host)
+    links.append(Link(WAN_PORT, False, (), tuple(n for n in wan if n.address != 0x7F000001)))
+    return Topology(tuple(nics), tuple(links), call_iptables=call_iptables)
+
+
+def zone(name: str, other: str, plan: Plan) -> str:
+    if name == HOST:
+        return "host"
+    if name == ROUTER:
+        return WAN_PORT
+    endpoint = plan.endpoint(name, other)
+    if endpoint.name.startswith("outside"):
+        return f"{endpoint.bridge}/{plan.bridge(endpoint.bridge or '').uplink}"
+    return endpoint.port
+
+
+def spec_of(packet: Packet, plan: Plan, state: str | None) -> PacketSpec:
+    def address(name: str, other: str) -> str:
+        if name == HOST:
+            return str(plan.host_address(packet.family))
+        endpoint = plan.endpoint(name, other)
+        return str(endpoint.v4 if packet.family == 4 else endpoint.v6)
+
+    spec = PacketSpec(
+        zone(packet.sender, packet.receiver, plan),
+        zone(packet.receiver, packet.sender, plan),
+        mac=packet.source_mac,
+        destination_mac=packet.destination_mac,
+        vlan=packet.vlan,
+        ctstate=state,
+    )
+    if packet.arp is not None:
+        sender = packet.arp.sender or plan.endpoint(packet.sender, packet.receiver).v4
+        return replace(spec, protocol="arp", arp_sender=str(sender))
+    if packet.ethertype is not None:
+        return replace(spec, ether_type=f"{packet.ethertype:x}")
+    flags = ",".join(name for name, bit in names.TCP_FLAG_BITS.items() if packet.flags & bit and name != "ecn")
+    ported = packet.protocol in (6, 17, 33, 132, 136)
+    return replace(
+        spec,
+        protocol=str(packet.protocol),
+        family=packet.family,
+        source_address=str(packet.source or address(packet.sender, packet.receiver)),
+        destination_address=str(packet.destination or address(packet.receiver, packet.sender)),
+        sport=(packet.sport if packet.sport is not None else (9 if packet.answering else 40000)) if ported else None,
+        dport=(packet.dport if packet.dport is not None else (40000 if packet.answering else 9)) if ported else None,
+        tcp_flags=(flags or "none") if packet.protocol == 6 else None,
+        icmp_type=f"{packet.icmp_type}/{packet.icmp_code}" if packet.icmp_type is not None else None,
+    )
+
+
+def one(packet: Packet, plan: Plan, topology: Topology, state: str | None) -> Simulated:
+    return make_probe(spec_of(packet, plan, state), topology)
+
+
+def outcome_of(probe: Probe, plan: Plan, topology: Topology, model: RulesetModel) -> Outcome:
+    """Return the fate of a probe's last packet; those before it make the connection it belongs to."""
+    known = False
+    for packet in probe.packets[:-1]:
+        if known:
+            break
+        outcome = simulate(model, one(packet, plan, topology, None))
+        # A connection is known from the first bridge that a packet of it left, wherever it was dropped later.
+        passed = [walk.stage.point for walk in outcome.stages[:-1]]
+        # A reset before any answer deletes it.
+        known = outcome.verdict == "ACCEPT" or (Point.POSTROUTING in passed and outcome.kind != "tcp-reset")
+    judged = probe.judged
+    state = None
+    if known:
+        state = "related" if judged.quoted is not None else "established"
+    if judged.damage == "l4":
+        state = "invalid"
+    return simulate(model, one(judged, plan, topology, state))
+
+
+def text_of(outcome: Outcome) -> str:
+    """Return an outcome as the lab writes it: ``REJECT icmp-port-unreachable``."""
+    if outcome.kind is None:
+        return outcome.verdict
+    family = 4 if outcome.probe.fields[PROTOCOL] == IPV4 else 6
+    return f"{outcome.verdict} {KINDS[family].get(outcome.kind, outcome.kind)}"

@@ -1,0 +1,27 @@
+"""Every packet of tests/cases gets its verdict from simulate, through the ruleset of each backend."""
+
+from __future__ import annotations
+
+import pytest
+
+from pvefw_nft.pipeline import Source, compile_root, read_back
+from tests.kernel import cases, configurations
+from tests.kernel.artefact import IPTABLES
+from tests.kernel.differences import excuse
+from tests.kernel.packets import describe
+from tests.verify.lab import outcome_of, text_of, topology_of
+
+
+@pytest.mark.parametrize("backend", configurations.backends())
+@pytest.mark.parametrize("name", cases.names())
+def test_verdicts(name: str, backend: str) -> None:
+    case = cases.load(name)
+    plan = configurations.of_case(name).plan
+    topology = topology_of(plan, call_iptables=backend == IPTABLES)
+    model = read_back(compile_root(Source(case.root, case.node, lambda: case.local_network), backend))
+    wrong = []
+    for probe, expected in case.expected:
+        got = text_of(outcome_of(probe, plan, topology, model))
+        if got != expected and not (backend == IPTABLES and excuse(probe, plan, {IPTABLES: got})):
+            wrong.append(f"{describe(probe)}: expected {expected}, got {got}")
+    assert not wrong, "\n".join(wrong)
