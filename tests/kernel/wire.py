@@ -128,7 +128,7 @@ def _packet_socket(interface: str) -> socket.socket:
     return made
 
 
-# --- netlink (linux/netfilter/nfnetlink_log.h, nfnetlink_conntrack.h) ------------------------------------------------------
+# --- netlink (linux/netfilter/nfnetlink_log.h, nfnetlink_conntrack.h) ------------------------------------------------
 
 _NETLINK_NETFILTER = 12
 _NFULNL_MSG_CONFIG = 4 << 8 | 1
