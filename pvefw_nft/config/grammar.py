@@ -79,6 +79,9 @@ class SectionKind(Enum):
     GROUP = "group"
 
 
+_NAMED_SECTIONS = (SectionKind.IPSET, SectionKind.GROUP)
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """A section and the lines below its header, blank and comment lines left out.
@@ -240,7 +243,7 @@ def _read_header(line: Line, stripped: str) -> tuple[SectionKind | None, Word | 
         kind = SectionKind(found[1].lower()) if found else None
     except ValueError:
         kind = None
-    if found is None or kind is None:
+    if found is None or kind is None or (found[2] is not None and kind not in _NAMED_SECTIONS):
         return None, None, "", line
     name = None if found[2] is None else Word(found[2], line.text.index("[") + found.start(2))
     return kind, name, (found[3] or "").strip(), line
