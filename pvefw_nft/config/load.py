@@ -24,6 +24,7 @@ from pvefw_nft.config.model import (
     NodeConfig,
     VnetConfig,
 )
+from pvefw_nft.config.rules import Names
 from pvefw_nft.config.values import BadValue, Prefix, read_mac, read_prefix
 from pvefw_nft.errors import ConfigurationError, Span, UsageError
 
@@ -135,17 +136,25 @@ class Configuration:
     thousands of them is never in memory as a whole. What is wrong goes to ``findings``.
     """
 
-    def __init__(self, root: Root, findings: Findings, local_network: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        root: Root,
+        findings: Findings,
+        local_network: Callable[[], str | None],
+        real_interface: Callable[[str], str | None] = lambda _: None,
+    ) -> None:
         """Read cluster.fw, host.fw, the VNets and corosync.conf.
 
         ``local_network`` is asked for a CIDR where the cluster has no alias of that name: the alias counts more,
-        since rules may refer to it. Raises ConfigurationError for a file that cannot be used, and UsageError
-        where ``local_network`` gives no CIDR.
+        since rules may refer to it. ``real_interface`` returns the name of the link with an alternative name.
+        Raises ConfigurationError for a file that cannot be used, and UsageError where ``local_network`` gives no
+        CIDR.
         """
         self._root = root
         self._findings = findings
         file = root.pve / "firewall" / "cluster.fw"
-        cluster, self._names = resolve.read_cluster(str(file), read_text(file) or "", findings)
+        self._names = Names(0, real_interface=real_interface)
+        cluster = resolve.read_cluster(str(file), read_text(file) or "", findings, self._names)
         host_file = root.host_file()
         host = resolve.read_host(str(host_file), read_text(host_file) or "", findings, cluster, self._names)
         alias = cluster.aliases.get("local_network")

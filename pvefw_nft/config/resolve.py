@@ -388,12 +388,11 @@ def _not_an_entry(text: str) -> BadValue:
 # --- files ---------------------------------------------------------------------------------------------------
 
 
-def read_cluster(file: str, text: str, findings: Findings) -> tuple[ClusterConfig, Names]:
-    """Read cluster.fw. Returns it and the names that hosts and guests may refer to."""
-    names = Names(0)
+def read_cluster(file: str, text: str, findings: Findings, names: Names) -> ClusterConfig:
+    """Read cluster.fw. ``names`` takes the names that hosts and guests may refer to."""
     reader = _FileReader(FileKind.CLUSTER, findings, names, None)
     reader.read(file, text)
-    config = ClusterConfig(
+    return ClusterConfig(
         _options(ClusterOptions, reader),
         names.aliases,
         names.ipsets,
@@ -402,7 +401,6 @@ def read_cluster(file: str, text: str, findings: Findings) -> tuple[ClusterConfi
         file,
         reader.option_lines,
     )
-    return config, names
 
 
 def read_host(file: str, text: str, findings: Findings, cluster: ClusterConfig, names: Names) -> HostConfig:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.errors import Severity
-from tests.support import VM, check
+from pvefw_nft.pipeline import Source, check_root
+from tests.support import NODE, VM, check
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -288,3 +289,13 @@ def test_accepted_spellings_of_a_file(make_root: MakeRoot, text: str) -> None:
     checked = check(make_root({"cluster": text}))
     assert checked.diagnostics == ()
     assert checked.node.cluster.options.enable
+
+
+def test_alternative_name_of_an_interface(make_root: MakeRoot) -> None:
+    root = make_root(
+        {"cluster": f"{ON}[RULES]\nIN ACCEPT -i the-name-on-the-label\nIN ACCEPT -i nosuch-but-long-name\n"}
+    )
+    source = Source(root, NODE, lambda: None, {"the-name-on-the-label": "eno1"}.get)
+    checked = check_root(source)
+    assert [rule.iface for rule in checked.node.cluster.rules] == ["eno1"]
+    assert [(problem.code, problem.span.line) for problem in checked.diagnostics] == [("bad-interface", 5)]
