@@ -10,9 +10,8 @@ import pytest
 
 from pvefw_nft.host.altnames import real_name
 
-SCRIPT = (
-    "from pvefw_nft.host.altnames import real_name; print(real_name('a-name-too-long-for-a-link'), real_name('nosuch'))"
-)
+NAMES = ("a-name-too-long-for-a-link", "nosuch")
+SCRIPT = f"from pvefw_nft.host.altnames import real_name; print(*map(real_name, {NAMES}))"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root")
