@@ -70,7 +70,9 @@ def rules_of(table: Table, chain: str) -> list[Rule]:
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_iptables_and_its_kin(example: str, tmp_path: Path) -> None:
     needs(*XTABLES)
-    compiled = compile_root(Source(REPOSITORY / "examples" / example, None, lambda: "10.7.0.0/24"), "iptables")
+    root = REPOSITORY / "examples" / example
+    nodes = sorted(path.name for path in (root / "etc" / "pve" / "nodes").glob("*"))
+    compiled = compile_root(Source(root, nodes[0] if nodes else None, lambda: "10.7.0.0/24"), "iptables")
     text = "".join(compiled.artefact.text())
     script = []
     for number, part in enumerate(text.split("### ")[1:]):
