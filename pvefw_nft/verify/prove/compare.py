@@ -14,6 +14,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.errors import InternalError, UsageError
@@ -21,8 +22,9 @@ from pvefw_nft.verify import model as m
 from pvefw_nft.verify.describe import packet_text, rule_text
 from pvefw_nft.verify.packet import Probe
 from pvefw_nft.verify.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
+from pvefw_nft.verify.prove.documented import exceptions
 from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow
-from pvefw_nft.verify.prove.explain import Class, Explainer, tests_to_explain
+from pvefw_nft.verify.prove.explain import Class, Explainer, tests_of_possible
 from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_ends, find_way
 from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
 from pvefw_nft.verify.prove.residual import Case, Outcome, Residuals
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.path import End, Nic
     from pvefw_nft.verify.prove.known import Known
     from pvefw_nft.verify.simulate import Outcome as Simulated
-
 
 class Result(Enum):
     """What the proof of two flows says."""
@@ -88,12 +89,12 @@ def compare(
 
     Raises HostError where a ruleset cannot be evaluated.
     """
-    with _without_gc():
+    with without_gc():
         return Comparison(before, after, options or Options(), progress).report()
 
 
 @contextmanager
-def _without_gc() -> Iterator[None]:
+def without_gc() -> Iterator[None]:
     """Diagrams are many small tuples without cycles: looking for cycles among them takes most of the time."""
     enabled = gc.isenabled()
     gc.disable()
@@ -121,19 +122,24 @@ class Comparison:
         self.options = options
         self.progress = progress or (lambda _done, _all: None)
         self.tested = Tested.of(before.model, after.model)
-        self.ends, (self.topo_before, self.topo_after) = find_ends(self.tested, before.topology, after.topology)
+        self.ends, (self.topo_before, self.topo_after) = find_ends(
+            self.tested, before.topology, after.topology
+        )
         tracked = frozenset((*m.MARK, *m.CT_MARK) if options.strict else self.tested.marks)
         self.packet_marks = tuple((bit, 0) for bit in m.MARK if bit in tracked)
-        residuals = Residuals(tracked, strict=options.strict, fixed_states=not self.tested.changes_state)
+        self.residuals = residuals = Residuals(tracked, strict=options.strict, fixed_states=not self.tested.changes_state)
         self.before, self.after = before, after
         self.flows_before, self.flows_after = Flows(before, residuals), Flows(after, residuals)
         self.cases = self.tested.cases()
-        self.results: dict[tuple[Flow, Flow, bool], Result] = {}
+        self.results: dict[tuple[Flow, Flow, bool, Case | None], Result] = {}
+        self.exceptions = exceptions(before, after)
         self.later: dict[tuple[Flow, Flow], bool] = {}
         self.troubles: dict[Trouble, list[Met]] = defaultdict(list)
         self.ways = 0
         self.diagrams = 0
-        self.assumptions: list[str] = list(dict.fromkeys((*before.model.assumptions, *after.model.assumptions)))
+        self.assumptions: list[str] = list(
+            dict.fromkeys((*before.model.assumptions, *after.model.assumptions))
+        )
 
     def report(self) -> Report:
         """Carry the comparison out."""
@@ -150,6 +156,7 @@ class Comparison:
             Counts(self.ways, len(self.cases), len(self.results), self.diagrams),
             (self.before.model, self.after.model),
             self.tested.protocols(),
+            self.exceptions.texts,
         )
 
     # --- proving ---
@@ -204,34 +211,49 @@ class Comparison:
                 first, last = number == 0, number == len(segments) - 1
                 left = self.flows_before.flow(segments[number].before, case)
                 right = self.flows_after.flow(segments[number].after, case)
-                result = self.prove(left, right, fixed=first and not isinstance(way.source, HostEnd))
+                fixed = first and not isinstance(way.source, HostEnd)
+                result = self.prove(left, right, case, fixed=fixed)
                 if result is not Result.SAME:
                     self.troubles[Trouble(left, right, result)].append(Met(way, case, first, last))
 
-    def prove(self, before: Flow, after: Flow, *, fixed: bool) -> Result:
+    def prove(self, before: Flow, after: Flow, case: Case, *, fixed: bool) -> Result:
         """Compare two flows for all packets; ``fixed``: for all that carry no mark."""
         if not fixed:
             self.later[before, after] = True
         if before == after:
             return Result.SAME
-        key = (before, after, fixed)
+        key = (before, after, fixed, case if self.exceptions.texts else None)
         found = self.results.get(key)
         if found is None:
             self.diagrams += 1
-            found = self.results[key] = self._prove(before, after, fixed=fixed)
+            found = self.results[key] = self._prove(before, after, case, fixed=fixed)
         return found
 
-    def _prove(self, before: Flow, after: Flow, *, fixed: bool) -> Result:
-        evaluation = Evaluation([before, after])
+    def _prove(self, before: Flow, after: Flow, case: Case, *, fixed: bool) -> Result:
+        evaluation = Evaluation([before, after], partial(self.tests, case, usual=False))
         one, two = evaluation.flow(before), evaluation.flow(after)
         if fixed:
             one = evaluation.assign(one, self.packet_marks)
             two = evaluation.assign(two, self.packet_marks)
-        if one == two:
+        if one == two or self.alike(evaluation, one, two, case):
             return Result.SAME
-        if evaluation.strip(one) == evaluation.strip(two):
-            return Result.DIFFERENT if self.options.strict else Result.MARKS
+        if not self.options.strict and self.alike(evaluation, evaluation.strip(one), evaluation.strip(two), case):
+            return Result.MARKS
         return Result.DIFFERENT
+
+    def tests(self, case: Case, fields: set[m.Field], *, usual: bool) -> Iterator[m.Test]:
+        """Yield the tests that a proof needs besides those of the rules."""
+        if usual or self.exceptions.texts:
+            yield from tests_of_possible(fields, case, self.exceptions, usual=usual)
+
+    def alike(self, evaluation: Evaluation, one: int, two: int, case: Case) -> bool:
+        """Whether two diagrams are the same for all packets that are compared."""
+        if one == two:
+            return True
+        if not self.exceptions.texts:
+            return False
+        explainer = Explainer(evaluation, one, two, case, self.exceptions, from_host=False)
+        return explainer.differing == evaluation.false
 
     def marks_matter(self) -> bool:
         """Whether some segment that packets come to with a mark looks at it."""
@@ -306,16 +328,20 @@ class Comparison:
 
     def explainer(self, before: Flow, after: Flow, way: Way, case: Case) -> Explainer:
         """Evaluate two flows so that their difference can be explained."""
-        plain = Evaluation([before, after])
-        more = [t for known in self.options.known for t in m.tests_of(known.condition(case))]
-        fields = {*plain.number, *(test.field for test in more)}
-        evaluation = Evaluation([before, after], [*more, *tests_to_explain(fields, case)])
+        known = [t for one in self.options.known for t in m.tests_of(one.condition(case))]
+
+        def more(fields: set[m.Field]) -> Iterator[m.Test]:
+            yield from known
+            yield from self.tests(case, fields | {test.field for test in known}, usual=True)
+
+        evaluation = Evaluation([before, after], more)
         nodes = [evaluation.flow(before), evaluation.flow(after)]
         if not isinstance(way.source, HostEnd):
             nodes = [evaluation.assign(node, self.packet_marks) for node in nodes]
         if not self.options.strict:
             nodes = [evaluation.strip(node) for node in nodes]
-        return Explainer(evaluation, nodes[0], nodes[1], case, from_host=isinstance(way.source, HostEnd))
+        from_host = isinstance(way.source, HostEnd)
+        return Explainer(evaluation, nodes[0], nodes[1], case, self.exceptions, from_host=from_host)
 
     def difference(self, one: Class, way: Way, case: Case, known: str | None) -> Difference:
         """Make a class of packets a difference, with the rules that decide about its packet."""
@@ -346,7 +372,9 @@ class Comparison:
             known,
         )
 
-    def add(self, found: _Found, place: Met, places: list[Met], differences: Iterable[Difference]) -> None:
+    def add(
+        self, found: _Found, place: Met, places: list[Met], differences: Iterable[Difference]
+    ) -> None:
         """Take differences into the report. They hold for whatever way leads through the troubled segment."""
         sources = self.zones([p.way.source for p in places], own=any(p.first for p in places))
         destinations = self.zones([p.way.destination for p in places], own=any(p.last for p in places))
@@ -388,7 +416,9 @@ def deciding(run: Simulated) -> tuple[Place, ...]:
     step = run.decider
     if step is not None:
         return (
-            Place(str(step.table.key), step.chain.name, step.number, rule_text(step.rule), step.origin, step.rule.line),
+            Place(
+                str(step.table.key), step.chain.name, step.number, rule_text(step.rule), step.origin, step.rule.line
+            ),
         )
     if run.verdict == "ACCEPT":
         return ()
@@ -437,6 +467,7 @@ def verdict_text(outcome: Outcome) -> str:
             number = sum(value << bit for bit, value in bits)
             extra.append(f"{prefix.removesuffix(' bit ')} {number:#x}")
     return f"{outcome.verdict} ({', '.join(extra)})" if extra else outcome.verdict
+
 
 
 __all__ = ["Options", "Side", "compare", "merge", "verdict_text"]

@@ -119,7 +119,9 @@ class Diagrams:
         """Return ``then`` where ``condition`` is the terminal ``true``, else ``other``."""
         return self._select(condition, then, other, true, {})
 
-    def _select(self, condition: int, then: int, other: int, true: int, memo: dict[tuple[int, int, int], int]) -> int:
+    def _select(
+        self, condition: int, then: int, other: int, true: int, memo: dict[tuple[int, int, int], int]
+    ) -> int:
         if then == other or condition == true:
             return then
         levels = self.levels
@@ -181,45 +183,86 @@ class Diagrams:
         memo[key] = found
         return found
 
-    def join(self, node: int, follow: Mapping[int, Callable[[int], int]], then: int, mark: int) -> int:
-        """Return ``node`` with each terminal of ``follow`` replaced by what its function makes of ``then``.
+    def join(self, node: int, rests: Mapping[int, int], mark: int) -> int:
+        """Return ``node`` with each terminal of ``rests`` replaced by the function given for it.
 
-        The functions get ``then`` as it is for the packets that come there. ``mark`` is borne by all
-        terminals of ``follow``: a node without it is passed by.
+        ``mark`` is borne by these terminals and no others below ``node``: a node without it is passed by.
         """
-        return self._join(node, follow, then, mark, {})
+        if len(rests) == 1:
+            return self._join(node, next(iter(rests.values())), mark, {})
+        places = {terminal: place for place, terminal in enumerate(rests)}
+        return self._join_several(node, tuple(rests.values()), places, mark, {})
 
-    def _join(
+    def _join(self, node: int, rest: int, mark: int, memo: dict[tuple[int, int], int]) -> int:
+        if not self.marks[node] & mark:
+            return node
+        levels = self.levels
+        if levels[node] == TERMINAL:
+            return rest
+        key = (node, rest)
+        found = memo.get(key)
+        if found is not None:
+            return found
+        parts: dict[int, int] = {}
+        if levels[rest] > levels[node]:
+            level = levels[node]
+            for child, atoms in self.edges[node]:
+                result = self._join(child, rest, mark, memo)
+                parts[result] = parts.get(result, 0) | atoms
+        else:
+            level = levels[rest]
+            edges = self._split(node, level)
+            for branch, branch_atoms in self.edges[rest]:
+                for child, atoms in edges:
+                    both = atoms & branch_atoms
+                    if both:
+                        result = self._join(child, branch, mark, memo)
+                        parts[result] = parts.get(result, 0) | both
+        found = memo[key] = self.node(level, parts)
+        return found
+
+    def _join_several(
         self,
         node: int,
-        follow: Mapping[int, Callable[[int], int]],
-        then: int,
+        rests: tuple[int, ...],
+        places: Mapping[int, int],
         mark: int,
-        memo: dict[tuple[int, int], int],
+        memo: dict[tuple[int, tuple[int, ...]], int],
     ) -> int:
         if not self.marks[node] & mark:
             return node
-        change = follow.get(node)
-        if change is not None:
-            return change(then)
-        key = (node, then)
+        if node in places:
+            return rests[places[node]]
+        key = (node, rests)
         found = memo.get(key)
         if found is not None:
             return found
         levels = self.levels
-        top = min(levels[node], levels[then])
+        top = min(levels[node], *[levels[rest] for rest in rests])
         parts: dict[int, int] = {}
-        then_edges = self._split(then, top)
         for child, atoms in self._split(node, top):
-            for branch, branch_atoms in then_edges:
-                both = atoms & branch_atoms
-                if both:
-                    result = self._join(child, follow, branch, mark, memo)
-                    parts[result] = parts.get(result, 0) | both
+            for branches, both in self._split_all(rests, top, atoms):
+                result = self._join_several(child, branches, places, mark, memo)
+                parts[result] = parts.get(result, 0) | both
         found = memo[key] = self.node(top, parts)
         return found
 
-    def replace(self, node: int, fixed: Mapping[int, int], change: Callable[[int], int], memo: dict[int, int]) -> int:
+    def _split_all(
+        self, nodes: tuple[int, ...], level: int, atoms: int
+    ) -> Iterator[tuple[tuple[int, ...], int]]:
+        """Yield what the nodes are at a level, for each part of the atoms where that is the same."""
+        if not nodes:
+            yield (), atoms
+            return
+        for child, mask in self._split(nodes[0], level):
+            both = atoms & mask
+            if both:
+                for rest, rest_atoms in self._split_all(nodes[1:], level, both):
+                    yield (child, *rest), rest_atoms
+
+    def replace(
+        self, node: int, fixed: Mapping[int, int], change: Callable[[int], int], memo: dict[int, int]
+    ) -> int:
         """Return the function with levels of ``fixed`` set to an atom and terminals put through ``change``.
 
         ``memo`` may be kept for further calls with the same ``fixed`` and ``change``.
@@ -283,6 +326,8 @@ class Diagrams:
         if known is None:
             mask = cube.get(self.levels[node], -1)
             known = memo[node] = all(
-                self._restrict(child, cube, terminal, memo) for child, atoms in self.edges[node] if atoms & mask
+                self._restrict(child, cube, terminal, memo)
+                for child, atoms in self.edges[node]
+                if atoms & mask
             )
         return known

@@ -22,6 +22,7 @@ from pvefw_nft.verify.prove.residual import (
     RETURN,
     SOMETIMES_ABSENT,
     Call,
+    Choice,
     Copy,
     Flip,
     Note,
@@ -34,7 +35,7 @@ from pvefw_nft.verify.prove.residual import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pvefw_nft.verify.intervals import IntervalSet
 
@@ -64,14 +65,23 @@ def programs_of(flows: Iterable[Flow]) -> list[Program]:
         if program in found:
             continue
         found[program] = None
-        todo += [step.end.program for step in reversed(program.steps) if isinstance(step.end, Call)]
+        steps = [inner for step in reversed(program.steps) for inner in steps_of(step)]
+        todo += [step.end.program for step in steps if isinstance(step.end, Call)]
     return list(found)
+
+
+def steps_of(step: Step) -> Iterator[Step]:
+    """Yield a step and the branches it ends in."""
+    yield step
+    if isinstance(step.end, Choice):
+        for branch in step.end.branches:
+            yield from steps_of(branch)
 
 
 def tests_of_programs(programs: Iterable[Program]) -> Iterator[m.Test]:
     """Yield the tests of these programs' own steps."""
     for program in programs:
-        for step in program.steps:
+        for step in (inner for outer in program.steps for inner in steps_of(outer)):
             yield from step.tests
             for condition in step.conditions:
                 yield from m.tests_of(condition)
@@ -82,6 +92,7 @@ def tests_of_programs(programs: Iterable[Program]) -> Iterator[m.Test]:
                         yield from m.tests_of(condition)
                 elif isinstance(action, Copy):
                     yield from (m.equals(source, 1) for _, source in action.pairs)
+                    yield from (m.equals(bit, 1) for bit, _ in action.pairs if action.flip)
                 elif isinstance(action, Flip):
                     yield from (m.equals(bit, 1) for bit in action.bits)
 
@@ -95,16 +106,22 @@ class Level:
 
 
 class Evaluation:
-    """The diagrams of one proof: all its flows share levels and nodes, so equal ones have equal numbers."""
+    """The diagrams of one proof: all its flows share levels and nodes, so equal ones have equal numbers.
 
-    def __init__(self, flows: Sequence[Flow], more: Iterable[m.Test] = ()) -> None:
+    ``more`` gives, for the fields that the flows test, further tests that the proof needs.
+    """
+
+    def __init__(
+        self, flows: Sequence[Flow], more: Callable[[set[m.Field]], Iterable[m.Test]] | None = None
+    ) -> None:
         sets: dict[m.Field, dict[IntervalSet, None]] = {}
         for test in tests_of_programs(programs_of(flows)):
             sets.setdefault(test.field, {})[test.values] = None
-        for test in more:
+        for test in more(set(sets)) if more is not None else ():
             sets.setdefault(test.field, {})[test.values] = None
         self.levels = [
-            Level(on, Atoms(on.size, tuple(sets[on]), absent=on in SOMETIMES_ABSENT)) for on in sorted(sets, key=rank)
+            Level(on, Atoms(on.size, tuple(sets[on]), absent=on in SOMETIMES_ABSENT))
+            for on in sorted(sets, key=rank)
         ]
         self.number = {level.field: number for number, level in enumerate(self.levels)}
         packet_mark = frozenset(m.MARK)
@@ -150,7 +167,9 @@ class Evaluation:
                     result = space.select(self.condition(part), true, result, true)
                 return result
 
-    def where(self, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...], then: int, other: int) -> int:
+    def where(
+        self, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...], then: int, other: int
+    ) -> int:
         """Return ``then`` where all of these hold, else ``other``."""
         for condition in conditions:
             then = self.space.select(self.condition(condition), then, other, self.true)
@@ -174,18 +193,26 @@ class Evaluation:
 
     def step(self, step: Step, rest: int) -> int:
         """Return what becomes of packets that come to a step, given what becomes of those that go on."""
-        end = step.end
-        if end is None:
-            then = rest
-        elif isinstance(end, Outcome):
-            then = self.outcome(end)
-        else:
-            then = self.program(end.program)
-            if end.back and rest != self.outcome(RETURN):
-                then = self.follow(then, ("return",), rest)
+        return self.where(step.tests, step.conditions, self.end(step, rest), rest)
+
+    def end(self, step: Step, rest: int) -> int:
+        """Return what becomes of packets for which a step's conditions hold."""
+        match step.end:
+            case None:
+                then = rest
+            case Outcome():
+                then = self.outcome(step.end)
+            case Call(program, back):
+                then = self.program(program)
+                if back and rest != self.outcome(RETURN):
+                    then = self.follow(then, ("return",), rest)
+            case Choice(branches):
+                then = rest
+                for branch in reversed(branches):
+                    then = self.where(branch.tests, branch.conditions, self.end(branch, rest), then)
         for action in reversed(step.actions):
             then = self.action(action, then, rest)
-        return self.where(step.tests, step.conditions, then, rest)
+        return then
 
     def action(self, action: Set | Flip | Copy | Note | Only, then: int, rest: int) -> int:
         """Return what becomes of packets before an action, given what becomes of them after it."""
@@ -228,7 +255,9 @@ class Evaluation:
 
     def _assign(self, node: int, pairs: tuple[tuple[m.Field, int], ...]) -> int:
         fixed = {
-            self.number[on]: self.levels[self.number[on]].atoms.atom(value) for on, value in pairs if on in self.number
+            self.number[on]: self.levels[self.number[on]].atoms.atom(value)
+            for on, value in pairs
+            if on in self.number
         }
         return self.change(node, fixed, partial(_assigned, tuple((on.name, value) for on, value in pairs)))
 
@@ -242,15 +271,18 @@ class Evaluation:
 
     def follow(self, node: int, verdicts: tuple[str, ...], rest: int) -> int:
         """Return ``node`` with what ends in one of these verdicts going on with ``rest``."""
-        changes = {
-            number: partial(self._after, outcome)
-            for number, outcome in self.space.values.items()
-            if isinstance(outcome, Outcome) and outcome.verdict in verdicts
-        }
         mark = 0
         for verdict in verdicts:
             mark |= OPEN[verdict]
-        return self.space.join(node, changes, rest, mark)
+        if not self.space.marks[node] & mark:
+            return node
+        # What comes after sees what was assigned before, not what the packet started with.
+        rests = {}
+        for number in self.space.terminals(node):
+            outcome = self.space.values[number]
+            if isinstance(outcome, Outcome) and outcome.verdict in verdicts:
+                rests[number] = self._after(outcome, rest)
+        return self.space.join(node, rests, mark)
 
     def _after(self, outcome: Outcome, rest: int) -> int:
         """What becomes of packets that had an open outcome, and went on to ``rest``."""
@@ -288,6 +320,8 @@ def _assigned(pairs: tuple[tuple[str, int], ...], outcome: Outcome) -> Outcome:
 def _noted(text: str, outcome: Outcome) -> Outcome:
     if outcome.verdict not in OPEN and not text.startswith("log "):
         return outcome
+    if text.startswith("helper ") and text in outcome.trace:
+        return outcome  # given once more, a helper stays the same
     return outcome._replace(trace=(text, *outcome.trace))
 
 

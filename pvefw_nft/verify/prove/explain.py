@@ -8,27 +8,23 @@ without mentioning that; other packets count only where they are not in those cl
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.intervals import IntervalSet
+from pvefw_nft.verify.prove.documented import BROADCASTS4, KIND, MULTICASTS4, MULTICASTS6, Exceptions
 from pvefw_nft.verify.prove.residual import CAST, SOMETIMES_ABSENT, Case, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
     from pvefw_nft.verify.prove.evaluate import Evaluation
+    from collections.abc import Iterable, Iterator, Mapping
 
 MOST_CLASSES = 16
 """Classes shown of one pair of verdicts on one way."""
 
-_MULTICAST = m.DADDR_TYPE.names.index("multicast")
-_BROADCAST = m.DADDR_TYPE.names.index("broadcast")
-_LOCAL_OR_UNICAST = IntervalSet.of(*((m.DADDR_TYPE.names.index(n),) * 2 for n in ("unicast", "local")))
-_BROADCASTS4 = IntervalSet.of((0, 0x00FFFFFF), (0xFFFFFFFF, 0xFFFFFFFF))
-_MULTICASTS4 = IntervalSet.of((0xE0000000, 0xEFFFFFFF))
-_MULTICASTS6 = IntervalSet.of((0xFF << 120, (1 << 128) - 1))
+_MULTICAST = KIND["multicast"]
+_BROADCAST = KIND["broadcast"]
+_LOCAL_OR_UNICAST = IntervalSet.of(*((KIND[name],) * 2 for name in ("unicast", "local")))
 _ALL_ONES = (1 << 48) - 1
 
 USUAL: Mapping[m.Field, IntervalSet] = {
@@ -94,10 +90,10 @@ def possible(fields: Iterable[m.Field], case: Case, *, from_host: bool) -> Itera
         if kind not in present:
             continue
         if case.protocol == m.IPV4:
-            yield _iff(m.equals(kind, _MULTICAST), m.Test(v4, _MULTICASTS4))
-            yield _implies(m.Test(v4, _BROADCASTS4), m.equals(kind, _BROADCAST))
+            yield _iff(m.equals(kind, _MULTICAST), m.Test(v4, MULTICASTS4))
+            yield _implies(m.Test(v4, BROADCASTS4), m.equals(kind, _BROADCAST))
         else:
-            yield _iff(m.equals(kind, _MULTICAST), m.Test(v6, _MULTICASTS6))
+            yield _iff(m.equals(kind, _MULTICAST), m.Test(v6, MULTICASTS6))
             yield m.Not(m.equals(kind, _BROADCAST))
     if {CAST, m.ETHER_DST} <= present:
         yield _iff(m.equals(CAST, 1), m.equals(m.ETHER_DST, _ALL_ONES))
@@ -105,18 +101,24 @@ def possible(fields: Iterable[m.Field], case: Case, *, from_host: bool) -> Itera
         yield _iff(m.equals(CAST, 2), m.Test(m.ETHER_DST, odd - IntervalSet.single(_ALL_ONES)))
 
 
-def tests_to_explain(fields: Iterable[m.Field], case: Case) -> list[m.Test]:
-    """Return the tests that an evaluation of programs over these fields needs besides, to be explained."""
+def tests_of_possible(
+    fields: Iterable[m.Field], case: Case, exceptions: Exceptions, *, usual: bool
+) -> Iterator[m.Test]:
+    """Yield the tests needed to tell which packets there are, and (``usual``) which of them are ordinary."""
     present = set(fields)
     found: dict[m.Test, None] = {}
     before = -1
     while before != len(present):
         before = len(present)
-        for condition in possible(present, case, from_host=False):
+        for condition in (
+            *possible(present, case, from_host=False),
+            *exceptions.compared(present, case),
+        ):
             found |= dict.fromkeys(m.tests_of(condition))
         present |= {test.field for test in found}
-    found |= {m.Test(on, values): None for on, values in USUAL.items() if on in present}
-    return list(found)
+    yield from found
+    if usual:
+        yield from (m.Test(on, values) for on, values in USUAL.items() if on in present)
 
 
 # --- classes ------------------------------------------------------------------------------------------------
@@ -125,23 +127,38 @@ def tests_to_explain(fields: Iterable[m.Field], case: Case) -> list[m.Test]:
 class Explainer:
     """Takes the packets apart that two diagrams of one evaluation treat differently."""
 
-    def __init__(self, evaluation: Evaluation, before: int, after: int, case: Case, *, from_host: bool) -> None:
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        before: int,
+        after: int,
+        case: Case,
+        exceptions: Exceptions,
+        *,
+        from_host: bool,
+    ) -> None:
         self.evaluation = evaluation
         self.space = evaluation.space
         self.case = case
+        self.exceptions = exceptions
         self.omitted = 0
         self.valid = evaluation.true
-        for condition in possible(evaluation.number, case, from_host=from_host):
+        for condition in (
+            *possible(evaluation.number, case, from_host=from_host),
+            *exceptions.compared(evaluation.number, case),
+        ):
             self.valid = self._both(evaluation.condition(condition), self.valid)
-        pairs = self.space.apply(partial(self._pair), before, after)
+        pairs = self.space.apply(self._pair, before, after)
         self.differing = self.space.select(self.valid, pairs, evaluation.false, evaluation.true)
 
     def _pair(self, left: int, right: int) -> int | None:
         if left == right:
             return self.evaluation.false
         one, two = self.space.values.get(left), self.space.values.get(right)
-        if one is None or two is None:
+        if not isinstance(one, Outcome) or not isinstance(two, Outcome):
             return None
+        if self.exceptions.excused(one, two, self.case):
+            return self.evaluation.false
         return self.space.terminal((one, two))
 
     def _both(self, one: int, two: int) -> int:
@@ -226,7 +243,9 @@ class Explainer:
         value = self.space.values[pair]
         assert isinstance(value, tuple)
         levels = self.evaluation.levels
-        fields = tuple((levels[level].field, levels[level].atoms.values(mask)) for level, mask in sorted(cube.items()))
+        fields = tuple(
+            (levels[level].field, levels[level].atoms.values(mask)) for level, mask in sorted(cube.items())
+        )
         inside = self.space.rule(tuple(sorted(cube.items())), some, self.evaluation.false)
         return Class(value[0], value[1], fields, bool(fixed), self._packet(inside))
 
@@ -280,6 +299,8 @@ _LIKED: Mapping[m.Field, tuple[int, ...]] = {
     m.ARP_OP: (1,),
     m.ARP_HTYPE: (1,),
     m.ARP_PTYPE: (m.IPV4,),
+    m.ARP_HLEN: (6,),
+    m.ARP_PLEN: (4,),
     m.ARP_SPA: (0xC0000201,),
     m.ARP_TPA: (0xC0000202,),
     m.ARP_SHA: (0x020000000001,),
@@ -298,6 +319,7 @@ def choose(on: m.Field, values: IntervalSet) -> int:
     return first + 1 if is_address and first < last else first
 
 
+OVER = "rate over "
 _IP_DEFAULTS: Mapping[m.Field, int] = {m.L4PROTO: 6, m.FRAGMENT: 0, m.TTL: 64, m.LENGTH: 60, m.DSCP: 0}
 _STATE_BITS = (*m.MARK, *m.CT_MARK, *m.CT_STATUS.values())
 
@@ -308,6 +330,9 @@ def complete(packet: Mapping[m.Field, int], case: Case, absent: set[m.Field]) ->
     What it is sent as is written as ``PKTTYPE``, as the simulator wants it.
     """
     full = dict.fromkeys(_STATE_BITS, 0) | {m.CT_DIRECTION: 0, **packet}
+    for on, value in packet.items():
+        if on.name.startswith(OVER):
+            full[m.rate_field(f"within {on.name.removeprefix(OVER)}")] = 1 - value
     full.setdefault(m.CT_STATE, m.CT_STATES.index("new" if case.is_ip else "invalid"))
     full[m.PROTOCOL] = case.protocol
     full[m.ETHER_TYPE] = m.VLAN if case.tagged else case.protocol
@@ -332,9 +357,9 @@ def _complete_kinds(full: dict[m.Field, int], packet: Mapping[m.Field, int]) -> 
     for kind, v4, v6 in ((m.SADDR_TYPE, m.SADDR4, m.SADDR6), (m.DADDR_TYPE, m.DADDR4, m.DADDR6)):
         if kind in packet or kind not in full:
             continue
-        if full.get(v4, 0x01000000) in _MULTICASTS4 or full.get(v6, 0) in _MULTICASTS6:
+        if full.get(v4, 0x01000000) in MULTICASTS4 or full.get(v6, 0) in MULTICASTS6:
             full[kind] = _MULTICAST
-        elif full.get(v4, 0x01000000) in _BROADCASTS4:
+        elif full.get(v4, 0x01000000) in BROADCASTS4:
             full[kind] = _BROADCAST
     if CAST not in full:
         full[CAST] = {_MULTICAST: 2, _BROADCAST: 1}.get(full.get(m.DADDR_TYPE, 0), 0)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.describe import packet_text, set_text, value_text
-from pvefw_nft.verify.prove.report import ANYWHERE
 from pvefw_nft.verify.prove.residual import CAST
+from pvefw_nft.verify.prove.report import ANYWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +38,7 @@ class SetNames:
         if name := self._names.get(values.complement(on.size)):
             return f"not set {name}"
         return set_text(on, values)
+
 
     def protocol(self, protocol: int) -> str:
         """Return the network protocols that one stands for."""
@@ -155,6 +156,9 @@ def report_text(report: Report, *, verbose: bool = False) -> str:
             lines.append(f"  {class_text(one, names)} ({one.known})")
         if not verbose and len(known) > 10:
             lines.append(f"  … {len(known) - 10} more")
+    if report.left_out:
+        lines += ["", "Not compared, since these tools cannot treat them alike:"]
+        lines += [f"  {line}" for line in report.left_out]
     if report.assumptions:
         lines += ["", "This rests on:", *(f"  {line}" for line in report.assumptions)]
     return "\n".join(lines) + "\n"
@@ -167,7 +171,7 @@ def _details(one: Difference) -> list[str]:
             lines.append(f"    {word}: no rule decides")
         for place in places:
             lines.append(f"    {word}: {place_text(place)}")
-            word = " " * len(word)
+            word = " " * len(word)  # noqa: PLW2901
     return lines
 
 
@@ -182,6 +186,7 @@ def report_data(report: Report) -> dict[str, object]:
         "differences": [_difference_data(one, names) for one in report.differences],
         "omitted": report.omitted,
         "assumptions": list(report.assumptions),
+        "left_out": list(report.left_out),
         "proof": {
             "ways": report.counts.ways,
             "frames": report.counts.cases,

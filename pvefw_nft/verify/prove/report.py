@@ -82,7 +82,8 @@ class Report:
     """The result of a comparison of ``before`` with ``after``.
 
     ``protocols`` gives the network protocols that each one listed in a difference stands for.
-    ``assumptions`` says, a line each, what the result rests on. ``omitted`` counts classes of packets beyond
+    ``assumptions`` says, a line each, what the result rests on, ``left_out`` which packets the sides' tools cannot
+    treat alike (see :mod:`~pvefw_nft.verify.prove.documented`). ``omitted`` counts classes of packets beyond
     the limit of classes shown. Two rulesets are equal where all differences are known ones.
     """
 
@@ -95,6 +96,7 @@ class Report:
     counts: Counts
     models: tuple[RulesetModel, RulesetModel]
     protocols: Mapping[int, IntervalSet]
+    left_out: tuple[str, ...]
 
     @property
     def unexpected(self) -> tuple[Difference, ...]:

@@ -35,11 +35,15 @@ if TYPE_CHECKING:
 CAST = m.Field("cast", 3, m.FieldKind.ENUM, ("unicast", "broadcast", "multicast"))
 """Whom a frame is addressed to, whether or not that is this host: ``PKTTYPE`` without the hook's part in it."""
 
+WITHIN = "rate within "
+
 INTERFACES = (m.IIF, m.OIF, m.PHYSIN, m.PHYSOUT, m.IBR, m.OBR)
 IP_FIELDS = (
     m.L4PROTO, m.FRAGMENT, m.TTL, m.LENGTH, m.DSCP, m.SADDR_TYPE, m.DADDR_TYPE, m.SPORT, m.DPORT, m.TCP_FLAGS,
 )  # fmt: skip
-ARP_FIELDS = (m.ARP_OP, m.ARP_HTYPE, m.ARP_PTYPE, m.ARP_SPA, m.ARP_TPA, m.ARP_SHA, m.ARP_THA)
+ARP_FIELDS = (
+    m.ARP_OP, m.ARP_HTYPE, m.ARP_PTYPE, m.ARP_HLEN, m.ARP_PLEN, m.ARP_SPA, m.ARP_TPA, m.ARP_SHA, m.ARP_THA,
+)  # fmt: skip
 SOMETIMES_ABSENT = frozenset((m.SPORT, m.DPORT, m.TCP_FLAGS, m.ICMP, m.ICMP6, m.SKUID, m.SKGID))
 """Fields that packets of one case may have or lack."""
 
@@ -120,6 +124,12 @@ class Call(NamedTuple):
     back: bool
 
 
+class Choice(NamedTuple):
+    """The end of the one branch whose tests and conditions hold, all looked at now; else the next step."""
+
+    branches: tuple[Step, ...]
+
+
 class Step(NamedTuple):
     """Where all tests and conditions hold, the actions happen, and then ``end``; None: on to the next step.
 
@@ -129,7 +139,7 @@ class Step(NamedTuple):
     tests: tuple[m.Test, ...]
     conditions: tuple[m.Condition, ...]
     actions: tuple[Action, ...]
-    end: Outcome | Call | None
+    end: Outcome | Call | Choice | None
 
 
 @final
@@ -235,6 +245,7 @@ class Context:
 
 
 ALL_STATES = m.CT_STATE.everything
+_MARKS = {*m.MARK, *m.CT_MARK}
 
 
 class Residuals:
@@ -263,7 +274,7 @@ class Residuals:
         key = self._key(table, chain, context)
         found = self._programs.get(key)
         if found is None:
-            steps = _Specialiser(self, table, context, depth).steps(chain)
+            steps = Specialiser(self, table, context, depth).steps(chain)
             found = self._programs[key] = Program(tuple(steps))
         return found
 
@@ -283,7 +294,9 @@ class Residuals:
         found = self._footprints.get((id(table), id(chain)))
         if found is None:
             if depth > MAX_DEPTH:
-                raise HostError(f"chains of {table.key} call one another in a circle, by way of '{chain.name}'")
+                raise HostError(
+                    f"chains of {table.key} call one another in a circle, by way of '{chain.name}'"
+                )
             fields = {
                 test.field
                 for condition in conditions_of(chain)
@@ -309,17 +322,9 @@ class Residuals:
 
 _CONTEXTUAL = frozenset(
     (
-        *INTERFACES,
-        m.IS_BRIDGED,
-        m.CT_STATE,
-        m.PKTTYPE,
-        m.ETHER_TYPE,
-        m.ETHER_SRC,
-        m.ETHER_DST,
-        m.VLAN_ID,
-        m.SKUID,
-        m.SKGID,
-    )
+        *INTERFACES, m.IS_BRIDGED, m.CT_STATE, m.PKTTYPE, m.ETHER_TYPE, m.ETHER_SRC, m.ETHER_DST, m.VLAN_ID,
+        m.SKUID, m.SKGID,
+    )  # fmt: skip
 )
 
 
@@ -375,7 +380,7 @@ class _Index(NamedTuple):
         return [chain.rules[number] for number in merge(*hits)]
 
 
-class _Specialiser:
+class Specialiser:
     """Makes the steps of one chain in one context."""
 
     def __init__(self, residuals: Residuals, table: m.Table, context: Context, depth: int) -> None:
@@ -415,7 +420,7 @@ class _Specialiser:
 
     def ends(self, step: Step) -> bool:
         """Whether no packet goes beyond this step; notes what is known of those that do."""
-        if step.end is None or (isinstance(step.end, Call) and step.end.back):
+        if step.end is None or isinstance(step.end, Choice) or (isinstance(step.end, Call) and step.end.back):
             return False
         if step.conditions or any(isinstance(action, Only) for action in step.actions):
             return False
@@ -428,7 +433,9 @@ class _Specialiser:
 
     # --- conditions ---
 
-    def conditions(self, conditions: Sequence[m.Condition]) -> tuple[tuple[m.Test, ...], tuple[m.Condition, ...], bool]:
+    def conditions(
+        self, conditions: Sequence[m.Condition]
+    ) -> tuple[tuple[m.Test, ...], tuple[m.Condition, ...], bool]:
         """Return the tests left, the other conditions left, and False where they cannot all hold."""
         tests: list[m.Test] = []
         others: list[m.Condition] = []
@@ -470,6 +477,8 @@ class _Specialiser:
             return _cast_test(test.values, self.context.unicast)
         if not test.values:
             return False
+        if on.name.startswith(WITHIN):
+            return _over_test(test)
         if on not in SOMETIMES_ABSENT and test.values is on.everything:
             return True
         return test
@@ -494,7 +503,9 @@ class _Specialiser:
 
     # --- rules ---
 
-    def rule(self, rule: m.Rule, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...]) -> Iterator[Step]:
+    def rule(
+        self, rule: m.Rule, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...]
+    ) -> Iterator[Step]:
         """Yield the steps of a rule that may match; none where it does nothing."""
         actions: list[Action] = []
         open_end = False
@@ -509,7 +520,9 @@ class _Specialiser:
             else:
                 actions += self.effect(effect)
         while actions and isinstance(actions[0], Only):
-            merged, others, possible = self.conditions((*tests, *actions[0].tests, *conditions, *actions[0].conditions))
+            merged, others, possible = self.conditions(
+                (*tests, *actions[0].tests, *conditions, *actions[0].conditions)
+            )
             if not possible:
                 return
             tests, conditions = merged, others
@@ -520,7 +533,7 @@ class _Specialiser:
             if actions:
                 yield Step(tests, conditions, tuple(actions), None)
         elif isinstance(rule.verdict, m.VerdictMap):
-            yield from self.verdict_map(rule, rule.verdict, Step(tests, conditions, tuple(actions), None))
+            yield from self.verdict_map(rule.verdict, Step(tests, conditions, tuple(actions), None))
         else:
             yield from self.verdict(rule.verdict, Step(tests, conditions, tuple(actions), None))
 
@@ -549,7 +562,9 @@ class _Specialiser:
                 note = Note(f"{text} bypass" if bypass else text)
                 yield step._replace(actions=(*step.actions, note), end=ACCEPT)
             case m.Nat():
-                yield step._replace(actions=(*step.actions, *_translate(verdict, self.context.case)), end=ACCEPT)
+                yield step._replace(
+                    actions=(*step.actions, *_translate(verdict, self.context.case)), end=ACCEPT
+                )
             case m.UnknownVerdict(text):
                 yield step._replace(end=Outcome(f"unknown {text}"))
 
@@ -561,7 +576,7 @@ class _Specialiser:
         context = Context(self.context.case, self.known, states, self.context.unicast)
         return self.residuals.program(self.table, find_chain(self.table, name), context, self.depth + 1)
 
-    def verdict_map(self, rule: m.Rule, lookup: m.VerdictMap, step: Step) -> Iterator[Step]:
+    def verdict_map(self, lookup: m.VerdictMap, step: Step) -> Iterator[Step]:
         """Yield a step for each verdict of a map: its entries exclude one another, so their order is free."""
         if index := lookup.index:
             on = index[0]
@@ -573,25 +588,24 @@ class _Specialiser:
                 elif step.actions:
                     yield step
                 return
-        self.check_map(rule, lookup, step)
-        if step.actions:
-            yield step
-            step = step._replace(actions=())
+        branches = list(self.branches(lookup, step))
+        if not step.actions and not _MARKS & {t.field for branch in branches for t in branch.tests}:
+            yield from branches
+        else:
+            # What an entry does could change what the next one tests: they are looked up all at once.
+            inner = [branch._replace(actions=branch.actions[len(step.actions) :]) for branch in branches]
+            yield step._replace(end=Choice(tuple(inner)))
+
+    def branches(self, lookup: m.VerdictMap, step: Step) -> Iterator[Step]:
+        """Yield for each verdict of a map the step that ends with it."""
         entries: dict[m.PlainVerdict, list[m.Condition]] = {}
         for condition, verdict in lookup.entries:
             entries.setdefault(verdict, []).append(condition)
         for verdict, of in entries.items():
-            choice = _union(of)
-            tests, conditions, possible = self.conditions((*step.tests, *step.conditions, choice))
+            own = () if step.actions else (*step.tests, *step.conditions)
+            tests, conditions, possible = self.conditions((*own, _union(of)))
             if possible:
                 yield from self.verdict(verdict, step._replace(tests=tests, conditions=conditions))
-
-    def check_map(self, rule: m.Rule, lookup: m.VerdictMap, step: Step) -> None:
-        """Refuse a map by a mark: what one entry calls could change it under the next."""
-        tested = {t.field for c, _ in lookup.entries for t in m.tests_of(c)}
-        tested |= {t.field for c in rule.conditions for t in m.tests_of(c)} if step.actions else set()
-        if tested & {*m.MARK, *m.CT_MARK}:
-            raise HostError(f"a verdict map by marks is not understood: {rule.text or lookup.entries[:2]}")
 
     def effect(self, effect: m.Effect) -> list[Action]:
         """Return what a proof keeps of an effect."""
@@ -655,6 +669,18 @@ def _merge_tests(tests: list[m.Test]) -> list[m.Test]:
             test if before is None or before is test else m.Test(test.field, before.values & test.values)
         )
     return sorted(merged.values(), key=lambda test: rank(test.field))
+
+
+def over_field(on: m.Field) -> m.Field:
+    """Return the field that is 1 where that of ``rate within …`` is 0."""
+    return m.rate_field(f"over {on.name.removeprefix(WITHIN)}")
+
+
+@cache
+def _over_test(test: m.Test) -> m.Test:
+    """Say that a rate is kept as that it is not exceeded: both may be asked of one packet."""
+    values = [1 - value for value in (0, 1) if value in test.values]
+    return m.Test(over_field(test.field), IntervalSet.from_ranges((value, value) for value in values))
 
 
 def _cast_test(values: IntervalSet, unicast: int) -> m.Test | bool:
