@@ -72,7 +72,7 @@ from pvefw_nft.verify.model import (
     negate,
     rate_test,
 )
-from pvefw_nft.verify.xtables_rule import split_words
+from pvefw_nft.verify.xtables_state import split_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
