@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.known import Known
     from pvefw_nft.verify.simulate import Outcome as Simulated
 
+
 class Result(Enum):
     """What the proof of two flows says."""
 
@@ -122,12 +123,12 @@ class Comparison:
         self.options = options
         self.progress = progress or (lambda _done, _all: None)
         self.tested = Tested.of(before.model, after.model)
-        self.ends, (self.topo_before, self.topo_after) = find_ends(
-            self.tested, before.topology, after.topology
-        )
+        self.ends, (self.topo_before, self.topo_after) = find_ends(self.tested, before.topology, after.topology)
         tracked = frozenset((*m.MARK, *m.CT_MARK) if options.strict else self.tested.marks)
         self.packet_marks = tuple((bit, 0) for bit in m.MARK if bit in tracked)
-        self.residuals = residuals = Residuals(tracked, strict=options.strict, fixed_states=not self.tested.changes_state)
+        self.residuals = residuals = Residuals(
+            tracked, strict=options.strict, fixed_states=not self.tested.changes_state
+        )
         self.before, self.after = before, after
         self.flows_before, self.flows_after = Flows(before, residuals), Flows(after, residuals)
         self.cases = self.tested.cases()
@@ -137,9 +138,7 @@ class Comparison:
         self.troubles: dict[Trouble, list[Met]] = defaultdict(list)
         self.ways = 0
         self.diagrams = 0
-        self.assumptions: list[str] = list(
-            dict.fromkeys((*before.model.assumptions, *after.model.assumptions))
-        )
+        self.assumptions: list[str] = list(dict.fromkeys((*before.model.assumptions, *after.model.assumptions)))
 
     def report(self) -> Report:
         """Carry the comparison out."""
@@ -372,9 +371,7 @@ class Comparison:
             known,
         )
 
-    def add(
-        self, found: _Found, place: Met, places: list[Met], differences: Iterable[Difference]
-    ) -> None:
+    def add(self, found: _Found, place: Met, places: list[Met], differences: Iterable[Difference]) -> None:
         """Take differences into the report. They hold for whatever way leads through the troubled segment."""
         sources = self.zones([p.way.source for p in places], own=any(p.first for p in places))
         destinations = self.zones([p.way.destination for p in places], own=any(p.last for p in places))
@@ -416,9 +413,7 @@ def deciding(run: Simulated) -> tuple[Place, ...]:
     step = run.decider
     if step is not None:
         return (
-            Place(
-                str(step.table.key), step.chain.name, step.number, rule_text(step.rule), step.origin, step.rule.line
-            ),
+            Place(str(step.table.key), step.chain.name, step.number, rule_text(step.rule), step.origin, step.rule.line),
         )
     if run.verdict == "ACCEPT":
         return ()
@@ -467,7 +462,6 @@ def verdict_text(outcome: Outcome) -> str:
             number = sum(value << bit for bit, value in bits)
             extra.append(f"{prefix.removesuffix(' bit ')} {number:#x}")
     return f"{outcome.verdict} ({', '.join(extra)})" if extra else outcome.verdict
-
 
 
 __all__ = ["Options", "Side", "compare", "merge", "verdict_text"]

@@ -16,8 +16,9 @@ from pvefw_nft.verify.prove.documented import BROADCASTS4, KIND, MULTICASTS4, MU
 from pvefw_nft.verify.prove.residual import CAST, SOMETIMES_ABSENT, Case, Outcome
 
 if TYPE_CHECKING:
-    from pvefw_nft.verify.prove.evaluate import Evaluation
     from collections.abc import Iterable, Iterator, Mapping
+
+    from pvefw_nft.verify.prove.evaluate import Evaluation
 
 MOST_CLASSES = 16
 """Classes shown of one pair of verdicts on one way."""
@@ -243,9 +244,7 @@ class Explainer:
         value = self.space.values[pair]
         assert isinstance(value, tuple)
         levels = self.evaluation.levels
-        fields = tuple(
-            (levels[level].field, levels[level].atoms.values(mask)) for level, mask in sorted(cube.items())
-        )
+        fields = tuple((levels[level].field, levels[level].atoms.values(mask)) for level, mask in sorted(cube.items()))
         inside = self.space.rule(tuple(sorted(cube.items())), some, self.evaluation.false)
         return Class(value[0], value[1], fields, bool(fixed), self._packet(inside))
 

@@ -294,9 +294,7 @@ class Residuals:
         found = self._footprints.get((id(table), id(chain)))
         if found is None:
             if depth > MAX_DEPTH:
-                raise HostError(
-                    f"chains of {table.key} call one another in a circle, by way of '{chain.name}'"
-                )
+                raise HostError(f"chains of {table.key} call one another in a circle, by way of '{chain.name}'")
             fields = {
                 test.field
                 for condition in conditions_of(chain)
@@ -322,8 +320,16 @@ class Residuals:
 
 _CONTEXTUAL = frozenset(
     (
-        *INTERFACES, m.IS_BRIDGED, m.CT_STATE, m.PKTTYPE, m.ETHER_TYPE, m.ETHER_SRC, m.ETHER_DST, m.VLAN_ID,
-        m.SKUID, m.SKGID,
+        *INTERFACES,
+        m.IS_BRIDGED,
+        m.CT_STATE,
+        m.PKTTYPE,
+        m.ETHER_TYPE,
+        m.ETHER_SRC,
+        m.ETHER_DST,
+        m.VLAN_ID,
+        m.SKUID,
+        m.SKGID,
     )  # fmt: skip
 )
 
@@ -433,9 +439,7 @@ class Specialiser:
 
     # --- conditions ---
 
-    def conditions(
-        self, conditions: Sequence[m.Condition]
-    ) -> tuple[tuple[m.Test, ...], tuple[m.Condition, ...], bool]:
+    def conditions(self, conditions: Sequence[m.Condition]) -> tuple[tuple[m.Test, ...], tuple[m.Condition, ...], bool]:
         """Return the tests left, the other conditions left, and False where they cannot all hold."""
         tests: list[m.Test] = []
         others: list[m.Condition] = []
@@ -503,9 +507,7 @@ class Specialiser:
 
     # --- rules ---
 
-    def rule(
-        self, rule: m.Rule, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...]
-    ) -> Iterator[Step]:
+    def rule(self, rule: m.Rule, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...]) -> Iterator[Step]:
         """Yield the steps of a rule that may match; none where it does nothing."""
         actions: list[Action] = []
         open_end = False
@@ -520,9 +522,7 @@ class Specialiser:
             else:
                 actions += self.effect(effect)
         while actions and isinstance(actions[0], Only):
-            merged, others, possible = self.conditions(
-                (*tests, *actions[0].tests, *conditions, *actions[0].conditions)
-            )
+            merged, others, possible = self.conditions((*tests, *actions[0].tests, *conditions, *actions[0].conditions))
             if not possible:
                 return
             tests, conditions = merged, others
@@ -562,9 +562,7 @@ class Specialiser:
                 note = Note(f"{text} bypass" if bypass else text)
                 yield step._replace(actions=(*step.actions, note), end=ACCEPT)
             case m.Nat():
-                yield step._replace(
-                    actions=(*step.actions, *_translate(verdict, self.context.case)), end=ACCEPT
-                )
+                yield step._replace(actions=(*step.actions, *_translate(verdict, self.context.case)), end=ACCEPT)
             case m.UnknownVerdict(text):
                 yield step._replace(end=Outcome(f"unknown {text}"))
 
