@@ -22,9 +22,9 @@ from pvefw_nft.verify import model as m
 from pvefw_nft.verify.describe import packet_text, rule_text
 from pvefw_nft.verify.packet import Probe
 from pvefw_nft.verify.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
-from pvefw_nft.verify.prove.documented import exceptions
+from pvefw_nft.verify.prove.documented import exceptions, kind_condition
 from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow
-from pvefw_nft.verify.prove.explain import Class, Explainer, tests_of_possible
+from pvefw_nft.verify.prove.explain import Class, Explainer, differing, tests_of_possible
 from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_ends, find_way
 from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
 from pvefw_nft.verify.prove.residual import Case, Outcome, Residuals
@@ -127,12 +127,17 @@ class Comparison:
         )
         tracked = frozenset((*m.MARK, *m.CT_MARK) if options.strict else self.tested.marks)
         self.packet_marks = tuple((bit, 0) for bit in m.MARK if bit in tracked)
-        self.residuals = residuals = Residuals(tracked, strict=options.strict, fixed_states=not self.tested.changes_state)
+        self.exceptions = exceptions(before, after)
+        self.residuals = residuals = Residuals(
+            tracked,
+            strict=options.strict,
+            fixed_states=not self.tested.changes_state,
+            kind=kind_condition if self.exceptions.texts else None,
+        )
         self.before, self.after = before, after
         self.flows_before, self.flows_after = Flows(before, residuals), Flows(after, residuals)
         self.cases = self.tested.cases()
         self.results: dict[tuple[Flow, Flow, bool, Case | None], Result] = {}
-        self.exceptions = exceptions(before, after)
         self.later: dict[tuple[Flow, Flow], bool] = {}
         self.troubles: dict[Trouble, list[Met]] = defaultdict(list)
         self.ways = 0
@@ -222,24 +227,38 @@ class Comparison:
             self.later[before, after] = True
         if before == after:
             return Result.SAME
-        key = (before, after, fixed, case if self.exceptions.texts else None)
-        found = self.results.get(key)
+        if self.exceptions.lets_by(case, (before, after)):
+            return Result.SAME
+        flows = (before, after, fixed)
+        found = self.results.get((*flows, None)) or self.results.get((*flows, case))
         if found is None:
             self.diagrams += 1
-            found = self.results[key] = self._prove(before, after, case, fixed=fixed)
+            found, always = self._prove(before, after, case, fixed=fixed)
+            self.results[*flows, None if always or not self.exceptions.texts else case] = found
         return found
 
-    def _prove(self, before: Flow, after: Flow, case: Case, *, fixed: bool) -> Result:
-        evaluation = Evaluation([before, after], partial(self.tests, case, usual=False))
-        one, two = evaluation.flow(before), evaluation.flow(after)
-        if fixed:
-            one = evaluation.assign(one, self.packet_marks)
-            two = evaluation.assign(two, self.packet_marks)
-        if one == two or self.alike(evaluation, one, two, case):
-            return Result.SAME
+    def _prove(self, before: Flow, after: Flow, case: Case, *, fixed: bool) -> tuple[Result, bool]:
+        """Return the result, and whether it holds for whatever kind of frames has these flows."""
+        evaluation = Evaluation([before, after])
+        one, two = self.starting(evaluation, before, fixed=fixed), self.starting(evaluation, after, fixed=fixed)
+        if one == two:
+            return Result.SAME, True
+        if self.exceptions.texts:
+            if not differing(evaluation, one, two, self.exceptions, case):
+                return Result.SAME, False
+            evaluation = Evaluation([before, after], partial(self.tests, case, usual=False))
+            one = self.starting(evaluation, before, fixed=fixed)
+            two = self.starting(evaluation, after, fixed=fixed)
+        if self.alike(evaluation, one, two, case):
+            return Result.SAME, False
         if not self.options.strict and self.alike(evaluation, evaluation.strip(one), evaluation.strip(two), case):
-            return Result.MARKS
-        return Result.DIFFERENT
+            return Result.MARKS, False
+        return Result.DIFFERENT, False
+
+    def starting(self, evaluation: Evaluation, flow: Flow, *, fixed: bool) -> int:
+        """Return what becomes of packets in a flow; ``fixed``: of those that come without a mark."""
+        node = evaluation.flow(flow)
+        return evaluation.assign(node, self.packet_marks) if fixed and self.packet_marks else node
 
     def tests(self, case: Case, fields: set[m.Field], *, usual: bool) -> Iterator[m.Test]:
         """Yield the tests that a proof needs besides those of the rules."""

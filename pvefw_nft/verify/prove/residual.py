@@ -28,7 +28,7 @@ from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.packet import HOST_MAC
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pvefw_nft.verify.path import Stage
 
@@ -246,19 +246,29 @@ class Context:
 
 ALL_STATES = m.CT_STATE.everything
 _MARKS = {*m.MARK, *m.CT_MARK}
+_KINDS = (m.SADDR_TYPE, m.DADDR_TYPE)
 
 
 class Residuals:
     """Makes programs of a ruleset's chains. ``tracked`` are the mark bits that matter, by field.
 
     ``strict`` keeps logs, helpers and the like as notes. ``fixed_states``: no rule changes the connection's
-    state, so what one rule finds out about it holds for the next.
+    state, so what one rule finds out about it holds for the next. ``kind`` says what to take a test of the kind
+    of an address for, given the network protocol.
     """
 
-    def __init__(self, tracked: frozenset[m.Field], *, strict: bool, fixed_states: bool = True) -> None:
+    def __init__(
+        self,
+        tracked: frozenset[m.Field],
+        *,
+        strict: bool,
+        fixed_states: bool = True,
+        kind: Callable[[m.Test, int], m.Condition] | None = None,
+    ) -> None:
         self.tracked = tracked
         self.strict = strict
         self.fixed_states = fixed_states
+        self.kind = kind
         self._programs: dict[tuple[object, ...], Program] = {}
         self._footprints: dict[tuple[int, int], tuple[m.Field, ...]] = {}
         self._indices: dict[int, _Index | None] = {}
@@ -411,12 +421,27 @@ class Specialiser:
             if not possible:
                 continue
             for step in self.rule(rule, tests, conditions):
-                found.append(step)
+                found += self.spread(step)
                 if self.ends(step):
                     return found
         if chain.hook is None and not isinstance(chain.policy, m.Return):
             found.append(Step((), (), (), ACCEPT if isinstance(chain.policy, m.Accept) else DROP))
         return found
+
+    def spread(self, step: Step) -> Iterator[Step]:
+        """Yield a step that holds where one of several tests does as a step for each: diagrams take cubes best.
+
+        Only where it ends the way through the chain: else a packet might take two of them.
+        """
+        final = isinstance(step.end, Outcome) or (isinstance(step.end, Call) and not step.end.back)
+        choice = step.conditions[0] if len(step.conditions) == 1 else None
+        if final and isinstance(choice, m.Any) and not step.actions:
+            for part in choice.of:
+                tests, conditions, possible = self.conditions((*step.tests, part))
+                if possible:
+                    yield from self.spread(step._replace(tests=tests, conditions=conditions))
+        else:
+            yield step
 
     def ends(self, step: Step) -> bool:
         """Whether no packet goes beyond this step; notes what is known of those that do."""
@@ -442,6 +467,11 @@ class Specialiser:
         todo = list(conditions)
         for condition in todo:
             if isinstance(condition, m.Test):
+                if condition.field in _KINDS and self.residuals.kind is not None and self.context.case.is_ip:
+                    kind = self.residuals.kind(condition, self.context.case.protocol)
+                    if kind is not condition:
+                        todo.append(kind)
+                        continue
                 left: m.Test | bool = self.test(condition)
                 if left is False:
                     return (), (), False
@@ -487,6 +517,10 @@ class Specialiser:
         """Return what is left of a condition."""
         match condition:
             case m.Test():
+                if condition.field in _KINDS and self.residuals.kind is not None and self.context.case.is_ip:
+                    kind = self.residuals.kind(condition, self.context.case.protocol)
+                    if kind is not condition:
+                        return self.condition(kind)
                 left = self.test(condition)
                 return left if isinstance(left, m.Test) else m.TRUE if left else m.FALSE
             case m.Not(of):
