@@ -24,6 +24,9 @@ class Artefact(Protocol):
     def json(self) -> Iterator[str]:
         """Yield the ruleset as one JSON document, in pieces."""
 
+    def loadable_json(self) -> Iterator[str]:
+        """Yield the same document for an apply: where the documented spelling is one that a tool refuses, another."""
+
 
 class Backend(Protocol):
     """A backend by its name on the command line."""

@@ -40,9 +40,14 @@ class IptablesArtefact:
         """Lower nothing yet: chains are lowered one at a time, while they are written."""
         self._ruleset = ruleset
 
-    def chains(self, family: Family, layer: Layer) -> Iterator[tuple[str, list[tuple[str, Origin]]]]:
-        """Yield the chains of a table by name, each with its lines and their origins."""
-        lowering = ChainLowering(family, self._ruleset.nics)
+    def chains(
+        self, family: Family, layer: Layer, *, loadable: bool = True
+    ) -> Iterator[tuple[str, list[tuple[str, Origin]]]]:
+        """Yield the chains of a table by name, each with its lines and their origins.
+
+        Not ``loadable``: in the reference's spelling, even where iptables refuses it.
+        """
+        lowering = ChainLowering(family, self._ruleset.nics, loadable=loadable)
         for chain in self._sorted(layer):
             if chain.families & family:
                 yield chain.name, list(lowering.lines(chain))
@@ -107,13 +112,22 @@ class IptablesArtefact:
     # --- JSON ---
 
     def json(self) -> Iterator[str]:
-        """Yield one object: ``enabled``, and for each tool its chains or sets as lists of lines."""
+        """Yield one object: ``enabled``, and for each tool its chains or sets as lists of lines of the reference."""
+        return self._json(loadable=False)
+
+    def loadable_json(self) -> Iterator[str]:
+        """Yield the same object with lines that the tools accept, as :meth:`text` has them."""
+        return self._json(loadable=True)
+
+    def _json(self, *, loadable: bool) -> Iterator[str]:
         yield f'{{"enabled": {json.dumps(self._ruleset.enabled)}'
         for family, tool in _TOOLS.items():
             yield f',\n"{tool}": {{'
             for index, (layer, table) in enumerate(_TABLES.items()):
                 yield f'{"," if index else ""}\n "{table}": {{'
-                yield from _members((name, [line for line, _ in lines]) for name, lines in self.chains(family, layer))
+                yield from _members(
+                    (name, [line for line, _ in lines]) for name, lines in self.chains(family, layer, loadable=loadable)
+                )
                 yield "}"
             yield "}"
         yield ',\n"ipset": {'

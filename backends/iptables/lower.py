@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 LINK_PORTS = "fwln+"
 """The ports of firewall bridges towards the guests' bridges."""
 
+_UDP_LITE = 136
+
 _REJECT_V4 = {
     RejectKind.TCP_RESET: "tcp-reset",
     RejectKind.PORT_UNREACHABLE: "icmp-port-unreachable",
@@ -74,12 +76,16 @@ _REJECT_V6 = {
 
 
 class ChainLowering:
-    """Lowers chains for one family. ``nics`` are those that a dispatch may lead to."""
+    """Lowers chains for one family. ``nics`` are those that a dispatch may lead to.
 
-    def __init__(self, family: Family, nics: tuple[Nic, ...]) -> None:
+    ``loadable``: where the reference's spelling is one that iptables refuses, use another.
+    """
+
+    def __init__(self, family: Family, nics: tuple[Nic, ...], *, loadable: bool) -> None:
         """Start with nothing lowered."""
         self._family = family
         self._nics = nics
+        self._loadable = loadable
         # The rules that many chains share are one object in the IR; their options and target are kept by identity.
         self._shared: dict[int, tuple[str, str]] = {}
 
@@ -117,19 +123,22 @@ class ChainLowering:
 
     def _options(self, rule: Rule) -> Iterator[str]:
         """Yield the options of a rule's matches; the ports of both sides make one option, at the place of the first."""
-        protocol = ""
+        number, protocol = 0, ""
         ports_due = True
         for match in rule.matches:
             match match:
-                case ProtocolMatch(number_and_name):
-                    protocol = number_and_name.spelling
+                case ProtocolMatch(matched):
+                    number, protocol = matched.number, matched.spelling
                     yield syntax.protocol(protocol)
                     if _names_module(rule):
                         yield syntax.protocol_module(protocol)
                 case Ports():
                     if ports_due:
                         ports_due = False
-                        yield syntax.ports(_ports(rule, Side.SOURCE), _ports(rule, Side.DESTINATION))
+                        # iptables has no match module for UDP-Lite: --dport is unknown there, multiport is not.
+                        multiport = self._loadable and number == _UDP_LITE
+                        source, destination = _ports(rule, Side.SOURCE), _ports(rule, Side.DESTINATION)
+                        yield syntax.ports(source, destination, multiport=multiport)
                 case IcmpType(version, _, _, spelling):
                     if rule.origin.provenance is not Provenance.BUILTIN:
                         yield syntax.protocol_module(protocol)

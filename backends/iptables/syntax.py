@@ -85,19 +85,20 @@ def icmp_type(version: int, name: str) -> Option:
     return f"--icmp-type {name}" if version == 4 else f"--icmpv6-type {name}"
 
 
-def ports(source: tuple[str, ...], destination: tuple[str, ...]) -> Option:
-    """Match ports and port ranges: one on a side by itself, several by multiport.
+def ports(source: tuple[str, ...], destination: tuple[str, ...], *, multiport: bool = False) -> Option:
+    """Match ports and port ranges: one on a side by itself, several (or, with ``multiport``, any) by multiport.
 
     Single ones come first; of two lists, that of destination ports.
     """
+    most_alone = 0 if multiport else 1
     words = []
-    if len(source) == 1:
+    if 0 < len(source) <= most_alone:
         words.append(f"--sport {source[0]}")
-    if len(destination) == 1:
+    if 0 < len(destination) <= most_alone:
         words.append(f"--dport {destination[0]}")
-    if len(destination) > 1:
+    if len(destination) > most_alone:
         words.append(f"--match multiport --dports {','.join(destination)}")
-    if len(source) > 1:
+    if len(source) > most_alone:
         words.append(f"--match multiport --sports {','.join(source)}")
     return " ".join(words)
 

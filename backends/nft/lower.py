@@ -24,7 +24,8 @@ from backends.nft.address_sets import VERSIONS, AddressSets
 from backends.nft.comments import comment
 from backends.nft.lower_matches import ADDRESS_FIELDS, GUESTS, LINK_PORTS, family_guard
 from backends.nft.lower_rules import MAPS, RuleLowering
-from backends.nft.place import Place, Scope, chain_name
+from backends.nft.place import Place, chain_name
+from backends.nft.scope import Scope
 from backends.nft.syntax import statements as nft
 from backends.nft.syntax.expressions import anonymous_set, bits, meta, named_set
 from backends.nft.syntax.objects import Chain, DynamicSet, Helper, Hook, Rule, Set, Table, VerdictMap
@@ -99,7 +100,8 @@ class TableLowering:
         self._family = family
         self._address_sets = sets
         self._planned: dict[str, _Planned] = {}
-        self._reached: set[tuple[Place, Layer, str]] = set()
+        self._places: dict[str, Place] = {}
+        self._lowerings: dict[tuple[Place, Layer], RuleLowering] = {}
         self._used_sets: dict[tuple[SetKey, int], None] = {}
         self._sets: list[Set | DynamicSet] = []
         self._maps: dict[str, VerdictMap] = {}
@@ -118,9 +120,14 @@ class TableLowering:
             chains=_Chains(planned),
         )
 
-    def scope(self, place: Place, layer: Layer) -> Scope:
-        """Return the scope of a layer's chains at a place of this table."""
-        return Scope(place, layer, self._ruleset.chains.get(layer, {}), self._ruleset.nics, self._address_sets)
+    def lowering(self, place: Place, layer: Layer) -> RuleLowering:
+        """Return what lowers a layer's chains at a place of this table."""
+        known = self._lowerings.get((place, layer))
+        if known is None:
+            ruleset = self._ruleset
+            scope = Scope(place, layer, ruleset.chains.get(layer, {}), ruleset.nics, self._address_sets)
+            known = self._lowerings[place, layer] = RuleLowering(scope)
+        return known
 
     def plan(self, name: str, make: Callable[[], Iterable[Rule]], hook: Hook | None = None) -> None:
         """Plan a chain. Raises InternalError where the table has one of that name."""
@@ -132,7 +139,7 @@ class TableLowering:
         self,
         name: str,
         hook: Hook,
-        scope: Scope,
+        lowering: RuleLowering,
         chain: str,
         before: tuple[Rule, ...] = (),
         after: tuple[Rule, ...] = (),
@@ -141,29 +148,30 @@ class TableLowering:
 
         A return from the hook's chain ends the base chain, so the packet passes, as the IR wants it.
         """
-        lowering = RuleLowering(scope)
-        rules = scope.live_rules(chain)
+        rules = lowering.scope.rules(chain)
         if rules or after:
             self.plan(name, lambda: (*before, *lowering.rules(rules), *after), hook)
-            self._plan_reached(scope, lowering, [name for name in scope.reachable(chain) if name != chain])
-            self._note(scope, chain)
+            self._note(lowering.scope, chain)
+            self.plan_reached(lowering, [name for name in lowering.scope.reachable(chain) if name != chain])
 
-    def plan_reached(self, scope: Scope, start: str) -> None:
-        """Plan a chain and all chains it leads to."""
-        self._plan_reached(scope, RuleLowering(scope), scope.reachable(start))
+    def plan_reached(self, lowering: RuleLowering, names: Iterable[str]) -> None:
+        """Plan chains, those excepted that are planned already; callers may share them.
 
-    def _plan_reached(self, scope: Scope, lowering: RuleLowering, names: list[str]) -> None:
-        """Plan chains, each once: what the host receives and sends goes through the same standard chains."""
+        Raises InternalError where a chain would be needed at two places of the table, since it would not be the same.
+        """
+        scope = lowering.scope
         for name in names:
-            if (scope.place, scope.layer, name) in self._reached:
-                continue
-            self._reached.add((scope.place, scope.layer, name))
-            self.plan(chain_name(scope.layer, name), _maker(lowering, scope, name))
-            self._note(scope, name)
+            own_name = chain_name(scope.layer, name)
+            place = self._places.setdefault(own_name, scope.place)
+            if place is not scope.place:
+                raise InternalError(f"chain {own_name} runs in {place.value} and in {scope.place.value}")
+            if own_name not in self._planned:
+                self.plan(own_name, _maker(lowering, name))
+                self._note(scope, name)
 
     def _note(self, scope: Scope, name: str) -> None:
         """Note the sets and maps that the rules of a chain name."""
-        for rule in scope.live_rules(name):
+        for rule in scope.rules(name):
             for match in rule.matches:
                 if isinstance(match, InSet):
                     filled = self._address_sets.families(match.key) & rule.families
@@ -183,9 +191,8 @@ class TableLowering:
 
         nft can assign a helper only to a connection that is there and new, where iptables does it beforehand.
         """
-        scope = self.scope(place, Layer.RAW)
-        rules = scope.live_rules(chain)
-        lowering = RuleLowering(scope)
+        lowering = self.lowering(place, Layer.RAW)
+        rules = lowering.scope.rules(chain)
         rates = [rule for rule in rules if any(isinstance(match, RateOver) for match in rule.matches)]
         early = [rule for rule in rules if not isinstance(rule.action, ir.AssignHelper)]
         late = [rule for rule in rules if isinstance(rule.action, ir.AssignHelper)]
@@ -228,31 +235,35 @@ class TableLowering:
 
     def plan_guests(self, chain: str) -> None:
         """Plan the filter of guests: the whole of the forward hook's chain, at the ports of firewall bridges."""
-        scope = self.scope(Place.GUEST, Layer.FILTER)
+        lowering = self.lowering(Place.GUEST, Layer.FILTER)
         name = chain_name(Layer.FILTER, chain)
         entries = [Rule((nft.match(meta("iifname"), LINK_PORTS), nft.jump(name)), "to guests")]
         if self._ruleset.nics:
             self._sets.append(Set(GUESTS, "ifname", tuple(nic.interface for nic in self._ruleset.nics)))
             entries.append(Rule((nft.match(meta("iifname"), named_set(GUESTS)), nft.jump(name)), "from guests"))
         self.plan("guests", lambda: (_IP_ONLY, *entries), _GUESTS)
-        self.plan_reached(scope, chain)
+        self.plan_reached(lowering, lowering.scope.reachable(chain))
 
     def plan_bridge_forward(self, chain: str) -> None:
         """Plan what is bridged elsewhere: the forward hook's chain less what concerns guests, then the VNets.
 
         Packets of firewall bridges come here too, but they have passed these rules in prerouting already.
         """
-        vnets = self.scope(Place.BRIDGE, Layer.FORWARD)
+        vnets = self.lowering(Place.BRIDGE, Layer.FORWARD)
         jumps: list[tuple[Value, Verdict]] = [
             (vnet.bridge, nft.jump(chain_name(Layer.FORWARD, vnet.chain))) for vnet in self._ruleset.vnets
         ]
         after = (Rule((nft.vmap(meta("ibrname"), jumps),), "VNets"),) if jumps else ()
         self.plan_base(
-            "forward", _BRIDGE_FORWARD, self.scope(Place.BRIDGE, Layer.FILTER), chain, before=(_IP_ONLY,), after=after
+            "forward",
+            _BRIDGE_FORWARD,
+            self.lowering(Place.BRIDGE, Layer.FILTER),
+            chain,
+            before=(_IP_ONLY,),
+            after=after,
         )
-        lowering = RuleLowering(vnets)
-        reached = dict.fromkeys(name for vnet in self._ruleset.vnets for name in vnets.reachable(vnet.chain))
-        self._plan_reached(vnets, lowering, list(reached))
+        for vnet in self._ruleset.vnets:
+            self.plan_reached(vnets, vnets.scope.reachable(vnet.chain))
 
     # --- the host ---
 
@@ -262,13 +273,14 @@ class TableLowering:
         host = self._ruleset.host_forward
         if host is not None:
             after = (Rule((nft.jump(chain_name(Layer.FORWARD, host)),), "FORWARD rules"),)
-        self.plan_base("forward", _FORWARD, self.scope(Place.HOST, Layer.FILTER), chain, after=after)
+        self.plan_base("forward", _FORWARD, self.lowering(Place.HOST, Layer.FILTER), chain, after=after)
         if host is not None:
-            self.plan_reached(self.scope(Place.HOST, Layer.FORWARD), host)
+            forward = self.lowering(Place.HOST, Layer.FORWARD)
+            self.plan_reached(forward, forward.scope.reachable(host))
 
 
-def _maker(lowering: RuleLowering, scope: Scope, name: str) -> Callable[[], Iterator[Rule]]:
-    return lambda: lowering.rules(scope.live_rules(name))
+def _maker(lowering: RuleLowering, name: str) -> Callable[[], Iterator[Rule]]:
+    return lambda: lowering.chain_rules(name)
 
 
 def _rate_chain(index: int) -> str:
@@ -290,15 +302,17 @@ def tables(ruleset: Ruleset) -> tuple[Table, Table]:
                 bridge.plan_raw(Place.GUEST, hook.chain)
                 host.plan_raw(Place.HOST, hook.chain)
             case Layer.LINK, HookPoint.FORWARD:
-                bridge.plan_base("link", _LINK, bridge.scope(Place.LINK, Layer.LINK), hook.chain)
+                link = bridge.lowering(Place.LINK, Layer.LINK)
+                link.scope.end_with(hook.chain)
+                bridge.plan_base("link", _LINK, link, hook.chain)
             case Layer.FILTER, HookPoint.FORWARD:
                 bridge.plan_guests(hook.chain)
                 bridge.plan_bridge_forward(hook.chain)
                 host.plan_inet_forward(hook.chain)
             case Layer.FILTER, HookPoint.INPUT:
-                host.plan_base("input", _INPUT, host.scope(Place.HOST, Layer.FILTER), hook.chain)
+                host.plan_base("input", _INPUT, host.lowering(Place.HOST, Layer.FILTER), hook.chain)
             case Layer.FILTER, HookPoint.OUTPUT:
-                host.plan_base("output", _OUTPUT, host.scope(Place.HOST, Layer.FILTER), hook.chain)
+                host.plan_base("output", _OUTPUT, host.lowering(Place.HOST, Layer.FILTER), hook.chain)
             case _:
                 raise InternalError(f"no hook of nft stands for {hook.layer.value} {hook.point.value}")
     return bridge.table(), host.table()

@@ -50,10 +50,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backends.nft.intervals import Interval
-    from backends.nft.place import Scope
-    from backends.nft.syntax.expressions import Constant, Selector, Value
+    from backends.nft.scope import Scope
+    from backends.nft.syntax.expressions import Constant, Meta, Selector, Value
     from backends.nft.syntax.statements import Statement
-    from pvefw_nft.ir.nodes import Match, Rule, State
+    from pvefw_nft.ir.nodes import Match, Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,17 @@ def family_guard(families: int, place: Place) -> tuple[Statement, ...]:
             return (_V6_GUARD[place.family],)
         case _:
             return ()
+
+
+def family_key(place: Place) -> Meta:
+    """Return the selector for the IP family."""
+    return meta("nfproto") if place is Place.HOST else meta("protocol")
+
+
+def family_value(families: int, place: Place) -> str:
+    """Return the value of :func:`family_key` for one family."""
+    version = "4" if families == Family.V4 else "6"
+    return f"ipv{version}" if place is Place.HOST else "ip" if version == "4" else "ip6"
 
 
 def interface_name(name: str) -> str:
@@ -214,12 +225,10 @@ class MatchLowering:
     def values(self, matches: Sequence[Match]) -> list[Value]:
         """Return the values of some matches that have the same key, each once."""
         match matches[0]:
-            case Interface():
-                return list(dict.fromkeys(interface_name(m.name) for m in matches if isinstance(m, Interface)))
             case NicPort():
                 return list(dict.fromkeys(self._port(m) for m in matches if isinstance(m, NicPort)))
-            case ConnState():
-                return list(dict.fromkeys(state.value.lower() for m in matches for state in states_of(m)))
+            case Interface() | ConnState():
+                return list(dict.fromkeys(name for m in matches for name in names_of(m)))
             case _:
                 return self.interval_values(merged(i for m in matches for i in intervals_of(m)), matches[0])
 
@@ -320,9 +329,17 @@ def prefix_lengths(matches: Sequence[Match]) -> list[int]:
     return [prefix.length for match in matches if isinstance(match, Address) for prefix in match.prefixes]
 
 
-def states_of(match: Match) -> tuple[State, ...]:
-    """Return the states of a match of states, none for any other."""
-    return match.states if isinstance(match, ConnState) else ()
+def names_of(match: Match) -> tuple[str, ...]:
+    """Return the names that a match of names asks for; none for any other match."""
+    match match:
+        case Interface(_, name):
+            return (interface_name(name),)
+        case NicPort(_, name):
+            return (name,)
+        case ConnState(states):
+            return tuple(state.value.lower() for state in states)
+        case _:
+            return ()
 
 
 def intervals_of(match: Match) -> list[Interval]:

@@ -12,13 +12,13 @@ from itertools import product
 from typing import TYPE_CHECKING, Final, assert_never
 
 from backends.nft.comments import comment
-from backends.nft.intervals import merged, without
-from backends.nft.lower_matches import MatchLowering, family_guard, intervals_of
+from backends.nft.intervals import without
+from backends.nft.lower_matches import MatchLowering, family_guard, family_key, family_value, intervals_of
 from backends.nft.merge import runs
 from backends.nft.place import Place, chain_name
 from backends.nft.syntax import statements as nft
-from backends.nft.syntax.expressions import bits, ct, meta, with_bits
-from backends.nft.syntax.objects import MAX_PREFIX, Chain, Rule
+from backends.nft.syntax.expressions import anonymous_set, bits, concatenation, ct, joined, meta, with_bits
+from backends.nft.syntax.objects import MAX_PREFIX, Rule
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir import nodes as ir
 from pvefw_nft.ir.nodes import ACCEPT_MARK, Direction, Family, Layer, ProtocolMatch, Provenance, RejectKind
@@ -26,10 +26,11 @@ from pvefw_nft.ir.nodes import ACCEPT_MARK, Direction, Family, Layer, ProtocolMa
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from backends.nft.intervals import Interval
     from backends.nft.lower_matches import Alternative, Key
     from backends.nft.merge import Run
-    from backends.nft.place import Scope
-    from backends.nft.syntax.expressions import Value
+    from backends.nft.scope import Scope
+    from backends.nft.syntax.expressions import Single, Value
     from backends.nft.syntax.statements import Statement, Verdict
     from pvefw_nft.ir.nodes import Action, Log
 
@@ -61,15 +62,15 @@ class RuleLowering:
 
     def __init__(self, scope: Scope) -> None:
         """Start with nothing lowered."""
-        self._scope = scope
+        self.scope = scope
         self._place = scope.place
         self._matches = MatchLowering(scope)
         # The rules that many chains share are one object in the IR; what they become is kept by identity.
         self._shared: dict[tuple[int, ...], tuple[Rule, ...]] = {}
 
-    def chain(self, name: str) -> Chain:
-        """Return a chain of the scope, and its name in the table."""
-        return Chain(chain_name(self._scope.layer, name), tuple(self.rules(self._scope.live_rules(name))))
+    def chain_rules(self, name: str) -> Iterator[Rule]:
+        """Yield the rules of a chain of the scope."""
+        return self.rules(self.scope.rules(name))
 
     def rules(self, rules: Sequence[ir.Rule]) -> Iterator[Rule]:
         """Yield the rules of nft for rules of the IR that stand one after the other."""
@@ -86,11 +87,12 @@ class RuleLowering:
     def _run(self, run: Run) -> Iterator[Rule]:
         first = run.rules[0]
         text = comment([rule.origin for rule in run.rules])
-        any_transport = run.key is not None and isinstance(first.matches[run.key], ProtocolMatch)
-        for families, tests in self._conditions(run, first, any_transport=any_transport):
-            guard = family_guard(families, self._place)
+        keys = [first.matches[index] for index in run.keys]
+        any_transport = any(isinstance(match, ProtocolMatch) for match in keys)
+        for families, tests in self._conditions(run, any_transport=any_transport):
+            guard = () if run.differ_in_family else family_guard(families, self._place)
             if run.is_map:
-                yield Rule((*guard, *tests, self._verdict_map(run)), text)
+                yield Rule((*guard, *tests, self._look_up(run, any_transport=any_transport)), text)
                 continue
             log = () if first.log is None else _log(first.log)
             if first.log is not None and first.log.limit is not None:
@@ -104,50 +106,80 @@ class RuleLowering:
 
     # --- conditions ---
 
-    def _conditions(self, run: Run, first: ir.Rule, *, any_transport: bool) -> Iterator[tuple[int, list[Statement]]]:
-        """Yield families and tests: one for each combination of the alternatives of the matches."""
+    def _conditions(self, run: Run, *, any_transport: bool) -> Iterator[tuple[int, list[Statement]]]:
+        """Yield families and tests: one for each combination of the alternatives of the matches.
+
+        The keys of a map or of a concatenation are looked up at the end.
+        """
+        first = run.rules[0]
         choices: list[Sequence[Alternative]] = []
         for index, match in enumerate(first.matches):
-            if index == run.key:
-                key = self._key(run, any_transport=any_transport)
-                choices.append(
-                    ((key.families, key.first),) if run.is_map else (self._matches.comparison(key, run.keys),)
-                )
-            else:
+            if index not in run.keys:
                 choices.append(self._matches.alternatives(match, first, any_transport=any_transport))
+                continue
+            key = self._key(first, index, any_transport=any_transport)
+            if run.is_map or run.is_concatenation:
+                choices.append(((key.families, key.first),))
+            else:
+                choices.append((self._matches.comparison(key, [rule.matches[index] for rule in run.rules]),))
+        wanted: int = Family.BOTH if run.differ_in_family else first.families
         for combination in product(*choices):
-            families: int = first.families
+            families = wanted
             tests: list[Statement] = []
             for alternative_families, statements in combination:
                 families &= alternative_families
                 tests += statements
             if families:
+                if run.is_concatenation and not run.is_map:
+                    tests.append(self._look_up(run, any_transport=any_transport))
                 yield families, tests
 
-    def _key(self, run: Run, *, any_transport: bool) -> Key:
-        assert run.key is not None
-        first = run.rules[0]
-        key = self._matches.key(first.matches[run.key], first, any_transport=any_transport)
+    def _key(self, rule: ir.Rule, index: int, *, any_transport: bool) -> Key:
+        key = self._matches.key(rule.matches[index], rule, any_transport=any_transport)
         if key is None:
-            raise InternalError(f"a run cannot differ in {type(first.matches[run.key]).__name__}")
+            raise InternalError(f"rules of a run cannot differ in {type(rule.matches[index]).__name__}")
         return key
 
-    def _verdict_map(self, run: Run) -> Statement:
-        """Return the look-up for a run; where rules share a value, the first one has it."""
-        key = self._key(run, any_transport=isinstance(run.keys[0], ProtocolMatch))
-        pairs: list[tuple[Value, Verdict]] = []
-        seen: list[Value] = []
-        for index, (rule, match) in enumerate(zip(run.rules, run.keys, strict=True)):
-            verdict = self._verdict(rule.action)
-            taken = [interval for earlier in run.keys[:index] for interval in intervals_of(earlier)]
-            if intervals_of(match):
-                left = without(intervals_of(match), merged(taken))
-                values = self._matches.interval_values(left, match)
+    def _look_up(self, run: Run, *, any_transport: bool) -> Statement:
+        """Return the look-up in the set or map of a run; where rules share a value, the first one has it."""
+        first = run.rules[0]
+        left = [self._key(first, index, any_transport=any_transport).left for index in run.keys]
+        if run.differ_in_family:
+            left.insert(0, family_key(self._place))
+        selector = left[0] if len(left) == 1 else concatenation(left)
+        pairs = list(self._joined_pairs(run) if run.is_concatenation else self._pairs(run))
+        if run.is_map:
+            return nft.vmap(selector, [(value, self._verdict(action)) for value, action in pairs])
+        return nft.match(selector, anonymous_set([value for value, _ in pairs]))
+
+    def _pairs(self, run: Run) -> Iterator[tuple[Value, Action]]:
+        """Yield the values of a run with one key, each with the action it leads to."""
+        (index,) = run.keys
+        taken: list[Interval] = []
+        named: set[str] = set()
+        for rule in run.rules:
+            match = rule.matches[index]
+            intervals = intervals_of(match)
+            if intervals:
+                values = self._matches.interval_values(without(intervals, taken), match)
+                taken += intervals
             else:
-                values = [value for value in self._matches.values([match]) if value not in seen]
-            seen += values
-            pairs += [(value, verdict) for value in values]
-        return nft.vmap(key.left, pairs)
+                values = [value for value in self._matches.values([match]) if value not in named]
+                named.update(str(value) for value in values)
+            yield from ((value, rule.action) for value in values)
+
+    def _joined_pairs(self, run: Run) -> Iterator[tuple[Value, Action]]:
+        """Yield the joined values of a run with several keys, each with the action it leads to."""
+        seen: set[tuple[object, ...]] = set()
+        for rule in run.rules:
+            parts: list[Single] = [family_value(rule.families, self._place)] if run.differ_in_family else []
+            for index in run.keys:
+                value = self._matches.values([rule.matches[index]])[0]
+                assert isinstance(value, int | str), "merge lets single values only into a concatenation"
+                parts.append(value)
+            if tuple(parts) not in seen:
+                seen.add(tuple(parts))
+                yield joined(parts) if len(parts) > 1 else parts[0], rule.action
 
     # --- actions ---
 
@@ -170,7 +202,7 @@ class RuleLowering:
             case ir.AssignHelper(name):
                 yield Family.BOTH, (nft.ct_helper(name),)
             case ir.Dispatch(direction):
-                yield Family.BOTH, (nft.vmap(meta("iifname"), f"@{MAPS[self._scope.layer, direction]}"),)
+                yield Family.BOTH, (nft.vmap(meta("iifname"), f"@{MAPS[self.scope.layer, direction]}"),)
             case _:
                 assert_never(action)
 
@@ -192,9 +224,9 @@ class RuleLowering:
             case ir.Return():
                 return nft.RETURN
             case ir.Jump(name):
-                return nft.jump(chain_name(self._scope.layer, name))
+                return nft.jump(chain_name(self.scope.layer, name))
             case ir.Goto(name):
-                return nft.goto(chain_name(self._scope.layer, name))
+                return nft.goto(chain_name(self.scope.layer, name))
             case _:
                 raise InternalError(f"{type(action).__name__} is not a verdict")
 

@@ -1,4 +1,4 @@
-"""Runs: consecutive rules that differ in one key only become one rule, with a set or a verdict map.
+"""Runs: consecutive rules that differ in values only become one rule, with a set or a verdict map.
 
 Before, three rules of one chain::
 
@@ -10,7 +10,10 @@ After, a run whose key is the destination port, and what becomes of it::
 
     tcp dport vmap { 22 : accept, 80 : accept, 25 : drop } comment "100.fw:4,5,6"
 
-Why the order allows it: all other conditions are the same, and a packet has one value of the key. So of a run of
+Rules that differ in several keys, the IP family among them, become one too where each asks for a single value of
+each key: ``ip saddr . tcp dport { 10.0.0.1 . 22, 10.0.0.2 . 80 } accept``.
+
+Why the order allows it: all other conditions are the same, and a packet has one value of each key. So of a run of
 rules at most those that list this value match. Where several do, the first one decides if it ends the packet's way
 through the chain; the later ones then never saw that value. A jump may come back, so a rule is not put behind a
 jump that lists one of its values. Rules that log or set something keep their own rule.
@@ -22,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backends.nft.intervals import merged, without
-from backends.nft.lower_matches import intervals_of, states_of
+from backends.nft.lower_matches import intervals_of, names_of
 from pvefw_nft.ir.nodes import (
     Accept,
     Address,
@@ -31,6 +34,7 @@ from pvefw_nft.ir.nodes import (
     ConnState,
     Drop,
     EtherType,
+    Family,
     Goto,
     IcmpType,
     Interface,
@@ -49,14 +53,20 @@ if TYPE_CHECKING:
     from pvefw_nft.ir.nodes import Match, Rule
 
 _IN_MAPS = (Accept, Drop, Return, Jump, Goto)
+_IN_SETS = (*_IN_MAPS, Queue, Reject)
+_IN_CONCATENATIONS = (Ports, Address, ProtocolMatch, IcmpType, Interface, NicPort)
+_WITH_PORTS = frozenset((6, 17, 33, 132, 136))
+
+MAX_RUN = 64
+"""Most rules that become one; the lines they come from have to fit into a comment."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Rules that become one: a single rule (``key`` None), or several that differ in the match at index ``key``."""
+    """Rules that become one: a single rule, or several that differ in the matches at the indices ``keys``."""
 
     rules: tuple[Rule, ...]
-    key: int | None = None
+    keys: tuple[int, ...] = ()
 
     @property
     def is_map(self) -> bool:
@@ -64,9 +74,14 @@ class Run:
         return any(rule.action != self.rules[0].action for rule in self.rules)
 
     @property
-    def keys(self) -> list[Match]:
-        """The matches in which the rules differ."""
-        return [] if self.key is None else [rule.matches[self.key] for rule in self.rules]
+    def differ_in_family(self) -> bool:
+        """Tell whether the rules are for different IP families."""
+        return any(rule.families != self.rules[0].families for rule in self.rules)
+
+    @property
+    def is_concatenation(self) -> bool:
+        """Tell whether the rules differ in more than one key."""
+        return len(self.keys) > 1 or self.differ_in_family
 
 
 def runs(rules: Iterable[Rule]) -> Iterator[Run]:
@@ -84,57 +99,30 @@ def runs(rules: Iterable[Rule]) -> Iterator[Run]:
 def _with(run: Run, rule: Rule) -> Run | None:
     """Return the run with one more rule, or None where it does not fit in."""
     first = run.rules[0]
-    if (
-        rule.log is not None
-        or first.log is not None
-        or len(rule.matches) != len(first.matches)
-        or rule.families != first.families
-    ):
+    if rule.log is not None or first.log is not None or len(rule.matches) != len(first.matches):
         return None
-    key = _difference(first, rule)
-    if key is None or (run.key is not None and run.key != key):
+    if len(run.rules) == MAX_RUN:
         return None
-    same_action = rule.action == first.action and not run.is_map
-    if same_action:
-        if not isinstance(rule.action, (*_IN_MAPS, Queue, Reject)):
-            return None
-    elif isinstance(rule.matches[key], EtherType):
-        return None  # what an Ethernet type is compared with depends on what the rule does
-    elif not all(isinstance(member.action, _IN_MAPS) for member in (rule, *run.rules)):
+    keys = _differences(first, rule)
+    if keys is None:
         return None
-    ends = not any(isinstance(member.action, Jump) for member in run.rules)
-    if not ends and _overlap(rule.matches[key], [member.matches[key] for member in run.rules]):
+    longer = Run((*run.rules, rule), tuple(sorted({*run.keys, *keys})))
+    if not longer.keys and not longer.differ_in_family:
         return None
-    return Run((*run.rules, rule), key)
+    fits = _fits_concatenation(longer) if longer.is_concatenation else _protocol_is_key(longer)
+    return longer if fits and _may_follow(run, rule, longer) else None
 
 
-def _difference(first: Rule, second: Rule) -> int | None:
-    """Return the index of the only match in which two rules differ, where that match can be a key."""
-    found = None
+def _differences(first: Rule, second: Rule) -> list[int] | None:
+    """Return the indices of the matches in which two rules differ, or None where such a match cannot be a key."""
+    found = []
     for index, (one, other) in enumerate(zip(first.matches, second.matches, strict=True)):
         if one is other or one == other:
             continue
-        if found is not None or not _comparable(one, other):
+        if not _comparable(one, other):
             return None
-        found = index
-    if found is not None and isinstance(first.matches[found], ProtocolMatch):
-        # The ports of several protocols are one key (`th dport`); nothing else above IP is the same in two protocols.
-        above = [match for match in first.matches if isinstance(match, ProtocolMatch | Ports | IcmpType)]
-        has_ports = all(
-            isinstance(rule.matches[found], ProtocolMatch) and _protocol(rule, found) in _WITH_PORTS
-            for rule in (first, second)
-        )
-        if len(above) > 1 and not (has_ports and not any(isinstance(m, IcmpType) for m in above)):
-            return None
+        found.append(index)
     return found
-
-
-_WITH_PORTS = frozenset((6, 17, 33, 132, 136))
-
-
-def _protocol(rule: Rule, index: int) -> int:
-    match = rule.matches[index]
-    return match.protocol.number if isinstance(match, ProtocolMatch) else 0
 
 
 def _comparable(one: Match, other: Match) -> bool:
@@ -143,8 +131,7 @@ def _comparable(one: Match, other: Match) -> bool:
         case (Ports(side), Ports(other_side)):
             return side is other_side
         case ((Address() | AddressRange()), (Address() | AddressRange())):
-            # Both rules have the same families, so both matches have the same IP version.
-            return one.side is other.side
+            return one.side is other.side and _version(one) == _version(other)
         case (IcmpType(version, int(), None), IcmpType(other_version, int(), None)):
             return version == other_version
         case (Interface(direction), Interface(other_direction)):
@@ -162,21 +149,67 @@ def _comparable(one: Match, other: Match) -> bool:
             return False
 
 
-def _overlap(match: Match, others: list[Match]) -> bool:
-    """Tell whether a match has a value in common with one of others of the same key."""
-    intervals = intervals_of(match)
-    if intervals:
-        taken = merged(i for other in others for i in intervals_of(other))
-        return without(intervals, taken) != merged(intervals)
-    return bool(_names(match) & {name for other in others for name in _names(other)})
+def _version(match: Address | AddressRange) -> int:
+    return match.version if isinstance(match, AddressRange) else match.prefixes[0].version
 
 
-def _names(match: Match) -> set[str]:
-    match match:
-        case Interface(_, name) | NicPort(_, name):
-            return {name}
-        case _:
-            return {state.value for state in states_of(match)}
+def _protocol_is_key(run: Run) -> bool:
+    """Tell whether the protocol, if it is a key, can be one.
+
+    The ports of several protocols are at the same place (``th dport``); nothing else above IP is the same in two.
+    """
+    first = run.rules[0]
+    if not any(isinstance(first.matches[key], ProtocolMatch) for key in run.keys):
+        return True
+    numbers = {m.protocol.number for rule in run.rules for m in rule.matches if isinstance(m, ProtocolMatch)}
+    above = [match for match in first.matches if isinstance(match, Ports | IcmpType)]
+    return not above or (numbers <= _WITH_PORTS and not any(isinstance(match, IcmpType) for match in above))
 
 
-__all__ = ["Run", "runs"]
+def _fits_concatenation(run: Run) -> bool:
+    """Tell whether each rule asks for a single value of each key, which a concatenation can look up at once."""
+    if run.differ_in_family and any(rule.families == Family.BOTH for rule in run.rules):
+        return False
+    for rule in run.rules:
+        for key in run.keys:
+            match = rule.matches[key]
+            if not isinstance(match, _IN_CONCATENATIONS) or len(_single_values(match)) != 1:
+                return False
+    return _protocol_is_key(run)
+
+
+def _single_values(match: Match) -> list[int | str]:
+    """Return the values of a match that asks for single values, an empty list for one that asks for intervals."""
+    intervals = merged(intervals_of(match))
+    if any(first != last for first, last in intervals):
+        return []
+    return [first for first, _ in intervals] or list(names_of(match))
+
+
+def _may_follow(run: Run, rule: Rule, longer: Run) -> bool:
+    """Tell whether the actions allow one rule for all, and the order does."""
+    actions = [member.action for member in longer.rules]
+    if longer.is_map:
+        if not all(isinstance(action, _IN_MAPS) for action in actions):
+            return False
+        if any(isinstance(rule.matches[key], EtherType) for key in longer.keys):
+            return False  # what an Ethernet type is compared with depends on what the rule does
+    elif not isinstance(rule.action, _IN_SETS):
+        return False
+    if not any(isinstance(member.action, Jump) for member in run.rules):
+        return True
+    return not any(_overlap(rule, member, longer) for member in run.rules)
+
+
+def _overlap(one: Rule, other: Rule, run: Run) -> bool:
+    """Tell whether a packet could have the keys of both rules."""
+    if not one.families & other.families:
+        return False
+    for key in run.keys:
+        intervals, others = intervals_of(one.matches[key]), intervals_of(other.matches[key])
+        if intervals:
+            if without(intervals, others) == merged(intervals):
+                return False
+        elif not set(names_of(one.matches[key])) & set(names_of(other.matches[key])):
+            return False
+    return True

@@ -63,18 +63,27 @@ def _print(pieces: Iterator[str]) -> None:
 
 
 def _write(pieces: Iterator[str], path: Path) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a regular file as a whole or not at all; what is none, such as ``/dev/null`` or a pipe, is written to."""
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False
-        ) as file:
-            try:
+        target = path.resolve()  # a link stays one
+        if target.exists() and not target.is_file():
+            with target.open("w", encoding="utf-8") as file:
                 file.writelines(pieces)
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        else:
+            _replace(pieces, target)
     except OSError as error:
         raise HostError(f"{path}: cannot be written: {error.strerror}", "name another file with -o") from None
+
+
+def _replace(pieces: Iterator[str], path: Path) -> None:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False
+    ) as file:
+        try:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import click
@@ -28,19 +30,34 @@ _LOCK_WAIT = 60.0
     help="How often to look at the files where nothing tells of changes.",
 )  # fmt: skip
 @click.option("--stop-at-end", is_flag=True, help="Remove the rules when the service ends; else they stay.")
+@click.option("--print-unit", is_flag=True, help="Print a systemd unit that runs this, and end.")
 def run_command(
-    root: Path, node: str | None, local_network: str | None, backend: str | None, poll: float, stop_at_end: bool
+    root: Path,
+    node: str | None,
+    local_network: str | None,
+    backend: str | None,
+    poll: float,
+    stop_at_end: bool,
+    print_unit: bool,
 ) -> None:
     """Apply the configuration, then again whenever it or the host's links change.
 
     Lines with errors are left out, as at boot. SIGHUP applies at once, SIGTERM ends. Messages go to standard error,
     which systemd keeps in the journal.
     """
+    if print_unit:
+        click.echo(_unit(), nl=False)
+        return
     service = _Service(make_source(root, node, local_network), backend)
     watcher = watch.Watcher(service.folders, service.refresh, poll=poll)
     watcher.run(lambda: watch.notify("READY=1"))
     if stop_at_end:
         control.stop(wait=_LOCK_WAIT)
+
+
+def _unit() -> str:
+    text = files("pvefw_nft.host").joinpath("systemd/pvefw.service").read_text("utf-8")
+    return text.replace("@PVEFW@", f"{sys.executable} -m pvefw_nft.cli")
 
 
 class _Service:
@@ -65,6 +82,7 @@ class _Service:
             self._apply(reason, begun)
         except PvefwError as error:
             self._tell(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+            self._fall_back()
             watch.notify(f"STATUS={error.message.splitlines()[0]}")
         if reason == "SIGHUP":
             watch.notify("READY=1")
@@ -86,6 +104,15 @@ class _Service:
         for problem in outcome.problems:
             self._tell(f"warning: {problem}")
         watch.notify(f"STATUS={'filtering' if desired.enabled else 'disabled in cluster.fw'} ({desired.backend})")
+
+    def _fall_back(self) -> None:
+        """Have a host whose configuration cannot be used at boot come up with what was confirmed last."""
+        try:
+            with lock.hold(wait=_LOCK_WAIT):
+                if control.fall_back():
+                    self._tell("the ruleset that was confirmed last is in place", again=True)
+        except PvefwError as error:
+            self._tell(f"error: {error.message}")
 
     def _tell(self, message: str, *, again: bool = False) -> None:
         """Print a message, unless it was printed since the ruleset last changed."""

@@ -167,7 +167,7 @@ def desired_of(compiled: Compiled) -> Desired:
     )
     return record.desired(
         compiled.backend.name,
-        "".join(compiled.artefact.json()),
+        "".join(compiled.artefact.loadable_json()),
         enabled=compiled.checked.ruleset.enabled,
         conntrack=conntrack,
     )
@@ -216,7 +216,14 @@ def _apply(
 
 def _compile(source: Source, backend: str | None, *, skip_invalid: bool) -> tuple[Desired | None, bool]:
     """Return the ruleset (None: errors, and they count) and whether there were errors."""
-    compiled = compile_root(source, backend)
+    try:
+        compiled = compile_root(source, backend)
+    except ConfigurationError:
+        if skip_invalid:
+            with lock.hold():
+                if control.fall_back():
+                    click.echo("the ruleset that was confirmed last is in place", err=True)
+        raise
     show(compiled.checked.diagnostics)
     invalid = compiled.checked.has_errors
     if invalid and not skip_invalid:

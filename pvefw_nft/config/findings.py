@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,13 @@ if TYPE_CHECKING:
     from pvefw_nft.errors import Span
 
 
+_LONG_WORD = re.compile(r"(\S{60})\S{20,}")
+
+
+def _shortened(text: str) -> str:
+    return _LONG_WORD.sub(r"\1…", text)
+
+
 @dataclass(slots=True)
 class Findings:
     """The diagnostics of a run, in the order in which they were found."""
@@ -18,8 +26,8 @@ class Findings:
     diagnostics: list[Diagnostic] = field(default_factory=list)
 
     def add(self, severity: Severity, code: str, span: Span, message: str, hint: str | None = None) -> None:
-        """Add one diagnostic."""
-        self.diagnostics.append(Diagnostic(severity, code, span, message, hint))
+        """Add one diagnostic; a very long word of the file is quoted in part."""
+        self.diagnostics.append(Diagnostic(severity, code, span, _shortened(message), hint and _shortened(hint)))
 
     def error(self, code: str, span: Span, message: str, hint: str | None = None) -> None:
         """Add an error."""

@@ -492,7 +492,8 @@ class Block:
     blocks: tuple[Block, ...]
 
 
-_GAP = r"(?:\s|#[^\n]*)*"
+# Possessive: what is once read as a comment is never split into several, of which a line of `####` has 2^n ways.
+_GAP = r"(?:\s|#[^\n]*)*+"
 _COROSYNC_SETTING = _line(_GAP + r"([A-Za-z0-9_.]+)[ \t]*:[ \t]*([^\n]*)")
 _COROSYNC_OPEN = _line(_GAP + r"([A-Za-z0-9_.]+)\s*\{")
 _COROSYNC_CLOSE = _line(_GAP + r"\}").suppress()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from enum import Enum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from pvefw_nft.config import netdb
 from pvefw_nft.config.model import LOG_LEVELS, EtherType, LogRatelimit, Policy, Queues
@@ -25,6 +25,9 @@ DEFAULT_BURST = 5
 
 HELPERS = ("amanda", "ftp", "irc", "netbios-ns", "pptp", "sane", "sip", "snmp", "tftp")
 """The conntrack helpers that host.fw may name."""
+
+
+_T = TypeVar("_T")
 
 
 class FileKind(Enum):
@@ -90,32 +93,56 @@ def _number(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
-_LIMIT_PART = re.compile(r"(?:(enable|rate|burst)=)?([^,=]+)")
+_LIMIT_PART = re.compile(r"[ \t]*(?:(enable|rate|burst)=)?([^,= \t]+)[ \t]*")
 
 
 def _log_ratelimit(text: str) -> LogRatelimit:
-    parts = {"enable": "1", "rate": "1/second", "burst": str(DEFAULT_BURST)}
+    values = {"enable": ("1", 0), "rate": ("1/second", 0), "burst": (str(DEFAULT_BURST), 0)}
+    end = -1
     for index, part in enumerate(text.split(",")):
-        found = _LIMIT_PART.fullmatch(part.strip())
+        start, end = end + 1, end + 1 + len(part)
+        found = _LIMIT_PART.fullmatch(text, start, end)
         if found is None or (found[1] is None and index > 0):
             raise _bad(text, "it is written like `enable=1,rate=1/second,burst=5`")
-        parts[found[1] or "enable"] = found[2]
-    if not _bool(parts["enable"]):
+        values[found[1] or "enable"] = (found[2], found.start(2))
+
+    def read(name: str, reader: Callable[[str], _T]) -> _T:
+        value, start = values[name]
+        try:
+            return reader(value)
+        except BadValue as bad:
+            raise bad.moved(start) from None
+
+    if not read("enable", _bool):
         return LogRatelimit(None)
-    return LogRatelimit(read_rate(parts["rate"], _number(1, 10_000)(parts["burst"])))
+    burst = read("burst", _number(1, 10_000))
+    return LogRatelimit(read("rate", lambda value: read_rate(value, burst)))
+
+
+_LIST_WORD = re.compile(r"[^,; \t]+")
+
+
+def _words(text: str) -> list[re.Match[str]]:
+    """Return the words of a list; raises BadValue where there is none, which would read as no list at all."""
+    words = list(_LIST_WORD.finditer(text))
+    if not words:
+        raise _bad(text, "write at least one name, or remove the line")
+    return words
 
 
 def _helpers(text: str) -> tuple[str, ...]:
-    names = tuple(re.split(r"[,; \t]+", text.strip(",; \t")))
-    for name in names:
+    names = []
+    for word in _words(text):
+        name = word[0]
         if name not in HELPERS:
             raise BadValue(
                 f"unknown conntrack helper `{name[:60]}`",
-                start=text.index(name),
-                end=text.index(name) + len(name),
+                start=word.start(),
+                end=word.end(),
                 code="bad-option-value",
                 hint=nearest(name, HELPERS) or "helpers are " + ", ".join(HELPERS),
             )
+        names.append(name)
     return tuple(dict.fromkeys(names))
 
 
@@ -126,19 +153,21 @@ def _queues(text: str) -> Queues:
     first, last = int(found[1]), None if found[2] is None else int(found[2])
     if first > 65535 or (last is not None and not first <= last <= 65535):
         raise _bad(text, "queue numbers go from 0 to 65535, the first not above the last")
-    return Queues(first, last)
+    if last is not None and last - first == 65535:
+        raise _bad(text, "a range has at most 65535 queues, such as 0:65534")  # its size is a __u16 (xt_NFQUEUE.h)
+    return Queues(first, None if last == first else last)
 
 
 def _layer2_protocols(text: str) -> tuple[EtherType, ...]:
     protocols = []
-    for name in re.split(r"[,; \t]+", text.strip(",; \t")):
+    for word in _words(text):
+        name = word[0]
         number = netdb.ethertype(name)
         if number is None:
-            start = max(text.find(name), 0)
             raise BadValue(
                 f"unknown Ethernet protocol `{name[:60]}`",
-                start=start,
-                end=start + len(name),
+                start=word.start(),
+                end=word.end(),
                 code="bad-option-value",
                 hint=nearest(name, netdb.ethertype_names()) or "use a name of /etc/ethertypes",
             )

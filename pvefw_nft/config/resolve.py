@@ -48,9 +48,6 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]+")
 _MAX_NAME = 64
 _MAX_GROUP_NAME = 18
-_GUEST_NIC = re.compile(r"net([0-9]|[12][0-9]|3[01])")
-_INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,14}\+?")
-_ACTION = re.compile(r"(?:([A-Za-z0-9]+)\()?(ACCEPT|DROP|REJECT)(\))?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x85\ufffd]")
 
 _COLUMNS = ("iface", "source", "dest", "proto", "dport", "sport")
@@ -70,8 +67,6 @@ _RULE_TYPES = {
     FileKind.VNET: ("FORWARD", "GROUP"),
 }
 _GROUP_RULE_TYPES = ("IN", "OUT", "FORWARD")
-
-_ADDRESS_HINT = "an address, a network, a range, a list, `+ipset` or the name of an alias"
 
 _T = TypeVar("_T")
 
@@ -409,8 +404,11 @@ def _options(kind: type[_T], reader: _FileReader) -> _T:
 
 def _known_groups(rules: tuple[RuleItem, ...], groups: Mapping[str, Group], findings: Findings) -> tuple[RuleItem, ...]:
     """Return the rules without those that name a group that does not exist; a group may stand below its use."""
-    unknown = [rule for rule in rules if isinstance(rule, GroupRule) and rule.group not in groups]
-    for rule in unknown:
+    known: list[RuleItem] = []
+    for rule in rules:
+        if not isinstance(rule, GroupRule) or rule.group in groups:
+            known.append(rule)
+            continue
         lower = rule.group.lower()
         hint = (
             f"group names are in lower case: write `{lower}`" if lower in groups else nearest(rule.group, list(groups))
@@ -421,4 +419,4 @@ def _known_groups(rules: tuple[RuleItem, ...], groups: Mapping[str, Group], find
             f"no group `{rule.group[:60]}` in cluster.fw",
             hint or f"define it there: [group {lower[:18]}]",
         )
-    return tuple(rule for rule in rules if rule not in unknown) if unknown else rules
+    return tuple(known)

@@ -54,7 +54,7 @@ def plain(proto: str | None, dport: str | None, sport: str | None, icmp_type: st
         protocol = read_protocol(proto)
     except BadValue as bad:
         raise _of("proto", bad) from None
-    version = _ICMP.get(proto)
+    version = _ICMP.get(protocol.spelling)
     if version is not None:
         return (Service(_ICMP_FAMILY[version], protocol, icmp=_icmp(version, dport, sport, icmp_type)),)
     if icmp_type is not None:

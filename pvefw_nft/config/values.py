@@ -12,11 +12,19 @@ import socket
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from pvefw_nft.config import netdb
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 MAX_PORTS = 15
 """Ports in one list; the limit of iptables' multiport match, where a range takes two (iptables-extensions(8))."""
+
+MAX_PARAMETER = 1023
+"""Characters in one word of a rule; the limit of iptables-restore (xt_param_buf in its xshared.h)."""
 
 
 class BadValue(ValueError):  # noqa: N818 - a finding about a value, turned into a diagnostic
@@ -29,6 +37,10 @@ class BadValue(ValueError):  # noqa: N818 - a finding about a value, turned into
         self.end = end
         self.hint = hint
         self.code = code
+
+    def moved(self, offset: int) -> BadValue:
+        """Return the same finding about a value whose text starts ``offset`` columns into another one."""
+        return BadValue(self.message, start=self.start + offset, end=self.end + offset, hint=self.hint, code=self.code)
 
 
 class Family(IntEnum):
@@ -200,9 +212,18 @@ def _address_hint(host: str) -> str | None:
 def read_addresses(text: str) -> tuple[Prefix, ...] | Range:
     """Read the address of a rule that is neither alias nor set: an address, a CIDR, a list of them, or a range.
 
-    Raises BadValue for mixed families, for ranges inside lists, and for what is no address.
+    Raises BadValue for mixed families, for ranges inside lists, for lists that are too long for iptables-restore, and
+    for what is no address.
     """
     if "," in text:
+        if len(text) > MAX_PARAMETER:
+            raise BadValue(
+                f"the list is longer than {MAX_PARAMETER} characters",
+                start=0,
+                end=len(text),
+                code="too-long",
+                hint="put its addresses into an ipset",
+            )
         return _read_list(text)
     first, dash, last = text.partition("-")
     if dash:
@@ -231,7 +252,10 @@ def _read_list(text: str) -> tuple[Prefix, ...]:
                 code="bad-address",
                 hint="a list holds addresses and networks only; give ranges, aliases and sets a rule of their own",
             )
-        prefix = _shifted(element, start)
+        try:
+            prefix = read_prefix(element)
+        except BadValue as bad:
+            raise bad.moved(start) from None
         if prefixes and prefix.version != prefixes[0].version:
             raise BadValue(
                 "the list mixes IPv4 and IPv6",
@@ -243,15 +267,6 @@ def _read_list(text: str) -> tuple[Prefix, ...]:
         prefixes.append(prefix)
         start = end + 1
     return tuple(prefixes)
-
-
-def _shifted(element: str, start: int) -> Prefix:
-    try:
-        return read_prefix(element)
-    except BadValue as bad:
-        raise BadValue(
-            bad.message, start=start + bad.start, end=start + bad.end, hint=bad.hint, code=bad.code
-        ) from None
 
 
 def _read_range(text: str, first: str, last: str) -> Range:
@@ -286,7 +301,10 @@ PORT_PROTOCOLS = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 
 @lru_cache(maxsize=4096)
 def read_protocol(text: str) -> Protocol:
-    """Read a protocol: a name of /etc/protocols, ``icmpv6``, or a number from 1 to 255. Raises BadValue."""
+    """Read a protocol: a name or alias of /etc/protocols, ``icmpv6``, or a number from 1 to 255. Raises BadValue.
+
+    An alias is spelled by the protocol's name: iptables looks words up in lower case and finds few of the aliases.
+    """
     if text.isascii() and text.isdigit():
         if len(text) > 3 or int(text) > 255 or (text[0] == "0" and text != "0"):
             raise BadValue(
@@ -315,7 +333,7 @@ def read_protocol(text: str) -> Protocol:
             code="bad-protocol",
             hint="leave the protocol out if any is meant",
         )
-    return Protocol(number, text)
+    return Protocol(number, text if text.isdigit() or text == "icmpv6" else netdb.protocol_name(number) or text)
 
 
 @lru_cache(maxsize=65536)
@@ -405,6 +423,10 @@ def _port_number(text: str, start: int) -> int:
     return int(text)
 
 
+_RATE_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+_MAX_RATE = 10_000
+"""Most packets per second of a limit: the match counts in 1/10,000 s (XT_LIMIT_SCALE in xt_limit.h)."""
+
 _RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)")
 
 
@@ -419,7 +441,17 @@ def read_rate(text: str, burst: int) -> RateLimit:
             code="bad-option-value",
             hint="write a number and a unit, such as 1/second; units are second, minute, hour and day",
         )
-    return RateLimit(int(rate[1]), rate[2], burst, text)
+    number, unit = int(rate[1]), rate[2]
+    highest = _MAX_RATE * _RATE_UNITS[unit]
+    if number > highest:
+        raise BadValue(
+            f"a rate of {text} is too fast",
+            start=0,
+            end=len(text),
+            code="bad-option-value",
+            hint=f"the kernel limits at most {highest}/{unit}",
+        )
+    return RateLimit(number, unit, burst, text)
 
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
@@ -430,12 +462,23 @@ def read_mac(text: str) -> int | None:
     return int(text.replace(":", ""), 16) if _MAC.fullmatch(text) else None
 
 
-def nearest(word: str, known: tuple[str, ...] | list[str]) -> str | None:
-    """Return ``did you mean …?`` for the nearest known name, or None where nothing is near."""
+_MOST_COMPARED = 400
+"""Names that one word is compared with: each takes some microseconds, and a file may have thousands of mistakes."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return ``did you mean …?`` for the nearest known name, or None where nothing is near.
+
+    Of more than 400 names only the first 400 count that begin with the word's first letter.
+    """
     import difflib  # deferred: only a mistake needs it
 
+    meant = word.lower()[:64]
     folded: dict[str, str] = {}
     for name in known:
         folded.setdefault(name.lower(), name)
-    found = difflib.get_close_matches(word.lower()[:64], folded, n=1, cutoff=0.7)
+    near: Iterable[str] = folded
+    if len(folded) > _MOST_COMPARED:
+        near = islice((name for name in folded if name[:1] == meant[:1]), _MOST_COMPARED)
+    found = difflib.get_close_matches(meant, near, n=1, cutoff=0.7)
     return f"did you mean `{folded[found[0]]}`?" if found else None

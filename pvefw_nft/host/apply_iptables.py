@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from backends.iptables.backend import signature
 from pvefw_nft.errors import HostError
 
 from . import tools
@@ -58,6 +59,7 @@ class Plan:
 
 
 _NOTHING: dict[str, Remembered] = {}
+_NO_RULES = signature([])
 
 
 def plan(
@@ -264,7 +266,7 @@ class _TablePlan:
         kept = set() if removing else set(HOOK_CHAINS[self._name].values())
         # a chain that a rule of the administrator's jumps to cannot be deleted: it stays, empty
         kept |= self._current.referenced
-        emptied = [c for c in self._gone if self._current.chains[c].rules or self._current.chains[c].signature]
+        emptied = [chain for chain in self._gone if not self._is_empty(chain)]
         deleted = [chain for chain in self._gone if chain not in kept]
         lines = [f":{chain} - [0:0]" for chain in self._new]
         lines += self._hook_lines(HOOK_CHAINS[self._name], removing=removing)
@@ -273,8 +275,11 @@ class _TablePlan:
             lines.append(f"-F {chain}")
             lines += wanted.rules
             if wanted.signature is not None:
-                lines.append(f'-A {chain} -m comment --comment "PVESIG:{wanted.signature}"')
-        lines += [f"-F {chain}" for chain in emptied]
+                lines.append(_signature_line(chain, wanted.signature))
+        for chain in emptied:
+            lines.append(f"-F {chain}")
+            if chain in self._current.referenced:  # by this, a later run knows it as ours
+                lines.append(_signature_line(chain, _NO_RULES))
         lines += [f"-X {chain}" for chain in deleted]
         self._note(sorted({*emptied, *deleted}))
         return _restore_text(self._name, lines, commit=True)
@@ -313,10 +318,19 @@ class _TablePlan:
             return remembered is not None and remembered.signature == target.signature
         return current.signature == target.signature and current.size == target.size
 
+    def _is_empty(self, name: str) -> bool:
+        chain = self._current.chains[name]
+        kept = _NO_RULES if name in self._current.referenced else None
+        return not chain.rules and chain.signature in (None, kept)
+
     def _note(self, gone: Sequence[str]) -> None:
         self.changes += [Change("add", self._where, chain) for chain in self._new]
         self.changes += [Change("change", self._where, chain) for chain in self._changed]
         self.changes += [Change("remove", self._where, chain) for chain in gone]
+
+
+def _signature_line(chain: str, text: str) -> str:
+    return f'-A {chain} -m comment --comment "PVESIG:{text}"'
 
 
 def _restore_text(table: str, lines: Sequence[str], *, commit: bool) -> str:

@@ -143,6 +143,14 @@ def keep_up(desired: Desired) -> Outcome | None:
     return outcome
 
 
+def fall_back() -> bool:
+    """Where nothing runs, bring what was confirmed last, and tell whether that was so; the caller holds the lock."""
+    if firewall.is_running() or record.load_if_sound(record.confirmed_path()) is None:
+        return False
+    bring_to_confirmed()
+    return True
+
+
 def is_held_back(desired: Desired) -> bool:
     """Tell whether nobody confirmed this ruleset when it ran, so that only a person may apply it again."""
     held: Any = state.read(record.held_path())

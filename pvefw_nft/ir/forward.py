@@ -74,7 +74,7 @@ def _rules(context: Context, rules: Iterable[RuleItem], chain: str) -> Iterator[
 
 
 def _group_chain(context: Context, name: str) -> str:
-    chain = f"GROUP-{name}-FORWARD"
+    chain = f"GROUP-{name}-FWD"  # short, so that the longest name of a group fits into a chain's
     if chain not in context.chains[Layer.FORWARD]:
         members = [rule for rule in context.node.cluster.groups[name].rules if rule.type is RuleType.FORWARD]
         made = [made for rule in members for made in user_rule(context, rule, chain, 0, ACCEPT, group=name)]

@@ -53,7 +53,7 @@ from pvefw_nft.verify.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pvefw_nft.verify.intervals import IntervalSet
 
@@ -89,30 +89,35 @@ def value_text(on: Field, value: int) -> str:
 
 def parse_value(on: Field, text: str) -> int:
     """Return the value of a field that :func:`value_text` writes so; raises ValueError."""
-    match on.kind:
-        case FieldKind.IPV4:
-            value = names.address_number(text, 4)
-        case FieldKind.IPV6:
-            value = names.address_number(text, 6)
-        case FieldKind.MAC:
-            value = names.mac_number(text)
-        case FieldKind.INTERFACE:
-            value = interface_number(text)
-        case FieldKind.PROTOCOL:
-            value = names.protocol_number(text)
-        case FieldKind.ETHERTYPE:
-            value = names.ether_type(text)
-        case FieldKind.ICMP:
-            value = names.icmp_set(text, names.ICMP_TYPES if on is ICMP else names.ICMP6_TYPES).smallest()
-        case FieldKind.TCP_FLAGS:
-            value = names.tcp_flags(text)
-        case FieldKind.ENUM:
-            value = on.names.index(text)
-        case FieldKind.NUMBER | FieldKind.BIT:
-            value = int(text, 0)
+    value = _PARSERS[on.kind](on, text)
     if not 0 <= value < on.size:
         raise ValueError(f"{on} is below {on.size}, not {text}")
     return value
+
+
+def _parse_enum(on: Field, text: str) -> int:
+    if text not in on.names:
+        raise ValueError(f"{on} is one of {', '.join(on.names)}, not {text}")
+    return on.names.index(text)
+
+
+def _parse_icmp(on: Field, text: str) -> int:
+    return names.icmp_set(text, names.ICMP_TYPES if on is ICMP else names.ICMP6_TYPES).smallest()
+
+
+_PARSERS: dict[FieldKind, Callable[[Field, str], int]] = {
+    FieldKind.IPV4: lambda _on, text: names.address_number(text, 4),
+    FieldKind.IPV6: lambda _on, text: names.address_number(text, 6),
+    FieldKind.MAC: lambda _on, text: names.mac_number(text),
+    FieldKind.INTERFACE: lambda _on, text: interface_number(text),
+    FieldKind.PROTOCOL: lambda _on, text: names.protocol_number(text),
+    FieldKind.ETHERTYPE: lambda _on, text: names.ether_type(text),
+    FieldKind.ICMP: _parse_icmp,
+    FieldKind.TCP_FLAGS: lambda _on, text: names.tcp_flags(text),
+    FieldKind.ENUM: _parse_enum,
+    FieldKind.NUMBER: lambda _on, text: int(text, 0),
+    FieldKind.BIT: lambda _on, text: int(text, 0),
+}
 
 
 def _flags_text(value: int) -> str:
@@ -186,6 +191,9 @@ def set_text(on: Field, values: IntervalSet, limit: int = 6) -> str:
 def condition_text(condition: Condition) -> str:
     """Return a condition in words: ``dport 22``, ``mark 0x80000000/0x80000000``, ``not (…)``."""
     if isinstance(condition, Test):
+        if condition.field.name.startswith("rate "):
+            words = [word for value, word in ((0, "within"), (1, "over")) if value in condition.values]
+            return f"{' or '.join(words)} {condition.field}"
         mark = _mark_text((condition,))
         return mark or f"{condition.field} {set_text(condition.field, condition.values)}"
     if isinstance(condition, Not):

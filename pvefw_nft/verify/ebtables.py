@@ -70,7 +70,7 @@ from pvefw_nft.verify.model import (
     interface_set,
     mark_condition,
     negate,
-    rate_field,
+    rate_test,
 )
 from pvefw_nft.verify.xtables_rule import split_words
 
@@ -368,7 +368,7 @@ def _limit(parser: _Parser) -> None:
     if parser.peek() == "--limit-burst":
         parser.take()
         burst = parser.take()
-    parser.conditions.append(equals(rate_field(f"within {rate} burst {int(burst)}"), 1))
+    parser.conditions.append(rate_test(f"{rate} burst {int(burst)}", over=False))
 
 
 def _log(parser: _Parser) -> None:

@@ -8,7 +8,7 @@ ip6tables, ebtables (ipsets resolved) and nftables. It holds what decides about 
 byte big-endian number, so that ``fwln+`` is one interval), the TCP flags (8 bits), ICMP type and code (``type
 << 8 | code``), each bit of the packet mark and of the connection mark (fields of size 2), the kind of
 address, connection state, and so on. Two kinds of fields are made on demand: :func:`rate_field`, 1 where the
-stated rate is exceeded (or kept), and :func:`unknown_field`, for a match the readers do not know; both are of
+stated rate is exceeded, and :func:`unknown_field`, for a match the readers do not know; both are of
 size 2 and, to the prover, free.
 
 **Conditions.** :class:`Test` says ``field in set``. *A test of a field that the packet lacks is false*,
@@ -230,11 +230,16 @@ def field_named(name: str) -> Field:
 
 
 def rate_field(description: str) -> Field:
-    """Return the field that is 1 where a packet counts as over (or within) a rate, as ``description`` says.
+    """Return the field that is 1 for a packet that exceeds a rate, 0 for one within it.
 
-    Descriptions are canonical: ``over 200/second burst 1000 per ip saddr/32``; equal text is the same field.
+    Descriptions are canonical: ``200/second burst 1000 per ip saddr/32``; equal text is the same field.
     """
     return Field(f"rate {description}", 2, FieldKind.BIT)
+
+
+def rate_test(description: str, *, over: bool) -> Test:
+    """Return the test that a packet exceeds a rate, or is within it."""
+    return equals(rate_field(description), int(over))
 
 
 def unknown_field(text: str) -> Field:

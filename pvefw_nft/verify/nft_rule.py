@@ -55,7 +55,7 @@ from pvefw_nft.verify.model import (
     equals,
     mark_condition,
     negate,
-    rate_field,
+    rate_test,
 )
 from pvefw_nft.verify.nft_values import (
     Json,
@@ -320,7 +320,7 @@ class NftRuleParser:
         self.verdict = self._plain({kind: body})
 
     def _limit(self, body: Json) -> None:
-        self._require(equals(rate_field(_limit_text(body)), 1))
+        self._require(rate_test(_limit_text(body), over=_is_over(body)))
 
     def _set(self, body: Json) -> None:
         """``update @set { key limit rate over … }``: a rate of its own for each key."""
@@ -337,7 +337,8 @@ class NftRuleParser:
             if not isinstance(statement, dict) or len(statement) != 1:
                 raise UnknownExpressionError(text_of(statement))
             if "limit" in statement:
-                self._require(equals(rate_field(f"{_limit_text(statement['limit'])} per {key}"), 1))
+                limit = statement["limit"]
+                self._require(rate_test(f"{_limit_text(limit)} per {key}", over=_is_over(limit)))
             elif "counter" not in statement:
                 raise UnknownExpressionError(text_of(statement))
 
@@ -659,14 +660,18 @@ def _harmless(key: dict[str, Json]) -> bool:
     return False
 
 
+def _is_over(limit: Json) -> bool:
+    """Return whether a limit matches what exceeds it."""
+    return isinstance(limit, dict) and bool(limit.get("inv"))
+
+
 def _limit_text(body: Json) -> str:
     if not isinstance(body, dict):
         raise UnknownExpressionError(text_of(body))
     if body.get("rate_unit", "packets") != "packets":
         raise UnknownExpressionError(f"limit {text_of(body)}")
-    kept = "over" if body.get("inv") else "within"
     burst = 5 if body.get("burst") is None else _integer(body.get("burst"))
-    return f"{kept} {_integer(body.get('rate'))}/{body.get('per')} burst {burst}"
+    return f"{_integer(body.get('rate'))}/{body.get('per')} burst {burst}"
 
 
 def _nat_range(value: Json, convert: Callable[[str], tuple[int, int]]) -> tuple[int, int] | None:

@@ -400,7 +400,7 @@ class _Walker:
                         raise _Undecided(on)
                     return self.chosen[on] in condition.values
                 if on.name.startswith("rate "):
-                    return int(on.name.startswith("rate within")) in condition.values
+                    return 0 in condition.values
             return holds(condition, self.view)
         if isinstance(condition, All):
             return all(self._holds(part) for part in condition.of)

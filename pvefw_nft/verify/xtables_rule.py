@@ -71,7 +71,7 @@ from pvefw_nft.verify.model import (
     interface_set,
     mark_condition,
     negate,
-    rate_field,
+    rate_test,
 )
 from pvefw_nft.verify.reading import Assume
 
@@ -231,10 +231,10 @@ class RuleParser:
         if "limit" in held:
             rate = held["limit"][0]
             burst = held.get("limit-burst", ["5"])[0]
-            kept = "over" if "limit-over" in held else "within"
-            state.conditions.append(equals(rate_field(f"{kept} {rate} burst {int(burst)}"), 1))
+            state.conditions.append(rate_test(f"{rate} burst {int(burst)}", over="limit-over" in held))
         if "hash-rate" in held:
-            state.conditions.append(equals(rate_field(_hashlimit_text(held, self.version)), 1))
+            over = held["hash-kept"] == ["over"]
+            state.conditions.append(rate_test(_hashlimit_text(held, self.version), over=over))
 
     # --- targets -------------------------------------------------------------------------------------------
 
@@ -267,7 +267,7 @@ Handler: TypeAlias = "Callable[[RuleParser, _State, bool], None]"
 
 
 def _hashlimit_text(held: dict[str, list[str]], version: int) -> str:
-    """Return the canonical text of a hashlimit match: ``over 200/second burst 1000 per ip saddr/32``."""
+    """Return the canonical text of a hashlimit match's rate: ``200/second burst 1000 per ip saddr/32``."""
     bits = 32 if version == 4 else 128
     family = "ip" if version == 4 else "ip6"
     keys = []
@@ -281,7 +281,7 @@ def _hashlimit_text(held: dict[str, list[str]], version: int) -> str:
         else:
             raise ValueError(f"unknown hashlimit mode {mode}")
     per = f" per {', '.join(keys)}" if keys else ""
-    return f"{held['hash-kept'][0]} {held['hash-rate'][0]} burst {int(held.get('hash-burst', ['5'])[0])}{per}"
+    return f"{held['hash-rate'][0]} burst {int(held.get('hash-burst', ['5'])[0])}{per}"
 
 
 def _invert(condition: Condition, inverted: bool) -> Condition:  # noqa: FBT001

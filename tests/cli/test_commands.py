@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,19 @@ def test_compile_to_a_file(make_root: MakeRoot, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == ""
     assert run(make_root(), "compile", "-o", str(tmp_path / "no" / "out.txt")) == 3
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_compile_to_what_is_no_regular_file_leaves_it_in_place(make_root: MakeRoot, tmp_path: Path) -> None:
+    pipe, link, linked = tmp_path / "pipe", tmp_path / "link", tmp_path / "linked"
+    os.mkfifo(pipe)
+    link.symlink_to(linked)
+    with os.fdopen(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8") as reader:
+        assert run(make_root({"cluster": ""}), "compile", "-o", str(pipe)) == 0
+        assert pipe.is_fifo()
+        assert reader.read().startswith("### ipset restore\n")
+    assert run(make_root(), "compile", "-o", str(link)) == 0
+    assert link.is_symlink()
+    assert linked.read_text().startswith("### ipset restore\n")
 
 
 def test_check(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:

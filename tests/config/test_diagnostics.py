@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,8 @@ from pvefw_nft.errors import Severity
 from tests.support import VM, check
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pvefw_nft.errors import Diagnostic
     from tests.support import MakeRoot
 
@@ -98,6 +101,8 @@ RULES = [
     ("GROUP nosuch", "unknown-group", "nosuch", "[group nosuch]"),
     ("GROUP web -p tcp", "group-condition", "tcp", "rules of the group"),
     ("IN ACCEPT -source " + ",".join(["10.0.0.1"] * 1000), "too-long", None, "ipset"),
+    ("IN ACCEPT -source 1.1.1.1" + ",1.1.1.1" * 127 + "1", "too-long", None, "ipset"),
+    ("IN ACCEPT -source 1.1.1.1" + ",1.1.1.1" * 127, None, None, None),
 ]  # fmt: skip
 
 
@@ -124,7 +129,11 @@ CLUSTER = [
     ("nosmurfs: 1", "unknown-option", "nosmurfs", "host.fw"),
     ("optimize: 1", "old-option", "optimize", "remove"),
     ("enable: yes", "bad-option-value", "yes", "write 1"),
-    ("log_ratelimit: enable=1,rate=1/week", "bad-option-value", None, "second"),
+    ("log_ratelimit: enable=1,rate=1/week", "bad-option-value", "1/week", "second"),
+    ("log_ratelimit: rate=10001/second", "bad-option-value", "10001/second", "10000/second"),
+    ("log_ratelimit: enable=1, rate=864000001/day", "bad-option-value", "864000001/day", "864000000/day"),
+    ("log_ratelimit: rate=1/second,burst=0", "bad-option-value", "0", "10000"),
+    ("log_ratelimit: enable=1,,", "bad-option-value", "enable=1,,", "burst=5"),
     ("just words", "syntax", "just words", "policy_in"),
     ("[RULLES]\nIN ACCEPT", "unknown-section", "[RULLES]", "`RULES`"),
     ("[]", "unknown-section", "[]", "sections here"),
@@ -160,6 +169,53 @@ def test_cluster(make_root: MakeRoot, text: str, code: str, underlined: str | No
     if hint is not None:
         assert problem.hint is not None
         assert hint in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "underlined"),
+    [
+        ("nf_conntrack_helpers: tftp,ft", "ft"),
+        ("nf_conntrack_helpers: ,", ","),
+        ("nf_conntrack_helpers:", ""),
+    ],
+)
+def test_list_of_helpers(make_root: MakeRoot, line: str, underlined: str) -> None:
+    (problem,) = problems(make_root, {"host": f"[OPTIONS]\n{line}\n"})
+    assert (problem.code, marked(problem)) == ("bad-option-value", underlined)
+    assert problem.span.column == len(line) - len(underlined) + 1
+
+
+def test_layer_2_protocols(make_root: MakeRoot) -> None:
+    (problem,) = problems(make_root, {"100.conf": VM, "100.fw": ON + "layer2_protocols: ARP,AR\n"})
+    assert (problem.code, problem.span.column, marked(problem)) == ("bad-option-value", 23, "AR")
+
+
+def test_many_mistakes_take_time_in_proportion(make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+
+    def close_matches(word: str, names: Iterable[str], **_: object) -> list[str]:
+        nonlocal compared
+        compared += len(list(names))
+        return []
+
+    monkeypatch.setattr(difflib, "get_close_matches", close_matches)
+    aliases = "".join(f"n{number} 10.0.0.1\n" for number in range(2000))
+    rules = "".join(f"IN ACCEPT -source n{number}x\n" for number in range(50))
+    assert len(problems(make_root, {"cluster": f"{ON}[ALIASES]\n{aliases}[RULES]\n{rules}"})) == 50
+    assert compared <= 50 * 400
+
+
+def test_a_name_is_found_among_many(make_root: MakeRoot) -> None:
+    aliases = "".join(f"host{number} 10.0.0.1\n" for number in range(1000))
+    (problem,) = problems(
+        make_root, {"cluster": f"{ON}[ALIASES]\n{aliases}office 10.0.0.1\n[RULES]\nIN ACCEPT -source ofice\n"}
+    )
+    assert problem.hint == "did you mean `office`?"
+
+
+def test_a_range_of_all_queues_is_one_too_large(make_root: MakeRoot) -> None:
+    (problem,) = problems(make_root, {"100.conf": VM, "100.fw": ON + "ips_queues: 0:65535\n"})
+    assert (problem.code, marked(problem)) == ("bad-option-value", "0:65535")
 
 
 def test_option_in_the_wrong_file_names_the_right_one(make_root: MakeRoot) -> None:

@@ -164,6 +164,11 @@ def test_corosync_pairs_addresses_of_one_family_on_one_link(make_root: MakeRoot)
     assert pairs == [("10.0.0.1", "10.0.0.2")]
 
 
+def test_corosync_with_a_banner_of_comment_signs(make_root: MakeRoot) -> None:
+    # Read as several comments, these would be tried in 2^2000 ways.
+    assert check(make_root({"corosync": COROSYNC.replace("totem {", "totem {\n" + "#" * 2000)})).diagnostics == ()
+
+
 @pytest.mark.parametrize("text", ["totem {\n", "totem }\n", "nodelist {\n node {\n", "{" * 5000])
 def test_corosync_that_cannot_be_read(make_root: MakeRoot, text: str) -> None:
     checked = check(make_root({"corosync": text}))

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pvefw_nft.errors import HostError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
@@ -74,3 +76,32 @@ def other(host: Namespace) -> Iterator[Namespace]:
     namespace = Namespace()
     yield namespace
     namespace.close()
+
+
+@pytest.fixture
+def as_nobody() -> Callable[[Callable[[], object]], str]:
+    """Run something in a process without privileges, and return the message of the HostError it raises."""
+
+    def run(action: Callable[[], object]) -> str:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            message = ""
+            try:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+                action()
+            except HostError as error:
+                message = error.message
+            except BaseException as error:
+                message = f"unexpected: {error!r}"
+            os.write(writing, message.encode())
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as said:
+            message = said.read()
+        os.waitpid(child, 0)
+        return message
+
+    return run

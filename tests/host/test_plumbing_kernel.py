@@ -251,6 +251,13 @@ def test_way_around_the_filter_is_shut(route: Any, host: Namespace, other: Names
     assert detour.mac not in detour.arp_answers()
 
 
+def test_way_around_the_filter_stays_shut_with_loose_checking(route: Any, host: Namespace, other: Namespace) -> None:
+    detour = _Detour(route, host, other)
+    sysctl.write("net/ipv4/conf/fwbr100i0/rp_filter", "2")
+    assert not detour.datagram_arrives()
+    assert wiring.plug([NIC])[0].steps == ()
+
+
 def test_way_around_the_filter_would_be_open_without_the_settings(
     route: Any, host: Namespace, other: Namespace
 ) -> None:

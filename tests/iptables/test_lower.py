@@ -49,6 +49,9 @@ RULES = [
     ),
     ("IN ACCEPT -p icmp -icmp-type any", "iptables", " -p icmp -m icmp --icmp-type any -j ACCEPT"),
     ("IN ACCEPT -p ipv6-icmp -dport 128", "ip6tables", " -p ipv6-icmp -m ipv6-icmp --icmpv6-type 128 -j ACCEPT"),
+    ("IN ACCEPT -p TCP -dport 22", "iptables", " -p tcp --dport 22 -j ACCEPT"),
+    ("IN ACCEPT -p IP-ENCAP", "iptables", " -p ipencap -j ACCEPT"),
+    ("IN ACCEPT -p IPv6-ICMP -dport 128", "ip6tables", " -p ipv6-icmp -m ipv6-icmp --icmpv6-type 128 -j ACCEPT"),
     ("IN SSH(ACCEPT) -i net0", "iptables", " -p tcp --dport 22 -j ACCEPT"),
 ]  # fmt: skip
 
@@ -74,6 +77,7 @@ def test_log_line_comes_first_and_has_its_own_limit(make_root: MakeRoot) -> None
     [
         ("", "-j NFQUEUE --queue-bypass"),
         ("ips_queues: 4\n", "-j NFQUEUE --queue-num 4 --queue-bypass"),
+        ("ips_queues: 4:4\n", "-j NFQUEUE --queue-num 4 --queue-bypass"),
         ("ips_queues: 4:7\n", "-j NFQUEUE --queue-balance 4:7 --queue-bypass"),
     ],
 )
@@ -166,3 +170,12 @@ def test_forward_rules_are_warned_about(make_root: MakeRoot) -> None:
         ("not-carried-out", "cluster.fw", 0),
         ("not-carried-out", "v1.fw", 4),
     ]
+
+
+def test_ports_of_udp_lite_are_spelled_as_iptables_takes_them(make_root: MakeRoot) -> None:
+    files: dict[str, str | bytes] = {"100.conf": VM, "100.fw": ON + "[RULES]\nIN ACCEPT -p udplite -dport 5\n"}
+    artefact = IptablesBackend().lower(check(make_root(files)).ruleset)
+    loadable = "-A tap100i0-IN -p udplite --match multiport --dports 5 -j ACCEPT"
+    assert loadable in "".join(artefact.text())
+    assert loadable in "".join(artefact.loadable_json())
+    assert "-A tap100i0-IN -p udplite --dport 5 -j ACCEPT" in "".join(artefact.json())

@@ -117,6 +117,13 @@ def test_disabled(make_root: MakeRoot) -> None:
     assert list(pretty(check(make_root({"cluster": ""})).ruleset)) == ["disabled"]
 
 
+def test_the_longest_name_of_a_group_fits_into_the_names_of_its_chains(make_root: MakeRoot) -> None:
+    name = "g" * 18
+    cluster = f"{ON}[group {name}]\nIN ACCEPT\nOUT ACCEPT\nFORWARD ACCEPT\n[RULES]\nGROUP {name}\n"
+    chains = check(make_root({"cluster": cluster})).ruleset.chains
+    assert len([chain for layer in chains.values() for chain in layer if name in chain]) == 3
+
+
 def test_rules_that_all_guests_share_are_one_object(make_root: MakeRoot) -> None:
     files: dict[str, str | bytes] = {"100.conf": VM, "100.fw": ON, "101.conf": VM, "101.fw": ON}
     chains = check(make_root(files)).ruleset.chains[Layer.FILTER]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import subprocess
 import sys
 import tomllib
@@ -90,14 +91,25 @@ def compiled(configuration: Configuration, backend: str) -> Artefact:
     return parse(backend, done.stdout)
 
 
-def probes(configuration: Configuration, seed: int = 0, most: int | None = None) -> list[Probe]:
-    """Return the generated and the standard probes of a configuration; of more than ``most`` a sample by the seed."""
-    plan = configuration.plan
-    made = generate(read(compiled(configuration, IPTABLES)), plan, seed)
-    known = {probe.packets for probe in made}
-    made += [probe for probe in standard(plan) if probe.packets not in known]
-    if most is None or len(made) <= most:
-        return made
-    # Spread over the whole list, so that every rule keeps some of its probes.
-    step = len(made) / most
-    return [made[int((number + (seed % 7) / 7) * step)] for number in range(most)]
+def generated_probes(configuration: Configuration, seed: int = 0) -> list[Probe]:
+    """Return the probes made from a configuration's rules."""
+    return generate(read(compiled(configuration, IPTABLES)), configuration.plan, seed)
+
+
+def probes(configuration: Configuration, seed: int = 0) -> list[Probe]:
+    """Return all generated and standard probes of a configuration."""
+    made = {probe.packets: probe for probe in generated_probes(configuration, seed)}
+    for probe in standard(configuration.plan):
+        made.setdefault(probe.packets, probe)
+    return list(made.values())
+
+
+def sampled_probes(configuration: Configuration, generated: int, others: int) -> list[Probe]:
+    """Return at most so many probes made from the rules, and so many standard ones.
+
+    The samples differ from configuration to configuration, so that together they have something of everything.
+    """
+    draw = random.Random(configuration.name)
+    made = generated_probes(configuration)
+    more = standard(configuration.plan)
+    return draw.sample(made, min(generated, len(made))) + draw.sample(more, min(others, len(more)))

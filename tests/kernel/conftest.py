@@ -10,6 +10,7 @@ import pytest
 from tests.kernel.guest.image import LabUnavailableError
 from tests.kernel.guest.machine import Guest
 from tests.kernel.lab import Lab
+from tests.kernel.survey import Surveys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,3 +33,9 @@ def guest() -> Iterator[Guest]:
 def lab(guest: Guest) -> Lab:
     """The lab in the guest. What one test sets up may be there in the next: each sets up what it needs."""
     return Lab(guest)
+
+
+@pytest.fixture(scope="session")
+def surveys(lab: Lab) -> Surveys:
+    """What became of the probes of each configuration."""
+    return Surveys(lab)

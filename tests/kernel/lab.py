@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import cases, configurations
-from .artefact import Artefact, parse
+from .artefact import Artefact, Part, parse
 from .configurations import Configuration
 from .guest.image import LabUnavailableError
 from .guest.machine import Guest, GuestError
@@ -65,6 +65,14 @@ class Lab:
             GuestError: the kernel does not take it.
         """
         self.guest.call("tests.kernel.artefact:load", artefact)
+
+    def change(self, part: Part) -> None:
+        """Feed a part to its tool, over what is loaded.
+
+        Raises:
+            GuestError: the tool refused it.
+        """
+        self.guest.call("tests.kernel.artefact:load_part", part)
 
     def unload(self) -> None:
         """Remove the ruleset."""

@@ -128,7 +128,7 @@ def _packet_socket(interface: str) -> socket.socket:
     return made
 
 
-# --- netfilter's log (linux/netfilter/nfnetlink_log.h) ------------------------------------------------------
+# --- netlink (linux/netfilter/nfnetlink_log.h, nfnetlink_conntrack.h) ------------------------------------------------
 
 _NETLINK_NETFILTER = 12
 _NFULNL_MSG_CONFIG = 4 << 8 | 1
@@ -137,6 +137,7 @@ _NFULNL_COPY_PACKET = 2
 _NFULA_CFG_CMD, _NFULA_CFG_MODE, _NFULA_CFG_QTHRESH = 1, 2, 5
 _NFULA_PAYLOAD, _NFULA_PREFIX = 9, 10
 _NLM_F_REQUEST_ACK = 1 | 4
+_IPCTNL_MSG_CT_DELETE = 1 << 8 | 2
 
 
 def _log_socket(group: int) -> socket.socket:
@@ -149,12 +150,17 @@ def _log_socket(group: int) -> socket.socket:
         _attribute(_NFULA_CFG_QTHRESH, struct.pack("!I", 1)),
     ):
         body = struct.pack("!BBH", socket.AF_UNSPEC, 0, group) + attribute
-        made.send(struct.pack("=IHHII", 16 + len(body), _NFULNL_MSG_CONFIG, _NLM_F_REQUEST_ACK, 1, 0) + body)
-        (error,) = struct.unpack_from("=i", made.recv(4096), 16)
-        if error:
-            raise OSError(-error, os.strerror(-error), f"netfilter log group {group}")
+        _request(made, _NFULNL_MSG_CONFIG, body, f"netfilter log group {group}")
     made.setblocking(False)
     return made
+
+
+def _request(netlink: socket.socket, kind: int, body: bytes, what: str) -> None:
+    """Send one request and wait for its acknowledgement."""
+    netlink.send(struct.pack("=IHHII", 16 + len(body), kind, _NLM_F_REQUEST_ACK, 1, 0) + body)
+    (error,) = struct.unpack_from("=i", netlink.recv(4096), 16)
+    if error:
+        raise OSError(-error, os.strerror(-error), what)
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
@@ -202,8 +208,8 @@ def exchange(stages: Sequence[Sequence[Sent]], quiet: float) -> list[Seen]:
 
 def flush_connections() -> None:
     """Forget all connections the host tracks."""
-    with inside(HOST_NAMESPACE):
-        subprocess.run(["conntrack", "-F"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with inside(HOST_NAMESPACE), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
+        _request(netlink, _IPCTNL_MSG_CT_DELETE, struct.pack("!BBH", socket.AF_UNSPEC, 0, 0), "forgetting connections")
 
 
 def add_neighbours(entries: Sequence[tuple[Address, str, str]]) -> None:

@@ -318,16 +318,16 @@ def test_a_conntrack_helper_by_its_type() -> None:
 
 def test_rates_are_named_as_iptables_rates_are() -> None:
     rule = nft_rule({"limit": {"rate": 1, "per": "second"}}, {"log": {"group": 0}})
-    assert repr(rule.conditions[0]) == "rate within 1/second burst 5 in [1]"
+    assert repr(rule.conditions[0]) == "rate 1/second burst 5 in [0]"
 
 
 @pytest.mark.parametrize(
     ("element", "text"),
     [
-        (payload("ip", "saddr"), "rate over 200/second burst 1000 per ip saddr/32 in [1]"),
+        (payload("ip", "saddr"), "rate 200/second burst 1000 per ip saddr/32 in [1]"),
         (
             {"&": [payload("ip6", "saddr"), "ffff:ffff:ffff:ffff::"]},
-            "rate over 200/second burst 1000 per ip6 saddr/64 in [1]",
+            "rate 200/second burst 1000 per ip6 saddr/64 in [1]",
         ),
     ],
 )

@@ -71,7 +71,16 @@ class Range(TypedDict):
 
 
 Constant: TypeAlias = int | str
-Value: TypeAlias = Constant | Prefix | Range
+Single: TypeAlias = Constant | Prefix | Range
+
+
+class Values(TypedDict):
+    """A value for each part of a :class:`Concatenation`."""
+
+    concat: list[Single]
+
+
+Value: TypeAlias = Single | Values
 
 
 class AnonymousSet(TypedDict):
@@ -86,7 +95,14 @@ BitAnd = TypedDict("BitAnd", {"&": "list[Selector | Constant]"})
 BitOr = TypedDict("BitOr", {"|": "list[Selector | Constant]"})
 """Values with bits set."""
 
-Selector: TypeAlias = Meta | Ct | Payload | Fib | BitAnd
+
+class Concatenation(TypedDict):
+    """Several selectors that are looked up as one."""
+
+    concat: list[Selector]
+
+
+Selector: TypeAlias = Meta | Ct | Payload | Fib | BitAnd | Concatenation
 Right: TypeAlias = Value | AnonymousSet | list[Constant]
 
 
@@ -128,6 +144,16 @@ def prefix(address: str, length: int) -> Prefix:
 def interval(first: Constant, last: Constant) -> Range:
     """Return the value for an interval."""
     return {"range": [first, last]}
+
+
+def concatenation(selectors: list[Selector]) -> Concatenation:
+    """Return the expression that joins selectors."""
+    return {"concat": selectors}
+
+
+def joined(values: list[Single]) -> Values:
+    """Return the value of a concatenation."""
+    return {"concat": values}
 
 
 def anonymous_set(values: list[Value]) -> AnonymousSet:

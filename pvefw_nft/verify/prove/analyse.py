@@ -153,9 +153,7 @@ class _Analysis:
             self.add(chosen, comparison.way(peer, end), -1)
         yield from chosen
 
-    def add(
-        self, chosen: dict[tuple[tuple[Stage, ...], Case], None], way: Way | None, only: int | None
-    ) -> None:
+    def add(self, chosen: dict[tuple[tuple[Stage, ...], Case], None], way: Way | None, only: int | None) -> None:
         if way is None or way.segments is None:
             return
         for case in self.comparison.cases:
@@ -443,9 +441,7 @@ class _Walk:
                 cube.append((number, 1 << level.atoms.atom(values.smallest()) | int(level.atoms.absent)))
         return tuple(cube)
 
-    def note_needed(
-        self, table: m.Table, chain: m.Chain, place: int, hits: list[tuple[_Prepared, int]]
-    ) -> None:
+    def note_needed(self, table: m.Table, chain: m.Chain, place: int, hits: list[tuple[_Prepared, int]]) -> None:
         """Find out, from the last rule to the first, which ones make a difference to the packets they match."""
         evaluation = self.evaluation
         policy = chain.policy if chain.hook is None else m.RETURN

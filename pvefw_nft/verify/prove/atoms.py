@@ -61,9 +61,7 @@ class Atoms:
         """Return the values of the atoms in a mask."""
         ends = [bound for bound, _ in self._starts[1:]] + [self.size]
         return IntervalSet.from_ranges(
-            (bound, end - 1)
-            for (bound, atom), end in zip(self._starts, ends, strict=True)
-            if mask >> atom & 1
+            (bound, end - 1) for (bound, atom), end in zip(self._starts, ends, strict=True) if mask >> atom & 1
         )
 
     def mask_of(self, allowed: IntervalSet) -> int:

@@ -119,9 +119,7 @@ class Diagrams:
         """Return ``then`` where ``condition`` is the terminal ``true``, else ``other``."""
         return self._select(condition, then, other, true, {})
 
-    def _select(
-        self, condition: int, then: int, other: int, true: int, memo: dict[tuple[int, int, int], int]
-    ) -> int:
+    def _select(self, condition: int, then: int, other: int, true: int, memo: dict[tuple[int, int, int], int]) -> int:
         if then == other or condition == true:
             return then
         levels = self.levels
@@ -247,9 +245,7 @@ class Diagrams:
         found = memo[key] = self.node(top, parts)
         return found
 
-    def _split_all(
-        self, nodes: tuple[int, ...], level: int, atoms: int
-    ) -> Iterator[tuple[tuple[int, ...], int]]:
+    def _split_all(self, nodes: tuple[int, ...], level: int, atoms: int) -> Iterator[tuple[tuple[int, ...], int]]:
         """Yield what the nodes are at a level, for each part of the atoms where that is the same."""
         if not nodes:
             yield (), atoms
@@ -260,9 +256,7 @@ class Diagrams:
                 for rest, rest_atoms in self._split_all(nodes[1:], level, both):
                     yield (child, *rest), rest_atoms
 
-    def replace(
-        self, node: int, fixed: Mapping[int, int], change: Callable[[int], int], memo: dict[int, int]
-    ) -> int:
+    def replace(self, node: int, fixed: Mapping[int, int], change: Callable[[int], int], memo: dict[int, int]) -> int:
         """Return the function with levels of ``fixed`` set to an atom and terminals put through ``change``.
 
         ``memo`` may be kept for further calls with the same ``fixed`` and ``change``.
@@ -326,8 +320,6 @@ class Diagrams:
         if known is None:
             mask = cube.get(self.levels[node], -1)
             known = memo[node] = all(
-                self._restrict(child, cube, terminal, memo)
-                for child, atoms in self.edges[node]
-                if atoms & mask
+                self._restrict(child, cube, terminal, memo) for child, atoms in self.edges[node] if atoms & mask
             )
         return known

@@ -111,17 +111,14 @@ class Evaluation:
     ``more`` gives, for the fields that the flows test, further tests that the proof needs.
     """
 
-    def __init__(
-        self, flows: Sequence[Flow], more: Callable[[set[m.Field]], Iterable[m.Test]] | None = None
-    ) -> None:
+    def __init__(self, flows: Sequence[Flow], more: Callable[[set[m.Field]], Iterable[m.Test]] | None = None) -> None:
         sets: dict[m.Field, dict[IntervalSet, None]] = {}
         for test in tests_of_programs(programs_of(flows)):
             sets.setdefault(test.field, {})[test.values] = None
         for test in more(set(sets)) if more is not None else ():
             sets.setdefault(test.field, {})[test.values] = None
         self.levels = [
-            Level(on, Atoms(on.size, tuple(sets[on]), absent=on in SOMETIMES_ABSENT))
-            for on in sorted(sets, key=rank)
+            Level(on, Atoms(on.size, tuple(sets[on]), absent=on in SOMETIMES_ABSENT)) for on in sorted(sets, key=rank)
         ]
         self.number = {level.field: number for number, level in enumerate(self.levels)}
         packet_mark = frozenset(m.MARK)
@@ -167,9 +164,7 @@ class Evaluation:
                     result = space.select(self.condition(part), true, result, true)
                 return result
 
-    def where(
-        self, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...], then: int, other: int
-    ) -> int:
+    def where(self, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...], then: int, other: int) -> int:
         """Return ``then`` where all of these hold, else ``other``."""
         for condition in conditions:
             then = self.space.select(self.condition(condition), then, other, self.true)
@@ -255,9 +250,7 @@ class Evaluation:
 
     def _assign(self, node: int, pairs: tuple[tuple[m.Field, int], ...]) -> int:
         fixed = {
-            self.number[on]: self.levels[self.number[on]].atoms.atom(value)
-            for on, value in pairs
-            if on in self.number
+            self.number[on]: self.levels[self.number[on]].atoms.atom(value) for on, value in pairs if on in self.number
         }
         return self.change(node, fixed, partial(_assigned, tuple((on.name, value) for on, value in pairs)))
 

@@ -16,8 +16,9 @@ from pvefw_nft.verify.prove.documented import BROADCASTS4, KIND, MULTICASTS4, MU
 from pvefw_nft.verify.prove.residual import CAST, SOMETIMES_ABSENT, Case, Outcome
 
 if TYPE_CHECKING:
-    from pvefw_nft.verify.prove.evaluate import Evaluation
     from collections.abc import Iterable, Iterator, Mapping
+
+    from pvefw_nft.verify.prove.evaluate import Evaluation
 
 MOST_CLASSES = 16
 """Classes shown of one pair of verdicts on one way."""
@@ -252,9 +253,7 @@ class Explainer:
         value = self.space.values[pair]
         assert isinstance(value, tuple)
         levels = self.evaluation.levels
-        fields = tuple(
-            (levels[level].field, levels[level].atoms.values(mask)) for level, mask in sorted(cube.items())
-        )
+        fields = tuple((levels[level].field, levels[level].atoms.values(mask)) for level, mask in sorted(cube.items()))
         inside = self.space.rule(tuple(sorted(cube.items())), some, self.evaluation.false)
         return Class(value[0], value[1], fields, bool(fixed), self._packet(inside))
 
@@ -328,7 +327,6 @@ def choose(on: m.Field, values: IntervalSet) -> int:
     return first + 1 if is_address and first < last else first
 
 
-OVER = "rate over "
 _IP_DEFAULTS: Mapping[m.Field, int] = {m.L4PROTO: 6, m.FRAGMENT: 0, m.TTL: 64, m.LENGTH: 60, m.DSCP: 0}
 _STATE_BITS = (*m.MARK, *m.CT_MARK, *m.CT_STATUS.values())
 
@@ -339,9 +337,6 @@ def complete(packet: Mapping[m.Field, int], case: Case, absent: set[m.Field]) ->
     What it is sent as is written as ``PKTTYPE``, as the simulator wants it.
     """
     full = dict.fromkeys(_STATE_BITS, 0) | {m.CT_DIRECTION: 0, **packet}
-    for on, value in packet.items():
-        if on.name.startswith(OVER):
-            full[m.rate_field(f"within {on.name.removeprefix(OVER)}")] = 1 - value
     full.setdefault(m.CT_STATE, m.CT_STATES.index("new" if case.is_ip else "invalid"))
     full[m.PROTOCOL] = case.protocol
     full[m.ETHER_TYPE] = m.VLAN if case.tagged else case.protocol

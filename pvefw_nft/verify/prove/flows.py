@@ -174,15 +174,10 @@ def find_way(before: Topology, after: Topology, source: End, destination: End) -
     """Return the way between two ends on both sides."""
     one = find_path(before, source, destination).stages
     two = find_path(after, source, destination).stages
-    hops = [
-        [(hop, tuple(stages)) for hop, stages in groupby(path, key=lambda stage: stage.hop)]
-        for path in (one, two)
-    ]
+    hops = [[(hop, tuple(stages)) for hop, stages in groupby(path, key=lambda stage: stage.hop)] for path in (one, two)]
     segments: tuple[Segment, ...] | None = None
     if [hop for hop, _ in hops[0]] == [hop for hop, _ in hops[1]]:
-        segments = tuple(
-            Segment(hop, left, right) for (hop, left), (_, right) in zip(*hops, strict=True)
-        )
+        segments = tuple(Segment(hop, left, right) for (hop, left), (_, right) in zip(*hops, strict=True))
     return Way(source, destination, one, two, segments)
 
 
@@ -239,9 +234,7 @@ def _interface_patterns(tested: Tested) -> tuple[set[int], list[IntervalSet]]:
     return named, patterns
 
 
-def _unknown_interfaces(
-    named: Iterable[int], links: dict[str, Link], nics: dict[str, Nic]
-) -> Iterator[str]:
+def _unknown_interfaces(named: Iterable[int], links: dict[str, Link], nics: dict[str, Nic]) -> Iterator[str]:
     """Yield interfaces that rules name and nobody knows, and one that no rule names."""
     known = {*links, "lo"} | {port for link in links.values() for port in link.ports}
     for nic in nics.values():
@@ -284,6 +277,7 @@ class Flows:
         return tuple(found)
 
     def base(self, table: m.Table, chain: m.Chain, context: Context) -> Base:
+        """Return a base chain as it runs in that context."""
         program = self.residuals.program(table, chain, context)
         accepts = not isinstance(chain.policy, m.Drop)
         if chain.hook is not None and chain.hook.kind == "nat" and program.steps:

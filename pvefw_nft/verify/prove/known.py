@@ -163,9 +163,7 @@ def _addresses(entry: Mapping[str, object], version: int) -> tuple[m.Condition, 
     for key, both in fields.items():
         if key not in entry:
             continue
-        ranges = [
-            (first, last) for v, first, last in map(_address_range, _words(entry[key])) if v == version
-        ]
+        ranges = [(first, last) for v, first, last in map(_address_range, _words(entry[key])) if v == version]
         if not ranges:
             return None
         tests.append(m.Test(both[version == 6], IntervalSet.from_ranges(ranges)))

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.describe import packet_text, set_text, value_text
-from pvefw_nft.verify.prove.residual import CAST
 from pvefw_nft.verify.prove.report import ANYWHERE
+from pvefw_nft.verify.prove.residual import CAST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +38,6 @@ class SetNames:
         if name := self._names.get(values.complement(on.size)):
             return f"not set {name}"
         return set_text(on, values)
-
 
     def protocol(self, protocol: int) -> str:
         """Return the network protocols that one stands for."""
@@ -171,7 +170,7 @@ def _details(one: Difference) -> list[str]:
             lines.append(f"    {word}: no rule decides")
         for place in places:
             lines.append(f"    {word}: {place_text(place)}")
-            word = " " * len(word)  # noqa: PLW2901
+            word = " " * len(word)
     return lines
 
 

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 CAST = m.Field("cast", 3, m.FieldKind.ENUM, ("unicast", "broadcast", "multicast"))
 """Whom a frame is addressed to, whether or not that is this host: ``PKTTYPE`` without the hook's part in it."""
 
-WITHIN = "rate within "
-
 INTERFACES = (m.IIF, m.OIF, m.PHYSIN, m.PHYSOUT, m.IBR, m.OBR)
 IP_FIELDS = (
     m.L4PROTO, m.FRAGMENT, m.TTL, m.LENGTH, m.DSCP, m.SADDR_TYPE, m.DADDR_TYPE, m.SPORT, m.DPORT, m.TCP_FLAGS,
@@ -304,9 +302,7 @@ class Residuals:
         found = self._footprints.get((id(table), id(chain)))
         if found is None:
             if depth > MAX_DEPTH:
-                raise HostError(
-                    f"chains of {table.key} call one another in a circle, by way of '{chain.name}'"
-                )
+                raise HostError(f"chains of {table.key} call one another in a circle, by way of '{chain.name}'")
             fields = {
                 test.field
                 for condition in conditions_of(chain)
@@ -332,8 +328,16 @@ class Residuals:
 
 _CONTEXTUAL = frozenset(
     (
-        *INTERFACES, m.IS_BRIDGED, m.CT_STATE, m.PKTTYPE, m.ETHER_TYPE, m.ETHER_SRC, m.ETHER_DST, m.VLAN_ID,
-        m.SKUID, m.SKGID,
+        *INTERFACES,
+        m.IS_BRIDGED,
+        m.CT_STATE,
+        m.PKTTYPE,
+        m.ETHER_TYPE,
+        m.ETHER_SRC,
+        m.ETHER_DST,
+        m.VLAN_ID,
+        m.SKUID,
+        m.SKGID,
     )  # fmt: skip
 )
 
@@ -458,9 +462,7 @@ class Specialiser:
 
     # --- conditions ---
 
-    def conditions(
-        self, conditions: Sequence[m.Condition]
-    ) -> tuple[tuple[m.Test, ...], tuple[m.Condition, ...], bool]:
+    def conditions(self, conditions: Sequence[m.Condition]) -> tuple[tuple[m.Test, ...], tuple[m.Condition, ...], bool]:
         """Return the tests left, the other conditions left, and False where they cannot all hold."""
         tests: list[m.Test] = []
         others: list[m.Condition] = []
@@ -507,8 +509,6 @@ class Specialiser:
             return _cast_test(test.values, self.context.unicast)
         if not test.values:
             return False
-        if on.name.startswith(WITHIN):
-            return _over_test(test)
         if on not in SOMETIMES_ABSENT and test.values is on.everything:
             return True
         return test
@@ -537,9 +537,7 @@ class Specialiser:
 
     # --- rules ---
 
-    def rule(
-        self, rule: m.Rule, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...]
-    ) -> Iterator[Step]:
+    def rule(self, rule: m.Rule, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...]) -> Iterator[Step]:
         """Yield the steps of a rule that may match; none where it does nothing."""
         actions: list[Action] = []
         open_end = False
@@ -554,9 +552,7 @@ class Specialiser:
             else:
                 actions += self.effect(effect)
         while actions and isinstance(actions[0], Only):
-            merged, others, possible = self.conditions(
-                (*tests, *actions[0].tests, *conditions, *actions[0].conditions)
-            )
+            merged, others, possible = self.conditions((*tests, *actions[0].tests, *conditions, *actions[0].conditions))
             if not possible:
                 return
             tests, conditions = merged, others
@@ -596,9 +592,7 @@ class Specialiser:
                 note = Note(f"{text} bypass" if bypass else text)
                 yield step._replace(actions=(*step.actions, note), end=ACCEPT)
             case m.Nat():
-                yield step._replace(
-                    actions=(*step.actions, *_translate(verdict, self.context.case)), end=ACCEPT
-                )
+                yield step._replace(actions=(*step.actions, *_translate(verdict, self.context.case)), end=ACCEPT)
             case m.UnknownVerdict(text):
                 yield step._replace(end=Outcome(f"unknown {text}"))
 
@@ -703,18 +697,6 @@ def _merge_tests(tests: list[m.Test]) -> list[m.Test]:
             test if before is None or before is test else m.Test(test.field, before.values & test.values)
         )
     return sorted(merged.values(), key=lambda test: rank(test.field))
-
-
-def over_field(on: m.Field) -> m.Field:
-    """Return the field that is 1 where that of ``rate within …`` is 0."""
-    return m.rate_field(f"over {on.name.removeprefix(WITHIN)}")
-
-
-@cache
-def _over_test(test: m.Test) -> m.Test:
-    """Say that a rate is kept as that it is not exceeded: both may be asked of one packet."""
-    values = [1 - value for value in (0, 1) if value in test.values]
-    return m.Test(over_field(test.field), IntervalSet.from_ranges((value, value) for value in values))
 
 
 def _cast_test(values: IntervalSet, unicast: int) -> m.Test | bool:

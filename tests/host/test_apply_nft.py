@@ -1,0 +1,271 @@
+"""Plans for nftables, and carrying them out through libnftables in a namespace."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pvefw_nft.errors import HostError, InternalError
+from pvefw_nft.host import apply_nft
+from pvefw_nft.host.nftables_state import Nftables, Noted, generation, read_kernel, wanted
+
+from .rulesets import nft
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pvefw_nft.host.nftables_state import Kernel, Wanted
+
+    from .conftest import Namespace
+
+pytest.importorskip("nftables")
+
+
+def noted(artefact: dict[str, Any]) -> Kernel:
+    """Return what the kernel would hold after the artefact was applied."""
+    return {
+        family: {key: Noted(thing.digests, number) for number, (key, thing) in enumerate(table.things.items())}
+        for family, table in wanted(artefact).items()
+    }
+
+
+def plan(before: dict[str, Any], after: dict[str, Any], *, known: bool = True) -> apply_nft.Plan:
+    return apply_nft.plan(noted(before), wanted(after), wanted(before) if known else None)
+
+
+def verbs(planned: apply_nft.Plan) -> list[str]:
+    """Return the commands in short: what they do to what."""
+    short = []
+    for command in planned.commands:
+        ((verb, argument),) = command.items()
+        ((kind, body),) = argument.items()
+        short.append(f"{verb} {kind} {body.get('name', body.get('chain'))}")
+    return short
+
+
+# --- plans --------------------------------------------------------------------------------------------------
+
+
+def test_first_plan_makes_both_tables() -> None:
+    planned = apply_nft.plan({}, wanted(nft()))
+    assert [str(change) for change in planned.changes] == ["add nft table bridge pvefw", "add nft table inet pvefw"]
+    assert "delete table pvefw" not in verbs(planned)
+
+
+def test_nothing_changed_means_no_commands() -> None:
+    assert plan(nft(), nft()).commands == ()
+
+
+def test_changed_chain_is_flushed_and_filled_and_no_other() -> None:
+    planned = plan(nft((100, 101)), {"nftables": [*nft((100, 101))["nftables"], extra_rule("tap101i0-OUT")]})
+    assert verbs(planned) == [
+        "flush chain tap101i0-OUT",
+        *["add rule tap101i0-OUT"] * 4,
+        "delete rule digests",
+        "add rule digests",
+    ]
+
+
+def extra_rule(chain: str) -> dict[str, Any]:
+    return {"add": {"rule": {"family": "bridge", "table": "pvefw", "chain": chain, "expr": [{"drop": None}]}}}
+
+
+def test_new_guest_is_an_element_of_the_map() -> None:
+    planned = plan(nft((100,)), nft((100, 101)))
+    assert verbs(planned)[:2] == ["add chain tap101i0-OUT", "add element nics"]
+    assert [str(change) for change in planned.changes] == [
+        "add nft bridge chain tap101i0-OUT",
+        'change nft bridge map nics\n    + ["tap101i0", {"goto": {"target": "tap101i0-OUT"}}]',
+    ]
+
+
+def test_gone_guest_leaves_the_map_before_its_chain_goes() -> None:
+    short = verbs(plan(nft((100, 101)), nft((100,))))
+    assert short.index("flush chain tap101i0-OUT") < short.index("delete chain tap101i0-OUT")
+    assert short.index("delete element nics") < short.index("delete chain tap101i0-OUT")
+
+
+def test_only_differing_elements_are_touched() -> None:
+    planned = plan(nft(networks=("10.0.0.0/24", "10.1.0.0/24")), nft(networks=("10.0.0.0/24", "10.2.0.0/24")))
+    assert verbs(planned)[:2] == ["delete element friends", "add element friends"]
+    gone, come, *_ = planned.commands
+    assert len(gone["delete"]["element"]["elem"]) == len(come["add"]["element"]["elem"]) == 1
+
+
+def test_set_whose_elements_are_not_known_is_flushed() -> None:
+    planned = plan(nft(), nft(networks=("10.2.0.0/24",)), known=False)
+    assert verbs(planned)[:2] == ["flush set friends", "add element friends"]
+
+
+def test_thing_that_is_defined_differently_replaces_the_table() -> None:
+    other = json.loads(json.dumps(nft()).replace('"prio": -150', '"prio": -140'))
+    planned = plan(nft(), other)
+    assert verbs(planned)[:3] == ["add table pvefw", "delete table pvefw", "add table pvefw"]
+
+
+def test_table_without_notes_is_replaced() -> None:
+    planned = apply_nft.plan({"bridge": {}, "inet": {}}, wanted(nft()))
+    assert verbs(planned).count("delete table pvefw") == 2
+
+
+def test_nothing_wanted_deletes_both_tables() -> None:
+    assert verbs(apply_nft.plan(noted(nft()), {})) == ["delete table pvefw", "delete table pvefw"]
+
+
+def test_commands_that_make_way_for_our_own_tables_do_not_matter() -> None:
+    start = [{"delete": {"table": {"family": "bridge", "name": "pvefw"}}}, {"metainfo": {"json_schema_version": 1}}]
+    assert wanted({"nftables": [*start, *nft()["nftables"]]}) == wanted(nft())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        {"flush": {"ruleset": None}},
+        {"delete": {"chain": {"family": "bridge", "table": "pvefw", "name": "x"}}},
+        {"add": {"table": {"family": "ip", "name": "filter"}}},
+        {"add": {"rule": {"family": "inet", "table": "filter", "chain": "input", "expr": []}}},
+        {"add": {"chain": {"family": "bridge", "table": "pvefw", "name": "digests"}}},
+        "add",
+    ],
+)
+def test_artefact_may_only_add_to_our_tables(command: Any) -> None:  # noqa: ANN401
+    with pytest.raises(InternalError):
+        wanted({"nftables": [*nft()["nftables"], command]})
+
+
+# --- the kernel ---------------------------------------------------------------------------------------------
+
+USERS = """
+add table inet filter
+add chain inet filter input { type filter hook input priority 0; policy accept; }
+add rule inet filter input tcp dport 22 counter accept comment "mine"
+add table bridge mine
+add set bridge mine s { type ether_addr; }
+add element bridge mine s { 02:00:00:00:00:01 }
+"""
+
+
+@pytest.fixture
+def kernel(host: Namespace) -> Nftables:
+    try:
+        library = Nftables()
+        table = {"table": {"family": "bridge", "name": "probe"}}
+        library.run([{"add": table}, {"delete": table}])
+    except HostError as error:
+        pytest.skip(f"no nftables of family bridge here: {error.message}")
+    return library
+
+
+def listed() -> str:
+    return subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+
+
+def users() -> str:
+    return "".join(
+        subprocess.run(["nft", "list", "table", *table], capture_output=True, text=True, check=True).stdout
+        for table in (("inet", "filter"), ("bridge", "mine"))
+    )
+
+
+def apply(library: Nftables, artefact: dict[str, Any], previous: dict[str, Wanted] | None = None) -> dict[str, Wanted]:
+    target = wanted(artefact)
+    apply_nft.carry_out(apply_nft.plan(read_kernel(library), target, previous), target, library)
+    assert apply_nft.plan(read_kernel(library), target, target).commands == ()
+    return target
+
+
+def test_updates_leave_other_tables_alone(kernel: Nftables) -> None:
+    subprocess.run(["nft", "-f", "-"], input=USERS, text=True, check=True)
+    before = users()
+    whole = listed()
+    target = apply(kernel, nft())
+    for number in range(20):
+        guests = tuple(range(100, 100 + number % 5))
+        target = apply(kernel, nft(guests, (f"10.{number}.0.0/16",), ports=(number + 1,)), target)
+        assert users() == before
+    apply_nft.carry_out(apply_nft.plan(read_kernel(kernel), {}), {}, kernel)
+    assert listed() == whole
+
+
+def test_counters_and_dynamic_sets_of_the_rest_survive(kernel: Nftables) -> None:
+    target = apply(kernel, nft((100, 101)))
+    subprocess.run(["nft", "add", "element", "inet", "pvefw", "flooders", "{ 192.0.2.1 }"], check=True)
+    handle = "handle" + listing_with_handles("tap100i0-OUT")
+    apply(kernel, nft((100, 102)), target)
+    assert "192.0.2.1" in listed()
+    assert "handle" + listing_with_handles("tap100i0-OUT") == handle
+
+
+def listing_with_handles(chain: str) -> str:
+    command = ["nft", "-a", "list", "chain", "bridge", "pvefw", chain]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_emptied_and_refilled_sets(kernel: Nftables) -> None:
+    target = apply(kernel, nft(networks=("10.0.0.0/24",)))
+    target = apply(kernel, nft(networks=()), target)
+    target = apply(kernel, nft(networks=("10.0.0.0/25", "10.0.0.128/25")), target)
+    apply(kernel, nft(networks=("10.0.0.0/24",)))  # the old elements are not known: the new ones overlap them
+    assert "10.0.0.0/24" in listed()
+
+
+def test_refused_ruleset_changes_nothing(kernel: Nftables) -> None:
+    apply(kernel, nft())
+    before = listed()
+    jump = extra_rule("prerouting")
+    jump["add"]["rule"]["expr"] = [{"jump": {"target": "nowhere"}}]
+    with pytest.raises(HostError, match="libnftables refused the ruleset"):
+        apply(kernel, {"nftables": [*nft(ports=(1, 2))["nftables"], jump]})
+    assert listed() == before
+
+
+def test_error_names_the_command_that_is_malformed(kernel: Nftables) -> None:
+    with pytest.raises(HostError, match=r'in the command \{"add": \{"rule": .*"drp"'):
+        kernel.run([{"add": {"rule": {"family": "bridge", "table": "pvefw", "chain": "c", "expr": [{"drp": None}]}}}])
+
+
+def test_changes_by_hand_are_seen_and_mended(kernel: Nftables) -> None:
+    target = apply(kernel, nft())
+    memory = apply_nft.memory_of(kernel, target)
+    assert apply_nft.drifted(kernel, read_kernel(kernel), memory) == []
+    subprocess.run(["nft", "add", "rule", "bridge", "pvefw", "tap100i0-OUT", "accept"], check=True)
+    subprocess.run(["nft", "add", "element", "bridge", "pvefw", "friends", "{ 192.0.2.0/24 }"], check=True)
+    drifted = apply_nft.drifted(kernel, read_kernel(kernel), memory)
+    assert sorted(drifted) == ["bridge chain tap100i0-OUT", "bridge set friends"]
+    planned = apply_nft.plan(read_kernel(kernel), target, target, drifted)
+    apply_nft.carry_out(planned, target, kernel)
+    assert apply_nft.drifted(kernel, read_kernel(kernel), memory) == []
+
+
+def test_memory_of_a_part_is_that_of_the_whole(kernel: Nftables) -> None:
+    target = apply(kernel, nft((100, 101)))
+    memory = apply_nft.memory_of(kernel, target)
+    target = apply(kernel, nft((100, 102), ("10.7.0.0/16",)), target)
+    assert apply_nft.memory_of(kernel, target, memory) == apply_nft.memory_of(kernel, target)
+
+
+def test_generation_grows_with_each_change(kernel: Nftables) -> None:
+    before = generation()
+    assert before is not None
+    assert generation() == before
+    subprocess.run(["nft", "add", "table", "inet", "mine"], check=True)
+    assert generation() == before + 1
+
+
+def test_chain_emptied_behind_our_back_is_noticed_on_apply(kernel: Nftables, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = kernel.run
+
+    def losing(commands: Any) -> Any:  # noqa: ANN401
+        kept = [c for c in commands if c.get("add", {}).get("rule", {}).get("comment") != "100.fw:1"]
+        return run(kept)
+
+    monkeypatch.setattr(kernel, "run", losing)
+    with pytest.raises(apply_nft.NotAsLoadedError, match="tap100i0-OUT has 2 rules, not 3"):
+        apply(kernel, nft())
+
+
+def test_no_privileges(kernel: Nftables, as_nobody: Callable[[Callable[[], object]], str]) -> None:
+    assert "not permitted" in as_nobody(lambda: Nftables().run([{"list": {"tables": None}}, *nft()["nftables"]]))
