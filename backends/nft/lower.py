@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Final
 
 from backends.nft.address_sets import VERSIONS, AddressSets
 from backends.nft.comments import comment
-from backends.nft.lower_matches import ADDRESS_FIELDS, GUESTS, LINK_PORTS, family_guard
+from backends.nft.keys import ADDRESS_FIELDS
+from backends.nft.lower_matches import GUESTS, LINK_PORTS, family_guard
 from backends.nft.lower_rules import MAPS, RuleLowering
 from backends.nft.place import Place, chain_name
 from backends.nft.scope import Scope

@@ -11,13 +11,13 @@ Example, of ``InSet(SOURCE, 0/management)`` in a rule for both families::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias, assert_never
 
 from backends.nft.address_sets import VERSIONS, set_name
 from backends.nft.intervals import address_values, merged, number_values, one_of
+from backends.nft.keys import ADDRESS_FIELDS, Key, intervals_of, key_of, names_of, prefix_lengths, version_of
 from backends.nft.place import Place
-from backends.nft.syntax.expressions import anonymous_set, bits, ct, fib_type, meta, named_set, payload, prefix
+from backends.nft.syntax.expressions import anonymous_set, bits, fib_type, meta, named_set, payload, prefix
 from backends.nft.syntax.statements import match as compare
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
@@ -36,7 +36,6 @@ from pvefw_nft.ir.nodes import (
     IcmpType,
     InSet,
     Interface,
-    Jump,
     NicPort,
     Ports,
     ProtocolMatch,
@@ -51,18 +50,9 @@ if TYPE_CHECKING:
 
     from backends.nft.intervals import Interval
     from backends.nft.scope import Scope
-    from backends.nft.syntax.expressions import Constant, Meta, Selector, Value
+    from backends.nft.syntax.expressions import Constant, Meta, Value
     from backends.nft.syntax.statements import Statement
     from pvefw_nft.ir.nodes import Match, Rule
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What a match compares with its values: the families it speaks of, what to test first, and the selector."""
-
-    left: Selector
-    families: int = Family.BOTH
-    first: tuple[Statement, ...] = ()
 
 
 Alternative: TypeAlias = tuple[int, tuple["Statement", ...]]
@@ -74,21 +64,11 @@ LINK_PORTS: Final = "fwln*"
 GUESTS: Final = "guests"
 """The set of the interfaces of guests' NICs."""
 
-_TRANSPORT = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 _ICMP = {4: "icmp", 6: "icmpv6"}
 _ICMP_NUMBER = {4: 1, 6: 58}
-_ARP_LENGTHS = (compare(payload("arp", "hlen"), 6), compare(payload("arp", "plen"), 4))
 
 _V4_GUARD = {"bridge": compare(meta("protocol"), "ip"), "inet": compare(meta("nfproto"), "ipv4")}
 _V6_GUARD = {"bridge": compare(meta("protocol"), "ip6"), "inet": compare(meta("nfproto"), "ipv6")}
-
-ADDRESS_FIELDS = {
-    (4, Side.SOURCE): payload("ip", "saddr"),
-    (4, Side.DESTINATION): payload("ip", "daddr"),
-    (6, Side.SOURCE): payload("ip6", "saddr"),
-    (6, Side.DESTINATION): payload("ip6", "daddr"),
-}
-"""The field of an IP header for an address, by IP version and side."""
 
 _MULTICAST = {4: prefix("224.0.0.0", 4), 6: prefix("ff00::", 8)}
 _BROADCAST = anonymous_set(
@@ -125,11 +105,6 @@ def family_value(families: int, place: Place) -> str:
     return f"ipv{version}" if place is Place.HOST else "ip" if version == "4" else "ip6"
 
 
-def interface_name(name: str) -> str:
-    """Return an interface name in nft's spelling: iptables ends a pattern with ``+``, nft with ``*``."""
-    return f"{name[:-1]}*" if name.endswith("+") else name
-
-
 class MatchLowering:
     """Lowers the matches of rules in one scope."""
 
@@ -144,7 +119,7 @@ class MatchLowering:
 
         ``any_transport``: the protocol of the rule is one of several, so that its ports are those of any header.
         """
-        key = self.key(match, rule, any_transport=any_transport)
+        key = key_of(match, rule, any_transport=any_transport)
         if key is not None:
             return (self.comparison(key, [match]),)
         return self._special(match, rule)
@@ -181,37 +156,6 @@ class MatchLowering:
                 assert_never(match)
 
     # --- matches that compare one selector with values ---
-
-    def key(self, match: Match, rule: Rule, *, any_transport: bool = False) -> Key | None:
-        """Return what a match compares with its values, or None for matches that are not of this kind."""
-        match match:
-            case Interface(direction):
-                return Key(meta("iifname" if direction is Direction.IN else "oifname"))
-            case NicPort():
-                return Key(meta("iifname"))
-            case Address(side, prefixes):
-                version = prefixes[0].version
-                return Key(ADDRESS_FIELDS[version, side], _family(version))
-            case AddressRange(side, version):
-                return Key(ADDRESS_FIELDS[version, side], _family(version))
-            case ProtocolMatch():
-                return None if not any_transport and _implied(match, rule) else Key(meta("l4proto"))
-            case Ports(side):
-                protocol = "th" if any_transport else _transport(rule)
-                return Key(payload(protocol, "sport" if side is Side.SOURCE else "dport"))
-            case IcmpType(version, int(), None):
-                return Key(payload(_ICMP[version], "type"), _family(version))
-            case ConnState():
-                return Key(ct("state"))
-            case EtherType():
-                # What a permission asks for is the outer type, so that a tag never opens anything; a restriction looks
-                # behind the tag, so that a tag never evades it.
-                restricts = isinstance(rule.action, Jump) or any(isinstance(m, ArpSender) for m in rule.matches)
-                return Key(meta("protocol") if restricts else payload("ether", "type"))
-            case ArpSender():
-                return Key(payload("arp", "saddr ip"), Family.BOTH, _ARP_LENGTHS)
-            case _:
-                return None
 
     def comparison(self, key: Key, matches: Sequence[Match]) -> Alternative:
         """Return the test for any of the values of some matches that have this key."""
@@ -294,70 +238,3 @@ def _icmp(version: int, number: int | None, code: int | None) -> Alternative:
     if code is not None:
         statements.append(compare(payload(_ICMP[version], "code"), code))
     return _family(version), tuple(statements)
-
-
-def _implied(match: ProtocolMatch, rule: Rule) -> bool:
-    """Tell whether another match of the rule asks for a header of this protocol, so that nft asks for it too."""
-    return any(
-        (isinstance(other, Ports) and match.protocol.number in _TRANSPORT) or isinstance(other, IcmpType | TcpFlags)
-        for other in rule.matches
-    )
-
-
-def _transport(rule: Rule) -> str:
-    for match in rule.matches:
-        if isinstance(match, ProtocolMatch) and match.protocol.number in _TRANSPORT:
-            return _TRANSPORT[match.protocol.number]
-    raise InternalError("ports without a protocol that has them")
-
-
-def version_of(match: Match) -> int:
-    """Return the IP version of a match of addresses."""
-    match match:
-        case Address(_, prefixes):
-            return prefixes[0].version
-        case AddressRange(_, version):
-            return version
-        case ArpSender():
-            return 4
-        case _:
-            raise InternalError(f"{type(match).__name__} has no IP version")
-
-
-def prefix_lengths(matches: Sequence[Match]) -> list[int]:
-    """Return the prefix lengths of the networks that some matches name."""
-    return [prefix.length for match in matches if isinstance(match, Address) for prefix in match.prefixes]
-
-
-def names_of(match: Match) -> tuple[str, ...]:
-    """Return the names that a match of names asks for; none for any other match."""
-    match match:
-        case Interface(_, name):
-            return (interface_name(name),)
-        case NicPort(_, name):
-            return (name,)
-        case ConnState(states):
-            return tuple(state.value.lower() for state in states)
-        case _:
-            return ()
-
-
-def intervals_of(match: Match) -> list[Interval]:
-    """Return the numbers that a match of numbers or addresses asks for; none for any other match."""
-    match match:
-        case Ports(_, ranges):
-            return [(ports.first, ports.last) for ports in ranges]
-        case Address(_, prefixes):
-            return [(prefix.address, prefix.last) for prefix in prefixes]
-        case AddressRange(_, _, first, last):
-            return [(first, last)]
-        case ProtocolMatch(protocol):
-            return [(protocol.number, protocol.number)]
-        case IcmpType(_, int(number), None):
-            return [(number, number)]
-        case EtherType(number):
-            return [(number, number)]
-        case ArpSender(prefix):
-            return [(prefix.address, prefix.last)]
-        case _:
-            return []

@@ -8,12 +8,12 @@ Example, the rule of the IR's docstring, in the bridge table::
 
 from __future__ import annotations
 
-from itertools import product
 from typing import TYPE_CHECKING, Final, assert_never
 
 from backends.nft.comments import comment
 from backends.nft.intervals import without
-from backends.nft.lower_matches import MatchLowering, family_guard, family_key, family_value, intervals_of
+from backends.nft.keys import intervals_of, key_of
+from backends.nft.lower_matches import MatchLowering, family_guard, family_key, family_value
 from backends.nft.merge import runs
 from backends.nft.place import Place, chain_name
 from backends.nft.syntax import statements as nft
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from backends.nft.intervals import Interval
-    from backends.nft.lower_matches import Alternative, Key
+    from backends.nft.keys import Key
+    from backends.nft.lower_matches import Alternative
     from backends.nft.merge import Run
     from backends.nft.scope import Scope
     from backends.nft.syntax.expressions import Single, Value
@@ -87,55 +88,58 @@ class RuleLowering:
     def _run(self, run: Run) -> Iterator[Rule]:
         first = run.rules[0]
         text = comment([rule.origin for rule in run.rules])
-        keys = [first.matches[index] for index in run.keys]
-        any_transport = any(isinstance(match, ProtocolMatch) for match in keys)
+        any_transport = any(isinstance(first.matches[index], ProtocolMatch) for index in run.keys)
         for families, tests in self._conditions(run, any_transport=any_transport):
-            guard = () if run.differ_in_family else family_guard(families, self._place)
+            guarded = tests if run.differ_in_family else (*family_guard(families, self._place), *tests)
             if run.is_map:
-                yield Rule((*guard, *tests, self._look_up(run, any_transport=any_transport)), text)
+                yield Rule((*guarded, self._look_up(run, any_transport=any_transport)), text)
                 continue
             log = () if first.log is None else _log(first.log)
-            if first.log is not None and first.log.limit is not None:
-                yield Rule((*guard, *tests, *log), text)
+            if len(log) > 1:  # behind a limit, the action has to be a rule of its own
+                yield Rule((*guarded, *log), text)
                 log = ()
             for action_families, action in self._actions(first.action):
-                both = families & action_families
-                if both:
-                    own_guard = guard if both == families else family_guard(both, self._place)
-                    yield Rule((*own_guard, *tests, *log, *action), text)
+                if action_families & families == families:
+                    yield Rule((*guarded, *log, *action), text)
+                elif action_families & families:
+                    guard = family_guard(action_families & families, self._place)
+                    yield Rule((*guard, *tests, *log, *action), text)
 
     # --- conditions ---
 
-    def _conditions(self, run: Run, *, any_transport: bool) -> Iterator[tuple[int, list[Statement]]]:
-        """Yield families and tests: one for each combination of the alternatives of the matches.
+    def _conditions(self, run: Run, *, any_transport: bool) -> list[tuple[int, tuple[Statement, ...]]]:
+        """Return families and tests: one for each combination of the alternatives of the matches.
 
-        The keys of a map or of a concatenation are looked up at the end.
+        The keys of a concatenation come last, and those of a map are looked up by the action.
         """
         first = run.rules[0]
-        choices: list[Sequence[Alternative]] = []
-        for index, match in enumerate(first.matches):
-            if index not in run.keys:
-                choices.append(self._matches.alternatives(match, first, any_transport=any_transport))
-                continue
-            key = self._key(first, index, any_transport=any_transport)
-            if run.is_map or run.is_concatenation:
-                choices.append(((key.families, key.first),))
-            else:
-                choices.append((self._matches.comparison(key, [rule.matches[index] for rule in run.rules]),))
         wanted: int = Family.BOTH if run.differ_in_family else first.families
-        for combination in product(*choices):
-            families = wanted
-            tests: list[Statement] = []
-            for alternative_families, statements in combination:
-                families &= alternative_families
-                tests += statements
-            if families:
-                if run.is_concatenation and not run.is_map:
-                    tests.append(self._look_up(run, any_transport=any_transport))
-                yield families, tests
+        conditions: list[tuple[int, tuple[Statement, ...]]] = [(wanted, ())]
+        for index, match in enumerate(first.matches):
+            if index in run.keys:
+                choices = self._key_tests(run, index, any_transport=any_transport)
+            else:
+                choices = self._matches.alternatives(match, first, any_transport=any_transport)
+            conditions = [
+                (families & also, (*tests, *statements))
+                for families, tests in conditions
+                for also, statements in choices
+                if families & also
+            ]
+        if run.is_concatenation and not run.is_map:
+            look_up = self._look_up(run, any_transport=any_transport)
+            return [(families, (*tests, look_up)) for families, tests in conditions]
+        return conditions
+
+    def _key_tests(self, run: Run, index: int, *, any_transport: bool) -> Sequence[Alternative]:
+        """Return the test of a key; what is looked up later is not tested here."""
+        key = self._key(run.rules[0], index, any_transport=any_transport)
+        if run.is_map or run.is_concatenation:
+            return ((key.families, key.first),)
+        return (self._matches.comparison(key, [rule.matches[index] for rule in run.rules]),)
 
     def _key(self, rule: ir.Rule, index: int, *, any_transport: bool) -> Key:
-        key = self._matches.key(rule.matches[index], rule, any_transport=any_transport)
+        key = key_of(rule.matches[index], rule, any_transport=any_transport)
         if key is None:
             raise InternalError(f"rules of a run cannot differ in {type(rule.matches[index]).__name__}")
         return key

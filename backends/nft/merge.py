@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backends.nft.intervals import merged, without
-from backends.nft.lower_matches import intervals_of, names_of
+from backends.nft.keys import intervals_of, names_of, prefix_lengths
 from pvefw_nft.ir.nodes import (
     Accept,
     Address,
@@ -63,20 +63,15 @@ MAX_RUN = 64
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Rules that become one: a single rule, or several that differ in the matches at the indices ``keys``."""
+    """Rules that become one: a single rule, or several that differ in the matches at the indices ``keys``.
+
+    ``is_map``: they do different things. ``differ_in_family``: they are for different IP families.
+    """
 
     rules: tuple[Rule, ...]
     keys: tuple[int, ...] = ()
-
-    @property
-    def is_map(self) -> bool:
-        """Tell whether the rules do different things."""
-        return any(rule.action != self.rules[0].action for rule in self.rules)
-
-    @property
-    def differ_in_family(self) -> bool:
-        """Tell whether the rules are for different IP families."""
-        return any(rule.families != self.rules[0].families for rule in self.rules)
+    is_map: bool = False
+    differ_in_family: bool = False
 
     @property
     def is_concatenation(self) -> bool:
@@ -106,7 +101,12 @@ def _with(run: Run, rule: Rule) -> Run | None:
     keys = _differences(first, rule)
     if keys is None:
         return None
-    longer = Run((*run.rules, rule), tuple(sorted({*run.keys, *keys})))
+    longer = Run(
+        (*run.rules, rule),
+        tuple(sorted({*run.keys, *keys})),
+        run.is_map or rule.action != first.action,
+        run.differ_in_family or rule.families != first.families,
+    )
     if not longer.keys and not longer.differ_in_family:
         return None
     fits = _fits_concatenation(longer) if longer.is_concatenation else _protocol_is_key(longer)
@@ -131,7 +131,8 @@ def _comparable(one: Match, other: Match) -> bool:
         case (Ports(side), Ports(other_side)):
             return side is other_side
         case ((Address() | AddressRange()), (Address() | AddressRange())):
-            return one.side is other.side and _version(one) == _version(other)
+            same_field = one.side is other.side and _version(one) == _version(other)
+            return same_field and not prefix_lengths((one, other)).count(0)
         case (IcmpType(version, int(), None), IcmpType(other_version, int(), None)):
             return version == other_version
         case (Interface(direction), Interface(other_direction)):

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as _quote
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -49,14 +50,6 @@ class Chain:
     rules: tuple[Rule, ...]
     hook: Hook | None = None
 
-    @property
-    def digest(self) -> str:
-        """A digest of the rules: 16 characters of base64. Empty for a chain without rules."""
-        return _digest(self._encoded_rules())
-
-    def _encoded_rules(self) -> list[tuple[str, str]]:
-        return [(_encode(rule.statements), rule.comment) for rule in self.rules]
-
     def declaration(self, family: Family, table: str) -> str:
         """Return the command that adds the chain without its rules."""
         body: dict[str, object] = {"family": family, "table": table, "name": self.name}
@@ -66,25 +59,21 @@ class Chain:
         return _encode({"add": {"chain": body}})
 
     def rule_commands(self, family: Family, table: str) -> Iterator[str]:
-        """Yield the commands that add the rules; the comment of the first one ends with the chain's digest."""
-        rules = self._encoded_rules()
-        if not rules:
+        """Yield the commands that add the rules.
+
+        The comment of the first rule ends with a digest of the chain, 16 characters of base64: a listing tells by it
+        whether a chain is this one.
+        """
+        if not self.rules:
             return
         head = f'{{"add":{{"rule":{{"family":"{family}","table":"{table}","chain":{_encode(self.name)},"expr":'
-        expression, comment = rules[0]
-        signed = f" sig:{_digest(rules)}"
-        rules[0] = (expression, comment[: MAX_COMMENT - len(signed)] + signed)
-        for expression, comment in rules:
-            yield f'{head}{expression},"comment":{_encode(comment)}}}}}}}'
-
-
-def _digest(rules: list[tuple[str, str]]) -> str:
-    if not rules:
-        return ""
-    hashed = hashlib.blake2b(digest_size=12)
-    for expression, comment in rules:
-        hashed.update(f"{expression}\n{comment}\n".encode())
-    return base64.b64encode(hashed.digest()).decode()
+        texts = [_encode(rule.statements) for rule in self.rules]
+        comments = [rule.comment for rule in self.rules]
+        hashed = hashlib.blake2b("\n".join((*texts, *comments)).encode(), digest_size=12)
+        signed = f" sig:{base64.b64encode(hashed.digest()).decode()}"
+        comments[0] = comments[0][: MAX_COMMENT - len(signed)] + signed
+        for text, comment in zip(texts, comments, strict=True):
+            yield f'{head}{text},"comment":{_quote(comment)}}}}}}}'
 
 
 @dataclass(frozen=True, slots=True)
