@@ -27,7 +27,7 @@ from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow
 from pvefw_nft.verify.prove.explain import Class, Explainer, differing, tests_of_possible
 from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_ends, find_way
 from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
-from pvefw_nft.verify.prove.residual import Case, Outcome, Residuals
+from pvefw_nft.verify.prove.residual import Residuals
 from pvefw_nft.verify.simulate import simulate
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
     from pvefw_nft.verify.path import End, Nic
     from pvefw_nft.verify.prove.known import Known
+    from pvefw_nft.verify.prove.program import Case, Outcome
     from pvefw_nft.verify.simulate import Outcome as Simulated
+
 
 class Result(Enum):
     """What the proof of two flows says."""
@@ -122,9 +124,7 @@ class Comparison:
         self.options = options
         self.progress = progress or (lambda _done, _all: None)
         self.tested = Tested.of(before.model, after.model)
-        self.ends, (self.topo_before, self.topo_after) = find_ends(
-            self.tested, before.topology, after.topology
-        )
+        self.ends, (self.topo_before, self.topo_after) = find_ends(self.tested, before.topology, after.topology)
         tracked = frozenset((*m.MARK, *m.CT_MARK) if options.strict else self.tested.marks)
         self.packet_marks = tuple((bit, 0) for bit in m.MARK if bit in tracked)
         self.exceptions = exceptions(before, after)
@@ -142,9 +142,7 @@ class Comparison:
         self.troubles: dict[Trouble, list[Met]] = defaultdict(list)
         self.ways = 0
         self.diagrams = 0
-        self.assumptions: list[str] = list(
-            dict.fromkeys((*before.model.assumptions, *after.model.assumptions))
-        )
+        self.assumptions: list[str] = list(dict.fromkeys((*before.model.assumptions, *after.model.assumptions)))
 
     def report(self) -> Report:
         """Carry the comparison out."""
@@ -391,9 +389,7 @@ class Comparison:
             known,
         )
 
-    def add(
-        self, found: _Found, place: Met, places: list[Met], differences: Iterable[Difference]
-    ) -> None:
+    def add(self, found: _Found, place: Met, places: list[Met], differences: Iterable[Difference]) -> None:
         """Take differences into the report. They hold for whatever way leads through the troubled segment."""
         sources = self.zones([p.way.source for p in places], own=any(p.first for p in places))
         destinations = self.zones([p.way.destination for p in places], own=any(p.last for p in places))
@@ -435,9 +431,7 @@ def deciding(run: Simulated) -> tuple[Place, ...]:
     step = run.decider
     if step is not None:
         return (
-            Place(
-                str(step.table.key), step.chain.name, step.number, rule_text(step.rule), step.origin, step.rule.line
-            ),
+            Place(str(step.table.key), step.chain.name, step.number, rule_text(step.rule), step.origin, step.rule.line),
         )
     if run.verdict == "ACCEPT":
         return ()
@@ -486,7 +480,3 @@ def verdict_text(outcome: Outcome) -> str:
             number = sum(value << bit for bit, value in bits)
             extra.append(f"{prefix.removesuffix(' bit ')} {number:#x}")
     return f"{outcome.verdict} ({', '.join(extra)})" if extra else outcome.verdict
-
-
-
-__all__ = ["Options", "Side", "compare", "merge", "verdict_text"]

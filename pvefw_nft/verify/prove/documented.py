@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.intervals import IntervalSet
-from pvefw_nft.verify.prove.residual import CAST, Case, Outcome
+from pvefw_nft.verify.prove.program import CAST, Case, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sized

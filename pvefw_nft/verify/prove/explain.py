@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.prove.documented import BROADCASTS4, KIND, MULTICASTS4, MULTICASTS6, Exceptions
-from pvefw_nft.verify.prove.residual import CAST, SOMETIMES_ABSENT, Case, Outcome
+from pvefw_nft.verify.prove.program import CAST, SOMETIMES_ABSENT, Case, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

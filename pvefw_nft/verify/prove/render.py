@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.describe import packet_text, set_text, value_text
+from pvefw_nft.verify.prove.program import CAST
 from pvefw_nft.verify.prove.report import ANYWHERE
-from pvefw_nft.verify.prove.residual import CAST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

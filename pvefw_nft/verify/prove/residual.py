@@ -20,175 +20,43 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from heapq import merge
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pvefw_nft.errors import HostError
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.packet import HOST_MAC
+from pvefw_nft.verify.prove.program import (
+    ACCEPT,
+    ARP_FIELDS,
+    CAST,
+    DROP,
+    INTERFACES,
+    IP_FIELDS,
+    RETURN,
+    SOMETIMES_ABSENT,
+    Action,
+    Call,
+    Case,
+    Choice,
+    Copy,
+    Flip,
+    Note,
+    Only,
+    Outcome,
+    Program,
+    Set,
+    Step,
+    rank,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pvefw_nft.verify.path import Stage
 
-CAST = m.Field("cast", 3, m.FieldKind.ENUM, ("unicast", "broadcast", "multicast"))
-"""Whom a frame is addressed to, whether or not that is this host: ``PKTTYPE`` without the hook's part in it."""
-
-INTERFACES = (m.IIF, m.OIF, m.PHYSIN, m.PHYSOUT, m.IBR, m.OBR)
-IP_FIELDS = (
-    m.L4PROTO, m.FRAGMENT, m.TTL, m.LENGTH, m.DSCP, m.SADDR_TYPE, m.DADDR_TYPE, m.SPORT, m.DPORT, m.TCP_FLAGS,
-)  # fmt: skip
-ARP_FIELDS = (
-    m.ARP_OP, m.ARP_HTYPE, m.ARP_PTYPE, m.ARP_HLEN, m.ARP_PLEN, m.ARP_SPA, m.ARP_TPA, m.ARP_SHA, m.ARP_THA,
-)  # fmt: skip
-SOMETIMES_ABSENT = frozenset((m.SPORT, m.DPORT, m.TCP_FLAGS, m.ICMP, m.ICMP6, m.SKUID, m.SKGID))
-"""Fields that packets of one case may have or lack."""
-
 MAX_DEPTH = 64
 """How deep chains may call one another; the kernel refuses loops, a file need not."""
-
-
-class Case(NamedTuple):
-    """One kind of frame: its network ``protocol`` (``PROTOCOL``), and whether a VLAN tag is before it."""
-
-    protocol: int
-    tagged: bool
-
-    @property
-    def is_ip(self) -> bool:
-        """Whether it is IPv4 or IPv6."""
-        return self.protocol in (m.IPV4, m.IPV6)
-
-
-# --- programs -----------------------------------------------------------------------------------------------
-
-
-class Outcome(NamedTuple):
-    """How a chain ends for a packet.
-
-    ``verdict`` is ``accept``, ``drop``, ``reject KIND``, ``return``, ``next`` (on with the next rule) or
-    ``unknown TEXT``. ``assigned`` are the fields given a value on the way, with those values, by field name;
-    ``trace`` what else was done, in order: ``queue …``, translations and, in a strict proof, log lines.
-    """
-
-    verdict: str
-    assigned: tuple[tuple[str, int], ...] = ()
-    trace: tuple[str, ...] = ()
-
-
-ACCEPT, DROP, RETURN, NEXT = Outcome("accept"), Outcome("drop"), Outcome("return"), Outcome("next")
-
-
-class Set(NamedTuple):
-    """These fields get these values."""
-
-    pairs: tuple[tuple[m.Field, int], ...]
-
-
-class Flip(NamedTuple):
-    """These bits change."""
-
-    bits: tuple[m.Field, ...]
-
-
-class Copy(NamedTuple):
-    """Each first bit gets the value of the second, or, with ``flip``, changes where the second is 1."""
-
-    pairs: tuple[tuple[m.Field, m.Field], ...]
-    flip: bool
-
-
-class Note(NamedTuple):
-    """Something is done that no field shows; the proof compares the text."""
-
-    text: str
-
-
-class Only(NamedTuple):
-    """The rest of the step is for packets where these hold."""
-
-    tests: tuple[m.Test, ...]
-    conditions: tuple[m.Condition, ...]
-
-
-Action: TypeAlias = Set | Flip | Copy | Note | Only
-
-
-class Call(NamedTuple):
-    """On to a program; what it returns goes to the next step (``back``), or returns from here too."""
-
-    program: Program
-    back: bool
-
-
-class Choice(NamedTuple):
-    """The end of the one branch whose tests and conditions hold, all looked at now; else the next step."""
-
-    branches: tuple[Step, ...]
-
-
-class Step(NamedTuple):
-    """Where all tests and conditions hold, the actions happen, and then ``end``; None: on to the next step.
-
-    ``tests`` are of different fields, in the order of the levels.
-    """
-
-    tests: tuple[m.Test, ...]
-    conditions: tuple[m.Condition, ...]
-    actions: tuple[Action, ...]
-    end: Outcome | Call | Choice | None
-
-
-@final
-class Program:
-    """Steps in order; a packet that comes to the end returns. Interned: equal ones are one object."""
-
-    __slots__ = ("steps",)
-    _known: dict[tuple[Step, ...], Program] = {}  # noqa: RUF012  the registry of all programs
-
-    steps: tuple[Step, ...]
-
-    def __new__(cls, steps: tuple[Step, ...]) -> Program:
-        """Return the one program of these steps."""
-        known = cls._known.get(steps)
-        if known is None:
-            known = object.__new__(cls)
-            known.steps = steps
-            cls._known[steps] = known
-        return known
-
-    @property
-    def always(self) -> Outcome | None:
-        """How it ends for every packet, where it does nothing else."""
-        first = self.steps[0] if self.steps else None
-        if first is None or first.tests or first.conditions or first.actions:
-            return None
-        return first.end if isinstance(first.end, Outcome) else None
-
-    @classmethod
-    def forget(cls) -> None:
-        """Let go of all programs. Those made before must not be compared with those made after."""
-        cls._known.clear()
-
-
-EMPTY = Program(())
-
-# --- order of levels ----------------------------------------------------------------------------------------
-
-_ORDER = (
-    m.ETHER_SRC, m.ETHER_DST, m.CT_STATE, m.CT_DIRECTION, *m.CT_STATUS.values(), m.VLAN_ID, *ARP_FIELDS,
-    m.L4PROTO, m.SADDR4, m.SADDR6, m.DPORT, m.DADDR4, m.DADDR6, m.SPORT, m.ICMP, m.ICMP6, m.TCP_FLAGS, m.FRAGMENT,
-    m.SADDR_TYPE, m.DADDR_TYPE, CAST, m.TTL, m.LENGTH, m.DSCP, m.SKUID, m.SKGID,
-)  # fmt: skip
-_RANKS = {on: place for place, on in enumerate(_ORDER)}
-_RANKS |= {bit: 100 + place for place, bit in enumerate((*m.MARK, *m.CT_MARK))}
-
-
-def rank(on: m.Field) -> tuple[int, str]:
-    """Return the place of a field among the levels; fields made on demand come between the rest and marks."""
-    return _RANKS.get(on, 99), on.name
-
 
 # --- making programs ----------------------------------------------------------------------------------------
 
@@ -338,7 +206,7 @@ _CONTEXTUAL = frozenset(
         m.VLAN_ID,
         m.SKUID,
         m.SKGID,
-    )  # fmt: skip
+    )
 )
 
 
@@ -406,6 +274,7 @@ class Specialiser:
         self.depth = depth
 
     def steps(self, chain: m.Chain) -> list[Step]:
+        """Return what is left of a chain, with what its last step calls in the place of that."""
         found = self.own_steps(chain)
         while found and not (found[-1].tests or found[-1].conditions or found[-1].actions):
             # Every packet that comes to the last step takes it: what it calls may stand in its place.
@@ -419,6 +288,7 @@ class Specialiser:
         return found
 
     def own_steps(self, chain: m.Chain) -> list[Step]:
+        """Return the steps of a chain's own rules, and its policy."""
         found: list[Step] = []
         for rule in self.residuals.rules(chain, self.known):
             tests, conditions, possible = self.conditions(rule.conditions)
@@ -597,6 +467,7 @@ class Specialiser:
                 yield step._replace(end=Outcome(f"unknown {text}"))
 
     def call(self, name: str, step: Step) -> Program:
+        """Return what is left of a chain that a step calls."""
         states = self.states
         for test in step.tests:
             if test.field is m.CT_STATE and self.residuals.fixed_states:
@@ -654,6 +525,7 @@ class Specialiser:
                 raise AssertionError("a guard is no effect by itself")
 
     def set_mark(self, target: m.MarkTarget, keep: int, flip: int) -> list[Action]:
+        """Return what a change of a mark does to the bits that matter."""
         fixed: list[tuple[m.Field, int]] = []
         flipped: list[m.Field] = []
         for place, bit in enumerate(target.bits):
@@ -667,6 +539,7 @@ class Specialiser:
         return [*actions, Flip(tuple(flipped))] if flipped else actions
 
     def copy_mark(self, target: m.MarkTarget, keep: int, take: int) -> list[Action]:
+        """Return what a copy of a mark does to the bits that matter."""
         other = m.CT_MARK if target is m.MarkTarget.PACKET else m.MARK
         fixed: list[tuple[m.Field, int]] = []
         copied: list[tuple[m.Field, m.Field]] = []
