@@ -31,7 +31,7 @@ from pvefw_nft.verify.prove.residual import Residuals
 from pvefw_nft.verify.simulate import simulate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pvefw_nft.verify.path import End, Nic
     from pvefw_nft.verify.prove.known import Known
@@ -139,7 +139,7 @@ class Comparison:
         self.cases = self.tested.cases()
         self.results: dict[tuple[Flow, Flow, bool, Case | None], Result] = {}
         self.later: dict[tuple[Flow, Flow], bool] = {}
-        self.troubles: dict[Trouble, list[Met]] = defaultdict(list)
+        self.troubles: dict[tuple[Trouble, int], list[Met]] = defaultdict(list)
         self.ways = 0
         self.diagrams = 0
         self.assumptions: list[str] = list(dict.fromkeys((*before.model.assumptions, *after.model.assumptions)))
@@ -217,7 +217,8 @@ class Comparison:
                 fixed = first and not isinstance(way.source, HostEnd)
                 result = self.prove(left, right, case, fixed=fixed)
                 if result is not Result.SAME:
-                    self.troubles[Trouble(left, right, result)].append(Met(way, case, first, last))
+                    version = case.protocol if case.is_ip else 0
+                    self.troubles[Trouble(left, right, result), version].append(Met(way, case, first, last))
 
     def prove(self, before: Flow, after: Flow, case: Case, *, fixed: bool) -> Result:
         """Compare two flows for all packets; ``fixed``: for all that carry no mark."""
@@ -290,7 +291,7 @@ class Comparison:
         marks_matter: bool | None = None
         unexplained: dict[Nic, None] = {}
         looked_at: dict[tuple[Way, Case], list[Difference]] = {}
-        for trouble, places in self.troubles.items():
+        for (trouble, _), places in self.troubles.items():
             if trouble.result is Result.MARKS:
                 if marks_matter is None:
                     marks_matter = self.marks_matter()
@@ -300,17 +301,21 @@ class Comparison:
                 key = (place.way, place.case)
                 if key not in looked_at:
                     looked_at[key] = self.differences(place.way, place.case, found)
-                if looked_at[key]:
+                if looked_at[key] and trouble.result is Result.DIFFERENT:
                     self.add(found, place, places, looked_at[key])
                     break
+                if looked_at[key]:  # what a mark does shows on this way and need not on others
+                    self.add(found, place, [place._replace(first=True, last=True)], looked_at[key])
             else:
                 ends = [end for place in places for end in (place.way.source, place.way.destination)]
                 unexplained |= {end.nic: None for end in ends if isinstance(end, NicEnd)}
-        self.between_guests(list(unexplained), found)
+        self.between_guests(list(unexplained), looked_at, found)
 
-    def between_guests(self, nics: Sequence[Nic], found: _Found) -> None:
+    def between_guests(
+        self, nics: Sequence[Nic], looked_at: Mapping[tuple[Way, Case], object], found: _Found
+    ) -> None:
         """Look at the ways between guests whose own segments differ, though not seen from outside or host."""
-        pairs = [(a, b) for a in nics for b in nics if a is not b]
+        pairs = [(a, b) for a in nics for b in self.ends.nics if a is not b]
         if len(pairs) > MOST_PAIRS:
             self.assumptions.append(
                 f"of {len(pairs)} ways between guests whose segments differ, {MOST_PAIRS} were looked at"
@@ -318,7 +323,7 @@ class Comparison:
         for source, destination in pairs[:MOST_PAIRS]:
             way = self.way(NicEnd(source), NicEnd(destination))
             for case in self.cases:
-                if way is not None and not (way.routed and not case.is_ip):
+                if way is not None and (way, case) not in looked_at and not (way.routed and not case.is_ip):
                     place = Met(way, case, first=True, last=True)
                     self.add(found, place, [place], self.differences(way, case, found))
 

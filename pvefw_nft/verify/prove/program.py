@@ -144,6 +144,8 @@ class Program:
 
 # --- order of levels ----------------------------------------------------------------------------------------
 
+# Of six orders of these tried on both backends' rulesets of 100 guests, those with the protocol first or second made
+# 62,000 to 68,000 nodes, with the protocol last 94,000. What only the standard chains test comes below.
 _ORDER = (
     m.ETHER_SRC, m.ETHER_DST, m.CT_STATE, m.CT_DIRECTION, *m.CT_STATUS.values(), m.VLAN_ID, *ARP_FIELDS,
     m.L4PROTO, m.SADDR4, m.SADDR6, m.DPORT, m.DADDR4, m.DADDR6, m.SPORT, m.ICMP, m.ICMP6, m.TCP_FLAGS, m.FRAGMENT,

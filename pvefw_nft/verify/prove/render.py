@@ -86,6 +86,8 @@ def _kind(one: Difference, fields: dict[m.Field, IntervalSet], names: SetNames) 
             said = True
     if m.L4PROTO in fields:
         words.append(set_text(m.L4PROTO, fields.pop(m.L4PROTO)))
+    elif m.TCP_FLAGS in fields:
+        words.append("tcp")
     elif not said:
         words.append("anything")
     addressed = any(on in fields for on in _ADDRESSES)
