@@ -132,3 +132,21 @@ def test_a_saved_ruleset_instead_of_the_configurations(tmp_path: Path) -> None:
 def test_what_makes_no_sense_is_a_usage_error(arguments: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):
         invoke(*arguments)
+
+
+def test_ip_hooks_see_bridged_packets_only_where_iptables_needs_it() -> None:
+    packet = ["--root", ROOT, "--from", "vm102", "--to", "ct200:53", "--format", "json"]
+    seen = {}
+    for extra in (("--backend", "iptables"), ("--backend", "nft"), ("--backend", "nft", "--bridge-call")):
+        data = json.loads(CliRunner().invoke(simulate_command, [*packet, *extra]).output)
+        (result,) = data["results"].values()
+        seen[extra] = any(hop["family"] == "ip" for hop in result["hops"])
+    assert list(seen.values()) == [True, False, True]
+
+
+def test_both_backends_must_agree() -> None:
+    result = CliRunner().invoke(
+        simulate_command, ["--root", ROOT, "--backend", "both", "--from", "vm101", "--to", "outside:25"]
+    )
+    assert result.exit_code == 0
+    assert result.output.count("REJECT (tcp-reset): tcp") == 2
