@@ -150,3 +150,18 @@ def test_both_backends_must_agree() -> None:
     )
     assert result.exit_code == 0
     assert result.output.count("REJECT (tcp-reset): tcp") == 2
+
+
+def test_what_the_documentation_shows() -> None:
+    text = (REPOSITORY / "docs" / "simulate.md").read_text("utf-8")
+    command, _, shown = text.split("```console\n$ pvefw simulate ")[1].partition("```")[0].partition("\n")
+    arguments = command.replace("examples/homelab", ROOT).split()
+    assert CliRunner().invoke(simulate_command, arguments).output == shown
+
+
+def test_the_file_of_packets_in_the_documentation_is_read(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs" / "simulate.md").read_text("utf-8")
+    file = tmp_path / "packets.toml"
+    file.write_text(text.split("```toml\n")[1].partition("```")[0])
+    result = invoke("--tests", str(file), "--root", str(REPOSITORY / "examples" / "minimal"))
+    assert "passed" in result.output.splitlines()[-1]
