@@ -77,7 +77,12 @@ _STATE_KEY = Key(ct("state"))
 _OUTER_TYPE_KEY = Key(payload("ether", "type"))
 _INNER_TYPE_KEY = Key(meta("protocol"))
 _ARP_SENDER_KEY = Key(
-    payload("arp", "saddr ip"), first=(compare(payload("arp", "hlen"), 6), compare(payload("arp", "plen"), 4))
+    payload("arp", "saddr ip"),
+    first=(
+        compare(payload("arp", "hlen"), 6),
+        compare(payload("arp", "plen"), 4),
+        compare(payload("arp", "ptype"), 0x0800),  # as ebtables does (ebt_arp.c)
+    ),
 )
 
 

@@ -64,16 +64,19 @@ def load_ruleset(spec: str, source_of: Callable[[Path], Source], assume: str | N
     if kind == "live" and rest in ("", *BACKENDS):
         from pvefw_nft.host.saved import saved_rulesets  # deferred: few look at what this host runs
 
-        return _read(spec, saved_rulesets(rest or None), source_of(default_root), assume)
+        return _read(spec, saved_rulesets(rest or None), source_of(default_root), assume, only_nft=rest == "nft")
     if not colon and Path(spec).is_dir():
         return compiled_ruleset(source_of(Path(spec)), None, spec)
     raise UsageError(f"no ruleset: {spec}", f"name one as {SPEC_HELP}")
 
 
-def _read(spec: str, texts: list[tuple[str, str]], source: Source, assume: str | None) -> Named:
+def _read(
+    spec: str, texts: list[tuple[str, str]], source: Source, assume: str | None, *, only_nft: bool = False
+) -> Named:
     from pvefw_nft.verify.read import Text, read_ruleset  # deferred: see above
 
-    model = read_ruleset([Text(*text) for text in texts], assume=Assume(assume) if assume else None)
+    chosen = Assume(assume) if assume else None
+    model = read_ruleset([Text(*text) for text in texts], assume=chosen, without_xtables=only_nft)
     return _named(spec, model, source)
 
 

@@ -233,7 +233,10 @@ class VnetOptions:
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
-    """cluster.fw: what holds for all nodes. Aliases, ipsets and groups by name, alias names in lower case."""
+    """cluster.fw: what holds for all nodes. Aliases, ipsets and groups by name, alias names in lower case.
+
+    ``option_lines`` maps the options that are given to their lines; so it does in the other files.
+    """
 
     options: ClusterOptions = field(default_factory=ClusterOptions)
     aliases: Mapping[str, Alias] = field(default_factory=dict)
@@ -241,6 +244,7 @@ class ClusterConfig:
     groups: Mapping[str, Group] = field(default_factory=dict)
     rules: tuple[RuleItem, ...] = ()
     file: str = ""
+    option_lines: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +254,7 @@ class HostConfig:
     options: HostOptions = field(default_factory=HostOptions)
     rules: tuple[RuleItem, ...] = ()
     file: str = ""
+    option_lines: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +266,7 @@ class GuestConfig:
     ipsets: Mapping[str, Ipset] = field(default_factory=dict)
     rules: tuple[RuleItem, ...] = ()
     file: str = ""
+    option_lines: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +277,7 @@ class VnetConfig:
     options: VnetOptions = field(default_factory=VnetOptions)
     rules: tuple[RuleItem, ...] = ()
     file: str = ""
+    option_lines: Mapping[str, int] = field(default_factory=dict)
 
 
 class GuestKind(Enum):

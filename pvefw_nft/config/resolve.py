@@ -80,6 +80,7 @@ class _FileReader:
         self.own = guest or cluster
         self._rules = RuleReader(kind, findings, cluster, guest)
         self.options: dict[str, object] = {}
+        self.option_lines: dict[str, int] = {}
         self.groups: dict[str, Group] = {}
         self.rules: list[RuleItem] = []
 
@@ -197,6 +198,7 @@ class _FileReader:
             return
         try:
             self.options[name] = reader(setting.value.text)
+            self.option_lines[name] = line.number
         except BadValue as bad:
             self._bad_value(line, setting.value, bad)
 
@@ -364,6 +366,7 @@ def read_cluster(file: str, text: str, findings: Findings) -> tuple[ClusterConfi
         reader.groups,
         _known_groups(tuple(reader.rules), reader.groups, findings),
         file,
+        reader.option_lines,
     )
     return config, names
 
@@ -372,7 +375,8 @@ def read_host(file: str, text: str, findings: Findings, cluster: ClusterConfig, 
     """Read host.fw."""
     reader = _FileReader(FileKind.HOST, findings, names, None)
     reader.read(file, text)
-    return HostConfig(_options(HostOptions, reader), _known_groups(tuple(reader.rules), cluster.groups, findings), file)
+    rules = _known_groups(tuple(reader.rules), cluster.groups, findings)
+    return HostConfig(_options(HostOptions, reader), rules, file, reader.option_lines)
 
 
 def read_guest(
@@ -383,7 +387,7 @@ def read_guest(
     reader = _FileReader(FileKind.GUEST, findings, names, own)
     reader.read(file, text)
     rules = _known_groups(tuple(reader.rules), cluster.groups, findings)
-    return GuestConfig(_options(GuestOptions, reader), own.aliases, own.ipsets, rules, file)
+    return GuestConfig(_options(GuestOptions, reader), own.aliases, own.ipsets, rules, file, reader.option_lines)
 
 
 def read_vnet(file: str, text: str, findings: Findings, cluster: ClusterConfig, names: Names, name: str) -> VnetConfig:
@@ -395,6 +399,7 @@ def read_vnet(file: str, text: str, findings: Findings, cluster: ClusterConfig, 
         _options(VnetOptions, reader),
         _known_groups(tuple(reader.rules), cluster.groups, findings),
         file,
+        reader.option_lines,
     )
 
 

@@ -8,8 +8,6 @@ import subprocess
 from pvefw_nft.errors import HostError
 
 _TIMEOUT = 60
-_IPTABLES = (("ipset", "save"), ("iptables-save",), ("ip6tables-save",), ("ebtables-save",))
-_NFT = (("nft", "-j", "list", "ruleset"),)
 
 
 def saved_rulesets(backend: str | None) -> list[tuple[str, str]]:
@@ -18,11 +16,21 @@ def saved_rulesets(backend: str | None) -> list[tuple[str, str]]:
     A tool that is not installed can have loaded nothing; it is left out. Raises HostError where a tool fails, or
     where none is there.
     """
-    commands = {"iptables": _IPTABLES, "nft": _NFT, None: _IPTABLES + _NFT}[backend]
+    commands: list[tuple[str, ...]] = []
+    if backend != "nft":
+        commands += [("ipset", "save"), *_save_commands("iptables"), *_save_commands("ip6tables"), ("ebtables-save",)]
+    if backend != "iptables":
+        commands.append(("nft", "-j", "list", "ruleset"))
     found = [(" ".join(command), _run(command)) for command in commands if shutil.which(command[0])]
     if not found:
         raise HostError("none of the tools that list rulesets is installed", "install iptables, ipset or nftables")
     return found
+
+
+def _save_commands(tool: str) -> list[tuple[str, ...]]:
+    """Return the commands that save what a tool loaded: rules of its nft and its legacy variant hold side by side."""
+    variants = [f"{tool}-{variant}-save" for variant in ("nft", "legacy")]
+    return [(name,) for name in variants if shutil.which(name)] or [(f"{tool}-save",)]
 
 
 def _run(command: tuple[str, ...]) -> str:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.config.model import GroupRule, Policy, RuleType
 from pvefw_nft.ir.nodes import Direction, Interface, Jump, Layer, Origin, Provenance, Rule, Vnet
-from pvefw_nft.ir.rules import ACCEPT, DROP, Context, ndp_rules, user_rule
+from pvefw_nft.ir.rules import ACCEPT, DROP, Context, ndp_rules, policy_origin, user_rule
 from pvefw_nft.ir.standard import reject_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pvefw_nft.config.model import RuleItem
+    from pvefw_nft.config.model import ClusterConfig, RuleItem, VnetConfig
 
 HOST_FORWARD = "PVEFW-HOST-FORWARD"
 """The chain for what the host routes."""
@@ -31,7 +31,7 @@ def add_forward_chains(context: Context) -> tuple[str | None, tuple[Vnet, ...]]:
     if node.host.options.enable and (policy is not Policy.ACCEPT or speaks_of_forward(context, rules)):
         host = HOST_FORWARD
         level = node.host.options.log_level_forward
-        forwarded = [*_rules(context, rules, host), *_policy(context, policy, host, level, node.cluster.file)]
+        forwarded = [*_rules(context, rules, host), *_policy(context, node.cluster, policy, host, level)]
         context.add(Layer.FORWARD, host, forwarded)
     vnets = []
     for vnet in node.vnets:
@@ -41,7 +41,7 @@ def add_forward_chains(context: Context) -> tuple[str | None, tuple[Vnet, ...]]:
             body = [
                 *ndp_rules(ACCEPT, advertise=True),
                 *_rules(context, vnet.rules, chain),
-                *_policy(context, options.policy_forward, chain, options.log_level_forward, vnet.file),
+                *_policy(context, vnet, options.policy_forward, chain, options.log_level_forward),
             ]
             context.add(Layer.FORWARD, chain, body)
             vnets.append(Vnet(vnet.name, chain))
@@ -82,8 +82,10 @@ def _group_chain(context: Context, name: str) -> str:
     return chain
 
 
-def _policy(context: Context, policy: Policy, chain: str, level: int | None, file: str) -> Iterator[Rule]:
-    origin = Origin(Provenance.POLICY, file, reason=f"policy {policy.value}")
+def _policy(
+    context: Context, config: ClusterConfig | VnetConfig, policy: Policy, chain: str, level: int | None
+) -> Iterator[Rule]:
+    origin = policy_origin(config, "policy_forward", policy)
     if policy is Policy.ACCEPT:
         yield Rule((), ACCEPT, origin)
     else:

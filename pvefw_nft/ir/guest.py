@@ -40,6 +40,7 @@ from pvefw_nft.ir.rules import (
     builtin,
     file_rules,
     ndp_rules,
+    policy_origin,
     policy_rules,
 )
 
@@ -168,7 +169,9 @@ class GuestBuilder:
         if options.ndp:
             yield from _NDP_IN if accept is ACCEPT else ndp_rules(accept, advertise=True)
         yield from file_rules(self._context, config.rules, chain, vmid, Direction.IN, accept, nic.index)
-        yield from policy_rules(self._context, options.policy_in, chain, vmid, options.log_level_in, accept)
+        policy, level = options.policy_in, options.log_level_in
+        origin = policy_origin(config, "policy_in", policy)
+        yield from policy_rules(self._context, policy, origin, chain, vmid, level, accept)
 
     def _out_rules(
         self, vmid: int, config: GuestConfig, nic: ModelNic, chain: str, address_filter: Set | None
@@ -188,7 +191,9 @@ class GuestBuilder:
             yield from _NDP_OUT[options.radv]
         accept = SET_ACCEPT_MARK
         yield from file_rules(self._context, config.rules, chain, vmid, Direction.OUT, accept, nic.index)
-        yield from policy_rules(self._context, options.policy_out, chain, vmid, options.log_level_out, accept)
+        policy, level = options.policy_out, options.log_level_out
+        origin = policy_origin(config, "policy_out", policy)
+        yield from policy_rules(self._context, policy, origin, chain, vmid, level, accept)
 
     def _link_rules(self, config: GuestConfig, nic: ModelNic, chain: str) -> Iterator[Rule]:
         """Yield the layer 2 rules of a NIC, and add the chains they jump to."""

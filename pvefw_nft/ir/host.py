@@ -28,7 +28,19 @@ from pvefw_nft.ir.nodes import (
     Side,
     State,
 )
-from pvefw_nft.ir.rules import ACCEPT, DROP, RETURN, TCP, UDP, Context, builtin, file_rules, ndp_rules, policy_rules
+from pvefw_nft.ir.rules import (
+    ACCEPT,
+    DROP,
+    RETURN,
+    TCP,
+    UDP,
+    Context,
+    builtin,
+    file_rules,
+    ndp_rules,
+    policy_origin,
+    policy_rules,
+)
 from pvefw_nft.ir.standard import NEW_CONNECTION
 
 if TYPE_CHECKING:
@@ -112,7 +124,9 @@ def _host_in(context: Context) -> Iterator[Rule]:
         yield builtin("management", InSet(Side.SOURCE, MANAGEMENT), TCP, _dport(port), action=RETURN)
     yield from _corosync(context, Direction.IN)
     options = node.host.options
-    yield from policy_rules(context, node.cluster.options.policy_in, chain, 0, options.log_level_in, RETURN)
+    policy = node.cluster.options.policy_in
+    origin = policy_origin(node.cluster, "policy_in", policy)
+    yield from policy_rules(context, policy, origin, chain, 0, options.log_level_in, RETURN)
 
 
 def _host_out(context: Context) -> Iterator[Rule]:
@@ -130,7 +144,9 @@ def _host_out(context: Context) -> Iterator[Rule]:
             yield builtin("local_network", to_network, TCP, _dport(port), action=RETURN, families=_family(network))
     yield from _corosync(context, Direction.OUT)
     options = node.host.options
-    yield from policy_rules(context, node.cluster.options.policy_out, chain, 0, options.log_level_out, RETURN)
+    policy = node.cluster.options.policy_out
+    origin = policy_origin(node.cluster, "policy_out", policy)
+    yield from policy_rules(context, policy, origin, chain, 0, options.log_level_out, RETURN)
 
 
 def _family(prefix: Prefix) -> Family:

@@ -38,7 +38,15 @@ from pvefw_nft.ir.nodes import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pvefw_nft.config.model import Addresses, NodeConfig, RuleItem, Service
+    from pvefw_nft.config.model import (
+        Addresses,
+        ClusterConfig,
+        GuestConfig,
+        NodeConfig,
+        RuleItem,
+        Service,
+        VnetConfig,
+    )
     from pvefw_nft.config.model import Rule as ModelRule
     from pvefw_nft.ir.nodes import Action, Match
 
@@ -191,11 +199,16 @@ def file_rules(
             yield from user_rule(context, rule, chain, vmid, accept)
 
 
+def policy_origin(config: ClusterConfig | GuestConfig | VnetConfig, option: str, policy: Policy) -> Origin:
+    """Return the origin of a policy: the line of its option, or the file where the default holds."""
+    line = config.option_lines.get(option, 0)
+    return Origin(Provenance.POLICY, config.file, line, reason=f"{option} {policy.value}")
+
+
 def policy_rules(
-    context: Context, policy: Policy, chain: str, vmid: int, level: int | None, accept: Action
+    context: Context, policy: Policy, origin: Origin, chain: str, vmid: int, level: int | None, accept: Action
 ) -> Iterator[Rule]:
     """Yield the rules at the end of a chain: what happens to packets that no rule matched."""
-    origin = Origin(Provenance.POLICY, reason=f"policy {policy.value}")
     match policy:
         case Policy.ACCEPT:
             yield Rule((), accept, origin)

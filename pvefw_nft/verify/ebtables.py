@@ -17,8 +17,10 @@ from pvefw_nft.verify import names
 from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.model import (
     ACCEPT,
+    ARP_HLEN,
     ARP_HTYPE,
     ARP_OP,
+    ARP_PLEN,
     ARP_PTYPE,
     ARP_SHA,
     ARP_SPA,
@@ -34,6 +36,7 @@ from pvefw_nft.verify.model import (
     IBR,
     ICMP6,
     IIF,
+    IPV4,
     L4PROTO,
     MARK,
     OBR,
@@ -72,7 +75,7 @@ from pvefw_nft.verify.model import (
     negate,
     rate_test,
 )
-from pvefw_nft.verify.xtables_rule import split_words
+from pvefw_nft.verify.xtables_state import split_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -198,6 +201,10 @@ class _Parser:
         self.options: dict[str, str] = {}
         self.ether_type = 0
 
+    def require(self, *tests: Condition) -> None:
+        """Add what a match demands beside what it says."""
+        self.conditions += [test for test in tests if test not in self.conditions]
+
     def take(self) -> str:
         """Return the next word."""
         self.position += 1
@@ -294,6 +301,27 @@ def _address(on: Field, version: int) -> Matcher:
     return lambda _parser, value: Test(on, IntervalSet.of(names.network_range(value, version)))
 
 
+def _arp_address(on: Field) -> Matcher:
+    """ebt_arp.c: an address matches, inverted or not, only in a packet with IPv4 addresses."""
+
+    def matcher(parser: _Parser, value: str) -> Condition:
+        parser.require(equals(ARP_PLEN, 4), equals(ARP_PTYPE, IPV4))
+        return Test(on, IntervalSet.of(names.network_range(value, 4)))
+
+    return matcher
+
+
+def _arp_mac(on: Field) -> Matcher:
+    """Likewise: a hardware address only in a packet with Ethernet addresses."""
+    make = _mac(on)
+
+    def matcher(parser: _Parser, value: str) -> Condition:
+        parser.require(equals(ARP_HLEN, 6), equals(ARP_HTYPE, 1))
+        return make(parser, value)
+
+    return matcher
+
+
 def _ports(on: Field) -> Matcher:
     def matcher(_parser: _Parser, value: str) -> Condition:
         first, colon, last = value.partition(":")
@@ -339,10 +367,10 @@ _MATCHES: dict[str, Matcher] = {
     **dict.fromkeys(("--arp-opcode", "--arp-op"), _arp_op),
     "--arp-htype": lambda _parser, value: equals(ARP_HTYPE, 1 if value == "Ethernet" else int(value, 0)),
     "--arp-ptype": lambda _parser, value: equals(ARP_PTYPE, names.ether_type(value)),
-    "--arp-ip-src": _address(ARP_SPA, 4),
-    "--arp-ip-dst": _address(ARP_TPA, 4),
-    "--arp-mac-src": _mac(ARP_SHA),
-    "--arp-mac-dst": _mac(ARP_THA),
+    "--arp-ip-src": _arp_address(ARP_SPA),
+    "--arp-ip-dst": _arp_address(ARP_TPA),
+    "--arp-mac-src": _arp_mac(ARP_SHA),
+    "--arp-mac-dst": _arp_mac(ARP_THA),
     **dict.fromkeys(("--ip-source", "--ip-src"), _address(SADDR4, 4)),
     **dict.fromkeys(("--ip-destination", "--ip-dst"), _address(DADDR4, 4)),
     **dict.fromkeys(("--ip6-source", "--ip6-src"), _address(SADDR6, 6)),

@@ -14,12 +14,8 @@ from pvefw_nft.verify import names
 from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.model import (
     ACCEPT,
-    CT_MARK,
-    CT_STATUS,
     DROP,
     FRAGMENT,
-    ICMP,
-    ICMP6,
     IPV4,
     IPV6,
     L4PROTO,
@@ -27,11 +23,9 @@ from pvefw_nft.verify.model import (
     PROTOCOL,
     RETURN,
     TCP_FLAGS,
-    All,
     Alter,
     Any,
     Condition,
-    CopyMark,
     Effect,
     Family,
     Field,
@@ -47,15 +41,29 @@ from pvefw_nft.verify.model import (
     Queue,
     Reject,
     SetHelper,
-    SetMark,
     Test,
     UnknownVerdict,
     Verdict,
     VerdictMap,
     equals,
-    mark_condition,
     negate,
     rate_test,
+)
+from pvefw_nft.verify.nft_parts import (
+    REJECTIONS,
+    as_integer,
+    flag_bits,
+    harmless,
+    is_expression,
+    is_over,
+    limit_text,
+    mark_bits,
+    mark_change,
+    mark_match,
+    member_condition,
+    merged,
+    nat_range,
+    status_match,
 )
 from pvefw_nft.verify.nft_values import (
     Json,
@@ -72,12 +80,11 @@ from pvefw_nft.verify.nft_values import (
 from pvefw_nft.verify.reading import Assume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from pvefw_nft.verify.reading import Reading
 
 Parsed: TypeAlias = tuple[tuple[Condition, ...], tuple[Effect, ...], Verdict | None]
-FULL = 0xFFFFFFFF
 
 
 @dataclass(slots=True)
@@ -121,7 +128,7 @@ class NftRuleParser:
                 self._require(self.reading.unknown(where, detail))
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 raise self.reading.error(where, f"cannot read '{text_of(statement)}': {error}") from None
-        conditions = _merged(self.conditions)
+        conditions = merged(self.conditions)
         return conditions, tuple(self.effects), self.verdict
 
     def _require(self, condition: Condition) -> None:
@@ -219,7 +226,7 @@ class NftRuleParser:
             members = as_list(right["set"])
         else:
             members = [right]
-        return Any(tuple(_member(selectors, member) for member in members))
+        return Any(tuple(member_condition(selectors, member) for member in members))
 
     def _special(self, left: dict[str, Json], operator: str, right: Json) -> Condition | None:
         """Return the condition of a match on marks, flags, fragments or with a mask; None: a plain match."""
@@ -227,28 +234,28 @@ class NftRuleParser:
         inner: Json = left
         if "&" in left:
             inner, mask = as_pair(left["&"])
-        bits = _mark_bits(inner)
+        bits = mark_bits(inner)
         if bits is not None:
-            return _mark_match(bits, mask, operator, right)
-        if _is(inner, "payload", "tcp", "flags"):
+            return mark_match(bits, mask, operator, right)
+        if is_expression(inner, "payload", "tcp", "flags"):
             return self._tcp_flags(inner, mask, operator, right)
-        if _is(inner, "payload", "ip", "frag-off"):
+        if is_expression(inner, "payload", "ip", "frag-off"):
             return self._fragment(mask, operator, right)
-        if _is(inner, "ct", None, "status"):
-            return _status_match(mask, operator, right)
+        if is_expression(inner, "ct", None, "status"):
+            return status_match(mask, operator, right)
         if mask is not None:
             return self._masked(inner, mask, operator, right)
         return None
 
     def _tcp_flags(self, inner: Json, mask: Json, operator: str, right: Json) -> Condition:
         self._selector(inner)
-        value = _flags(right)
+        value = flag_bits(right)
         if operator in ("in", "!"):
             none_set = Test(TCP_FLAGS, IntervalSet.masked(value, 0, 8))
             return none_set if operator == "!" else negate(none_set)
         if mask is None and isinstance(right, dict):
             return self._compare(selector(inner, self.table.family), operator, right)
-        test = Test(TCP_FLAGS, IntervalSet.masked(0xFF if mask is None else _flags(mask), value, 8))
+        test = Test(TCP_FLAGS, IntervalSet.masked(0xFF if mask is None else flag_bits(mask), value, 8))
         if operator not in ("==", "!="):
             raise UnknownExpressionError(f"tcp flags {operator}")
         return negate(test) if operator == "!=" else test
@@ -289,7 +296,7 @@ class NftRuleParser:
             members = data.get("set")
         concat = key.get("concat") if isinstance(key, dict) else None
         parts = concat if isinstance(concat, list) else [key]
-        bits = _mark_bits(key)
+        bits = mark_bits(key)
         selectors = [] if bits is not None else [self._selector(part) for part in parts]
         entries: list[tuple[Condition, PlainVerdict]] = []
         default: PlainVerdict | None = None
@@ -299,9 +306,9 @@ class NftRuleParser:
             if element == "*":
                 default = verdict
             elif bits is not None:
-                entries.append((_mark_match(bits, None, "==", element), verdict))
+                entries.append((mark_match(bits, None, "==", element), verdict))
             else:
-                entries.append((_member(selectors, element), verdict))
+                entries.append((member_condition(selectors, element), verdict))
         if default is not None:
             entries.append((Not(Any(tuple(condition for condition, _ in entries))), default))
         self.verdict = VerdictMap(tuple(entries))
@@ -320,7 +327,7 @@ class NftRuleParser:
         self.verdict = self._plain({kind: body})
 
     def _limit(self, body: Json) -> None:
-        self._require(rate_test(_limit_text(body), over=_is_over(body)))
+        self._require(rate_test(limit_text(body), over=is_over(body)))
 
     def _set(self, body: Json) -> None:
         """``update @set { key limit rate over … }``: a rate of its own for each key."""
@@ -338,7 +345,7 @@ class NftRuleParser:
                 raise UnknownExpressionError(text_of(statement))
             if "limit" in statement:
                 limit = statement["limit"]
-                self._require(rate_test(f"{_limit_text(limit)} per {key}", over=_is_over(limit)))
+                self._require(rate_test(f"{limit_text(limit)} per {key}", over=is_over(limit)))
             elif "counter" not in statement:
                 raise UnknownExpressionError(text_of(statement))
 
@@ -369,7 +376,7 @@ class NftRuleParser:
                 self._require(equals(L4PROTO, 6))
             self.verdict = Reject("tcp-reset", "tcp-reset")
             return
-        pairs = _REJECTIONS[kind]
+        pairs = REJECTIONS[kind]
         v4, v6 = pairs[str(code)]
         protocol = {"icmp": IPV4, "icmpv6": IPV6}.get(kind)
         if protocol is not None and family not in (Family.IP, Family.IP6):
@@ -395,11 +402,11 @@ class NftRuleParser:
     def _mangle(self, body: Json) -> None:
         body = as_object(body)
         key, value = body.get("key"), body.get("value")
-        bits = _mark_bits(key)
+        bits = mark_bits(key)
         if bits is not None:
             target = MarkTarget.PACKET if bits is MARK else MarkTarget.CONNECTION
-            self.effects.append(_mark_change(target, value))
-        elif isinstance(key, dict) and _harmless(key):
+            self.effects.append(mark_change(target, value))
+        elif isinstance(key, dict) and harmless(key):
             self.effects.append(Alter(f"{text_of(key)} set {text_of(value)}"))
         else:
             raise UnknownExpressionError(text_of(key))
@@ -419,14 +426,14 @@ class NftRuleParser:
             first = last = number
         else:
             ends = as_pair(as_object(number).get("range"))
-            first, last = _integer(ends[0]), _integer(ends[1])
+            first, last = as_integer(ends[0]), as_integer(ends[1])
         self.verdict = Queue(first, last, flags == "bypass" or (isinstance(flags, list) and "bypass" in flags))
 
     def _nat(self, kind: str, body: Json) -> None:
         options = body if isinstance(body, dict) else {}
         version = 6 if options.get("family") == "ip6" or self.table.family is Family.IP6 else 4
-        addresses = _nat_range(options.get("addr"), lambda text: names.network_range(text, version))
-        ports = _nat_range(options.get("port"), lambda text: (int(text), int(text)))
+        addresses = nat_range(options.get("addr"), lambda text: names.network_range(text, version))
+        ports = nat_range(options.get("port"), lambda text: (int(text), int(text)))
         self.verdict = Nat(kind, None, addresses, ports)
 
 
@@ -484,202 +491,3 @@ _STATEMENTS: dict[str, Statement] = {
     "comment": _nothing,
     **{name: _translating(name) for name in ("dnat", "snat", "masquerade", "redirect")},
 }
-
-_REJECTIONS: dict[str, dict[str, tuple[str | None, str | None]]] = {
-    "icmp": {
-        **{
-            name: (name, None)
-            for name in (
-                "net-unreachable", "host-unreachable", "port-unreachable", "net-prohibited",
-                "host-prohibited", "admin-prohibited",
-            )
-        },
-        "prot-unreachable": ("proto-unreachable", None),
-    },
-    "icmpv6": {
-        name: (None, name)
-        for name in (
-            "no-route", "admin-prohibited", "addr-unreachable", "port-unreachable", "policy-fail",
-            "reject-route",
-        )
-    },
-    "icmpx": {
-        "no-route": ("net-unreachable", "no-route"),
-        "port-unreachable": ("port-unreachable", "port-unreachable"),
-        "host-unreachable": ("host-unreachable", "addr-unreachable"),
-        "admin-prohibited": ("admin-prohibited", "admin-prohibited"),
-    },
-}  # fmt: skip
-"""What is answered in each family (net/netfilter/nft_reject.c for icmpx)."""
-
-
-# --- helpers ------------------------------------------------------------------------------------------------
-
-
-def _member(selectors: list[Selector], element: Json) -> Condition:
-    """Return the condition of one member of a set, of one part or several."""
-    if isinstance(element, dict) and "elem" in element:
-        element = as_object(element["elem"])["val"]
-    if len(selectors) == 1 and not (isinstance(element, dict) and "concat" in element):
-        return Test(selectors[0].field, values_of(selectors[0], element))
-    parts = element.get("concat") if isinstance(element, dict) else element
-    if not isinstance(parts, list) or len(parts) != len(selectors):
-        raise UnknownExpressionError(text_of(element))
-    tests = [Test(on.field, values_of(on, part)) for on, part in zip(selectors, parts, strict=True)]
-    return All(_merged(tests))
-
-
-def _merged(conditions: Sequence[Condition]) -> tuple[Condition, ...]:
-    """Return the conditions with tests of ICMP type and of ICMP code joined into one of both."""
-    for on in (ICMP, ICMP6):
-        tests = [test for test in conditions if isinstance(test, Test) and test.field is on]
-        if len(tests) > 1:
-            values = tests[0].values
-            for test in tests[1:]:
-                values &= test.values
-            conditions = [*(test for test in conditions if test not in tests), Test(on, values)]
-    return tuple(conditions)
-
-
-def _is(expression: Json, kind: str, protocol: str | None, name: str) -> bool:
-    if not isinstance(expression, dict):
-        return False
-    body = expression.get(kind)
-    if not isinstance(body, dict):
-        return False
-    return body.get("key" if protocol is None else "field") == name and body.get("protocol") == protocol
-
-
-def _mark_bits(expression: Json) -> tuple[Field, ...] | None:
-    if _is(expression, "meta", None, "mark"):
-        return MARK
-    return CT_MARK if _is(expression, "ct", None, "mark") else None
-
-
-def _mark_match(bits: tuple[Field, ...], mask: Json, operator: str, right: Json) -> Condition:
-    number = FULL if mask is None else _integer(mask)
-    members = as_list(right["set"]) if isinstance(right, dict) and "set" in right else [right]
-    found = []
-    for member in members:
-        if isinstance(member, dict) and "prefix" in member:
-            body = as_object(member["prefix"])
-            prefix = FULL & ~((1 << (32 - _integer(body.get("len")))) - 1)
-            found.append(mark_condition(bits, prefix & number, _integer(body.get("addr"))))
-        else:
-            found.append(mark_condition(bits, number, _integer(member)))
-    condition = found[0] if len(found) == 1 else Any(tuple(found))
-    if operator == "==":
-        return condition
-    if operator == "!=":
-        return negate(condition)
-    if operator == "in" and len(found) == 1:
-        return negate(mark_condition(bits, _integer(right) & number, 0))
-    raise UnknownExpressionError(f"mark {operator} {text_of(right)}")
-
-
-def _status_match(mask: Json, operator: str, right: Json) -> Condition:
-    """``ct status dnat``: one of the named bits is set; ``ct status & dnat == dnat``: all of them are."""
-    names_ = right if isinstance(right, list) else [right]
-    bits = [CT_STATUS[str(name)] for name in names_ if str(name) in CT_STATUS]
-    if len(bits) != len(names_):
-        raise UnknownExpressionError(f"ct status {text_of(right)}")
-    if mask is None and operator == "in":
-        tests = tuple(equals(bit, 1) for bit in bits)
-        return tests[0] if len(tests) == 1 else Any(tests)
-    if mask is not None and mask == right and operator in ("==", "!="):
-        condition: Condition = All(tuple(equals(bit, 1) for bit in bits))
-        return condition if operator == "==" else negate(condition)
-    raise UnknownExpressionError(f"ct status {operator} {text_of(right)}")
-
-
-def _flags(value: Json) -> int:
-    if isinstance(value, int):
-        return value
-    if isinstance(value, str):
-        return names.TCP_FLAG_BITS[value]
-    if isinstance(value, list):
-        number = 0
-        for part in value:
-            number |= _flags(part)
-        return number
-    if isinstance(value, dict) and "|" in value:
-        return _flags(value["|"])
-    if isinstance(value, dict) and "set" in value:
-        return 0
-    raise UnknownExpressionError(f"tcp flags {text_of(value)}")
-
-
-def _integer(value: Json) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise UnknownExpressionError(text_of(value))
-    try:
-        return value if isinstance(value, int) else int(value, 0)
-    except ValueError:
-        raise UnknownExpressionError(text_of(value)) from None
-
-
-def _mark_change(target: MarkTarget, value: Json) -> Effect:
-    """Return the change that setting a mark to this expression means: of constants and one mark."""
-    source, keep, flip = _linear(value)
-    if source is None:
-        return SetMark(target, 0, flip)
-    same = MARK if target is MarkTarget.PACKET else CT_MARK
-    if source is same:
-        return SetMark(target, keep, flip)
-    if flip:
-        raise UnknownExpressionError(text_of(value))
-    return CopyMark(target, 0, keep)
-
-
-def _linear(value: Json) -> tuple[tuple[Field, ...] | None, int, int]:
-    """Return an expression as ``(mark & keep) ^ flip``: the mark's bits (None: a constant), keep, flip."""
-    bits = _mark_bits(value)
-    if bits is not None:
-        return bits, FULL, 0
-    if isinstance(value, dict) and len(value) == 1:
-        (operator, operands), = value.items()  # fmt: skip
-        if operator in ("&", "|", "^") and isinstance(operands, list) and len(operands) == 2:
-            source, keep, flip = _linear(operands[0])
-            number = _integer(operands[1])
-            if operator == "&":
-                return source, keep & number, flip & number
-            if operator == "|":
-                return source, keep & ~number & FULL, (flip & ~number) | number
-            return source, keep, flip ^ number
-    return None, 0, _integer(value)
-
-
-def _harmless(key: dict[str, Json]) -> bool:
-    """Return whether setting this changes nothing that a modelled field shows."""
-    if "tcp option" in key:
-        return True
-    for kind, allowed in (("meta", ("priority", "nftrace")), ("ct", ("event", "zone", "label", "timeout"))):
-        body = key.get(kind)
-        if isinstance(body, dict) and body.get("key") in allowed:
-            return True
-    return False
-
-
-def _is_over(limit: Json) -> bool:
-    """Return whether a limit matches what exceeds it."""
-    return isinstance(limit, dict) and bool(limit.get("inv"))
-
-
-def _limit_text(body: Json) -> str:
-    if not isinstance(body, dict):
-        raise UnknownExpressionError(text_of(body))
-    if body.get("rate_unit", "packets") != "packets":
-        raise UnknownExpressionError(f"limit {text_of(body)}")
-    burst = 5 if body.get("burst") is None else _integer(body.get("burst"))
-    return f"{_integer(body.get('rate'))}/{body.get('per')} burst {burst}"
-
-
-def _nat_range(value: Json, convert: Callable[[str], tuple[int, int]]) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    if isinstance(value, (int, str)) and not isinstance(value, bool):
-        return convert(str(value))
-    if isinstance(value, dict) and "range" in value:
-        first, last = as_pair(value["range"])
-        return convert(str(first))[0], convert(str(last))[1]
-    raise UnknownExpressionError(text_of(value))

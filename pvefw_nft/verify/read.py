@@ -68,8 +68,12 @@ def read_ruleset(
     *,
     assume: Assume | None = None,
     origins: Mapping[tuple[str, str, str, int], str] | None = None,
+    without_xtables: bool = False,
 ) -> RulesetModel:
     """Return the ruleset that all these files make together.
+
+    Of an nft listing, tables that iptables-nft made are left out where the same is there as iptables saves it, or
+    ``without_xtables``: nft cannot say what all of their rules mean.
 
     ``assume`` says what to take unknown matches for, ``origins`` where iptables' rules come from (nft's say it in
     their comments). Raises RulesetError for what cannot be read, naming file, table, chain and rule.
@@ -77,7 +81,7 @@ def read_ruleset(
     found = _Found()
     for text in texts:
         _sort_in(found, text)
-    return _Assembler(found, assume, dict(origins or {})).model()
+    return _Assembler(found, assume, dict(origins or {}), without_xtables=without_xtables).model()
 
 
 def read_compiled(
@@ -120,8 +124,9 @@ def _split(text: Text) -> list[_Part]:
         elif header is None or parts[-1].tool is not None:
             parts[-1].lines.append(line if not line.startswith("#") else "")
     for part in parts:
-        if part.tool is None:
-            part.tool = _guess(text.name, part.lines)
+        part.tool = part.tool or _guess(text.name, part.lines)
+        if part.tool in ("iptables", "ip6tables"):
+            part.tool += "-legacy" if "legacy" in text.name.rsplit("/", 1)[-1] else ""
     return parts
 
 
@@ -144,7 +149,10 @@ def _guess(name: str, lines: list[str]) -> str:
 class _Assembler:
     """Reads the parts in the order they need each other: ipsets first."""
 
-    def __init__(self, found: _Found, assume: Assume | None, origins: Origins) -> None:
+    def __init__(
+        self, found: _Found, assume: Assume | None, origins: Origins, *, without_xtables: bool = False
+    ) -> None:
+        self.without_xtables = without_xtables
         self.found = found
         self.assume = assume
         self.origins = origins
@@ -157,14 +165,14 @@ class _Assembler:
             self._compiled(name, document)
         for part in self._parts("ipset"):
             self.sets.sets.update(read_ipsets("\n".join(part.lines), self._reading(part.name), part.line).sets)
-        for tool in ("iptables", "ip6tables"):
+        for tool in ("iptables-legacy", "ip6tables-legacy", "iptables", "ip6tables"):
             self._xtables(tool)
         for part in self._parts("ebtables"):
             reader = EbtablesReader(self._reading(part.name), self._origins("ebtables"))
             self._add(reader.reading, reader.read_text("\n".join(part.lines), part.line))
         for part in self._parts("arptables"):
             raise RulesetError(f"{part.name}: arptables rulesets are not modelled", "leave that file out")
-        has_xtables = any(table.key.tool != "nft" for table in self.tables)
+        has_xtables = self.without_xtables or any(table.key.tool != "nft" for table in self.tables)
         for name, listing in self.found.nft:
             reading = self._reading(name)
             self._add(reading, NftReader(reading, without_xtables=has_xtables).read(listing))
@@ -188,9 +196,9 @@ class _Assembler:
         parts = self._parts(tool)
         if not parts:
             return
-        reader = XtablesReader(
-            4 if tool == "iptables" else 6, self._reading(parts[0].name), self.sets, self._origins(tool)
-        )
+        version = 4 if tool.startswith("iptables") else 6
+        reader = XtablesReader(version, self._reading(parts[0].name), self.sets, self._origins(tool))
+        reader.legacy = tool.endswith("-legacy")
         for part in parts:
             reader.reading.source = part.name
             reader.read_text("\n".join(part.lines), part.line)

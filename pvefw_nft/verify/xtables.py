@@ -66,6 +66,7 @@ _COUNTERS = re.compile(r"\[\d+:\d+\]\s*")
 class XtablesReader:
     """Reads rulesets of one IP version (4: iptables, 6: ip6tables).
 
+    ``legacy`` rulesets, of iptables-legacy, are apart from those of iptables-nft: a packet passes both.
     ``origins`` gives the place in the configuration by table, chain and number of the rule in its chain.
     """
 
@@ -74,6 +75,7 @@ class XtablesReader:
     sets: IpSets
     origins: Mapping[tuple[str, str, int], str] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
+    legacy: bool = False
     _parser: RuleParser = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,7 +84,7 @@ class XtablesReader:
     @property
     def tool(self) -> str:
         """The tool's name, as in table keys."""
-        return "iptables" if self.version == 4 else "ip6tables"
+        return ("iptables" if self.version == 4 else "ip6tables") + ("-legacy" if self.legacy else "")
 
     def read_text(self, text: str, first_line: int = 1) -> None:
         """Read save or restore text. Raises RulesetError, with line (from ``first_line``), table and chain."""

@@ -29,8 +29,13 @@ MATCHES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("-d Multicast", {"ether_daddr": "01:00:5e:00:00:01"}, {"ether_daddr": "02:00:5e:00:00:01"}),
     (
         "-p ARP --arp-ip-src 10.0.0.0/24",
-        {"ether_type": 0x806, "arp_saddr_ip": "10.0.0.9"},
-        {"ether_type": 0x806, "arp_saddr_ip": "10.0.1.9"},
+        {"ether_type": 0x806, "arp_plen": 4, "arp_ptype": "ip", "arp_saddr_ip": "10.0.0.9"},
+        {"ether_type": 0x806, "arp_plen": 4, "arp_ptype": "ip", "arp_saddr_ip": "10.0.1.9"},
+    ),
+    (
+        "-p ARP --arp-ip-src ! 10.0.0.9",
+        {"ether_type": 0x806, "arp_plen": 4, "arp_ptype": "ip", "arp_saddr_ip": "10.0.1.9"},
+        {"ether_type": 0x806, "arp_plen": 6, "arp_ptype": "ip", "arp_saddr_ip": "10.0.1.9"},
     ),
     ("-p ARP --arp-op Request", {"ether_type": 0x806, "arp_operation": 1}, {"ether_type": 0x806, "arp_operation": 2}),
     (

@@ -1,0 +1,245 @@
+"""Parts of nft rules in JSON form: members of sets, marks, flags, rates, rejections and translations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pvefw_nft.verify import names
+from pvefw_nft.verify.model import (
+    CT_MARK,
+    CT_STATUS,
+    ICMP,
+    ICMP6,
+    MARK,
+    All,
+    Any,
+    Condition,
+    CopyMark,
+    Effect,
+    Field,
+    MarkTarget,
+    SetMark,
+    Test,
+    equals,
+    mark_condition,
+    negate,
+)
+from pvefw_nft.verify.nft_values import (
+    Json,
+    Selector,
+    UnknownExpressionError,
+    as_list,
+    as_object,
+    as_pair,
+    text_of,
+    values_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+FULL = 0xFFFFFFFF
+"""All bits of a mark."""
+
+REJECTIONS: dict[str, dict[str, tuple[str | None, str | None]]] = {
+    "icmp": {
+        **{
+            name: (name, None)
+            for name in (
+                "net-unreachable", "host-unreachable", "port-unreachable", "net-prohibited",
+                "host-prohibited", "admin-prohibited",
+            )
+        },
+        "prot-unreachable": ("proto-unreachable", None),
+    },
+    "icmpv6": {
+        name: (None, name)
+        for name in (
+            "no-route", "admin-prohibited", "addr-unreachable", "port-unreachable", "policy-fail",
+            "reject-route",
+        )
+    },
+    "icmpx": {
+        "no-route": ("net-unreachable", "no-route"),
+        "port-unreachable": ("port-unreachable", "port-unreachable"),
+        "host-unreachable": ("host-unreachable", "addr-unreachable"),
+        "admin-prohibited": ("admin-prohibited", "admin-prohibited"),
+    },
+}  # fmt: skip
+"""What is answered in each family (net/netfilter/nft_reject.c for icmpx)."""
+
+
+def member_condition(selectors: list[Selector], element: Json) -> Condition:
+    """Return the condition of one member of a set, of one part or several."""
+    if isinstance(element, dict) and "elem" in element:
+        element = as_object(element["elem"])["val"]
+    if len(selectors) == 1 and not (isinstance(element, dict) and "concat" in element):
+        return Test(selectors[0].field, values_of(selectors[0], element))
+    parts = element.get("concat") if isinstance(element, dict) else element
+    if not isinstance(parts, list) or len(parts) != len(selectors):
+        raise UnknownExpressionError(text_of(element))
+    tests = [Test(on.field, values_of(on, part)) for on, part in zip(selectors, parts, strict=True)]
+    return All(merged(tests))
+
+
+def merged(conditions: Sequence[Condition]) -> tuple[Condition, ...]:
+    """Return the conditions with tests of ICMP type and of ICMP code joined into one of both."""
+    for on in (ICMP, ICMP6):
+        tests = [test for test in conditions if isinstance(test, Test) and test.field is on]
+        if len(tests) > 1:
+            values = tests[0].values
+            for test in tests[1:]:
+                values &= test.values
+            conditions = [*(test for test in conditions if test not in tests), Test(on, values)]
+    return tuple(conditions)
+
+
+def is_expression(expression: Json, kind: str, protocol: str | None, name: str) -> bool:
+    """Return whether an expression is this one, such as ``payload tcp flags`` or (no protocol) ``ct status``."""
+    if not isinstance(expression, dict):
+        return False
+    body = expression.get(kind)
+    if not isinstance(body, dict):
+        return False
+    return body.get("key" if protocol is None else "field") == name and body.get("protocol") == protocol
+
+
+def mark_bits(expression: Json) -> tuple[Field, ...] | None:
+    """Return the bits of the mark that an expression reads, or None where it reads something else."""
+    if is_expression(expression, "meta", None, "mark"):
+        return MARK
+    return CT_MARK if is_expression(expression, "ct", None, "mark") else None
+
+
+def mark_match(bits: tuple[Field, ...], mask: Json, operator: str, right: Json) -> Condition:
+    """Return the condition of a match on a mark, under a mask (None: all bits), with a value or several."""
+    number = FULL if mask is None else as_integer(mask)
+    members = as_list(right["set"]) if isinstance(right, dict) and "set" in right else [right]
+    found = []
+    for member in members:
+        if isinstance(member, dict) and "prefix" in member:
+            body = as_object(member["prefix"])
+            prefix = FULL & ~((1 << (32 - as_integer(body.get("len")))) - 1)
+            found.append(mark_condition(bits, prefix & number, as_integer(body.get("addr"))))
+        else:
+            found.append(mark_condition(bits, number, as_integer(member)))
+    condition = found[0] if len(found) == 1 else Any(tuple(found))
+    if operator == "==":
+        return condition
+    if operator == "!=":
+        return negate(condition)
+    if operator == "in" and len(found) == 1:
+        return negate(mark_condition(bits, as_integer(right) & number, 0))
+    raise UnknownExpressionError(f"mark {operator} {text_of(right)}")
+
+
+def status_match(mask: Json, operator: str, right: Json) -> Condition:
+    """``ct status dnat``: one of the named bits is set; ``ct status & dnat == dnat``: all of them are."""
+    names_ = right if isinstance(right, list) else [right]
+    bits = [CT_STATUS[str(name)] for name in names_ if str(name) in CT_STATUS]
+    if len(bits) != len(names_):
+        raise UnknownExpressionError(f"ct status {text_of(right)}")
+    if mask is None and operator == "in":
+        tests = tuple(equals(bit, 1) for bit in bits)
+        return tests[0] if len(tests) == 1 else Any(tests)
+    if mask is not None and mask == right and operator in ("==", "!="):
+        condition: Condition = All(tuple(equals(bit, 1) for bit in bits))
+        return condition if operator == "==" else negate(condition)
+    raise UnknownExpressionError(f"ct status {operator} {text_of(right)}")
+
+
+def flag_bits(value: Json) -> int:
+    """Return the bits that TCP flags mean, as a number, a name, a list or joined by ``|``."""
+    if isinstance(value, int):
+        return value
+    if isinstance(value, str):
+        return names.TCP_FLAG_BITS[value]
+    if isinstance(value, list):
+        number = 0
+        for part in value:
+            number |= flag_bits(part)
+        return number
+    if isinstance(value, dict) and "|" in value:
+        return flag_bits(value["|"])
+    if isinstance(value, dict) and "set" in value:
+        return 0
+    raise UnknownExpressionError(f"tcp flags {text_of(value)}")
+
+
+def as_integer(value: Json) -> int:
+    """Return a number, also one written as text; raises UnknownExpressionError."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise UnknownExpressionError(text_of(value))
+    try:
+        return value if isinstance(value, int) else int(value, 0)
+    except ValueError:
+        raise UnknownExpressionError(text_of(value)) from None
+
+
+def mark_change(target: MarkTarget, value: Json) -> Effect:
+    """Return the change that setting a mark to this expression means: of constants and one mark."""
+    source, keep, flip = linear(value)
+    if source is None:
+        return SetMark(target, 0, flip)
+    same = MARK if target is MarkTarget.PACKET else CT_MARK
+    if source is same:
+        return SetMark(target, keep, flip)
+    if flip:
+        raise UnknownExpressionError(text_of(value))
+    return CopyMark(target, 0, keep)
+
+
+def linear(value: Json) -> tuple[tuple[Field, ...] | None, int, int]:
+    """Return an expression as ``(mark & keep) ^ flip``: the mark's bits (None: a constant), keep, flip."""
+    bits = mark_bits(value)
+    if bits is not None:
+        return bits, FULL, 0
+    if isinstance(value, dict) and len(value) == 1:
+        (operator, operands), = value.items()  # fmt: skip
+        if operator in ("&", "|", "^") and isinstance(operands, list) and len(operands) == 2:
+            source, keep, flip = linear(operands[0])
+            number = as_integer(operands[1])
+            if operator == "&":
+                return source, keep & number, flip & number
+            if operator == "|":
+                return source, keep & ~number & FULL, (flip & ~number) | number
+            return source, keep, flip ^ number
+    return None, 0, as_integer(value)
+
+
+def harmless(key: dict[str, Json]) -> bool:
+    """Return whether setting this changes nothing that a modelled field shows."""
+    if "tcp option" in key:
+        return True
+    for kind, allowed in (("meta", ("priority", "nftrace")), ("ct", ("event", "zone", "label", "timeout"))):
+        body = key.get(kind)
+        if isinstance(body, dict) and body.get("key") in allowed:
+            return True
+    return False
+
+
+def is_over(limit: Json) -> bool:
+    """Return whether a limit matches what exceeds it."""
+    return isinstance(limit, dict) and bool(limit.get("inv"))
+
+
+def limit_text(body: Json) -> str:
+    """Return a limit's rate in canonical form, as :func:`~.model.rate_field` wants it."""
+    if not isinstance(body, dict):
+        raise UnknownExpressionError(text_of(body))
+    if body.get("rate_unit", "packets") != "packets":
+        raise UnknownExpressionError(f"limit {text_of(body)}")
+    burst = 5 if body.get("burst") is None else as_integer(body.get("burst"))
+    return f"{as_integer(body.get('rate'))}/{body.get('per')} burst {burst}"
+
+
+def nat_range(value: Json, convert: Callable[[str], tuple[int, int]]) -> tuple[int, int] | None:
+    """Return the first and last value of an address or port to translate to; None where it stays as it is."""
+    if value is None:
+        return None
+    if isinstance(value, (int, str)) and not isinstance(value, bool):
+        return convert(str(value))
+    if isinstance(value, dict) and "range" in value:
+        first, last = as_pair(value["range"])
+        return convert(str(first))[0], convert(str(last))[1]
+    raise UnknownExpressionError(text_of(value))
