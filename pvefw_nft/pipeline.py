@@ -41,12 +41,14 @@ class Source:
     """What to compile: the folder that holds ``etc/pve``, and the node.
 
     ``node`` None: the one that ``etc/pve/local`` links to, else this host's short name. ``local_network`` is asked
-    for a CIDR, or None, where cluster.fw has no alias ``local_network``.
+    for a CIDR, or None, where cluster.fw has no alias ``local_network``. ``real_interface`` returns the name of the
+    link that has an alternative name, or None.
     """
 
     root: Path
     node: str | None
     local_network: Callable[[], str | None]
+    real_interface: Callable[[str], str | None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def check_root(source: Source) -> Checked:
     Raises ConfigurationError for a file that cannot be used, UsageError for a root or node that is not there.
     """
     findings = Findings()
-    configuration = Configuration(_root(source), findings, source.local_network)
+    configuration = Configuration(_root(source), findings, source.local_network, source.real_interface)
     ruleset = build(configuration.node, configuration.guests())
     validate(ruleset)
     return Checked(configuration.node, ruleset, in_file_order(findings.diagnostics))
@@ -97,7 +99,7 @@ class Inventory:
 def read_inventory(source: Source) -> Inventory:
     """Read a configuration without building a ruleset. Raises what :func:`check_root` raises."""
     findings = Findings()
-    configuration = Configuration(_root(source), findings, source.local_network)
+    configuration = Configuration(_root(source), findings, source.local_network, source.real_interface)
     node = configuration.node
     peers = () if node.corosync is None else tuple(corosync_peers(node.corosync, node.node))
     guests = tuple(configuration.guests())
