@@ -13,9 +13,12 @@ from pvefw_nft.verify.prove.compare import Options, compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.known import read_known
 from pvefw_nft.verify.prove.render import SetNames, class_text, report_data, report_text
-from pvefw_nft.verify.prove.report import Report
 from pvefw_nft.verify.read import Text, read_ruleset
 from pvefw_nft.verify.simulate import simulate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pvefw_nft.verify.prove.report import Report
 
 NICS = (
     Nic("vm100", 100, 0, "tap100i0", "vmbr0", filtered=True, mac=0xBC2411000001),

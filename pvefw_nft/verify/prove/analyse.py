@@ -408,15 +408,17 @@ class _Walk:
 
     def note_shadows(self, seen: _Seen, one: _Prepared) -> None:
         """Note which rules took packets that a dead rule would have matched."""
-        if seen.alive or seen.shadows:
+        if seen.alive or len(seen.shadows) >= MOST_NAMED:
             return
         false = self.evaluation.false
         for usual in (self.usual, ()):
+            found: dict[RuleKey, None] = {}
             for key, hit in self.taken:
                 same_table = key[0] == id(seen.table)
                 if same_table and self.evaluation.space.rule(usual, self.within(hit, *one[2:4]), false) != false:
-                    seen.shadows[key] = None
-            if seen.shadows:
+                    found[key] = None
+            if found:
+                seen.shadows |= found
                 return
 
     @property
