@@ -192,7 +192,7 @@ def _check_word(name: str) -> None:
 
 
 def _check_line(line: Any, start: str) -> None:  # noqa: ANN401 (JSON)
-    if not isinstance(line, str) or not line.startswith(start) or any(c in line for c in "\n\r\0"):
+    if not isinstance(line, str) or not line.startswith(start) or "\n" in line or "\r" in line or "\0" in line:
         raise InternalError(f"an artefact with the line {line!r} where one that begins with {start!r} belongs")
 
 
