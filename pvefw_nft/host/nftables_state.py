@@ -166,7 +166,7 @@ class Nftables:
 
 def _failure(problem: str, commands: Sequence[Command]) -> HostError:
     lines = [line.removeprefix("internal:0:0-0: Error: ") for line in problem.splitlines() if line.strip()]
-    message = "libnftables refused the ruleset: " + "; ".join(lines[:4])
+    message = "libnftables refused the ruleset: " + "; ".join([*dict.fromkeys(lines)][:4])
     found = re.search(r"command array at index (\d+) failed", problem)
     if found is not None and int(found[1]) < len(commands):
         message += f"\n  in the command {json.dumps(commands[int(found[1])])[:300]}"
@@ -174,7 +174,7 @@ def _failure(problem: str, commands: Sequence[Command]) -> HostError:
     hint = None
     if "not permitted" in lowered:
         hint = "run this as root"
-    elif "not supported" in lowered or "no such file" in lowered:
+    elif any(reason in lowered for reason in ("not supported", "no such file", "protocol error")):
         hint = "the kernel may lack what the rules use: see `pvefw doctor` (nf_conntrack_bridge, nft_reject_bridge)"
     return HostError(message, hint)
 
