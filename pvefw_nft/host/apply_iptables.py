@@ -109,7 +109,18 @@ def carry_out(planned: Plan, before_part: Callable[[Part], None] | None = None) 
     for part in planned.parts:
         if before_part is not None:
             before_part(part)
-        tools.run(part.command, part.text)
+        tools.run(part.command, _without_needless_flushes(part.text))
+
+
+def _without_needless_flushes(text: str) -> str:
+    """Leave out ``-F CHAIN`` where the same input makes the chain.
+
+    A ruleset's text has these lines so that it can be loaded over another one. iptables-nft-restore 1.8.9 takes a
+    time for each that grows with the number of rules: 10 s instead of 0.5 s for 1,000 guests of 20 rules.
+    """
+    lines = text.splitlines(keepends=True)
+    needless = {f"-F {line[1:].split(' ', 1)[0]}\n" for line in lines if line.startswith(":")}
+    return "".join(line for line in lines if line not in needless)
 
 
 def differences(current: State, target: State) -> list[str]:
@@ -325,7 +336,8 @@ class _TablePlan:
         if current.signature is None:
             # ebtables: only what was remembered tells that these are the rules that are wanted
             return remembered is not None and remembered.signature == target.signature
-        return current.signature == target.signature and current.size == target.size
+        as_listed = remembered is not None
+        return current.signature == target.signature and (as_listed or current.size == target.size)
 
     def _is_empty(self, name: str) -> bool:
         chain = self._current.chains[name]

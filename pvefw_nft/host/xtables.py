@@ -60,7 +60,10 @@ class Chain:
     @property
     def size(self) -> int:
         """How many rules the lines are: iptables makes one of each pair of a source and a destination."""
-        return sum(prod(found.count(",") + 1 for found in _ADDRESSES.findall(line)) for line in self.rules)
+        return sum(
+            prod(found.count(",") + 1 for found in _ADDRESSES.findall(line)) if "," in line else 1
+            for line in self.rules
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -308,7 +308,7 @@ def test_failure_half_way_puts_back_what_was_there(real: Namespace) -> None:
     broken["ip6tables"]["filter"]["PVEFW-INPUT"] = ["-A PVEFW-INPUT -p nonsense -j DROP"]
     with pytest.raises(HostError) as caught:
         apply(broken)
-    assert "in line 3 of its input: -A PVEFW-INPUT -p nonsense -j DROP" in caught.value.message
+    assert "of its input: -A PVEFW-INPUT -p nonsense -j DROP" in caught.value.message
     assert "the ruleset that ran before is in place" in caught.value.message
     assert sorted(saved()) == before
 
