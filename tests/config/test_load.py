@@ -39,6 +39,23 @@ def test_host_file_of_the_node_where_there_is_no_local_folder(tmp_path: Path) ->
     assert check(tmp_path).node.host.options.ndp
 
 
+def test_a_folder_without_a_configuration_is_a_problem(tmp_path: Path) -> None:
+    (problem,) = check(tmp_path).diagnostics
+    assert (problem.code, problem.span.file) == ("no-configuration", str(tmp_path / "etc/pve"))
+    (tmp_path / "etc/pve").mkdir(parents=True)
+    assert [problem.code for problem in check(tmp_path).diagnostics] == ["no-configuration"]
+    (tmp_path / "etc/pve/nodes").mkdir()
+    assert check(tmp_path).diagnostics == ()
+
+
+def test_a_link_to_nowhere_is_no_missing_file(tmp_path: Path) -> None:
+    folder = tmp_path / "etc/pve/firewall"
+    folder.mkdir(parents=True)
+    (folder / "cluster.fw").symlink_to(folder / "elsewhere.fw")
+    with pytest.raises(ConfigurationError, match="leads nowhere"):
+        check(tmp_path)
+
+
 def test_guests_of_the_own_node_only(tmp_path: Path) -> None:
     write(tmp_path, f"etc/pve/nodes/{NODE}/qemu-server/100.conf", VM)
     write(tmp_path, "etc/pve/nodes/other/qemu-server/101.conf", VM)
