@@ -311,9 +311,7 @@ class Comparison:
                 unexplained |= {end.nic: None for end in ends if isinstance(end, NicEnd)}
         self.between_guests(list(unexplained), looked_at, found)
 
-    def between_guests(
-        self, nics: Sequence[Nic], looked_at: Mapping[tuple[Way, Case], object], found: _Found
-    ) -> None:
+    def between_guests(self, nics: Sequence[Nic], looked_at: Mapping[tuple[Way, Case], object], found: _Found) -> None:
         """Look at the ways between guests whose own segments differ, though not seen from outside or host."""
         pairs = [(a, b) for a in nics for b in self.ends.nics if a is not b]
         if len(pairs) > MOST_PAIRS:
