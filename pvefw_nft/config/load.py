@@ -149,16 +149,14 @@ class Configuration:
 
         ``local_network`` is asked for a CIDR where the cluster has no alias of that name: the alias counts more,
         since rules may refer to it. ``real_interface`` returns the name of the link with an alternative name.
-        Raises ConfigurationError for a file that cannot be used, and UsageError where ``local_network`` gives no
-        CIDR.
+        Raises ConfigurationError for a file that cannot be used and for an ``etc/pve`` that is missing or empty (not
+        mounted, which is not the same as disabled), and UsageError where ``local_network`` gives no CIDR.
         """
         self._root = root
         self._findings = findings
         if not _listed(root.pve):
-            findings.error(
-                "no-configuration",
-                Span(str(root.pve), 0),
-                "nothing is there, so nothing is filtered",
+            raise ConfigurationError(
+                f"{root.pve}: nothing is there",
                 "name the folder that holds etc/pve with --root; on Proxmox VE, see that pve-cluster.service runs",
             )
         file = root.pve / "firewall" / "cluster.fw"

@@ -39,11 +39,12 @@ def test_host_file_of_the_node_where_there_is_no_local_folder(tmp_path: Path) ->
     assert check(tmp_path).node.host.options.ndp
 
 
-def test_a_folder_without_a_configuration_is_a_problem(tmp_path: Path) -> None:
-    (problem,) = check(tmp_path).diagnostics
-    assert (problem.code, problem.span.file) == ("no-configuration", str(tmp_path / "etc/pve"))
+def test_a_folder_without_a_configuration_is_not_a_disabled_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nothing is there"):
+        check(tmp_path)
     (tmp_path / "etc/pve").mkdir(parents=True)
-    assert [problem.code for problem in check(tmp_path).diagnostics] == ["no-configuration"]
+    with pytest.raises(ConfigurationError, match="nothing is there"):
+        check(tmp_path)
     (tmp_path / "etc/pve/nodes").mkdir()
     assert check(tmp_path).diagnostics == ()
 
@@ -154,6 +155,7 @@ def test_enable_as_epoch_time_holds_for_a_minute(make_root: MakeRoot, age: int, 
 
 
 def test_missing_cluster_file_means_disabled(tmp_path: Path) -> None:
+    write(tmp_path, "etc/pve/firewall/100.fw", ON)
     assert not check(tmp_path).ruleset.enabled
 
 
