@@ -81,6 +81,7 @@ def check_root(source: Source) -> Checked:
     """
     findings = Findings()
     configuration = Configuration(_root(source), findings, source.local_network, source.real_interface)
+    _warn_of_unknown_node(source, findings)
     ruleset = build(configuration.node, configuration.guests())
     validate(ruleset)
     return Checked(configuration.node, ruleset, in_file_order(findings.diagnostics))
@@ -162,6 +163,18 @@ def _own_node(root: Path) -> str:
         return name
     known = ", ".join(sorted(folder.name for folder in nodes.iterdir() if folder.is_dir()))
     raise UsageError(f"{nodes}: no node `{name}`, which is this host", f"name a node with --node: {known or 'none'}")
+
+
+def _warn_of_unknown_node(source: Source, findings: Findings) -> None:
+    """Warn where the node was named, and the root has folders of other nodes only: then it has no guests."""
+    nodes = source.root / "etc" / "pve" / "nodes"
+    if source.node is None or not nodes.is_dir() or (nodes / source.node).exists():
+        return
+    known = ", ".join(sorted(folder.name for folder in nodes.iterdir()))
+    if known:
+        findings.warning(
+            "unknown-node", Span(str(nodes), 0), f"no node `{source.node}` here", f"nodes here are {known}"
+        )
 
 
 def in_file_order(diagnostics: list[Diagnostic]) -> tuple[Diagnostic, ...]:

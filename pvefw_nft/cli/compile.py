@@ -54,6 +54,8 @@ def compile_command(
 
 
 def _print(pieces: Iterator[str]) -> None:
+    if sys.stdout is None:
+        raise HostError("standard output is closed", "name a file with -o")
     try:
         for piece in pieces:
             sys.stdout.write(piece)

@@ -77,6 +77,12 @@ def test_root_of_other_nodes_wants_a_name(tmp_path: Path) -> None:
     assert "frodo" in error.value.hint
 
 
+def test_named_node_that_is_not_there(tmp_path: Path) -> None:
+    write(tmp_path, "etc/pve/nodes/frodo/host.fw", "")
+    problems = check_root(Source(tmp_path, "froddo", lambda: None)).diagnostics
+    assert [(problem.code, problem.hint) for problem in problems] == [("unknown-node", "nodes here are frodo")]
+
+
 @pytest.mark.parametrize("node", ["", "..", "a/b"])
 def test_node_that_cannot_be_one(tmp_path: Path, node: str) -> None:
     with pytest.raises(UsageError):
