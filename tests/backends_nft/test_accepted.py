@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 
 MODULES = ("nf_conntrack_bridge", "nft_meta_bridge", "nft_reject_bridge")
 
-# Checked as a whole, without loading it, then loaded and listed, which also shows that libnftables can list it.
-SCRIPT = (
-    'for file in "$0"/*.json; do nft -j -c -f "$file" && nft -j -f "$file" && nft list ruleset >/dev/null '
-    '|| echo "refused: $file"; done'
-)
+SCRIPT = 'for file in "$0"/*.json; do nft -j -c -f "$file" || echo "refused: $file"; done'
+PATIENCE = 1200.0
+"""Seconds for all of them, in an emulated machine that may share its processors."""
 
 
 @pytest.fixture
@@ -51,5 +49,5 @@ def test_the_kernel_takes_every_configuration(guest: Guest) -> None:
         (folder / f"{one.name.replace('/', '-')}.json").write_text(text)
     status, output = guest.run(["modprobe", "-a", *MODULES])
     assert status == 0, output.decode()
-    status, output = guest.run(["sh", "-c", SCRIPT, str(folder)])
+    status, output = guest.run(["sh", "-c", SCRIPT, str(folder)], seconds=PATIENCE)
     assert (status, output.decode()) == (0, "")
