@@ -168,8 +168,10 @@ class MatchLowering:
                 return list(dict.fromkeys(self._port(m) for m in matches if isinstance(m, NicPort)))
             case Interface() | ConnState():
                 return list(dict.fromkeys(name for m in matches for name in names_of(m)))
-            case _:
-                return self.interval_values(merged(i for m in matches for i in intervals_of(m)), matches[0])
+            case sample if len(matches) == 1:
+                return self.interval_values(merged(intervals_of(sample)), sample)
+            case sample:
+                return self.interval_values(merged(i for m in matches for i in intervals_of(m)), sample)
 
     def interval_values(self, intervals: Sequence[Interval], match: Match) -> list[Value]:
         """Return intervals as values of the kind that this match asks for."""

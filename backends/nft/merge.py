@@ -98,7 +98,7 @@ def runs(rules: Iterable[Rule]) -> Iterator[Run]:
 def _with(run: Run, rule: Rule) -> Run | None:
     """Return the run with one more rule, or None where it does not fit in."""
     first = run.rules[0]
-    if rule.log is not None or first.log is not None or len(rule.matches) != len(first.matches):
+    if len(rule.matches) != len(first.matches) or rule.log is not None or first.log is not None:
         return None
     if len(run.rules) == MAX_RUN:
         return None

@@ -202,7 +202,7 @@ class Scope:
 
     def _minds_no_mark(self, rule: Rule) -> bool:
         """Tell whether a rule neither tests nor logs the mark, and whether no packet it matches keeps the mark."""
-        if rule.log is not None or AcceptMark() in rule.matches:
+        if rule.log is not None or _tests_mark(rule):
             return False
         match rule.action:
             case Drop():
@@ -225,7 +225,7 @@ class Scope:
         """
         clear = False
         for rule in rules:
-            if clear and (AcceptMark() in rule.matches or self._only_clears(rule)):
+            if clear and (_tests_mark(rule) or self._only_clears(rule)):
                 continue
             yield rule
             every_packet = not rule.matches and rule.families == Family.BOTH
@@ -277,7 +277,12 @@ class Scope:
 
 
 def _clears_for_all(rule: Rule) -> bool:
-    return rule.action == SetAcceptMark(on=False) and not rule.matches and rule.families == Family.BOTH
+    action = rule.action
+    return isinstance(action, SetAcceptMark) and not action.on and not rule.matches and rule.families == Family.BOTH
+
+
+def _tests_mark(rule: Rule) -> bool:
+    return any(isinstance(match, AcceptMark) for match in rule.matches)
 
 
 def _drop_last_accept(rules: list[Rule]) -> None:
