@@ -54,4 +54,13 @@ def make_source(root: Path, node: str | None, local_network: str | None) -> Sour
 
         return detect()
 
-    return Source(root, node, network)
+    # Only on the host itself do its links have anything to do with the configuration.
+    return Source(root, node, network, _real_interface) if root == Path("/") else Source(root, node, network)
+
+
+def _real_interface(name: str) -> str | None:
+    if Path("/sys/class/net", name).exists() or name.endswith("+"):
+        return None
+    from pvefw_nft.host.altnames import real_name  # deferred: needed where a rule names no link of this host
+
+    return real_name(name)

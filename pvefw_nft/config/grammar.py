@@ -79,6 +79,9 @@ class SectionKind(Enum):
     GROUP = "group"
 
 
+_NAMED_SECTIONS = (SectionKind.IPSET, SectionKind.GROUP)
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """A section and the lines below its header, blank and comment lines left out.
@@ -124,7 +127,7 @@ class RuleLine:
     """A rule as written: ``fields`` maps the canonical option names to their values.
 
     The names are those of :data:`FIELDS`. ``action`` is the word after the type; for type GROUP that is the
-    group's name. ``options`` holds where each field's option word starts (named form only).
+    group's name.
     """
 
     line: Line
@@ -240,7 +243,7 @@ def _read_header(line: Line, stripped: str) -> tuple[SectionKind | None, Word | 
         kind = SectionKind(found[1].lower()) if found else None
     except ValueError:
         kind = None
-    if found is None or kind is None:
+    if found is None or kind is None or (found[2] is not None and kind not in _NAMED_SECTIONS):
         return None, None, "", line
     name = None if found[2] is None else Word(found[2], line.text.index("[") + found.start(2))
     return kind, name, (found[3] or "").strip(), line
@@ -433,24 +436,27 @@ def _explain(body: str, offset: int) -> SyntaxProblem:
 class NicLine:
     """A line ``netN: key=value,…`` of a guest config; ``properties`` maps each key to its value.
 
-    The first part of a VM's NIC is ``MODEL=MAC``: its key is the model.
+    The first part of a VM's NIC is ``MODEL=MAC``: its key is the model. ``problem`` says what is wrong with the line
+    as a whole; its properties are then those that can be told nevertheless.
     """
 
     line: Line
     index: int
     properties: dict[str, Word]
+    problem: SyntaxProblem | None = None
 
 
 _NIC = _line(r"net([0-9]{1,2})[ \t]*:[ \t]*([A-Za-z0-9_-]+(?:=[^,\s]*)?(?:,[A-Za-z0-9_-]+(?:=[^,\s]*)?)*)")
-_GUEST_SETTING = re.compile(r"[A-Za-z0-9_.-]+[ \t]*:")
-_NIC_PROPERTY = re.compile(r"([A-Za-z0-9_-]+)(?:=([^,]*))?(?:,|$)")
+_NIC_START = re.compile(r"net([0-9]{1,2})(?![0-9])")
+# Raw keys of LXC may be written in its own manner, with an equals sign.
+_GUEST_SETTING = re.compile(r"[A-Za-z0-9_.-]+[ \t]*:|lxc\.[a-z0-9_.-]+[ \t]*=")
+_NIC_PROPERTY = re.compile(r"([A-Za-z0-9_-]+)(?:=([^,\s]*))?")
 
 
 def read_guest_config(file: str, text: str) -> Iterator[NicLine | tuple[Line, SyntaxProblem]]:
     """Yield the NIC lines of a guest config; those after the first ``[section]`` are of snapshots and left out.
 
-    A NIC line that cannot be read is yielded with its problem; so is a line that is no setting at all, since a NIC
-    might be hidden in it.
+    A line that is no setting at all is yielded with its problem, since a NIC might be hidden in it.
     """
     for number, raw in enumerate(text.split("\n"), 1):
         body = raw.strip(" \t\r")
@@ -473,7 +479,12 @@ def read_guest_config(file: str, text: str) -> Iterator[NicLine | tuple[Line, Sy
             end=offset + len(body),
             hint="it is written like `net0: virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1`" if is_nic else None,
         )
-        yield line, problem
+        start = _NIC_START.match(body)
+        if start is None:
+            yield line, problem
+        else:
+            properties = _nic_properties(body[start.end() :], offset + start.end())
+            yield NicLine(line, int(start[1]), properties, problem)
 
 
 def _nic_properties(text: str, start: int) -> dict[str, Word]:
@@ -485,10 +496,13 @@ def _nic_properties(text: str, start: int) -> dict[str, Word]:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block ``name { … }`` of corosync.conf: settings by name, and the blocks inside it."""
+    """A block ``name { … }`` of corosync.conf: settings by name, and the blocks inside it.
+
+    A setting's word starts at an offset into the whole text.
+    """
 
     name: str
-    settings: dict[str, str]
+    settings: dict[str, Word]
     blocks: tuple[Block, ...]
 
 
@@ -521,11 +535,11 @@ def read_corosync(file: str, text: str) -> Block:
 
 
 def _block(name: str, body: pp.ParseResults) -> Block:
-    settings: dict[str, str] = {}
+    settings: dict[str, Word] = {}
     blocks: list[Block] = []
     for item in body:
         if isinstance(item, re.Match):
-            settings[item[1]] = item[2].strip()
+            settings[item[1]] = Word(item[2].strip(), item.start(2))
         else:
             opening, inner = item
             blocks.append(_block(opening[1], inner))

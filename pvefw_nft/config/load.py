@@ -24,6 +24,7 @@ from pvefw_nft.config.model import (
     NodeConfig,
     VnetConfig,
 )
+from pvefw_nft.config.rules import Names
 from pvefw_nft.config.values import BadValue, Prefix, read_mac, read_prefix
 from pvefw_nft.errors import ConfigurationError, Span, UsageError
 
@@ -99,7 +100,7 @@ def read_text(path: Path) -> str | None:
     """Return the text of a file, without a byte-order mark, or None where it does not exist.
 
     Bytes that are not UTF-8 become U+FFFD, which the readers of lines report. Raises ConfigurationError where
-    the file cannot be read, is too large, or is no text.
+    the file cannot be read, is too large, is no text, or is a link to nowhere.
     """
     try:
         status = path.stat()
@@ -109,6 +110,8 @@ def read_text(path: Path) -> str | None:
         with path.open("rb") as file:
             data = file.read() if status.st_size <= MAX_FILE_SIZE else file.read(MAX_FILE_SIZE + 1)
     except FileNotFoundError:
+        if path.is_symlink():
+            raise ConfigurationError(f"{path}: the link leads nowhere", "mend it or remove it") from None
         return None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
@@ -135,17 +138,32 @@ class Configuration:
     thousands of them is never in memory as a whole. What is wrong goes to ``findings``.
     """
 
-    def __init__(self, root: Root, findings: Findings, local_network: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        root: Root,
+        findings: Findings,
+        local_network: Callable[[], str | None],
+        real_interface: Callable[[str], str | None] = lambda _: None,
+    ) -> None:
         """Read cluster.fw, host.fw, the VNets and corosync.conf.
 
         ``local_network`` is asked for a CIDR where the cluster has no alias of that name: the alias counts more,
-        since rules may refer to it. Raises ConfigurationError for a file that cannot be used, and UsageError
-        where ``local_network`` gives no CIDR.
+        since rules may refer to it. ``real_interface`` returns the name of the link with an alternative name.
+        Raises ConfigurationError for a file that cannot be used, and UsageError where ``local_network`` gives no
+        CIDR.
         """
         self._root = root
         self._findings = findings
+        if not _listed(root.pve):
+            findings.error(
+                "no-configuration",
+                Span(str(root.pve), 0),
+                "nothing is there, so nothing is filtered",
+                "name the folder that holds etc/pve with --root; on Proxmox VE, see that pve-cluster.service runs",
+            )
         file = root.pve / "firewall" / "cluster.fw"
-        cluster, self._names = resolve.read_cluster(str(file), read_text(file) or "", findings)
+        self._names = Names(0, real_interface=real_interface)
+        cluster = resolve.read_cluster(str(file), read_text(file) or "", findings, self._names)
         host_file = root.host_file()
         host = resolve.read_host(str(host_file), read_text(host_file) or "", findings, cluster, self._names)
         alias = cluster.aliases.get("local_network")
@@ -214,13 +232,13 @@ class _Nics:
     def read(self, file: str, text: str) -> tuple[Nic, ...]:
         nics: dict[int, Nic] = {}
         for item in grammar.read_guest_config(file, text):
+            line, problem = (item.line, item.problem) if isinstance(item, grammar.NicLine) else item
+            if problem is not None:
+                self.findings.error(problem.code, line.span(problem.start, problem.end), problem.message, problem.hint)
             if isinstance(item, grammar.NicLine):
                 nic = self._nic(item)
                 if nic is not None:
                     nics[nic.index] = nic
-            else:
-                line, problem = item
-                self.findings.error(problem.code, line.span(problem.start, problem.end), problem.message, problem.hint)
         return tuple(sorted(nics.values(), key=lambda nic: str(nic.index)))
 
     def _nic(self, written: grammar.NicLine) -> Nic | None:
@@ -229,7 +247,7 @@ class _Nics:
                 "bad-nic", written.line.span(), f"net{written.index} does not exist", "NICs are net0 to net31"
             )
             return None
-        firewall = self._flag(written, "firewall")
+        firewall = self._firewall(written)
         interface = f"{self.kind.value}{self.vmid}i{written.index}"
         if firewall and len(interface) > _MAX_INTERFACE:
             self.findings.error(
@@ -255,18 +273,19 @@ class _Nics:
             written.line.span(),
         )
 
-    def _flag(self, written: grammar.NicLine, key: str) -> bool:
-        word = written.properties.get(key)
-        if word is None or word.text == "0":
-            return False
-        if word.text != "1":
+    def _firewall(self, written: grammar.NicLine) -> bool:
+        """Tell whether the NIC is filtered; in doubt it is, so that a mistake never opens it."""
+        word = written.properties.get("firewall")
+        if word is None:
+            return written.problem is not None and "firewall" in written.line.text
+        if word.text not in ("0", "1") and written.problem is None:
             self.findings.error(
                 "bad-nic",
                 written.line.span(word.start, word.end),
-                f"`{key}={word.text[:40]}` is neither 0 nor 1; the NIC counts as filtered",
-                f"write {key}=1",
+                f"`firewall={word.text[:40]}` is neither 0 nor 1; the NIC counts as filtered",
+                "write firewall=1",
             )
-        return True
+        return word.text != "0"
 
     def _mac(self, written: grammar.NicLine, *, filtered: bool) -> tuple[int | None, str]:
         properties = written.properties
@@ -276,7 +295,7 @@ class _Nics:
             model = next((key for key in properties if key not in _NO_MAC_KEYS), "")
             word = properties.get("macaddr") or properties.get(model)
         mac = None if word is None else read_mac(word.text)
-        if mac is None and filtered:
+        if mac is None and filtered and written.problem is None:
             key = "hwaddr=…" if self.kind is GuestKind.CONTAINER else "virtio=…"
             self.findings.error(
                 "bad-mac",
@@ -353,9 +372,9 @@ def _read_corosync(file: str, text: str, findings: Findings) -> Corosync | None:
         line = grammar.Line(file, number, text.split("\n")[number - 1].rstrip("\r"))
         findings.error("syntax", line.span(), "cannot be read from here on; no rules for corosync", problem.hint)
         return None
-    transport = next(
-        (block.settings.get("transport", "knet") for block in root.blocks if block.name == "totem"), "knet"
-    )
+    lines = text.split("\n")
+    totem = next((block for block in root.blocks if block.name == "totem"), None)
+    transport = totem.settings.get("transport") if totem else None
     nodes = []
     for block in (node for listed in root.blocks if listed.name == "nodelist" for node in listed.blocks):
         links: dict[int, Prefix] = {}
@@ -364,13 +383,16 @@ def _read_corosync(file: str, text: str, findings: Findings) -> Corosync | None:
             if found is None:
                 continue
             try:
-                links[int(found[1])] = read_prefix(value)
+                links[int(found[1])] = read_prefix(value.text)
             except BadValue:
+                number = text.count("\n", 0, value.start) + 1
+                start = value.start - text.rfind("\n", 0, value.start) - 1
                 findings.warning(
                     "bad-address",
-                    Span(file, 0),
-                    f"`{key}: {value[:60]}` is not an address, so no rule lets this link through",
+                    grammar.Line(file, number, lines[number - 1].rstrip("\r")).span(start, start + len(value.text)),
+                    f"`{key}: {value.text[:60]}` is not an address, so no rule lets this link through",
                     "write the node's address instead of its name",
                 )
-        nodes.append(CorosyncNode(block.settings.get("name", ""), links))
-    return Corosync(transport, tuple(nodes), file)
+        name = block.settings.get("name")
+        nodes.append(CorosyncNode(name.text if name else "", links))
+    return Corosync(transport.text if transport else "knet", tuple(nodes), file)

@@ -48,6 +48,11 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]+")
 _MAX_NAME = 64
 _MAX_GROUP_NAME = 18
+_ALIAS = re.compile(r"(?:dc/|guest/)?[A-Za-z][A-Za-z0-9_-]+")
+_SEVERAL = re.compile(r"[-,]")
+_ENTRY_HINT = (
+    "an entry is one address, one network like 10.0.0.0/24, or the name of an alias; `!` before it excludes it"
+)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x85\ufffd]")
 
 _COLUMNS = ("iface", "source", "dest", "proto", "dport", "sport")
@@ -71,6 +76,10 @@ _GROUP_RULE_TYPES = ("IN", "OUT", "FORWARD")
 _T = TypeVar("_T")
 
 
+def _spelled(kind: SectionKind) -> str:
+    return {SectionKind.IPSET: "[IPSET name]", SectionKind.GROUP: "[group name]"}.get(kind, f"[{kind.name}]")
+
+
 class _FileReader:
     """Reads one firewall file, top to bottom; what is defined below a line is not known to it."""
 
@@ -90,27 +99,19 @@ class _FileReader:
             self.findings.error(
                 "no-section",
                 before[0].span(),
-                "text before the first section",
+                "text before the first section; it is ignored",
                 f"a section begins with a header such as {self._headers()}",
             )
         for section in sections:
             self._read_section(section)
 
     def _headers(self) -> str:
-        spelled = {SectionKind.IPSET: "[IPSET name]", SectionKind.GROUP: "[group name]"}
-        return ", ".join(spelled.get(kind, f"[{kind.name}]") for kind in _SECTIONS[self.kind])
+        return ", ".join(map(_spelled, _SECTIONS[self.kind]))
 
     def _read_section(self, section: Section) -> None:
         kind = section.kind
         if kind is None:
-            word = re.sub(r"[\[\]\s].*", "", section.header.text.strip().lstrip("[ \t"))
-            meant = nearest(word, [known.value.upper() for known in _SECTIONS[self.kind]])
-            self.findings.error(
-                "unknown-section",
-                section.header.span(),
-                "unknown section; its lines are ignored",
-                meant or f"sections here are {self._headers()}",
-            )
+            self._unknown_section(section.header)
             return
         if kind not in _SECTIONS[self.kind]:
             self.findings.error(
@@ -137,12 +138,26 @@ class _FileReader:
                     if rule is not None:
                         self.rules.append(rule)
 
+    def _unknown_section(self, header: Line) -> None:
+        word = re.sub(r"[\[\]\s].*", "", header.text.strip().lstrip("[ \t")).upper()
+        known = {kind.value.upper(): kind for kind in _SECTIONS[self.kind]}
+        if word in known:
+            hint: str | None = f"write {_spelled(known[word])} alone on its line"
+        else:
+            hint = nearest(word, list(known))
+        self.findings.error(
+            "unknown-section",
+            header.span(),
+            "unknown section; its lines are ignored",
+            hint or f"sections here are {self._headers()}",
+        )
+
     def _columns(self) -> tuple[str, ...]:
         return _GROUP_COLUMNS if self.kind is FileKind.VNET else _COLUMNS
 
     def _clean(self, section: Section) -> list[Line]:
         """Return the section's lines without those that hold control characters or are not UTF-8."""
-        if _CONTROL.search("\n".join([line.text for line in section.lines]).replace("\n", "")) is None:
+        if _CONTROL.search("\n".join([line.text for line in section.lines])) is None:
             return list(section.lines)
         lines = []
         for line in section.lines:
@@ -207,6 +222,8 @@ class _FileReader:
             written = grammar.read_alias(line)
             if not self._valid_name(line, written.name, "alias", _MAX_NAME):
                 return
+            if _SEVERAL.search(written.address.text):
+                raise _bad_alias(written.address.text)
             prefix = read_prefix(written.address.text)
         except SyntaxProblem as problem:
             self._syntax(line, problem)
@@ -251,7 +268,6 @@ class _FileReader:
         if name in self.own.ipsets:
             self._redefined(section, "ipset", name, self.own.ipsets[name].header)
         entries: dict[tuple[int, int, int], IpsetEntry] = {}
-        # An entry may not name its own set, so the set is known only below; a set replaced is gone already.
         for line in self._clean(section):
             entry = self._read_entry(line)
             if entry is None:
@@ -284,10 +300,12 @@ class _FileReader:
         try:
             written = grammar.read_entry(line)
             word = written.address
-            if looks_like_address(word.text):
+            if looks_like_address(word.text) and not _SEVERAL.search(word.text):
                 prefix: Prefix | None = read_prefix(word.text)
-            else:
+            elif _ALIAS.fullmatch(word.text):
                 prefix = self._alias(line, word)
+            else:
+                raise _not_an_entry(word.text)
         except SyntaxProblem as problem:
             self._syntax(line, problem)
             return None
@@ -351,15 +369,30 @@ class _FileReader:
         self.findings.error(bad.code, line.span(word.start + bad.start, word.start + bad.end), bad.message, bad.hint)
 
 
+def _bad_alias(text: str) -> BadValue:
+    return BadValue(
+        f"an alias cannot stand for `{text[:60]}`",
+        start=0,
+        end=len(text),
+        code="bad-address",
+        hint="it stands for one address or one network; define an ipset for several",
+    )
+
+
+def _not_an_entry(text: str) -> BadValue:
+    return BadValue(
+        f"`{text[:60]}` cannot be an entry of an ipset", start=0, end=len(text), code="bad-address", hint=_ENTRY_HINT
+    )
+
+
 # --- files ---------------------------------------------------------------------------------------------------
 
 
-def read_cluster(file: str, text: str, findings: Findings) -> tuple[ClusterConfig, Names]:
-    """Read cluster.fw. Returns it and the names that hosts and guests may refer to."""
-    names = Names(0)
+def read_cluster(file: str, text: str, findings: Findings, names: Names) -> ClusterConfig:
+    """Read cluster.fw. ``names`` takes the names that hosts and guests may refer to."""
     reader = _FileReader(FileKind.CLUSTER, findings, names, None)
     reader.read(file, text)
-    config = ClusterConfig(
+    return ClusterConfig(
         _options(ClusterOptions, reader),
         names.aliases,
         names.ipsets,
@@ -368,7 +401,6 @@ def read_cluster(file: str, text: str, findings: Findings) -> tuple[ClusterConfi
         file,
         reader.option_lines,
     )
-    return config, names
 
 
 def read_host(file: str, text: str, findings: Findings, cluster: ClusterConfig, names: Names) -> HostConfig:

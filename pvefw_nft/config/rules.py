@@ -24,7 +24,7 @@ from pvefw_nft.config.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pvefw_nft.config.findings import Findings
     from pvefw_nft.config.grammar import Line, RuleLine, Word
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _GUEST_NIC = re.compile(r"net([0-9]|[12][0-9]|3[01])")
 _INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,14}\+?")
 _ACTION = re.compile(r"(?:([A-Za-z0-9]+)\()?(ACCEPT|DROP|REJECT)(\))?")
+_MAX_INTERFACE = 15
 _TYPES = {kind.value: kind for kind in RuleType}
 
 _ADDRESS_HINT = "an address, a network, a range, a list, `+ipset` or the name of an alias"
@@ -40,11 +41,15 @@ _ADDRESS_HINT = "an address, a network, a range, a list, `+ipset` or the name of
 
 @dataclass(slots=True)
 class Names:
-    """The aliases and ipsets that a file has defined so far; ``scope`` is the VMID, 0 for the cluster."""
+    """The aliases and ipsets that a file has defined so far; ``scope`` is the VMID, 0 for the cluster.
+
+    ``real_interface`` returns the name of the link that has an alternative name, or None where none has it.
+    """
 
     scope: int
     aliases: dict[str, Alias] = field(default_factory=dict)
     ipsets: dict[str, Ipset] = field(default_factory=dict)
+    real_interface: Callable[[str], str | None] = field(default=lambda _: None)
 
 
 class Rejected(Exception):  # noqa: N818 - a finding about a rule, turned into a diagnostic
@@ -141,14 +146,16 @@ class RuleReader:
                     f"`{word.text[:40]}` is not a NIC of a guest",
                     "a guest's NICs are net0 to net31",
                 )
-        elif not _INTERFACE.fullmatch(word.text) or len(word.text) > 15:
+            return word.text
+        name = self.cluster.real_interface(word.text) or word.text
+        if not _INTERFACE.fullmatch(name) or len(name) > _MAX_INTERFACE:
             raise Rejected(
                 written.span("iface"),
                 "bad-interface",
                 f"`{word.text[:40]}` cannot be the name of an interface",
-                "interface names have at most 15 letters, digits, `.`, `-` and `_`",
+                f"interface names have at most {_MAX_INTERFACE} letters, digits, `.`, `-` and `_`",
             )
-        return word.text
+        return name
 
     def _group_rule(self, written: RuleLine, iface: str | None) -> GroupRule:
         extra = next((name for name in written.fields if name != "iface"), None)

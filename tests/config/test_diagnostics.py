@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.errors import Severity
-from tests.support import VM, check
+from pvefw_nft.pipeline import Source, check_root
+from tests.support import NODE, VM, check
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -136,6 +137,9 @@ CLUSTER = [
     ("log_ratelimit: enable=1,,", "bad-option-value", "enable=1,,", "burst=5"),
     ("just words", "syntax", "just words", "policy_in"),
     ("[RULLES]\nIN ACCEPT", "unknown-section", "[RULLES]", "`RULES`"),
+    ("[RULES] IN ACCEPT", "unknown-section", "[RULES] IN ACCEPT", "write [RULES] alone"),
+    ("[RULES vm]\nIN ACCEPT", "unknown-section", "[RULES vm]", "write [RULES] alone"),
+    ("[IPSET a b]\n10.0.0.1", "unknown-section", "[IPSET a b]", "write [IPSET name] alone"),
     ("[]", "unknown-section", "[]", "sections here"),
     ("[ALIASES]\nx", "syntax", "x", "gateway"),
     ("[ALIASES]\n1x 10.0.0.1", "bad-name", "1x", "begin with a letter"),
@@ -147,6 +151,12 @@ CLUSTER = [
     ("[IPSET ab]\n10.0.0.1\n10.0.0.1/32", "duplicate-entry", "10.0.0.1/32", "remove"),
     ("[IPSET ab]\n2001:DB8:0::1\n2001:db8::1", "duplicate-entry", "2001:db8::1", "remove"),
     ("[IPSET ab]\n0.0.0.0/0", "whole-space", "0.0.0.0/0", "0.0.0.0/1 and 128.0.0.0/1"),
+    ("[ALIASES]\nab 10.0.0.1-10.0.0.9", "bad-address", "10.0.0.1-10.0.0.9", "ipset"),
+    ("[ALIASES]\nab 10.0.0.0/24,10.0.1.0/24", "bad-address", "10.0.0.0/24,10.0.1.0/24", "ipset"),
+    ("[IPSET ab]\n+other", "bad-address", "+other", "one address, one network"),
+    ("[IPSET ab]\n!!10.0.0.1", "bad-address", "!10.0.0.1", "one address, one network"),
+    ("[IPSET ab]\n10.0.0.1-10.0.0.9", "bad-address", "10.0.0.1-10.0.0.9", "one address, one network"),
+    ("[IPSET ab]\n10.0.0.1,10.0.0.9", "bad-address", "10.0.0.1,10.0.0.9", "one address, one network"),
     ("[IPSET ab]\nnobody", "unknown-alias", "nobody", None),
     ("[IPSET ab]\n10.0.0.1 10.0.0.2", "syntax", "10.0.0.1 10.0.0.2", "one entry a line"),
     ("[IPSET ab]\n10.0.0.1\n[ipset AB]\n10.0.0.2", "redefined", "AB", "another name"),
@@ -279,3 +289,13 @@ def test_accepted_spellings_of_a_file(make_root: MakeRoot, text: str) -> None:
     checked = check(make_root({"cluster": text}))
     assert checked.diagnostics == ()
     assert checked.node.cluster.options.enable
+
+
+def test_alternative_name_of_an_interface(make_root: MakeRoot) -> None:
+    root = make_root(
+        {"cluster": f"{ON}[RULES]\nIN ACCEPT -i the-name-on-the-label\nIN ACCEPT -i nosuch-but-long-name\n"}
+    )
+    source = Source(root, NODE, lambda: None, {"the-name-on-the-label": "eno1"}.get)
+    checked = check_root(source)
+    assert [rule.iface for rule in checked.node.cluster.rules] == ["eno1"]
+    assert [(problem.code, problem.span.line) for problem in checked.diagnostics] == [("bad-interface", 5)]

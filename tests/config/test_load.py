@@ -39,6 +39,23 @@ def test_host_file_of_the_node_where_there_is_no_local_folder(tmp_path: Path) ->
     assert check(tmp_path).node.host.options.ndp
 
 
+def test_a_folder_without_a_configuration_is_a_problem(tmp_path: Path) -> None:
+    (problem,) = check(tmp_path).diagnostics
+    assert (problem.code, problem.span.file) == ("no-configuration", str(tmp_path / "etc/pve"))
+    (tmp_path / "etc/pve").mkdir(parents=True)
+    assert [problem.code for problem in check(tmp_path).diagnostics] == ["no-configuration"]
+    (tmp_path / "etc/pve/nodes").mkdir()
+    assert check(tmp_path).diagnostics == ()
+
+
+def test_a_link_to_nowhere_is_no_missing_file(tmp_path: Path) -> None:
+    folder = tmp_path / "etc/pve/firewall"
+    folder.mkdir(parents=True)
+    (folder / "cluster.fw").symlink_to(folder / "elsewhere.fw")
+    with pytest.raises(ConfigurationError, match="leads nowhere"):
+        check(tmp_path)
+
+
 def test_guests_of_the_own_node_only(tmp_path: Path) -> None:
     write(tmp_path, f"etc/pve/nodes/{NODE}/qemu-server/100.conf", VM)
     write(tmp_path, "etc/pve/nodes/other/qemu-server/101.conf", VM)
@@ -87,6 +104,27 @@ def test_properties_of_nics(make_root: MakeRoot) -> None:
     assert (nic.trunks, nic.mtu, nic.firewall) == (((5, 5), (7, 9)), 9000, True)
     (nic,) = second.nics
     assert (nic.firewall, [address.canonical for address in nic.addresses]) == (False, ["10.0.0.2", "2001:db8::2"])
+
+
+def test_raw_lxc_settings_with_an_equals_sign(make_root: MakeRoot) -> None:
+    assert check(make_root({"200.ct": "lxc.mount.entry = /srv srv none bind\n" + CONTAINER})).diagnostics == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "filtered"),
+    [
+        ("net0: virtio=BC:24:11:00:00:01, bridge=vmbr0,firewall=1", True),
+        ("net0: virtio=BC:24:11:00:00:01,bridge=vm br0,firewall=1", True),
+        ("net0 virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall =1", True),
+        ("net0: virtio=BC:24:11:00:00:01, bridge=vmbr0,firewall=0", False),
+        ("net0: virtio=BC:24:11:00:00:01, bridge=vmbr0", False),
+    ],
+)
+def test_nic_that_is_misspelled_stays_filtered(make_root: MakeRoot, line: str, *, filtered: bool) -> None:
+    root = make_root({"100.conf": line + "\n", "100.fw": ON})
+    assert [problem.code for problem in check(root).diagnostics] == ["syntax"]
+    (nic,) = guests(root)[0].nics
+    assert (nic.firewall, nic.mac) == (filtered, 0xBC2411000001)
 
 
 @pytest.mark.parametrize("line", ["net0: virtio=BC:24:11:00:00:01,,bridge=vmbr0", "net0: a b", "net0: ,firewall=1"])
@@ -162,6 +200,12 @@ def test_corosync_pairs_addresses_of_one_family_on_one_link(make_root: MakeRoot)
     assert corosync.transport == "udpu"
     pairs = [(ours.canonical, theirs.canonical) for ours, theirs in corosync_peers(corosync, NODE)]
     assert pairs == [("10.0.0.1", "10.0.0.2")]
+
+
+def test_corosync_address_that_is_a_name(make_root: MakeRoot) -> None:
+    text = "nodelist {\n  node {\n    name: n1\n    ring0_addr: n1.lan\n  }\n}\n"
+    (problem,) = check(make_root({"corosync": text})).diagnostics
+    assert (problem.code, problem.span.line, problem.span.column, problem.span.end_column) == ("bad-address", 4, 17, 23)
 
 
 def test_corosync_with_a_banner_of_comment_signs(make_root: MakeRoot) -> None:

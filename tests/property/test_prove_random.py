@@ -274,8 +274,8 @@ class Encoder:
             self.state = {bit: z3.BitVecVal(0, 1) for bit in m.MARK}
         self.known: dict[m.Field, int | None] = {}
         self.verdict = z3.IntVal(0)
-        self.queued = z3.BoolVal(False)  # noqa: FBT003
-        self.accepted = z3.BoolVal(False)  # noqa: FBT003
+        self.queued = z3.BoolVal(False)
+        self.accepted = z3.BoolVal(False)
 
     def value(self, on: m.Field) -> z3.BitVecRef:
         if on not in self.state and on not in self.variables:
@@ -301,23 +301,23 @@ class Encoder:
 
     def run(self, model: m.RulesetModel, path: Path) -> z3.ArithRef:
         """Return the verdict at the end of a path, as a number."""
-        alive = z3.BoolVal(True)  # noqa: FBT003
+        alive = z3.BoolVal(True)
         for stage in path.stages:
             self.known = {m.PROTOCOL: self.protocol, m.ETHER_TYPE: self.protocol}
             self.known |= dict.fromkeys((m.IIF, m.OIF, m.IBR, m.OBR, m.PHYSIN, m.PHYSOUT))
             self.known |= dict(stage.fields)
             for table, chain in stage.chains(model, self.protocol):
-                self.accepted = z3.BoolVal(False)  # noqa: FBT003
+                self.accepted = z3.BoolVal(False)
                 returned = self.chain(table, chain, alive)
                 if isinstance(chain.policy, m.Drop):
                     self.verdict = z3.If(returned, 1, self.verdict)
-                    returned = z3.BoolVal(False)  # noqa: FBT003
+                    returned = z3.BoolVal(False)
                 alive = z3.Or(self.accepted, returned)
         return z3.If(z3.And(self.verdict == 0, self.queued), 3, self.verdict)
 
     def chain(self, table: m.Table, chain: m.Chain, here: z3.BoolRef) -> z3.BoolRef:
         """Put the packets ``here`` through a chain; returns which of them it returns."""
-        returned = z3.BoolVal(False)  # noqa: FBT003
+        returned = z3.BoolVal(False)
         for rule in chain.rules:
             hit = z3.And(here, self.condition(m.All(rule.conditions)))
             for effect in rule.effects:
@@ -337,7 +337,7 @@ class Encoder:
         self, table: m.Table, verdict: m.Verdict | None, here: z3.BoolRef, hit: z3.BoolRef
     ) -> tuple[z3.BoolRef, z3.BoolRef]:
         """Return which packets go on with the next rule, and which return."""
-        left, none = z3.And(here, z3.Not(hit)), z3.BoolVal(False)  # noqa: FBT003
+        left, none = z3.And(here, z3.Not(hit)), z3.BoolVal(False)
         match verdict:
             case None:
                 return here, none
@@ -380,8 +380,7 @@ def z3_says_equal(one: m.RulesetModel, two: m.RulesetModel) -> bool:
         path = find_path(TOPOLOGY, source, destination)
         variables: dict[m.Field, z3.BitVecRef] = {}
         ends = [
-            Encoder(protocol, variables, marked=isinstance(source, HostEnd)).run(model, path)
-            for model in (one, two)
+            Encoder(protocol, variables, marked=isinstance(source, HostEnd)).run(model, path) for model in (one, two)
         ]
         solver = z3.Solver()
         for on, variable in variables.items():

@@ -27,21 +27,9 @@ from pvefw_nft.verify.path import NicEnd
 from pvefw_nft.verify.prove.compare import Comparison, Options, without_gc
 from pvefw_nft.verify.prove.evaluate import Evaluation
 from pvefw_nft.verify.prove.explain import USUAL
+from pvefw_nft.verify.prove.program import Action, Copy, Flip, Note, Only, Outcome, Set
 from pvefw_nft.verify.prove.report import Place
-from pvefw_nft.verify.prove.residual import (
-    ALL_STATES,
-    Action,
-    Context,
-    Copy,
-    Flip,
-    Note,
-    Only,
-    Outcome,
-    Set,
-    Specialiser,
-    find_chain,
-    known_fields,
-)
+from pvefw_nft.verify.prove.residual import ALL_STATES, Context, Specialiser, find_chain, known_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,7 +37,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.path import Stage
     from pvefw_nft.verify.prove.diagram import Cube
     from pvefw_nft.verify.prove.flows import Side, Way
-    from pvefw_nft.verify.prove.residual import Case
+    from pvefw_nft.verify.prove.program import Case
 
 MOST_NAMED = 4
 """How many shadowing rules a finding names."""
@@ -420,15 +408,17 @@ class _Walk:
 
     def note_shadows(self, seen: _Seen, one: _Prepared) -> None:
         """Note which rules took packets that a dead rule would have matched."""
-        if seen.alive or seen.shadows:
+        if seen.alive or len(seen.shadows) >= MOST_NAMED:
             return
         false = self.evaluation.false
         for usual in (self.usual, ()):
+            found: dict[RuleKey, None] = {}
             for key, hit in self.taken:
                 same_table = key[0] == id(seen.table)
                 if same_table and self.evaluation.space.rule(usual, self.within(hit, *one[2:4]), false) != false:
-                    seen.shadows[key] = None
-            if seen.shadows:
+                    found[key] = None
+            if found:
+                seen.shadows |= found
                 return
 
     @property

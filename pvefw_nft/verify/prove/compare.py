@@ -22,19 +22,20 @@ from pvefw_nft.verify import model as m
 from pvefw_nft.verify.describe import packet_text, rule_text
 from pvefw_nft.verify.packet import Probe
 from pvefw_nft.verify.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
-from pvefw_nft.verify.prove.documented import exceptions
+from pvefw_nft.verify.prove.documented import exceptions, kind_condition
 from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow
-from pvefw_nft.verify.prove.explain import Class, Explainer, tests_of_possible
+from pvefw_nft.verify.prove.explain import Class, Explainer, differing, tests_of_possible
 from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_ends, find_way
 from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
-from pvefw_nft.verify.prove.residual import Case, Outcome, Residuals
+from pvefw_nft.verify.prove.residual import Residuals
 from pvefw_nft.verify.simulate import simulate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pvefw_nft.verify.path import End, Nic
     from pvefw_nft.verify.prove.known import Known
+    from pvefw_nft.verify.prove.program import Case, Outcome
     from pvefw_nft.verify.simulate import Outcome as Simulated
 
 
@@ -126,16 +127,19 @@ class Comparison:
         self.ends, (self.topo_before, self.topo_after) = find_ends(self.tested, before.topology, after.topology)
         tracked = frozenset((*m.MARK, *m.CT_MARK) if options.strict else self.tested.marks)
         self.packet_marks = tuple((bit, 0) for bit in m.MARK if bit in tracked)
+        self.exceptions = exceptions(before, after)
         self.residuals = residuals = Residuals(
-            tracked, strict=options.strict, fixed_states=not self.tested.changes_state
+            tracked,
+            strict=options.strict,
+            fixed_states=not self.tested.changes_state,
+            kind=kind_condition if self.exceptions.texts else None,
         )
         self.before, self.after = before, after
         self.flows_before, self.flows_after = Flows(before, residuals), Flows(after, residuals)
         self.cases = self.tested.cases()
         self.results: dict[tuple[Flow, Flow, bool, Case | None], Result] = {}
-        self.exceptions = exceptions(before, after)
         self.later: dict[tuple[Flow, Flow], bool] = {}
-        self.troubles: dict[Trouble, list[Met]] = defaultdict(list)
+        self.troubles: dict[tuple[Trouble, int], list[Met]] = defaultdict(list)
         self.ways = 0
         self.diagrams = 0
         self.assumptions: list[str] = list(dict.fromkeys((*before.model.assumptions, *after.model.assumptions)))
@@ -213,7 +217,8 @@ class Comparison:
                 fixed = first and not isinstance(way.source, HostEnd)
                 result = self.prove(left, right, case, fixed=fixed)
                 if result is not Result.SAME:
-                    self.troubles[Trouble(left, right, result)].append(Met(way, case, first, last))
+                    version = case.protocol if case.is_ip else 0
+                    self.troubles[Trouble(left, right, result), version].append(Met(way, case, first, last))
 
     def prove(self, before: Flow, after: Flow, case: Case, *, fixed: bool) -> Result:
         """Compare two flows for all packets; ``fixed``: for all that carry no mark."""
@@ -221,24 +226,38 @@ class Comparison:
             self.later[before, after] = True
         if before == after:
             return Result.SAME
-        key = (before, after, fixed, case if self.exceptions.texts else None)
-        found = self.results.get(key)
+        if self.exceptions.lets_by(case, (before, after)):
+            return Result.SAME
+        flows = (before, after, fixed)
+        found = self.results.get((*flows, None)) or self.results.get((*flows, case))
         if found is None:
             self.diagrams += 1
-            found = self.results[key] = self._prove(before, after, case, fixed=fixed)
+            found, always = self._prove(before, after, case, fixed=fixed)
+            self.results[*flows, None if always or not self.exceptions.texts else case] = found
         return found
 
-    def _prove(self, before: Flow, after: Flow, case: Case, *, fixed: bool) -> Result:
-        evaluation = Evaluation([before, after], partial(self.tests, case, usual=False))
-        one, two = evaluation.flow(before), evaluation.flow(after)
-        if fixed:
-            one = evaluation.assign(one, self.packet_marks)
-            two = evaluation.assign(two, self.packet_marks)
-        if one == two or self.alike(evaluation, one, two, case):
-            return Result.SAME
+    def _prove(self, before: Flow, after: Flow, case: Case, *, fixed: bool) -> tuple[Result, bool]:
+        """Return the result, and whether it holds for whatever kind of frames has these flows."""
+        evaluation = Evaluation([before, after])
+        one, two = self.starting(evaluation, before, fixed=fixed), self.starting(evaluation, after, fixed=fixed)
+        if one == two:
+            return Result.SAME, True
+        if self.exceptions.texts:
+            if not differing(evaluation, one, two, self.exceptions, case):
+                return Result.SAME, False
+            evaluation = Evaluation([before, after], partial(self.tests, case, usual=False))
+            one = self.starting(evaluation, before, fixed=fixed)
+            two = self.starting(evaluation, after, fixed=fixed)
+        if self.alike(evaluation, one, two, case):
+            return Result.SAME, False
         if not self.options.strict and self.alike(evaluation, evaluation.strip(one), evaluation.strip(two), case):
-            return Result.MARKS
-        return Result.DIFFERENT
+            return Result.MARKS, False
+        return Result.DIFFERENT, False
+
+    def starting(self, evaluation: Evaluation, flow: Flow, *, fixed: bool) -> int:
+        """Return what becomes of packets in a flow; ``fixed``: of those that come without a mark."""
+        node = evaluation.flow(flow)
+        return evaluation.assign(node, self.packet_marks) if fixed and self.packet_marks else node
 
     def tests(self, case: Case, fields: set[m.Field], *, usual: bool) -> Iterator[m.Test]:
         """Yield the tests that a proof needs besides those of the rules."""
@@ -272,7 +291,7 @@ class Comparison:
         marks_matter: bool | None = None
         unexplained: dict[Nic, None] = {}
         looked_at: dict[tuple[Way, Case], list[Difference]] = {}
-        for trouble, places in self.troubles.items():
+        for (trouble, _), places in self.troubles.items():
             if trouble.result is Result.MARKS:
                 if marks_matter is None:
                     marks_matter = self.marks_matter()
@@ -282,17 +301,19 @@ class Comparison:
                 key = (place.way, place.case)
                 if key not in looked_at:
                     looked_at[key] = self.differences(place.way, place.case, found)
-                if looked_at[key]:
+                if looked_at[key] and trouble.result is Result.DIFFERENT:
                     self.add(found, place, places, looked_at[key])
                     break
+                if looked_at[key]:  # what a mark does shows on this way and need not on others
+                    self.add(found, place, [place._replace(first=True, last=True)], looked_at[key])
             else:
                 ends = [end for place in places for end in (place.way.source, place.way.destination)]
                 unexplained |= {end.nic: None for end in ends if isinstance(end, NicEnd)}
-        self.between_guests(list(unexplained), found)
+        self.between_guests(list(unexplained), looked_at, found)
 
-    def between_guests(self, nics: Sequence[Nic], found: _Found) -> None:
+    def between_guests(self, nics: Sequence[Nic], looked_at: Mapping[tuple[Way, Case], object], found: _Found) -> None:
         """Look at the ways between guests whose own segments differ, though not seen from outside or host."""
-        pairs = [(a, b) for a in nics for b in nics if a is not b]
+        pairs = [(a, b) for a in nics for b in self.ends.nics if a is not b]
         if len(pairs) > MOST_PAIRS:
             self.assumptions.append(
                 f"of {len(pairs)} ways between guests whose segments differ, {MOST_PAIRS} were looked at"
@@ -300,7 +321,7 @@ class Comparison:
         for source, destination in pairs[:MOST_PAIRS]:
             way = self.way(NicEnd(source), NicEnd(destination))
             for case in self.cases:
-                if way is not None and not (way.routed and not case.is_ip):
+                if way is not None and (way, case) not in looked_at and not (way.routed and not case.is_ip):
                     place = Met(way, case, first=True, last=True)
                     self.add(found, place, [place], self.differences(way, case, found))
 
@@ -462,6 +483,3 @@ def verdict_text(outcome: Outcome) -> str:
             number = sum(value << bit for bit, value in bits)
             extra.append(f"{prefix.removesuffix(' bit ')} {number:#x}")
     return f"{outcome.verdict} ({', '.join(extra)})" if extra else outcome.verdict
-
-
-__all__ = ["Options", "Side", "compare", "merge", "verdict_text"]

@@ -7,14 +7,15 @@ lists them, too. Between rulesets of one tool nothing is left out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.intervals import IntervalSet
-from pvefw_nft.verify.prove.residual import CAST, Case, Outcome
+from pvefw_nft.verify.prove.program import CAST, Case, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sized
 
     from pvefw_nft.verify.prove.flows import Side
 
@@ -69,11 +70,43 @@ class Exceptions:
             broadcast = m.equals(m.SADDR_TYPE, KIND["broadcast"])
             yield m.Any((m.Not(broadcast), m.Test(m.SADDR4, BROADCASTS4)))
 
+    def lets_by(self, case: Case, flows: tuple[Sized, Sized]) -> bool:
+        """Whether the lenient side lets all frames of a kind by, as it may: its flow is empty."""
+        return self.may(case) and self.lenient is not None and not len(flows[self.lenient])
+
+    def may(self, case: Case) -> bool:
+        """Whether the lenient side may let frames of a kind by."""
+        return case.tagged and (case.protocol == m.ARP or (self.unseen and case.is_ip))
+
     def excused(self, before: Outcome, after: Outcome, case: Case) -> bool:
         """Whether two outcomes may stand beside each other."""
-        if self.lenient is None or not case.tagged or not (case.protocol == m.ARP or (self.unseen and case.is_ip)):
+        if self.lenient is None or not self.may(case):
             return False
         return (before, after)[self.lenient].verdict == "accept"
+
+
+@cache
+def kind_condition(test: m.Test, protocol: int) -> m.Condition:
+    """Return what a test of the kind of an address means for the packets that are compared across tools.
+
+    There a broadcast is what is sent to everybody, or to an address that every host takes for broadcast, and
+    nothing is anycast. A test that also asks for other kinds is returned as it is.
+    """
+    special = IntervalSet.from_ranges((KIND[name],) * 2 for name in ("broadcast", "multicast", "anycast"))
+    if test.values - special:
+        outside = m.Test(test.field, test.values.complement(test.field.size))
+        if outside.values - special:
+            return test
+        return m.Not(kind_condition(outside, protocol))
+    to = test.field is m.DADDR_TYPE
+    parts: list[m.Condition] = []
+    v4, v6 = (m.DADDR4, m.DADDR6) if to else (m.SADDR4, m.SADDR6)
+    if KIND["broadcast"] in test.values and protocol == m.IPV4:
+        parts.append(m.Test(v4, BROADCASTS4))
+        parts += [m.Test(m.PKTTYPE, IntervalSet.single(1))] if to else []
+    if KIND["multicast"] in test.values:
+        parts.append(m.Test(v4, MULTICASTS4) if protocol == m.IPV4 else m.Test(v6, MULTICASTS6))
+    return parts[0] if len(parts) == 1 else m.Any(tuple(parts))
 
 
 def exceptions(before: Side, after: Side) -> Exceptions:

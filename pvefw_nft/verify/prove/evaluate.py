@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.prove.atoms import Atoms
 from pvefw_nft.verify.prove.diagram import Cube, Diagrams
-from pvefw_nft.verify.prove.residual import (
+from pvefw_nft.verify.prove.program import (
     ACCEPT,
     DROP,
-    NEXT,
     RETURN,
     SOMETIMES_ABSENT,
     Call,
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.verify.intervals import IntervalSet
 
-OPEN = {"accept": 1, "return": 2, "next": 2}
+OPEN = {"accept": 1, "return": 2}
 """Verdicts after which something follows, as marks of diagrams."""
 TESTS_MARK = 4
 """Mark of nodes that test a bit of a packet's mark."""
@@ -320,6 +319,3 @@ def _noted(text: str, outcome: Outcome) -> Outcome:
 
 def _stripped(outcome: Outcome) -> Outcome:
     return outcome._replace(assigned=())
-
-
-__all__ = ["ACCEPT", "DROP", "NEXT", "RETURN", "Base", "Evaluation", "Flow", "Level", "programs_of"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.prove.documented import BROADCASTS4, KIND, MULTICASTS4, MULTICASTS6, Exceptions
-from pvefw_nft.verify.prove.residual import CAST, SOMETIMES_ABSENT, Case, Outcome
+from pvefw_nft.verify.prove.program import CAST, SOMETIMES_ABSENT, Case, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -125,6 +125,26 @@ def tests_of_possible(
 # --- classes ------------------------------------------------------------------------------------------------
 
 
+def pairs_of(evaluation: Evaluation, before: int, after: int, exceptions: Exceptions, case: Case) -> int:
+    """Return the diagram of the pairs of outcomes of packets that differ; false where they do not."""
+    space, false = evaluation.space, evaluation.false
+
+    def pair(left: int, right: int) -> int | None:
+        if left == right:
+            return false
+        one, two = space.values.get(left), space.values.get(right)
+        if not isinstance(one, Outcome) or not isinstance(two, Outcome):
+            return None
+        return false if exceptions.excused(one, two, case) else space.terminal((one, two))
+
+    return space.apply(pair, before, after)
+
+
+def differing(evaluation: Evaluation, before: int, after: int, exceptions: Exceptions, case: Case) -> bool:
+    """Whether any packets differ, possible or not."""
+    return pairs_of(evaluation, before, after, exceptions, case) != evaluation.false
+
+
 class Explainer:
     """Takes the packets apart that two diagrams of one evaluation treat differently."""
 
@@ -141,7 +161,6 @@ class Explainer:
         self.evaluation = evaluation
         self.space = evaluation.space
         self.case = case
-        self.exceptions = exceptions
         self.omitted = 0
         self.valid = evaluation.true
         for condition in (
@@ -149,18 +168,8 @@ class Explainer:
             *exceptions.compared(evaluation.number, case),
         ):
             self.valid = self._both(evaluation.condition(condition), self.valid)
-        pairs = self.space.apply(self._pair, before, after)
+        pairs = pairs_of(evaluation, before, after, exceptions, case)
         self.differing = self.space.select(self.valid, pairs, evaluation.false, evaluation.true)
-
-    def _pair(self, left: int, right: int) -> int | None:
-        if left == right:
-            return self.evaluation.false
-        one, two = self.space.values.get(left), self.space.values.get(right)
-        if not isinstance(one, Outcome) or not isinstance(two, Outcome):
-            return None
-        if self.exceptions.excused(one, two, self.case):
-            return self.evaluation.false
-        return self.space.terminal((one, two))
 
     def _both(self, one: int, two: int) -> int:
         return self.space.select(one, two, self.evaluation.false, self.evaluation.true)
@@ -318,7 +327,6 @@ def choose(on: m.Field, values: IntervalSet) -> int:
     return first + 1 if is_address and first < last else first
 
 
-OVER = "rate over "
 _IP_DEFAULTS: Mapping[m.Field, int] = {m.L4PROTO: 6, m.FRAGMENT: 0, m.TTL: 64, m.LENGTH: 60, m.DSCP: 0}
 _STATE_BITS = (*m.MARK, *m.CT_MARK, *m.CT_STATUS.values())
 
@@ -329,9 +337,6 @@ def complete(packet: Mapping[m.Field, int], case: Case, absent: set[m.Field]) ->
     What it is sent as is written as ``PKTTYPE``, as the simulator wants it.
     """
     full = dict.fromkeys(_STATE_BITS, 0) | {m.CT_DIRECTION: 0, **packet}
-    for on, value in packet.items():
-        if on.name.startswith(OVER):
-            full[m.rate_field(f"within {on.name.removeprefix(OVER)}")] = 1 - value
     full.setdefault(m.CT_STATE, m.CT_STATES.index("new" if case.is_ip else "invalid"))
     full[m.PROTOCOL] = case.protocol
     full[m.ETHER_TYPE] = m.VLAN if case.tagged else case.protocol
@@ -356,7 +361,9 @@ def _complete_kinds(full: dict[m.Field, int], packet: Mapping[m.Field, int]) -> 
     for kind, v4, v6 in ((m.SADDR_TYPE, m.SADDR4, m.SADDR6), (m.DADDR_TYPE, m.DADDR4, m.DADDR6)):
         if kind in packet or kind not in full:
             continue
-        if full.get(v4, 0x01000000) in MULTICASTS4 or full.get(v6, 0) in MULTICASTS6:
+        if kind is m.DADDR_TYPE and v4 in full and packet.get(CAST) == 1:
+            full[kind] = _BROADCAST
+        elif full.get(v4, 0x01000000) in MULTICASTS4 or full.get(v6, 0) in MULTICASTS6:
             full[kind] = _MULTICAST
         elif full.get(v4, 0x01000000) in BROADCASTS4:
             full[kind] = _BROADCAST

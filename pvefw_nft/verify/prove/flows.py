@@ -26,21 +26,8 @@ from pvefw_nft.verify.path import (
 )
 from pvefw_nft.verify.prove.atoms import Atoms, distinct
 from pvefw_nft.verify.prove.evaluate import Base, Flow
-from pvefw_nft.verify.prove.residual import (
-    ACCEPT,
-    ALL_STATES,
-    EMPTY,
-    INTERFACES,
-    RETURN,
-    Call,
-    Case,
-    Context,
-    Program,
-    Residuals,
-    Step,
-    conditions_of,
-    known_fields,
-)
+from pvefw_nft.verify.prove.program import ACCEPT, INTERFACES, RETURN, Call, Case, Program, Step
+from pvefw_nft.verify.prove.residual import ALL_STATES, Context, Residuals, conditions_of, known_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -293,6 +280,3 @@ class Flows:
         if found is None:
             found = self._chains[key] = stage.chains(self.side.model, protocol)
         return found
-
-
-__all__ = ["EMPTY", "Ends", "Flows", "Segment", "Side", "Tested", "Way", "find_ends", "find_way"]

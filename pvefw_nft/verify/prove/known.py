@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pvefw_nft.verify.prove.flows import Way
-    from pvefw_nft.verify.prove.residual import Case
+    from pvefw_nft.verify.prove.program import Case
 
 _PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1, "icmpv6": 58, "sctp": 132, "gre": 47, "esp": 50}
 _KEYS = ("reason", "from", "to", "protocol", "dport", "sport", "source", "dest", "family", "tagged")

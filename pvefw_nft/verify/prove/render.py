@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.describe import packet_text, set_text, value_text
+from pvefw_nft.verify.prove.program import CAST
 from pvefw_nft.verify.prove.report import ANYWHERE
-from pvefw_nft.verify.prove.residual import CAST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,6 +86,8 @@ def _kind(one: Difference, fields: dict[m.Field, IntervalSet], names: SetNames) 
             said = True
     if m.L4PROTO in fields:
         words.append(set_text(m.L4PROTO, fields.pop(m.L4PROTO)))
+    elif m.TCP_FLAGS in fields:
+        words.append("tcp")
     elif not said:
         words.append("anything")
     addressed = any(on in fields for on in _ADDRESSES)

@@ -20,177 +20,43 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from heapq import merge
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pvefw_nft.errors import HostError
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.packet import HOST_MAC
+from pvefw_nft.verify.prove.program import (
+    ACCEPT,
+    ARP_FIELDS,
+    CAST,
+    DROP,
+    INTERFACES,
+    IP_FIELDS,
+    RETURN,
+    SOMETIMES_ABSENT,
+    Action,
+    Call,
+    Case,
+    Choice,
+    Copy,
+    Flip,
+    Note,
+    Only,
+    Outcome,
+    Program,
+    Set,
+    Step,
+    rank,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pvefw_nft.verify.path import Stage
 
-CAST = m.Field("cast", 3, m.FieldKind.ENUM, ("unicast", "broadcast", "multicast"))
-"""Whom a frame is addressed to, whether or not that is this host: ``PKTTYPE`` without the hook's part in it."""
-
-WITHIN = "rate within "
-
-INTERFACES = (m.IIF, m.OIF, m.PHYSIN, m.PHYSOUT, m.IBR, m.OBR)
-IP_FIELDS = (
-    m.L4PROTO, m.FRAGMENT, m.TTL, m.LENGTH, m.DSCP, m.SADDR_TYPE, m.DADDR_TYPE, m.SPORT, m.DPORT, m.TCP_FLAGS,
-)  # fmt: skip
-ARP_FIELDS = (
-    m.ARP_OP, m.ARP_HTYPE, m.ARP_PTYPE, m.ARP_HLEN, m.ARP_PLEN, m.ARP_SPA, m.ARP_TPA, m.ARP_SHA, m.ARP_THA,
-)  # fmt: skip
-SOMETIMES_ABSENT = frozenset((m.SPORT, m.DPORT, m.TCP_FLAGS, m.ICMP, m.ICMP6, m.SKUID, m.SKGID))
-"""Fields that packets of one case may have or lack."""
-
 MAX_DEPTH = 64
 """How deep chains may call one another; the kernel refuses loops, a file need not."""
-
-
-class Case(NamedTuple):
-    """One kind of frame: its network ``protocol`` (``PROTOCOL``), and whether a VLAN tag is before it."""
-
-    protocol: int
-    tagged: bool
-
-    @property
-    def is_ip(self) -> bool:
-        """Whether it is IPv4 or IPv6."""
-        return self.protocol in (m.IPV4, m.IPV6)
-
-
-# --- programs -----------------------------------------------------------------------------------------------
-
-
-class Outcome(NamedTuple):
-    """How a chain ends for a packet.
-
-    ``verdict`` is ``accept``, ``drop``, ``reject KIND``, ``return``, ``next`` (on with the next rule) or
-    ``unknown TEXT``. ``assigned`` are the fields given a value on the way, with those values, by field name;
-    ``trace`` what else was done, in order: ``queue …``, translations and, in a strict proof, log lines.
-    """
-
-    verdict: str
-    assigned: tuple[tuple[str, int], ...] = ()
-    trace: tuple[str, ...] = ()
-
-
-ACCEPT, DROP, RETURN, NEXT = Outcome("accept"), Outcome("drop"), Outcome("return"), Outcome("next")
-
-
-class Set(NamedTuple):
-    """These fields get these values."""
-
-    pairs: tuple[tuple[m.Field, int], ...]
-
-
-class Flip(NamedTuple):
-    """These bits change."""
-
-    bits: tuple[m.Field, ...]
-
-
-class Copy(NamedTuple):
-    """Each first bit gets the value of the second, or, with ``flip``, changes where the second is 1."""
-
-    pairs: tuple[tuple[m.Field, m.Field], ...]
-    flip: bool
-
-
-class Note(NamedTuple):
-    """Something is done that no field shows; the proof compares the text."""
-
-    text: str
-
-
-class Only(NamedTuple):
-    """The rest of the step is for packets where these hold."""
-
-    tests: tuple[m.Test, ...]
-    conditions: tuple[m.Condition, ...]
-
-
-Action: TypeAlias = Set | Flip | Copy | Note | Only
-
-
-class Call(NamedTuple):
-    """On to a program; what it returns goes to the next step (``back``), or returns from here too."""
-
-    program: Program
-    back: bool
-
-
-class Choice(NamedTuple):
-    """The end of the one branch whose tests and conditions hold, all looked at now; else the next step."""
-
-    branches: tuple[Step, ...]
-
-
-class Step(NamedTuple):
-    """Where all tests and conditions hold, the actions happen, and then ``end``; None: on to the next step.
-
-    ``tests`` are of different fields, in the order of the levels.
-    """
-
-    tests: tuple[m.Test, ...]
-    conditions: tuple[m.Condition, ...]
-    actions: tuple[Action, ...]
-    end: Outcome | Call | Choice | None
-
-
-@final
-class Program:
-    """Steps in order; a packet that comes to the end returns. Interned: equal ones are one object."""
-
-    __slots__ = ("steps",)
-    _known: dict[tuple[Step, ...], Program] = {}  # noqa: RUF012  the registry of all programs
-
-    steps: tuple[Step, ...]
-
-    def __new__(cls, steps: tuple[Step, ...]) -> Program:
-        """Return the one program of these steps."""
-        known = cls._known.get(steps)
-        if known is None:
-            known = object.__new__(cls)
-            known.steps = steps
-            cls._known[steps] = known
-        return known
-
-    @property
-    def always(self) -> Outcome | None:
-        """How it ends for every packet, where it does nothing else."""
-        first = self.steps[0] if self.steps else None
-        if first is None or first.tests or first.conditions or first.actions:
-            return None
-        return first.end if isinstance(first.end, Outcome) else None
-
-    @classmethod
-    def forget(cls) -> None:
-        """Let go of all programs. Those made before must not be compared with those made after."""
-        cls._known.clear()
-
-
-EMPTY = Program(())
-
-# --- order of levels ----------------------------------------------------------------------------------------
-
-_ORDER = (
-    m.ETHER_SRC, m.ETHER_DST, m.CT_STATE, m.CT_DIRECTION, *m.CT_STATUS.values(), m.VLAN_ID, *ARP_FIELDS,
-    m.L4PROTO, m.SADDR4, m.SADDR6, m.DPORT, m.DADDR4, m.DADDR6, m.SPORT, m.ICMP, m.ICMP6, m.TCP_FLAGS, m.FRAGMENT,
-    m.SADDR_TYPE, m.DADDR_TYPE, CAST, m.TTL, m.LENGTH, m.DSCP, m.SKUID, m.SKGID,
-)  # fmt: skip
-_RANKS = {on: place for place, on in enumerate(_ORDER)}
-_RANKS |= {bit: 100 + place for place, bit in enumerate((*m.MARK, *m.CT_MARK))}
-
-
-def rank(on: m.Field) -> tuple[int, str]:
-    """Return the place of a field among the levels; fields made on demand come between the rest and marks."""
-    return _RANKS.get(on, 99), on.name
-
 
 # --- making programs ----------------------------------------------------------------------------------------
 
@@ -246,19 +112,29 @@ class Context:
 
 ALL_STATES = m.CT_STATE.everything
 _MARKS = {*m.MARK, *m.CT_MARK}
+_KINDS = (m.SADDR_TYPE, m.DADDR_TYPE)
 
 
 class Residuals:
     """Makes programs of a ruleset's chains. ``tracked`` are the mark bits that matter, by field.
 
     ``strict`` keeps logs, helpers and the like as notes. ``fixed_states``: no rule changes the connection's
-    state, so what one rule finds out about it holds for the next.
+    state, so what one rule finds out about it holds for the next. ``kind`` says what to take a test of the kind
+    of an address for, given the network protocol.
     """
 
-    def __init__(self, tracked: frozenset[m.Field], *, strict: bool, fixed_states: bool = True) -> None:
+    def __init__(
+        self,
+        tracked: frozenset[m.Field],
+        *,
+        strict: bool,
+        fixed_states: bool = True,
+        kind: Callable[[m.Test, int], m.Condition] | None = None,
+    ) -> None:
         self.tracked = tracked
         self.strict = strict
         self.fixed_states = fixed_states
+        self.kind = kind
         self._programs: dict[tuple[object, ...], Program] = {}
         self._footprints: dict[tuple[int, int], tuple[m.Field, ...]] = {}
         self._indices: dict[int, _Index | None] = {}
@@ -330,7 +206,7 @@ _CONTEXTUAL = frozenset(
         m.VLAN_ID,
         m.SKUID,
         m.SKGID,
-    )  # fmt: skip
+    )
 )
 
 
@@ -398,6 +274,7 @@ class Specialiser:
         self.depth = depth
 
     def steps(self, chain: m.Chain) -> list[Step]:
+        """Return what is left of a chain, with what its last step calls in the place of that."""
         found = self.own_steps(chain)
         while found and not (found[-1].tests or found[-1].conditions or found[-1].actions):
             # Every packet that comes to the last step takes it: what it calls may stand in its place.
@@ -411,18 +288,34 @@ class Specialiser:
         return found
 
     def own_steps(self, chain: m.Chain) -> list[Step]:
+        """Return the steps of a chain's own rules, and its policy."""
         found: list[Step] = []
         for rule in self.residuals.rules(chain, self.known):
             tests, conditions, possible = self.conditions(rule.conditions)
             if not possible:
                 continue
             for step in self.rule(rule, tests, conditions):
-                found.append(step)
+                found += self.spread(step)
                 if self.ends(step):
                     return found
         if chain.hook is None and not isinstance(chain.policy, m.Return):
             found.append(Step((), (), (), ACCEPT if isinstance(chain.policy, m.Accept) else DROP))
         return found
+
+    def spread(self, step: Step) -> Iterator[Step]:
+        """Yield a step that holds where one of several tests does as a step for each: diagrams take cubes best.
+
+        Only where it ends the way through the chain: else a packet might take two of them.
+        """
+        final = isinstance(step.end, Outcome) or (isinstance(step.end, Call) and not step.end.back)
+        choice = step.conditions[0] if len(step.conditions) == 1 else None
+        if final and isinstance(choice, m.Any) and not step.actions:
+            for part in choice.of:
+                tests, conditions, possible = self.conditions((*step.tests, part))
+                if possible:
+                    yield from self.spread(step._replace(tests=tests, conditions=conditions))
+        else:
+            yield step
 
     def ends(self, step: Step) -> bool:
         """Whether no packet goes beyond this step; notes what is known of those that do."""
@@ -446,6 +339,11 @@ class Specialiser:
         todo = list(conditions)
         for condition in todo:
             if isinstance(condition, m.Test):
+                if condition.field in _KINDS and self.residuals.kind is not None and self.context.case.is_ip:
+                    kind = self.residuals.kind(condition, self.context.case.protocol)
+                    if kind is not condition:
+                        todo.append(kind)
+                        continue
                 left: m.Test | bool = self.test(condition)
                 if left is False:
                     return (), (), False
@@ -481,8 +379,6 @@ class Specialiser:
             return _cast_test(test.values, self.context.unicast)
         if not test.values:
             return False
-        if on.name.startswith(WITHIN):
-            return _over_test(test)
         if on not in SOMETIMES_ABSENT and test.values is on.everything:
             return True
         return test
@@ -491,6 +387,10 @@ class Specialiser:
         """Return what is left of a condition."""
         match condition:
             case m.Test():
+                if condition.field in _KINDS and self.residuals.kind is not None and self.context.case.is_ip:
+                    kind = self.residuals.kind(condition, self.context.case.protocol)
+                    if kind is not condition:
+                        return self.condition(kind)
                 left = self.test(condition)
                 return left if isinstance(left, m.Test) else m.TRUE if left else m.FALSE
             case m.Not(of):
@@ -567,6 +467,7 @@ class Specialiser:
                 yield step._replace(end=Outcome(f"unknown {text}"))
 
     def call(self, name: str, step: Step) -> Program:
+        """Return what is left of a chain that a step calls."""
         states = self.states
         for test in step.tests:
             if test.field is m.CT_STATE and self.residuals.fixed_states:
@@ -624,6 +525,7 @@ class Specialiser:
                 raise AssertionError("a guard is no effect by itself")
 
     def set_mark(self, target: m.MarkTarget, keep: int, flip: int) -> list[Action]:
+        """Return what a change of a mark does to the bits that matter."""
         fixed: list[tuple[m.Field, int]] = []
         flipped: list[m.Field] = []
         for place, bit in enumerate(target.bits):
@@ -637,6 +539,7 @@ class Specialiser:
         return [*actions, Flip(tuple(flipped))] if flipped else actions
 
     def copy_mark(self, target: m.MarkTarget, keep: int, take: int) -> list[Action]:
+        """Return what a copy of a mark does to the bits that matter."""
         other = m.CT_MARK if target is m.MarkTarget.PACKET else m.MARK
         fixed: list[tuple[m.Field, int]] = []
         copied: list[tuple[m.Field, m.Field]] = []
@@ -667,18 +570,6 @@ def _merge_tests(tests: list[m.Test]) -> list[m.Test]:
             test if before is None or before is test else m.Test(test.field, before.values & test.values)
         )
     return sorted(merged.values(), key=lambda test: rank(test.field))
-
-
-def over_field(on: m.Field) -> m.Field:
-    """Return the field that is 1 where that of ``rate within …`` is 0."""
-    return m.rate_field(f"over {on.name.removeprefix(WITHIN)}")
-
-
-@cache
-def _over_test(test: m.Test) -> m.Test:
-    """Say that a rate is kept as that it is not exceeded: both may be asked of one packet."""
-    values = [1 - value for value in (0, 1) if value in test.values]
-    return m.Test(over_field(test.field), IntervalSet.from_ranges((value, value) for value in values))
 
 
 def _cast_test(values: IntervalSet, unicast: int) -> m.Test | bool:

@@ -1,0 +1,23 @@
+"""Alternative names of links (ip-link(8), ``ip link property add … altname``), which rules may use."""
+
+from __future__ import annotations
+
+import errno
+
+
+def real_name(name: str) -> str | None:
+    """Return the name of the link that has this alternative name, or None where none has it, or nobody can tell."""
+    try:
+        from pyroute2 import IPRoute  # deferred: it takes longer to import than most rulesets take to compile
+        from pyroute2.netlink.exceptions import NetlinkError
+    except ImportError:
+        return None
+    with IPRoute() as netlink:
+        try:
+            (link,) = netlink.link("get", altname=name)
+        except NetlinkError as error:
+            if error.code in (errno.ENODEV, errno.EINVAL, errno.ERANGE):
+                return None
+            raise
+        found = link.get_attr("IFLA_IFNAME")
+        return found if isinstance(found, str) else None

@@ -1,0 +1,160 @@
+"""Programs: what is left of a chain where much about the packet is known, as steps over the fields still open.
+
+Programs are interned: equal ones are one object, from whichever ruleset they come. :func:`rank` orders the fields of
+tests as the levels of diagrams.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias, final
+
+from pvefw_nft.verify import model as m
+
+CAST = m.Field("cast", 3, m.FieldKind.ENUM, ("unicast", "broadcast", "multicast"))
+"""Whom a frame is addressed to, whether or not that is this host: ``PKTTYPE`` without the hook's part in it."""
+
+INTERFACES = (m.IIF, m.OIF, m.PHYSIN, m.PHYSOUT, m.IBR, m.OBR)
+IP_FIELDS = (
+    m.L4PROTO, m.FRAGMENT, m.TTL, m.LENGTH, m.DSCP, m.SADDR_TYPE, m.DADDR_TYPE, m.SPORT, m.DPORT, m.TCP_FLAGS,
+)  # fmt: skip
+ARP_FIELDS = (
+    m.ARP_OP, m.ARP_HTYPE, m.ARP_PTYPE, m.ARP_HLEN, m.ARP_PLEN, m.ARP_SPA, m.ARP_TPA, m.ARP_SHA, m.ARP_THA,
+)  # fmt: skip
+SOMETIMES_ABSENT = frozenset((m.SPORT, m.DPORT, m.TCP_FLAGS, m.ICMP, m.ICMP6, m.SKUID, m.SKGID))
+"""Fields that packets of one case may have or lack."""
+
+
+class Case(NamedTuple):
+    """One kind of frame: its network ``protocol`` (``PROTOCOL``), and whether a VLAN tag is before it."""
+
+    protocol: int
+    tagged: bool
+
+    @property
+    def is_ip(self) -> bool:
+        """Whether it is IPv4 or IPv6."""
+        return self.protocol in (m.IPV4, m.IPV6)
+
+
+# --- programs -----------------------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """How a chain ends for a packet.
+
+    ``verdict`` is ``accept``, ``drop``, ``reject KIND``, ``return`` or ``unknown TEXT``. ``assigned`` are the fields
+    given a value on the way, with those values, by field name; ``trace`` what else was done, in order: ``queue …``,
+    translations and, in a strict proof, log lines.
+    """
+
+    verdict: str
+    assigned: tuple[tuple[str, int], ...] = ()
+    trace: tuple[str, ...] = ()
+
+
+ACCEPT, DROP, RETURN = Outcome("accept"), Outcome("drop"), Outcome("return")
+
+
+class Set(NamedTuple):
+    """These fields get these values."""
+
+    pairs: tuple[tuple[m.Field, int], ...]
+
+
+class Flip(NamedTuple):
+    """These bits change."""
+
+    bits: tuple[m.Field, ...]
+
+
+class Copy(NamedTuple):
+    """Each first bit gets the value of the second, or, with ``flip``, changes where the second is 1."""
+
+    pairs: tuple[tuple[m.Field, m.Field], ...]
+    flip: bool
+
+
+class Note(NamedTuple):
+    """Something is done that no field shows; the proof compares the text."""
+
+    text: str
+
+
+class Only(NamedTuple):
+    """The rest of the step is for packets where these hold."""
+
+    tests: tuple[m.Test, ...]
+    conditions: tuple[m.Condition, ...]
+
+
+Action: TypeAlias = Set | Flip | Copy | Note | Only
+
+
+class Call(NamedTuple):
+    """On to a program; what it returns goes to the next step (``back``), or returns from here too."""
+
+    program: Program
+    back: bool
+
+
+class Choice(NamedTuple):
+    """The end of the one branch whose tests and conditions hold, all looked at now; else the next step."""
+
+    branches: tuple[Step, ...]
+
+
+class Step(NamedTuple):
+    """Where all tests and conditions hold, the actions happen, and then ``end``; None: on to the next step.
+
+    ``tests`` are of different fields, in the order of the levels.
+    """
+
+    tests: tuple[m.Test, ...]
+    conditions: tuple[m.Condition, ...]
+    actions: tuple[Action, ...]
+    end: Outcome | Call | Choice | None
+
+
+@final
+class Program:
+    """Steps in order; a packet that comes to the end returns. Interned: equal ones are one object."""
+
+    __slots__ = ("steps",)
+    _known: dict[tuple[Step, ...], Program] = {}  # noqa: RUF012  the registry of all programs
+
+    steps: tuple[Step, ...]
+
+    def __new__(cls, steps: tuple[Step, ...]) -> Program:
+        """Return the one program of these steps."""
+        known = cls._known.get(steps)
+        if known is None:
+            known = object.__new__(cls)
+            known.steps = steps
+            cls._known[steps] = known
+        return known
+
+    @property
+    def always(self) -> Outcome | None:
+        """How it ends for every packet, where it does nothing else."""
+        first = self.steps[0] if self.steps else None
+        if first is None or first.tests or first.conditions or first.actions:
+            return None
+        return first.end if isinstance(first.end, Outcome) else None
+
+
+# --- order of levels ----------------------------------------------------------------------------------------
+
+# Of six orders of these tried on both backends' rulesets of 100 guests, those with the protocol first or second made
+# 62,000 to 68,000 nodes, with the protocol last 94,000. What only the standard chains test comes below.
+_ORDER = (
+    m.ETHER_SRC, m.ETHER_DST, m.CT_STATE, m.CT_DIRECTION, *m.CT_STATUS.values(), m.VLAN_ID, *ARP_FIELDS,
+    m.L4PROTO, m.SADDR4, m.SADDR6, m.DPORT, m.DADDR4, m.DADDR6, m.SPORT, m.ICMP, m.ICMP6, m.TCP_FLAGS, m.FRAGMENT,
+    m.SADDR_TYPE, m.DADDR_TYPE, CAST, m.TTL, m.LENGTH, m.DSCP, m.SKUID, m.SKGID,
+)  # fmt: skip
+_RANKS = {on: place for place, on in enumerate(_ORDER)}
+_RANKS |= {bit: 100 + place for place, bit in enumerate((*m.MARK, *m.CT_MARK))}
+
+
+def rank(on: m.Field) -> tuple[int, str]:
+    """Return the place of a field among the levels; fields made on demand come between the rest and marks."""
+    return _RANKS.get(on, 99), on.name
