@@ -259,6 +259,10 @@ def test_the_report_for_programs_is_json() -> None:
         ("vm102", "docker0:80", "10.0.0.255", "DROP"),
         ("outside", "vm102:80", "224.0.0.5", "ACCEPT"),  # bridged, so not routed
         ("outside", "host:8006", "198.51.100.9", "ACCEPT"),
+        ("outside", "docker0:80", "fe80::1", "DROP"),
+        ("outside", "vm102:80", "fe80::1", "ACCEPT"),
+        ("outside", "host:80", "fe80::1", "ACCEPT"),
+        ("outside", "host:80", "ff02::1", "DROP"),
     ],
 )
 def test_routing_takes_no_packets_from_addresses_that_nobody_has(
