@@ -41,7 +41,9 @@ def outcome_lines(outcome: Outcome, *, verbose: bool = False, title: str = "") -
     yield from (f"  log: {_log_text(log)}" for log in outcome.logs)
     yield from (f"  note: {note}" for note in outcome.notes)
     decider = outcome.decider
-    if decider is not None:
+    if outcome.stopped is not None:
+        yield f"  decided by: {outcome.stopped}"
+    elif decider is not None:
         yield f"  decided by: {step_text(decider)}"
     elif outcome.deciding:
         stage, walk = outcome.deciding[-1]
@@ -123,6 +125,7 @@ def outcome_data(outcome: Outcome, *, verbose: bool = False) -> dict[str, Data]:
         "verdict": outcome.verdict,
         "kind": outcome.kind,
         "answered": outcome.answered,
+        "stopped_by": outcome.stopped,
         "packet": packet_text(fields),
         "fields": {on.name: value_text(on, value) for on, value in fields.items() if on.size > 2},
         "from": end_text(outcome.probe.path.source),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,7 +16,6 @@ from pvefw_nft.verify.prove.known import read_known
 from pvefw_nft.verify.prove.render import SetNames, class_text, report_data, report_text
 from pvefw_nft.verify.read import Text, read_ruleset
 from pvefw_nft.verify.simulate import simulate
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pvefw_nft.verify.prove.report import Report
