@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,7 +16,6 @@ from pvefw_nft.verify.prove.known import read_known
 from pvefw_nft.verify.prove.render import SetNames, class_text, report_data, report_text
 from pvefw_nft.verify.read import Text, read_ruleset
 from pvefw_nft.verify.simulate import simulate
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pvefw_nft.verify.prove.report import Report
@@ -229,7 +229,7 @@ def test_the_name_of_a_set_is_said() -> None:
         "nftables": [
             {"table": {"family": "inet", "name": "t"}},
             {"set": {"family": "inet", "table": "t", "name": "office", "type": "ipv4_addr", "flags": ["interval"],
-                     "elem": [{"prefix": {"addr": "10.0.0.0", "len": 24}}, {"prefix": {"addr": "10.2.0.0", "len": 24}}]}},
+                     "elem": [{"range": ["10.0.0.0", "10.0.0.255"]}, {"range": ["10.2.0.0", "10.2.0.255"]}]}},
             {"chain": {"family": "inet", "table": "t", "name": "input", "type": "filter", "hook": "input", "prio": 0,
                        "policy": "accept"}},
             {"rule": {"family": "inet", "table": "t", "chain": "input", "expr": [
