@@ -177,18 +177,20 @@ class Maker:
 
 def packets(fields: set[m.Field], *, from_host: bool) -> Iterator[dict[m.Field, int]]:
     """Every packet that conditions on these fields, protocol, state and fragments tell apart."""
-    for protocol, transport in product((m.IPV4, m.IPV6), (6, 17, 1)):
+    for protocol, transport in product((m.IPV4, m.IPV6), (6, 17, 33, 1)):
         number = 58 if protocol == m.IPV6 and transport == 1 else transport
         source = m.SADDR4 if protocol == m.IPV4 else m.SADDR6
-        for fragment in (0, 2):
+        for fragment in (0, 1, 2) if m.FRAGMENT in fields else (0, 2):
             base = dict.fromkeys((*m.MARK, *m.CT_MARK, *m.CT_STATUS.values()), 0)
             base |= {m.PROTOCOL: protocol, m.ETHER_TYPE: protocol, m.L4PROTO: number, m.FRAGMENT: fragment}
             base |= {m.TTL: 64, m.LENGTH: 60, m.DSCP: 0, m.CT_DIRECTION: 0, m.PKTTYPE: 0, RATE: 0}
             base |= {m.SADDR_TYPE: 1, m.DADDR_TYPE: 2, m.ETHER_SRC: 1, m.ETHER_DST: 2}
             present = [source, m.CT_STATE, m.PKTTYPE, RATE, m.CT_MARK[31]]
             present += [ACCEPT_MARK] if from_host else []
-            if fragment == 0:
-                present += {6: [m.SPORT, m.DPORT, m.TCP_FLAGS], 17: [m.SPORT, m.DPORT]}.get(number, [])
+            if fragment < 2:
+                present += {6: [m.SPORT, m.DPORT, m.TCP_FLAGS], 17: [m.SPORT, m.DPORT], 33: [m.SPORT, m.DPORT]}.get(
+                    number, []
+                )
                 present += {1: [m.ICMP], 58: [m.ICMP6]}.get(number, [])
             samples = {**SAMPLES, m.SPORT: (1000,), m.CT_MARK[31]: (0, 1)}
             pools = [samples[on] if on in fields else samples[on][:1] for on in present]
@@ -266,8 +268,16 @@ class Encoder:
     ``verdict`` is 0 for packets that go on, 1 dropped, 2 rejected; ``queued`` tells which were queued.
     """
 
-    def __init__(self, protocol: int, variables: dict[m.Field, z3.BitVecRef], *, marked: bool) -> None:
+    def __init__(
+        self,
+        protocol: int,
+        variables: dict[m.Field, z3.BitVecRef],
+        cache: dict[tuple[m.Field, IntervalSet], z3.BoolRef],
+        *,
+        marked: bool,
+    ) -> None:
         self.protocol = protocol
+        self.cache = cache
         self.variables = variables
         self.state: dict[m.Field, z3.BitVecRef] = {}
         if not marked:
@@ -286,10 +296,15 @@ class Encoder:
         if on in self.known:
             known = self.known[on]
             return z3.BoolVal(known is not None and known in values)
+        if on not in self.state and (on, values) in self.cache:
+            return self.cache[on, values]
         at = self.value(on)
         ranges = [z3.And(z3.UGE(at, first), z3.ULE(at, last)) for first, last in values]
         present = [self.inside(need, allowed) for need, allowed in m.PRESENCE.get(on, ())]
-        return z3.And(z3.Or(False, *ranges), *present)
+        made = z3.And(z3.Or(False, *ranges), *present)
+        if on not in self.state:
+            self.cache[on, values] = made
+        return made
 
     def condition(self, condition: m.Condition) -> z3.BoolRef:
         if isinstance(condition, m.Test):
@@ -379,9 +394,13 @@ def z3_says_equal(one: m.RulesetModel, two: m.RulesetModel) -> bool:
     for (source, destination), protocol in product(WAYS, protocols):
         path = find_path(TOPOLOGY, source, destination)
         variables: dict[m.Field, z3.BitVecRef] = {}
+        cache: dict[tuple[m.Field, IntervalSet], z3.BoolRef] = {}
         ends = [
-            Encoder(protocol, variables, marked=isinstance(source, HostEnd)).run(model, path) for model in (one, two)
+            Encoder(protocol, variables, cache, marked=isinstance(source, HostEnd)).run(model, path)
+            for model in (one, two)
         ]
+        if ends[0].eq(ends[1]):
+            continue
         solver = z3.Solver()
         for on, variable in variables.items():
             if on.size & (on.size - 1):

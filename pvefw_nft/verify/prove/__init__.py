@@ -2,13 +2,16 @@
 
 The stages, in the order a proof runs them::
 
-    paths       which ways through the host there are, and the base chains on them      path.py's stages
-    residual    what is left of those chains for one protocol and one set of interfaces  → programs
-    atoms       per field, the classes of values that the programs tell apart            → bit masks
-    diagram     a program as a decision diagram from classes to outcomes                 → node numbers
-    compare     the same node on both sides: equal; else the packets between             → Report
+    flows       which ways through the host there are, and the base chains on them          path.py's stages
+    residual    what is left of those chains for one protocol and one set of interfaces     → programs
+    congruent   programs that are the same step by step need no more
+    atoms       per field, the classes of values that the programs tell apart               → bit masks
+    evaluate    a program as a decision diagram (diagram) from classes to outcomes          → node numbers
+    compare     the same node on both sides: equal; else the packets between                → Report
     explain     those packets as few, readable classes, one packet each
     render      the report as text or JSON
 
-:mod:`~pvefw_nft.verify.prove.analyse` uses the same parts to find rules that never match or change nothing.
+``documented`` says what rulesets of different tools cannot say alike, ``known`` reads the user's own list of
+differences to expect. :mod:`~pvefw_nft.verify.prove.analyse` uses the same parts to find rules that never match or
+change nothing.
 """

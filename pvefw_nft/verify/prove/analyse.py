@@ -127,7 +127,7 @@ class _Analysis:
         return tuple(self.by_origin())
 
     def segments(self) -> Iterator[tuple[tuple[Stage, ...], Case]]:
-        """Yield the segments to walk, each with each kind of frame that comes there."""
+        """Yield the segments to walk, each with each kind of untagged frame that comes there."""
         comparison = self.comparison
         general = comparison.ends.general
         ways = [comparison.way(s, d) for s in general for d in general if s != d]
@@ -145,7 +145,7 @@ class _Analysis:
         if way is None or way.segments is None:
             return
         for case in self.comparison.cases:
-            if not (way.routed and not case.is_ip):
+            if not case.tagged and not (way.routed and not case.is_ip):
                 for segment in way.segments if only is None else (way.segments[only],):
                     chosen[segment.before, case] = None
 
@@ -234,8 +234,8 @@ class _Walk:
         numbers = {id(rule): number for number, rule in enumerate(chain.rules, 1)}
         for rule in self.analysis.comparison.residuals.rules(chain, context.known):
             tests, conditions, possible = special.conditions(rule.conditions)
-            if not possible:
-                continue
+            if not possible or (rule.verdict is None and not rule.effects):
+                continue  # it is not for this context, or just a comment
             prepared = self.one(special, rule, numbers[id(rule)], tests, conditions)
             found.append(prepared)
             for choice in prepared.choices:
@@ -301,12 +301,17 @@ class _Walk:
             here = self.accepted
 
     def union(self, one: int, two: int) -> int:
+        false = self.evaluation.false
+        if one == two or false in (one, two):
+            return two if one == false else one
         return self.evaluation.space.select(one, self.evaluation.true, two, self.evaluation.true)
 
     def within(self, here: int, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...]) -> int:
         return self.evaluation.where(tests, conditions, here, self.evaluation.false)
 
     def beyond(self, here: int, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...]) -> int:
+        if not conditions:
+            return self.evaluation.where(tests, (), self.evaluation.false, here)
         inside = self.evaluation.where(tests, conditions, self.evaluation.true, self.evaluation.false)
         return self.evaluation.space.select(inside, self.evaluation.false, here, self.evaluation.true)
 
@@ -440,6 +445,8 @@ class _Walk:
             seen = self.analysis.seen[id(table), id(chain), one.number]
             then = self.outcome(table, place, one, rest)
             with_rule = evaluation.where(one.tests, one.conditions, then, rest)
+            if with_rule == rest:
+                continue
             if evaluation.space.select(hit, with_rule, evaluation.false, evaluation.true) != (
                 evaluation.space.select(hit, rest, evaluation.false, evaluation.true)
             ):

@@ -22,6 +22,7 @@ from pvefw_nft.verify import model as m
 from pvefw_nft.verify.describe import packet_text, rule_text
 from pvefw_nft.verify.packet import Probe
 from pvefw_nft.verify.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
+from pvefw_nft.verify.prove.congruent import Congruence
 from pvefw_nft.verify.prove.documented import exceptions, kind_condition
 from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow
 from pvefw_nft.verify.prove.explain import Class, Explainer, differing, tests_of_possible
@@ -140,6 +141,7 @@ class Comparison:
         self.results: dict[tuple[Flow, Flow, bool, Case | None], Result] = {}
         self.later: dict[tuple[Flow, Flow], bool] = {}
         self.troubles: dict[tuple[Trouble, int], list[Met]] = defaultdict(list)
+        self.congruence = Congruence()
         self.ways = 0
         self.diagrams = 0
         self.assumptions: list[str] = list(dict.fromkeys((*before.model.assumptions, *after.model.assumptions)))
@@ -226,7 +228,7 @@ class Comparison:
             self.later[before, after] = True
         if before == after:
             return Result.SAME
-        if self.exceptions.lets_by(case, (before, after)):
+        if self.exceptions.lets_by(case, (before, after)) or self.congruence.flows(before, after):
             return Result.SAME
         flows = (before, after, fixed)
         found = self.results.get((*flows, None)) or self.results.get((*flows, case))

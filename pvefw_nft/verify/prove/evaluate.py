@@ -312,8 +312,8 @@ def _assigned(pairs: tuple[tuple[str, int], ...], outcome: Outcome) -> Outcome:
 def _noted(text: str, outcome: Outcome) -> Outcome:
     if outcome.verdict not in OPEN and not text.startswith("log "):
         return outcome
-    if text.startswith("helper ") and text in outcome.trace:
-        return outcome  # given once more, a helper stays the same
+    if text in outcome.trace and (text in ("queue", "queue bypass") or text.startswith("helper ")):
+        return outcome  # once more makes no difference
     return outcome._replace(trace=(text, *outcome.trace))
 
 

@@ -26,7 +26,7 @@ from pvefw_nft.verify.path import (
 )
 from pvefw_nft.verify.prove.atoms import Atoms, distinct
 from pvefw_nft.verify.prove.evaluate import Base, Flow
-from pvefw_nft.verify.prove.program import ACCEPT, INTERFACES, RETURN, Call, Case, Program, Step
+from pvefw_nft.verify.prove.program import ACCEPT, INTERFACES, RETURN, Call, Case, Outcome, Program, Step
 from pvefw_nft.verify.prove.residual import ALL_STATES, Context, Residuals, conditions_of, known_fields
 
 if TYPE_CHECKING:
@@ -236,6 +236,18 @@ def _unknown_interfaces(named: Iterable[int], links: dict[str, Link], nics: dict
 # --- flows --------------------------------------------------------------------------------------------------
 
 
+def _passing(program: Program, states: IntervalSet) -> IntervalSet:
+    """Return the states of connections that a base chain does not stop at once, whatever else packets are."""
+    for step in program.steps:
+        if len(step.tests) != 1 or step.tests[0].field is not m.CT_STATE or step.conditions or step.actions:
+            break
+        if not isinstance(step.end, Outcome):
+            break
+        if step.end not in (ACCEPT, RETURN):
+            states = states - step.tests[0].values
+    return states
+
+
 class Flows:
     """Makes the flows of one side: what is left, for a case, of the base chains along stages."""
 
@@ -247,6 +259,7 @@ class Flows:
     def flow(self, stages: Iterable[Stage], case: Case) -> Flow:
         """Return the base chains that have something left, in order."""
         found: list[Base] = []
+        states = ALL_STATES
         for stage in stages:
             chains = self.chains(stage, case.protocol)
             if not chains:
@@ -254,13 +267,15 @@ class Flows:
             known = known_fields(stage, case)
             if not m.holds(stage.when, {on: v for on, v in known.items() if v is not None}):
                 continue
-            context = Context(case, known, ALL_STATES, stage.unicast)
             for table, chain in chains:
-                base = self.base(table, chain, context)
-                if base.accepts and base.program.always in (ACCEPT, RETURN):
-                    continue
-                if base.program.steps or not base.accepts:
-                    found.append(base)
+                base = self.base(table, chain, Context(case, known, states, stage.unicast))
+                if self.residuals.fixed_states:
+                    states = _passing(base.program, states)
+                if base.accepts and all(
+                    step.end in (ACCEPT, RETURN) and not step.actions for step in base.program.steps
+                ):
+                    continue  # whatever it tests, every packet passes
+                found.append(base)
         return tuple(found)
 
     def base(self, table: m.Table, chain: m.Chain, context: Context) -> Base:

@@ -285,7 +285,7 @@ class Specialiser:
                 found.pop()
             else:
                 break
-        return found
+        return _merge_steps(found)
 
     def own_steps(self, chain: m.Chain) -> list[Step]:
         """Return the steps of a chain's own rules, and its policy."""
@@ -559,6 +559,48 @@ class Specialiser:
         if copied:
             actions.append(Copy(tuple(copied), flip=False))
         return [*actions, Copy(tuple(flipped), flip=True)] if flipped else actions
+
+
+def _merge_steps(steps: list[Step]) -> list[Step]:
+    """Make one of neighbours that end alike, and whose tests differ in one field alone.
+
+    Example: ``tcp, dport 22: accept`` and ``tcp, dport 80: accept`` become ``tcp, dport {22, 80}: accept``.
+    """
+    merged: list[Step] = []
+    for step in steps:
+        before = merged[-1] if merged else None
+        if before is not None and before.end == step.end and _is_final(step) and _is_final(before):
+            both = _merged_tests(before.tests, step.tests)
+            if both is not None:
+                merged[-1] = before._replace(tests=both)
+                continue
+        merged.append(step)
+    return merged
+
+
+def _is_final(step: Step) -> bool:
+    """Whether a packet that takes a step does not come to the next one, and nothing but its tests decide that."""
+    final = isinstance(step.end, Outcome) or (isinstance(step.end, Call) and not step.end.back)
+    return final and not step.conditions and not step.actions
+
+
+def _merged_tests(one: tuple[m.Test, ...], two: tuple[m.Test, ...]) -> tuple[m.Test, ...] | None:
+    """Return tests that hold where either of these do; None where no list of tests says that."""
+    if len(one) != len(two):
+        return None
+    place = None
+    for number, (left, right) in enumerate(zip(one, two, strict=True)):
+        if left is right:
+            continue
+        if left.field is not right.field or place is not None:
+            return None
+        place = number
+    if place is None:
+        return one
+    joined = m.Test(one[place].field, one[place].values | two[place].values)
+    if joined.values is joined.field.everything and joined.field not in SOMETIMES_ABSENT:
+        return one[:place] + one[place + 1 :]
+    return (*one[:place], joined, *one[place + 1 :])
 
 
 def _merge_tests(tests: list[m.Test]) -> list[m.Test]:
