@@ -120,6 +120,8 @@ def wanted(artefact: Mapping[str, Any]) -> dict[str, Wanted]:
     tables = {}
     for family, made in definitions.items():
         things = [Thing(k, n, body, tuple(content[family].get((k, n), ()))) for (k, n), body in made.items()]
+        if not things:
+            continue  # a firewall that is off
         if any(thing.kind == "chain" and thing.name == DIGESTS for thing in things):
             raise InternalError(f"an artefact with a chain {DIGESTS} of its own")
         tables[family] = Wanted({thing.key: thing for thing in things}, tuple(commands[family]))

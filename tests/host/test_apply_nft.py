@@ -120,6 +120,10 @@ def test_commands_that_make_way_for_our_own_tables_do_not_matter() -> None:
     assert wanted({"nftables": [*start, *nft()["nftables"]]}) == wanted(nft())
 
 
+def test_empty_table_is_none() -> None:
+    assert wanted({"nftables": nft()["nftables"][:2]}) == {}
+
+
 @pytest.mark.parametrize(
     "command",
     [
