@@ -19,7 +19,7 @@ from pvefw_nft.config.model import GuestKind
 from pvefw_nft.errors import ConfigurationError, Diagnostic, Severity, Span, UsageError
 from pvefw_nft.ir.build import build
 from pvefw_nft.ir.host import corosync_peers
-from pvefw_nft.ir.nodes import Family, Layer
+from pvefw_nft.ir.nodes import Family, Layer, Origin, Provenance
 from pvefw_nft.ir.validate import validate
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def check_root(source: Source) -> Checked:
     """
     findings = Findings()
     configuration = Configuration(_root(source), findings, source.local_network, source.real_interface)
+    _warn_of_unknown_node(source, findings)
     ruleset = build(configuration.node, configuration.guests())
     validate(ruleset)
     return Checked(configuration.node, ruleset, in_file_order(findings.diagnostics))
@@ -164,6 +165,18 @@ def _own_node(root: Path) -> str:
     raise UsageError(f"{nodes}: no node `{name}`, which is this host", f"name a node with --node: {known or 'none'}")
 
 
+def _warn_of_unknown_node(source: Source, findings: Findings) -> None:
+    """Warn where the node was named, and the root has folders of other nodes only: then it has no guests."""
+    nodes = source.root / "etc" / "pve" / "nodes"
+    if source.node is None or not nodes.is_dir() or (nodes / source.node).exists():
+        return
+    known = ", ".join(sorted(folder.name for folder in nodes.iterdir()))
+    if known:
+        findings.warning(
+            "unknown-node", Span(str(nodes), 0), f"no node `{source.node}` here", f"nodes here are {known}"
+        )
+
+
 def in_file_order(diagnostics: list[Diagnostic]) -> tuple[Diagnostic, ...]:
     """Sort diagnostics by place; files stay in the order in which they were read."""
     order: dict[str, int] = {}
@@ -205,10 +218,10 @@ def read_back(compiled: Compiled) -> RulesetModel:
     artefact = compiled.artefact
     form = artefact.json if compiled.backend.default_format == "json" else artefact.text
     text = Text(compiled.backend.name, "".join(form()))
-    return read_ruleset([text], origins=_origins(artefact))
+    return read_ruleset([text], origins=_origins(artefact, str))
 
 
-def _origins(artefact: Artefact) -> dict[tuple[str, str, str, int], str]:
+def _origins(artefact: Artefact, spelled: Callable[[Origin], str]) -> dict[tuple[str, str, str, int], str]:
     """Return where the rules of the iptables backend come from; those of nft say so themselves."""
     from backends.iptables.backend import IptablesArtefact
 
@@ -219,10 +232,10 @@ def _origins(artefact: Artefact) -> dict[tuple[str, str, str, int], str]:
         for layer, table in ((Layer.FILTER, "filter"), (Layer.RAW, "raw")):
             for name, lines in artefact.chains(family, layer):
                 for number, (_, origin) in enumerate(lines, 1):
-                    origins[tool, table, name, number] = str(origin)
+                    origins[tool, table, name, number] = spelled(origin)
     for name, lines in artefact.link_chains():
         for number, (_, origin) in enumerate(lines, 1):
-            origins["ebtables", "filter", name, number] = str(origin)
+            origins["ebtables", "filter", name, number] = spelled(origin)
     return origins
 
 
@@ -253,3 +266,47 @@ def topology(source: Source) -> Topology:
     )
     interfaces = read_text(source.root / "etc" / "network" / "interfaces")
     return Topology(nics, read_interfaces(interfaces or "")).with_bridges()
+
+
+# --- what proof gives for free --------------------------------------------------------------------------------
+
+
+def analyse_root(source: Source) -> tuple[Diagnostic, ...]:
+    """Return warnings about a sound configuration: rules without effect, and names that nothing uses.
+
+    The rules are those of the iptables ruleset, so FORWARD rules are not judged. Raises what :func:`check_root`
+    raises.
+    """
+    from pvefw_nft.config.unused import find_unused  # deferred, as below: this is the slow part of a check
+    from pvefw_nft.verify.prove.analyse import analyse
+    from pvefw_nft.verify.prove.flows import Side
+    from pvefw_nft.verify.read import Text, read_ruleset
+
+    compiled = compile_root(source, "iptables")
+    text = Text("iptables", "".join(compiled.artefact.text()))
+    model = read_ruleset([text], origins=_origins(compiled.artefact, _line_of))
+    found = []
+    for finding in analyse(Side("configuration", model, topology(source))):
+        file, _, line = finding.origin.rpartition("\0")
+        if file:
+            found.append(_without_effect(Span(file, int(line)), finding.kind.value, finding.by))
+    findings = Findings()
+    quiet = Configuration(_root(source), Findings(), lambda: None)
+    find_unused(_root(source), quiet.node.cluster, quiet.guests(), findings)
+    return in_file_order(_with_text([*findings.diagnostics, *found]))
+
+
+def _line_of(origin: Origin) -> str:
+    """Spell the origin of a rule of a file by its path and line; that of others as people read it."""
+    is_rule = origin.file is not None and origin.line and origin.provenance is not Provenance.POLICY
+    return f"{origin.file}\0{origin.line}" if is_rule else str(origin)
+
+
+def _without_effect(span: Span, kind: str, by: tuple[str, ...]) -> Diagnostic:
+    lines = [origin for origin in by if "\0" in origin]
+    shadows = [origin.rpartition("/")[2].replace("\0", ":") for origin in lines or by]
+    if kind == "never-matches":
+        hint = f"what it speaks of is decided before it, by {', '.join(shadows)}" if shadows else None
+        return Diagnostic(Severity.WARNING, kind, span, "the rule can never match", hint)
+    message = "the rule changes nothing: without it, every packet would be treated alike"
+    return Diagnostic(Severity.WARNING, kind, span, message, "remove it, unless it is there for its readers")

@@ -21,7 +21,7 @@ def comment(origins: Sequence[Origin]) -> str:
     It is ASCII. What does not fit is replaced by ``...``.
     """
     first = origins[0]
-    if any(origin != first for origin in origins):
+    if len(origins) > 1 and any(origin != first for origin in origins):
         same_file = all(origin.file == first.file and origin.line for origin in origins)
         if same_file and first.file is not None:
             lines = dict.fromkeys(str(origin.line) for origin in origins)

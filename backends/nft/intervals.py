@@ -26,8 +26,11 @@ def merged(intervals: Iterable[Interval]) -> list[Interval]:
 
     Example: ``[(22, 22), (80, 90), (85, 100), (101, 110)]`` becomes ``[(22, 22), (80, 110)]``.
     """
+    ordered = sorted(intervals)
+    if len(ordered) < 2:
+        return ordered
     result: list[Interval] = []
-    for first, last in sorted(intervals):
+    for first, last in ordered:
         if result and first <= result[-1][1] + 1:
             if last > result[-1][1]:
                 result[-1] = (result[-1][0], last)

@@ -147,10 +147,11 @@ class TableLowering:
     ) -> None:
         """Plan a base chain with the rules of a hook's chain, and all chains that these lead to.
 
-        A return from the hook's chain ends the base chain, so the packet passes, as the IR wants it.
+        A return from the hook's chain ends the base chain, so the packet passes, as the IR wants it. A base chain that
+        would only accept is left out: what is in none passes too.
         """
         rules = lowering.scope.rules(chain)
-        if rules or after:
+        if after or any(rule.action != ir.Accept() or rule.log is not None for rule in rules):
             self.plan(name, lambda: (*before, *lowering.rules(rules), *after), hook)
             self._note(lowering.scope, chain)
             self.plan_reached(lowering, [name for name in lowering.scope.reachable(chain) if name != chain])

@@ -71,12 +71,7 @@ _V4_GUARD = {"bridge": compare(meta("protocol"), "ip"), "inet": compare(meta("nf
 _V6_GUARD = {"bridge": compare(meta("protocol"), "ip6"), "inet": compare(meta("nfproto"), "ipv6")}
 
 _MULTICAST = {4: prefix("224.0.0.0", 4), 6: prefix("ff00::", 8)}
-_BROADCAST = anonymous_set(
-    [
-        prefix("0.0.0.0", 8),  # noqa: S104 - no socket binds here
-        "255.255.255.255",
-    ]
-)
+_BROADCAST = anonymous_set(["0.0.0.0", "255.255.255.255"])  # noqa: S104 - no socket binds here
 
 
 def family_guard(families: int, place: Place) -> tuple[Statement, ...]:
@@ -173,8 +168,10 @@ class MatchLowering:
                 return list(dict.fromkeys(self._port(m) for m in matches if isinstance(m, NicPort)))
             case Interface() | ConnState():
                 return list(dict.fromkeys(name for m in matches for name in names_of(m)))
-            case _:
-                return self.interval_values(merged(i for m in matches for i in intervals_of(m)), matches[0])
+            case sample if len(matches) == 1:
+                return self.interval_values(merged(intervals_of(sample)), sample)
+            case sample:
+                return self.interval_values(merged(i for m in matches for i in intervals_of(m)), sample)
 
     def interval_values(self, intervals: Sequence[Interval], match: Match) -> list[Value]:
         """Return intervals as values of the kind that this match asks for."""
@@ -206,7 +203,7 @@ class MatchLowering:
     def _address_type(self, side: Side, kind: AddressKind) -> Sequence[Alternative]:
         """Return the test for a kind of address; without ``fib``, which the bridge family has not.
 
-        The routing table takes 0.0.0.0/8 and 255.255.255.255 for broadcast addresses, and the last address of each
+        The routing table takes 0.0.0.0 and 255.255.255.255 for broadcast addresses, and the last address of each
         of the host's networks (net/ipv4/fib_frontend.c). The latter are not known here, but packets to them are
         broadcast frames; packets from them are not recognised.
         """

@@ -76,7 +76,7 @@ class RuleLowering:
     def rules(self, rules: Sequence[ir.Rule]) -> Iterator[Rule]:
         """Yield the rules of nft for rules of the IR that stand one after the other."""
         for run in runs(rules):
-            if run.rules[0].origin.provenance is Provenance.USER:
+            if run.rules[0].origin.provenance in (Provenance.USER, Provenance.POLICY):
                 yield from self._run(run)
                 continue
             key = tuple(id(rule) for rule in run.rules)
@@ -88,6 +88,10 @@ class RuleLowering:
     def _run(self, run: Run) -> Iterator[Rule]:
         first = run.rules[0]
         text = comment([rule.origin for rule in run.rules])
+        if run.in_turn:
+            actions = [statements for rule in run.rules for _, statements in self._actions(rule.action)]
+            yield Rule(tuple(statement for statements in actions for statement in statements), text)
+            return
         any_transport = any(isinstance(first.matches[index], ProtocolMatch) for index in run.keys)
         for families, tests in self._conditions(run, any_transport=any_transport):
             guarded = tests if run.differ_in_family else (*family_guard(families, self._place), *tests)

@@ -45,6 +45,8 @@ from pvefw_nft.ir.nodes import (
     Queue,
     Reject,
     Return,
+    SetAcceptMark,
+    SetConnmark,
 )
 
 if TYPE_CHECKING:
@@ -65,13 +67,15 @@ MAX_RUN = 64
 class Run:
     """Rules that become one: a single rule, or several that differ in the matches at the indices ``keys``.
 
-    ``is_map``: they do different things. ``differ_in_family``: they are for different IP families.
+    ``is_map``: they do different things. ``differ_in_family``: they are for different IP families. ``in_turn``: they
+    are for all packets, and each does something and goes on.
     """
 
     rules: tuple[Rule, ...]
     keys: tuple[int, ...] = ()
     is_map: bool = False
     differ_in_family: bool = False
+    in_turn: bool = False
 
     @property
     def is_concatenation(self) -> bool:
@@ -94,10 +98,12 @@ def runs(rules: Iterable[Rule]) -> Iterator[Run]:
 def _with(run: Run, rule: Rule) -> Run | None:
     """Return the run with one more rule, or None where it does not fit in."""
     first = run.rules[0]
-    if rule.log is not None or first.log is not None or len(rule.matches) != len(first.matches):
+    if len(rule.matches) != len(first.matches) or rule.log is not None or first.log is not None:
         return None
     if len(run.rules) == MAX_RUN:
         return None
+    if _goes_on(first) and _goes_on(rule):
+        return Run((*run.rules, rule), in_turn=True)
     keys = _differences(first, rule)
     if keys is None:
         return None
@@ -111,6 +117,11 @@ def _with(run: Run, rule: Rule) -> Run | None:
         return None
     fits = _fits_concatenation(longer) if longer.is_concatenation else _protocol_is_key(longer)
     return longer if fits and _may_follow(run, rule, longer) else None
+
+
+def _goes_on(rule: Rule) -> bool:
+    """Tell whether a rule does something to every packet of both families and lets it go on."""
+    return not rule.matches and rule.families == Family.BOTH and isinstance(rule.action, SetAcceptMark | SetConnmark)
 
 
 def _differences(first: Rule, second: Rule) -> list[int] | None:

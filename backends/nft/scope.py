@@ -70,7 +70,7 @@ class Scope:
             simple = [made for rule in self._chains[name].rules if (made := self._simplest(rule)) is not None]
             if name in self._tails:
                 _drop_last_accept(simple)
-            known = self._rules[name] = tuple(self._without_idle_marks(simple))
+            known = self._rules[name] = tuple(self._without_idle_marks(self._cleared_early(simple)))
         return known
 
     def reachable(self, start: str) -> list[str]:
@@ -119,7 +119,7 @@ class Scope:
 
     def _simplest(self, rule: Rule) -> Rule | None:
         """Return a rule in its simplest form, None if it can never match or does nothing."""
-        if rule.origin.provenance is Provenance.USER:
+        if rule.origin.provenance in (Provenance.USER, Provenance.POLICY):
             return self._simplify(rule)
         if id(rule) not in self._simple:  # chains share the rules that are not a user's own
             self._simple[id(rule)] = self._simplify(rule)
@@ -182,6 +182,37 @@ class Scope:
 
     # --- the accept mark ---
 
+    def _cleared_early(self, rules: list[Rule]) -> list[Rule]:
+        """Return rules with each clearing of the mark for all packets moved up as far as that changes nothing.
+
+        It may pass a rule that drops, and one that sets the mark on its way out: such packets take no notice of it.
+        Rules that were parted by it can then be merged.
+
+        Before: ``icmpv6 134 -> drop; clear accept mark; icmpv6 133 -> goto PVEFW-SET-ACCEPT-MARK``. After: ``clear
+        accept mark; icmpv6 134 -> drop; icmpv6 133 -> goto PVEFW-SET-ACCEPT-MARK``.
+        """
+        result: list[Rule] = []
+        for rule in rules:
+            position = len(result)
+            if _clears_for_all(rule):
+                while position and self._minds_no_mark(result[position - 1]):
+                    position -= 1
+            result.insert(position, rule)
+        return result
+
+    def _minds_no_mark(self, rule: Rule) -> bool:
+        """Tell whether a rule neither tests nor logs the mark, and whether no packet it matches keeps the mark."""
+        if rule.log is not None or _tests_mark(rule):
+            return False
+        match rule.action:
+            case Drop():
+                return True
+            case Goto(name):
+                target = self._chains[name].rules
+                return len(target) == 1 and target[0].action == SetAcceptMark(on=True) and not target[0].matches
+            case _:
+                return False
+
     def _without_idle_marks(self, rules: list[Rule]) -> Iterator[Rule]:
         """Yield rules without those that test or clear an accept mark that is known to be clear.
 
@@ -194,7 +225,7 @@ class Scope:
         """
         clear = False
         for rule in rules:
-            if clear and (AcceptMark() in rule.matches or self._only_clears(rule)):
+            if clear and (_tests_mark(rule) or self._only_clears(rule)):
                 continue
             yield rule
             every_packet = not rule.matches and rule.families == Family.BOTH
@@ -224,8 +255,7 @@ class Scope:
                 return False
 
     def _clears_first(self, name: str) -> bool:
-        first = self.rules(name)[0]
-        return first.action == SetAcceptMark(on=False) and not first.matches and first.families == Family.BOTH
+        return _clears_for_all(self.rules(name)[0])
 
     def _may_set_mark(self, name: str) -> bool:
         """Tell whether a packet may come back from a chain with its accept mark set by it."""
@@ -244,6 +274,15 @@ class Scope:
                 return True
             case _:
                 return False
+
+
+def _clears_for_all(rule: Rule) -> bool:
+    action = rule.action
+    return isinstance(action, SetAcceptMark) and not action.on and not rule.matches and rule.families == Family.BOTH
+
+
+def _tests_mark(rule: Rule) -> bool:
+    return any(isinstance(match, AcceptMark) for match in rule.matches)
 
 
 def _drop_last_accept(rules: list[Rule]) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from pvefw_nft.errors import PvefwError
+from pvefw_nft.errors import HostError, PvefwError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,10 +67,16 @@ def cli() -> None:
     """Compile Proxmox VE firewall files to iptables or nftables, apply them, and prove what they do."""
 
 
+def discard_output() -> None:
+    """Give up standard output, so that what is still buffered does not fail again when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and end the process with its exit code; see the README for the codes."""
     try:
         code = cli.main(arguments, prog_name="pvefw", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
@@ -80,4 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.hint:
             click.echo(f"  help: {error.hint}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # commands report those of files themselves; what is left is their own output
+        discard_output()
+        click.echo(f"{click.style('error', fg='red', bold=True)}: cannot print: {error.strerror}", err=True)
+        sys.exit(HostError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

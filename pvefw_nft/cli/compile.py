@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pvefw_nft.cli import discard_output
 from pvefw_nft.cli.options import backend_option, make_source, source_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import HostError
@@ -53,13 +54,14 @@ def compile_command(
 
 
 def _print(pieces: Iterator[str]) -> None:
+    if sys.stdout is None:
+        raise HostError("standard output is closed", "name a file with -o")
     try:
         for piece in pieces:
             sys.stdout.write(piece)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has enough (`pvefw compile | head`); what is still buffered must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()  # the reader has enough: `pvefw compile | head`
 
 
 def _write(pieces: Iterator[str], path: Path) -> None:

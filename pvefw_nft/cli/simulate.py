@@ -81,7 +81,7 @@ class _Test:
 @click.option("--backend", type=click.Choice(("iptables", "nft", "both")), help="Default: what host.fw asks for.")
 @click.option("--ruleset", metavar="RULESET", help=f"Instead of the configuration's own ruleset: {SPEC_HELP}.")
 @click.option(
-    "--bridge-call/--no-bridge-call", default=True, help="bridge-nf-call-iptables is on (the default) or off."
+    "--bridge-call/--no-bridge-call", default=None, help="bridge-nf-call-iptables. Default: on where iptables is used."
 )
 @click.option(
     "--expect", metavar="VERDICT", help="Exit 1 unless this is the verdict: ACCEPT, DROP, REJECT, REJECT(KIND)."

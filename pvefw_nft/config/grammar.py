@@ -198,6 +198,9 @@ _NAMED_FIELD = re.compile(r"(--?[a-z][a-z-]*)[ \t]+(\S+)")
 _WORD = re.compile(r"\S+")
 
 
+_VALUE = "a value for the option"
+
+
 @cache
 def _fine_rule() -> pp.ParserElement:
     """Return the fine grammar of the named form."""
@@ -205,7 +208,7 @@ def _fine_rule() -> pp.ParserElement:
     action = pp.Regex(r"[A-Za-z0-9][A-Za-z0-9_-]*(\([A-Za-z]*\))?").set_name("an action, a macro or a group name")
     options = "|".join(sorted(map(re.escape, OPTION_WORDS), key=len, reverse=True))
     option = pp.Regex(rf"(?:{options})(?!\S)").set_name("an option such as -source or -dport")
-    value = pp.Regex(r"[^\s#-][^\s#]*").set_name("a value for the option")
+    value = pp.Regex(r"[^\s#-][^\s#]*").set_name(_VALUE)
     comment = pp.Regex(r"#.*").set_name("a comment")
     end = pp.StringEnd().set_name("the end of the line or an option such as -source")
     rule = pp.Optional("|") + type_word + action + pp.ZeroOrMore(option - value) + pp.Optional(comment) + end
@@ -413,7 +416,7 @@ def _explain(body: str, offset: int) -> SyntaxProblem:
             at += 1
         word = _WORD.match(body, at)
         end = word.end() if word else at + 1
-        if word and word[0][0] == "-":
+        if word and word[0][0] == "-" and not rejected.msg.endswith(_VALUE):
             option = word[0]
             if option not in OPTION_WORDS:
                 return SyntaxProblem(

@@ -100,7 +100,7 @@ def read_text(path: Path) -> str | None:
     """Return the text of a file, without a byte-order mark, or None where it does not exist.
 
     Bytes that are not UTF-8 become U+FFFD, which the readers of lines report. Raises ConfigurationError where
-    the file cannot be read, is too large, or is no text.
+    the file cannot be read, is too large, is no text, or is a link to nowhere.
     """
     try:
         status = path.stat()
@@ -110,6 +110,8 @@ def read_text(path: Path) -> str | None:
         with path.open("rb") as file:
             data = file.read() if status.st_size <= MAX_FILE_SIZE else file.read(MAX_FILE_SIZE + 1)
     except FileNotFoundError:
+        if path.is_symlink():
+            raise ConfigurationError(f"{path}: the link leads nowhere", "mend it or remove it") from None
         return None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
@@ -147,11 +149,16 @@ class Configuration:
 
         ``local_network`` is asked for a CIDR where the cluster has no alias of that name: the alias counts more,
         since rules may refer to it. ``real_interface`` returns the name of the link with an alternative name.
-        Raises ConfigurationError for a file that cannot be used, and UsageError where ``local_network`` gives no
-        CIDR.
+        Raises ConfigurationError for a file that cannot be used and for an ``etc/pve`` that is missing or empty (not
+        mounted, which is not the same as disabled), and UsageError where ``local_network`` gives no CIDR.
         """
         self._root = root
         self._findings = findings
+        if not _listed(root.pve):
+            raise ConfigurationError(
+                f"{root.pve}: nothing is there",
+                "name the folder that holds etc/pve with --root; on Proxmox VE, see that pve-cluster.service runs",
+            )
         file = root.pve / "firewall" / "cluster.fw"
         self._names = Names(0, real_interface=real_interface)
         cluster = resolve.read_cluster(str(file), read_text(file) or "", findings, self._names)

@@ -35,7 +35,7 @@ from pvefw_nft.config.values import (
     Prefix,
     looks_like_address,
     nearest,
-    read_prefix,
+    read_network,
 )
 from pvefw_nft.errors import Severity
 
@@ -224,7 +224,7 @@ class _FileReader:
                 return
             if _SEVERAL.search(written.address.text):
                 raise _bad_alias(written.address.text)
-            prefix = read_prefix(written.address.text)
+            prefix = self._network(line, written.address)
         except SyntaxProblem as problem:
             self._syntax(line, problem)
             return
@@ -244,6 +244,18 @@ class _FileReader:
         self.own.aliases[key] = Alias(
             written.name.text, Prefix(prefix.version, prefix.address, prefix.length, spelling), line
         )
+
+    def _network(self, line: Line, word: Word) -> Prefix:
+        """Read a network; host bits are cleared, as the kernel's tools do, and warned about. Raises BadValue."""
+        prefix, host_bits = read_network(word.text)
+        if host_bits and prefix.length:
+            self.findings.warning(
+                "host-bits",
+                line.span(word.start, word.end),
+                f"`{word.text}` has host bits set; it stands for the network {prefix.canonical}",
+                f"write {prefix.canonical}, or {word.text.partition('/')[0]} for the host alone",
+            )
+        return prefix
 
     def _valid_name(self, line: Line, word: Word | None, what: str, longest: int) -> bool:
         if word is None:
@@ -301,7 +313,7 @@ class _FileReader:
             written = grammar.read_entry(line)
             word = written.address
             if looks_like_address(word.text) and not _SEVERAL.search(word.text):
-                prefix: Prefix | None = read_prefix(word.text)
+                prefix: Prefix | None = self._network(line, word)
             elif _ALIAS.fullmatch(word.text):
                 prefix = self._alias(line, word)
             else:

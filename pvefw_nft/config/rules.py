@@ -92,10 +92,11 @@ class RuleReader:
                 else f"unknown rule type `{written.type.text[:40]}`",
                 (None if known else nearest(kind, types)) or "types here are " + ", ".join(types),
             )
-        iface = self._interface(written, has_interface=columns[0] == "iface")
+        has_interface = columns[0] == "iface"
         if kind == "GROUP":
-            return self._group_rule(written, iface)
+            return self._group_rule(written, self._interface(written, has_interface=has_interface))
         macro, action = _read_action(written)
+        iface = self._interface(written, has_interface=has_interface)
         fields = written.fields
         source = self._addresses(written, "source") if "source" in fields else None
         dest = self._addresses(written, "dest") if "dest" in fields else None

@@ -156,6 +156,23 @@ def read_prefix(text: str) -> Prefix:
 
     Raises BadValue for anything else; for host bits, the hint names the network meant.
     """
+    prefix, host_bits = read_network(text)
+    if host_bits:
+        raise BadValue(
+            f"`{text}` has host bits set",
+            start=0,
+            end=len(text),
+            code="host-bits",
+            hint=f"the network is {prefix.canonical}; the host alone is {text.partition('/')[0]}",
+        )
+    return prefix
+
+
+def read_network(text: str) -> tuple[Prefix, bool]:
+    """Read one address or CIDR network. Returns the network, and whether host bits were set in the text.
+
+    The kernel's tools clear host bits (iptables(8), ipset(8)). Raises BadValue for anything else.
+    """
     host, slash, length_text = text.partition("/")
     address = _address(host)
     if address is None:
@@ -169,7 +186,7 @@ def read_prefix(text: str) -> Prefix:
     version, number = address
     width = 32 if version == 4 else 128
     if not slash:
-        return Prefix(version, number, width, text)
+        return Prefix(version, number, width, text), False
     if not (length_text.isascii() and length_text.isdigit()) or (length_text[0] == "0" and length_text != "0"):
         raise BadValue(
             f"`{length_text}` is not a prefix length",
@@ -188,16 +205,7 @@ def read_prefix(text: str) -> Prefix:
             hint=f"IPv{version} prefixes have at most {width} bits",
         )
     network = number >> (width - length) << (width - length)
-    if network != number:
-        meant = Prefix(version, network, length, "")
-        raise BadValue(
-            f"`{text}` has host bits set",
-            start=0,
-            end=len(text),
-            code="host-bits",
-            hint=f"the network is {address_text(version, network)}/{meant.length}; the host alone is {host}",
-        )
-    return Prefix(version, number, length, text)
+    return Prefix(version, network, length, text), network != number
 
 
 def _address_hint(host: str) -> str | None:

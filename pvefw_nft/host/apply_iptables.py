@@ -49,10 +49,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The parts to carry out, in order, and what they change; no parts: nothing to do."""
+    """The parts to carry out, in order, and what they change; no parts: nothing to do.
+
+    ``before`` is what the plan was made from, ``after`` what it leads to.
+    """
 
     parts: tuple[Part, ...]
     changes: tuple[Change, ...]
+    before: State
+    after: State
 
     def __str__(self) -> str:
         return "".join(str(part) for part in self.parts)
@@ -91,7 +96,12 @@ def plan(
     text = bridge.restore_ebtables()
     parts += [last, Part("ebtables-restore", ("ebtables-restore", "--noflush"), text)]
     changes += bridge.changes
-    return Plan(tuple(part for part in parts if part.text), tuple(changes))
+    return Plan(
+        tuple(part for part in parts if part.text),
+        tuple(changes),
+        current,
+        _with_kept(current, target, removing=removing),
+    )
 
 
 def carry_out(planned: Plan, before_part: Callable[[Part], None] | None = None) -> None:
@@ -99,7 +109,18 @@ def carry_out(planned: Plan, before_part: Callable[[Part], None] | None = None) 
     for part in planned.parts:
         if before_part is not None:
             before_part(part)
-        tools.run(part.command, part.text)
+        tools.run(part.command, _without_needless_flushes(part.text))
+
+
+def _without_needless_flushes(text: str) -> str:
+    """Leave out ``-F CHAIN`` where the same input makes the chain.
+
+    A ruleset's text has these lines so that it can be loaded over another one. iptables-nft-restore 1.8.9 takes a
+    time for each that grows with the number of rules: 10 s instead of 0.5 s for 1,000 guests of 20 rules.
+    """
+    lines = text.splitlines(keepends=True)
+    needless = {f"-F {line[1:].split(' ', 1)[0]}\n" for line in lines if line.startswith(":")}
+    return "".join(line for line in lines if line not in needless)
 
 
 def differences(current: State, target: State) -> list[str]:
@@ -148,25 +169,28 @@ def memory_key(where: str, chain: str) -> str:
     return f"{where} {chain}"
 
 
-def apply(target: State, memory: Mapping[str, Remembered], *, removing: bool = False, anew: bool = False) -> None:
-    """Bring the host to ``target``, and put back what was there if that fails.
+def apply(planned: Plan) -> State:
+    """Carry out a plan that was just made, and return what is there then; if it fails, put back what was there.
 
-    The arguments are those of :func:`plan`. Raises :class:`HostError` that says what failed, and whether putting
-    back failed too.
+    Raises :class:`HostError` that says what failed, and whether putting back failed too.
     """
-    before = read_state(ebtables=_needs_ebtables(target))
-    planned = plan(before, target, memory, removing=removing, anew=anew)
     if not planned.parts:
-        return
+        return planned.before
     try:
         carry_out(planned)
-        after = read_state(ebtables=_needs_ebtables(target))
-        wrong = differences(after, _with_kept(before, target, removing=removing))
+        after = read_for(planned.after)
+        wrong = differences(after, planned.after)
         if wrong:
             raise HostError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
     except HostError as err:
-        _put_back(before, err)
+        _put_back(planned.before, err)
         raise HostError(f"{err.message}\nthe ruleset that ran before is in place", err.hint) from err
+    return after
+
+
+def read_for(target: State) -> State:
+    """Return what is there, for a plan that leads to ``target``."""
+    return read_state(ebtables=bool(target.ebtables.chains))
 
 
 def _put_back(before: State, cause: HostError) -> None:
@@ -179,10 +203,6 @@ def _put_back(before: State, cause: HostError) -> None:
             f"{cause.message}\nand putting back the ruleset that ran before failed too: {err.message}",
             "the host may be partly filtered: mend the cause, then run `pvefw start`",
         ) from cause
-
-
-def _needs_ebtables(target: State) -> bool:
-    return bool(target.ebtables.chains)
 
 
 def _restore(tool: str, table: str) -> tuple[str, ...]:
@@ -316,7 +336,8 @@ class _TablePlan:
         if current.signature is None:
             # ebtables: only what was remembered tells that these are the rules that are wanted
             return remembered is not None and remembered.signature == target.signature
-        return current.signature == target.signature and current.size == target.size
+        as_listed = remembered is not None
+        return current.signature == target.signature and (as_listed or current.size == target.size)
 
     def _is_empty(self, name: str) -> bool:
         chain = self._current.chains[name]

@@ -43,10 +43,15 @@ class NotAsLoadedError(HostError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The commands of the transaction, and what they change; no commands: nothing to do."""
+    """The commands of the transaction, and what they change; no commands: nothing to do.
+
+    ``target`` is what it leads to; ``was_there``: a table of ours was there before.
+    """
 
     commands: tuple[Command, ...]
     changes: tuple[Change, ...]
+    target: Mapping[str, Wanted]
+    was_there: bool
 
     def __str__(self) -> str:
         if not self.commands:
@@ -85,7 +90,7 @@ def plan(
         )
         commands += table.commands()
         changes += table.changes
-    return Plan(tuple(commands), tuple(changes))
+    return Plan(tuple(commands), tuple(changes), target, bool(current))
 
 
 def replacing(current: Kernel, target: Mapping[str, Wanted]) -> Plan:
@@ -93,16 +98,16 @@ def replacing(current: Kernel, target: Mapping[str, Wanted]) -> Plan:
     return plan({family: {} for family in current}, target)
 
 
-def carry_out(planned: Plan, target: Mapping[str, Wanted], nft: Nftables) -> None:
+def carry_out(planned: Plan, nft: Nftables) -> None:
     """Run the transaction and read back what is noted. Raises :class:`HostError`."""
     if not planned.commands:
         return
     nft.run(planned.commands)
-    wrong = differences(read_kernel(nft), target)
+    wrong = differences(read_kernel(nft), planned.target)
     if wrong:
         raise NotAsLoadedError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
     for family, names in _touched_chains(planned).items():
-        wrong += _count_differences(nft, family, names, target[family])
+        wrong += _count_differences(nft, family, names, planned.target[family])
     if wrong:
         raise NotAsLoadedError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
 
@@ -161,10 +166,10 @@ def drifted(nft: Nftables, current: Kernel, memory: Mapping[str, Remembered]) ->
     return found
 
 
-def count_packets(nft: Nftables, current: Kernel) -> dict[str, int]:
+def count_packets(nft: Nftables, families: Iterable[str]) -> dict[str, int]:
     """Return the packets that counted rules dropped or rejected, by ``FAMILY CHAIN``."""
     counts: Counter[str] = Counter()
-    for family in current:
+    for family in families:
         for entry in nft.run([{"list": {"table": {"family": family, "name": TABLE}}}]):
             rule = entry.get("rule", {})
             statements = {name: body for statement in rule.get("expr", ()) for name, body in statement.items()}

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvefw_nft.errors import HostError
+from pvefw_nft.errors import HostError, PvefwError
 
 from . import firewall, lock, record, state, tools
 from .firewall import Outcome
@@ -175,8 +175,8 @@ def guard(token: str, seconds: float, ready: int | None = None) -> Outcome | Non
             with lock.hold(wait=_GUARD_LOCK_WAIT):
                 change = pending()
                 return _undo(change) if change is not None and change.token == token else None
-        except HostError:
-            # whatever is in the way (a full disk, another tool's lock) may go: the host must not stay as it is
+        except PvefwError:
+            # whatever is in the way (a full disk, somebody's lock) may go: the host must not stay as it is
             time.sleep(5)
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from pvefw_nft.errors import HostError, InternalError
 
 from . import apply_iptables, apply_nft, xtables
-from .nftables_state import Nftables, generation, read_kernel, wanted
+from .nftables_state import NO_NFTABLES, Nftables, generation, our_tables, read_kernel, wanted
 from .record import Memory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .changes import Change, Remembered
     from .record import Desired
 
 _TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DROPS = (" -j DROP", " -j REJECT", " -j PVEFW-reject", " -g PVEFW-reject")
+
+Remember: TypeAlias = "Callable[[str, Memory | None], Memory]"
+"""Gets the ruleset's fingerprint and what was remembered before; returns what to remember now."""
 
 
 class Planned(Protocol):
@@ -37,18 +40,18 @@ class Engine(Protocol):
     def present(self) -> bool:
         """Tell whether anything of ours is in the kernel."""
 
-    def plan(self, desired: Desired, memory: Memory | None, previous: Desired | None) -> Planned:
-        """Return what would bring the kernel to the ruleset. Raises :class:`HostError`."""
+    def plan(self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool = False) -> Planned:
+        """Return what would bring the kernel to the ruleset.
 
-    def apply(self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool) -> None:
-        """Bring the kernel to the ruleset and read it back; put back what was there if that fails.
-
-        ``previous`` is what was applied last, ``memory`` how the kernel listed it. ``anew`` replaces also what
-        is as wanted. Raises :class:`HostError`.
+        ``previous`` is what was applied last, ``memory`` how the kernel listed it. ``anew`` replaces also what is as
+        wanted. Raises :class:`HostError`.
         """
 
-    def remember(self, desired: Desired, memory: Memory | None) -> Memory:
-        """Return what to remember of a ruleset that was just applied."""
+    def apply(self, planned: Planned, previous: Desired | None) -> Remember:
+        """Carry out a plan that was just made and read back the result; put back what was there if that fails.
+
+        Returns what tells how the kernel lists the ruleset now, which may take a while. Raises :class:`HostError`.
+        """
 
     def remove(self) -> None:
         """Remove all that is ours and nothing else. Raises :class:`HostError`."""
@@ -71,25 +74,32 @@ class IptablesEngine:
             return False
         return not xtables.read_state(ebtables=False).empty
 
-    def plan(self, desired: Desired, memory: Memory | None, previous: Desired | None) -> apply_iptables.Plan:  # noqa: ARG002 - each engine gets the same
+    def plan(
+        self,
+        desired: Desired,
+        memory: Memory | None,
+        previous: Desired | None,  # noqa: ARG002 - each engine gets the same
+        *,
+        anew: bool = False,
+    ) -> apply_iptables.Plan:
         """Return what each tool would be fed."""
         target = xtables.wanted(desired.artefact)
-        return apply_iptables.plan(xtables.read_state(ebtables=bool(target.ebtables.chains)), target, _chains(memory))
+        return apply_iptables.plan(apply_iptables.read_for(target), target, _chains(memory), anew=anew)
 
-    def apply(self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool) -> None:  # noqa: ARG002
+    def apply(self, planned: Planned, previous: Desired | None) -> Remember:  # noqa: ARG002
         """Feed each tool what changes."""
-        target = xtables.wanted(desired.artefact)
-        apply_iptables.apply(target, _chains(memory), anew=anew)
+        assert isinstance(planned, apply_iptables.Plan)
+        there = apply_iptables.apply(planned)
 
-    def remember(self, desired: Desired, memory: Memory | None) -> Memory:  # noqa: ARG002
-        """Remember how the tools list each chain."""
-        target = xtables.wanted(desired.artefact)
-        current = xtables.read_state(ebtables=bool(target.ebtables.chains))
-        return Memory(desired.fingerprint, apply_iptables.memory_of(current, target), None)
+        def remember(fingerprint: str, _: Memory | None) -> Memory:
+            return Memory(fingerprint, apply_iptables.memory_of(there, planned.after), None)
+
+        return remember
 
     def remove(self) -> None:
         """Remove our chains, sets and the jumps to them."""
-        apply_iptables.apply(xtables.State(), {}, removing=True)
+        there = xtables.read_state(ebtables=False)
+        apply_iptables.apply(apply_iptables.plan(there, xtables.State(), removing=True))
 
     def drifted(self, memory: Memory | None) -> list[str]:
         """Compare each chain with how it was listed when it was applied."""
@@ -106,43 +116,50 @@ class NftEngine:
     name = "nft"
 
     def present(self) -> bool:
-        """Tell whether a table of ours is there; without the library there cannot be one."""
+        """Tell whether a table of ours is there."""
         try:
-            nft = Nftables()
-        except HostError:
-            return False
-        return bool(read_kernel(nft))
+            return bool(our_tables())
+        except HostError as error:
+            if error.hint == NO_NFTABLES:
+                return False  # without it there cannot be one
+            raise
 
-    def plan(self, desired: Desired, memory: Memory | None, previous: Desired | None) -> apply_nft.Plan:
+    def plan(
+        self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool = False
+    ) -> apply_nft.Plan:
         """Return the commands of the transaction."""
-        nft = Nftables()
-        return self._plan(nft, desired, memory, previous)
-
-    def apply(self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool) -> None:
-        """Run the transaction; what was applied last is put back if what is read back is not as wanted."""
         nft = Nftables()
         target = wanted(desired.artefact)
         there = read_kernel(nft)
-        planned = apply_nft.replacing(there, target) if anew else self._plan(nft, desired, memory, previous)
+        if anew:
+            return apply_nft.replacing(there, target)
+        known = previous is not None and previous.backend == self.name
+        before = wanted(previous.artefact) if previous is not None and known else None
+        return apply_nft.plan(there, target, before, self.drifted(memory))
+
+    def apply(self, planned: Planned, previous: Desired | None) -> Remember:
+        """Run the transaction; what was applied last is put back if what is read back is not as wanted."""
+        assert isinstance(planned, apply_nft.Plan)
+        nft = Nftables()
         try:
-            apply_nft.carry_out(planned, target, nft)
+            apply_nft.carry_out(planned, nft)
         except apply_nft.NotAsLoadedError as error:
-            known = previous is not None and previous.backend == self.name and bool(there)
+            known = previous is not None and previous.backend == self.name and planned.was_there
             back = wanted(previous.artefact) if previous is not None and known else {}
-            apply_nft.carry_out(apply_nft.replacing(read_kernel(nft), back), back, nft)
+            apply_nft.carry_out(apply_nft.replacing(read_kernel(nft), back), nft)
             raise HostError(f"{error.message}\nthe ruleset that ran before is in place", error.hint) from error
 
-    def remember(self, desired: Desired, memory: Memory | None) -> Memory:
-        """Remember how the kernel lists each chain and set, and the number of its ruleset."""
-        nft = Nftables()
-        number = generation()
-        before = memory.chains if memory is not None else None
-        return Memory(desired.fingerprint, apply_nft.memory_of(nft, wanted(desired.artefact), before), number)
+        def remember(fingerprint: str, before: Memory | None) -> Memory:
+            number = generation()
+            chains = apply_nft.memory_of(nft, planned.target, _chains(before) if before is not None else None)
+            return Memory(fingerprint, chains, number)
+
+        return remember
 
     def remove(self) -> None:
         """Delete our tables."""
         nft = Nftables()
-        apply_nft.carry_out(apply_nft.plan(read_kernel(nft), {}), {}, nft)
+        apply_nft.carry_out(apply_nft.plan(read_kernel(nft), {}), nft)
 
     def drifted(self, memory: Memory | None) -> list[str]:
         """Compare each chain and set with how it was listed, unless nobody changed any ruleset since."""
@@ -154,12 +171,7 @@ class NftEngine:
     def dropped(self) -> dict[str, int]:
         """Sum the counters of rules that drop or reject."""
         nft = Nftables()
-        return apply_nft.count_packets(nft, read_kernel(nft))
-
-    def _plan(self, nft: Nftables, desired: Desired, memory: Memory | None, previous: Desired | None) -> apply_nft.Plan:
-        known = previous is not None and previous.backend == self.name
-        before = wanted(previous.artefact) if previous is not None and known else None
-        return apply_nft.plan(read_kernel(nft), wanted(desired.artefact), before, self.drifted(memory))
+        return apply_nft.count_packets(nft, our_tables())
 
 
 def _chains(memory: Memory | None) -> Mapping[str, Remembered]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pvefw_nft.errors import HostError
 
 from . import record, settings, state
-from .engines import Engine, engine, others
+from .engines import Engine, Remember, engine, others
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,7 @@ def preview(desired: Desired, *, anew: bool = False) -> Outcome:
     """Return what a start would do, without doing it."""
     chosen = engine(desired.backend)
     memory, previous = _known(desired.backend)
-    planned = chosen.plan(desired, None if anew else memory, previous)
+    planned = chosen.plan(desired, memory, previous, anew=anew)
     switched = next((other.name for other in others(desired.backend) if other.present()), None)
     return Outcome(is_running(), planned.changes, str(planned), switched)
 
@@ -69,13 +69,15 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     """
     chosen = engine(desired.backend)
     memory, previous = _known(desired.backend)
-    planned = chosen.plan(desired, memory, previous)
+    planned = chosen.plan(desired, memory, previous, anew=anew)
     leftover = [other for other in others(desired.backend) if other.present()]
-    if planned.changes or anew or leftover or _differs(desired, previous):
+    remember: Remember | None = None
+    if planned.changes or leftover or _differs(desired, previous) or memory is None:
         # written and synced before the kernel is touched: a full disk leaves everything as it is
         prepared = record.prepare(record.running_path(), desired) if record_of is None else None
         try:
-            _load(chosen, desired, memory, previous, anew=anew)
+            _prepare_kernel(desired)
+            remember = chosen.apply(planned, previous)
         except BaseException:
             if prepared is not None:
                 prepared.discard()
@@ -90,8 +92,8 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     for other in leftover:
         other.remove()
     problems = _conntrack(desired)
-    if planned.changes or anew or memory is None or memory.fingerprint != desired.fingerprint:
-        problems += _remember(chosen, desired, None if anew else memory)
+    if remember is not None:
+        problems += _remember(remember, desired, None if anew else memory)
     return Outcome(
         running=True,
         changes=planned.changes,
@@ -134,11 +136,10 @@ def status(desired: Desired | None) -> Status:
     return Status(running, names, enabled, changes, tuple(drifted), dropped)
 
 
-def _load(chosen: Engine, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool) -> None:
+def _prepare_kernel(desired: Desired) -> None:
     if desired.enabled:
         settings.load_modules(desired.backend)
         settings.set_all(settings.needed_first(desired.backend), required=True)
-    chosen.apply(desired, memory, previous, anew=anew)
 
 
 def _conntrack(desired: Desired) -> list[str]:
@@ -147,10 +148,10 @@ def _conntrack(desired: Desired) -> list[str]:
     return settings.set_all(desired.conntrack.settings(), required=False)
 
 
-def _remember(chosen: Engine, desired: Desired, memory: Memory | None) -> list[str]:
+def _remember(remember: Remember, desired: Desired, memory: Memory | None) -> list[str]:
     """Note how the kernel lists the ruleset. Without the notes, changes by hand go unseen: not worth failing for."""
     try:
-        record.write_memory(chosen.remember(desired, memory))
+        record.write_memory(remember(desired.fingerprint, memory))
     except HostError as error:
         state.remove(record.memory_path())
         return [error.message]

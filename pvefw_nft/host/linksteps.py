@@ -203,12 +203,14 @@ def foresee(step: Step, links: Links) -> None:
             links.put(Link(name, 0, "vlan", mtu, up=False, lower=lower, vlan=vlan))
         case SetMtu(name, mtu):
             links.change(name, mtu=mtu)
+            _lower_bridge(name, links)
         case SetMaster(name, master):
             bridge = links.get(master) if master is not None else None
             aware = bridge is not None and bridge.vlan_aware and bridge.default_pvid > 0
             pvid = bridge.default_pvid if bridge is not None else 0
             vlans = (VlanRange(pvid, pvid, pvid=True, untagged=True),) if aware else ()
             links.change(name, master=master, vlans=vlans)
+            _lower_bridge(name, links)
         case SetUp(name):
             links.change(name, up=True)
         case SetAlias(name, alias):
@@ -221,6 +223,14 @@ def foresee(step: Step, links: Links) -> None:
             links.remove(name)
         case _:
             assert_never(step)
+
+
+def _lower_bridge(port: str, links: Links) -> None:
+    """A bridge takes the smallest MTU of its ports, until somebody sets another (kernel: br_mtu_auto_adjust)."""
+    link = links.get(port)
+    bridge = links.get(link.master) if link is not None and link.master is not None else None
+    if link is not None and bridge is not None and link.mtu < bridge.mtu:
+        links.change(bridge.name, mtu=link.mtu)
 
 
 def carry_out(steps: Sequence[Step], links: Links, route: Any) -> None:  # noqa: ANN401 (pyroute2 is untyped)

@@ -9,8 +9,10 @@ the digests of its definition and of its content.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
+import os
 import re
 import socket
 import struct
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pvefw_nft.errors import HostError, InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 TABLE = "pvefw"
 FAMILIES = ("bridge", "inet")
@@ -28,6 +30,8 @@ DIGESTS = "digests"
 """The chain that holds the digests."""
 
 Command: TypeAlias = dict[str, Any]
+NO_NFTABLES = "the kernel may lack nf_tables"
+"""The hint of the error where the kernel does not answer."""
 _MAX_COMMENT = 127  # NFTNL_UDATA_COMMENT_MAXLEN, libnftnl's udata.h, without the closing NUL
 _SETS = ("set", "map")
 
@@ -116,6 +120,8 @@ def wanted(artefact: Mapping[str, Any]) -> dict[str, Wanted]:
     tables = {}
     for family, made in definitions.items():
         things = [Thing(k, n, body, tuple(content[family].get((k, n), ()))) for (k, n), body in made.items()]
+        if not things:
+            continue  # a firewall that is off
         if any(thing.kind == "chain" and thing.name == DIGESTS for thing in things):
             raise InternalError(f"an artefact with a chain {DIGESTS} of its own")
         tables[family] = Wanted({thing.key: thing for thing in things}, tuple(commands[family]))
@@ -162,7 +168,7 @@ class Nftables:
 
 def _failure(problem: str, commands: Sequence[Command]) -> HostError:
     lines = [line.removeprefix("internal:0:0-0: Error: ") for line in problem.splitlines() if line.strip()]
-    message = "libnftables refused the ruleset: " + "; ".join(lines[:4])
+    message = "libnftables refused the ruleset: " + "; ".join([*dict.fromkeys(lines)][:4])
     found = re.search(r"command array at index (\d+) failed", problem)
     if found is not None and int(found[1]) < len(commands):
         message += f"\n  in the command {json.dumps(commands[int(found[1])])[:300]}"
@@ -170,37 +176,30 @@ def _failure(problem: str, commands: Sequence[Command]) -> HostError:
     hint = None
     if "not permitted" in lowered:
         hint = "run this as root"
-    elif "not supported" in lowered or "no such file" in lowered:
+    elif any(reason in lowered for reason in ("not supported", "no such file", "protocol error")):
         hint = "the kernel may lack what the rules use: see `pvefw doctor` (nf_conntrack_bridge, nft_reject_bridge)"
     return HostError(message, hint)
 
 
 def read_kernel(nft: Nftables) -> Kernel:
     """Return what is noted in our tables. A table without notes is one that somebody else made or emptied."""
-    found: Kernel = {}
-    for entry in nft.run([{"list": {"tables": None}}]):
-        table = entry.get("table", {})
-        if table.get("name") == TABLE and table.get("family") in FAMILIES:
-            found[table["family"]] = _read_notes(nft, table["family"])
-    return found
+    return {family: _read_notes(nft, family) for family in our_tables()}
 
 
 def _read_notes(nft: Nftables, family: str) -> dict[str, Noted]:
-    chains = nft.run([{"list": {"chains": {"family": family}}}])
-    if not any(_is_chain(entry, family, DIGESTS) for entry in chains):
-        return {}
+    try:
+        entries = nft.run([{"list": {"chain": {"family": family, "table": TABLE, "name": DIGESTS}}}])
+    except HostError as error:
+        if "No such file or directory" in error.message:
+            return {}
+        raise
     notes = {}
-    for entry in nft.run([{"list": {"chain": {"family": family, "table": TABLE, "name": DIGESTS}}}]):
+    for entry in entries:
         rule = entry.get("rule")
         if rule is not None:
             key, _, digests = rule.get("comment", "").rpartition(" ")
             notes[key] = Noted(digests, rule["handle"])
     return notes
-
-
-def _is_chain(entry: Command, family: str, name: str) -> bool:
-    chain = entry.get("chain", {})
-    return (chain.get("family"), chain.get("table"), chain.get("name")) == (family, TABLE, name)
 
 
 def listing(nft: Nftables, family: str, only: Sequence[Thing] | None = None) -> dict[str, str]:
@@ -257,25 +256,78 @@ def note_commands(family: str, things: Iterable[Thing]) -> list[Command]:
     ]
 
 
-def generation() -> int | None:
-    """Return the number of the kernel's ruleset, which grows with each change by anybody (None: unknown).
+# nf_tables.h and netfilter.h: libnftables reads the rules of all tables, also those of iptables-nft, to answer these
+_NETLINK_NETFILTER = 12
+_SUBSYSTEM = 10 << 8
+_GET_TABLE, _GET_GENERATION = _SUBSYSTEM | 1, _SUBSYSTEM | 16
+_TABLE_NAME, _GENERATION_ID = 1, 1
+_REQUEST, _DUMP = 0x1, 0x300
+_ERROR, _DONE = 2, 3
+_FAMILY_NUMBERS = {1: "inet", 7: "bridge"}
 
-    nf_tables.h: NFT_MSG_GETGEN asks for it, NFTA_GEN_ID holds it.
-    """
-    netlink_netfilter, get_generation, request, generation_id = 12, (10 << 8) | 16, 1, 1
-    message = struct.pack("=IHHIIBBH", 20, get_generation, request, 1, 0, 0, 0, 0)
+
+def our_tables() -> list[str]:
+    """Return the families in which our table exists. Raises :class:`HostError` where the kernel does not tell."""
+    found = set()
+    for kind, body in _ask(_GET_TABLE, _REQUEST | _DUMP):
+        family = _FAMILY_NUMBERS.get(body[0]) if kind == _GET_TABLE - 1 else None
+        if family is not None and _attribute(body, _TABLE_NAME).rstrip(b"\0") == TABLE.encode():
+            found.add(family)
+    return [family for family in FAMILIES if family in found]
+
+
+def generation() -> int | None:
+    """Return the number of the kernel's ruleset, which grows with each change by anybody (None: unknown)."""
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink_netfilter) as asking:
-            asking.settimeout(1)
-            asking.send(message)
-            answer = asking.recv(4096)
-    except OSError:
+        for kind, body in _ask(_GET_GENERATION, _REQUEST):
+            if kind == _GET_GENERATION - 1:
+                return int.from_bytes(_attribute(body, _GENERATION_ID), "big")
+    except HostError:
         return None
-    position = 20
-    while position + 8 <= len(answer):
-        length, kind = struct.unpack_from("=HH", answer, position)
-        if kind == generation_id:
-            (number,) = struct.unpack_from("!I", answer, position + 4)
-            return int(number)
-        position += max(4, (length + 3) & ~3)
     return None
+
+
+def _ask(kind: int, flags: int) -> list[tuple[int, bytes]]:
+    """Ask nf_tables, and return the answers: their kind, and what follows the netlink header."""
+    answers: list[tuple[int, bytes]] = []
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as asking:
+            asking.settimeout(5)
+            # struct nlmsghdr, struct nfgenmsg
+            asking.send(struct.pack("=IHHIIBBH", 20, kind, flags, 1, 0, 0, 0, 0))
+            while True:
+                data = asking.recv(1 << 16)
+                for answer, body in _messages(data):
+                    if answer == _ERROR and (code := -struct.unpack_from("=i", body)[0]):
+                        raise OSError(code, os.strerror(code))
+                    if answer in (_ERROR, _DONE):
+                        return answers
+                    answers.append((answer, body))
+                if not flags & _DUMP:
+                    return answers
+    except OSError as error:
+        hint = "run this as root" if error.errno == errno.EPERM else NO_NFTABLES
+        raise HostError(f"nf_tables does not answer: {error.strerror or error}", hint) from error
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    position = 0
+    while position + 16 <= len(data):
+        length, kind = struct.unpack_from("=IH", data, position)
+        if length < 16:
+            return
+        yield kind, data[position + 16 : position + length]
+        position += (length + 3) & ~3
+
+
+def _attribute(body: bytes, wanted_kind: int) -> bytes:
+    """Return the value of an attribute after struct nfgenmsg, empty where it is missing."""
+    position = 4
+    while position + 4 <= len(body):
+        length, kind = struct.unpack_from("=HH", body, position)
+        if length < 4:
+            break
+        if kind & 0x3FFF == wanted_kind:
+            return body[position + 4 : position + length]
+        position += (length + 3) & ~3
+    return b""

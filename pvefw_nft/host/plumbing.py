@@ -208,6 +208,7 @@ class _Plan:
         self._ensure_mtu(nic.interface, nic.mtu or mtu)
         self._shut(nic.interface)
         self._ensure_master(nic.interface, nic.firewall_bridge)
+        self._ensure_mtu(nic.firewall_bridge, mtu)
         self._ensure_up(nic.interface)
         return self._steps
 

@@ -60,7 +60,10 @@ class Chain:
     @property
     def size(self) -> int:
         """How many rules the lines are: iptables makes one of each pair of a source and a destination."""
-        return sum(prod(found.count(",") + 1 for found in _ADDRESSES.findall(line)) for line in self.rules)
+        return sum(
+            prod(found.count(",") + 1 for found in _ADDRESSES.findall(line)) if "," in line else 1
+            for line in self.rules
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +195,7 @@ def _check_word(name: str) -> None:
 
 
 def _check_line(line: Any, start: str) -> None:  # noqa: ANN401 (JSON)
-    if not isinstance(line, str) or not line.startswith(start) or any(c in line for c in "\n\r\0"):
+    if not isinstance(line, str) or not line.startswith(start) or "\n" in line or "\r" in line or "\0" in line:
         raise InternalError(f"an artefact with the line {line!r} where one that begins with {start!r} belongs")
 
 

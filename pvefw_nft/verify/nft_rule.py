@@ -29,6 +29,7 @@ from pvefw_nft.verify.model import (
     Effect,
     Family,
     Field,
+    FieldKind,
     Goto,
     Guard,
     Jump,
@@ -272,7 +273,7 @@ class NftRuleParser:
 
     def _masked(self, inner: Json, mask: Json, operator: str, right: Json) -> Condition:
         on = self._selector(inner)
-        if on.widen is not None or operator not in ("==", "!="):
+        if on.widen is not None or on.field.kind not in _BITWISE or operator not in ("==", "!="):
             raise UnknownExpressionError(f"{on.field} & {text_of(mask)} {operator}")
         bits = (on.domain - 1).bit_length()
         number = ranges_of(on, mask)[0][0]
@@ -436,6 +437,9 @@ class NftRuleParser:
         ports = nat_range(options.get("port"), lambda text: (int(text), int(text)))
         self.verdict = Nat(kind, None, addresses, ports)
 
+
+_BITWISE = (FieldKind.NUMBER, FieldKind.IPV4, FieldKind.IPV6, FieldKind.MAC)
+"""Kinds of fields whose values are nft's own numbers, so that a mask means the same for both."""
 
 Statement: TypeAlias = "Callable[[NftRuleParser, Json], None]"
 

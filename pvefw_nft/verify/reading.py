@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from pvefw_nft.errors import PvefwError
-from pvefw_nft.verify.model import FALSE, TRUE, Chain, Condition, Rule, Table, equals, targets, unknown_field
+from pvefw_nft.verify.model import FALSE, TRUE, Condition, Table, equals, targets, unknown_field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,9 +98,3 @@ def _check_loops(reading: Reading, table: Table, next_chains: dict[str, list[str
             elif target not in done:
                 on_way.append(target)
                 todo.append(iter(next_chains[target]))
-
-
-def rule_place(table: Table, chain: Chain, rule: Rule) -> str:
-    """Return where a rule is, for people: table, chain, number, and its origin or line."""
-    number = next((n for n, other in enumerate(chain.rules, 1) if other is rule), 0)
-    return f"{table.key} {chain.name} rule {number}" + (f" ({rule.origin})" if rule.origin else "")

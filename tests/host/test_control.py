@@ -390,6 +390,25 @@ def test_rollback_needs_no_room_on_the_disk(small_disk: Path, no_systemd: None) 
     assert has_port(80)
 
 
+def test_guard_waits_for_the_lock(real: Namespace, no_systemd: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_GUARD_LOCK_WAIT", 0.1)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    control.apply(with_port(80))
+    _, pending = control.apply(with_port(81), confirm_within=600)
+    assert pending is not None
+    attempts = iter(range(3))
+    hold = lock.hold
+
+    def held_at_first(path: Path | None = None, wait: float = 0) -> Any:  # noqa: ANN401
+        if next(attempts, None) is not None:
+            raise LockedError("held")
+        return hold(path, wait)
+
+    monkeypatch.setattr(lock, "hold", held_at_first)
+    control.guard(pending.token, 0)
+    assert has_port(80)
+
+
 def test_no_second_change_while_one_waits(real: Namespace, no_systemd: None) -> None:
     control.apply(with_port(80))
     control.apply(with_port(81), confirm_within=60)

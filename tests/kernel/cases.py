@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from .outcome import ACCEPT, DROP, REJECT, UNREACHABLE
-from .packets import ACK, PSH, WITH_PORTS, Arp, Packet, Probe, Proto, backwards
+from .packets import ACK, LARGE_FRAGMENT, PSH, WITH_PORTS, Arp, Packet, Probe, Proto, backwards
 from .restore import ICMP_TYPES, TCP_FLAGS
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
@@ -125,7 +125,7 @@ def _packet(one: dict[str, Any], family: int) -> Packet:
         source_mac=one.get("source_mac"),
         vlan=one.get("vlan"),
         ethertype=one.get("ethertype"),
-        fragmented=one.get("fragmented", False),
+        first_fragment=LARGE_FRAGMENT if one.get("fragmented") else None,
         damage=one.get("damage"),
     )
     if one["icmp"] is not None:

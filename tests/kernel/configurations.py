@@ -37,7 +37,12 @@ class Configuration:
     @property
     def plan(self) -> Plan:
         """The network of this configuration."""
-        return make_plan(self.root, self.node, self.local_network)
+        return _plan(self)
+
+
+@cache
+def _plan(configuration: Configuration) -> Plan:
+    return make_plan(configuration.root, configuration.node, configuration.local_network)
 
 
 class CompileError(Exception):

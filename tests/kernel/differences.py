@@ -5,11 +5,12 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from functools import cache
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artefact import BACKENDS
+from .packets import SMALL_FRAGMENT
 
 if TYPE_CHECKING:
     from .network.plan import Address, Plan
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 TABLE = Path(__file__).parent / "known_differences.toml"
 
 FACTS = {
-    "tagged", "damage", "fragmented", "family", "protocol", "steps", "source_kind", "destination_kind", "sender",
+    "tagged", "damage", "small_fragments", "family", "protocol", "steps", "source_kind", "destination_kind", "sender",
     "receiver", "arp",
 }  # fmt: skip
 
@@ -72,7 +73,7 @@ def facts(probe: Probe, plan: Plan) -> dict[str, Any]:
     return {
         "tagged": packet.vlan is not None,
         "damage": packet.damage or "",
-        "fragmented": packet.fragmented,
+        "small_fragments": packet.first_fragment == SMALL_FRAGMENT,
         "family": packet.family,
         "protocol": packet.protocol,
         "steps": len(probe.packets),
@@ -90,6 +91,10 @@ def _kind(address: Address | None, packet: Packet, plan: Plan) -> str:
         return "unicast"
     if address.is_multicast:
         return "multicast"
+    if address.is_link_local:
+        return "link-local"
+    if address in IPv4Network("0.0.0.0/8") and not address.is_unspecified:
+        return "this network"
     if address == IPv4Address("255.255.255.255"):
         return "broadcast"
     ends = [interface.network.broadcast_address for interface in plan.host_interfaces if interface.version == 4]

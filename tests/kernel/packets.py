@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAGIC = b"pvL\xa5"
 MARK_LENGTH = 16
 EPHEMERAL = 32768
+LARGE_FRAGMENT = 1232
+"""Bytes in a fragment that makes an IPv6 packet of 1280 bytes: senders make none smaller (RFC 8200, section 5)."""
+SMALL_FRAGMENT = 64
 
 ETHER_IPV4 = 0x0800
 ETHER_ARP = 0x0806
@@ -65,7 +68,8 @@ class Packet:
     ``arp`` or ``ethertype`` make it a frame without IP. ``destination`` may be any address: frames find their
     receiver by MAC address. Of ports not given, the source's differs from probe to probe (the destination's, if
     the packet is ``answering``), the other is 9. ``damage`` is ``ip`` or ``l4``: the checksum that is wrong.
-    ``vlan`` is the tag the frame carries, over and above the network's own.
+    ``vlan`` is the tag the frame carries, over and above the network's own. ``first_fragment`` makes it two
+    fragments; it is the bytes in the first one, a multiple of 16.
     """
 
     sender: str
@@ -85,7 +89,7 @@ class Packet:
     vlan: int | None = None
     ethertype: int | None = None
     arp: Arp | None = None
-    fragmented: bool = False
+    first_fragment: int | None = None
     damage: str | None = None
     sequence: int = 0
     acknowledgement: int = 2048
@@ -327,9 +331,9 @@ def checksum(data: bytes) -> int:
 
 def _datagrams(packet: Packet, source: Address, destination: Address, body: bytes, who: Numbered) -> list[bytes]:
     """Return the IP packets that carry ``body``: one, or two fragments."""
-    if not packet.fragmented:
+    if packet.first_fragment is None:
         return [_header(packet, source, destination, len(body), who, None) + body]
-    cut = len(body) // 2 // 8 * 8
+    cut = packet.first_fragment
     pieces = []
     for offset, more, piece in ((0, True, body[:cut]), (cut, False, body[cut:])):
         pieces.append(_header(packet, source, destination, len(piece), who, (offset, more)) + piece)
@@ -380,7 +384,7 @@ def _pseudo_header(source: Address, destination: Address, protocol: int, length:
 
 def _body(packet: Packet, source: Address, destination: Address, who: Numbered) -> bytes:
     """Return what the IP packet carries: the protocol's header, and the mark a few times over."""
-    mark = who.mark * (8 if packet.fragmented else 3)
+    mark = who.mark * (3 if packet.first_fragment is None else 2 * packet.first_fragment // MARK_LENGTH)
     match packet.protocol:
         case Proto.TCP:
             body, at = _tcp(packet, who) + mark, 16

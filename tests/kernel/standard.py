@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING
 
 from .generate import SPOOFED_MAC
 from .network.plan import HOST, OUTSIDE, ROUTER, Endpoint, Plan
-from .packets import ACK, FIN, PSH, RST, SYN, URG, Arp, Packet, Probe, Proto, backwards
+from .packets import (
+    ACK,
+    FIN,
+    LARGE_FRAGMENT,
+    PSH,
+    RST,
+    SMALL_FRAGMENT,
+    SYN,
+    URG,
+    Arp,
+    Packet,
+    Probe,
+    Proto,
+    backwards,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +93,8 @@ def protocols(sender: str, receiver: str) -> Iterator[Probe]:
         for flags in FLAG_COMBINATIONS:
             yield Probe((Packet(sender, receiver, family, Proto.TCP, dport=22, flags=flags),), "tcp flags")
         for protocol in (Proto.TCP, Proto.UDP):
-            yield Probe((Packet(sender, receiver, family, protocol, dport=22, fragmented=True),), "fragments")
+            for size in (LARGE_FRAGMENT, SMALL_FRAGMENT):
+                yield Probe((Packet(sender, receiver, family, protocol, dport=22, first_fragment=size),), "fragments")
             yield Probe((Packet(sender, receiver, family, protocol, dport=22, damage="l4"),), "checksum")
     any4, all4 = IPv4Address("0.0.0.0"), IPv4Address("255.255.255.255")
     routers, link_local = IPv6Address("ff02::1:2"), IPv6Address("fe80::1234")
@@ -188,7 +203,7 @@ def forged(nic: Endpoint) -> Iterator[Probe]:
             )
     yield Probe((Packet(nic.name, OUTSIDE, arp=Arp(), source_mac=SPOOFED_MAC),), "spoofed mac")
     yield Probe((Packet(nic.name, OUTSIDE, ethertype=0x88CC, source_mac=SPOOFED_MAC),), "spoofed mac")
-    for source in ("255.255.255.255", "224.0.0.5", "0.0.0.0"):
+    for source in ("255.255.255.255", "224.0.0.5", "0.0.0.0", "0.0.0.1"):
         smurf = Packet(OUTSIDE, nic.name, 4, Proto.UDP, IPv4Address(source), dport=22)
         yield Probe((smurf,), "smurf")
     yield Probe((Packet(nic.name, OUTSIDE, damage="ip", dport=80),), "ip checksum")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .outcome import Outcome
     from .packets import Probe
 
-GENERATED_PROBES = 700
+GENERATED_PROBES = 500
 STANDARD_PROBES = 150
 """So many probes made from its rules, and so many others, a configuration gets on top of the packets of its case."""
 

@@ -34,7 +34,8 @@ def test_verdicts(name: str, backend: str, surveys: Surveys) -> None:
     surveys.settle(configuration, wrong_ones(case, configuration, backend, surveys))
     outcomes = surveys.outcomes(configuration, backend)
     wrong = {number: outcomes[number] for number in wrong_ones(case, configuration, backend, surveys)}
-    assert [f"{describe(case.expected[n][0])}: not {case.expected[n][1]}, {one}" for n, one in wrong.items()] == []
+    lines = [f"{describe(case.expected[n][0])}: not {case.expected[n][1]}, {one}" for n, one in wrong.items()]
+    assert not lines, "\n".join(lines)
 
 
 def wrong_ones(case: cases.Case, configuration: Configuration, backend: str, surveys: Surveys) -> list[int]:

@@ -36,7 +36,8 @@ def test_both_do_the_same(configuration: configurations.Configuration, surveys: 
     assert len(surveys.probes(configuration)) >= LEAST_PROBES
     surveys.settle(configuration, list(differences(configuration, surveys)))
     different = differences(configuration, surveys)
-    assert [f"{describe(surveys.probes(configuration)[n])}: {found}" for n, found in different.items()] == []
+    lines = [f"{describe(surveys.probes(configuration)[n])}: {found}" for n, found in different.items()]
+    assert not lines, "\n".join(lines)
 
 
 def differences(configuration: configurations.Configuration, surveys: Surveys) -> dict[int, dict[str, str]]:

@@ -15,6 +15,7 @@ from tests.kernel.cases import CASES
 from tests.kernel.network.plan import make_plan
 from tests.kernel.packets import (
     ACK,
+    LARGE_FRAGMENT,
     SYN,
     Arp,
     Numbered,
@@ -97,7 +98,9 @@ def test_multicast_goes_to_its_mac_address(plan: Plan) -> None:
 def test_fragments_belong_together(family: int, plan: Plan) -> None:
     first, second = (
         Ether(sent.data)
-        for sent in encode(Packet("outside", "vm100", family, fragmented=True), Numbered(plan, 7, 42)).sent
+        for sent in encode(
+            Packet("outside", "vm100", family, first_fragment=LARGE_FRAGMENT), Numbered(plan, 7, 42)
+        ).sent
     )
     if family == 4:
         assert (first[IP].id, first[IP].flags.MF, first[IP].frag) == (second[IP].id, True, 0)

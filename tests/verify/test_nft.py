@@ -372,6 +372,8 @@ def test_a_verdict_map_on_a_concatenation_and_with_a_default() -> None:
 
 UNKNOWN: list[tuple[Json, str]] = [
     (match(meta("cpu"), 1), "meta cpu == 1"),
+    (match({"&": [{"ct": {"key": "state"}}, 6]}, 0, "!="), "ct state"),
+    (match({"&": [meta("iifname"), 6]}, 0, "!="), "meta iifname"),
     (match({"socket": {"key": "transparent"}}, 1), "socket"),
     (match({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, False), "fib"),
     (match(payload("igmp", "type"), 22), "igmp type"),

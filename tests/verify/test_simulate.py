@@ -248,3 +248,26 @@ def test_the_report_for_programs_is_json() -> None:
     assert data["decided_by"]["origin"] == "100.fw:7"
     assert data["decided_by"]["by"][-1] == "tap100i0-OUT rule 3"
     assert data["hops"][-1]["rules"][-1]["matched"] is True
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "address", "verdict"),
+    [
+        ("outside", "host:8006", "255.255.255.255", "DROP"),
+        ("outside", "host:8006", "224.0.0.5", "DROP"),
+        ("outside", "host:8006", "10.0.0.1", "DROP"),
+        ("vm102", "docker0:80", "10.0.0.255", "DROP"),
+        ("outside", "vm102:80", "224.0.0.5", "ACCEPT"),  # bridged, so not routed
+        ("outside", "host:8006", "198.51.100.9", "ACCEPT"),
+        ("outside", "docker0:80", "fe80::1", "DROP"),
+        ("outside", "vm102:80", "fe80::1", "ACCEPT"),
+        ("outside", "host:80", "fe80::1", "ACCEPT"),
+        ("outside", "host:80", "ff02::1", "DROP"),
+    ],
+)
+def test_routing_takes_no_packets_from_addresses_that_nobody_has(
+    source: str, destination: str, address: str, verdict: str
+) -> None:
+    outcome = run(source, destination, source_address=address)
+    assert outcome.verdict == verdict
+    assert (outcome.stopped is not None) == (verdict == "DROP")

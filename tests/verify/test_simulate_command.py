@@ -132,3 +132,36 @@ def test_a_saved_ruleset_instead_of_the_configurations(tmp_path: Path) -> None:
 def test_what_makes_no_sense_is_a_usage_error(arguments: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):
         invoke(*arguments)
+
+
+def test_ip_hooks_see_bridged_packets_only_where_iptables_needs_it() -> None:
+    packet = ["--root", ROOT, "--from", "vm102", "--to", "ct200:53", "--format", "json"]
+    seen = {}
+    for extra in (("--backend", "iptables"), ("--backend", "nft"), ("--backend", "nft", "--bridge-call")):
+        data = json.loads(CliRunner().invoke(simulate_command, [*packet, *extra]).output)
+        (result,) = data["results"].values()
+        seen[extra] = any(hop["family"] == "ip" for hop in result["hops"])
+    assert list(seen.values()) == [True, False, True]
+
+
+def test_both_backends_must_agree() -> None:
+    result = CliRunner().invoke(
+        simulate_command, ["--root", ROOT, "--backend", "both", "--from", "vm101", "--to", "outside:25"]
+    )
+    assert result.exit_code == 0
+    assert result.output.count("REJECT (tcp-reset): tcp") == 2
+
+
+def test_what_the_documentation_shows() -> None:
+    text = (REPOSITORY / "docs" / "simulate.md").read_text("utf-8")
+    command, _, shown = text.split("```console\n$ pvefw simulate ")[1].partition("```")[0].partition("\n")
+    arguments = command.replace("examples/homelab", ROOT).split()
+    assert CliRunner().invoke(simulate_command, arguments).output == shown
+
+
+def test_the_file_of_packets_in_the_documentation_is_read(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs" / "simulate.md").read_text("utf-8")
+    file = tmp_path / "packets.toml"
+    file.write_text(text.split("```toml\n")[1].partition("```")[0])
+    result = invoke("--tests", str(file), "--root", str(REPOSITORY / "examples" / "minimal"))
+    assert "passed" in result.output.splitlines()[-1]

@@ -98,6 +98,8 @@ def _ensure_tools() -> None:
     if not missing:
         return
     wanted = f"missing Debian packages: {' '.join(missing)}"
+    if os.environ.get("PVEFW_NO_APT"):
+        raise LabUnavailableError(f"{wanted}; PVEFW_NO_APT is set, so they are not installed")
     if shutil.which("apt-get") is None:
         raise LabUnavailableError(f"{wanted}; this machine has no apt-get, install their equivalents")
     install = ["apt-get", "install", "-y", "--no-install-recommends", *missing]

@@ -1,0 +1,175 @@
+"""How long it takes to bring a host to its ruleset, for both backends, and to plumb its guests' NICs.
+
+Usage: ``python benchmarks/host.py [--guests N ...] [--backend NAME ...] [--plumb N] [--json]``, as root.
+
+Everything happens in a network namespace of its own, with the configurations of ``benchmarks/compile.py``. Printed
+are wall-clock seconds of whole processes: a full start, an update that changes nothing, an update after one guest
+changed, a start that only switches to the other backend and back; and under ``pvefw run``, from saving a file until
+the kernel holds the new rule. A kernel that lacks what a backend needs is said so; for nft, which needs connection
+tracking on bridges: ``python -m tests.kernel.guest -- python benchmarks/host.py`` runs it on one that has it,
+emulated and so some five to ten times slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.compile import NODE, generate  # noqa: E402 - the repository must be on the path first
+
+
+class Host:
+    """A configuration, and the commands on it; state and locks are kept in a folder of the benchmark."""
+
+    def __init__(self, folder: Path, guests: int, backend: str) -> None:
+        self.root = folder / "root"
+        generate(self.root, guests)
+        self.options = ["--root", str(self.root), "--node", NODE, "--local-network", "10.0.0.0/24"]
+        self.options += ["--backend", backend]
+        (folder / "run").mkdir()
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+            "PVEFW_RUN_DIRECTORY": str(folder / "run"),
+            "PVEFW_STATE_DIRECTORY": str(folder / "state"),
+        }
+        self.backend = backend
+
+    def run(self, *arguments: str) -> float:
+        """Run a command and return how long it took, in seconds."""
+        begun = time.perf_counter()
+        done = subprocess.run(self.command(*arguments), env=self.environment, capture_output=True, text=True)
+        spent = time.perf_counter() - begun
+        if done.returncode != 0:
+            raise SystemExit(f"pvefw {arguments[0]}: {done.stderr.strip()[-600:]}")
+        return spent
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return how to start a command."""
+        return [sys.executable, "-m", "pvefw_nft.cli", *arguments]
+
+    def change_guest(self, port: int) -> None:
+        """Save guest 100's file with a rule for this port at its top, as an editor does."""
+        file = self.root / "etc/pve/firewall/100.fw"
+        text = re.sub(
+            r"(\[RULES\]\n)(?:IN ACCEPT -p tcp -dport 6\d{4}\n)?",
+            rf"\1IN ACCEPT -p tcp -dport {port}\n",
+            file.read_text(),
+        )
+        new = file.with_suffix(".new")
+        new.write_text(text)
+        new.replace(file)
+
+    def holds(self, port: int) -> bool:
+        """Tell whether the kernel has the rule for this port."""
+        if self.backend == "iptables":
+            command = ["iptables", "-S", "tap100i0-IN"]
+        else:
+            command = ["nft", "list", "table", "bridge", "pvefw"]
+        return str(port) in subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def measure(guests: int, backend: str) -> dict[str, float]:
+    """Return the figures of one backend with so many guests, in seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        host = Host(Path(folder), guests, backend)
+        figures = {"full start": host.run("start", *host.options)}
+        figures["update, nothing changed"] = host.run("update", *host.options)
+        figures["status"] = host.run("status", *host.options)
+        host.change_guest(60001)
+        figures["update, one guest changed"] = host.run("update", *host.options)
+        figures["run: from saving to the rule"] = latency(host)
+        figures["stop"] = host.run("stop")
+        return figures
+
+
+def latency(host: Host) -> float:
+    """Return the seconds from saving a guest's file until the kernel holds the rule, under ``pvefw run``."""
+    command = host.command("run", *host.options)
+    with subprocess.Popen(command, env=host.environment, stderr=subprocess.PIPE, text=True) as service:
+        try:
+            assert service.stderr is not None
+            for line in service.stderr:
+                if line.startswith("started"):
+                    break
+            time.sleep(1)
+            host.change_guest(60002)
+            saved = time.perf_counter()
+            while not host.holds(60002):
+                if time.perf_counter() - saved > 60:
+                    raise SystemExit("the rule did not come")
+                time.sleep(0.01)
+            return time.perf_counter() - saved
+        finally:
+            service.terminate()
+
+
+def plumbing(count: int) -> dict[str, float]:
+    """Return how long it takes to plug, plug again and unplug so many NICs, in seconds."""
+    from pvefw_nft.host import wiring
+    from pvefw_nft.host.links import open_route
+    from pvefw_nft.host.plumbing import Nic
+
+    with tempfile.TemporaryDirectory() as folder, open_route() as route:
+        os.environ["PVEFW_RUN_DIRECTORY"] = folder
+        route.link("add", ifname="vmbr0", kind="bridge", br_forward_delay=0)
+        nics = []
+        for number in range(100, 100 + count):
+            name = f"tap{number}i0"
+            route.link("add", ifname=name, kind="veth", peer={"ifname": f"guest{number}"})
+            nics.append(Nic(name, "vmbr0", number, 0))
+        figures = {}
+        for what, action in (("plug", wiring.plug), ("plug again", wiring.plug)):
+            begun = time.perf_counter()
+            results = action(nics)
+            figures[what] = time.perf_counter() - begun
+            failed = [result.error.message for result in results if result.error is not None]
+            if failed:
+                raise SystemExit(failed[0])
+        return figures
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--guests", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--backend", nargs="+", default=["iptables", "nft"])
+    parser.add_argument("--plumb", type=int, default=1000, help="NICs to plumb; 0: none")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    if "PVEFW_BENCHMARK" not in os.environ:
+        os.environ["PVEFW_BENCHMARK"] = "1"
+        os.execvp("unshare", ["unshare", "-n", sys.executable, *sys.argv])
+    report: dict[str, dict[str, float] | str] = {}
+    for backend in arguments.backend:
+        for guests in arguments.guests:
+            try:
+                report[f"{backend}, {guests} guests"] = measure(guests, backend)
+            except SystemExit as error:
+                report[f"{backend}, {guests} guests"] = str(error)
+    if arguments.plumb:
+        report[f"plumbing, {arguments.plumb} NICs"] = plumbing(arguments.plumb)
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+        return
+    for title, figures in report.items():
+        print(title)
+        if isinstance(figures, str):
+            print(f"  {figures}")
+            continue
+        for what, seconds in figures.items():
+            print(f"  {what:32} {seconds:8.2f} s")
+
+
+if __name__ == "__main__":
+    main()

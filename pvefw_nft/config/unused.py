@@ -1,0 +1,78 @@
+"""Groups, ipsets and aliases that nothing refers to.
+
+The cluster's names may be used by any file of any node, so all firewall files below the root count, by their words:
+a name that stands anywhere, even in a line that is off, is in use.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from pvefw_nft.config.load import read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from pvefw_nft.config.findings import Findings
+    from pvefw_nft.config.grammar import Line
+    from pvefw_nft.config.load import Root
+    from pvefw_nft.config.model import Alias, ClusterConfig, Guest, Ipset
+
+_IMPLIED_IPSETS = re.compile(r"management|blacklist|ipfilter-net[0-9]+")
+_IMPLIED_ALIASES = ("local_network",)
+_SEPARATORS = re.compile(r"[\s,]+")
+_SCOPES = ("", "dc/", "guest/")
+
+
+def find_unused(root: Root, cluster: ClusterConfig, guests: Iterable[Guest], findings: Findings) -> None:
+    """Add a warning for each name that nothing refers to. Raises ConfigurationError for an unusable file."""
+    everywhere = {word for path in _firewall_files(root) for word in _words(read_text(path) or "")}
+    for name, group in cluster.groups.items():
+        if name not in everywhere:
+            _report(findings, "group", name, group.header)
+    _ipsets(cluster.ipsets, everywhere, findings)
+    _aliases(cluster.aliases, everywhere, findings)
+    for guest in guests:
+        config = guest.firewall
+        if config is not None and (config.ipsets or config.aliases):
+            words = set(_words(read_text(root.pve / "firewall" / f"{guest.vmid}.fw") or ""))
+            _ipsets(config.ipsets, words, findings)
+            _aliases(config.aliases, words, findings)
+
+
+def _firewall_files(root: Root) -> Iterator[Path]:
+    yield from (root.pve / "firewall").glob("*.fw")
+    yield root.host_file()
+    yield from (root.pve / "nodes").glob("*/host.fw")
+    yield from (root.pve / "sdn" / "firewall").glob("*.fw")
+
+
+def _words(text: str) -> Iterator[str]:
+    """Yield the words of a file that may refer to a name; where a line defines one, its first word does not count."""
+    defines = False
+    for raw in text.split("\n"):
+        line = raw.partition("#")[0].strip().removeprefix("!").strip()
+        if line.startswith("["):
+            defines = line.lower().startswith("[aliases")
+        else:
+            words = [word for word in _SEPARATORS.split(line) if word]
+            yield from words[1:] if defines else words
+
+
+def _ipsets(ipsets: Mapping[str, Ipset], words: set[str], findings: Findings) -> None:
+    for name, ipset in ipsets.items():
+        if not _IMPLIED_IPSETS.fullmatch(name) and not any(f"+{scope}{name}" in words for scope in _SCOPES):
+            _report(findings, "ipset", name, ipset.header)
+
+
+def _aliases(aliases: Mapping[str, Alias], words: set[str], findings: Findings) -> None:
+    folded = {word.lower() for word in words} if aliases else set()
+    for name, alias in aliases.items():
+        if name not in _IMPLIED_ALIASES and not any(f"{scope}{name}" in folded for scope in _SCOPES):
+            _report(findings, "alias", name, alias.line)
+
+
+def _report(findings: Findings, what: str, name: str, line: Line) -> None:
+    findings.warning(f"unused-{what}", line.span(), f"nothing uses {what} `{name}`", "remove it, or use it")

@@ -1,0 +1,62 @@
+"""What the host's routing drops by itself, whatever the rules say: packets from addresses that nobody can have.
+
+Sources: ip_route_input_slow and fib_validate_source (net/ipv4/route.c, fib_frontend.c), ip6_rcv_core
+and ip6_forward (net/ipv6/ip6_input.c, ip6_output.c) of Linux 6.1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pvefw_nft.verify.model import (
+    DADDR4,
+    DADDR6,
+    IIF,
+    IS_BRIDGED,
+    SADDR4,
+    SADDR6,
+    SADDR_TYPE,
+    Family,
+    Point,
+    interface_number,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pvefw_nft.verify.model import Field
+    from pvefw_nft.verify.path import Stage
+
+_NOBODYS = ("broadcast", "multicast", "local")
+_EVERYBODY = 0xFFFFFFFF
+
+
+def martian(stage: Stage, packet: Mapping[Field, int]) -> str | None:
+    """Return why routing drops a packet before this stage, or None where it does not.
+
+    Only what is routed or delivered to the host is looked at. A packet without an address may be sent to everybody,
+    as DHCP clients do.
+    """
+    if stage.family is Family.BRIDGE or stage.point not in (Point.INPUT, Point.FORWARD):
+        return None
+    if packet.get(IS_BRIDGED) or packet.get(IIF) == interface_number("lo") or SADDR_TYPE not in packet:
+        return None
+    kind = SADDR_TYPE.names[packet[SADDR_TYPE]]
+    if SADDR4 in packet and packet[SADDR4] == 0 and packet[DADDR4] == _EVERYBODY:
+        return None
+    if SADDR6 in packet:
+        return _martian6(stage, packet, kind)
+    if kind not in _NOBODYS:
+        return None
+    return f"the host's routing takes no packets from a {kind} address"
+
+
+def _martian6(stage: Stage, packet: Mapping[Field, int], kind: str) -> str | None:
+    """IPv6: nothing comes from a multicast address or goes to one of no scope, and link-local ones stay on the link."""
+    if kind == "multicast":
+        return "the host's IPv6 takes no packets from a multicast address"
+    if packet[DADDR6] >> 120 == 0xFF and packet[DADDR6] >> 112 & 0xF in (0, 1):
+        return "the host's IPv6 takes no packets to multicast addresses without a scope beyond an interface"
+    if stage.point is Point.FORWARD and (packet[SADDR6] >> 118 == 0xFE80 >> 6 or packet[SADDR6] < 2):
+        return "the host's IPv6 forwards nothing from a link-local address"
+    return None
