@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from pvefw_nft.verify.prove.flows import Side
 
-BROADCASTS4 = IntervalSet.of((0, 0x00FFFFFF), (0xFFFFFFFF, 0xFFFFFFFF))
-"""What every host takes for broadcast addresses (inet_addr_type of net/ipv4/fib_frontend.c)."""
+BROADCASTS4 = IntervalSet.of((0, 0), (0xFFFFFFFF, 0xFFFFFFFF))
+"""What every host takes for broadcast addresses (inet_addr_type of net/ipv4/fib_frontend.c, since Linux 5.3)."""
 MULTICASTS4 = IntervalSet.of((0xE0000000, 0xEFFFFFFF))
 MULTICASTS6 = IntervalSet.of((0xFF << 120, (1 << 128) - 1))
 
