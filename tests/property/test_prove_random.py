@@ -14,7 +14,7 @@ import z3
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.packet import Probe
-from pvefw_nft.verify.path import HostEnd, Link, Path, PortEnd, RoutedEnd, Topology, find_path
+from pvefw_nft.verify.path import End, HostEnd, Link, Path, PortEnd, RoutedEnd, Topology, find_path
 from pvefw_nft.verify.prove.compare import Options, compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.simulate import simulate
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TOPOLOGY = Topology(
     links=(Link("vmbr0", is_bridge=True, ports=("eth0",)), Link("eth5", is_bridge=False)), call_iptables=False
 )
-WAYS = (
+WAYS: tuple[tuple[End, End], ...] = (
     (PortEnd("vmbr0", "eth0"), HostEnd()),
     (RoutedEnd("eth5"), HostEnd()),
     (RoutedEnd("eth5"), PortEnd("vmbr0", "eth0")),
@@ -68,18 +68,18 @@ class Maker:
     def condition(self, depth: int = 0) -> m.Condition:
         if depth < 2 and self.random.random() < 0.15:
             parts = tuple(self.condition(depth + 1) for _ in range(self.random.randint(1, 3)))
-            return self.random.choice([m.All(parts), m.Any(parts), m.Not(parts[0])])
+            joined: list[m.Condition] = [m.All(parts), m.Any(parts), m.Not(parts[0])]
+            return self.random.choice(joined)
         if self.random.random() < 0.35:
-            return self.random.choice(
-                [
-                    m.equals(m.L4PROTO, 6),
-                    m.within(m.L4PROTO, (6, 6), (17, 17)),
-                    m.equals(m.PROTOCOL, m.IPV4),
-                    m.Test(m.IIF, m.interface_set("eth*", "*")),
-                    m.equals(m.IIF, m.interface_number("lo")),
-                    m.equals(m.FRAGMENT, 0),
-                ]
-            )
+            common: list[m.Condition] = [
+                m.equals(m.L4PROTO, 6),
+                m.within(m.L4PROTO, (6, 6), (17, 17)),
+                m.equals(m.PROTOCOL, m.IPV4),
+                m.Test(m.IIF, m.interface_set("eth*", "*")),
+                m.equals(m.IIF, m.interface_number("lo")),
+                m.equals(m.FRAGMENT, 0),
+            ]
+            return self.random.choice(common)
         on = self.random.choice(self.fields)
         test: m.Condition = m.Test(on, self.values(on))
         return m.negate(test) if self.random.random() < 0.25 else test
@@ -101,25 +101,24 @@ class Maker:
 
     def effect(self) -> m.Effect:
         bit = 1 << 31
-        return self.random.choice(
-            [
-                m.SetMark(m.MarkTarget.PACKET, ~bit & 0xFFFFFFFF, bit),
-                m.SetMark(m.MarkTarget.PACKET, ~bit & 0xFFFFFFFF, 0),
-                m.SetMark(m.MarkTarget.PACKET, 0xFFFFFFFF, bit),
-                m.SetMark(m.MarkTarget.CONNECTION, 0, bit),
-                m.CopyMark(m.MarkTarget.PACKET, 0, 0xFFFFFFFF),
-                m.CopyMark(m.MarkTarget.CONNECTION, 0xFFFFFFFF, bit),
-                m.Log("x", 4),
-                m.NoTrack(),
-                m.Guard(self.condition()),
-            ]
-        )
+        effects: list[m.Effect] = [
+            m.SetMark(m.MarkTarget.PACKET, ~bit & 0xFFFFFFFF, bit),
+            m.SetMark(m.MarkTarget.PACKET, ~bit & 0xFFFFFFFF, 0),
+            m.SetMark(m.MarkTarget.PACKET, 0xFFFFFFFF, bit),
+            m.SetMark(m.MarkTarget.CONNECTION, 0, bit),
+            m.CopyMark(m.MarkTarget.PACKET, 0, 0xFFFFFFFF),
+            m.CopyMark(m.MarkTarget.CONNECTION, 0xFFFFFFFF, bit),
+            m.Log("x", 4),
+            m.NoTrack(),
+            m.Guard(self.condition()),
+        ]
+        return self.random.choice(effects)
 
     def verdict(self, chains: list[str]) -> m.PlainVerdict:
         plain: list[m.PlainVerdict] = [
             m.ACCEPT, m.DROP, m.DROP, m.RETURN, m.Reject("tcp-reset", "tcp-reset"), m.Queue(0, 0, bypass=True),
         ]  # fmt: skip
-        calls: list[m.PlainVerdict] = [m.Jump(name) for name in chains * 2] + [m.Goto(name) for name in chains]
+        calls: list[m.PlainVerdict] = [*map(m.Jump, chains * 2), *map(m.Goto, chains)]
         return self.random.choice(plain + calls)
 
     def rule(self, chains: list[str]) -> m.Rule:
@@ -141,7 +140,8 @@ class Maker:
             chains[name] = m.Chain(name, rules)
         for name, point, priority in (("pre", m.Point.PREROUTING, -150), ("in", m.Point.INPUT, 0)):
             rules = [self.rule(names) for _ in range(self.random.randint(most - 1, most + 1))]
-            policy = self.random.choice([m.ACCEPT, m.DROP]) if name == "in" else m.ACCEPT
+            policies: list[m.Accept | m.Drop] = [m.ACCEPT, m.DROP]
+            policy = self.random.choice(policies) if name == "in" else m.ACCEPT
             chains[name] = m.Chain(name, rules, policy, m.Hook(m.Family.INET, point, priority))
         rules = [self.rule(["c"]) for _ in range(2)]
         hook = m.Hook(m.Family.INET, m.Point.OUTPUT, 0)

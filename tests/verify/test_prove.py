@@ -221,7 +221,7 @@ def test_layer_two_is_compared() -> None:
     report = prove(
         text.format(rule="-A FORWARD -p IPv4 -j ACCEPT"), text.format(rule="-A FORWARD -p ARP -i tap102i0 -j DROP")
     )
-    assert lines(report) == ["anything (ethertype arp) from vm102 to outside, vm100, vm101: ACCEPT → DROP"]
+    assert lines(report) == ["anything (arp) from vm102 to outside, vm100, vm101: ACCEPT → DROP"]
 
 
 def test_the_name_of_a_set_is_said() -> None:

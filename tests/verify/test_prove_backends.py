@@ -16,7 +16,8 @@ from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.render import report_text
 from pvefw_nft.verify.simulate import simulate
 
-EXAMPLES = sorted(path.parent.parent.parent for path in Path("examples").glob("*/etc/pve/firewall"))
+ROOT = Path(__file__).parents[2] / "examples"
+EXAMPLES = sorted(path.parent.parent.parent for path in ROOT.glob("*/etc/pve/firewall"))
 
 
 def sides(root: Path) -> list[Side]:
@@ -28,7 +29,8 @@ def sides(root: Path) -> list[Side]:
 
 @pytest.mark.parametrize("root", EXAMPLES, ids=lambda path: path.name)
 def test_examples_are_the_same_through_both_backends(root: Path) -> None:
-    report = compare(*sides(root))
+    before, after = sides(root)
+    report = compare(before, after)
     assert report.equal, report_text(report)
     assert report.counts.diagrams > 0
 
@@ -52,8 +54,8 @@ def mutated(model: m.RulesetModel, choice: random.Random) -> tuple[m.RulesetMode
             touched.append(rules[other])
             rules[at], rules[other] = rules[other], rules[at]
         case 2:
-            verdict = choice.choice([m.ACCEPT, m.DROP, m.RETURN, m.Reject("tcp-reset", "tcp-reset")])
-            rules[at] = rules[at]._replace(verdict=verdict)
+            verdicts: list[m.Verdict] = [m.ACCEPT, m.DROP, m.RETURN, m.Reject("tcp-reset", "tcp-reset")]
+            rules[at] = rules[at]._replace(verdict=choice.choice(verdicts))
         case _:
             kept = list(rules[at].conditions)
             if kept:
@@ -69,7 +71,7 @@ def probes(side: Side, touched: list[m.Rule], choice: random.Random, count: int)
     """Packets that meet the conditions of a rule, or just do not, on ways between a few zones."""
     zones = ["host", "outside", *dict.fromkeys(nic.zone for nic in side.topology.nics)]
     tests = [test for rule in touched for condition in rule.conditions for test in m.tests_of(condition)]
-    found = []
+    found: list[Probe] = []
     while len(found) < count:
         source, destination = choice.sample(zones, 2)
         spec = PacketSpec(source, destination, choice.choice(["tcp", "udp", "icmp"]), family=choice.choice([4, 6]))
@@ -90,7 +92,7 @@ def test_mutations_of_an_artefact_are_found(number: int) -> None:
     """A mutant called equal treats packets at the edges of the changed rule alike; the prover itself checks, for
     every difference it shows, that the simulator has the verdicts it says.
     """
-    side = sides(Path("examples/homelab"))[number]
+    side = sides(ROOT / "homelab")[number]
     choice = random.Random(7)
     equal = 0
     for _ in range(100):

@@ -69,10 +69,11 @@ class Met(NamedTuple):
     last: bool
 
     @property
-    def worth(self) -> tuple[bool, bool, int]:
+    def worth(self) -> tuple[bool, bool, bool, int]:
         """The lower, the better the way shows the trouble: from or to outside, with few hooks."""
-        host = isinstance(self.way.source, HostEnd) or isinstance(self.way.destination, HostEnd)
-        return self.case.tagged, host and not (self.first and self.last), len(self.way.before)
+        ends = (self.way.source, self.way.destination)
+        host = any(isinstance(end, HostEnd) for end in ends) and not (self.first and self.last)
+        return self.case.tagged, any(isinstance(end, RoutedEnd) for end in ends), host, len(self.way.before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,9 @@ _BROADCAST = KIND["broadcast"]
 _LOCAL_OR_UNICAST = IntervalSet.of(*((KIND[name],) * 2 for name in ("unicast", "local")))
 _ALL_ONES = (1 << 48) - 1
 
+_UNICAST4 = m.SADDR4.everything - BROADCASTS4 - MULTICASTS4
+_UNICAST6 = m.SADDR6.everything - MULTICASTS6
+
 USUAL: Mapping[m.Field, IntervalSet] = {
     m.CT_STATE: IntervalSet.single(m.CT_STATES.index("new")),
     m.CT_DIRECTION: IntervalSet.single(0),
@@ -35,6 +38,10 @@ USUAL: Mapping[m.Field, IntervalSet] = {
     m.FRAGMENT: IntervalSet.single(0),
     m.TCP_FLAGS: IntervalSet.single(0x02),
     m.SPORT: IntervalSet.of((1, 0xFFFF)),
+    m.SADDR4: _UNICAST4,
+    m.DADDR4: _UNICAST4,
+    m.SADDR6: _UNICAST6,
+    m.DADDR6: _UNICAST6,
     m.SADDR_TYPE: _LOCAL_OR_UNICAST,
     m.DADDR_TYPE: _LOCAL_OR_UNICAST,
 }
@@ -223,6 +230,13 @@ class Explainer:
                 cube = without
         for level in sorted(cube, key=self._importance, reverse=True):
             cube[level] = self._widest(level, cube, fixed, wide)
+        for level in cube.keys() & fixed.keys():
+            # What is not usual needs no mention, so it may be said to belong where that is shorter.
+            atoms = self.evaluation.levels[level].atoms
+            unusual = ((1 << atoms.width) - 1) & ~fixed[level]
+            cube[level] = min(
+                (cube[level], cube[level] | unusual), key=lambda mask: _complexity(atoms.values(mask), atoms.size)
+            )
         return cube
 
     def _fits(self, cube: Mapping[int, int], fixed: Mapping[int, int], wide: int) -> bool:

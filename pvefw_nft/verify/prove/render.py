@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
@@ -42,9 +43,7 @@ class SetNames:
     def protocol(self, protocol: int) -> str:
         """Return the network protocols that one stands for."""
         values = self._protocols[protocol]
-        if len(values) > 1:
-            return "other than those named by rules" if values.count() > 0x8000 else set_text(m.PROTOCOL, values)
-        return set_text(m.PROTOCOL, values)
+        return "other ethertypes" if values.count() > 0x8000 else set_text(m.PROTOCOL, values)
 
 
 def class_text(one: Difference, names: SetNames) -> str:
@@ -77,7 +76,7 @@ def _kind(one: Difference, fields: dict[m.Field, IntervalSet], names: SetNames) 
     versions = set(one.protocols) & {m.IPV4, m.IPV6}
     others = [protocol for protocol in one.protocols if protocol not in versions]
     network = [{m.IPV4: "IPv4", m.IPV6: "IPv6"}[version] for version in sorted(versions)]
-    network += [f"ethertype {names.protocol(protocol)}" for protocol in others]
+    network += [names.protocol(protocol) for protocol in others]
     said = False
     for on in (m.ICMP, m.ICMP6):
         if on in fields:
@@ -115,19 +114,39 @@ def place_text(place: Place) -> str:
     return f"{where}{place.table} {place.chain}{number}{line}: {place.text}"
 
 
+_OPTIONS = {
+    m.SADDR4: "--source", m.SADDR6: "--source", m.DADDR4: "--dest", m.DADDR6: "--dest", m.SPORT: "--sport",
+    m.DPORT: "--dport", m.ICMP: "--icmp-type", m.ICMP6: "--icmp-type", m.TCP_FLAGS: "--tcp-flags",
+    m.CT_STATE: "--ctstate", m.ETHER_SRC: "--mac", m.ETHER_DST: "--dest-mac", m.VLAN_ID: "--vlan",
+    m.FRAGMENT: "--fragment", m.ARP_SPA: "--arp-sender",
+}  # fmt: skip
+_IMPLIED = (m.PROTOCOL, m.ETHER_TYPE, m.L4PROTO, *m.MARK)
+_USUAL = {
+    m.PKTTYPE: 0, m.FRAGMENT: 0, m.CT_DIRECTION: 0, m.TTL: 64, m.LENGTH: 60, m.DSCP: 0, m.TCP_FLAGS: 0x02,
+    m.CT_STATE: m.CT_STATES.index("new"), m.SADDR_TYPE: m.ADDRESS_TYPES.index("unicast"),
+    m.DADDR_TYPE: m.ADDRESS_TYPES.index("unicast"),
+}  # fmt: skip
+
+
 def simulate_arguments(one: Difference) -> list[str]:
-    """Return the options of ``pvefw simulate`` that ask about the witness."""
+    """Return the options with which ``pvefw simulate`` shows what becomes of the witness."""
     packet = one.witness.packet
+    is_ip = m.L4PROTO in packet
     words = ["--from", str(one.witness.before.source), "--to", str(one.witness.before.destination)]
-    if m.L4PROTO not in packet:
-        return [*words, "-p", value_text(m.PROTOCOL, packet[m.PROTOCOL])]
-    v4 = packet[m.PROTOCOL] == m.IPV4
-    words += ["-p", value_text(m.L4PROTO, packet[m.L4PROTO])]
-    for option, on in (("--source", m.SADDR4 if v4 else m.SADDR6), ("--dest", m.DADDR4 if v4 else m.DADDR6)):
-        words += [option, value_text(on, packet[on])]
-    for option, on in (("--sport", m.SPORT), ("--dport", m.DPORT)):
-        if on in packet:
-            words += [option, str(packet[on])]
+    if is_ip:
+        words += ["-p", value_text(m.L4PROTO, packet[m.L4PROTO])]
+        words += ["--family", "4" if packet[m.PROTOCOL] == m.IPV4 else "6"]
+    else:
+        words += ["--ether-type", value_text(m.PROTOCOL, packet[m.PROTOCOL])]
+    mark = sum(packet.get(bit, 0) << place for place, bit in enumerate(m.MARK))
+    words += ["--mark", f"{mark:#x}"] if mark else []
+    for on, value in packet.items():
+        if on in _IMPLIED or _USUAL.get(on, 0 if on.kind is m.FieldKind.BIT else None) == value:
+            continue
+        if on is m.CT_STATE and not is_ip:
+            continue
+        text = value_text(on, value)
+        words += [_OPTIONS[on], text] if on in _OPTIONS else ["--field", f"{on.name}={text}"]
     return words
 
 
@@ -141,8 +160,8 @@ def report_text(report: Report, *, verbose: bool = False) -> str:
         counts = report.counts
         lines.append(f"{report.before} and {report.after} {what}.")
         lines.append(
-            f"Proved on {counts.ways} ways through the host for {counts.cases} kinds of frames"
-            f" ({counts.pairs} differing pairs of rulesets compared)."
+            f"Proved for {counts.cases} kinds of frames on {counts.ways} ways through the host"
+            f" ({counts.diagrams} differing pairs of chains by decision diagrams)."
         )
     else:
         lines.append(f"{report.before} and {report.after} {what}: {report.before} → {report.after}")
@@ -173,7 +192,7 @@ def _details(one: Difference) -> list[str]:
         for place in places:
             lines.append(f"    {word}: {place_text(place)}")
             word = " " * len(word)
-    return lines
+    return [*lines, f"    replay: pvefw simulate {shlex.join(simulate_arguments(one))}"]
 
 
 def report_data(report: Report) -> dict[str, object]:
@@ -215,6 +234,7 @@ def _difference_data(one: Difference, names: SetNames) -> dict[str, object]:
             "from": str(one.witness.before.source),
             "to": str(one.witness.before.destination),
             "text": packet_text(one.witness.packet),
+            "simulate": simulate_arguments(one),
             "fields": {
                 on.name: value_text(on, value)
                 for on, value in one.witness.packet.items()
