@@ -13,7 +13,7 @@ import select
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .record import Desired
 
 MAX_SECONDS = 24 * 3600
-_GUARD_START = 20.0  # seconds for the guard process to say that it runs
+_GUARD_START = 60.0  # seconds for the guard process to say that it runs
 _GRACE = 10.0  # seconds after which the command itself does what the guard should have done
 _GUARD_LOCK_WAIT = 600.0  # the guard must get its turn: it waits for the lock this long, again and again
 
@@ -165,11 +165,16 @@ def guard(token: str, seconds: float, ready: int | None = None) -> Outcome | Non
     if ready is not None:
         os.write(ready, b"!")
         os.close(ready)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if not _waits_for(token):
+    end = _since_boot() + seconds
+    while True:
+        change = pending()
+        if change is None or change.token != token:
             return None
-        time.sleep(min(1.0, max(0.0, end - time.monotonic())))
+        # the time starts anew once the ruleset is in place
+        left = max(end, change.deadline) - _since_boot()
+        if left <= 0:
+            break
+        time.sleep(min(1.0, left))
     while True:
         try:
             with lock.hold(wait=_GUARD_LOCK_WAIT):
@@ -204,7 +209,10 @@ def _apply_guarded(desired: Desired, seconds: float, *, was_running: bool, anew:
     state.write(record.pending_path(), asdict(change))
     try:
         _start_guard(change.token, seconds)
-        return firewall.bring_to(desired, anew=anew), change
+        outcome = firewall.bring_to(desired, anew=anew)
+        change = replace(change, deadline=_since_boot() + seconds)
+        state.write(record.pending_path(), asdict(change))
+        return outcome, change
     except BaseException:
         state.remove(record.pending_path())
         raise

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -396,6 +397,7 @@ def test_guard_waits_for_the_lock(real: Namespace, no_systemd: None, monkeypatch
     control.apply(with_port(80))
     _, pending = control.apply(with_port(81), confirm_within=600)
     assert pending is not None
+    state.write(record.pending_path(), asdict(replace(pending, deadline=0.0)))  # the time is over
     attempts = iter(range(3))
     hold = lock.hold
 
