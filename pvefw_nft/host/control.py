@@ -7,6 +7,7 @@ systemd runs, else a process of its own session. It is started before anything c
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import select
@@ -205,17 +206,33 @@ def _apply_guarded(desired: Desired, seconds: float, *, was_running: bool, anew:
         record.copy(record.running_path(), record.previous_path())
     change = Pending(secrets.token_hex(8), _since_boot() + seconds, was_running)
     # on disk, so that the daemon does not apply it after a reboot either
+    held = state.read(record.held_path())
     state.write(record.held_path(), {"fingerprint": desired.fingerprint})
     state.write(record.pending_path(), asdict(change))
     try:
         _start_guard(change.token, seconds)
-        outcome = firewall.bring_to(desired, anew=anew)
-        change = replace(change, deadline=_since_boot() + seconds)
-        state.write(record.pending_path(), asdict(change))
-        return outcome, change
     except BaseException:
         state.remove(record.pending_path())
+        _hold_as_before(held)
         raise
+    try:
+        outcome = firewall.bring_to(desired, anew=anew)
+    except PvefwError:
+        # what failed half way is undone now; where that fails too, or this process is interrupted, by the guard
+        with contextlib.suppress(PvefwError):
+            _undo(change)
+            _hold_as_before(held)
+        raise
+    change = replace(change, deadline=_since_boot() + seconds)
+    state.write(record.pending_path(), asdict(change))
+    return outcome, change
+
+
+def _hold_as_before(held: Any) -> None:  # noqa: ANN401 - what was read from its file
+    if held is None:
+        state.remove(record.held_path())
+    else:
+        state.write(record.held_path(), held)
 
 
 def _undo(change: Pending) -> Outcome:
