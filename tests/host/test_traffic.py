@@ -117,8 +117,9 @@ def start(desired: Desired) -> None:
 class Streams:
     """Packets without a pause: denied datagrams to guest and host, new connections, and one that stays."""
 
-    def __init__(self, network: Network, pause: float = 0.001) -> None:
-        """Pause so many seconds between denied datagrams, and some times that between the others."""
+    def __init__(self, network: Network, pause: float = 0.001, patience: float = 10) -> None:
+        """Pause so many seconds between denied datagrams; an answer must come within ``patience`` seconds."""
+        self._patience = patience
         self._network = network
         self._pause = pause
         self._over = threading.Event()
@@ -195,7 +196,7 @@ class Streams:
             connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         # shut at once, so that ports do not run out
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        connection.settimeout(10)
+        connection.settimeout(self._patience)
         connection.connect((GUEST, ALLOWED))
         return connection
 
@@ -301,7 +302,7 @@ def test_guest_cannot_get_around_the_filter_through_its_firewall_bridge(
 def test_unconfirmed_update_that_cuts_its_own_connection(network: Network, tmp_path: Path, backend: str) -> None:
     start(compiled(tmp_path / "c", backend))
     # slow, since an emulated machine must start the guard meanwhile
-    streams = Streams(network, pause=0.05)
+    streams = Streams(network, pause=0.05, patience=120)
     with streams:
         before = streams.connected
         (tmp_path / "c/etc/pve/firewall/100.fw").write_text("[OPTIONS]\nenable: 1\n[RULES]\nIN DROP\n")
@@ -313,7 +314,8 @@ def test_unconfirmed_update_that_cuts_its_own_connection(network: Network, tmp_p
         while control.pending() is not None and time.monotonic() < end:
             time.sleep(0.2)
         assert control.pending() is None
-        # a new connection's SYN is sent again, so it gets through once the old rules are back
+        # a new connection's SYN is sent again (after 1, 3, 7, 15, 31 s): it gets through now the old rules are back
+        end = time.monotonic() + 60
         while streams.connected <= stuck + 1 and time.monotonic() < end:
             time.sleep(0.2)
         assert streams.connected > max(before, stuck)
