@@ -3,11 +3,11 @@
 Usage: ``python benchmarks/host.py [--guests N ...] [--backend NAME ...] [--plumb N] [--json]``, as root.
 
 Everything happens in a network namespace of its own, with the configurations of ``benchmarks/compile.py``. Printed
-are wall-clock seconds of whole processes: a full start, an update that changes nothing, an update after one guest
-changed, a start that only switches to the other backend and back; and under ``pvefw run``, from saving a file until
-the kernel holds the new rule. A kernel that lacks what a backend needs is said so; for nft, which needs connection
-tracking on bridges: ``python -m tests.kernel.guest -- python benchmarks/host.py`` runs it on one that has it,
-emulated and so some five to ten times slower.
+are seconds of whole processes, on the wall clock and of the processors: a full start, an update that changes
+nothing, an update after one guest changed; and under ``pvefw run``, from saving a file until the kernel holds the new
+rule. A kernel that lacks what a backend needs is said so. For nft, which needs connection tracking on bridges,
+``python -m tests.kernel.guest -- python benchmarks/host.py`` runs it on one that has it, emulated and so some five to
+ten times slower.
 """
 
 from __future__ import annotations
@@ -21,11 +21,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.compile import NODE, generate  # noqa: E402 - the repository must be on the path first
+
+
+class Figure(NamedTuple):
+    """Seconds on the wall clock, and of the processors (None: not counted)."""
+
+    wall: float
+    cpu: float | None = None
 
 
 class Host:
@@ -45,14 +53,15 @@ class Host:
         }
         self.backend = backend
 
-    def run(self, *arguments: str) -> float:
-        """Run a command and return how long it took, in seconds."""
-        begun = time.perf_counter()
+    def run(self, *arguments: str) -> Figure:
+        """Run a command and return how long it and the tools it started took."""
+        begun, before = time.perf_counter(), os.times()
         done = subprocess.run(self.command(*arguments), env=self.environment, capture_output=True, text=True)
         spent = time.perf_counter() - begun
         if done.returncode != 0:
             raise SystemExit(f"pvefw {arguments[0]}: {done.stderr.strip()[-600:]}")
-        return spent
+        after = os.times()
+        return Figure(spent, sum(after[2:4]) - sum(before[2:4]))
 
     def command(self, *arguments: str) -> list[str]:
         """Return how to start a command."""
@@ -79,7 +88,7 @@ class Host:
         return str(port) in subprocess.run(command, capture_output=True, text=True).stdout
 
 
-def measure(guests: int, backend: str) -> dict[str, float]:
+def measure(guests: int, backend: str) -> dict[str, Figure]:
     """Return the figures of one backend with so many guests, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         host = Host(Path(folder), guests, backend)
@@ -88,7 +97,7 @@ def measure(guests: int, backend: str) -> dict[str, float]:
         figures["status"] = host.run("status", *host.options)
         host.change_guest(60001)
         figures["update, one guest changed"] = host.run("update", *host.options)
-        figures["run: from saving to the rule"] = latency(host)
+        figures["run: from saving to the rule"] = Figure(latency(host))
         figures["stop"] = host.run("stop")
         return figures
 
@@ -114,7 +123,7 @@ def latency(host: Host) -> float:
             service.terminate()
 
 
-def plumbing(count: int) -> dict[str, float]:
+def plumbing(count: int) -> dict[str, Figure]:
     """Return how long it takes to plug, plug again and unplug so many NICs, in seconds."""
     from pvefw_nft.host import wiring
     from pvefw_nft.host.links import open_route
@@ -132,7 +141,7 @@ def plumbing(count: int) -> dict[str, float]:
         for what, action in (("plug", wiring.plug), ("plug again", wiring.plug)):
             begun = time.perf_counter()
             results = action(nics)
-            figures[what] = time.perf_counter() - begun
+            figures[what] = Figure(time.perf_counter() - begun)
             failed = [result.error.message for result in results if result.error is not None]
             if failed:
                 raise SystemExit(failed[0])
@@ -150,7 +159,7 @@ def main() -> None:
     if "PVEFW_BENCHMARK" not in os.environ:
         os.environ["PVEFW_BENCHMARK"] = "1"
         os.execvp("unshare", ["unshare", "-n", sys.executable, *sys.argv])
-    report: dict[str, dict[str, float] | str] = {}
+    report: dict[str, dict[str, Figure] | str] = {}
     for backend in arguments.backend:
         for guests in arguments.guests:
             try:
@@ -167,8 +176,9 @@ def main() -> None:
         if isinstance(figures, str):
             print(f"  {figures}")
             continue
-        for what, seconds in figures.items():
-            print(f"  {what:32} {seconds:8.2f} s")
+        for what, figure in figures.items():
+            cpu = "" if figure.cpu is None else f"{figure.cpu:8.2f} s of the processors"
+            print(f"  {what:32} {figure.wall:8.2f} s {cpu}")
 
 
 if __name__ == "__main__":

@@ -240,8 +240,9 @@ def report(results: list[Result]) -> str:
         lines += [f"  {name}: {ratio}" for name, ratio in result.ratios.items()]
     few, many = results[0], results[-1]
     for backend in ("nft", "iptables"):
-        growth = getattr(many, f"{backend}_packet") / getattr(few, f"{backend}_packet")
-        lines.append(f"packet, {backend}: {many.guests} guests / {few.guests} guests: {growth:.2f}")
+        name = f"packet: {backend} / empty bridge"
+        growth = many.ratios[name] / few.ratios[name]
+        lines.append(f"{name}, {many.guests} guests / {few.guests} guests: {growth:.2f}")
     return "\n".join(lines)
 
 

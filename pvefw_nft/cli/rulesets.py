@@ -6,19 +6,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from pvefw_nft.errors import HostError, UsageError
-from pvefw_nft.pipeline import BACKENDS, check_root, compile_root, default_backend, read_back, topology
+from pvefw_nft.pipeline import BACKENDS, Source, check_root, compile_root, default_backend, read_back, topology
 from pvefw_nft.verify.reading import Assume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pvefw_nft.pipeline import Source
     from pvefw_nft.verify.model import RulesetModel
     from pvefw_nft.verify.path import Topology
 
@@ -88,7 +88,13 @@ def compiled_ruleset(source: Source, backend: str | None, name: str) -> Named:
 def _named(name: str, model: RulesetModel, source: Source) -> Named:
     """Name a ruleset. Its host shows bridged packets to IP hooks (br_netfilter) where iptables needs it to."""
     needs_call = not model.tables or any(table.key.tool != "nft" for table in model.tables)
-    return Named(name, model, replace(topology(source), call_iptables=needs_call))
+    return Named(name, model, replace(_topology(source.root, source.node), call_iptables=needs_call))
+
+
+@cache
+def _topology(root: Path, node: str | None) -> Topology:
+    """Return a node's topology, which both sides of a comparison often share."""
+    return topology(Source(root, node, lambda: None))
 
 
 def configuration_rulesets(source: Source, backend: str | None) -> list[Named]:

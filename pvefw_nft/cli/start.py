@@ -1,4 +1,4 @@
-"""``pvefw start``, ``update``, ``stop``, ``restart``, ``status``, ``confirm``, ``rollback``: this host's ruleset."""
+"""``pvefw start``, ``update``, ``stop``, ``restart``, ``status``: this host's ruleset."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pvefw_nft.cli.confirm import report, report_problems, wait_option
 from pvefw_nft.cli.options import backend_option, make_source, source_options
 from pvefw_nft.cli.render import show
-from pvefw_nft.errors import ConfigurationError, HostError
+from pvefw_nft.errors import ConfigurationError
 from pvefw_nft.host import control, firewall, lock, record
 from pvefw_nft.host.settings import Conntrack
 from pvefw_nft.pipeline import Compiled, Source, compile_root
@@ -22,21 +23,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pvefw_nft.host.control import Pending
-    from pvefw_nft.host.firewall import Outcome, Status
+    from pvefw_nft.host.firewall import Status
     from pvefw_nft.host.record import Desired
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
-
-_wait_option = click.option(
-    "--wait", type=click.FloatRange(min=0), default=lock.WAIT, show_default=True, metavar="SECONDS",
-    help="How long to wait for another run of pvefw.",
-)  # fmt: skip
 
 
 def _apply_options(command: _F) -> _F:
     """Add the options of commands that apply a ruleset."""
     for option in (
-        _wait_option,
+        wait_option,
         click.option("--dry-run", is_flag=True, help="Print what would be fed to the tools; change nothing."),
         click.option(
             "--skip-invalid", is_flag=True, help="Apply the rest of a configuration that has errors, as at boot."
@@ -84,39 +80,12 @@ def restart_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN
 
 
 @click.command("stop")
-@_wait_option
+@wait_option
 def stop_command(wait: float) -> None:
     """Remove all rules, sets and tables of pvefw, and nothing else. The host is then unfiltered."""
     outcome = control.stop(wait=wait)
     click.echo("stopped: this host is not filtered" if outcome.running else "nothing was running")
-    _report_problems(outcome)
-
-
-@click.command("confirm")
-@_wait_option
-def confirm_command(wait: float) -> None:
-    """Keep the change that waits for its confirmation."""
-    if not control.confirm(wait=wait):
-        raise HostError("no change waits for its confirmation", "it was confirmed, or its time is over")
-    click.echo("confirmed")
-
-
-@click.command("rollback")
-@_wait_option
-@click.option("--guard", metavar="TOKEN", hidden=True)
-@click.option("--after", type=float, default=0.0, hidden=True)
-@click.option("--ready", type=int, hidden=True)
-def rollback_command(wait: float, guard: str | None, after: float, ready: int | None) -> None:
-    """Return to the ruleset that was confirmed last.
-
-    It stays until the configuration changes, or until `pvefw start` or `pvefw update` is run by hand.
-    """
-    if guard is not None:
-        control.guard(guard, after, ready)
-        return
-    outcome = control.roll_back(wait=wait)
-    click.echo("back to the last confirmed ruleset" if outcome.running else "back to no ruleset")
-    _report(outcome)
+    report_problems(outcome)
 
 
 @click.command("status")
@@ -207,7 +176,7 @@ def _apply(
         return int(invalid)
     if not desired.enabled:
         click.echo("the firewall is disabled in cluster.fw: nothing is filtered", err=True)
-    _report(outcome)
+    report(outcome)
     if pending is not None and not _confirmed(pending, wait):
         click.echo("not confirmed: the ruleset that ran before is back", err=True)
         return 3
@@ -247,23 +216,6 @@ def _confirmed(pending: Pending, wait: float) -> bool:
     else:
         click.echo(f"run `pvefw confirm` to keep this ruleset; in {seconds} the one before it comes back", err=True)
     return control.await_confirmation(pending)
-
-
-def _report(outcome: Outcome) -> None:
-    for change in outcome.changes if len(outcome.changes) <= 20 else ():
-        click.echo(f"{change.what} {change.where} {change.name}")
-    if len(outcome.changes) > 20:
-        click.echo(f"{len(outcome.changes)} chains and sets changed")
-    if not outcome.changes:
-        click.echo("nothing changed")
-    if outcome.switched_from is not None:
-        click.echo(f"the rules of the {outcome.switched_from} backend were removed")
-    _report_problems(outcome)
-
-
-def _report_problems(outcome: Outcome) -> None:
-    for problem in outcome.problems:
-        click.echo(f"warning: {problem}", err=True)
 
 
 def _status_json(found: Status, waiting: Pending | None, *, invalid: bool) -> dict[str, Any]:

@@ -7,13 +7,14 @@ systemd runs, else a process of its own session. It is started before anything c
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import select
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from .record import Desired
 
 MAX_SECONDS = 24 * 3600
-_GUARD_START = 20.0  # seconds for the guard process to say that it runs
+_GUARD_START = 60.0  # seconds for the guard process to say that it runs
 _GRACE = 10.0  # seconds after which the command itself does what the guard should have done
 _GUARD_LOCK_WAIT = 600.0  # the guard must get its turn: it waits for the lock this long, again and again
 
@@ -165,11 +166,16 @@ def guard(token: str, seconds: float, ready: int | None = None) -> Outcome | Non
     if ready is not None:
         os.write(ready, b"!")
         os.close(ready)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if not _waits_for(token):
+    end = _since_boot() + seconds
+    while True:
+        change = pending()
+        if change is None or change.token != token:
             return None
-        time.sleep(min(1.0, max(0.0, end - time.monotonic())))
+        # the time starts anew once the ruleset is in place
+        left = max(end, change.deadline) - _since_boot()
+        if left <= 0:
+            break
+        time.sleep(min(1.0, left))
     while True:
         try:
             with lock.hold(wait=_GUARD_LOCK_WAIT):
@@ -200,14 +206,33 @@ def _apply_guarded(desired: Desired, seconds: float, *, was_running: bool, anew:
         record.copy(record.running_path(), record.previous_path())
     change = Pending(secrets.token_hex(8), _since_boot() + seconds, was_running)
     # on disk, so that the daemon does not apply it after a reboot either
+    held = state.read(record.held_path())
     state.write(record.held_path(), {"fingerprint": desired.fingerprint})
     state.write(record.pending_path(), asdict(change))
     try:
         _start_guard(change.token, seconds)
-        return firewall.bring_to(desired, anew=anew), change
     except BaseException:
         state.remove(record.pending_path())
+        _hold_as_before(held)
         raise
+    try:
+        outcome = firewall.bring_to(desired, anew=anew)
+    except PvefwError:
+        # what failed half way is undone now; where that fails too, or this process is interrupted, by the guard
+        with contextlib.suppress(PvefwError):
+            _undo(change)
+            _hold_as_before(held)
+        raise
+    change = replace(change, deadline=_since_boot() + seconds)
+    state.write(record.pending_path(), asdict(change))
+    return outcome, change
+
+
+def _hold_as_before(held: Any) -> None:  # noqa: ANN401 - what was read from its file
+    if held is None:
+        state.remove(record.held_path())
+    else:
+        state.write(record.held_path(), held)
 
 
 def _undo(change: Pending) -> Outcome:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -396,6 +397,7 @@ def test_guard_waits_for_the_lock(real: Namespace, no_systemd: None, monkeypatch
     control.apply(with_port(80))
     _, pending = control.apply(with_port(81), confirm_within=600)
     assert pending is not None
+    state.write(record.pending_path(), asdict(replace(pending, deadline=0.0)))  # the time is over
     attempts = iter(range(3))
     hold = lock.hold
 
@@ -427,6 +429,24 @@ def test_change_without_a_guard_does_not_happen(
         control.apply(with_port(81), confirm_within=60)
     assert has_port(80)
     assert control.pending() is None
+    assert not control.is_held_back(with_port(81))
+
+
+def test_change_that_fails_half_way_is_undone_at_once(
+    real: Namespace, no_systemd: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control.apply(with_port(80))
+
+    def failing(_: object) -> None:
+        raise HostError("the old rules do not go")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(engine("iptables")), "remove", failing)
+        with pytest.raises(HostError, match="do not go"):
+            control.apply(ruleset("nft", nft()), confirm_within=60)
+    assert control.pending() is None
+    assert has_port(80)
+    assert not engine("nft").present()
 
 
 def test_rollback_at_any_time(real: Namespace, no_systemd: None) -> None:

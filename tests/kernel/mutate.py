@@ -101,6 +101,7 @@ def _change_iptables(artefact: Artefact, draw: random.Random) -> Mutation | None
 
 
 _STANDARD = re.compile(r"-A (PVEFW-(?!HOST-)\S+|INPUT|OUTPUT|FORWARD) ")
+_STANDARD_CHAIN = re.compile(r"PVEFW-(?!HOST-)")
 """Lines of standard chains are left alone: what they do is mostly done by the policy behind them too."""
 
 
@@ -135,7 +136,12 @@ def _change_nft(artefact: Artefact, draw: random.Random) -> Mutation | None:
     """Change one rule, element or set; None where the change drawn does not fit what was drawn."""
     document = json.loads(artefact.parts[0].text)
     commands = document["nftables"]
-    wanted = [index for index, command in enumerate(commands) if _added(command, "rule", "element", "set", "map")]
+    wanted = [
+        index
+        for index, command in enumerate(commands)
+        if (added := _added(command, "rule", "element", "set", "map"))
+        and not _STANDARD_CHAIN.match(added.get("chain", ""))
+    ]
     index = draw.choice(wanted)
     before = json.dumps(commands[index])
     kind = draw.choice(("drop", "swap", "widen", "verdict"))

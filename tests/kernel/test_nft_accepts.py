@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
-
-import pytest
 
 from backends.nft import NftBackend
 from pvefw_nft.pipeline import Source, check_root
 from tests.kernel import cases, configurations
-from tests.kernel.guest.image import LabUnavailableError
-from tests.kernel.guest.machine import Guest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.kernel.guest.machine import Guest
 
 MODULES = ("nf_conntrack_bridge", "nft_meta_bridge", "nft_reject_bridge")
 
 SCRIPT = 'for file in "$0"/*.json; do nft -j -c -f "$file" || echo "refused: $file"; done'
 PATIENCE = 1200.0
 """Seconds for all of them, in an emulated machine that may share its processors."""
-
-
-@pytest.fixture
-def guest() -> Iterator[Guest]:
-    try:
-        booted = Guest()
-    except LabUnavailableError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"the kernel lab must run in CI: {error}")
-        pytest.skip(f"no kernel lab: {error}")
-    with booted:
-        yield booted
 
 
 def test_the_kernel_takes_every_configuration(guest: Guest) -> None:
