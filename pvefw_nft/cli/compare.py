@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ def compare_command(
     save:FILE[,FILE…], nft-json:FILE, live, live:iptables or live:nft. Without them, the configuration below --root is
     compared through both backends; with A alone, A with that configuration. Exit code 0: equal; 1: they differ.
     """
+    gc.disable()  # reading rulesets makes no garbage, and looking for it takes a third of the time
 
     def source_of(folder: Path) -> Source:
         return make_source(folder, node, local_network)
