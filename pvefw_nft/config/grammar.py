@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyparsing as pp
 
@@ -40,8 +40,7 @@ class SyntaxProblem(ValueError):  # noqa: N818 - a finding about a line, turned 
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One line of a file: its number from 1, and its text without the line end."""
 
     file: str
@@ -56,8 +55,7 @@ class Line:
         return Span(self.file, self.number, start + 1, max(end, start + 1) + 1, self.text)
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(NamedTuple):
     """A word of a line and the column it starts at."""
 
     text: str

@@ -7,9 +7,11 @@ guest's file would leave the guest unfiltered.
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvefw_nft.config import grammar, resolve
@@ -30,7 +32,6 @@ from pvefw_nft.errors import ConfigurationError, Span, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from pvefw_nft.config.findings import Findings
 
@@ -70,47 +71,44 @@ class Root:
         local = self.pve / "local"
         return (local if local.is_dir() else self.node_folder) / "host.fw"
 
-    def guest_files(self, kind: GuestKind) -> dict[int, Path]:
-        """Return the guest configs of this node by VMID."""
+    def guest_files(self, kind: GuestKind) -> dict[int, str]:
+        """Return the paths of the guest configs of this node by VMID."""
         folder = "qemu-server" if kind is GuestKind.VM else "lxc"
-        files: dict[int, Path] = {}
+        files: dict[int, str] = {}
         for place in (self.node_folder / folder, self.pve / folder):
-            for path in _listed(place):
-                if path.suffix == ".conf" and _VMID.fullmatch(path.stem):
-                    files[int(path.stem)] = path
+            for name in _listed(place):
+                stem, dot, suffix = name.partition(".")
+                if suffix == "conf" and dot and _VMID.fullmatch(stem):
+                    files[int(stem)] = f"{place}/{name}"
         return files
 
     def vnet_files(self) -> dict[str, Path]:
         """Return the firewall files of VNets by the VNet's name."""
-        listed = sorted(_listed(self.pve / "sdn" / "firewall"))
-        return {path.stem: path for path in listed if path.suffix == ".fw" and _VNET.fullmatch(path.stem)}
+        folder = self.pve / "sdn" / "firewall"
+        paths = [folder / name for name in sorted(_listed(folder))]
+        return {path.stem: path for path in paths if path.suffix == ".fw" and _VNET.fullmatch(path.stem)}
 
 
-def _listed(folder: Path) -> list[Path]:
+def _listed(folder: Path) -> list[str]:
     """Return what is in a folder; nothing where it does not exist. Raises ConfigurationError."""
     try:
-        return list(folder.iterdir())
+        return [path.name for path in folder.iterdir()]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise ConfigurationError(f"{folder}: cannot be read: {error.strerror}", "check its permissions") from None
 
 
-def read_text(path: Path) -> str | None:
+def read_text(path: Path | str) -> str | None:
     """Return the text of a file, without a byte-order mark, or None where it does not exist.
 
     Bytes that are not UTF-8 become U+FFFD, which the readers of lines report. Raises ConfigurationError where
     the file cannot be read, is too large, is no text, or is a link to nowhere.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise ConfigurationError(f"{path}: {what}, where a text file should be", "move it away")
-        with path.open("rb") as file:
-            data = file.read() if status.st_size <= MAX_FILE_SIZE else file.read(MAX_FILE_SIZE + 1)
+        data = _read_bytes(path)
     except FileNotFoundError:
-        if path.is_symlink():
+        if Path(path).is_symlink():
             raise ConfigurationError(f"{path}: the link leads nowhere", "mend it or remove it") from None
         return None
     except OSError as error:
@@ -129,6 +127,25 @@ def read_text(path: Path) -> str | None:
     if text.count("\ufffd") > len(text) * MAX_UNDECODABLE:
         raise ConfigurationError(f"{path}:1: not UTF-8 text", "save it as UTF-8, or restore it from a backup")
     return text
+
+
+def _read_bytes(path: Path | str) -> bytes:
+    """Return a file's bytes, at most one more than are allowed. Raises OSError, ConfigurationError for a non-file."""
+    # Without O_NONBLOCK, opening a FIFO would wait for somebody who writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise ConfigurationError(f"{path}: {what}, where a text file should be", "move it away")
+        parts = []
+        left = MAX_FILE_SIZE + 1
+        while left and (part := os.read(descriptor, min(left, max(status.st_size, 4096) + 1))):
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
 
 
 class Configuration:
@@ -159,7 +176,8 @@ class Configuration:
                 f"{root.pve}: nothing is there",
                 "name the folder that holds etc/pve with --root; on Proxmox VE, see that pve-cluster.service runs",
             )
-        file = root.pve / "firewall" / "cluster.fw"
+        self._firewall = root.pve / "firewall"
+        file = self._firewall / "cluster.fw"
         self._names = Names(0, real_interface=real_interface)
         cluster = resolve.read_cluster(str(file), read_text(file) or "", findings, self._names)
         host_file = root.host_file()
@@ -170,14 +188,14 @@ class Configuration:
 
     def guests(self) -> Iterator[Guest]:
         """Yield this node's guests, VMs before containers, by VMID as text; the order of the reference."""
-        seen: dict[int, Path] = {}
+        seen: dict[int, str] = {}
         for kind in GuestKind:
             files = self._root.guest_files(kind)
             for vmid in sorted(files, key=str):
                 if vmid in seen:
                     self._findings.error(
                         "duplicate-guest",
-                        Span(str(files[vmid]), 0),
+                        Span(files[vmid], 0),
                         f"guest {vmid} is a VM already, by {seen[vmid]}; this file is ignored",
                         "remove the one that does not exist",
                     )
@@ -185,16 +203,14 @@ class Configuration:
                 seen[vmid] = files[vmid]
                 yield self._guest(vmid, kind, files[vmid])
 
-    def _guest(self, vmid: int, kind: GuestKind, path: Path) -> Guest:
-        nics = _Nics(vmid, kind, self._findings).read(str(path), read_text(path) or "")
-        firewall_file = self._root.pve / "firewall" / f"{vmid}.fw"
+    def _guest(self, vmid: int, kind: GuestKind, path: str) -> Guest:
+        nics = _Nics(vmid, kind, self._findings).read(path, read_text(path) or "")
+        firewall_file = f"{self._firewall}/{vmid}.fw"
         text = read_text(firewall_file)
         firewall: GuestConfig | None = None
         if text is not None:
-            firewall = resolve.read_guest(
-                str(firewall_file), text, self._findings, self.node.cluster, self._names, vmid
-            )
-        return Guest(vmid, kind, nics, firewall, str(path))
+            firewall = resolve.read_guest(firewall_file, text, self._findings, self.node.cluster, self._names, vmid)
+        return Guest(vmid, kind, nics, firewall, path)
 
     def _vnets(self, cluster: ClusterConfig) -> tuple[VnetConfig, ...]:
         return tuple(
