@@ -32,6 +32,8 @@ from benchmarks import compile as configurations  # noqa: E402 - found by the pa
 
 FIRST_VMID = 100
 PACKETS = 20_000
+PACKET_RUNS = 5
+"""Runs of the packet generator: short ones, which other work on the machine disturbs easily."""
 LOADS = {
     "ipset restore": ["ipset", "restore"],
     "iptables-restore": ["iptables-nft-restore", "-n"],
@@ -187,13 +189,13 @@ def in_guest(folder: Path, guests: list[int], runs: int) -> None:
         vmid = FIRST_VMID + count - 1
         plug(vmid)
         empty()
-        figures = {"empty_packet": packet_cost(vmid, runs)}
+        figures = {"empty_packet": packet_cost(vmid, PACKET_RUNS)}
         for backend in ("iptables", "nft"):
             text = (folder / f"{count}.{backend}").read_text()
             figures[f"{backend}_load"] = min(timed_load(backend, text) for _ in range(runs))
             on = int(backend == "iptables")
             sh(f"sysctl -q net.bridge.bridge-nf-call-iptables={on} net.bridge.bridge-nf-call-ip6tables={on}")
-            figures[f"{backend}_packet"] = packet_cost(vmid, runs)
+            figures[f"{backend}_packet"] = packet_cost(vmid, PACKET_RUNS)
         empty()
         measured[count] = figures
     (folder / "measured.json").write_text(json.dumps(measured))
