@@ -148,6 +148,12 @@ class ChainLowering:
 
     def _option(self, match: Match) -> str:  # noqa: C901 - one case for each kind of match
         match match:
+            case Address(side, prefixes):
+                return syntax.address(side.value, [prefix.spelling for prefix in prefixes])
+            case AddressRange(side, _, _, _, spelling):
+                return syntax.address_range(side.value, spelling)
+            case InSet(side, key, negated):
+                return syntax.match_set(set_name(key, self._family), side.value, negated=negated)
             case Interface(direction, name):
                 return syntax.in_interface(name) if direction is Direction.IN else syntax.out_interface(name)
             case Bridged(direction):
@@ -156,12 +162,6 @@ class ChainLowering:
                 return syntax.bridged(port_out=LINK_PORTS)
             case NicPort(direction, name):
                 return syntax.leaving_port(name) if direction is Direction.IN else syntax.bridged(port_in=name)
-            case Address(side, prefixes):
-                return syntax.address(side.value, [prefix.spelling for prefix in prefixes])
-            case AddressRange(side, _, _, _, spelling):
-                return syntax.address_range(side.value, spelling)
-            case InSet(side, key, negated):
-                return syntax.match_set(set_name(key, self._family), side.value, negated=negated)
             case AddressType(side, kind):
                 return syntax.address_type(side.value, kind.value)
             case TcpFlags(mask, flags, negated):

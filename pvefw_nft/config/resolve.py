@@ -90,10 +90,13 @@ class _FileReader:
         self._rules = RuleReader(kind, findings, cluster, guest)
         self.options: dict[str, object] = {}
         self.option_lines: dict[str, int] = {}
+        self._is_clean = False
         self.groups: dict[str, Group] = {}
         self.rules: list[RuleItem] = []
 
     def read(self, file: str, text: str) -> None:
+        # Most files are printable as they are, which is quickly asked; only the others are looked at line by line.
+        self._is_clean = "\ufffd" not in text and text.replace("\n", "").replace("\t", "").isprintable()
         sections, before = grammar.read_sections(file, text)
         if before:
             self.findings.error(
@@ -157,7 +160,7 @@ class _FileReader:
 
     def _clean(self, section: Section) -> list[Line]:
         """Return the section's lines without those that hold control characters or are not UTF-8."""
-        if _CONTROL.search("\n".join([line.text for line in section.lines])) is None:
+        if self._is_clean:
             return list(section.lines)
         lines = []
         for line in section.lines:

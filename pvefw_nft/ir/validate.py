@@ -45,7 +45,7 @@ MAX_LOG_PREFIX = 63
 """Longest log prefix of NFLOG, in bytes (struct xt_nflog_info in linux/netfilter/xt_NFLOG.h)."""
 
 _CHAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-_LINK_ONLY = (EtherType, ArpSender)
+_CALLS = (Jump, Goto)
 _PORT_PROTOCOLS = frozenset((6, 17, 33, 132, 136))
 
 
@@ -170,7 +170,7 @@ def _check_loops(layer: Layer, chains: Mapping[str, Chain]) -> None:
             return
         path.append(name)
         for rule in chains[name].rules:
-            if isinstance(rule.action, Jump | Goto):
+            if isinstance(rule.action, _CALLS):
                 visit(rule.action.chain)
         path.pop()
         done.add(name)
