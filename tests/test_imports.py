@@ -172,10 +172,12 @@ def test_every_module_is_read() -> None:
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_the_command_line_starts_without_heavy_modules(arguments: list[str]) -> None:
     script = (
-        "import atexit, sys\n"
-        f"atexit.register(lambda: sys.stderr.write(repr(sorted(set({HEAVY!r}) & set(sys.modules)))))\n"
+        "import sys\n"
         "from pvefw_nft.cli import main\n"
-        "if sys.argv[1:]: main()\n"
+        "try:\n"
+        "    if sys.argv[1:]: main(sys.argv[1:])\n"
+        "finally:\n"
+        f"    sys.stderr.write(repr(sorted(set({HEAVY!r}) & set(sys.modules))))\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", script, *arguments],
