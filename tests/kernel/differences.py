@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from functools import cache
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +93,6 @@ def _kind(address: Address | None, packet: Packet, plan: Plan) -> str:
         return "multicast"
     if address.is_link_local:
         return "link-local"
-    if address in IPv4Network("0.0.0.0/8") and not address.is_unspecified:
-        return "this network"
     if address == IPv4Address("255.255.255.255"):
         return "broadcast"
     ends = [interface.network.broadcast_address for interface in plan.host_interfaces if interface.version == 4]
