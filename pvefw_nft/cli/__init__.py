@@ -5,6 +5,7 @@ Commands are modules that are imported when they are used, so that each starts a
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -73,10 +74,7 @@ def discard_output() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and end the process with its exit code; see the README for the codes.
-
-    With ``arguments`` (default: those of the process) the caller goes on: then SystemExit is raised.
-    """
+    """Run a command. Raises SystemExit with its exit code; see the README for the codes."""
     try:
         code = cli.main(arguments, prog_name="pvefw", standalone_mode=False)
         sys.stdout.flush()
@@ -94,9 +92,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         discard_output()
         click.echo(f"{click.style('error', fg='red', bold=True)}: cannot print: {error.strerror}", err=True)
         sys.exit(HostError.exit_code)
-    status = code if isinstance(code, int) else 0
-    if arguments is None:
-        # All is written; to take a large ruleset apart before the process ends would take a tenth of its time.
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def run() -> None:
+    """Run the command of this process and end it at once.
+
+    All is written by then; to take a large ruleset apart first would take a tenth of the time.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError):  # closed, or its reader is gone
+                stream.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)

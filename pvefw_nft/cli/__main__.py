@@ -1,5 +1,5 @@
 """Run the command line with ``python -m pvefw_nft.cli``."""
 
-from pvefw_nft.cli import main
+from pvefw_nft.cli import run
 
-main()
+run()

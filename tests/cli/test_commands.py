@@ -174,3 +174,11 @@ def test_commands_are_imported_when_they_are_used() -> None:
     script = "import sys, pvefw_nft.cli; print([m for m in sys.modules if m.startswith(('pyparsing', 'backends'))])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_process_ends_with_all_printed_and_the_exit_code(make_root: MakeRoot) -> None:
+    command = [sys.executable, "-m", "pvefw_nft.cli", "compile", "--root", str(make_root(BAD)), "--node", NODE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (1, "### ipset restore")
+    assert done.stdout.endswith("-A FORWARD -j PVEFW-FORWARD\n")
+    assert done.stderr.endswith("1 error, 1 warning\n")
