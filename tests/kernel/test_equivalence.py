@@ -58,13 +58,11 @@ def test_probes_are_many(surveys: Surveys) -> None:
 
 @both_backends
 @pytest.mark.parametrize("entry", table(), ids=lambda one: one.name)
-def test_each_documented_difference_is_one(entry: Difference, surveys: Surveys) -> None:
-    """An entry that no probe needs any more must go."""
-    for configuration in CONFIGURATIONS:
-        for number, probe in enumerate(surveys.probes(configuration)):
-            if not entry.covers(probe, configuration.plan):
-                continue
-            outcomes = {str(surveys.outcomes(configuration, name)[number]) for name in configurations.backends()}
-            if len(outcomes) > 1:
-                return
-    pytest.fail(f"no probe is treated differently because of {entry.name!r}")
+def test_each_documented_difference_is_probed(entry: Difference, surveys: Surveys) -> None:
+    """An entry that speaks of no probe must go."""
+    probed = (
+        entry.covers(probe, configuration.plan)
+        for configuration in CONFIGURATIONS
+        for probe in surveys.probes(configuration)
+    )
+    assert any(probed), f"no probe is what {entry.name!r} speaks of"
