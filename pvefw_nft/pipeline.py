@@ -213,12 +213,14 @@ def _lines(file: str) -> list[str]:
 
 def read_back(compiled: Compiled) -> RulesetModel:
     """Return the ruleset of an artefact as verify reads it from the artefact's own text, with the rules' origins."""
-    from pvefw_nft.verify.read import Text, read_ruleset  # deferred: only simulate and compare need it
+    return _read_back(compiled.backend, compiled.artefact, str)
 
-    artefact = compiled.artefact
-    form = artefact.json if compiled.backend.default_format == "json" else artefact.text
-    text = Text(compiled.backend.name, "".join(form()))
-    return read_ruleset([text], origins=_origins(artefact, str))
+
+def _read_back(backend: Backend, artefact: Artefact, spelled: Callable[[Origin], str]) -> RulesetModel:
+    from pvefw_nft.verify.read import Text, read_ruleset  # deferred: compiling needs nothing of verify
+
+    form = artefact.json if backend.default_format == "json" else artefact.text
+    return read_ruleset([Text(backend.name, "".join(form()))], origins=_origins(artefact, spelled))
 
 
 def _origins(artefact: Artefact, spelled: Callable[[Origin], str]) -> dict[tuple[str, str, str, int], str]:
@@ -271,20 +273,18 @@ def topology(source: Source) -> Topology:
 # --- what proof gives for free --------------------------------------------------------------------------------
 
 
-def analyse_root(source: Source) -> tuple[Diagnostic, ...]:
+def analyse_root(source: Source, checked: Checked) -> tuple[Diagnostic, ...]:
     """Return warnings about a sound configuration: rules without effect, and names that nothing uses.
 
-    The rules are those of the iptables ruleset, so FORWARD rules are not judged. Raises what :func:`check_root`
-    raises.
+    ``checked`` is what :func:`check_root` made of the source. The rules are those of the iptables ruleset, so FORWARD
+    rules are not judged. Raises what :func:`check_root` raises.
     """
     from pvefw_nft.config.unused import find_unused  # deferred, as below: this is the slow part of a check
     from pvefw_nft.verify.prove.analyse import analyse
     from pvefw_nft.verify.prove.flows import Side
-    from pvefw_nft.verify.read import Text, read_ruleset
 
-    compiled = compile_root(source, "iptables")
-    text = Text("iptables", "".join(compiled.artefact.text()))
-    model = read_ruleset([text], origins=_origins(compiled.artefact, _line_of))
+    backend = make_backend("iptables")
+    model = _read_back(backend, backend.lower(checked.ruleset), _line_of)
     found = []
     for finding in analyse(Side("configuration", model, topology(source))):
         file, _, line = finding.origin.rpartition("\0")

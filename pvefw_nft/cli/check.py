@@ -34,7 +34,7 @@ def check_command(
     diagnostics = checked.diagnostics
     if analysis and not checked.has_errors and checked.ruleset.enabled:
         gc.enable()
-        diagnostics = in_file_order([*diagnostics, *analyse_root(source)])
+        diagnostics = in_file_order([*diagnostics, *analyse_root(source, checked)])
     match form:
         case "json":
             click.echo(as_json(diagnostics))
