@@ -24,7 +24,7 @@ from pvefw_nft.verify.packet import Probe
 from pvefw_nft.verify.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
 from pvefw_nft.verify.prove.congruent import Congruence
 from pvefw_nft.verify.prove.documented import exceptions, kind_condition
-from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow
+from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow, programs_of, tests_of_programs
 from pvefw_nft.verify.prove.explain import Class, Explainer, differing, tests_of_possible
 from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_ends, find_way
 from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
@@ -143,6 +143,7 @@ class Comparison:
         self.later: dict[tuple[Flow, Flow], bool] = {}
         self.troubles: dict[tuple[Trouble, int], list[Met]] = defaultdict(list)
         self.congruence = Congruence()
+        self.evaluations: dict[int, Evaluation] = {}
         self.ways = 0
         self.diagrams = 0
         self.assumptions: list[str] = list(dict.fromkeys((*before.model.assumptions, *after.model.assumptions)))
@@ -241,7 +242,7 @@ class Comparison:
 
     def _prove(self, before: Flow, after: Flow, case: Case, *, fixed: bool) -> tuple[Result, bool]:
         """Return the result, and whether it holds for whatever kind of frames has these flows."""
-        evaluation = Evaluation([before, after])
+        evaluation = self.evaluation(before, after, case)
         one, two = self.starting(evaluation, before, fixed=fixed), self.starting(evaluation, after, fixed=fixed)
         if one == two:
             return Result.SAME, True
@@ -256,6 +257,18 @@ class Comparison:
         if not self.options.strict and self.alike(evaluation, evaluation.strip(one), evaluation.strip(two), case):
             return Result.MARKS, False
         return Result.DIFFERENT, False
+
+    def evaluation(self, before: Flow, after: Flow, case: Case) -> Evaluation:
+        """Return an evaluation of these flows: the last one for their protocol where it has all that they test.
+
+        A guest's tagged frames run into the chains of its untagged ones, which have been evaluated just before.
+        """
+        tests = tests_of_programs(programs_of((before, after)))
+        last = self.evaluations.get(case.protocol)
+        if last is not None and last.covers(tests):
+            return last
+        made = self.evaluations[case.protocol] = Evaluation([before, after])
+        return made
 
     def starting(self, evaluation: Evaluation, flow: Flow, *, fixed: bool) -> int:
         """Return what becomes of packets in a flow; ``fixed``: of those that come without a mark."""

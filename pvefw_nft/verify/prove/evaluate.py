@@ -132,6 +132,13 @@ class Evaluation:
 
     # --- tests ---
 
+    def covers(self, tests: Iterable[m.Test]) -> bool:
+        """Return whether the levels have atoms for all these tests."""
+        return all(
+            test.field in self.number and test.values in self.levels[self.number[test.field]].atoms.masks
+            for test in tests
+        )
+
     def test(self, test: m.Test) -> tuple[int, int]:
         """Return level and atoms of a test."""
         found = self._cubes.get(test)

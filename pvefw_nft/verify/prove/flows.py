@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from pvefw_nft.verify.path import Nic
+    from pvefw_nft.verify.prove.residual import Known
 
 LLDP = 0x88CC
 """An ether type to stand for those that no rule names."""
@@ -248,6 +249,10 @@ def _passing(program: Program, states: IntervalSet) -> IntervalSet:
     return states
 
 
+def _present(known: Known) -> dict[m.Field, int]:
+    return {on: value for on, value in known.items() if value is not None}
+
+
 class Flows:
     """Makes the flows of one side: what is left, for a case, of the base chains along stages."""
 
@@ -265,7 +270,7 @@ class Flows:
             if not chains:
                 continue
             known = known_fields(stage, case)
-            if not m.holds(stage.when, {on: v for on, v in known.items() if v is not None}):
+            if stage.when is not m.TRUE and not m.holds(stage.when, _present(known)):
                 continue
             for table, chain in chains:
                 base = self.base(table, chain, Context(case, known, states, stage.unicast))

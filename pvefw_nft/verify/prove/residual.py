@@ -51,7 +51,7 @@ from pvefw_nft.verify.prove.program import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pvefw_nft.verify.path import Stage
 
@@ -66,28 +66,39 @@ Known: TypeAlias = "dict[m.Field, int | None]"
 
 def known_fields(stage: Stage, case: Case) -> Known:
     """Return what is known of a packet of this case at this stage."""
-    known: Known = dict.fromkeys(INTERFACES)
-    known |= dict(stage.fields)
-    known[m.PROTOCOL] = case.protocol
-    known[m.ETHER_TYPE] = m.VLAN if case.tagged and not stage.from_host else case.protocol
-    if stage.family is m.Family.BRIDGE:
+    inside = stage.family is not m.Family.BRIDGE and stage.point in (m.Point.OUTPUT, m.Point.POSTROUTING)
+    return {
+        **_NO_INTERFACES,
+        **dict(stage.fields),
+        **_known_of_case(case, from_host=stage.from_host, inside=inside, bridged=stage.family is m.Family.BRIDGE),
+    }
+
+
+_NO_INTERFACES: Known = dict.fromkeys(INTERFACES)
+
+
+@cache
+def _known_of_case(case: Case, *, from_host: bool, inside: bool, bridged: bool) -> Known:
+    """Return what is known wherever a packet is; ``inside``: it has no Ethernet header yet if the host sent it."""
+    known: Known = {m.PROTOCOL: case.protocol}
+    known[m.ETHER_TYPE] = m.VLAN if case.tagged and not from_host else case.protocol
+    if bridged:
         known[m.IS_BRIDGED] = None
-    if not case.tagged or stage.from_host:
+    if not case.tagged or from_host:
         known[m.VLAN_ID] = None
-    if stage.from_host:
+    if from_host:
         known[m.ETHER_SRC] = HOST_MAC
-        if stage.family is not m.Family.BRIDGE and stage.point in (m.Point.OUTPUT, m.Point.POSTROUTING):
+        if inside:
             known[m.ETHER_SRC] = known[m.ETHER_DST] = None
     else:
         known[m.SKUID] = known[m.SKGID] = None
     if not case.is_ip:
         # Conntrack knows IP only; what it does not know counts as invalid (net/netfilter/nft_ct.c).
         known[m.CT_STATE] = m.CT_STATES.index("invalid")
-    return known | _absent_fields(case.protocol)
+    return known | dict.fromkeys(_absent_fields(case.protocol))
 
 
-@cache
-def _absent_fields(protocol: int) -> dict[m.Field, None]:
+def _absent_fields(protocol: int) -> list[m.Field]:
     absent: list[m.Field] = []
     if protocol != m.IPV4:
         absent += (m.SADDR4, m.DADDR4, m.ICMP)
@@ -97,7 +108,7 @@ def _absent_fields(protocol: int) -> dict[m.Field, None]:
         absent += ARP_FIELDS
     if protocol not in (m.IPV4, m.IPV6):
         absent += IP_FIELDS
-    return dict.fromkeys(absent)
+    return absent
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +124,15 @@ class Context:
 ALL_STATES = m.CT_STATE.everything
 _MARKS = {*m.MARK, *m.CT_MARK}
 _KINDS = (m.SADDR_TYPE, m.DADDR_TYPE)
+
+
+class _Footprint(NamedTuple):
+    """The parts of a context that a chain depends on: ``tested`` in all, of which ``fields`` are known one by one."""
+
+    tested: set[m.Field]
+    fields: tuple[m.Field, ...]
+    states: bool
+    kinds: bool
 
 
 class Residuals:
@@ -136,7 +156,7 @@ class Residuals:
         self.fixed_states = fixed_states
         self.kind = kind
         self._programs: dict[tuple[object, ...], Program] = {}
-        self._footprints: dict[tuple[int, int], tuple[m.Field, ...]] = {}
+        self._footprints: dict[tuple[int, int], _Footprint] = {}
         self._indices: dict[int, _Index | None] = {}
         self._kept: list[object] = []
 
@@ -155,18 +175,19 @@ class Residuals:
         return found
 
     def _key(self, table: m.Table, chain: m.Chain, context: Context) -> tuple[object, ...]:
-        parts: list[object] = [id(table), id(chain), context.case.protocol]
-        for on in self._footprint(table, chain, 0):
-            if on is m.CT_STATE:
-                parts.append(context.states)
-            elif on is m.PKTTYPE:
-                parts.append(context.unicast)
-            else:
-                parts.append(context.known.get(on, -1))
-        return tuple(parts)
+        _, fields, states, kinds = self._footprint(table, chain, 0)
+        known = context.known
+        return (
+            id(table),
+            id(chain),
+            context.case.protocol,
+            context.states if states else None,
+            context.unicast if kinds else None,
+            *[known.get(on, -1) for on in fields],
+        )
 
-    def _footprint(self, table: m.Table, chain: m.Chain, depth: int) -> tuple[m.Field, ...]:
-        """The fields whose being known makes a difference to this chain or one it calls."""
+    def _footprint(self, table: m.Table, chain: m.Chain, depth: int) -> _Footprint:
+        """What of a context makes a difference to this chain or one it calls."""
         found = self._footprints.get((id(table), id(chain)))
         if found is None:
             if depth > MAX_DEPTH:
@@ -178,8 +199,9 @@ class Residuals:
                 if test.field in _CONTEXTUAL
             }
             for name in dict.fromkeys(name for rule in chain.rules for name in m.targets(rule.verdict)):
-                fields |= set(self._footprint(table, find_chain(table, name), depth + 1))
-            found = tuple(sorted(fields, key=lambda on: on.name))
+                fields |= self._footprint(table, find_chain(table, name), depth + 1).tested
+            plain = tuple(sorted(fields - {m.CT_STATE, m.PKTTYPE}, key=lambda on: on.name))
+            found = _Footprint(fields, plain, m.CT_STATE in fields, m.PKTTYPE in fields)
             self._footprints[id(table), id(chain)] = found
             self._kept += (table, chain)
         return found
@@ -262,6 +284,10 @@ class _Index(NamedTuple):
         return [chain.rules[number] for number in merge(*hits)]
 
 
+_ENDS: Mapping[type[object], Outcome] = {m.Accept: ACCEPT, m.Drop: DROP, m.Return: RETURN}
+"""The verdicts that are the end of a packet's way through a chain, and nothing else."""
+
+
 class Specialiser:
     """Makes the steps of one chain in one context."""
 
@@ -291,11 +317,14 @@ class Specialiser:
         """Return the steps of a chain's own rules, and its policy."""
         found: list[Step] = []
         for rule in self.residuals.rules(chain, self.known):
-            tests, conditions, possible = self.conditions(rule.conditions)
+            tests, conditions, possible = self.conditions(rule.conditions) if rule.conditions else ((), (), True)
             if not possible:
                 continue
             for step in self.rule(rule, tests, conditions):
-                found += self.spread(step)
+                if step.conditions:
+                    found += self.spread(step)
+                else:
+                    found.append(step)
                 if self.ends(step):
                     return found
         if chain.hook is None and not isinstance(chain.policy, m.Return):
@@ -407,8 +436,15 @@ class Specialiser:
 
     # --- rules ---
 
-    def rule(self, rule: m.Rule, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...]) -> Iterator[Step]:
-        """Yield the steps of a rule that may match; none where it does nothing."""
+    def rule(self, rule: m.Rule, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...]) -> Iterable[Step]:
+        """Return the steps of a rule that may match; none where it does nothing."""
+        end = None if rule.effects else _ENDS.get(type(rule.verdict))
+        return (Step(tests, conditions, (), end),) if end is not None else self.steps_of_rule(rule, tests, conditions)
+
+    def steps_of_rule(
+        self, rule: m.Rule, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...]
+    ) -> Iterator[Step]:
+        """Yield the steps of a rule that has effects, or does more than end its chain."""
         actions: list[Action] = []
         open_end = False
         for effect in rule.effects:
@@ -440,14 +476,10 @@ class Specialiser:
     def verdict(self, verdict: m.PlainVerdict, step: Step) -> Iterator[Step]:
         """Yield the step that ends with this verdict."""
         match verdict:
-            case m.Accept():
-                yield step._replace(end=ACCEPT)
-            case m.Drop():
-                yield step._replace(end=DROP)
+            case m.Accept() | m.Drop() | m.Return():
+                yield step._replace(end=_ENDS[type(verdict)])
             case m.Reject():
                 yield step._replace(end=Outcome(f"reject {verdict.kind(self.context.case.protocol)}"))
-            case m.Return():
-                yield step._replace(end=RETURN)
             case m.Jump(name) | m.Goto(name):
                 back = isinstance(verdict, m.Jump)
                 program = self.call(name, step)
@@ -566,15 +598,18 @@ def _merge_steps(steps: list[Step]) -> list[Step]:
 
     Example: ``tcp, dport 22: accept`` and ``tcp, dport 80: accept`` become ``tcp, dport {22, 80}: accept``.
     """
-    merged: list[Step] = []
-    for step in steps:
-        before = merged[-1] if merged else None
-        if before is not None and before.end == step.end and _is_final(step) and _is_final(before):
-            both = _merged_tests(before.tests, step.tests)
-            if both is not None:
-                merged[-1] = before._replace(tests=both)
-                continue
-        merged.append(step)
+    if len(steps) < 2:
+        return steps
+    before = steps[0]
+    merged = [before]
+    for step in steps[1:]:
+        alike = before.end == step.end and _is_final(step) and _is_final(before)
+        both = _merged_tests(before.tests, step.tests) if alike else None
+        if both is None:
+            merged.append(step)
+            before = step
+        else:
+            merged[-1] = before = before._replace(tests=both)
     return merged
 
 
