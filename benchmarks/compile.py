@@ -11,6 +11,7 @@ MB (10^6 bytes), and the rules of both families and of layer 2 in the output.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import statistics
@@ -24,6 +25,13 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NODE = "bench"
+
+
+def keep_bytecode() -> None:
+    """Have commands find their modules compiled, as those of an installed pvefw are after its first use."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    for package in ("pvefw_nft", "backends"):
+        compileall.compile_dir(REPOSITORY / package, quiet=1)
 
 
 # --- the configuration --------------------------------------------------------------------------------------
@@ -165,6 +173,7 @@ def main() -> None:
     args = parser.parse_args()
 
     pvefw = str(REPOSITORY / "pvefw")
+    keep_bytecode()
     subprocess.run([pvefw, "--help"], stdout=subprocess.DEVNULL, check=True)  # the first use makes .venv
     with tempfile.TemporaryDirectory() as temporary:
         base: Path = args.keep or Path(temporary)

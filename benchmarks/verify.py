@@ -24,7 +24,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.compile import NODE, generate  # noqa: E402 - found only with the path above
+from benchmarks.compile import NODE, generate, keep_bytecode  # noqa: E402 - found only with the path above
 
 CLI = (sys.executable, "-m", "pvefw_nft.cli")
 
@@ -44,6 +44,7 @@ class Measured:
 def main() -> None:
     """Measure and print."""
     options = _arguments()
+    keep_bytecode()
     results: list[Measured] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)

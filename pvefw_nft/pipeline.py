@@ -262,7 +262,7 @@ def topology(source: Source) -> Topology:
             addresses=tuple((prefix.version, prefix.address) for prefix in nic.addresses),
             tag=nic.tag or 0,
         )
-        for guest in configuration.guests()
+        for guest in configuration.guests(rules=False)
         for nic in guest.nics
         if nic.bridge is not None
     )

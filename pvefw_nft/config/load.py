@@ -186,8 +186,11 @@ class Configuration:
         network = alias.prefix if alias else _network(local_network())
         self.node = NodeConfig(root.node, cluster, host, self._vnets(cluster), self._corosync(), network)
 
-    def guests(self) -> Iterator[Guest]:
-        """Yield this node's guests, VMs before containers, by VMID as text; the order of the reference."""
+    def guests(self, *, rules: bool = True) -> Iterator[Guest]:
+        """Yield this node's guests, VMs before containers, by VMID as text; the order of the reference.
+
+        Without ``rules`` their firewall files are not read: as if they had none.
+        """
         seen: dict[int, str] = {}
         for kind in GuestKind:
             files = self._root.guest_files(kind)
@@ -201,16 +204,15 @@ class Configuration:
                     )
                     continue
                 seen[vmid] = files[vmid]
-                yield self._guest(vmid, kind, files[vmid])
+                nics = _Nics(vmid, kind, self._findings).read(files[vmid], read_text(files[vmid]) or "")
+                yield Guest(vmid, kind, nics, self._rules(vmid) if rules else None, files[vmid])
 
-    def _guest(self, vmid: int, kind: GuestKind, path: str) -> Guest:
-        nics = _Nics(vmid, kind, self._findings).read(path, read_text(path) or "")
-        firewall_file = f"{self._firewall}/{vmid}.fw"
-        text = read_text(firewall_file)
-        firewall: GuestConfig | None = None
-        if text is not None:
-            firewall = resolve.read_guest(firewall_file, text, self._findings, self.node.cluster, self._names, vmid)
-        return Guest(vmid, kind, nics, firewall, path)
+    def _rules(self, vmid: int) -> GuestConfig | None:
+        file = f"{self._firewall}/{vmid}.fw"
+        text = read_text(file)
+        if text is None:
+            return None
+        return resolve.read_guest(file, text, self._findings, self.node.cluster, self._names, vmid)
 
     def _vnets(self, cluster: ClusterConfig) -> tuple[VnetConfig, ...]:
         return tuple(
