@@ -8,7 +8,7 @@ anything fails.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from backends.iptables.backend import signature
@@ -16,23 +16,64 @@ from pvefw_nft.errors import HostError
 
 from . import tools
 from .changes import Change, Remembered
+from .witness import call_for_tools
 from .xtables import (
     EBTABLES_HOOKS,
     HOOK_CHAINS,
     IP_TABLES,
     IP_TOOLS,
+    RULE_TOOLS,
+    SAVE_TOOLS,
     SWAP_SUFFIX,
     AddressSet,
     Chain,
     State,
     Table,
+    parse_sets,
+    parse_table,
     read_state,
+    save,
+    save_sets,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from .witness import Witness
+
+_SETS = "ipset"
+_FEW = 20  # so many chains are read back one by one; more with the whole
 _LOCK_WAIT = "10"  # seconds that legacy iptables waits for /run/xtables.lock
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What of ours was in the kernel, and the witness of the time in which it was read (None: there is none)."""
+
+    state: State
+    witness: Witness | None
+
+    def still_holds(self) -> bool:
+        """Tell whether that provably is still so."""
+        return self.witness is not None and self.witness == call_witness()
+
+
+def look(*, ebtables: bool) -> Seen:
+    """Read what is there. Raises :class:`HostError`; a missing ebtables counts only if ``ebtables`` says so."""
+    witness = call_witness()
+    saved = save(ebtables=ebtables)
+    holds = saved.ebtables is not None and witness == witness_with(saved.sets)
+    return Seen(saved.state(), witness if holds else None)
+
+
+def call_witness() -> Witness | None:
+    """Return the witness of this moment, or None where there is none. Raises :class:`HostError`."""
+    return witness_with(save_sets())
+
+
+def witness_with(sets: str) -> Witness | None:
+    """Return the witness of this moment, for sets that were just listed."""
+    return call_for_tools(SAVE_TOOLS + RULE_TOOLS, sets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +92,14 @@ class Part:
 class Plan:
     """The parts to carry out, in order, and what they change; no parts: nothing to do.
 
-    ``before`` is what the plan was made from, ``after`` what it leads to.
+    ``before`` is what the plan was made from, with its ``witness``, ``after`` what it leads to.
     """
 
     parts: tuple[Part, ...]
     changes: tuple[Change, ...]
     before: State
     after: State
+    witness: Witness | None = None
 
     def __str__(self) -> str:
         return "".join(str(part) for part in self.parts)
@@ -74,8 +116,9 @@ def plan(
     *,
     removing: bool = False,
     anew: bool = False,
+    witness: Witness | None = None,
 ) -> Plan:
-    """Return what brings ``current`` to ``target``.
+    """Return what brings ``current`` to ``target``; ``witness`` is that of ``current``.
 
     ``memory`` (by :func:`memory_key`) tells chains that were changed by hand since they were applied, and for
     ebtables, whose rules hold no signature, those that are as wanted. With ``removing`` the chains that the
@@ -101,6 +144,7 @@ def plan(
         tuple(changes),
         current,
         _with_kept(current, target, removing=removing),
+        witness,
     )
 
 
@@ -169,17 +213,17 @@ def memory_key(where: str, chain: str) -> str:
     return f"{where} {chain}"
 
 
-def apply(planned: Plan) -> State:
+def apply(planned: Plan) -> Seen:
     """Carry out a plan that was just made, and return what is there then; if it fails, put back what was there.
 
     Raises :class:`HostError` that says what failed, and whether putting back failed too.
     """
     if not planned.parts:
-        return planned.before
+        return Seen(planned.before, planned.witness)
     try:
         carry_out(planned)
-        after = read_for(planned.after)
-        wrong = differences(after, planned.after)
+        after = _read_changed(planned) or look(ebtables=bool(planned.after.ebtables.chains))
+        wrong = differences(after.state, planned.after)
         if wrong:
             raise HostError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
     except HostError as err:
@@ -188,9 +232,33 @@ def apply(planned: Plan) -> State:
     return after
 
 
-def read_for(target: State) -> State:
-    """Return what is there, for a plan that leads to ``target``."""
-    return read_state(ebtables=bool(target.ebtables.chains))
+def _read_changed(planned: Plan) -> Seen | None:
+    """Read back only the chains that changed, where the rest provably is as it was; None: that is not so.
+
+    Each part for iptables is one transaction. If there were no others since the plan's state was read, what is in
+    none of the parts cannot have changed. Chains that come and go, and ebtables, are not worth it.
+    """
+    chains = [change for change in planned.changes if change.where != _SETS]
+    parts = [part for part in planned.parts if part.command[0] != "ipset"]
+    few = len(chains) <= _FEW and all(change.what == "change" for change in chains)
+    only_ip = not any(part.command[0] == "ebtables-restore" for part in parts)
+    before, after = planned.before, planned.after
+    hooked = all(after.table(*key).hooked <= before.table(*key).hooked for key in after.tables)
+    if planned.witness is None or not (few and only_ip and hooked):
+        return None
+    places = [(*change.where.split(" "), change.name) for change in chains]
+    texts = tools.run_all([(tool, "-w", _LOCK_WAIT, "-t", table, "-S", name) for tool, table, name in places])
+    sets = save_sets()
+    expected, now = planned.witness.after(len(parts)), witness_with(sets)
+    if now is None or now != replace(expected, rest=now.rest):
+        return None
+    tables = dict(before.tables)
+    for (tool, table, name), text in zip(places, texts, strict=True):
+        lines = [f":{name} - [0:0]", *(line for line in text.splitlines() if line.startswith("-A "))]
+        there = tables[tool, table]
+        others = {other: chain for other, chain in there.chains.items() if other != name}
+        tables[tool, table] = replace(there, chains={**others, **parse_table(lines, {}).chains})
+    return Seen(replace(before, tables=tables, sets=parse_sets(sets)), now)
 
 
 def _put_back(before: State, cause: HostError) -> None:
@@ -373,7 +441,7 @@ def _plan_sets(
         if there is None:
             fill.append(f"create {name} {wanted.create}")
             fill += [f"add {name} {entry}" for entry in wanted.entries]
-            changes.append(Change("add", "ipset", name))
+            changes.append(Change("add", _SETS, name))
             continue
         if there.kind[:2] != wanted.kind[:2]:
             raise HostError(f"the ipset {name} is of another kind ({there.create})", f"remove it: ipset destroy {name}")
@@ -383,9 +451,9 @@ def _plan_sets(
         fill += [f"swap {swap} {name}", f"destroy {swap}"]
         old, new = set(there.entries), set(wanted.entries)
         detail = [f"+ {entry}" for entry in sorted(new - old)] + [f"- {entry}" for entry in sorted(old - new)]
-        changes.append(Change("change", "ipset", name, tuple(detail)))
+        changes.append(Change("change", _SETS, name, tuple(detail)))
     gone = sorted(name for name in current if name not in target and name not in left)
-    changes += [Change("remove", "ipset", name) for name in gone]
+    changes += [Change("remove", _SETS, name) for name in gone]
     return (
         Part("ipset restore", ("ipset", "restore"), "".join(f"{line}\n" for line in fill)),
         Part("ipset restore", ("ipset", "restore"), "".join(f"destroy {name}\n" for name in gone)),

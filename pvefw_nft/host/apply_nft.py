@@ -29,9 +29,12 @@ from .nftables_state import (
     note_commands,
     read_kernel,
 )
+from .witness import call as call_witness
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from .witness import Witness
 
 _EMPTY = Wanted()
 _FEW = 20  # so many are listed one by one; more in one listing of the table
@@ -98,11 +101,15 @@ def replacing(current: Kernel, target: Mapping[str, Wanted]) -> Plan:
     return plan({family: {} for family in current}, target)
 
 
-def carry_out(planned: Plan, nft: Nftables) -> None:
-    """Run the transaction and read back what is noted. Raises :class:`HostError`."""
+def carry_out(planned: Plan, nft: Nftables) -> Witness | None:
+    """Run the transaction and read back what is noted.
+
+    Returns the witness of the moment before it was read back, where there is one. Raises :class:`HostError`.
+    """
     if not planned.commands:
-        return
+        return None
     nft.run(planned.commands)
+    witness = call_witness()
     wrong = differences(read_kernel(nft), planned.target)
     if wrong:
         raise NotAsLoadedError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
@@ -110,6 +117,7 @@ def carry_out(planned: Plan, nft: Nftables) -> None:
         wrong += _count_differences(nft, family, names, planned.target[family])
     if wrong:
         raise NotAsLoadedError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
+    return witness
 
 
 def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:

@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from pvefw_nft.errors import HostError, InternalError
 
 from . import apply_iptables, apply_nft, xtables
-from .nftables_state import NO_NFTABLES, Nftables, generation, our_tables, read_kernel, wanted
+from .nftables_state import NO_NFTABLES, Nftables, our_tables, read_kernel, wanted
 from .record import Memory
+from .witness import call as call_witness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from .changes import Change, Remembered
+    from .nftables_state import Kernel
     from .record import Desired
+    from .witness import Witness
 
 _TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DROPS = (" -j DROP", " -j REJECT", " -j PVEFW-reject", " -g PVEFW-reject")
 
 Remember: TypeAlias = "Callable[[str, Memory | None], Memory]"
-"""Gets the ruleset's fingerprint and what was remembered before; returns what to remember now."""
+"""Gets the ruleset's identity and what was remembered before; returns what to remember now."""
 
 
 class Planned(Protocol):
@@ -33,12 +36,18 @@ class Planned(Protocol):
 
 
 class Engine(Protocol):
-    """One backend on this host."""
+    """One backend on this host.
+
+    What was seen in the kernel is kept, and used again as long as a witness proves that it still holds.
+    """
 
     name: str
 
     def present(self) -> bool:
         """Tell whether anything of ours is in the kernel."""
+
+    def unchanged(self, memory: Memory | None) -> bool:
+        """Tell whether the kernel provably holds what it held when that was noted. In doubt: no."""
 
     def plan(self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool = False) -> Planned:
         """Return what would bring the kernel to the ruleset.
@@ -68,11 +77,21 @@ class IptablesEngine:
 
     name = "iptables"
 
+    def __init__(self) -> None:
+        """Start without having seen anything."""
+        self._seen: apply_iptables.Seen | None = None
+
     def present(self) -> bool:
         """Tell whether chains, jumps or sets of ours are there; without the tools there cannot be any."""
         if any(shutil.which(tool, path=_TOOL_PATH) is None for tool in ("iptables-save", "ip6tables-save", "ipset")):
             return False
-        return not xtables.read_state(ebtables=False).empty
+        return not self._look(ebtables=False).state.empty
+
+    def unchanged(self, memory: Memory | None) -> bool:
+        """Ask for the witness that was taken when the ruleset had been read back."""
+        if memory is None or memory.witness is None:
+            return False
+        return memory.witness == apply_iptables.call_witness()
 
     def plan(
         self,
@@ -84,36 +103,51 @@ class IptablesEngine:
     ) -> apply_iptables.Plan:
         """Return what each tool would be fed."""
         target = xtables.wanted(desired.artefact)
-        return apply_iptables.plan(apply_iptables.read_for(target), target, _chains(memory), anew=anew)
+        seen = self._look(ebtables=bool(target.ebtables.chains))
+        return apply_iptables.plan(seen.state, target, _chains(memory), anew=anew, witness=seen.witness)
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:  # noqa: ARG002
         """Feed each tool what changes."""
         assert isinstance(planned, apply_iptables.Plan)
-        there = apply_iptables.apply(planned)
+        self._seen = None
+        seen = self._seen = apply_iptables.apply(planned)
 
-        def remember(fingerprint: str, _: Memory | None) -> Memory:
-            return Memory(fingerprint, apply_iptables.memory_of(there, planned.after), None)
+        def remember(identity: str, _: Memory | None) -> Memory:
+            return Memory(identity, apply_iptables.memory_of(seen.state, planned.after), seen.witness)
 
         return remember
 
     def remove(self) -> None:
         """Remove our chains, sets and the jumps to them."""
-        there = xtables.read_state(ebtables=False)
+        there = self._look(ebtables=False).state
+        self._seen = None
         apply_iptables.apply(apply_iptables.plan(there, xtables.State(), removing=True))
 
     def drifted(self, memory: Memory | None) -> list[str]:
-        """Compare each chain with how it was listed when it was applied."""
-        return apply_iptables.drifted(xtables.read_state(ebtables=False), _chains(memory)) if memory else []
+        """Compare each chain with how it was listed when it was applied, unless nobody changed anything since."""
+        if memory is None or self.unchanged(memory):
+            return []
+        return apply_iptables.drifted(self._look(ebtables=False).state, memory.chains)
 
     def dropped(self) -> dict[str, int]:
         """Sum the counters of rules that drop or reject."""
         return xtables.count_packets(_DROPS)
+
+    def _look(self, *, ebtables: bool) -> apply_iptables.Seen:
+        """Return what is there, read anew unless it provably is what was seen last."""
+        if self._seen is None or not self._seen.still_holds():
+            self._seen = apply_iptables.look(ebtables=ebtables)
+        return self._seen
 
 
 class NftEngine:
     """nftables, through libnftables."""
 
     name = "nft"
+
+    def __init__(self) -> None:
+        """Start without having seen anything."""
+        self._seen: tuple[Witness, Kernel] | None = None
 
     def present(self) -> bool:
         """Tell whether a table of ours is there."""
@@ -124,13 +158,17 @@ class NftEngine:
                 return False  # without it there cannot be one
             raise
 
+    def unchanged(self, memory: Memory | None) -> bool:
+        """Ask for the witness that was taken when the ruleset had been read back."""
+        return memory is not None and memory.witness is not None and memory.witness == call_witness()
+
     def plan(
         self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool = False
     ) -> apply_nft.Plan:
         """Return the commands of the transaction."""
         nft = Nftables()
         target = wanted(desired.artefact)
-        there = read_kernel(nft)
+        there = self._look(nft)
         if anew:
             return apply_nft.replacing(there, target)
         known = previous is not None and previous.backend == self.name
@@ -141,37 +179,50 @@ class NftEngine:
         """Run the transaction; what was applied last is put back if what is read back is not as wanted."""
         assert isinstance(planned, apply_nft.Plan)
         nft = Nftables()
+        seen, self._seen = self._seen, None
+        witness = seen[0] if seen is not None else None
         try:
-            apply_nft.carry_out(planned, nft)
+            if planned.commands:
+                witness = apply_nft.carry_out(planned, nft)
         except apply_nft.NotAsLoadedError as error:
             known = previous is not None and previous.backend == self.name and planned.was_there
             back = wanted(previous.artefact) if previous is not None and known else {}
             apply_nft.carry_out(apply_nft.replacing(read_kernel(nft), back), nft)
             raise HostError(f"{error.message}\nthe ruleset that ran before is in place", error.hint) from error
 
-        def remember(fingerprint: str, before: Memory | None) -> Memory:
-            number = generation()
+        def remember(identity: str, before: Memory | None) -> Memory:
             chains = apply_nft.memory_of(nft, planned.target, _chains(before) if before is not None else None)
-            return Memory(fingerprint, chains, number)
+            # what was read back and what is noted must be of one moment
+            return Memory(identity, chains, witness if witness == call_witness() else None)
 
         return remember
 
     def remove(self) -> None:
         """Delete our tables."""
         nft = Nftables()
+        self._seen = None
         apply_nft.carry_out(apply_nft.plan(read_kernel(nft), {}), nft)
 
     def drifted(self, memory: Memory | None) -> list[str]:
         """Compare each chain and set with how it was listed, unless nobody changed any ruleset since."""
-        if memory is None or (memory.generation is not None and memory.generation == generation()):
+        if memory is None or self.unchanged(memory):
             return []
         nft = Nftables()
-        return apply_nft.drifted(nft, read_kernel(nft), memory.chains)
+        return apply_nft.drifted(nft, self._look(nft), memory.chains)
 
     def dropped(self) -> dict[str, int]:
         """Sum the counters of rules that drop or reject."""
         nft = Nftables()
         return apply_nft.count_packets(nft, our_tables())
+
+    def _look(self, nft: Nftables) -> Kernel:
+        """Return what is noted in our tables, read anew unless it provably is what was seen last."""
+        witness = call_witness()
+        if self._seen is not None and self._seen[0] == witness:
+            return self._seen[1]
+        kernel = read_kernel(nft)
+        self._seen = (witness, kernel) if witness is not None and witness == call_witness() else None
+        return kernel
 
 
 def _chains(memory: Memory | None) -> Mapping[str, Remembered]:

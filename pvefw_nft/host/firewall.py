@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError
 
-from . import record, settings, state
+from . import record, settings, state, sysctl
 from .engines import Engine, Remember, engine, others
 
 if TYPE_CHECKING:
@@ -68,9 +68,11 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     Raises :class:`HostError`: what ran before is then in place, or it says what is.
     """
     chosen = engine(desired.backend)
+    leftover = [other for other in others(desired.backend) if other.present()]
+    if not (anew or leftover) and _stands(desired):
+        return Outcome(running=True, problems=tuple([*_keep_settings(desired), *_conntrack(desired)]))
     memory, previous = _known(desired.backend)
     planned = chosen.plan(desired, memory, previous, anew=anew)
-    leftover = [other for other in others(desired.backend) if other.present()]
     remember: Remember | None = None
     if planned.changes or leftover or _differs(desired, previous) or memory is None:
         # written and synced before the kernel is touched: a full disk leaves everything as it is
@@ -91,7 +93,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
     for other in leftover:
         other.remove()
-    problems = _conntrack(desired)
+    problems = [*_keep_settings(desired), *_conntrack(desired)]
     if remember is not None:
         problems += _remember(remember, desired, None if anew else memory)
     return Outcome(
@@ -117,29 +119,61 @@ def remove_all() -> Outcome:
 
 def status(desired: Desired | None) -> Status:
     """Return how the kernel differs from the ruleset (None: it could not be compiled). Raises HostError."""
-    present = [candidate for candidate in _all_engines() if candidate.present()]
-    running = bool(present) or record.marker_path().exists()
-    changes: tuple[Change, ...] = ()
-    if running and desired is not None:
-        memory, previous = _known(desired.backend)
-        changes = engine(desired.backend).plan(desired, memory, previous).changes
     applied = record.load_if_sound(record.running_path())
     memory = record.read_memory()
+    stands = [
+        candidate.name
+        for candidate in _all_engines()
+        if applied is not None and applied.backend == candidate.name and candidate.unchanged(memory)
+    ]
+    present = [
+        candidate
+        for candidate in _all_engines()
+        # chains that were there then are there now
+        if (candidate.name in stands and memory is not None and memory.chains) or candidate.present()
+    ]
+    running = bool(present) or record.marker_path().exists()
+    changes: tuple[Change, ...] = ()
+    if running and desired is not None and not _stands(desired):
+        known, previous = _known(desired.backend)
+        changes = engine(desired.backend).plan(desired, known, previous).changes
     drifted: list[str] = []
     dropped: dict[str, int] = {}
     for candidate in present:
         if applied is not None and applied.backend == candidate.name:
             drifted += candidate.drifted(memory)
+            drifted += [f"setting {key}" for key in _wrong_settings(applied)]
         dropped.update(candidate.dropped())
     enabled = applied.enabled if applied is not None and running else bool(present)
     names = tuple(candidate.name for candidate in present)
     return Status(running, names, enabled, changes, tuple(drifted), dropped)
 
 
+def _stands(desired: Desired) -> bool:
+    """Tell whether this is what was applied last, and the kernel provably still holds it."""
+    if not record.marker_path().exists():
+        return False
+    memory = record.read_memory()
+    return memory is not None and memory.identity == desired.identity and engine(desired.backend).unchanged(memory)
+
+
 def _prepare_kernel(desired: Desired) -> None:
     if desired.enabled:
         settings.load_modules(desired.backend)
         settings.set_all(settings.needed_first(desired.backend), required=True)
+
+
+def _keep_settings(desired: Desired) -> list[str]:
+    """Set anew what somebody changed of the settings without which nothing is filtered, and tell."""
+    wrong = _wrong_settings(desired)
+    if wrong:
+        _prepare_kernel(desired)
+    return [f"the kernel setting {key} had been changed, and is set again" for key in wrong]
+
+
+def _wrong_settings(desired: Desired) -> list[str]:
+    needed = settings.needed_first(desired.backend) if desired.enabled else {}
+    return [key for key, value in needed.items() if sysctl.read(key) != value]
 
 
 def _conntrack(desired: Desired) -> list[str]:
@@ -151,7 +185,7 @@ def _conntrack(desired: Desired) -> list[str]:
 def _remember(remember: Remember, desired: Desired, memory: Memory | None) -> list[str]:
     """Note how the kernel lists the ruleset. Without the notes, changes by hand go unseen: not worth failing for."""
     try:
-        record.write_memory(remember(desired.fingerprint, memory))
+        record.write_memory(remember(desired.identity, memory))
     except HostError as error:
         state.remove(record.memory_path())
         return [error.message]
@@ -164,7 +198,7 @@ def _known(backend: str) -> tuple[Memory | None, Desired | None]:
     if previous is None or previous.backend != backend:
         return None, None
     memory = record.read_memory()
-    if memory is not None and memory.fingerprint != previous.fingerprint:
+    if memory is not None and memory.identity != previous.identity:
         memory = None
     return memory, previous
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import HostError
@@ -12,6 +12,7 @@ from pvefw_nft.errors import HostError
 from . import state
 from .changes import Remembered
 from .settings import Conntrack
+from .witness import Witness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +34,11 @@ class Desired:
     fingerprint: str
     conntrack: Conntrack | None = None
 
+    @property
+    def identity(self) -> str:
+        """What tells it from all others: the ruleset's fingerprint, and what goes with it."""
+        return json.dumps([self.fingerprint, self.enabled, None if self.conntrack is None else asdict(self.conntrack)])
+
 
 def desired(backend: str, text: str, *, enabled: bool, conntrack: Conntrack | None = None) -> Desired:
     """Return a ruleset from what ``pvefw compile --format json`` prints for it."""
@@ -42,11 +48,15 @@ def desired(backend: str, text: str, *, enabled: bool, conntrack: Conntrack | No
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the kernel listed after the last apply, to tell changes by hand; ``generation``: of nf_tables."""
+    """What the kernel listed after the last apply, to tell changes by hand.
 
-    fingerprint: str
+    ``identity`` is that of what was applied. ``witness`` was taken when it had been read back; None: nothing proves
+    that it still holds.
+    """
+
+    identity: str
     chains: Mapping[str, Remembered]
-    generation: int | None
+    witness: Witness | None
 
 
 def running_path() -> Path:
@@ -135,25 +145,37 @@ def copy(source: Path, target: Path) -> None:
         raise HostError(f"cannot write {target}: {error.strerror}", "check the disk") from error
 
 
+def stamp(path: Path) -> list[int] | None:
+    """Return what tells a record from one written later in its place, or None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
+
+
 def write_memory(memory: Memory) -> None:
     """Write what to remember about the ruleset that runs. Raises :class:`HostError`."""
     state.write(
         memory_path(),
         {
-            "fingerprint": memory.fingerprint,
-            "generation": memory.generation,
+            "identity": memory.identity,
+            "record": stamp(running_path()),
+            "witness": None if memory.witness is None else memory.witness.as_json(),
             "chains": {key: [value.signature, value.listing] for key, value in memory.chains.items()},
         },
     )
 
 
 def read_memory() -> Memory | None:
-    """Return what was remembered since this boot; None where nothing sound is there."""
+    """Return what was remembered since this boot of the ruleset on record; None where nothing sound is there."""
     try:
         value = state.read(memory_path())
         if value is None:
             return None
         chains = {key: Remembered(*pair) for key, pair in value["chains"].items()}
-        return Memory(value["fingerprint"], chains, value["generation"])
+        if value["record"] != stamp(running_path()):
+            return None  # a run that was killed had written another ruleset
+        return Memory(value["identity"], chains, Witness.of_json(value["witness"]))
     except (HostError, KeyError, TypeError, AttributeError):
         return None

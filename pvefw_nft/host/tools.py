@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -39,29 +40,84 @@ def run(command: Sequence[str], text: str | None = None, timeout: float = TIMEOU
     takes longer than ``timeout`` seconds, or fails: then with its reason and, where it names one, the line of
     the input that it refused.
     """
-    tool, *arguments = command
+    return run_all([command], text, timeout)[0]
+
+
+def run_all(commands: Sequence[Sequence[str]], text: str | None = None, timeout: float = TIMEOUT) -> list[str]:
+    """Run tools side by side and return what each printed. Raises what :func:`run` raises, for the first that fails."""
+    running: list[_Running] = []
     try:
-        done = subprocess.run(
-            [find(tool), *arguments],
-            input=text,
-            stdin=subprocess.DEVNULL if text is None else None,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            check=False,
-            env={"PATH": _PATH, "LC_ALL": "C.UTF-8"},
-        )
-    except subprocess.TimeoutExpired as err:
-        raise HostError(
-            f"{tool} did not end within {timeout:g} s",
-            "see what it waits for: another program may hold /run/xtables.lock",
-        ) from err
-    except OSError as err:
-        raise HostError(f"cannot run {tool}: {err.strerror}") from err
-    if done.returncode != 0:
-        raise _failure(command, text or "", done.stderr or done.stdout, done.returncode)
-    return done.stdout
+        for command in commands:
+            running.append(_Running(command, text))
+        return [started.output(timeout) for started in running]
+    finally:
+        for started in running:
+            started.close()
+
+
+class _Running:
+    """A tool that runs. Its output goes to memory, so that it need not wait for whoever reads it."""
+
+    def __init__(self, command: Sequence[str], text: str | None) -> None:
+        self._command = command
+        self._text = text
+        self._files = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("input", "output", "errors")]
+        tool, *arguments = command
+        try:
+            reading, output, errors = self._files
+            if text is not None:
+                with open(reading, "wb", closefd=False) as file:
+                    file.write(text.encode(errors="replace"))
+                os.lseek(reading, 0, os.SEEK_SET)
+            self._process = subprocess.Popen(
+                [find(tool), *arguments],
+                stdin=subprocess.DEVNULL if text is None else reading,
+                stdout=output,
+                stderr=errors,
+                env={"PATH": _PATH, "LC_ALL": "C.UTF-8"},
+            )
+        except OSError as err:
+            self._close_files()
+            raise HostError(f"cannot run {tool}: {err.strerror}") from err
+        except BaseException:
+            self._close_files()
+            raise
+
+    def output(self, timeout: float) -> str:
+        """Wait for its end and return what it printed. Raises HostError."""
+        ended = os.pidfd_open(self._process.pid)
+        try:
+            # Popen.wait(timeout) looks at growing intervals, and so sleeps on when the tool has long ended
+            ready, _, _ = select.select([ended], [], [], timeout)
+        finally:
+            os.close(ended)
+        if not ready:
+            raise HostError(
+                f"{self._command[0]} did not end within {timeout:g} s",
+                "see what it waits for: another program may hold /run/xtables.lock",
+            )
+        status = self._process.wait()
+        printed, said = (_content(descriptor) for descriptor in self._files[1:])
+        if status != 0:
+            raise _failure(self._command, self._text or "", said or printed, status)
+        return printed
+
+    def close(self) -> None:
+        """End it where it still runs."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        for descriptor in self._files:
+            os.close(descriptor)
+
+
+def _content(descriptor: int) -> str:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read().decode(errors="replace")
 
 
 def _failure(command: Sequence[str], text: str, stderr: str, status: int) -> HostError:

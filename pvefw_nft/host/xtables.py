@@ -35,7 +35,6 @@ _SIGNATURE = re.compile(r'-m comment --comment "?PVESIG:([A-Za-z0-9+/]*)"?')
 _JUMP = re.compile(r"(?:^| )(?:-j|-g|--jump|--goto) (\S+)")
 _EBTABLES_OURS = re.compile(r"PVEFW-\S+|(?:tap|veth)\d+i\d+-OUT(?:-ARP|-PROTO)?")
 _ADDRESSES = re.compile(r" -[sd] (\S+)")
-_COUNTED = re.compile(r"\[(\d+):\d+\] -A (\S+)")
 _IPTABLES_NAMES = re.compile(r"PVEFW-\S+|GROUP-\S+-(?:IN|OUT)|(?:tap|veth)\d+i\d+-(?:IN|OUT)")
 _SET_OURS = "PVEFW-"
 SWAP_SUFFIX = "_swap"
@@ -206,32 +205,60 @@ def _after(line: str, words: int) -> str:
 # --- what is there ------------------------------------------------------------------------------------------
 
 
-def read_state(*, ebtables: bool = True) -> State:
-    """Return what of ours the kernel has now, through the tools' own save commands.
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What the tools list: the text of each save command, of ipset only the lines that are ours.
+
+    ``ebtables`` is None where ebtables does not work.
+    """
+
+    ip: Mapping[str, str]
+    ebtables: str | None
+    sets: str
+
+    def state(self) -> State:
+        """Read it."""
+        tables = {
+            (tool, name): parse_table(lines, HOOK_CHAINS[name])
+            for tool, text in self.ip.items()
+            for name, lines in _split_tables(text).items()
+            if name in IP_TABLES
+        }
+        return State(tables=tables, ebtables=parse_ebtables(self.ebtables or ""), sets=parse_sets(self.sets))
+
+
+SAVE_TOOLS = (*(f"{tool}-save" for tool in IP_TOOLS), "ebtables-save")
+"""The tools that list all rules."""
+RULE_TOOLS = (*IP_TOOLS, *(f"{tool}-restore" for tool in IP_TOOLS), "ebtables-restore")
+"""The tools that list single chains, and those that change rules."""
+
+
+def save(*, ebtables: bool = True) -> Saved:
+    """Return what the kernel has now, through the tools' own save commands.
 
     Raises :class:`HostError` where a tool is missing or fails. A missing ebtables is an error only if
     ``ebtables`` says that it is needed.
     """
-    tables = {}
-    for tool in IP_TOOLS:
-        for name, lines in _split_tables(tools.run([f"{tool}-save"])).items():
-            if name in IP_TABLES:
-                tables[tool, name] = parse_table(lines, HOOK_CHAINS[name])
-    return State(tables=tables, ebtables=_read_ebtables(needed=ebtables), sets=parse_sets(_ipset_save()))
-
-
-def _ipset_save() -> str:
-    return tools.run(["ipset", "save"])
-
-
-def _read_ebtables(*, needed: bool) -> Table:
+    commands: list[tuple[str, ...]] = [(f"{tool}-save",) for tool in IP_TOOLS]
+    bridge: str | None = None
     try:
-        text = tools.run(["ebtables-save"])
+        *texts, bridge = tools.run_all([*commands, ("ebtables-save",)])
     except HostError:
-        if needed:
+        if ebtables:
             raise
-        return _EMPTY
-    return parse_ebtables(text)
+        texts = tools.run_all(commands)
+    return Saved(dict(zip(IP_TOOLS, texts, strict=True)), bridge, save_sets())
+
+
+def read_state(*, ebtables: bool = True) -> State:
+    """Return what of ours the kernel has now. Raises what :func:`save` raises."""
+    return save(ebtables=ebtables).state()
+
+
+def save_sets() -> str:
+    """Return the lines of our sets of ``ipset save``. Raises :class:`HostError`."""
+    ours = (f"create {_SET_OURS}", f"add {_SET_OURS}")
+    return "".join(line for line in tools.run(["ipset", "save"]).splitlines(keepends=True) if line.startswith(ours))
 
 
 def parse_ebtables(text: str) -> Table:
@@ -250,7 +277,7 @@ def parse_table(lines: Iterable[str], hooks: Mapping[str, str], ours: re.Pattern
             names.append(line[1:].split(" ", 1)[0])
         elif line.startswith("-A "):
             chain = line.split(" ", 2)[1]
-            found = _SIGNATURE.search(line)
+            found = _SIGNATURE.search(line) if "PVESIG:" in line else None
             if found is not None and _JUMP.search(line) is None:
                 signatures[chain] = found[1]
             else:
@@ -295,17 +322,17 @@ def parse_sets(text: str) -> dict[str, AddressSet]:
     return {name: AddressSet(create, tuple(entries[name])) for name, create in creates.items()}
 
 
-def count_packets(endings: tuple[str, ...]) -> dict[str, int]:
+def count_packets(targets: tuple[str, ...]) -> dict[str, int]:
     """Return the packets that rules of ours with these targets counted, by ``TOOL CHAIN``."""
     counts: dict[str, int] = defaultdict(int)
-    for tool in IP_TOOLS:
-        text = tools.run([f"{tool}-save", "-c"])
-        mine = parse_table((line for line in text.splitlines() if line.startswith(":")), {}, _IPTABLES_NAMES).chains
-        for line in text.splitlines():
-            found = _COUNTED.match(line)
-            if found is not None and found[2] in mine and any(f"{ending} " in f"{line} " for ending in endings):
+    ends = "|".join(map(re.escape, targets))
+    # with thousands of rules, those that counted nothing must not be looked at one by one
+    counted = re.compile(rf"^\[([1-9]\d*):\d+\] -A (\S+)(?=.*(?:{ends})(?: |$))", re.MULTILINE)
+    for tool, text in zip(IP_TOOLS, tools.run_all([(f"{tool}-save", "-c") for tool in IP_TOOLS]), strict=True):
+        for found in counted.finditer(text):
+            if _IPTABLES_NAMES.fullmatch(found[2]):
                 counts[f"{tool} {found[2]}"] += int(found[1])
-    return {chain: packets for chain, packets in counts.items() if packets}
+    return dict(counts)
 
 
 def _split_tables(text: str) -> dict[str, list[str]]:

@@ -1,0 +1,82 @@
+"""What proves that nobody changed the rules in the kernel since they were looked at.
+
+nf_tables counts the changes of a network namespace: a number in the kernel grows by one with each transaction,
+whoever made it (nf_tables_commit in net/netfilter/nf_tables_api.c). Equal numbers mean equal rules, for nft and for
+the variants of iptables and ebtables that keep their rules there. ipsets and the legacy variants are not counted:
+sets are listed whenever a witness is taken, and beside legacy tools there is none, so that everything is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pvefw_nft.errors import HostError
+
+from . import tools
+from .nftables_state import generation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_NETNS_COOKIE = 71  # SO_NETNS_COOKIE, include/uapi/asm-generic/socket.h; since Linux 5.14
+_KEPT_IN_NF_TABLES = "xtables-nft-multi"
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """What was so when the rules were looked at.
+
+    ``boot`` and ``namespace`` (a number that no other namespace of this boot gets) say whose count ``generation``
+    is; ``rest`` is a digest of what is not counted.
+    """
+
+    boot: str
+    namespace: int
+    generation: int
+    rest: str = ""
+
+    def after(self, transactions: int) -> Witness:
+        """Return the witness if exactly so many transactions were made since, by whomever."""
+        return replace(self, generation=self.generation + transactions)
+
+    def as_json(self) -> list[Any]:
+        """Return what :meth:`of_json` reads."""
+        return [self.boot, self.namespace, self.generation, self.rest]
+
+    @classmethod
+    def of_json(cls, value: Any) -> Witness | None:  # noqa: ANN401 - JSON
+        """Return the witness that was written; None: there was none. Raises TypeError for what is none."""
+        return None if value is None else cls(*value)
+
+
+def call(rest: str = "") -> Witness | None:
+    """Return the witness of this moment, or None where the kernel does not tell."""
+    number = generation()
+    try:
+        boot = _BOOT.read_text("ascii").strip()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+            namespace = int.from_bytes(asking.getsockopt(socket.SOL_SOCKET, _NETNS_COOKIE, 8), sys.byteorder)
+    except OSError:
+        return None
+    return Witness(boot, namespace, number, rest) if number is not None and namespace else None
+
+
+def call_for_tools(names: Sequence[str], uncounted: str) -> Witness | None:
+    """Return the witness for rules that these tools keep, and the listing of what is not counted.
+
+    None where one of them is missing or keeps its rules elsewhere (a legacy variant).
+    """
+    try:
+        paths = [os.path.realpath(tools.find(name)) for name in names]
+    except HostError:
+        return None
+    if any(Path(path).name != _KEPT_IN_NF_TABLES for path in paths):
+        return None
+    return call(hashlib.sha256(uncounted.encode()).hexdigest())
