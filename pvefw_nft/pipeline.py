@@ -4,51 +4,34 @@
 
 The front end collects diagnostics and goes on; a file that cannot be used at all raises. Guests pass through the
 first stages one by one, so that only the IR of a large node is ever in memory as a whole.
+
+The stages are imported where they are used: a command on a host that finds nothing changed needs none of them.
 """
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pvefw_nft.config.files import read_text
 from pvefw_nft.config.findings import Findings
-from pvefw_nft.config.load import Configuration, Root, read_text
-from pvefw_nft.config.model import GuestKind
+from pvefw_nft.config.source import Source as Source  # noqa: TC001 - for those who compile
 from pvefw_nft.errors import ConfigurationError, Diagnostic, Severity, Span, UsageError
-from pvefw_nft.ir.build import build
-from pvefw_nft.ir.host import corosync_peers
-from pvefw_nft.ir.nodes import Family, Layer, Origin, Provenance
-from pvefw_nft.ir.validate import validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backends.base import Artefact, Backend
+    from pvefw_nft.config.load import Configuration, Root
     from pvefw_nft.config.model import Guest, NodeConfig
     from pvefw_nft.config.values import Prefix
-    from pvefw_nft.ir.nodes import Ruleset
+    from pvefw_nft.ir.nodes import Origin, Ruleset
     from pvefw_nft.verify.model import RulesetModel
     from pvefw_nft.verify.path import Topology
 
 BACKENDS = ("iptables", "nft")
 """The names of the backends."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What to compile: the folder that holds ``etc/pve``, and the node.
-
-    ``node`` None: the one that ``etc/pve/local`` links to, else this host's short name. ``local_network`` is asked
-    for a CIDR, or None, where cluster.fw has no alias ``local_network``. ``real_interface`` returns the name of the
-    link that has an alternative name, or None.
-    """
-
-    root: Path
-    node: str | None
-    local_network: Callable[[], str | None]
-    real_interface: Callable[[str], str | None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +62,11 @@ def check_root(source: Source) -> Checked:
 
     Raises ConfigurationError for a file that cannot be used, UsageError for a root or node that is not there.
     """
+    from pvefw_nft.ir.build import build
+    from pvefw_nft.ir.validate import validate
+
     findings = Findings()
-    configuration = Configuration(_root(source), findings, source.local_network, source.real_interface)
+    configuration = _configuration(source, findings)
     _warn_of_unknown_node(source, findings)
     ruleset = build(configuration.node, configuration.guests())
     validate(ruleset)
@@ -99,8 +85,10 @@ class Inventory:
 
 def read_inventory(source: Source) -> Inventory:
     """Read a configuration without building a ruleset. Raises what :func:`check_root` raises."""
+    from pvefw_nft.ir.host import corosync_peers
+
     findings = Findings()
-    configuration = Configuration(_root(source), findings, source.local_network, source.real_interface)
+    configuration = _configuration(source, findings)
     node = configuration.node
     peers = () if node.corosync is None else tuple(corosync_peers(node.corosync, node.node))
     guests = tuple(configuration.guests())
@@ -142,35 +130,50 @@ def node_name(source: Source) -> str:
     return _root(source).node
 
 
+def _configuration(source: Source, findings: Findings) -> Configuration:
+    from pvefw_nft.config.load import Configuration
+
+    return Configuration(_root(source), findings, source.local_network, source.real_interface)
+
+
+def _offline(source: Source) -> Source:
+    """Return a source that asks nothing of the host's network, for what has nothing to do with it."""
+    return replace(source, local_network=lambda: None, real_interface=lambda _: None)
+
+
 def _root(source: Source) -> Root:
-    if not source.root.is_dir():
+    from pvefw_nft.config.load import Root
+
+    files = source.files
+    if not files.is_folder(source.root):
         raise UsageError(f"{source.root}: not a folder", "name the folder that holds etc/pve")
     if source.node is not None:
         if not source.node or "/" in source.node or source.node in (".", ".."):
             raise UsageError(f"`{source.node}` cannot be the name of a node", "name a folder of etc/pve/nodes")
-        return Root(source.root, source.node)
-    local = source.root / "etc" / "pve" / "local"
-    if local.is_symlink():
-        return Root(source.root, Path(local.readlink()).name)
-    return Root(source.root, _own_node(source.root))
+        return Root(source.root, source.node, files)
+    local = files.link(source.root / "etc" / "pve" / "local")
+    return Root(source.root, Path(local).name if local is not None else _own_node(source), files)
 
 
-def _own_node(root: Path) -> str:
+def _own_node(source: Source) -> str:
     """Return this host's short name. Raises UsageError where the root holds other nodes, and not this one."""
-    name = socket.gethostname().partition(".")[0]
-    nodes = root / "etc" / "pve" / "nodes"
-    if (root / "etc" / "pve" / "local").is_dir() or not nodes.is_dir() or (nodes / name).is_dir():
+    files = source.files
+    name = files.host_name().partition(".")[0]
+    pve = source.root / "etc" / "pve"
+    nodes = pve / "nodes"
+    if files.is_folder(pve / "local") or not files.is_folder(nodes) or files.is_folder(nodes / name):
         return name
-    known = ", ".join(sorted(folder.name for folder in nodes.iterdir() if folder.is_dir()))
+    known = ", ".join(sorted(other for other in files.listed(nodes) if files.is_folder(nodes / other)))
     raise UsageError(f"{nodes}: no node `{name}`, which is this host", f"name a node with --node: {known or 'none'}")
 
 
 def _warn_of_unknown_node(source: Source, findings: Findings) -> None:
     """Warn where the node was named, and the root has folders of other nodes only: then it has no guests."""
+    files = source.files
     nodes = source.root / "etc" / "pve" / "nodes"
-    if source.node is None or not nodes.is_dir() or (nodes / source.node).exists():
+    if source.node is None or not files.is_folder(nodes) or files.is_folder(nodes / source.node):
         return
-    known = ", ".join(sorted(folder.name for folder in nodes.iterdir()))
+    known = ", ".join(sorted(files.listed(nodes)))
     if known:
         findings.warning(
             "unknown-node", Span(str(nodes), 0), f"no node `{source.node}` here", f"nodes here are {known}"
@@ -226,6 +229,7 @@ def _read_back(backend: Backend, artefact: Artefact, spelled: Callable[[Origin],
 def _origins(artefact: Artefact, spelled: Callable[[Origin], str]) -> dict[tuple[str, str, str, int], str]:
     """Return where the rules of the iptables backend come from; those of nft say so themselves."""
     from backends.iptables.backend import IptablesArtefact
+    from pvefw_nft.ir.nodes import Family, Layer
 
     origins: dict[tuple[str, str, str, int], str] = {}
     if not isinstance(artefact, IptablesArtefact):
@@ -246,10 +250,11 @@ def topology(source: Source) -> Topology:
 
     What is wrong in the configuration is not reported again. Raises what :func:`check_root` raises.
     """
-    from pvefw_nft.verify.interfaces import read_interfaces  # deferred: only simulate and compare need it
+    from pvefw_nft.config.model import GuestKind
+    from pvefw_nft.verify.interfaces import read_interfaces
     from pvefw_nft.verify.path import Nic, Topology
 
-    configuration = Configuration(_root(source), Findings(), lambda: None)
+    configuration = _configuration(_offline(source), Findings())
     nics = tuple(
         Nic(
             zone=f"{'vm' if guest.kind is GuestKind.VM else 'ct'}{guest.vmid}",
@@ -291,13 +296,15 @@ def analyse_root(source: Source, checked: Checked) -> tuple[Diagnostic, ...]:
         if file:
             found.append(_without_effect(Span(file, int(line)), finding.kind.value, finding.by))
     findings = Findings()
-    quiet = Configuration(_root(source), Findings(), lambda: None)
+    quiet = _configuration(_offline(source), Findings())
     find_unused(_root(source), quiet.node.cluster, quiet.guests(), findings)
     return in_file_order(_with_text([*findings.diagnostics, *found]))
 
 
 def _line_of(origin: Origin) -> str:
     """Spell the origin of a rule of a file by its path and line; that of others as people read it."""
+    from pvefw_nft.ir.nodes import Provenance
+
     is_rule = origin.file is not None and origin.line and origin.provenance is not Provenance.POLICY
     return f"{origin.file}\0{origin.line}" if is_rule else str(origin)
 

@@ -7,14 +7,13 @@ signature, by which a later run sees whether the chain changed.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from typing import TYPE_CHECKING
 
 from backends.iptables.link import link_lines
 from backends.iptables.lower import ChainLowering
 from backends.iptables.sets import set_lines
+from backends.signature import signature
 from pvefw_nft.errors import Diagnostic, InternalError, Severity, Span
 from pvefw_nft.ir.nodes import Drop, Family, Layer, Provenance
 
@@ -25,12 +24,6 @@ if TYPE_CHECKING:
 
 _TABLES = {Layer.FILTER: "filter", Layer.RAW: "raw"}
 _TOOLS = {Family.V4: "iptables", Family.V6: "ip6tables"}
-
-
-def signature(lines: list[str]) -> str:
-    """Return the signature of a chain: the unpadded base64 of the SHA-1 of its lines, joined with nothing between."""
-    digest = hashlib.sha1("".join(lines).encode(), usedforsecurity=False).digest()
-    return base64.b64encode(digest).decode().rstrip("=")
 
 
 class IptablesArtefact:

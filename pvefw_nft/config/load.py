@@ -1,20 +1,16 @@
 """Finding and reading the files of a configuration: below a root folder, or on a host (root ``/``).
 
-Where files lie follows Proxmox VE's cluster file system. Files are untrusted input: they are read whole, with a
-limit, and decoded as UTF-8; a file that is no text at all is an error that ends the run, since leaving out a
-guest's file would leave the guest unfiltered.
+Where files lie follows Proxmox VE's cluster file system.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvefw_nft.config import grammar, resolve
+from pvefw_nft.config.files import FILES, Files
 from pvefw_nft.config.model import (
     ClusterConfig,
     Corosync,
@@ -32,14 +28,9 @@ from pvefw_nft.errors import ConfigurationError, Span, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from pvefw_nft.config.findings import Findings
-
-MAX_FILE_SIZE = 16 * 1024 * 1024
-"""Largest file that is read, in bytes. pmxcfs itself holds files of at most 1 MiB."""
-
-MAX_UNDECODABLE = 0.1
-"""Share of characters that may not be UTF-8 (a comment in an older encoding) in a file that is still read."""
 
 _VMID = re.compile(r"[1-9][0-9]{0,8}")
 _VNET = re.compile(r"[A-Za-z][A-Za-z0-9]{0,14}")
@@ -51,10 +42,11 @@ _NO_MAC_KEYS = frozenset(("bridge", "firewall", "tag", "trunks", "mtu", "queues"
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """The folder that holds ``etc/pve``, and the node whose configuration counts."""
+    """The folder that holds ``etc/pve``, the node whose configuration counts, and what asks the file system."""
 
     path: Path
     node: str
+    files: Files = FILES
 
     @property
     def pve(self) -> Path:
@@ -69,14 +61,14 @@ class Root:
     def host_file(self) -> Path:
         """Return the path of host.fw, whether it exists or not."""
         local = self.pve / "local"
-        return (local if local.is_dir() else self.node_folder) / "host.fw"
+        return (local if self.files.is_folder(local) else self.node_folder) / "host.fw"
 
     def guest_files(self, kind: GuestKind) -> dict[int, str]:
         """Return the paths of the guest configs of this node by VMID."""
         folder = "qemu-server" if kind is GuestKind.VM else "lxc"
         files: dict[int, str] = {}
         for place in (self.node_folder / folder, self.pve / folder):
-            for name in _listed(place):
+            for name in self.files.listed(place):
                 stem, dot, suffix = name.partition(".")
                 if suffix == "conf" and dot and _VMID.fullmatch(stem):
                     files[int(stem)] = f"{place}/{name}"
@@ -85,67 +77,8 @@ class Root:
     def vnet_files(self) -> dict[str, Path]:
         """Return the firewall files of VNets by the VNet's name."""
         folder = self.pve / "sdn" / "firewall"
-        paths = [folder / name for name in sorted(_listed(folder))]
+        paths = [folder / name for name in sorted(self.files.listed(folder))]
         return {path.stem: path for path in paths if path.suffix == ".fw" and _VNET.fullmatch(path.stem)}
-
-
-def _listed(folder: Path) -> list[str]:
-    """Return what is in a folder; nothing where it does not exist. Raises ConfigurationError."""
-    try:
-        return [path.name for path in folder.iterdir()]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise ConfigurationError(f"{folder}: cannot be read: {error.strerror}", "check its permissions") from None
-
-
-def read_text(path: Path | str) -> str | None:
-    """Return the text of a file, without a byte-order mark, or None where it does not exist.
-
-    Bytes that are not UTF-8 become U+FFFD, which the readers of lines report. Raises ConfigurationError where
-    the file cannot be read, is too large, is no text, or is a link to nowhere.
-    """
-    try:
-        data = _read_bytes(path)
-    except FileNotFoundError:
-        if Path(path).is_symlink():
-            raise ConfigurationError(f"{path}: the link leads nowhere", "mend it or remove it") from None
-        return None
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
-    if len(data) > MAX_FILE_SIZE:
-        raise ConfigurationError(
-            f"{path}: larger than {MAX_FILE_SIZE // 2**20} MiB", "this cannot be a firewall file; move it away"
-        )
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ConfigurationError(f"{path}:1:1: the file is UTF-16", "save it as UTF-8")
-    nul = data.find(b"\0")
-    if nul >= 0:
-        line = data.count(b"\n", 0, nul) + 1
-        raise ConfigurationError(f"{path}:{line}: not a text file (NUL byte)", "restore the file from a backup")
-    text = data.decode("utf-8-sig", "replace")
-    if text.count("\ufffd") > len(text) * MAX_UNDECODABLE:
-        raise ConfigurationError(f"{path}:1: not UTF-8 text", "save it as UTF-8, or restore it from a backup")
-    return text
-
-
-def _read_bytes(path: Path | str) -> bytes:
-    """Return a file's bytes, at most one more than are allowed. Raises OSError, ConfigurationError for a non-file."""
-    # Without O_NONBLOCK, opening a FIFO would wait for somebody who writes to it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise ConfigurationError(f"{path}: {what}, where a text file should be", "move it away")
-        parts = []
-        left = MAX_FILE_SIZE + 1
-        while left and (part := os.read(descriptor, min(left, max(status.st_size, 4096) + 1))):
-            parts.append(part)
-            left -= len(part)
-        return b"".join(parts)
-    finally:
-        os.close(descriptor)
 
 
 class Configuration:
@@ -171,7 +104,8 @@ class Configuration:
         """
         self._root = root
         self._findings = findings
-        if not _listed(root.pve):
+        files = root.files
+        if not files.listed(root.pve):
             raise ConfigurationError(
                 f"{root.pve}: nothing is there",
                 "name the folder that holds etc/pve with --root; on Proxmox VE, see that pve-cluster.service runs",
@@ -179,9 +113,9 @@ class Configuration:
         self._firewall = root.pve / "firewall"
         file = self._firewall / "cluster.fw"
         self._names = Names(0, real_interface=real_interface)
-        cluster = resolve.read_cluster(str(file), read_text(file) or "", findings, self._names)
+        cluster = resolve.read_cluster(str(file), files.text(file) or "", findings, self._names)
         host_file = root.host_file()
-        host = resolve.read_host(str(host_file), read_text(host_file) or "", findings, cluster, self._names)
+        host = resolve.read_host(str(host_file), files.text(host_file) or "", findings, cluster, self._names)
         alias = cluster.aliases.get("local_network")
         network = alias.prefix if alias else _network(local_network())
         self.node = NodeConfig(root.node, cluster, host, self._vnets(cluster), self._corosync(), network)
@@ -204,25 +138,26 @@ class Configuration:
                     )
                     continue
                 seen[vmid] = files[vmid]
-                nics = _Nics(vmid, kind, self._findings).read(files[vmid], read_text(files[vmid]) or "")
+                text = self._root.files.text(files[vmid]) or ""
+                nics = _Nics(vmid, kind, self._findings).read(files[vmid], text)
                 yield Guest(vmid, kind, nics, self._rules(vmid) if rules else None, files[vmid])
 
     def _rules(self, vmid: int) -> GuestConfig | None:
         file = f"{self._firewall}/{vmid}.fw"
-        text = read_text(file)
+        text = self._root.files.text(file)
         if text is None:
             return None
         return resolve.read_guest(file, text, self._findings, self.node.cluster, self._names, vmid)
 
     def _vnets(self, cluster: ClusterConfig) -> tuple[VnetConfig, ...]:
         return tuple(
-            resolve.read_vnet(str(path), read_text(path) or "", self._findings, cluster, self._names, name)
+            resolve.read_vnet(str(path), self._root.files.text(path) or "", self._findings, cluster, self._names, name)
             for name, path in self._root.vnet_files().items()
         )
 
     def _corosync(self) -> Corosync | None:
         file = self._root.pve / "corosync.conf"
-        text = read_text(file)
+        text = self._root.files.text(file)
         return None if text is None else _read_corosync(str(file), text, self._findings)
 
 

@@ -150,12 +150,26 @@ def _entries(file: str) -> Iterator[list[str]]:
             yield words
 
 
-def _text(file: str) -> str:
-    """Return the host's file, or the packaged copy where the host has none that can be read."""
+_texts: dict[str, str | None] = {}
+
+
+def texts_read() -> dict[str, str | None]:
+    """Return the host's files that were read so far, by name, with their texts; None: the packaged copy was used."""
+    return dict(_texts)
+
+
+def host_text(file: str) -> str | None:
+    """Return the text of one of the host's files, or None where it cannot be read."""
     try:
         return (ETC / file).read_text("utf-8", "replace")
     except OSError:
-        return (PACKAGED / file).read_text("utf-8")
+        return None
+
+
+def _text(file: str) -> str:
+    """Return the host's file, or the packaged copy where the host has none that can be read."""
+    text = _texts[file] = host_text(file)
+    return (PACKAGED / file).read_text("utf-8") if text is None else text
 
 
 def _names(words: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from backends.iptables.backend import signature
+from backends.signature import signature
 from pvefw_nft.errors import HostError
 
 from . import tools

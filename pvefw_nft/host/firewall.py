@@ -70,7 +70,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     chosen = engine(desired.backend)
     leftover = [other for other in others(desired.backend) if other.present()]
     if not (anew or leftover) and _stands(desired):
-        return Outcome(running=True, problems=tuple([*_keep_settings(desired), *_conntrack(desired)]))
+        return Outcome(running=True, problems=(*_keep_settings(desired), *_conntrack(desired)))
     memory, previous = _known(desired.backend)
     planned = chosen.plan(desired, memory, previous, anew=anew)
     remember: Remember | None = None

@@ -48,7 +48,7 @@ def run_all(commands: Sequence[Sequence[str]], text: str | None = None, timeout:
     running: list[_Running] = []
     try:
         for command in commands:
-            running.append(_Running(command, text))
+            running.append(_Running(command, text))  # noqa: PERF401 - those started count if the next one fails
         return [started.output(timeout) for started in running]
     finally:
         for started in running:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from backends.iptables.backend import signature as sign
+from backends.signature import signature as sign
 from pvefw_nft.errors import HostError, InternalError
 
 from . import tools

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backends.iptables.backend import signature
+from backends.signature import signature
 from pvefw_nft.errors import HostError, InternalError
 from pvefw_nft.host import apply_iptables, tools, xtables
 from pvefw_nft.host.xtables import State, Table, parse_ebtables, parse_sets, parse_table, read_state, wanted
@@ -42,7 +42,7 @@ def foreign(lines: list[str]) -> list[str]:
 
 
 def bring(target: State, memory: Any = None, **options: bool) -> None:  # noqa: ANN401
-    apply_iptables.apply(apply_iptables.plan(read_state(), target, memory or {}, **options))
+    apply_iptables.apply(apply_iptables.plan(read_state(), target, memory or {}, **options))  # type: ignore[arg-type]  # flags
 
 
 def apply(artefact: dict[str, Any], **options: bool) -> None:

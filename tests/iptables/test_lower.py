@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.iptables import IptablesBackend
-from backends.iptables.backend import signature
 from backends.iptables.sets import set_name
+from backends.signature import signature
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import AddressSet, Family, Ruleset, SetKey
 from tests.support import CONTAINER, VM, check

@@ -1,0 +1,151 @@
+"""What to compile, and noting what a compile asked, to know later without compiling that nothing changed.
+
+A compile depends on nothing but the answers to its questions: files, folders, the local network, names of links, and
+this program itself. Where each answer is the same, so is the ruleset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pvefw_nft.config import netdb
+from pvefw_nft.config.files import FILES, Files
+from pvefw_nft.errors import InternalError, PvefwError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_T = TypeVar("_T")
+
+_PACKAGES = ("pvefw_nft", "backends", "pyparsing")
+"""What decides how a configuration is read and compiled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What to compile: the folder that holds ``etc/pve``, and the node.
+
+    ``node`` None: the one that ``etc/pve/local`` links to, else this host's short name. ``local_network`` is asked
+    for a CIDR, or None, where cluster.fw has no alias ``local_network``. ``real_interface`` returns the name of the
+    link that has an alternative name, or None.
+    """
+
+    root: Path
+    node: str | None
+    local_network: Callable[[], str | None]
+    real_interface: Callable[[str], str | None] = lambda _: None
+    files: Files = FILES
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """The questions of a compile, each a kind and a name, with a digest of the answer."""
+
+    answers: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def observed(self, source: Source) -> Source:
+        """Return the source whose answers are noted here."""
+        self.note("program", "", program_digest())
+
+        def network() -> str | None:
+            return self.note("network", "", source.local_network())
+
+        def interface(name: str) -> str | None:
+            return self.note("interface", name, source.real_interface(name))
+
+        files = _ObservedFiles(source.files, self)
+        return replace(source, files=files, local_network=network, real_interface=interface)
+
+    def note(self, kind: str, name: str, answer: _T) -> _T:
+        """Note an answer and return it. One that changed while the compile ran is noted as none that can come again."""
+        made = _digest(answer)
+        if self.answers.setdefault((kind, name), made) != made:
+            self.answers[kind, name] = ""
+        return answer
+
+    def finish(self) -> None:
+        """Note what the names of services and protocols were read from, once the compile is done."""
+        for name, text in netdb.texts_read().items():
+            self.note("names", name, text)
+
+    def still_hold(self, source: Source) -> bool:
+        """Tell whether each answer is the same now."""
+        try:
+            return all(_digest(_ask(source, *question)) == answer for question, answer in self.answers.items())
+        except (PvefwError, OSError):
+            return False
+
+
+def _ask(source: Source, kind: str, name: str) -> Any:  # noqa: ANN401 - one answer for each kind
+    match kind:
+        case "program":
+            return program_digest()
+        case "names":
+            return netdb.host_text(name)
+        case "text":
+            return source.files.text(name)
+        case "folder":
+            return sorted(source.files.listed(Path(name)))
+        case "is folder":
+            return source.files.is_folder(Path(name))
+        case "link":
+            return source.files.link(Path(name))
+        case "host name":
+            return source.files.host_name()
+        case "network":
+            return source.local_network()
+        case "interface":
+            return source.real_interface(name)
+        case _:
+            raise InternalError(f"a compile asked for {kind!r}")
+
+
+class _ObservedFiles(Files):
+    """Files whose answers are noted."""
+
+    def __init__(self, files: Files, notes: Observations) -> None:
+        self._files = files
+        self._notes = notes
+
+    def text(self, path: Path | str) -> str | None:
+        return self._notes.note("text", str(path), self._files.text(path))
+
+    def listed(self, folder: Path) -> list[str]:
+        names = self._files.listed(folder)
+        self._notes.note("folder", str(folder), sorted(names))
+        return names
+
+    def is_folder(self, path: Path) -> bool:
+        return self._notes.note("is folder", str(path), self._files.is_folder(path))
+
+    def link(self, path: Path) -> str | None:
+        return self._notes.note("link", str(path), self._files.link(path))
+
+    def host_name(self) -> str:
+        return self._notes.note("host name", "", self._files.host_name())
+
+
+def _digest(answer: Any) -> str:  # noqa: ANN401 - text, or what JSON can hold
+    if isinstance(answer, str):
+        return hashlib.sha256(answer.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(b"\0" + json.dumps(answer).encode()).hexdigest()
+
+
+@cache
+def program_digest() -> str:
+    """Return a digest of this program's files, and of what it reads configurations with, as first seen by this run."""
+    digest = hashlib.sha256(sys.version.encode())
+    for name in _PACKAGES:
+        found = importlib.util.find_spec(name)
+        for folder in (found.submodule_search_locations or ()) if found is not None else ():
+            for path in sorted(path for path in Path(folder).rglob("*") if path.suffix != ".pyc" and path.is_file()):
+                digest.update(f"{path}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
