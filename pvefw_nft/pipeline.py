@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.config.files import read_text
 from pvefw_nft.config.findings import Findings
+from pvefw_nft.config.source import Observations as Observations
 from pvefw_nft.config.source import Source as Source  # noqa: TC001 - for those who compile
 from pvefw_nft.errors import ConfigurationError, Diagnostic, Severity, Span, UsageError
 

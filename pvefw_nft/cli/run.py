@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pvefw_nft.cli import desired as desired_ruleset
 from pvefw_nft.cli.options import backend_option, make_source, source_options
 from pvefw_nft.cli.render import show
-from pvefw_nft.cli.start import desired_of
 from pvefw_nft.errors import PvefwError
 from pvefw_nft.host import control, lock, watch
-from pvefw_nft.pipeline import Source, compile_root, node_name
+from pvefw_nft.pipeline import Source, node_name
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pvefw_nft.cli.desired import Result
 
 _LOCK_WAIT = 60.0
 
@@ -68,6 +70,7 @@ class _Service:
         self._backend = backend
         self._told: set[str] = set()
         self._shown: object = None
+        self._last: Result | None = None
 
     def folders(self) -> list[Path]:
         """Return the folders to watch."""
@@ -88,22 +91,29 @@ class _Service:
             watch.notify("READY=1")
 
     def _apply(self, reason: str, begun: float) -> None:
-        compiled = compile_root(self._source, self._backend)
-        if compiled.checked.diagnostics != self._shown:
-            self._shown = compiled.checked.diagnostics
-            show(compiled.checked.diagnostics)
-        desired = desired_of(compiled)
+        result = self._find()
+        if result.diagnostics != self._shown:
+            self._shown = result.diagnostics
+            show(result.diagnostics)
+        desired = result.desired
         with lock.hold(wait=_LOCK_WAIT):
             outcome = control.keep_up(desired)
         if outcome is None:
             self._tell("left alone: a change waits for its confirmation, or was rolled back")
             return
+        desired_ruleset.note(result, self._source, self._backend)
         if outcome.changes or reason == "started":
             spent = time.monotonic() - begun
             self._tell(f"{reason}: {len(outcome.changes)} changes in {spent:.2f} s", again=True)
         for problem in outcome.problems:
             self._tell(f"warning: {problem}")
         watch.notify(f"STATUS={'filtering' if desired.enabled else 'disabled in cluster.fw'} ({desired.backend})")
+
+    def _find(self) -> Result:
+        """Return the ruleset; that of the last time, if nothing changed in what it was compiled from."""
+        if self._last is None or not self._last.observations.still_hold(self._source):
+            self._last = desired_ruleset.find(self._source, self._backend)
+        return self._last
 
     def _fall_back(self) -> None:
         """Have a host whose configuration cannot be used at boot come up with what was confirmed last."""

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pvefw_nft.cli import desired as desired_ruleset
 from pvefw_nft.cli.confirm import report, report_problems, wait_option
 from pvefw_nft.cli.options import backend_option, make_source, source_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import ConfigurationError
-from pvefw_nft.host import control, firewall, lock, record
-from pvefw_nft.host.settings import Conntrack
-from pvefw_nft.pipeline import Compiled, Source, compile_root
+from pvefw_nft.host import control, firewall, lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from pvefw_nft.cli.desired import Result
     from pvefw_nft.host.control import Pending
     from pvefw_nft.host.firewall import Status
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.pipeline import Source
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
@@ -110,9 +110,9 @@ def status_command(
     """
     desired, invalid = None, False
     try:
-        compiled = compile_root(make_source(root, node, local_network), backend)
-        invalid = compiled.checked.has_errors
-        desired = desired_of(compiled)
+        result = desired_ruleset.find(make_source(root, node, local_network), backend)
+        invalid = result.has_errors
+        desired = result.desired
     except ConfigurationError as error:
         invalid = True
         click.echo(f"error: {error.message}", err=True)
@@ -124,22 +124,6 @@ def status_command(
         _print_status(found, waiting, diff=diff, invalid=invalid)
     clean = not (found.changes or found.drifted or invalid)
     ctx.exit((0 if clean else 1) if found.running else 3)
-
-
-def desired_of(compiled: Compiled) -> Desired:
-    """Return a compiled configuration as what a host is brought to."""
-    options = compiled.checked.node.host.options
-    conntrack = Conntrack(
-        options.nf_conntrack_max,
-        options.nf_conntrack_tcp_timeout_established,
-        options.nf_conntrack_tcp_timeout_syn_recv,
-    )
-    return record.desired(
-        compiled.backend.name,
-        "".join(compiled.artefact.loadable_json()),
-        enabled=compiled.checked.ruleset.enabled,
-        conntrack=conntrack,
-    )
 
 
 def _apply(
@@ -156,9 +140,10 @@ def _apply(
     anew: bool = False,
 ) -> int:
     source = make_source(root, node, local_network)
-    desired, invalid = _compile(source, backend, skip_invalid=skip_invalid)
-    if desired is None:
+    result = _find(source, backend, skip_invalid=skip_invalid)
+    if result is None:
         return 1
+    desired, invalid = result.desired, result.has_errors
     if dry_run:
         outcome = firewall.preview(desired, anew=anew)
         if only_if_running and not outcome.running:
@@ -174,6 +159,7 @@ def _apply(
     if not outcome.running:
         click.echo("the firewall is not running: nothing done", err=True)
         return int(invalid)
+    desired_ruleset.note(result, source, backend)
     if not desired.enabled:
         click.echo("the firewall is disabled in cluster.fw: nothing is filtered", err=True)
     report(outcome)
@@ -183,23 +169,22 @@ def _apply(
     return int(invalid)
 
 
-def _compile(source: Source, backend: str | None, *, skip_invalid: bool) -> tuple[Desired | None, bool]:
-    """Return the ruleset (None: errors, and they count) and whether there were errors."""
+def _find(source: Source, backend: str | None, *, skip_invalid: bool) -> Result | None:
+    """Return the ruleset, or None where there were errors, and they count."""
     try:
-        compiled = compile_root(source, backend)
+        result = desired_ruleset.find(source, backend)
     except ConfigurationError:
         if skip_invalid:
             with lock.hold():
                 if control.fall_back():
                     click.echo("the ruleset that was confirmed last is in place", err=True)
         raise
-    show(compiled.checked.diagnostics)
-    invalid = compiled.checked.has_errors
-    if invalid and not skip_invalid:
+    show(result.diagnostics)
+    if result.has_errors and not skip_invalid:
         click.echo("nothing was changed, because the configuration has errors", err=True)
         click.echo("  help: mend them, or apply the rest of it with --skip-invalid", err=True)
-        return None, True
-    return desired_of(compiled), invalid
+        return None
+    return result
 
 
 def _confirmed(pending: Pending, wait: float) -> bool:

@@ -94,6 +94,11 @@ def memory_path() -> Path:
     return state.run_directory() / "memory.json"
 
 
+def inputs_path() -> Path:
+    """What the ruleset that was applied last was compiled from."""
+    return state.run_directory() / "inputs.json"
+
+
 def prepare(path: Path, ruleset: Desired) -> state.Prepared:
     """Write a record beside its place. Raises :class:`HostError` (full or read-only disk)."""
     conntrack = ruleset.conntrack

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from pvefw_nft.cli.start import desired_of
+from pvefw_nft.cli.desired import desired_of
 from pvefw_nft.errors import HostError
 from pvefw_nft.host import control, sysctl, tools, wiring
 from pvefw_nft.host.links import open_route

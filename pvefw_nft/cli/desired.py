@@ -1,0 +1,108 @@
+"""What this host is to be brought to: compiled, or taken from its record where nothing that a compile asks changed."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pvefw_nft.errors import Diagnostic, HostError, Severity, Span
+from pvefw_nft.host import record, state
+from pvefw_nft.host.settings import Conntrack
+from pvefw_nft.pipeline import Observations, compile_root
+
+if TYPE_CHECKING:
+    from pvefw_nft.host.record import Desired
+    from pvefw_nft.pipeline import Compiled, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A ruleset, what is wrong with its configuration, and what its compile had asked."""
+
+    desired: Desired
+    diagnostics: tuple[Diagnostic, ...]
+    observations: Observations
+    from_record: bool = False
+
+    @property
+    def has_errors(self) -> bool:
+        """Tell whether something was skipped or refused."""
+        return any(diagnostic.severity is Severity.ERROR for diagnostic in self.diagnostics)
+
+
+def find(source: Source, backend: str | None) -> Result:
+    """Return what the configuration asks for. Raises what :func:`compile_root` raises."""
+    return _on_record(source, backend) or compiled(source, backend)
+
+
+def compiled(source: Source, backend: str | None) -> Result:
+    """Compile the configuration. Raises what :func:`compile_root` raises."""
+    observations = Observations()
+    made = compile_root(observations.observed(source), backend)
+    observations.finish()
+    return Result(desired_of(made), made.checked.diagnostics, observations)
+
+
+def desired_of(compiled: Compiled) -> Desired:
+    """Return a compiled configuration as what a host is brought to."""
+    options = compiled.checked.node.host.options
+    conntrack = Conntrack(
+        options.nf_conntrack_max,
+        options.nf_conntrack_tcp_timeout_established,
+        options.nf_conntrack_tcp_timeout_syn_recv,
+    )
+    return record.desired(
+        compiled.backend.name,
+        "".join(compiled.artefact.loadable_json()),
+        enabled=compiled.checked.ruleset.enabled,
+        conntrack=conntrack,
+    )
+
+
+def note(result: Result, source: Source, backend: str | None) -> None:
+    """Note what the ruleset that was just applied rests on. Without the note, the next run compiles it again."""
+    if result.from_record:
+        return
+    with contextlib.suppress(HostError):
+        state.write(
+            record.inputs_path(),
+            {
+                "question": _question(source, backend),
+                "identity": result.desired.identity,
+                "diagnostics": [_as_json(diagnostic) for diagnostic in result.diagnostics],
+                "answers": [[*question, answer] for question, answer in result.observations.answers.items()],
+            },
+        )
+
+
+def _on_record(source: Source, backend: str | None) -> Result | None:
+    """Return the ruleset that was applied last, if a compile would be certain to make the same again."""
+    try:
+        noted = state.read(record.inputs_path())
+        if noted is None or noted["question"] != _question(source, backend):
+            return None
+        observations = Observations({(kind, name): answer for kind, name, answer in noted["answers"]})
+        diagnostics = tuple(map(_of_json, noted["diagnostics"]))
+        identity = noted["identity"]
+    except (HostError, KeyError, TypeError, ValueError):
+        return None
+    if not observations.still_hold(source):
+        return None
+    applied = record.load_if_sound(record.running_path())
+    if applied is None or applied.identity != identity:
+        return None
+    return Result(applied, diagnostics, observations, from_record=True)
+
+
+def _question(source: Source, backend: str | None) -> list[str | None]:
+    return [str(source.root.absolute()), source.node, backend]
+
+
+def _as_json(diagnostic: Diagnostic) -> list[Any]:
+    return [diagnostic.severity.value, *astuple(diagnostic)[1:]]
+
+
+def _of_json(value: list[Any]) -> Diagnostic:
+    severity, code, span, message, hint = value
+    return Diagnostic(Severity(severity), code, Span(*span), message, hint)
