@@ -6,13 +6,38 @@ it lowers anything; nothing is ever left out silently.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+
+from pvefw_nft.ir.nodes import Dispatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pvefw_nft.errors import Diagnostic
-    from pvefw_nft.ir.nodes import Ruleset
+    from pvefw_nft.ir.nodes import Chain, Ruleset
+
+_T = TypeVar("_T")
+
+
+class LineStore:
+    """The lines of chains as they were lowered last, for a service that lowers rulesets again and again.
+
+    A chain is known by being the same object. Only chains whose lines follow from nothing but themselves are kept.
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._known: dict[tuple[object, str], tuple[Chain, object]] = {}
+
+    def get(self, place: object, chain: Chain, lower: Callable[[], _T]) -> _T:
+        """Return the lines of a chain at a place, for example a table; ``lower`` makes those that are not known."""
+        known = self._known.get((place, chain.name))
+        if known is not None and known[0] is chain:
+            return cast("_T", known[1])
+        made = lower()
+        if not any(isinstance(rule.action, Dispatch) for rule in chain.rules):
+            self._known[place, chain.name] = (chain, made)
+        return made
 
 
 class Artefact(Protocol):
@@ -37,5 +62,8 @@ class Backend(Protocol):
     def limits(self, ruleset: Ruleset) -> Iterator[Diagnostic]:
         """Yield what of the ruleset this backend does not carry out, with the place that asks for it."""
 
-    def lower(self, ruleset: Ruleset) -> Artefact:
-        """Return the ruleset in the backend's language. Raises InternalError for what it cannot express."""
+    def lower(self, ruleset: Ruleset, store: LineStore | None = None) -> Artefact:
+        """Return the ruleset in the backend's language, with the help of ``store`` where there is one.
+
+        Raises InternalError for what it cannot express.
+        """

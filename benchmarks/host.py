@@ -84,7 +84,7 @@ class Host:
         if self.backend == "iptables":
             command = ["iptables", "-S", "tap100i0-IN"]
         else:
-            command = ["nft", "list", "table", "bridge", "pvefw"]
+            command = ["nft", "list", "chain", "bridge", "pvefw", "tap100i0-IN"]
         return str(port) in subprocess.run(command, capture_output=True, text=True).stdout
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backends.base import Artefact, Backend
-    from pvefw_nft.config.load import Configuration, Root
+    from pvefw_nft.config.load import Configuration, GuestStore, Root
     from pvefw_nft.config.model import Guest, NodeConfig
     from pvefw_nft.config.values import Prefix
     from pvefw_nft.ir.nodes import Origin, Ruleset
@@ -58,8 +58,25 @@ class Compiled:
     artefact: Artefact
 
 
-def check_root(source: Source) -> Checked:
-    """Read a configuration and build its IR.
+class Store:
+    """What one compile leaves to the next, in a service: guests as read and built, and lowered chains.
+
+    Each part of it tells for itself whether it still holds, so that what is made with it is what is made without it.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        from backends.base import LineStore
+        from pvefw_nft.config.load import GuestStore
+        from pvefw_nft.ir.guest import PartStore
+
+        self.guests = GuestStore()
+        self.parts = PartStore()
+        self.lines = LineStore()
+
+
+def check_root(source: Source, store: Store | None = None) -> Checked:
+    """Read a configuration and build its IR, with the help of ``store`` where there is one.
 
     Raises ConfigurationError for a file that cannot be used, UsageError for a root or node that is not there.
     """
@@ -67,9 +84,9 @@ def check_root(source: Source) -> Checked:
     from pvefw_nft.ir.validate import validate
 
     findings = Findings()
-    configuration = _configuration(source, findings)
+    configuration = _configuration(source, findings, None if store is None else store.guests)
     _warn_of_unknown_node(source, findings)
-    ruleset = build(configuration.node, configuration.guests())
+    ruleset = build(configuration.node, configuration.guests(), None if store is None else store.parts)
     validate(ruleset)
     return Checked(configuration.node, ruleset, in_file_order(findings.diagnostics))
 
@@ -96,16 +113,16 @@ def read_inventory(source: Source) -> Inventory:
     return Inventory(node, guests, peers, in_file_order(findings.diagnostics))
 
 
-def compile_root(source: Source, backend_name: str | None) -> Compiled:
+def compile_root(source: Source, backend_name: str | None, store: Store | None = None) -> Compiled:
     """Compile a configuration; ``backend_name`` None: the one that host.fw asks for with ``nftables``.
 
     Raises what :func:`check_root` raises, and UsageError for an unknown backend.
     """
-    checked = check_root(source)
+    checked = check_root(source, store)
     backend = make_backend(backend_name or default_backend(checked.node))
     limits = _with_text(list(backend.limits(checked.ruleset)))
     checked = replace(checked, diagnostics=in_file_order([*checked.diagnostics, *limits]))
-    return Compiled(checked, backend, backend.lower(checked.ruleset))
+    return Compiled(checked, backend, backend.lower(checked.ruleset, None if store is None else store.lines))
 
 
 def default_backend(node: NodeConfig) -> str:
@@ -131,10 +148,10 @@ def node_name(source: Source) -> str:
     return _root(source).node
 
 
-def _configuration(source: Source, findings: Findings) -> Configuration:
+def _configuration(source: Source, findings: Findings, store: GuestStore | None = None) -> Configuration:
     from pvefw_nft.config.load import Configuration
 
-    return Configuration(_root(source), findings, source.local_network, source.real_interface)
+    return Configuration(_root(source), findings, source.local_network, source.real_interface, store)
 
 
 def _offline(source: Source) -> Source:

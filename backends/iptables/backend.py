@@ -18,8 +18,9 @@ from pvefw_nft.errors import Diagnostic, InternalError, Severity, Span
 from pvefw_nft.ir.nodes import Drop, Family, Layer, Provenance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from backends.base import LineStore
     from pvefw_nft.ir.nodes import Chain, Hook, Origin, Ruleset
 
 _TABLES = {Layer.FILTER: "filter", Layer.RAW: "raw"}
@@ -29,9 +30,10 @@ _TOOLS = {Family.V4: "iptables", Family.V6: "ip6tables"}
 class IptablesArtefact:
     """The reference ruleset of a node."""
 
-    def __init__(self, ruleset: Ruleset) -> None:
+    def __init__(self, ruleset: Ruleset, store: LineStore | None = None) -> None:
         """Lower nothing yet: chains are lowered one at a time, while they are written."""
         self._ruleset = ruleset
+        self._store = store
 
     def chains(
         self, family: Family, layer: Layer, *, loadable: bool = True
@@ -43,12 +45,17 @@ class IptablesArtefact:
         lowering = ChainLowering(family, self._ruleset.nics, loadable=loadable)
         for chain in self._sorted(layer):
             if chain.families & family:
-                yield chain.name, list(lowering.lines(chain))
+                yield chain.name, self._kept((family, layer, loadable), chain, lowering.lines)
 
     def link_chains(self) -> Iterator[tuple[str, list[tuple[str, Origin]]]]:
         """Yield the chains of ebtables by name, each with its lines and their origins."""
         for chain in self._sorted(Layer.LINK):
-            yield chain.name, list(link_lines(chain, self._ruleset.nics))
+            yield chain.name, self._kept(Layer.LINK, chain, lambda chain: link_lines(chain, self._ruleset.nics))
+
+    def _kept(
+        self, place: object, chain: Chain, lower: Callable[[Chain], Iterator[tuple[str, Origin]]]
+    ) -> list[tuple[str, Origin]]:
+        return list(lower(chain)) if self._store is None else self._store.get(place, chain, lambda: list(lower(chain)))
 
     def sets(self) -> Iterator[tuple[str, list[str]]]:
         """Yield the ipsets by name, each with the lines that create and fill it.
@@ -160,9 +167,9 @@ class IptablesBackend:
                     seen.add((file, line))
                     yield _not_carried_out(Span(file, line), "policy_forward is")
 
-    def lower(self, ruleset: Ruleset) -> IptablesArtefact:
+    def lower(self, ruleset: Ruleset, store: LineStore | None = None) -> IptablesArtefact:
         """Return the ruleset as lines of iptables, ip6tables, ipset and ebtables."""
-        return IptablesArtefact(ruleset)
+        return IptablesArtefact(ruleset, store)
 
 
 def _not_carried_out(span: Span, what: str) -> Diagnostic:

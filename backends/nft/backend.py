@@ -12,6 +12,7 @@ from pvefw_nft.ir.nodes import Goto, Jump, Layer, Provenance, Reject
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from backends.base import LineStore
     from backends.nft.syntax.objects import Table
     from pvefw_nft.ir.nodes import Rule, Ruleset
 
@@ -72,8 +73,8 @@ class NftBackend:
                 else:
                     due.append(rule.action.chain)
 
-    def lower(self, ruleset: Ruleset) -> NftArtefact:
-        """Return the ruleset as tables of nft."""
+    def lower(self, ruleset: Ruleset, store: LineStore | None = None) -> NftArtefact:  # noqa: ARG002
+        """Return the ruleset as tables of nft. What a chain becomes depends on others, so that none is kept."""
         return NftArtefact(ruleset)
 
 

@@ -14,7 +14,7 @@ from pvefw_nft.cli.options import backend_option, make_source, source_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import PvefwError
 from pvefw_nft.host import control, lock, watch
-from pvefw_nft.pipeline import Source, node_name
+from pvefw_nft.pipeline import Source, Store, node_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,6 +71,7 @@ class _Service:
         self._told: set[str] = set()
         self._shown: object = None
         self._last: Result | None = None
+        self._store = Store()
 
     def folders(self) -> list[Path]:
         """Return the folders to watch."""
@@ -112,7 +113,7 @@ class _Service:
     def _find(self) -> Result:
         """Return the ruleset; that of the last time, if nothing changed in what it was compiled from."""
         if self._last is None or not self._last.observations.still_hold(self._source):
-            self._last = desired_ruleset.find(self._source, self._backend)
+            self._last = desired_ruleset.compiled(self._source, self._backend, self._store)
         return self._last
 
     def _fall_back(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.config import grammar, resolve
 from pvefw_nft.config.files import FILES, Files
+from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.model import (
     ClusterConfig,
     Corosync,
@@ -27,10 +28,10 @@ from pvefw_nft.config.values import BadValue, Prefix, read_mac, read_prefix
 from pvefw_nft.errors import ConfigurationError, Span, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
     from pathlib import Path
 
-    from pvefw_nft.config.findings import Findings
+    from pvefw_nft.errors import Diagnostic
 
 _VMID = re.compile(r"[1-9][0-9]{0,8}")
 _VNET = re.compile(r"[A-Za-z][A-Za-z0-9]{0,14}")
@@ -81,6 +82,49 @@ class Root:
         return {path.stem: path for path in paths if path.suffix == ".fw" and _VNET.fullmatch(path.stem)}
 
 
+class GuestStore:
+    """Guests as they were read last, for a service that reads its configuration again and again.
+
+    A guest follows from its own two files and the names of cluster.fw. Where none of these changed, the guest that
+    was made is returned, the same object, with what was found wrong with it.
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._cluster: str | None = None
+        self._known: dict[int, tuple[_Origin, Guest, tuple[Diagnostic, ...]]] = {}
+
+    def begin(self, cluster: str) -> None:
+        """Forget all guests unless this is the text of cluster.fw that they were read with."""
+        if cluster != self._cluster:
+            self._cluster = cluster
+            self._known = {}
+
+    def end(self, vmids: Container[int]) -> None:
+        """Forget the guests that are none of these."""
+        self._known = {vmid: known for vmid, known in self._known.items() if vmid in vmids}
+
+    def get(self, origin: _Origin, findings: Findings, read: Callable[[Findings], Guest]) -> Guest:
+        """Return the guest of these files; ``read`` makes it where it is not known."""
+        known = self._known.get(origin.vmid)
+        if known is None or known[0] != origin:
+            own = Findings()
+            guest = read(own)
+            known = self._known[origin.vmid] = (origin, guest, tuple(own.diagnostics))
+        findings.diagnostics += known[2]
+        return known[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """What a guest is read from: its files' paths and texts."""
+
+    vmid: int
+    kind: GuestKind
+    config: tuple[str, str]
+    firewall: tuple[str, str | None]
+
+
 class Configuration:
     """A node's configuration: its parts that hold for all guests, and the guests one by one.
 
@@ -94,11 +138,13 @@ class Configuration:
         findings: Findings,
         local_network: Callable[[], str | None],
         real_interface: Callable[[str], str | None] = lambda _: None,
+        store: GuestStore | None = None,
     ) -> None:
         """Read cluster.fw, host.fw, the VNets and corosync.conf.
 
         ``local_network`` is asked for a CIDR where the cluster has no alias of that name: the alias counts more,
-        since rules may refer to it. ``real_interface`` returns the name of the link with an alternative name.
+        since rules may refer to it. ``real_interface`` returns the name of the link with an alternative name. Guests
+        that ``store`` knows are not read again.
         Raises ConfigurationError for a file that cannot be used and for an ``etc/pve`` that is missing or empty (not
         mounted, which is not the same as disabled), and UsageError where ``local_network`` gives no CIDR.
         """
@@ -113,7 +159,11 @@ class Configuration:
         self._firewall = root.pve / "firewall"
         file = self._firewall / "cluster.fw"
         self._names = Names(0, real_interface=real_interface)
-        cluster = resolve.read_cluster(str(file), files.text(file) or "", findings, self._names)
+        text = files.text(file) or ""
+        self._store = store
+        if store is not None:
+            store.begin(text)
+        cluster = resolve.read_cluster(str(file), text, findings, self._names)
         host_file = root.host_file()
         host = resolve.read_host(str(host_file), files.text(host_file) or "", findings, cluster, self._names)
         alias = cluster.aliases.get("local_network")
@@ -138,16 +188,26 @@ class Configuration:
                     )
                     continue
                 seen[vmid] = files[vmid]
-                text = self._root.files.text(files[vmid]) or ""
-                nics = _Nics(vmid, kind, self._findings).read(files[vmid], text)
-                yield Guest(vmid, kind, nics, self._rules(vmid) if rules else None, files[vmid])
+                yield self._guest(vmid, kind, files[vmid], rules=rules)
+        if self._store is not None:
+            self._store.end(seen)
 
-    def _rules(self, vmid: int) -> GuestConfig | None:
-        file = f"{self._firewall}/{vmid}.fw"
-        text = self._root.files.text(file)
-        if text is None:
-            return None
-        return resolve.read_guest(file, text, self._findings, self.node.cluster, self._names, vmid)
+    def _guest(self, vmid: int, kind: GuestKind, path: str, *, rules: bool) -> Guest:
+        files = self._root.files
+        firewall = f"{self._firewall}/{vmid}.fw"
+        origin = _Origin(vmid, kind, (path, files.text(path) or ""), (firewall, files.text(firewall) if rules else None))
+        if self._store is not None:
+            return self._store.get(origin, self._findings, lambda findings: self._read_guest(origin, findings))
+        return self._read_guest(origin, self._findings)
+
+    def _read_guest(self, origin: _Origin, findings: Findings) -> Guest:
+        path, text = origin.config
+        nics = _Nics(origin.vmid, origin.kind, findings).read(path, text)
+        file, written = origin.firewall
+        firewall: GuestConfig | None = None
+        if written is not None:
+            firewall = resolve.read_guest(file, written, findings, self.node.cluster, self._names, origin.vmid)
+        return Guest(origin.vmid, origin.kind, nics, firewall, path)
 
     def _vnets(self, cluster: ClusterConfig) -> tuple[VnetConfig, ...]:
         return tuple(

@@ -39,10 +39,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pvefw_nft.config.model import Guest, NodeConfig
+    from pvefw_nft.ir.guest import PartStore
 
 
-def build(node: NodeConfig, guests: Iterable[Guest]) -> Ruleset:
-    """Return the ruleset of a node. ``guests`` may be an iterator; each is looked at once, in the order given."""
+def build(node: NodeConfig, guests: Iterable[Guest], store: PartStore | None = None) -> Ruleset:
+    """Return the ruleset of a node. ``guests`` may be an iterator; each is looked at once, in the order given.
+
+    What ``store`` knows of guests is not made again.
+    """
     if not node.cluster.options.enable:
         for _ in guests:  # what is wrong with them is still to be found
             pass
@@ -52,7 +56,7 @@ def build(node: NodeConfig, guests: Iterable[Guest]) -> Ruleset:
     dispatch_in = builtin("guests", action=Dispatch(Direction.IN))
     context.add(Layer.FILTER, "PVEFW-FWBR-IN", [*input_filters(context), dispatch_in])
     context.add(Layer.FILTER, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
-    builder = GuestBuilder(context)
+    builder = GuestBuilder(context, store)
     for guest in guests:
         builder.add(guest)
     if builder.ips:

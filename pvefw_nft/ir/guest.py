@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pvefw_nft.ir.nodes import AddressSet as Set
@@ -45,11 +46,11 @@ from pvefw_nft.ir.rules import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from pvefw_nft.config.model import Guest, GuestConfig
+    from pvefw_nft.config.model import ClusterConfig, ClusterOptions, Guest, GuestConfig
     from pvefw_nft.config.model import Nic as ModelNic
-    from pvefw_nft.ir.nodes import Action, Match
+    from pvefw_nft.ir.nodes import Action, Chain, Match
 
 _LINK_LOCAL = 0xFE80 << 112
 _ARP = EtherType(0x0806, "ARP")
@@ -88,18 +89,79 @@ _CLEAR_MARK = builtin("accept mark", action=SetAcceptMark(on=False))
 _LINK_ACCEPT = builtin("layer 2", action=ACCEPT)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one guest becomes: its journal in the context, and what the builder collects."""
+
+    journal: tuple[tuple[Layer, Chain] | tuple[str, Direction], ...]
+    nics: tuple[Nic, ...]
+    sets: tuple[Set, ...]
+    ips: tuple[Rule, ...]
+
+
+class PartStore:
+    """What guests became, for a service that compiles again and again.
+
+    That follows from the guest and the options of cluster.fw. A guest is known by being the same object.
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._options: ClusterOptions | None = None
+        self._before: dict[int, tuple[Guest, _Part]] = {}
+        self._now: dict[int, tuple[Guest, _Part]] = {}
+
+    def begin(self, cluster: ClusterConfig) -> None:
+        """Keep the parts of the last build, if they were made with the same options."""
+        self._before = self._now if cluster.options == self._options else {}
+        self._now = {}
+        self._options = cluster.options
+
+    def get(self, guest: Guest, make: Callable[[Guest], _Part]) -> tuple[_Part, bool]:
+        """Return a guest's part, and whether it was known."""
+        known = self._before.get(guest.vmid)
+        is_known = known is not None and known[0] is guest
+        part = known[1] if known is not None and is_known else make(guest)
+        self._now[guest.vmid] = (guest, part)
+        return part, is_known
+
+
 class GuestBuilder:
     """Adds guests one by one to the chains of a context, and collects their NICs and sets."""
 
-    def __init__(self, context: Context) -> None:
-        """Start with no guests."""
+    def __init__(self, context: Context, store: PartStore | None = None) -> None:
+        """Start with no guests. Those that ``store`` knows are not made again."""
         self._context = context
+        self._store = store
         self.nics: list[Nic] = []
         self.sets: list[Set] = []
         self.ips: list[Rule] = []
+        if store is not None:
+            store.begin(context.node.cluster)
 
     def add(self, guest: Guest) -> None:
         """Add a guest's sets and, where its firewall is enabled, the chains of its filtered NICs."""
+        if self._store is None:
+            self._make(guest)
+            return
+        part, is_known = self._store.get(guest, self._make_part)
+        if is_known:
+            self._context.repeat(part.journal)
+            self.nics += part.nics
+            self.sets += part.sets
+            self.ips += part.ips
+
+    def _make_part(self, guest: Guest) -> _Part:
+        """Make a guest, and return what was added for it."""
+        counts = len(self.nics), len(self.sets), len(self.ips)
+        self._context.journal.clear()
+        self._make(guest)
+        nics, sets, ips = counts
+        return _Part(
+            tuple(self._context.journal), tuple(self.nics[nics:]), tuple(self.sets[sets:]), tuple(self.ips[ips:])
+        )
+
+    def _make(self, guest: Guest) -> None:
         config = guest.firewall
         if config is None:
             return

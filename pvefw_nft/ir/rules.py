@@ -73,18 +73,34 @@ DEFAULT_LIMIT = RateLimit(1, "second", None, "1/sec")
 
 
 class Context:
-    """The node being compiled, and the chains made so far, by layer and name."""
+    """The node being compiled, and the chains made so far, by layer and name.
+
+    ``journal`` holds, in order, the chains added and the group chains asked for, since somebody emptied it.
+    """
 
     def __init__(self, node: NodeConfig) -> None:
         """Start with no chains."""
         self.node = node
+        self.journal: list[tuple[Layer, Chain] | tuple[str, Direction]] = []
         self.chains: dict[Layer, dict[str, Chain]] = {layer: {} for layer in Layer}
         ratelimit = node.cluster.options.log_ratelimit
         self.limit: RateLimit | None = DEFAULT_LIMIT if ratelimit is None else ratelimit.limit
 
     def add(self, layer: Layer, name: str, rules: Iterable[Rule], families: Family = Family.BOTH) -> None:
         """Add a chain."""
-        self.chains[layer][name] = Chain(name, tuple(rules), families)
+        chain = Chain(name, tuple(rules), families)
+        self.journal.append((layer, chain))
+        self.chains[layer][name] = chain
+
+    def repeat(self, journal: Iterable[tuple[Layer, Chain] | tuple[str, Direction]]) -> None:
+        """Do again what a journal says."""
+        for first, second in journal:
+            if isinstance(second, Chain):
+                assert isinstance(first, Layer)
+                self.chains[first][second.name] = second
+            else:
+                assert isinstance(first, str)
+                group_chain(self, first, second)
 
     def log(self, level: int | None, vmid: int, chain: str, message: str) -> Log | None:
         """Return the log of a rule in that chain, or None where nothing is to be logged."""
@@ -171,12 +187,13 @@ def group_rule(
 def group_chain(context: Context, name: str, direction: Direction) -> str:
     """Return the name of a group's chain for that direction, after making it where it is not there yet."""
     chain = f"GROUP-{name}-{direction.value}"
+    context.journal.append((name, direction))
     if chain not in context.chains[Layer.FILTER]:
         rules = [builtin("group", action=SetAcceptMark(on=False))]
         for rule in context.node.cluster.groups[name].rules:
             if rule.type.value == direction.value:
                 rules += user_rule(context, rule, chain, 0, SET_ACCEPT_MARK, group=name)
-        context.add(Layer.FILTER, chain, rules)
+        context.chains[Layer.FILTER][chain] = Chain(chain, tuple(rules))
     return chain
 
 
