@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import HostError
 
+from . import nf_tables
 from .changes import Change, Remembered
 from .nftables_state import (
     DIGESTS,
@@ -32,7 +33,7 @@ from .nftables_state import (
 from .witness import call as call_witness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from .witness import Witness
 
@@ -66,13 +67,14 @@ class Plan:
 def plan(
     current: Kernel,
     target: Mapping[str, Wanted],
-    previous: Mapping[str, Wanted] | None = None,
+    previous: Callable[[], Mapping[str, Wanted]] = dict,
     spoiled: Iterable[str] = (),
 ) -> Plan:
     """Return what brings the kernel from what is noted in it to ``target`` (by family; none: no table).
 
-    ``previous`` is what was applied last, if that is known: where a set is still as it was applied, only the
-    elements that differ are touched. ``spoiled`` are things changed by hand since, as ``bridge chain x``.
+    ``previous`` gives what was applied last, if that is known: where a set is still as it was applied, only the
+    elements that differ are touched. It is not asked where no set changes. ``spoiled`` are things changed by hand
+    since, as ``bridge chain x``.
     """
     commands: list[Command] = []
     changes: list[Change] = []
@@ -88,7 +90,7 @@ def plan(
             family,
             current.get(family),
             wanted,
-            (previous or {}).get(family, _EMPTY),
+            lambda family=family: previous().get(family, _EMPTY),  # type: ignore[misc]  # a default is no argument
             {key.removeprefix(f"{family} ") for key in spoiled if key.startswith(f"{family} ")},
         )
         commands += table.commands()
@@ -110,11 +112,11 @@ def carry_out(planned: Plan, nft: Nftables) -> Witness | None:
         return None
     nft.run(planned.commands)
     witness = call_witness()
-    wrong = differences(read_kernel(nft), planned.target)
+    wrong = differences(read_kernel(), planned.target)
     if wrong:
         raise NotAsLoadedError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
     for family, names in _touched_chains(planned).items():
-        wrong += _count_differences(nft, family, names, planned.target[family])
+        wrong += _count_differences(family, names, planned.target[family])
     if wrong:
         raise NotAsLoadedError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
     return witness
@@ -174,16 +176,13 @@ def drifted(nft: Nftables, current: Kernel, memory: Mapping[str, Remembered]) ->
     return found
 
 
-def count_packets(nft: Nftables, families: Iterable[str]) -> dict[str, int]:
+def count_packets(families: Iterable[str]) -> dict[str, int]:
     """Return the packets that counted rules dropped or rejected, by ``FAMILY CHAIN``."""
-    counts: Counter[str] = Counter()
-    for family in families:
-        for entry in nft.run([{"list": {"table": {"family": family, "name": TABLE}}}]):
-            rule = entry.get("rule", {})
-            statements = {name: body for statement in rule.get("expr", ()) for name, body in statement.items()}
-            if "counter" in statements and ("drop" in statements or "reject" in statements):
-                counts[f"{family} {rule['chain']}"] += statements["counter"]["packets"]
-    return dict(counts)
+    return {
+        f"{family} {chain}": packets
+        for family in families
+        for chain, packets in nf_tables.refused(family, TABLE).items()
+    }
 
 
 def _touched_chains(planned: Plan) -> dict[str, list[str]]:
@@ -195,12 +194,9 @@ def _touched_chains(planned: Plan) -> dict[str, list[str]]:
     return {family: list(names) for family, names in touched.items()}
 
 
-def _count_differences(nft: Nftables, family: str, chains: list[str], wanted: Wanted) -> list[str]:
-    if len(chains) > _FEW:
-        lists = [{"list": {"table": {"family": family, "name": TABLE}}}]
-    else:
-        lists = [{"list": {"chain": {"family": family, "table": TABLE, "name": name}}} for name in chains]
-    counts = Counter(entry["rule"]["chain"] for command in lists for entry in nft.run([command]) if "rule" in entry)
+def _count_differences(family: str, chains: list[str], wanted: Wanted) -> list[str]:
+    few: list[str | None] = [*chains] if len(chains) <= _FEW else [None]
+    counts = Counter(rule.chain for name in few for rule in nf_tables.rules(family, TABLE, name))
     wrong = []
     for name in chains:
         should = len(wanted.things[Thing("chain", name, {}).key].content)
@@ -217,7 +213,7 @@ class _TablePlan:
         family: str,
         noted: dict[str, Noted] | None,
         wanted: Wanted,
-        previous: Wanted,
+        previous: Callable[[], Wanted],
         spoiled: set[str],
     ) -> None:
         self._family = family
@@ -308,10 +304,10 @@ class _TablePlan:
 
     def _old_elements(self, thing: Thing, noted: Mapping[str, Noted]) -> tuple[Any, ...] | None:
         """Return the elements in the kernel, or None where they are not known."""
-        old = self._previous.things.get(thing.key)
         note = noted.get(thing.key)
         if note is None:
             return ()
+        old = self._previous().things.get(thing.key)
         known = old is not None and note.digests == old.digests and thing.key not in self._spoiled
         return old.content if known and old is not None else None
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from functools import cache
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from pvefw_nft.errors import HostError, InternalError
 
 from . import apply_iptables, apply_nft, xtables
-from .nftables_state import NO_NFTABLES, Nftables, our_tables, read_kernel, wanted
+from .nf_tables import NO_NFTABLES
+from .nftables_state import Nftables, our_tables, read_kernel, wanted
 from .record import Memory
 from .witness import call as call_witness
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from .changes import Change, Remembered
-    from .nftables_state import Kernel
+    from .nftables_state import Kernel, Wanted
     from .record import Desired
     from .witness import Witness
 
@@ -166,13 +168,17 @@ class NftEngine:
         self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool = False
     ) -> apply_nft.Plan:
         """Return the commands of the transaction."""
-        nft = Nftables()
+        Nftables()  # where it is missing, nothing is to be begun
         target = wanted(desired.artefact)
-        there = self._look(nft)
+        there = self._look()
         if anew:
             return apply_nft.replacing(there, target)
-        known = previous is not None and previous.backend == self.name
-        before = wanted(previous.artefact) if previous is not None and known else None
+
+        @cache
+        def before() -> Mapping[str, Wanted]:
+            known = previous is not None and previous.backend == self.name
+            return wanted(previous.artefact) if previous is not None and known else {}
+
         return apply_nft.plan(there, target, before, self.drifted(memory))
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:
@@ -187,7 +193,7 @@ class NftEngine:
         except apply_nft.NotAsLoadedError as error:
             known = previous is not None and previous.backend == self.name and planned.was_there
             back = wanted(previous.artefact) if previous is not None and known else {}
-            apply_nft.carry_out(apply_nft.replacing(read_kernel(nft), back), nft)
+            apply_nft.carry_out(apply_nft.replacing(read_kernel(), back), nft)
             raise HostError(f"{error.message}\nthe ruleset that ran before is in place", error.hint) from error
 
         def remember(identity: str, before: Memory | None) -> Memory:
@@ -201,26 +207,25 @@ class NftEngine:
         """Delete our tables."""
         nft = Nftables()
         self._seen = None
-        apply_nft.carry_out(apply_nft.plan(read_kernel(nft), {}), nft)
+        apply_nft.carry_out(apply_nft.plan(read_kernel(), {}), nft)
 
     def drifted(self, memory: Memory | None) -> list[str]:
         """Compare each chain and set with how it was listed, unless nobody changed any ruleset since."""
         if memory is None or self.unchanged(memory):
             return []
         nft = Nftables()
-        return apply_nft.drifted(nft, self._look(nft), memory.chains)
+        return apply_nft.drifted(nft, self._look(), memory.chains)
 
     def dropped(self) -> dict[str, int]:
         """Sum the counters of rules that drop or reject."""
-        nft = Nftables()
-        return apply_nft.count_packets(nft, our_tables())
+        return apply_nft.count_packets(our_tables())
 
-    def _look(self, nft: Nftables) -> Kernel:
+    def _look(self) -> Kernel:
         """Return what is noted in our tables, read anew unless it provably is what was seen last."""
         witness = call_witness()
         if self._seen is not None and self._seen[0] == witness:
             return self._seen[1]
-        kernel = read_kernel(nft)
+        kernel = read_kernel()
         self._seen = (witness, kernel) if witness is not None and witness == call_witness() else None
         return kernel
 

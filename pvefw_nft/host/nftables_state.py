@@ -9,20 +9,18 @@ the digests of its definition and of its content.
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 import json
-import os
 import re
-import socket
-import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pvefw_nft.errors import HostError, InternalError
 
+from . import nf_tables
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 TABLE = "pvefw"
 FAMILIES = ("bridge", "inet")
@@ -30,8 +28,6 @@ DIGESTS = "digests"
 """The chain that holds the digests."""
 
 Command: TypeAlias = dict[str, Any]
-NO_NFTABLES = "the kernel may lack nf_tables"
-"""The hint of the error where the kernel does not answer."""
 _MAX_COMMENT = 127  # NFTNL_UDATA_COMMENT_MAXLEN, libnftnl's udata.h, without the closing NUL
 _SETS = ("set", "map")
 
@@ -40,24 +36,21 @@ _SETS = ("set", "map")
 class Thing:
     """A chain, set, map or other object: its definition, and its content (rules, or elements).
 
-    ``definition`` is the body of its add command, without elements; ``content`` are rule bodies or elements.
+    ``definition`` is the body of its add command, without elements; ``content`` are rule bodies or elements;
+    ``digests`` are those of the definition and of the content, with a dot between (empty: it is only named).
     """
 
     kind: str
     name: str
     definition: Mapping[str, Any]
     content: tuple[Any, ...] = ()
+    digests: str = ""
 
     @property
     def key(self) -> str:
         """Its kind and name, shortened to what a comment can hold."""
         key = f"{self.kind} {self.name}"
         return key if len(key) <= _MAX_COMMENT - 40 else f"{self.kind} #{digest(key)}"
-
-    @property
-    def digests(self) -> str:
-        """The digests of the definition and of the content, with a dot between."""
-        return f"{digest(self.definition)}.{digest(self.content)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +112,17 @@ def wanted(artefact: Mapping[str, Any]) -> dict[str, Wanted]:
             held.setdefault((kind, body["name"]), []).extend(body.get("elem", ()))
     tables = {}
     for family, made in definitions.items():
-        things = [Thing(k, n, body, tuple(content[family].get((k, n), ()))) for (k, n), body in made.items()]
+        things = [_thing(k, n, body, tuple(content[family].get((k, n), ()))) for (k, n), body in made.items()]
         if not things:
             continue  # a firewall that is off
         if any(thing.kind == "chain" and thing.name == DIGESTS for thing in things):
             raise InternalError(f"an artefact with a chain {DIGESTS} of its own")
         tables[family] = Wanted({thing.key: thing for thing in things}, tuple(commands[family]))
     return tables
+
+
+def _thing(kind: str, name: str, definition: Command, content: tuple[Any, ...]) -> Thing:
+    return Thing(kind, name, definition, content, f"{digest(definition)}.{digest(content)}")
 
 
 def _take_apart(command: Any) -> tuple[str, str, Command]:  # noqa: ANN401 - JSON
@@ -181,24 +178,22 @@ def _failure(problem: str, commands: Sequence[Command]) -> HostError:
     return HostError(message, hint)
 
 
-def read_kernel(nft: Nftables) -> Kernel:
+def our_tables() -> list[str]:
+    """Return the families in which our table exists. Raises :class:`HostError` where the kernel does not tell."""
+    there = nf_tables.tables(TABLE)
+    return [family for family in FAMILIES if family in there]
+
+
+def read_kernel() -> Kernel:
     """Return what is noted in our tables. A table without notes is one that somebody else made or emptied."""
-    return {family: _read_notes(nft, family) for family in our_tables()}
+    return {family: _read_notes(family) for family in our_tables()}
 
 
-def _read_notes(nft: Nftables, family: str) -> dict[str, Noted]:
-    try:
-        entries = nft.run([{"list": {"chain": {"family": family, "table": TABLE, "name": DIGESTS}}}])
-    except HostError as error:
-        if "No such file or directory" in error.message:
-            return {}
-        raise
+def _read_notes(family: str) -> dict[str, Noted]:
     notes = {}
-    for entry in entries:
-        rule = entry.get("rule")
-        if rule is not None:
-            key, _, digests = rule.get("comment", "").rpartition(" ")
-            notes[key] = Noted(digests, rule["handle"])
+    for rule in nf_tables.rules(family, TABLE, DIGESTS):
+        key, _, digests = rule.comment.rpartition(" ")
+        notes[key] = Noted(digests, rule.handle)
     return notes
 
 
@@ -254,80 +249,3 @@ def note_commands(family: str, things: Iterable[Thing]) -> list[Command]:
         }
         for thing in things
     ]
-
-
-# nf_tables.h and netfilter.h: libnftables reads the rules of all tables, also those of iptables-nft, to answer these
-_NETLINK_NETFILTER = 12
-_SUBSYSTEM = 10 << 8
-_GET_TABLE, _GET_GENERATION = _SUBSYSTEM | 1, _SUBSYSTEM | 16
-_TABLE_NAME, _GENERATION_ID = 1, 1
-_REQUEST, _DUMP = 0x1, 0x300
-_ERROR, _DONE = 2, 3
-_FAMILY_NUMBERS = {1: "inet", 7: "bridge"}
-
-
-def our_tables() -> list[str]:
-    """Return the families in which our table exists. Raises :class:`HostError` where the kernel does not tell."""
-    found = set()
-    for kind, body in _ask(_GET_TABLE, _REQUEST | _DUMP):
-        family = _FAMILY_NUMBERS.get(body[0]) if kind == _GET_TABLE - 1 else None
-        if family is not None and _attribute(body, _TABLE_NAME).rstrip(b"\0") == TABLE.encode():
-            found.add(family)
-    return [family for family in FAMILIES if family in found]
-
-
-def generation() -> int | None:
-    """Return the number of the kernel's ruleset, which grows with each change by anybody (None: unknown)."""
-    try:
-        for kind, body in _ask(_GET_GENERATION, _REQUEST):
-            if kind == _GET_GENERATION - 1:
-                return int.from_bytes(_attribute(body, _GENERATION_ID), "big")
-    except HostError:
-        return None
-    return None
-
-
-def _ask(kind: int, flags: int) -> list[tuple[int, bytes]]:
-    """Ask nf_tables, and return the answers: their kind, and what follows the netlink header."""
-    answers: list[tuple[int, bytes]] = []
-    try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as asking:
-            asking.settimeout(5)
-            # struct nlmsghdr, struct nfgenmsg
-            asking.send(struct.pack("=IHHIIBBH", 20, kind, flags, 1, 0, 0, 0, 0))
-            while True:
-                data = asking.recv(1 << 16)
-                for answer, body in _messages(data):
-                    if answer == _ERROR and (code := -struct.unpack_from("=i", body)[0]):
-                        raise OSError(code, os.strerror(code))
-                    if answer in (_ERROR, _DONE):
-                        return answers
-                    answers.append((answer, body))
-                if not flags & _DUMP:
-                    return answers
-    except OSError as error:
-        hint = "run this as root" if error.errno == errno.EPERM else NO_NFTABLES
-        raise HostError(f"nf_tables does not answer: {error.strerror or error}", hint) from error
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    position = 0
-    while position + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, position)
-        if length < 16:
-            return
-        yield kind, data[position + 16 : position + length]
-        position += (length + 3) & ~3
-
-
-def _attribute(body: bytes, wanted_kind: int) -> bytes:
-    """Return the value of an attribute after struct nfgenmsg, empty where it is missing."""
-    position = 4
-    while position + 4 <= len(body):
-        length, kind = struct.unpack_from("=HH", body, position)
-        if length < 4:
-            break
-        if kind & 0x3FFF == wanted_kind:
-            return body[position + 4 : position + length]
-        position += (length + 3) & ~3
-    return b""

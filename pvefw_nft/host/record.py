@@ -18,21 +18,27 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
     """A compiled ruleset and what goes with it.
 
-    ``artefact`` is its JSON, parsed; ``conntrack`` are host.fw's options; equal rulesets have one ``fingerprint``.
+    ``text`` is the artefact's JSON; ``conntrack`` are host.fw's options; equal rulesets have one ``fingerprint``.
     """
 
     backend: str
     enabled: bool
-    artefact: Mapping[str, Any]
+    text: str
     fingerprint: str
     conntrack: Conntrack | None = None
+
+    @property
+    def artefact(self) -> Mapping[str, Any]:
+        """The artefact, parsed: for thousands of guests that takes a while, and often nobody asks."""
+        parsed: Mapping[str, Any] = json.loads(self.text)
+        return parsed
 
     @property
     def identity(self) -> str:
@@ -42,8 +48,11 @@ class Desired:
 
 def desired(backend: str, text: str, *, enabled: bool, conntrack: Conntrack | None = None) -> Desired:
     """Return a ruleset from what ``pvefw compile --format json`` prints for it."""
-    fingerprint = hashlib.sha256(f"{backend} {text}".encode()).hexdigest()
-    return Desired(backend, enabled, json.loads(text), fingerprint, conntrack)
+    return Desired(backend, enabled, text, _fingerprint(backend, text), conntrack)
+
+
+def _fingerprint(backend: str, text: str) -> str:
+    return hashlib.sha256(f"{backend} {text}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +119,7 @@ def prepare(path: Path, ruleset: Desired) -> state.Prepared:
             "enabled": ruleset.enabled,
             "fingerprint": ruleset.fingerprint,
             "conntrack": None if conntrack is None else [conntrack.maximum, conntrack.established, conntrack.syn_recv],
-            "artefact": ruleset.artefact,
+            "artefact": ruleset.text,
         },
     )
 
@@ -124,8 +133,11 @@ def load(path: Path) -> Desired | None:
         if value["version"] != _VERSION:
             raise HostError(f"{path} was written by another version of pvefw", f"remove it: {path}")
         conntrack = None if value["conntrack"] is None else Conntrack(*value["conntrack"])
-        return Desired(value["backend"], value["enabled"], value["artefact"], value["fingerprint"], conntrack)
-    except (KeyError, TypeError) as error:
+        found = Desired(value["backend"], value["enabled"], value["artefact"], value["fingerprint"], conntrack)
+        if found.fingerprint != _fingerprint(found.backend, found.text):
+            raise HostError(f"{path} is damaged: its ruleset is not the one that was written", f"remove it: {path}")
+        return found
+    except (AttributeError, KeyError, TypeError) as error:
         raise HostError(f"{path} is damaged ({error!r})", f"remove it: {path}") from error
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pvefw_nft.errors import HostError
 
 from . import tools
-from .nftables_state import generation
+from .nf_tables import generation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

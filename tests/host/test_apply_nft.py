@@ -10,7 +10,8 @@ import pytest
 
 from pvefw_nft.errors import HostError, InternalError
 from pvefw_nft.host import apply_nft
-from pvefw_nft.host.nftables_state import Nftables, Noted, generation, read_kernel, wanted
+from pvefw_nft.host.nf_tables import generation
+from pvefw_nft.host.nftables_state import Nftables, Noted, read_kernel, wanted
 
 from .rulesets import nft
 
@@ -33,7 +34,7 @@ def noted(artefact: dict[str, Any]) -> Kernel:
 
 
 def plan(before: dict[str, Any], after: dict[str, Any], *, known: bool = True) -> apply_nft.Plan:
-    return apply_nft.plan(noted(before), wanted(after), wanted(before) if known else None)
+    return apply_nft.plan(noted(before), wanted(after), lambda: wanted(before) if known else {})
 
 
 def verbs(planned: apply_nft.Plan) -> list[str]:
@@ -176,8 +177,8 @@ def users() -> str:
 
 def apply(library: Nftables, artefact: dict[str, Any], previous: dict[str, Wanted] | None = None) -> dict[str, Wanted]:
     target = wanted(artefact)
-    apply_nft.carry_out(apply_nft.plan(read_kernel(library), target, previous), library)
-    assert apply_nft.plan(read_kernel(library), target, target).commands == ()
+    apply_nft.carry_out(apply_nft.plan(read_kernel(), target, lambda: previous or {}), library)
+    assert apply_nft.plan(read_kernel(), target, lambda: target).commands == ()
     return target
 
 
@@ -190,7 +191,7 @@ def test_updates_leave_other_tables_alone(kernel: Nftables) -> None:
         guests = tuple(range(100, 100 + number % 5))
         target = apply(kernel, nft(guests, (f"10.{number}.0.0/16",), ports=(number + 1,)), target)
         assert users() == before
-    apply_nft.carry_out(apply_nft.plan(read_kernel(kernel), {}), kernel)
+    apply_nft.carry_out(apply_nft.plan(read_kernel(), {}), kernel)
     assert listed() == whole
 
 
@@ -234,14 +235,14 @@ def test_error_names_the_command_that_is_malformed(kernel: Nftables) -> None:
 def test_changes_by_hand_are_seen_and_mended(kernel: Nftables) -> None:
     target = apply(kernel, nft())
     memory = apply_nft.memory_of(kernel, target)
-    assert apply_nft.drifted(kernel, read_kernel(kernel), memory) == []
+    assert apply_nft.drifted(kernel, read_kernel(), memory) == []
     subprocess.run(["nft", "add", "rule", "bridge", "pvefw", "tap100i0-OUT", "accept"], check=True)
     subprocess.run(["nft", "add", "element", "bridge", "pvefw", "friends", "{ 192.0.2.0/24 }"], check=True)
-    drifted = apply_nft.drifted(kernel, read_kernel(kernel), memory)
+    drifted = apply_nft.drifted(kernel, read_kernel(), memory)
     assert sorted(drifted) == ["bridge chain tap100i0-OUT", "bridge set friends"]
-    planned = apply_nft.plan(read_kernel(kernel), target, target, drifted)
+    planned = apply_nft.plan(read_kernel(), target, lambda: target, drifted)
     apply_nft.carry_out(planned, kernel)
-    assert apply_nft.drifted(kernel, read_kernel(kernel), memory) == []
+    assert apply_nft.drifted(kernel, read_kernel(), memory) == []
 
 
 def test_memory_of_a_part_is_that_of_the_whole(kernel: Nftables) -> None:

@@ -1,0 +1,202 @@
+"""What the kernel's nf_tables says over netlink: its generation, tables and rules.
+
+libnftables could tell too, but reads all chains, sets and maps of all tables for each answer, also those of
+iptables-nft, and takes seconds for the rules of thousands of guests. Constants are those of
+include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h and netlink.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pvefw_nft.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NO_NFTABLES = "the kernel may lack nf_tables"
+"""The hint of the error where the kernel does not answer."""
+
+_NETLINK_NETFILTER = 12
+_SUBSYSTEM = 10 << 8
+_GET_TABLE, _GET_RULE, _GET_GENERATION = _SUBSYSTEM | 1, _SUBSYSTEM | 7, _SUBSYSTEM | 16
+_NEW_TABLE, _NEW_RULE, _NEW_GENERATION = _GET_TABLE - 1, _GET_RULE - 1, _GET_GENERATION - 1
+_REQUEST, _DUMP = 0x1, 0x300
+_INTERRUPTED = 0x10  # of a dump: rules changed meanwhile, so that some may be missing
+_ERROR, _DONE = 2, 3
+_FAMILIES = {"inet": 1, "bridge": 7}
+_TRIES = 20
+
+_TABLE_NAME, _GENERATION_ID = 1, 1
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
+_EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
+_COUNTER_PACKETS = 2
+_IMMEDIATE_DATA, _DATA_VERDICT, _VERDICT_CODE = 2, 2, 1
+_NF_DROP = 0
+_COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT, libnftnl's udata.h
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule: its chain, its handle and its comment."""
+
+    chain: str
+    handle: int
+    comment: str
+
+
+def tables(name: str) -> set[str]:
+    """Return the families, ``inet`` and ``bridge``, that have a table of that name.
+
+    Raises :class:`HostError` where the kernel does not tell; so do the others.
+    """
+    numbers = {
+        body[0]
+        for kind, body in _ask(_GET_TABLE, _REQUEST | _DUMP)
+        if kind == _NEW_TABLE and _text(_attribute(body, _TABLE_NAME, 4)) == name
+    }
+    return {family for family, number in _FAMILIES.items() if number in numbers}
+
+
+def rules(family: str, table: str, chain: str | None = None) -> list[Rule]:
+    """Return the rules of a table, or of one chain, in order; none where there is no such table or chain."""
+    found = []
+    for body in _rules(family, table, chain):
+        parts = dict(_attributes(body, 4))
+        name = _text(parts[_RULE_CHAIN])
+        # the kernel has filtered by these already; one that cannot lists all rules of the family
+        if _text(parts[_RULE_TABLE]) == table and chain in (None, name):
+            handle = int.from_bytes(parts[_RULE_HANDLE], "big")
+            found.append(Rule(name, handle, _comment(parts.get(_RULE_USERDATA, b""))))
+    return found
+
+
+def refused(family: str, table: str) -> dict[str, int]:
+    """Return, by chain, the packets counted by rules that drop or reject them; chains without any are left out."""
+    found: dict[str, int] = {}
+    for body in _rules(family, table, None):
+        if b"counter\0" not in body:  # most rules: taking them apart would take long
+            continue
+        parts = dict(_attributes(body, 4))
+        packets = _refused(parts.get(_RULE_EXPRESSIONS, b""))
+        if packets and _text(parts[_RULE_TABLE]) == table:
+            name = _text(parts[_RULE_CHAIN])
+            found[name] = found.get(name, 0) + packets
+    return found
+
+
+def _rules(family: str, table: str, chain: str | None) -> Iterator[bytes]:
+    wanted = _pack(_RULE_TABLE, table) + (b"" if chain is None else _pack(_RULE_CHAIN, chain))
+    answers = _ask(_GET_RULE, _REQUEST | _DUMP, _FAMILIES[family], wanted)
+    return (body for kind, body in answers if kind == _NEW_RULE)
+
+
+def _refused(expressions: bytes) -> int:
+    """Return how many packets a rule has counted, if it drops or rejects them; else 0."""
+    packets, refuses = 0, False
+    for _, expression in _attributes(expressions, 0):
+        name, data = _attribute(expression, _EXPRESSION_NAME), _attribute(expression, _EXPRESSION_DATA)
+        match _text(name):
+            case "counter":
+                packets = int.from_bytes(_attribute(data, _COUNTER_PACKETS), "big")
+            case "reject":
+                refuses = True
+            case "immediate":
+                code = _attribute(_attribute(_attribute(data, _IMMEDIATE_DATA), _DATA_VERDICT), _VERDICT_CODE)
+                refuses = refuses or (bool(code) and int.from_bytes(code, "big") == _NF_DROP)
+    return packets if refuses else 0
+
+
+def generation() -> int | None:
+    """Return the number of the kernel's ruleset, which grows with each change by anybody (None: unknown)."""
+    try:
+        for kind, body in _ask(_GET_GENERATION, _REQUEST):
+            if kind == _NEW_GENERATION:
+                return int.from_bytes(_attribute(body, _GENERATION_ID, 4), "big")
+    except HostError:
+        return None
+    return None
+
+
+def _ask(kind: int, flags: int, family: int = 0, attributes: bytes = b"") -> list[tuple[int, bytes]]:
+    """Ask nf_tables, and return the answers: their kind, and what follows the netlink header."""
+    try:
+        for _ in range(_TRIES):
+            answers = _answers(kind, flags, family, attributes)
+            if answers is not None:
+                return answers
+    except OSError as error:
+        hint = "run this as root" if error.errno == errno.EPERM else NO_NFTABLES
+        raise HostError(f"nf_tables does not answer: {error.strerror or error}", hint) from error
+    raise HostError("the rules of nf_tables change all the time", "see which program changes them: nft monitor")
+
+
+def _answers(kind: int, flags: int, family: int, attributes: bytes) -> list[tuple[int, bytes]] | None:
+    """Return the answers to one question; None: rules changed while they were listed. Raises OSError."""
+    answers: list[tuple[int, bytes]] = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as asking:
+        asking.settimeout(60)
+        # struct nlmsghdr, struct nfgenmsg
+        header = struct.pack("=IHHIIBBH", 20 + len(attributes), kind, flags, 1, 0, family, 0, 0)
+        asking.send(header + attributes)
+        whole = True
+        while True:
+            for answer, its_flags, body in _messages(asking.recv(1 << 18)):
+                whole = whole and not its_flags & _INTERRUPTED
+                if answer == _ERROR and (code := -struct.unpack_from("=i", body)[0]):
+                    raise OSError(code, os.strerror(code))
+                if answer in (_ERROR, _DONE):
+                    return answers if whole else None
+                answers.append((answer, body))
+            if not flags & _DUMP:
+                return answers
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    position = 0
+    while position + 16 <= len(data):
+        length, kind, flags = struct.unpack_from("=IHH", data, position)
+        if length < 16:
+            return
+        yield kind, flags, data[position + 16 : position + length]
+        position += (length + 3) & ~3
+
+
+def _attributes(data: bytes, position: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the attributes (struct nlattr) from there on: their kind and value."""
+    while position + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, position)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, data[position + 4 : position + length]
+        position += (length + 3) & ~3
+
+
+def _attribute(data: bytes, wanted: int, position: int = 0) -> bytes:
+    """Return the value of an attribute, empty where it is missing."""
+    return next((value for kind, value in _attributes(data, position) if kind == wanted), b"")
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
+
+
+def _pack(kind: int, text: str) -> bytes:
+    value = text.encode() + b"\0"
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def _comment(userdata: bytes) -> str:
+    """Return the comment in a rule's user data: elements of a kind, a length and a value (libnftnl's udata.c)."""
+    position = 0
+    while position + 2 <= len(userdata):
+        kind, length = userdata[position], userdata[position + 1]
+        if kind == _COMMENT:
+            return _text(userdata[position + 2 : position + 2 + length])
+        position += 2 + length
+    return ""
