@@ -77,6 +77,7 @@ class _Service:
         """Return the folders to watch."""
         return watch.folders_of(self._source.root, node_name(self._source))
 
+    @desired_ruleset.no_garbage()
     def refresh(self, reason: str) -> None:
         """Compile and apply."""
         begun = time.monotonic()

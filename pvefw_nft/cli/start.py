@@ -94,6 +94,7 @@ def stop_command(wait: float) -> None:
 @click.option("--diff", is_flag=True, help="Also list which chains, sets and entries differ.")
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
 @click.pass_context
+@desired_ruleset.no_garbage()
 def status_command(
     ctx: click.Context,
     root: Path,
@@ -126,6 +127,7 @@ def status_command(
     ctx.exit((0 if clean else 1) if found.running else 3)
 
 
+@desired_ruleset.no_garbage()
 def _apply(
     root: Path,
     node: str | None,

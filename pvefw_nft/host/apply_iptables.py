@@ -390,8 +390,10 @@ class _TablePlan:
         for hook, chain in hooks.items():
             if hook in self._target.hooked - self._current.hooked:
                 lines.append(f"-A {hook} -j {chain}")
+                self.changes.append(Change("add", self._where, f"{hook} -j {chain}"))
             elif removing and hook in self._current.hooked - self._target.hooked:
                 lines.append(f"-D {hook} -j {chain}")
+                self.changes.append(Change("remove", self._where, f"{hook} -j {chain}"))
         return lines
 
     def _as_wanted(self, name: str) -> bool:

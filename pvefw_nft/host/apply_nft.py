@@ -49,13 +49,15 @@ class NotAsLoadedError(HostError):
 class Plan:
     """The commands of the transaction, and what they change; no commands: nothing to do.
 
-    ``target`` is what it leads to; ``was_there``: a table of ours was there before.
+    ``target`` is what it leads to; ``was_there``: a table of ours was there before. ``witness`` is that of the time
+    in which the kernel was looked at (None: there is none).
     """
 
     commands: tuple[Command, ...]
     changes: tuple[Change, ...]
     target: Mapping[str, Wanted]
     was_there: bool
+    witness: Witness | None = None
 
     def __str__(self) -> str:
         if not self.commands:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -35,6 +36,10 @@ class Planned(Protocol):
     @property
     def changes(self) -> tuple[Change, ...]:
         """What it changes; nothing: the kernel is as wanted."""
+
+    @property
+    def witness(self) -> Witness | None:
+        """The witness of the time in which the kernel was looked at for it; None: there is none."""
 
 
 class Engine(Protocol):
@@ -179,14 +184,16 @@ class NftEngine:
             known = previous is not None and previous.backend == self.name
             return wanted(previous.artefact) if previous is not None and known else {}
 
-        return apply_nft.plan(there, target, before, self.drifted(memory))
+        planned = apply_nft.plan(there, target, before, self.drifted(memory))
+        witness = self._seen[0] if self._seen is not None else None
+        return replace(planned, witness=witness if witness == call_witness() else None)
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:
         """Run the transaction; what was applied last is put back if what is read back is not as wanted."""
         assert isinstance(planned, apply_nft.Plan)
         nft = Nftables()
-        seen, self._seen = self._seen, None
-        witness = seen[0] if seen is not None else None
+        self._seen = None
+        witness = planned.witness
         try:
             if planned.commands:
                 witness = apply_nft.carry_out(planned, nft)

@@ -7,7 +7,7 @@ to be done is worked out from what the kernel holds, never from what should have
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError
@@ -88,6 +88,9 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
             prepared.commit()
         elif record_of is not None:
             record.copy(record_of, record.running_path())
+    elif planned.witness is not None:
+        # others changed rules of theirs since: ours were found as they were noted
+        _note(replace(memory, witness=planned.witness))
     if not record.marker_path().exists():
         state.write(record.marker_path(), {"backend": desired.backend})
     # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
@@ -184,8 +187,12 @@ def _conntrack(desired: Desired) -> list[str]:
 
 def _remember(remember: Remember, desired: Desired, memory: Memory | None) -> list[str]:
     """Note how the kernel lists the ruleset. Without the notes, changes by hand go unseen: not worth failing for."""
+    return _note(remember(desired.identity, memory))
+
+
+def _note(memory: Memory) -> list[str]:
     try:
-        record.write_memory(remember(desired.identity, memory))
+        record.write_memory(memory)
     except HostError as error:
         state.remove(record.memory_path())
         return [error.message]

@@ -1,0 +1,293 @@
+"""Nothing is read or written where it is certain that nothing changed; whatever changed is seen."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pvefw_nft.cli import desired as desired_ruleset
+from pvefw_nft.cli import main
+from pvefw_nft.errors import HostError
+from pvefw_nft.host import apply_iptables, control, firewall, nf_tables, record, sysctl, tools, witness
+from pvefw_nft.host.engines import engine
+from tests.support import VM
+
+from .rulesets import iptables, nft
+
+if TYPE_CHECKING:
+    from pvefw_nft.host.record import Desired
+    from tests.support import MakeRoot
+
+    from .conftest import Namespace
+
+pytest.importorskip("nftables")
+
+
+def ruleset(backend: str, port: int = 80) -> Desired:
+    if backend == "nft":
+        return record.desired("nft", json.dumps(nft(ports=(port,))), enabled=True)
+    artefact = iptables()
+    artefact["iptables"]["filter"]["tap100i0-IN"] = [f"-A tap100i0-IN -p tcp --dport {port} -j ACCEPT"]
+    return record.desired("iptables", json.dumps(artefact), enabled=True)
+
+
+def shell(script: str) -> str:
+    return subprocess.run(["sh", "-ec", script], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def real(host: Namespace) -> Namespace:
+    """A host on which both backends' tools work, and the kernel can tell whether rules changed."""
+    try:
+        shell("iptables -A INPUT -s 192.0.2.1 -j DROP; ebtables -L; ipset list; nft add table bridge probe")
+        if sysctl.read("net/bridge/bridge-nf-call-iptables") is None:
+            tools.run(["modprobe", "br_netfilter"])
+    except (HostError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"the tools are not usable here: {error}")
+    if apply_iptables.call_witness() is None:
+        pytest.skip("this kernel does not tell namespaces apart, or iptables is the legacy variant")
+    return host
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The commands that are run, as they come."""
+    run_all = tools.run_all
+    found: list[str] = []
+
+    def noting(started: Any, *rest: Any) -> list[str]:  # noqa: ANN401
+        found.extend(" ".join(command) for command in started)
+        return run_all(started, *rest)
+
+    monkeypatch.setattr(tools, "run_all", noting)
+    return found
+
+
+def stands(backend: str) -> bool:
+    return engine(backend).unchanged(record.read_memory())
+
+
+BACKENDS = pytest.mark.parametrize("backend", ["iptables", "nft"])
+
+
+@BACKENDS
+def test_nothing_changed(real: Namespace, commands: list[str], backend: str) -> None:
+    desired = ruleset(backend)
+    control.apply(desired)
+    number = nf_tables.generation()
+    commands.clear()
+    assert control.apply(desired)[0].changes == ()
+    assert nf_tables.generation() == number
+    if backend == "iptables":
+        assert set(commands) == {"ipset save"}
+    found = firewall.status(desired)
+    assert (found.changes, found.drifted, found.backends) == ((), (), (backend,))
+
+
+BY_HAND = [
+    ("iptables", "iptables -A PVEFW-HOST-IN -j ACCEPT"),
+    ("iptables", "iptables -R tap100i0-IN 1 -p tcp --dport 81 -j ACCEPT"),
+    ("iptables", "ip6tables -F PVEFW-INPUT"),
+    ("iptables", "iptables -D INPUT -j PVEFW-INPUT"),
+    ("iptables", "iptables -t raw -F PVEFW-PREROUTING"),
+    ("iptables", "ip6tables -F INPUT"),
+    ("iptables", "ebtables -F FORWARD"),
+    ("iptables", "ebtables -F tap100i0-OUT"),
+    ("iptables", "ipset add PVEFW-0-management-v4 192.0.2.0/24"),
+    ("iptables", "ipset flush PVEFW-0-management-v4"),
+    ("iptables", "ipset create other hash:net family inet maxelem 64; ipset swap other PVEFW-0-management-v4"),
+    ("nft", "nft add rule bridge pvefw tap100i0-OUT accept"),
+    ("nft", "nft flush chain bridge pvefw tap100i0-OUT"),
+    ("nft", "nft add element bridge pvefw friends '{ 192.0.2.0/24 }'"),
+    ("nft", "nft delete table inet pvefw"),
+]
+
+
+@pytest.mark.parametrize(("backend", "script"), BY_HAND)
+def test_changed_by_hand(real: Namespace, backend: str, script: str) -> None:
+    desired = ruleset(backend)
+    control.apply(desired)
+    before = shell("iptables-save; ip6tables-save; ipset save; nft list ruleset | grep -v handle")
+    assert stands(backend)
+    shell(script)
+    assert not stands(backend)
+    assert firewall.status(desired).changes
+    assert control.apply(desired)[0].changes
+    assert firewall.status(desired).changes == ()
+    assert stands(backend)
+    shell("ipset destroy other 2>/dev/null || true")
+    assert comparable(shell("iptables-save; ip6tables-save; ipset save; nft list ruleset")) == comparable(before)
+
+
+def comparable(text: str) -> list[str]:
+    lines = (line.split(" initval")[0].partition(" [")[0] for line in text.splitlines())
+    kept = (line.strip() for line in lines if not line.startswith("#") and "packets" not in line)
+    return sorted(line for line in kept if "pvefw-digest" not in line and line)
+
+
+@BACKENDS
+def test_rules_of_others_changed(real: Namespace, commands: list[str], backend: str) -> None:
+    desired = ruleset(backend)
+    control.apply(desired)
+    shell("iptables -A INPUT -s 192.0.2.2 -j DROP; nft add table inet mine")
+    assert not stands(backend)
+    assert firewall.status(desired).drifted == ()
+    commands.clear()
+    assert control.apply(desired)[0].changes == ()
+    assert not any("restore" in command for command in commands)
+    assert stands(backend)
+
+
+def test_kernel_setting_changed_by_hand(real: Namespace) -> None:
+    key = "net/bridge/bridge-nf-call-iptables"
+    desired = ruleset("iptables")
+    control.apply(desired)
+    sysctl.write(key, "0")
+    assert firewall.status(desired).drifted == (f"setting {key}",)
+    outcome, _ = control.apply(desired)
+    assert any(key in problem for problem in outcome.problems)
+    assert sysctl.read(key) == "1"
+    assert firewall.status(desired).drifted == ()
+
+
+@BACKENDS
+def test_started_never_noted(real: Namespace, backend: str) -> None:
+    desired = ruleset(backend)
+    control.apply(desired)
+    record.memory_path().unlink()
+    control.apply(desired)
+    assert stands(backend)
+
+
+@BACKENDS
+def test_note_of_another_ruleset_on_record(real: Namespace, backend: str) -> None:
+    desired = ruleset(backend)
+    control.apply(desired)
+    record.prepare(record.running_path(), ruleset(backend, 81)).commit()  # and killed before it was applied
+    assert record.read_memory() is None
+    control.apply(desired)
+    applied = record.load(record.running_path())
+    assert applied is not None
+    assert applied.identity == desired.identity
+
+
+def test_changed_chain_is_read_back_alone(real: Namespace, commands: list[str]) -> None:
+    control.apply(ruleset("iptables"))
+    commands.clear()
+    outcome, _ = control.apply(ruleset("iptables", 81))
+    assert [str(change) for change in outcome.changes] == ["change iptables filter tap100i0-IN"]
+    assert "iptables -w 10 -t filter -S tap100i0-IN" in commands
+    assert not any("-save" in command for command in commands)
+    assert stands("iptables")
+    memory = record.read_memory()
+    assert memory is not None
+    assert apply_iptables.drifted(apply_iptables.look(ebtables=True).state, memory.chains) == []
+
+
+def test_others_change_rules_while_a_chain_is_replaced(
+    real: Namespace, commands: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control.apply(ruleset("iptables"))
+    carry_out = apply_iptables.carry_out
+
+    def disturbed(planned: apply_iptables.Plan) -> None:
+        carry_out(planned)
+        shell("iptables -A PVEFW-HOST-IN -j ACCEPT")
+
+    monkeypatch.setattr(apply_iptables, "carry_out", disturbed)
+    commands.clear()
+    with pytest.raises(HostError, match="PVEFW-HOST-IN has 5 rules, not 4"):
+        control.apply(ruleset("iptables", 81))
+    assert any("iptables-save" in command for command in commands)
+
+
+def test_changed_chain_that_lost_a_rule(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    control.apply(ruleset("iptables"))
+    run_all = tools.run_all
+
+    def losing(started: Any, text: str | None = None, *rest: Any) -> list[str]:  # noqa: ANN401
+        lost = "-A tap100i0-IN -p tcp --dport 81 -j ACCEPT\n"
+        return run_all(started, None if text is None else text.replace(lost, ""), *rest)
+
+    monkeypatch.setattr(tools, "run_all", losing)
+    with pytest.raises(HostError, match="tap100i0-IN has 0 rules, not 1"):
+        control.apply(ruleset("iptables", 81))
+    monkeypatch.undo()
+    assert "--dport 80 -j ACCEPT" in shell("iptables-save")
+
+
+def test_no_witness_beside_legacy_tools(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools, "find", lambda tool: f"/usr/sbin/{tool.replace('tables', 'tables-legacy')}")
+    assert witness.call_for_tools(["iptables-save"], "") is None
+
+
+def test_witness_of_another_namespace(real: Namespace, other: Namespace) -> None:
+    here = witness.call()
+    with other.entered():
+        there = witness.call()
+    assert here is not None
+    assert there is not None
+    assert here.namespace != there.namespace
+    assert witness.Witness.of_json(json.loads(json.dumps(here.as_json()))) == here
+
+
+# --- what nf_tables says ------------------------------------------------------------------------------------
+
+
+def test_packets_refused_by_nft_rules(real: Namespace) -> None:
+    shell(
+        "ip link set lo up; nft add table inet t; nft 'add chain inet t c { type filter hook output priority 0; }';"
+        "nft add chain inet t empty;"
+        "nft add rule inet t c udp dport 1 counter drop; nft add rule inet t c udp dport 2 counter reject;"
+        "nft add rule inet t c udp dport 3 counter accept; nft add rule inet t c udp dport 4 drop;"
+        "nft add rule inet t c udp dport 5 counter goto empty comment '\"some words\"'"
+    )
+    for port in (1, 1, 2, 3, 4, 5):
+        subprocess.run(["bash", "-c", f"echo > /dev/udp/127.0.0.1/{port}"], capture_output=True, check=False)
+    assert nf_tables.refused("inet", "t") == {"c": 3}
+    assert [rule.comment for rule in nf_tables.rules("inet", "t", "c")] == ["", "", "", "", "some words"]
+    assert nf_tables.rules("inet", "t", "empty") == []
+    assert nf_tables.rules("inet", "other") == []
+    assert nf_tables.tables("t") == {"inet"}
+
+
+# --- the commands -------------------------------------------------------------------------------------------
+
+
+def pvefw(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(ended.value.code or 0)
+
+
+def test_commands_compile_only_what_changed(
+    real: Namespace, make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_root({"cluster": "[OPTIONS]\nenable: 1\n[RULES]\nFORWARD DROP\n", "100.conf": VM, "100.fw": ""})
+    options = ["--root", str(root), "--node", "n1", "--local-network", "10.0.0.0/24", "--backend", "iptables"]
+    assert pvefw("start", *options) == 0
+    told = capsys.readouterr().err
+    assert "FORWARD rules are not carried out" in told
+
+    def compiling(*_: object) -> None:
+        raise _Compiled
+
+    monkeypatch.setattr(desired_ruleset, "compile_root", compiling)
+    assert pvefw("update", *options) == 0
+    again = capsys.readouterr()
+    assert again.err == told  # what is wrong with the configuration is said each time
+    assert again.out == "nothing changed\n"
+    assert pvefw("status", *options) == 0
+    (root / "etc/pve/firewall/100.fw").write_text("[OPTIONS]\nenable: 1\n")
+    with pytest.raises(_Compiled):
+        main(["update", *options])
+    monkeypatch.undo()
+    assert pvefw("update", *options) == 0
+    assert "tap100i0-IN" in shell("iptables-save")
+
+
+class _Compiled(Exception):  # noqa: N818 - says that something was compiled
+    pass

@@ -1,0 +1,108 @@
+"""What a service keeps from one compile to the next changes nothing in what is made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pvefw_nft.pipeline import Source, Store, compile_root
+from tests.support import CONTAINER, VM, file_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pvefw_nft.ir.nodes import Chain
+    from pvefw_nft.pipeline import Compiled
+    from tests.support import MakeRoot
+
+CLUSTER = """[OPTIONS]
+enable: 1
+[ALIASES]
+web 10.0.0.80
+[IPSET admins]
+10.0.0.0/28
+[group web]
+IN ACCEPT -dest web -p tcp -dport 80
+OUT DROP -p udp -dport 53
+[group mail]
+IN ACCEPT -p tcp -dport 25
+"""
+
+FILES: dict[str, str | bytes] = {
+    "cluster": CLUSTER,
+    "host": "[OPTIONS]\nenable: 1\n",
+    "100.fw": "[OPTIONS]\nenable: 1\nipfilter: 1\n[RULES]\nGROUP web\nIN ACCEPT -source +admins -log info\n",
+    "100.conf": VM,
+    "101.fw": "[OPTIONS]\nenable: 1\nips: 1\nlayer2_protocols: ARP\n[RULES]\nGROUP mail\nnonsense\n",
+    "101.conf": VM,
+    "200.fw": "[OPTIONS]\nenable: 1\n[IPSET own]\n10.0.0.1\n[RULES]\nIN DROP -source +own\nOUT ACCEPT -p udplite\n",
+    "200.ct": CONTAINER,
+}
+
+EDITS: list[tuple[str, str, str | None]] = [
+    ("nothing", "100.conf", VM),
+    ("rule of a guest", "100.fw", "[OPTIONS]\nenable: 1\n[RULES]\nGROUP mail\n"),
+    ("error in a guest's file", "100.fw", "[OPTIONS]\nenable: 1\n[RULES]\nIN ACCEPT -source +nowhere\n"),
+    ("error mended", "100.fw", "[OPTIONS]\nenable: 1\n[RULES]\nIN ACCEPT\n"),
+    ("MAC address", "101.conf", VM.replace("01,", "07,")),
+    ("second NIC", "200.ct", CONTAINER + CONTAINER.replace("net0", "net1").replace("02,", "03,")),
+    ("guest switched off", "101.fw", "[OPTIONS]\nenable: 0\n"),
+    ("guest gone", "101.conf", None),
+    ("guest back", "101.conf", VM),
+    ("new guest", "102.conf", VM),
+    ("its rules", "102.fw", "[OPTIONS]\nenable: 1\n[RULES]\nGROUP web -i net0\n"),
+    ("VM becomes a container", "100.conf", None),
+    ("", "100.ct", CONTAINER),
+    ("group", "cluster", CLUSTER.replace("-dport 25", "-dport 26")),
+    ("group gone", "cluster", CLUSTER.partition("[group mail]")[0]),
+    ("alias", "cluster", CLUSTER.replace("10.0.0.80", "10.0.0.81")),
+    ("ipset of the cluster gone", "cluster", CLUSTER.replace("admins", "others")),
+    ("log limit", "cluster", CLUSTER.replace("enable: 1", "enable: 1\nlog_ratelimit: enable=1,rate=9/second,burst=3")),
+    ("layer 2 off", "cluster", CLUSTER.replace("enable: 1", "enable: 1\nebtables: 0")),
+    ("off", "cluster", CLUSTER.replace("enable: 1", "enable: 0")),
+    ("on again", "cluster", CLUSTER),
+    ("host", "host", "[OPTIONS]\nenable: 0\nnf_conntrack_allow_invalid: 1\n"),
+]
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nft"])
+def test_edits(make_root: MakeRoot, backend: str) -> None:
+    root = make_root(FILES)
+    store = Store()
+    text = written(compiled(root, backend, store))
+    for what, name, content in EDITS:
+        path = root / file_path(name)
+        if content is None:
+            path.unlink()
+        else:
+            path.write_text(content)
+        with_store, afresh = compiled(root, backend, store), compiled(root, backend)
+        assert written(with_store) == written(afresh), what
+        assert with_store.checked.diagnostics == afresh.checked.diagnostics, what
+        assert with_store.checked.ruleset == afresh.checked.ruleset, what
+        text = written(with_store)
+    assert text
+
+
+def test_what_did_not_change_is_not_made_again(make_root: MakeRoot) -> None:
+    root = make_root(FILES)
+    store = Store()
+    before = {chain.name: chain for chain in chains(compiled(root, "iptables", store))}
+    (root / file_path("100.fw")).write_text("[OPTIONS]\nenable: 1\n")
+    after = {chain.name: chain for chain in chains(compiled(root, "iptables", store))}
+    assert after["tap101i0-IN"] is before["tap101i0-IN"]
+    assert after["tap100i0-IN"] is not before["tap100i0-IN"]
+
+
+def compiled(root: Path, backend: str, store: Store | None = None) -> Compiled:
+    return compile_root(Source(root, "n1", lambda: "10.0.0.0/24"), backend, store)
+
+
+def written(made: Compiled) -> str:
+    return "".join(made.artefact.loadable_json())
+
+
+def chains(made: Compiled) -> list[Chain]:
+    written(made)
+    return [chain for layer in made.checked.ruleset.chains.values() for chain in layer.values()]
