@@ -195,7 +195,9 @@ class Configuration:
     def _guest(self, vmid: int, kind: GuestKind, path: str, *, rules: bool) -> Guest:
         files = self._root.files
         firewall = f"{self._firewall}/{vmid}.fw"
-        origin = _Origin(vmid, kind, (path, files.text(path) or ""), (firewall, files.text(firewall) if rules else None))
+        origin = _Origin(
+            vmid, kind, (path, files.text(path) or ""), (firewall, files.text(firewall) if rules else None)
+        )
         if self._store is not None:
             return self._store.get(origin, self._findings, lambda findings: self._read_guest(origin, findings))
         return self._read_guest(origin, self._findings)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pvefw_nft.config import netdb, source
+from pvefw_nft.config import netdb, services, source, values
 from pvefw_nft.config.source import Observations, Source
 from pvefw_nft.pipeline import compile_root
 from tests.support import CONTAINER, VM
@@ -29,6 +29,16 @@ FILES: dict[str, str | bytes] = {
     "x.vnet": "[OPTIONS]\nenable: 1\n",
     "corosync": "nodelist {\n  node {\n    name: n1\n    ring0_addr: 10.0.0.1\n  }\n}\n",
 }
+
+
+@pytest.fixture(autouse=True)
+def nothing_read_yet() -> None:
+    """Forget what other tests in this process had read of the host's files, or of what they put in their places."""
+    for module in (netdb, services, values):
+        for cached in vars(module).values():
+            if hasattr(cached, "cache_clear"):
+                cached.cache_clear()
+    netdb._texts.clear()
 
 
 def made(root: Path, node: str | None = "n1") -> tuple[Source, Observations]:
