@@ -160,25 +160,31 @@ def main() -> None:
         os.environ["PVEFW_BENCHMARK"] = "1"
         os.execvp("unshare", ["unshare", "-n", sys.executable, *sys.argv])
     report: dict[str, dict[str, Figure] | str] = {}
+
+    def tell(title: str, figures: dict[str, Figure] | str) -> None:
+        report[title] = figures
+        if not arguments.json:
+            print("\n".join([title, *_lines(figures)]), flush=True)
+
     for backend in arguments.backend:
         for guests in arguments.guests:
             try:
-                report[f"{backend}, {guests} guests"] = measure(guests, backend)
+                tell(f"{backend}, {guests} guests", measure(guests, backend))
             except SystemExit as error:
-                report[f"{backend}, {guests} guests"] = str(error)
+                tell(f"{backend}, {guests} guests", str(error))
     if arguments.plumb:
-        report[f"plumbing, {arguments.plumb} NICs"] = plumbing(arguments.plumb)
+        tell(f"plumbing, {arguments.plumb} NICs", plumbing(arguments.plumb))
     if arguments.json:
         print(json.dumps(report, indent=2))
-        return
-    for title, figures in report.items():
-        print(title)
-        if isinstance(figures, str):
-            print(f"  {figures}")
-            continue
-        for what, figure in figures.items():
-            cpu = "" if figure.cpu is None else f"{figure.cpu:8.2f} s of the processors"
-            print(f"  {what:32} {figure.wall:8.2f} s {cpu}")
+
+
+def _lines(figures: dict[str, Figure] | str) -> list[str]:
+    if isinstance(figures, str):
+        return [f"  {figures}"]
+    return [
+        f"  {what:32} {figure.wall:8.2f} s" + ("" if figure.cpu is None else f" {figure.cpu:8.2f} s of the processors")
+        for what, figure in figures.items()
+    ]
 
 
 if __name__ == "__main__":
