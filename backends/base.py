@@ -27,16 +27,22 @@ class LineStore:
 
     def __init__(self) -> None:
         """Start with none."""
-        self._known: dict[tuple[object, str], tuple[Chain, object]] = {}
+        self._before: dict[tuple[object, str], tuple[Chain, object]] = {}
+        self._now: dict[tuple[object, str], tuple[Chain, object]] = {}
+
+    def begin(self) -> None:
+        """Keep what the last ruleset had, and forget what is older."""
+        self._before, self._now = self._now, {}
 
     def get(self, place: object, chain: Chain, lower: Callable[[], _T]) -> _T:
         """Return the lines of a chain at a place, for example a table; ``lower`` makes those that are not known."""
-        known = self._known.get((place, chain.name))
+        known = self._before.get((place, chain.name))
         if known is not None and known[0] is chain:
+            self._now[place, chain.name] = known
             return cast("_T", known[1])
         made = lower()
         if not any(isinstance(rule.action, Dispatch) for rule in chain.rules):
-            self._known[place, chain.name] = (chain, made)
+            self._now[place, chain.name] = (chain, made)
         return made
 
 

@@ -169,6 +169,8 @@ class IptablesBackend:
 
     def lower(self, ruleset: Ruleset, store: LineStore | None = None) -> IptablesArtefact:
         """Return the ruleset as lines of iptables, ip6tables, ipset and ebtables."""
+        if store is not None:
+            store.begin()
         return IptablesArtefact(ruleset, store)
 
 

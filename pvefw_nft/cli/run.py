@@ -71,6 +71,7 @@ class _Service:
         self._told: set[str] = set()
         self._shown: object = None
         self._last: Result | None = None
+        self._noted: Result | None = None
         self._store = Store()
 
     def folders(self) -> list[Path]:
@@ -103,7 +104,9 @@ class _Service:
         if outcome is None:
             self._tell("left alone: a change waits for its confirmation, or was rolled back")
             return
-        desired_ruleset.note(result, self._source, self._backend)
+        if result is not self._noted:
+            desired_ruleset.note(result, self._source, self._backend)
+            self._noted = result
         if outcome.changes or reason == "started":
             spent = time.monotonic() - begun
             self._tell(f"{reason}: {len(outcome.changes)} changes in {spent:.2f} s", again=True)

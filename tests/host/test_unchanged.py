@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -232,6 +233,26 @@ def test_witness_of_another_namespace(real: Namespace, other: Namespace) -> None
     assert there is not None
     assert here.namespace != there.namespace
     assert witness.Witness.of_json(json.loads(json.dumps(here.as_json()))) == here
+
+
+# --- running tools ------------------------------------------------------------------------------------------
+
+
+def test_tools_run_side_by_side() -> None:
+    begun = time.monotonic()
+    assert tools.run_all([("sh", "-c", f"sleep 0.5; echo {word}") for word in "ab"]) == ["a\n", "b\n"]
+    assert time.monotonic() - begun < 0.95
+    assert tools.run(["cat"], "text\n") == "text\n"
+
+
+def test_tool_that_does_not_end() -> None:
+    with pytest.raises(HostError, match="sleep did not end within"):
+        tools.run(["sleep", "60"], timeout=0.1)
+
+
+def test_one_of_several_tools_fails() -> None:
+    with pytest.raises(HostError, match="sh -c echo no >&2; exit 3 failed: no"):
+        tools.run_all([("true",), ("sh", "-c", "echo no >&2; exit 3"), ("sleep", "0.1")])
 
 
 # --- what nf_tables says ------------------------------------------------------------------------------------
