@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import sys
 import time
 from importlib.resources import files
@@ -13,7 +15,7 @@ from pvefw_nft.cli import desired as desired_ruleset
 from pvefw_nft.cli.options import backend_option, make_source, source_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import PvefwError
-from pvefw_nft.host import control, lock, watch
+from pvefw_nft.host import control, firewall, lock, watch
 from pvefw_nft.pipeline import Source, Store, node_name
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def run_command(
         return
     service = _Service(make_source(root, node, local_network), backend)
     watcher = watch.Watcher(service.folders, service.refresh, poll=poll)
-    watcher.run(lambda: watch.notify("READY=1"))
+    watcher.run(service.started)
     if stop_at_end:
         control.stop(wait=_LOCK_WAIT)
 
@@ -77,6 +79,14 @@ class _Service:
     def folders(self) -> list[Path]:
         """Return the folders to watch."""
         return watch.folders_of(self._source.root, node_name(self._source))
+
+    def started(self) -> None:
+        """Tell that the ruleset is in place, and prepare for changes."""
+        watch.notify("READY=1")
+        gc.freeze()  # what is kept of the configuration has no cycles: it need not be searched again and again
+        if self._last is not None:
+            with contextlib.suppress(PvefwError):
+                firewall.look(self._last.desired.backend)
 
     @desired_ruleset.no_garbage()
     def refresh(self, reason: str) -> None:

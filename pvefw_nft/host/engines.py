@@ -53,6 +53,9 @@ class Engine(Protocol):
     def present(self) -> bool:
         """Tell whether anything of ours is in the kernel."""
 
+    def look(self) -> None:
+        """See what is in the kernel, so that the next plan need not. Raises :class:`HostError`."""
+
     def unchanged(self, memory: Memory | None) -> bool:
         """Tell whether the kernel provably holds what it held when that was noted. In doubt: no."""
 
@@ -93,6 +96,10 @@ class IptablesEngine:
         if any(shutil.which(tool, path=_TOOL_PATH) is None for tool in ("iptables-save", "ip6tables-save", "ipset")):
             return False
         return not self._look(ebtables=False).state.empty
+
+    def look(self) -> None:
+        """Read all chains and sets."""
+        self._look(ebtables=False)
 
     def unchanged(self, memory: Memory | None) -> bool:
         """Ask for the witness that was taken when the ruleset had been read back."""
@@ -164,6 +171,10 @@ class NftEngine:
             if error.hint == NO_NFTABLES:
                 return False  # without it there cannot be one
             raise
+
+    def look(self) -> None:
+        """Read what is noted in our tables."""
+        self._look()
 
     def unchanged(self, memory: Memory | None) -> bool:
         """Ask for the witness that was taken when the ruleset had been read back."""

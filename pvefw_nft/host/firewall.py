@@ -52,6 +52,11 @@ def is_running() -> bool:
     return record.marker_path().exists() or any(candidate.present() for candidate in _all_engines())
 
 
+def look(backend: str) -> None:
+    """See what is in the kernel, for a service whose next change should not wait for that. Raises HostError."""
+    engine(backend).look()
+
+
 def preview(desired: Desired, *, anew: bool = False) -> Outcome:
     """Return what a start would do, without doing it."""
     chosen = engine(desired.backend)
