@@ -83,7 +83,7 @@ def check_root(source: Source, store: Store | None = None) -> Checked:
     from pvefw_nft.ir.build import build
     from pvefw_nft.ir.validate import validate
 
-    findings = Findings()
+    findings = Findings(cautious=source.cautious)
     configuration = _configuration(source, findings, None if store is None else store.guests)
     _warn_of_unknown_node(source, findings)
     ruleset = build(configuration.node, configuration.guests(), None if store is None else store.parts)
@@ -151,7 +151,7 @@ def node_name(source: Source) -> str:
 def _configuration(source: Source, findings: Findings, store: GuestStore | None = None) -> Configuration:
     from pvefw_nft.config.load import Configuration
 
-    return Configuration(_root(source), findings, source.local_network, source.real_interface, store)
+    return Configuration(_root(source), findings, source.local_network, source.real_interface, store, source.now)
 
 
 def _offline(source: Source) -> Source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import Diagnostic, HostError, Severity, Span
@@ -52,9 +52,12 @@ def find(source: Source, backend: str | None) -> Result:
 
 
 def compiled(source: Source, backend: str | None, store: Store | None = None) -> Result:
-    """Compile the configuration, with the help of ``store`` if given. Raises what :func:`compile_root` raises."""
+    """Compile the configuration, with the help of ``store`` if given. Raises what :func:`compile_root` raises.
+
+    In doubt a firewall is enabled: a mistake in a file must not switch it off.
+    """
     observations = Observations()
-    made = compile_root(observations.observed(source), backend, store)
+    made = compile_root(observations.observed(replace(source, cautious=True)), backend, store)
     observations.finish()
     return Result(desired_of(made), made.checked.diagnostics, observations)
 

@@ -21,9 +21,13 @@ def _shortened(text: str) -> str:
 
 @dataclass(slots=True)
 class Findings:
-    """The diagnostics of a run, in the order in which they were found."""
+    """The diagnostics of a run, in the order in which they were found.
+
+    ``cautious``: an ``enable`` that cannot be read counts as 1, not as the default that it has where it is left out.
+    """
 
     diagnostics: list[Diagnostic] = field(default_factory=list)
+    cautious: bool = False
 
     def add(self, severity: Severity, code: str, span: Span, message: str, hint: str | None = None) -> None:
         """Add one diagnostic; a very long word of the file is quoted in part."""

@@ -6,6 +6,7 @@ Where files lie follows Proxmox VE's cluster file system.
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -108,7 +109,7 @@ class GuestStore:
         """Return the guest of these files; ``read`` makes it where it is not known."""
         known = self._known.get(origin.vmid)
         if known is None or known[0] != origin:
-            own = Findings()
+            own = Findings(cautious=findings.cautious)
             guest = read(own)
             known = self._known[origin.vmid] = (origin, guest, tuple(own.diagnostics))
         findings.diagnostics += known[2]
@@ -139,12 +140,13 @@ class Configuration:
         local_network: Callable[[], str | None],
         real_interface: Callable[[str], str | None] = lambda _: None,
         store: GuestStore | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         """Read cluster.fw, host.fw, the VNets and corosync.conf.
 
         ``local_network`` is asked for a CIDR where the cluster has no alias of that name: the alias counts more,
         since rules may refer to it. ``real_interface`` returns the name of the link with an alternative name. Guests
-        that ``store`` knows are not read again.
+        that ``store`` knows are not read again. ``now`` is asked for the epoch time where ``enable`` names one.
         Raises ConfigurationError for a file that cannot be used and for an ``etc/pve`` that is missing or empty (not
         mounted, which is not the same as disabled), and UsageError where ``local_network`` gives no CIDR.
         """
@@ -163,7 +165,7 @@ class Configuration:
         self._store = store
         if store is not None:
             store.begin(text)
-        cluster = resolve.read_cluster(str(file), text, findings, self._names)
+        cluster = resolve.read_cluster(str(file), text, findings, self._names, now)
         host_file = root.host_file()
         host = resolve.read_host(str(host_file), files.text(host_file) or "", findings, cluster, self._names)
         alias = cluster.aliases.get("local_network")

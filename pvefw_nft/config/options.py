@@ -6,7 +6,6 @@ A reader takes the text of a value and returns it typed, or raises :class:`~.val
 from __future__ import annotations
 
 import re
-import time
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -49,11 +48,15 @@ def _bool(text: str) -> bool:
     return text == "1"
 
 
-def _enable(text: str) -> bool:
+def _enable(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise _bad(text, "write 1 for yes, 0 for no")
-    value = int(text)
-    return value == 1 or (value > 1 and 0 <= time.time() - value < ENABLE_GRACE)
+    return int(text)
+
+
+def is_enabled(value: int, now: Callable[[], float]) -> bool:
+    """Tell whether the cluster's ``enable`` counts as 1; ``now`` is asked for the epoch time where that matters."""
+    return value == 1 or (value > 1 and 0 <= now() - value < ENABLE_GRACE)
 
 
 def _policy(*allowed: Policy) -> Callable[[str], Policy]:

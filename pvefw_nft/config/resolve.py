@@ -28,7 +28,7 @@ from pvefw_nft.config.model import (
     VnetConfig,
     VnetOptions,
 )
-from pvefw_nft.config.options import OLD_OPTIONS, OPTIONS, FileKind, option_hint
+from pvefw_nft.config.options import OLD_OPTIONS, OPTIONS, FileKind, is_enabled, option_hint
 from pvefw_nft.config.rules import Names, Rejected, RuleReader
 from pvefw_nft.config.values import (
     BadValue,
@@ -40,7 +40,7 @@ from pvefw_nft.config.values import (
 from pvefw_nft.errors import Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pvefw_nft.config.findings import Findings
 
@@ -219,6 +219,8 @@ class _FileReader:
             self.option_lines[name] = line.number
         except BadValue as bad:
             self._bad_value(line, setting.value, bad)
+            if name == "enable" and self.findings.cautious:
+                self.options[name] = True
 
     def _read_alias(self, line: Line) -> None:
         try:
@@ -403,10 +405,13 @@ def _not_an_entry(text: str) -> BadValue:
 # --- files ---------------------------------------------------------------------------------------------------
 
 
-def read_cluster(file: str, text: str, findings: Findings, names: Names) -> ClusterConfig:
-    """Read cluster.fw. ``names`` takes the names that hosts and guests may refer to."""
+def read_cluster(file: str, text: str, findings: Findings, names: Names, now: Callable[[], float]) -> ClusterConfig:
+    """Read cluster.fw. ``names`` takes the names that hosts and guests may refer to; ``now`` is the epoch time."""
     reader = _FileReader(FileKind.CLUSTER, findings, names, None)
     reader.read(file, text)
+    enable = reader.options.get("enable")
+    if isinstance(enable, int):
+        reader.options["enable"] = is_enabled(enable, now)
     return ClusterConfig(
         _options(ClusterOptions, reader),
         names.aliases,

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import sys
+import time
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -34,7 +35,8 @@ class Source:
 
     ``node`` None: the one that ``etc/pve/local`` links to, else this host's short name. ``local_network`` is asked
     for a CIDR, or None, where cluster.fw has no alias ``local_network``. ``real_interface`` returns the name of the
-    link that has an alternative name, or None.
+    link that has an alternative name, or None; ``now`` the epoch time. ``cautious``: an ``enable`` that cannot be read
+    counts as 1.
     """
 
     root: Path
@@ -42,6 +44,8 @@ class Source:
     local_network: Callable[[], str | None]
     real_interface: Callable[[str], str | None] = lambda _: None
     files: Files = FILES
+    now: Callable[[], float] = time.time
+    cautious: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,12 @@ class Observations:
         def interface(name: str) -> str | None:
             return self.note("interface", name, source.real_interface(name))
 
+        def now() -> float:
+            self.answers["time", ""] = ""  # no other time is like this one
+            return source.now()
+
         files = _ObservedFiles(source.files, self)
-        return replace(source, files=files, local_network=network, real_interface=interface)
+        return replace(source, files=files, local_network=network, real_interface=interface, now=now)
 
     def note(self, kind: str, name: str, answer: _T) -> _T:
         """Note an answer and return it. One that changed while the compile ran is noted as none that can come again."""
@@ -103,6 +111,8 @@ def _ask(source: Source, kind: str, name: str) -> Any:  # noqa: ANN401 - one ans
             return source.local_network()
         case "interface":
             return source.real_interface(name)
+        case "time":
+            return source.now()
         case _:
             raise InternalError(f"a compile asked for {kind!r}")
 

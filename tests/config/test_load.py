@@ -160,6 +160,16 @@ def test_enable_as_epoch_time_holds_for_a_minute(make_root: MakeRoot, age: int, 
     assert check(root).ruleset.enabled is enabled
 
 
+@pytest.mark.parametrize("cautious", [True, False])
+def test_unreadable_enable(make_root: MakeRoot, cautious: bool) -> None:
+    on = "[OPTIONS]\nenable: ture\n"
+    root = make_root({"cluster": on, "100.conf": VM, "100.fw": on})
+    checked = check_root(Source(root, "n1", lambda: None, cautious=cautious))
+    assert [finding.code for finding in checked.diagnostics] == ["bad-option-value"] * 2
+    assert checked.ruleset.enabled is cautious
+    assert bool(checked.ruleset.nics) is cautious
+
+
 def test_missing_cluster_file_means_disabled(tmp_path: Path) -> None:
     write(tmp_path, "etc/pve/firewall/100.fw", ON)
     assert not check(tmp_path).ruleset.enabled

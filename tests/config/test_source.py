@@ -162,3 +162,8 @@ def test_whatever_a_compile_opens_is_noted(make_root: MakeRoot) -> None:
     assert len(opened) > 8
     noted = {name for kind, name in notes.answers if kind in ("text", "folder")}
     assert opened <= noted
+
+
+def test_enable_as_epoch_time_is_looked_at_again(make_root: MakeRoot) -> None:
+    asked, notes = made(make_root({**FILES, "cluster": "[OPTIONS]\nenable: 1700000000\n"}))
+    assert not notes.still_hold(asked)
