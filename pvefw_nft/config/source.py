@@ -84,7 +84,9 @@ class Observations:
             self.note("names", name, text)
 
     def still_hold(self, source: Source) -> bool:
-        """Tell whether each answer is the same now."""
+        """Tell whether each answer is the same now; where nothing was noted, nothing is known."""
+        if not self.answers:
+            return False
         try:
             return all(_digest(_ask(source, *question)) == answer for question, answer in self.answers.items())
         except (PvefwError, OSError):

@@ -55,6 +55,10 @@ def test_nothing_changed(make_root: MakeRoot) -> None:
     assert notes.still_hold(asked)
 
 
+def test_nothing_noted(make_root: MakeRoot) -> None:
+    assert not Observations().still_hold(Source(make_root(FILES), "n1", lambda: None))
+
+
 def write(name: str, text: str) -> Callable[[Path], None]:
     def change(root: Path) -> None:
         path = root / "etc/pve" / name
