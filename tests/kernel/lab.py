@@ -89,7 +89,7 @@ class Lab:
         encoded = encode_all(probes, self.plan, run)
         self._introduce(probes, encoded)
         seen: list[Seen] = []
-        for number, chosen in enumerate(_rounds(encoded)):
+        for number, chosen in enumerate(flow_rounds(encoded)):
             if number:
                 self.guest.call("tests.kernel.wire:flush_connections")
             seen += self.guest.call("tests.kernel.wire:exchange", _stages(encoded, chosen), QUIET_SECONDS)
@@ -132,7 +132,7 @@ class Lab:
         return endpoint.mac, first
 
 
-def _rounds(encoded: Sequence[tuple[Encoded, ...]]) -> list[list[int]]:
+def flow_rounds(encoded: Sequence[tuple[Encoded, ...]]) -> list[list[int]]:
     """Divide probes into rounds of at most :data:`BATCH`, no flow (either way round) twice in one."""
     rounds: list[tuple[set[object], list[int]]] = []
     for number, steps in enumerate(encoded):

@@ -147,11 +147,13 @@ def _reset_of(ip: _Ip | None, sent: dict[tuple[int, int], Encoded]) -> tuple[int
     if ip is None or ip.protocol != Proto.TCP or len(ip.payload) < 20 or not ip.payload[13] & RST:
         return None
     sequence, acknowledged = struct.unpack_from("!II", ip.payload, 4)
-    for value in (acknowledged, sequence):
-        for step in range(3, -1, -1):
-            encoded = sent.get((value >> 12, step))
-            if encoded is not None and (encoded.source, encoded.destination) == (ip.destination, ip.source):
-                return value >> 12, step
+    for number in (acknowledged >> 12, sequence >> 12):
+        for step in range(4):
+            encoded = sent.get((number, step))
+            if encoded is None or (encoded.source, encoded.destination) != (ip.destination, ip.source):
+                continue
+            if encoded.reset in ((sequence, None), (None, acknowledged)):
+                return number, step
     return None
 
 

@@ -173,12 +173,17 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A packet ready to go: what is sent, its addresses, and the flow it belongs to (None: no flow)."""
+    """A packet ready to go: what is sent, its addresses, and the flow it belongs to (None: no flow).
+
+    ``reset`` is what a reset that rejects a TCP packet shows of it: sequence number and acknowledgement, of which one
+    is None, since it is not the packet's.
+    """
 
     sent: tuple[Sent, ...]
     source: Address | None
     destination: Address | None
     flow: tuple[object, ...] | None
+    reset: tuple[int | None, int | None] = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +225,10 @@ def encode(packet: Packet, who: Numbered) -> Encoded:
     sport, dport = _ports(packet, who.number)
     body = _body(replace(packet, sport=sport, dport=dport), source, destination, who)
     datagrams = _datagrams(packet, source, destination, body, who)
-    identity: object = (sport, dport)
-    if packet.protocol in (Proto.ICMP, Proto.ICMPV6):
+    identity: object = None  # connection tracking knows protocols without ports by their addresses alone
+    if packet.protocol in WITH_PORTS:
+        identity = (sport, dport)
+    elif packet.protocol in (Proto.ICMP, Proto.ICMPV6):
         identity = who.number & 0xFFFF
     flow = (packet.protocol, source, destination, identity)
     if packet.sender == HOST:
@@ -230,7 +237,8 @@ def encode(packet: Packet, who: Numbered) -> Encoded:
         endpoint = _endpoint(packet, who)
         header = _ethernet(packet, endpoint, destination, ETHER_IPV4 if packet.family == 4 else ETHER_IPV6, who.plan)
         sent = tuple(Sent(endpoint.namespace, header + datagram) for datagram in datagrams)
-    return Encoded(sent, source, destination, flow)
+    reset = _reset(packet, len(body), who) if packet.protocol == Proto.TCP else (None, None)
+    return Encoded(sent, source, destination, flow, reset)
 
 
 def _endpoint(packet: Packet, who: Numbered) -> Endpoint:
@@ -437,6 +445,19 @@ def _tcp(packet: Packet, who: Numbered) -> bytes:
         0,
         1 if packet.flags & URG else 0,
     )
+
+
+def _reset(packet: Packet, length: int, who: Numbered) -> tuple[int | None, int | None]:
+    """Return sequence number and acknowledgement of a reset that answers a TCP packet of so many bytes.
+
+    Source: nf_reject_ip_tcphdr_put and nf_reject_ip6_tcphdr_put of Linux 6.1 (net/ipv4/netfilter/nf_reject_ipv4.c,
+    net/ipv6/netfilter/nf_reject_ipv6.c), which follow RFC 9293, section 3.5.2.
+    """
+    base = sequence_base(who.number)
+    if packet.flags & ACK:
+        return base + packet.acknowledgement, None
+    counted = length - 20 + bool(packet.flags & SYN) + bool(packet.flags & FIN)
+    return None, base + packet.sequence + counted
 
 
 ICMP_ERRORS = {4: frozenset({3, 4, 5, 11, 12}), 6: frozenset({1, 2, 3, 4})}
