@@ -63,6 +63,10 @@ _CODES6 = {
     "reject-route": 6,
 }  # fmt: skip
 
+_UNSUMMED = (4, 41, 97, 115, 137)
+"""IP in IP, IPv6 in IP, Ethernet in IP, L2TP and MPLS in IP: no checksum of all they carry, and not in the list of
+those that may have none (nf_reject_verify_csum, include/net/netfilter/nf_reject.h)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leg:
@@ -74,11 +78,15 @@ class Leg:
 
 @dataclass(frozen=True, slots=True)
 class AnswerWay:
-    """An answer, its fields but for the connection's state, and its way back in legs."""
+    """An answer, its fields but for the connection's state, and its way back in legs.
+
+    Where there is no way, ``unsent`` says why.
+    """
 
     fields: Mapping[Field, int]
     path: Path
     legs: tuple[Leg, ...]
+    unsent: str = ""
 
 
 def answer_way(topology: Topology, path: Path, at: int, kind: str, packet: Mapping[Field, int]) -> AnswerWay | None:
@@ -103,10 +111,40 @@ def answer_way(topology: Topology, path: Path, at: int, kind: str, packet: Mappi
     else:
         stages = way_back(topology, path, at)
     fields = _fields(topology, packet, kind, by_host=from_host and kind != RESET)
+    nowhere = Path(path.destination, source, ())
+    if _to_many(packet, stage, stages, kind):
+        return AnswerWay(fields, nowhere, (), "packets to many are not answered")
+    if packet[L4PROTO] in _UNSUMMED:
+        return AnswerWay(fields, nowhere, (), "the kernel rejects in silence what has no checksum that it can check")
     if from_host and _unanswerable(packet):
-        return AnswerWay(fields, Path(path.destination, source, ()), ())
+        return AnswerWay(fields, nowhere, (), "the host cannot reach that address from there")
     legs = tuple(_legs(stages, kind, known=known, attached=from_host))
     return AnswerWay(fields, Path(path.destination, source, tuple(stages)), legs)
+
+
+def _to_many(packet: Mapping[Field, int], stage: Stage, back: Sequence[Stage], kind: str) -> bool:
+    """Return whether a packet was rejected at a stage that was sent to many, and is not answered for that.
+
+    Nobody answers but iptables' reset of a bridged packet: it has no other destination than the group to be from. Over
+    IPv6 the group must be the frame's alone. The bridge it is made on sends it out, another takes no frame that is
+    from a group.
+
+    Sources: icmp_send (net/ipv4/icmp.c), icmp6_send (net/ipv6/icmp.c), nft_reject_bridge_eval
+    (net/bridge/netfilter/nft_reject_bridge.c), nf_send_reset and nf_send_reset6, br_handle_frame
+    (net/bridge/br_input.c); seen in the kernel lab.
+    """
+    if packet.get(PKTTYPE, 0) == 0:
+        return False
+    to_group = packet[DADDR_TYPE] in _MANY
+    bridged = dict(stage.fields).get(IS_BRIDGED) == 1
+    if kind != RESET or stage.family is Family.BRIDGE:
+        return True
+    if not bridged:
+        return to_group
+    return (to_group and packet[PROTOCOL] != IPV4) or any(one.point is Point.PREROUTING for one in back)
+
+
+_MANY = tuple(SADDR_TYPE.names.index(name) for name in ("broadcast", "multicast"))
 
 
 def _unanswerable(packet: Mapping[Field, int]) -> bool:

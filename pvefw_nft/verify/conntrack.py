@@ -1,7 +1,8 @@
 """What connection tracking makes of a packet that belongs to no connection it knows.
 
 Sources: nf_conntrack_proto_tcp.c (tcp_valid_flags, and the state table's row for "no connection", with
-nf_conntrack_tcp_loose at its default of 1), nf_conntrack_proto_icmp.c and _icmpv6.c of Linux 6.1.
+nf_conntrack_tcp_loose at its default of 1), nf_conntrack_proto_icmp.c and _icmpv6.c, and for what is not IP
+nf_ct_bridge_pre (net/bridge/netfilter/nf_conntrack_bridge.c) of Linux 6.1.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def first_state(packet: Mapping[Field, int]) -> str:
     """Return the state of a packet without a connection: ``new``, ``invalid`` or ``untracked``."""
     protocol = packet.get(PROTOCOL)
     if protocol not in (IPV4, IPV6):
-        return "invalid"
+        return "untracked"
     transport = packet.get(L4PROTO)
     if transport == 6 and TCP_FLAGS in packet:
         return _tcp_state(packet[TCP_FLAGS])

@@ -205,8 +205,8 @@ class _Maker:
         state = (self.spec.ctstate or first_state(fields)).lower()
         if state not in CT_STATES:
             raise ValueError(f"ctstate is one of {', '.join(CT_STATES)}, not {state}")
-        # Conntrack knows IP only; what it does not know counts as invalid (net/netfilter/nft_ct.c).
-        fields[CT_STATE] = CT_STATES.index(state) if protocol in (IPV4, IPV6) else CT_STATES.index("invalid")
+        # A bridge's connection tracking leaves all but IP untracked (net/bridge/netfilter/nf_conntrack_bridge.c).
+        fields[CT_STATE] = CT_STATES.index(state if protocol in (IPV4, IPV6) else "untracked")
         fields[CT_DIRECTION] = 0
         self._link(fields)
         for name, value in self.spec.overrides:

@@ -27,28 +27,32 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.model import Field
     from pvefw_nft.verify.path import Stage
 
-_NOBODYS = ("broadcast", "multicast", "local")
+_NOBODYS = ("multicast", "local")
 _EVERYBODY = 0xFFFFFFFF
 
 
 def martian(stage: Stage, packet: Mapping[Field, int]) -> str | None:
     """Return why routing drops a packet before this stage, or None where it does not.
 
-    Only what is routed or delivered to the host is looked at. A packet without an address may be sent to everybody,
-    as DHCP clients do.
+    Only what is routed or delivered to the host is looked at. The broadcast address of one of the host's networks is
+    not, since that depends on rp_filter: without it fib_validate_source takes any sender that is not the host itself.
     """
     if stage.family is Family.BRIDGE or stage.point not in (Point.INPUT, Point.FORWARD):
         return None
     if packet.get(IS_BRIDGED) or packet.get(IIF) == interface_number("lo") or SADDR_TYPE not in packet:
         return None
     kind = SADDR_TYPE.names[packet[SADDR_TYPE]]
-    if SADDR4 in packet and packet[SADDR4] == 0 and packet[DADDR4] == _EVERYBODY:
-        return None
-    if SADDR6 in packet:
-        return _martian6(stage, packet, kind)
-    if kind not in _NOBODYS:
-        return None
-    return f"the host's routing takes no packets from a {kind} address"
+    return _martian6(stage, packet, kind) if SADDR6 in packet else _martian4(packet, kind)
+
+
+def _martian4(packet: Mapping[Field, int], kind: str) -> str | None:
+    """IPv4: nothing comes from 0.0.0.0 but to everybody, as DHCP clients ask, nor from groups or the host itself."""
+    source = packet[SADDR4]
+    if source == 0 and packet[DADDR4] != _EVERYBODY:
+        return "the host's routing takes no packets from 0.0.0.0"
+    if source == _EVERYBODY or kind in _NOBODYS:
+        return f"the host's routing takes no packets from a {kind} address"
+    return None
 
 
 def _martian6(stage: Stage, packet: Mapping[Field, int], kind: str) -> str | None:

@@ -258,8 +258,8 @@ def _answer(model: RulesetModel, outcome: Outcome) -> None:
         return
     way = answer_way(probe.topology, probe.path, len(outcome.stages) - 1, kind, probe.fields)
     outcome.answered = way is None or bool(way.legs)
-    if not outcome.answered:
-        outcome.notes.append(f"no answer is sent to {probe.path.source}: the host cannot reach that address from there")
+    if way is not None and not way.legs:
+        outcome.notes.append(f"no answer is sent to {probe.path.source}: {way.unsent}")
     for leg in way.legs if way is not None else ():
         fields = {**way.fields, CT_STATE: CT_STATES.index(leg.state)} if way is not None else {}
         path = replace(probe.path, source=probe.path.destination, destination=probe.path.source, stages=leg.stages)

@@ -92,3 +92,27 @@ def test_the_host_answers_no_link_local_address_of_a_bridge_it_does_not_speak_on
 
 def test_what_is_not_rejected_has_no_answer() -> None:
     assert run("outside", "vm100:80", "tcp").answered is None
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "protocol", "arrives"),
+    [
+        ("vm100", "outside:25", "tcp", True),  # iptables resets it, on the bridge that it came to
+        ("outside", "vm100:23", "tcp", False),  # but no bridge takes a frame from a group's address
+        ("outside", "vm100:53", "udp", False),
+        ("outside", "host:24", "tcp", False),
+        ("outside", "host:514", "udp", False),
+    ],
+)
+def test_what_went_to_many_is_hardly_ever_answered(source: str, destination: str, protocol: str, arrives: bool) -> None:
+    spec = PacketSpec(source, destination, protocol, destination_address="224.0.0.251")
+    outcome = simulate(MODEL, make_probe(spec, TOPOLOGY))
+    assert (outcome.verdict, outcome.answered) == ("REJECT", arrives)
+    assert any("to many" in note for note in outcome.notes) is not arrives
+
+
+@pytest.mark.parametrize(("protocol", "arrives"), [("41", False), ("47", True)])
+def test_the_kernel_answers_no_packet_whose_checksum_it_cannot_check(protocol: str, arrives: bool) -> None:
+    """A guest's tunnel of IPv6 in IPv4 has none; that a GRE packet may have none is known (nf_reject_verify_csum)."""
+    rules = RULES.replace("-p udp --dport 53", f"-p {protocol}")
+    assert run("outside", "vm100", protocol, rules).answered is arrives

@@ -44,4 +44,4 @@ def test_icmpv6(kind: int, state: str) -> None:
 def test_others() -> None:
     assert first_state(packet(protocol=0x0800, l4proto=17)) == "new"
     assert first_state(packet(protocol=0x0800, l4proto=47)) == "new"
-    assert first_state(packet(protocol=0x0806)) == "invalid"
+    assert first_state(packet(protocol=0x0806)) == "untracked"

@@ -124,9 +124,9 @@ def test_marks_tags_and_fragments() -> None:
     assert DPORT not in probe("vm100", "outside", protocol="tcp", fragment="later").fields
 
 
-def test_arp_is_unknown_to_conntrack() -> None:
+def test_arp_is_not_tracked() -> None:
     made = probe("vm100", "outside", protocol="arp", arp_sender="10.0.0.66")
-    assert shown(made, PROTOCOL, ARP_SPA, CT_STATE, PKTTYPE) == ["arp", "10.0.0.66", "invalid", "broadcast"]
+    assert shown(made, PROTOCOL, ARP_SPA, CT_STATE, PKTTYPE) == ["arp", "10.0.0.66", "untracked", "broadcast"]
     assert L4PROTO not in made.fields
     assert DADDR4 not in made.fields
 

@@ -256,7 +256,9 @@ def test_the_report_for_programs_is_json() -> None:
         ("outside", "host:8006", "255.255.255.255", "DROP"),
         ("outside", "host:8006", "224.0.0.5", "DROP"),
         ("outside", "host:8006", "10.0.0.1", "DROP"),
-        ("vm102", "docker0:80", "10.0.0.255", "DROP"),
+        ("outside", "host:8006", "0.0.0.0", "DROP"),
+        ("outside", "host:8006", "127.0.0.9", "DROP"),
+        ("vm102", "docker0:80", "10.0.0.255", "ACCEPT"),  # that of a network: only rp_filter minds
         ("outside", "vm102:80", "224.0.0.5", "ACCEPT"),  # bridged, so not routed
         ("outside", "host:8006", "198.51.100.9", "ACCEPT"),
         ("outside", "docker0:80", "fe80::1", "DROP"),

@@ -351,7 +351,7 @@ def complete(packet: Mapping[m.Field, int], case: Case, absent: set[m.Field]) ->
     What it is sent as is written as ``PKTTYPE``, as the simulator wants it.
     """
     full = dict.fromkeys(_STATE_BITS, 0) | {m.CT_DIRECTION: 0, **packet}
-    full.setdefault(m.CT_STATE, m.CT_STATES.index("new" if case.is_ip else "invalid"))
+    full.setdefault(m.CT_STATE, m.CT_STATES.index("new" if case.is_ip else "untracked"))
     full[m.PROTOCOL] = case.protocol
     full[m.ETHER_TYPE] = m.VLAN if case.tagged else case.protocol
     if case.is_ip:

@@ -93,8 +93,8 @@ def _known_of_case(case: Case, *, from_host: bool, inside: bool, bridged: bool) 
     else:
         known[m.SKUID] = known[m.SKGID] = None
     if not case.is_ip:
-        # Conntrack knows IP only; what it does not know counts as invalid (net/netfilter/nft_ct.c).
-        known[m.CT_STATE] = m.CT_STATES.index("invalid")
+        # A bridge's connection tracking leaves all but IP untracked (net/bridge/netfilter/nf_conntrack_bridge.c).
+        known[m.CT_STATE] = m.CT_STATES.index("untracked")
     return known | dict.fromkeys(_absent_fields(case.protocol))
 
 
