@@ -11,6 +11,8 @@
     source = "10.0.0.7"         # and dest: an address or several; sport; source_mac; vlan; flags = "SYN,ACK"
     state = "established"       # new (default), established, related (an ICMP error about a connection),
                                 # answer (from tcp port 22: to a connection from the receiver to that port)
+    fragmented = "large"        # in two fragments; "small": of a size that IPv6 senders do not make
+    damage = "ip"               # or "l4": the checksum that is wrong
     verdict = "ACCEPT"          # or DROP, or REJECT and how: "REJECT tcp-reset"
 
 Lists multiply: one table can stand for many packets, all with the same verdict.
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from .outcome import ACCEPT, DROP, REJECT, UNREACHABLE
-from .packets import ACK, LARGE_FRAGMENT, PSH, WITH_PORTS, Arp, Packet, Probe, Proto, backwards
+from .packets import ACK, LARGE_FRAGMENT, PSH, SMALL_FRAGMENT, WITH_PORTS, Arp, Packet, Probe, Proto, backwards
 from .restore import ICMP_TYPES, TCP_FLAGS
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
@@ -37,6 +39,9 @@ _KEYS = {
     "from", "to", "family", "proto", "icmp", "arp", "ethertype", "source", "dest", "sport", "dport", "source_mac",
     "vlan", "flags", "state", "fragmented", "damage", "verdict", "about",
 }  # fmt: skip
+
+
+_FRAGMENTS = {"large": LARGE_FRAGMENT, "small": SMALL_FRAGMENT}
 
 
 class CaseError(Exception):
@@ -125,7 +130,7 @@ def _packet(one: dict[str, Any], family: int) -> Packet:
         source_mac=one.get("source_mac"),
         vlan=one.get("vlan"),
         ethertype=one.get("ethertype"),
-        first_fragment=LARGE_FRAGMENT if one.get("fragmented") else None,
+        first_fragment=_FRAGMENTS[one["fragmented"]] if "fragmented" in one else None,
         damage=one.get("damage"),
     )
     if one["icmp"] is not None:

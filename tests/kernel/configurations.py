@@ -80,6 +80,12 @@ def golden() -> list[Configuration]:
     return found
 
 
+def surveyed() -> list[Configuration]:
+    """Return what is probed by either backend: cases and examples, and of the reference's cases those with guests."""
+    of_reference = [one for one in golden() if any(endpoint.filtered for endpoint in one.plan.endpoints)]
+    return [*(of_case(name) for name in cases.names()), *examples(), *of_reference]
+
+
 @cache
 def compiled(configuration: Configuration, backend: str) -> Artefact:
     """Return the ruleset of a configuration, from ``pvefw compile``.

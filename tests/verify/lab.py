@@ -17,8 +17,10 @@ from pvefw_nft.verify.packet import Probe as Simulated
 from pvefw_nft.verify.path import Link, Network, Nic, Topology
 from pvefw_nft.verify.simulate import Outcome, simulate
 from tests.kernel.network.plan import HOST, ROUTER, WAN_PORT, Plan
+from tests.kernel.packets import SMALL_FRAGMENT
 
 if TYPE_CHECKING:
+    from tests.kernel.outcome import Outcome as Seen
     from tests.kernel.packets import Packet, Probe
 
 _CODES4 = ("net-unreachable", "host-unreachable", "proto-unreachable", "port-unreachable", "net-prohibited")
@@ -28,6 +30,39 @@ KINDS = {
 }
 """Rejections as the lab calls them, which is as iptables does."""
 KINDS[6]["admin-prohibited"] = "icmp6-adm-prohibited"
+
+
+SUMMED_WITH_HEADER = (1, 6, 17)
+"""ICMP, TCP and UDP: connection tracking sums their checksum up from the IPv4 header on, which comes to nothing if its
+own is right, so a packet with a wrong one is INVALID (nf_ip_checksum, net/netfilter/utils.c of Linux 6.1)."""
+
+
+def lost_before_rules(packet: Packet, topology: Topology) -> bool:
+    """Return whether a packet is dropped for its IPv4 header's checksum before any rule sees it.
+
+    br_netfilter does (br_validate_ipv4), and the host's own stack (ip_rcv_core); a bridge alone does not.
+    """
+    by_host = bool({packet.sender, packet.receiver} & {HOST, ROUTER})
+    return packet.damage == "ip" and (topology.call_iptables or by_host)
+
+
+def beyond_rules(packet: Packet) -> bool:
+    """Return whether the kernel may lose a packet whatever the rules say, as simulate does not know.
+
+    It knows fragments only as put together, not how large they were, and a bridge does not send small ones on.
+    """
+    return packet.first_fragment == SMALL_FRAGMENT and packet.family == 6
+
+
+def unheard(outcome: Outcome, packet: Packet) -> bool:
+    """Return whether nothing was sent to say that a packet was rejected, which looks like a drop.
+
+    None is sent for a protocol that should have a checksum and has none, as here for VRRP.
+    """
+    return outcome.verdict == "REJECT" and (outcome.answered is False or packet.protocol == VRRP)
+
+
+VRRP = 112
 
 
 def topology_of(plan: Plan, *, call_iptables: bool) -> Topology:
@@ -119,7 +154,7 @@ def outcome_of(probe: Probe, plan: Plan, topology: Topology, model: RulesetModel
     state = None
     if known:
         state = "related" if judged.quoted is not None else "established"
-    if judged.damage == "l4":
+    if judged.damage == "l4" or (judged.damage == "ip" and judged.protocol in SUMMED_WITH_HEADER):
         state = "invalid"
     return simulate(model, one(judged, plan, topology, state))
 
@@ -130,3 +165,15 @@ def text_of(outcome: Outcome) -> str:
         return outcome.verdict
     family = 4 if outcome.probe.fields[PROTOCOL] == IPV4 else 6
     return f"{outcome.verdict} {KINDS[family].get(outcome.kind, outcome.kind)}"
+
+
+def agrees(foreseen: Outcome, seen: Seen, packet: Packet) -> bool:
+    """Return whether what was foreseen of a packet is what the kernel did to it.
+
+    A rejection that cannot be sent looks like a drop. An answer to a spoofed source goes to whoever has that address,
+    which simulate cannot know.
+    """
+    if seen.verdict == "DROP" and unheard(foreseen, packet):
+        return True
+    told = foreseen.answered in (None, seen.told) or packet.source is not None
+    return text_of(foreseen) == str(seen) and told
