@@ -32,6 +32,13 @@ class Artefact:
     backend: str
     parts: tuple[Part, ...]
 
+    @property
+    def text(self) -> str:
+        """The artefact as the compiler prints it."""
+        if self.backend == NFT:
+            return "".join(part.text for part in self.parts)
+        return "".join(f"### {' '.join(part.command)}\n{part.text}" for part in self.parts)
+
     def part(self, *command: str) -> str:
         """Return what the tool whose command begins like this reads; empty if there is none."""
         return "".join(part.text for part in self.parts if part.command[: len(command)] == command)

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 class Mutation:
     """What was done to an artefact, and the input that changes a loaded one so, and changes it back.
 
-    ``change`` and ``undo`` are for one and the same tool.
+    ``change`` and ``undo`` are for one and the same tool. ``artefact`` is the whole artefact as changed.
     """
 
     what: str
     change: Part
     undo: Part
+    artefact: Artefact
 
 
 def mutations(artefact: Artefact, seed: int) -> Iterator[Mutation]:
@@ -83,20 +84,22 @@ def _change_iptables(artefact: Artefact, draw: random.Random) -> Mutation | None
                 return None
             lines[index], lines[index + 1] = below, line
         case "widen":
-            changed = _widened(line)
-            if changed is None:
+            wider = _widened(line)
+            if wider is None:
                 return None
-            lines[index] = changed
+            lines[index] = wider
         case _:
             fitting = [pair for pair in _VERDICTS if pair[0] in line]
             if not fitting:
                 return None
             lines[index] = line.replace(*fitting[0])
     command, chain = parts[number].command, line.split()[1]
+    changed = Part(command, "\n".join(lines) + "\n")
     return Mutation(
         f"{command[0]}: {kind} {line}",
         Part(command, _refill(command, chain, lines)),
         Part(command, _refill(command, chain, parts[number].text.splitlines())),
+        Artefact(artefact.backend, tuple(changed if part is parts[number] else part for part in artefact.parts)),
     )
 
 
@@ -169,7 +172,8 @@ def _change_nft(artefact: Artefact, draw: random.Random) -> Mutation | None:
         case _:
             return None
     (part,) = artefact.parts
-    return Mutation(f"nft: {kind} {before[:400]}", Part(part.command, json.dumps(document)), part)
+    changed = Part(part.command, json.dumps(document))
+    return Mutation(f"nft: {kind} {before[:400]}", changed, part, Artefact(artefact.backend, (changed,)))
 
 
 def _added(command: dict[str, Any], *kinds: str) -> dict[str, Any] | None:
