@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify.model import (
@@ -26,12 +27,19 @@ from pvefw_nft.verify.nft_rule import NftRuleParser, NftTable
 from pvefw_nft.verify.nft_values import text_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pvefw_nft.verify.nft_values import Json
     from pvefw_nft.verify.reading import Reading
 
 _PRIORITIES = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50, "srcnat": 100}
 _BRIDGE_PRIORITIES = {"dstnat": -300, "filter": -200, "out": 100, "srcnat": 300}
-_XTABLES = {"raw", "mangle", "nat", "filter", "security", "broute"}
+XTABLES = frozenset(
+    product(
+        (Family.IP, Family.IP6, Family.BRIDGE, Family.ARP), ("raw", "mangle", "nat", "filter", "security", "broute")
+    )
+)
+"""The tables that iptables-nft and its kin make, by family and name."""
 _COMMANDS = ("add", "create", "insert", "replace", "delete", "destroy", "flush")
 _SIGNATURE = re.compile(r" ?sig:\S+$")
 """The digest of a chain of ours, at the end of its first rule's comment: it says nothing about the rule."""
@@ -60,13 +68,13 @@ class _RawTable:
 
 
 class NftReader:
-    """Reads one ruleset. With ``without_xtables`` tables that iptables-nft made are left out (read those by
-    iptables-save, which understands all of their extensions).
+    """Reads one ruleset. Of the tables ``without``, by family and name, those that iptables-nft made are left out (read
+    them by iptables-save, which understands all of their extensions).
     """
 
-    def __init__(self, reading: Reading, *, without_xtables: bool = False) -> None:
+    def __init__(self, reading: Reading, *, without: Collection[tuple[Family, str]] = ()) -> None:
         self.reading = reading
-        self.without_xtables = without_xtables
+        self.without = without
         self._tables: dict[tuple[Family, str], _RawTable] = {}
 
     def read_text(self, text: str) -> list[Table]:
@@ -98,7 +106,7 @@ class NftReader:
         return [self._table(raw) for raw in self._tables.values() if not self._left_out(raw)]
 
     def _left_out(self, raw: _RawTable) -> bool:
-        if not self.without_xtables or raw.name not in _XTABLES:
+        if (raw.family, raw.name) not in self.without:
             return False
         hooked = [chain.name for chain in raw.chains.values() if "hook" in chain.definition]
         return bool(hooked) and all(name.isupper() for name in hooked)

@@ -464,11 +464,11 @@ def _translating(kind: str) -> Statement:
 
 
 def _xt(parser: NftRuleParser, body: Json) -> None:
-    """An iptables extension that nft has no words for."""
+    """An iptables extension that nft has no words for. Its arguments are not listed: no two are known to be alike."""
     text = text_of(body)
     if isinstance(body, dict) and body.get("name") == "comment":
         return
-    condition = parser.reading.unknown(parser.where, f"xt {text}")
+    condition = parser.reading.unknown(parser.where, f"xt {text}", whole=False)
     parser._require(condition)
     if isinstance(body, dict) and body.get("type") == "target" and parser.reading.assume is not Assume.NOMATCH:
         parser.verdict = UnknownVerdict(f"xt {text}")

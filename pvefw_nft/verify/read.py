@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pvefw_nft.verify.ebtables import EbtablesReader
 from pvefw_nft.verify.ipset import IpSets, read_ipsets
 from pvefw_nft.verify.model import RulesetModel, Table
-from pvefw_nft.verify.nft import NftReader
+from pvefw_nft.verify.nft import XTABLES, NftReader
 from pvefw_nft.verify.reading import Assume, Reading, RulesetError, check_jumps
 from pvefw_nft.verify.xtables import XtablesReader
 
@@ -72,8 +72,8 @@ def read_ruleset(
 ) -> RulesetModel:
     """Return the ruleset that all these files make together.
 
-    Of an nft listing, tables that iptables-nft made are left out where the same is there as iptables saves it, or
-    ``without_xtables``: nft cannot say what all of their rules mean.
+    Of an nft listing, those tables that iptables-nft made are left out that are there as iptables saves them, or
+    (``without_xtables``) all of them: nft cannot say what all of their rules mean.
 
     ``assume`` says what to take unknown matches for, ``origins`` where iptables' rules come from (nft's say it in
     their comments). Raises RulesetError for what cannot be read, naming file, table, chain and rule.
@@ -172,10 +172,12 @@ class _Assembler:
             self._add(reader.reading, reader.read_text("\n".join(part.lines), part.line))
         for part in self._parts("arptables"):
             raise RulesetError(f"{part.name}: arptables rulesets are not modelled", "leave that file out")
-        has_xtables = self.without_xtables or any(table.key.tool != "nft" for table in self.tables)
+        without = {
+            (t.key.family, t.key.name) for t in self.tables if t.key.tool in ("iptables", "ip6tables", "ebtables")
+        }
         for name, listing in self.found.nft:
             reading = self._reading(name)
-            self._add(reading, NftReader(reading, without_xtables=has_xtables).read(listing))
+            self._add(reading, NftReader(reading, without=XTABLES if self.without_xtables else without).read(listing))
         return RulesetModel(tuple(self.tables), tuple(dict.fromkeys(self.assumptions)))
 
     def _parts(self, tool: str) -> list[_Part]:

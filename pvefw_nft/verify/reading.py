@@ -38,16 +38,19 @@ class Reading:
     assume: Assume | None = None
     assumptions: list[str] = field(default_factory=list)
 
-    def unknown(self, where: str, text: str) -> Condition:
-        """Return what stands for an unknown match; raises RulesetError without an assumption."""
+    def unknown(self, where: str, text: str, *, whole: bool = True) -> Condition:
+        """Return what stands for an unknown match; raises RulesetError without an assumption.
+
+        Equal texts are taken for one match, but where they are not the ``whole`` of it.
+        """
         if self.assume is None:
-            raise RulesetError(
-                f"{self.source}: {where}: '{text}' is not modelled",
-                hint="--assume-unknown match, nomatch or both goes on with an assumption about it",
-            )
+            hint = "--assume-unknown match, nomatch or both goes on with an assumption about it"
+            if not whole:
+                hint = f"name the files that iptables-save, ip6tables-save and ebtables-save print, too, or {hint}"
+            raise RulesetError(f"{self.source}: {where}: '{text}' is not modelled", hint=hint)
         self.assumptions.append(f"{where}: '{text}' is taken to {self.meaning}")
         if self.assume is Assume.BOTH:
-            return equals(unknown_field(text), 1)
+            return equals(unknown_field(text if whole else f"{text} of {where}"), 1)
         return TRUE if self.assume is Assume.MATCH else FALSE
 
     @property

@@ -41,6 +41,11 @@ def run(script: str, folder: Path) -> str:
     return done.stdout
 
 
+def listed_in_namespace(script: str) -> str:
+    """Return what shell commands print, run in a network namespace of their own."""
+    return run(script, Path("/"))
+
+
 def expanded(text: str) -> str:
     """Return restore text as the kernel gets it: a rule for each source of a list (iptables(8), ``--source``)."""
     lines = []
