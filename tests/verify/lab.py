@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import names
 from pvefw_nft.verify.model import (
+    CT_STATE,
+    CT_STATES,
     IPV4,
     PROTOCOL,
     Point,
@@ -150,6 +152,8 @@ def outcome_of(probe: Probe, plan: Plan, topology: Topology, model: RulesetModel
         passed = [walk.stage.point for walk in outcome.stages[:-1]]
         # A reset before any answer deletes it.
         known = outcome.verdict == "ACCEPT" or (Point.POSTROUTING in passed and outcome.kind != "tcp-reset")
+        # What opens none is INVALID, and passes where no rule minds that.
+        known = known and outcome.probe.fields[CT_STATE] == CT_STATES.index("new")
     judged = probe.judged
     state = None
     if known:
