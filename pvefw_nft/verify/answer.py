@@ -123,11 +123,11 @@ def answer_way(topology: Topology, path: Path, at: int, kind: str, packet: Mappi
 
 
 def _to_many(packet: Mapping[Field, int], stage: Stage, back: Sequence[Stage], kind: str) -> bool:
-    """Return whether a packet was rejected at a stage that was sent to many, and is not answered for that.
+    """Return whether a packet that was sent to many, and rejected at a stage, is not answered for that.
 
-    Nobody answers but iptables' reset of a bridged packet: it has no other destination than the group to be from. Over
-    IPv6 the group must be the frame's alone. The bridge it is made on sends it out, another takes no frame that is
-    from a group.
+    All that is ever sent is a reset: by the host where only the frame went to many, and by iptables for a bridged
+    packet, over IPv4 even from the group's address. The latter leaves the bridge it is made on in a frame that is from
+    the group's MAC address, which no other bridge takes.
 
     Sources: icmp_send (net/ipv4/icmp.c), icmp6_send (net/ipv6/icmp.c), nft_reject_bridge_eval
     (net/bridge/netfilter/nft_reject_bridge.c), nf_send_reset and nf_send_reset6, br_handle_frame

@@ -18,7 +18,7 @@ from tests.kernel.outcome import DROP
 from tests.kernel.packets import describe
 from tests.kernel.wire import WATCH_TABLE
 from tests.verify.docker import ENGINES, script
-from tests.verify.lab import agrees, beyond_rules, lost_before_rules, outcome_of, topology_of
+from tests.verify.lab import agrees, lost_before_rules, outcome_of, topology_of
 
 if TYPE_CHECKING:
     from pvefw_nft.verify.model import RulesetModel
@@ -120,7 +120,7 @@ def mistakes(configuration: Configuration, model: RulesetModel, lab: Lab, *, cal
     probes = [
         probe
         for probe in configurations.sampled_probes(configuration, 250, 250)
-        if not beyond_rules(probe.judged) and not lost_before_rules(probe.judged, topology)
+        if not lost_before_rules(probe.judged, topology)
     ]
     foreseen = [outcome_of(probe, plan, topology, model) for probe in probes]
     suspects = list(range(len(probes)))
