@@ -6,6 +6,7 @@ What stood there before is remembered for this boot, once, so that repeated appl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import HostError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _BRIDGE = "net/bridge/bridge-nf-call-"
 _CONNTRACK = "net/netfilter/nf_conntrack_"
+_MODULES = Path("/sys/module")  # has a directory for each module that is loaded
 _STEP = 8192  # the reference rounds nf_conntrack_max up to a multiple of this
 _BUCKET_SHARE = 4  # entries for each bucket of the hash
 
@@ -55,6 +57,8 @@ def load_modules(backend: str) -> None:
         "nft": ("nf_conntrack_bridge", "nft_meta_bridge", "nft_reject_bridge"),
     }[backend]
     for module in modules:
+        if (_MODULES / module).is_dir():
+            continue
         try:
             tools.run(["modprobe", "-q", module])
         except HostError:
