@@ -16,17 +16,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
+_HERE = "/proc/thread-self/ns/net"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespace:
     """A network namespace; ``with namespace.entered():`` runs this thread in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptor: int | None = None) -> None:
+        """Make a new one, or take the one that a descriptor refers to."""
+        if descriptor is not None:
+            self.descriptor = descriptor
+            return
         with _returning():
             if _libc.unshare(_CLONE_NEWNET) != 0:
                 raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET)")
-            self.descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+            self.descriptor = os.open(_HERE, os.O_RDONLY)
+
+    @classmethod
+    def here(cls) -> Namespace:
+        """Return the one this thread is in."""
+        return cls(os.open(_HERE, os.O_RDONLY))
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -45,7 +55,7 @@ def _enter(descriptor: int) -> None:
 
 @contextmanager
 def _returning() -> Iterator[None]:
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    before = os.open(_HERE, os.O_RDONLY)
     try:
         yield
     finally:
