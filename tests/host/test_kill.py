@@ -1,0 +1,230 @@
+"""SIGKILL anywhere in an update or a switch: the host is not open after it, and a start ends as it would without.
+
+A kernel that lacks what the nft backend's rulesets need runs these with smaller ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import sys
+import time
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("pyroute2")
+pytest.importorskip("nftables")
+
+from pvefw_nft.host import control
+from pvefw_nft.host.nftables_state import Nftables
+
+from . import rulesets
+from .listing import everything
+from .network import DENIED_WAYS, Denied, Network, compiled, ruleset, start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pvefw_nft.host.record import Desired
+
+    from .conftest import Namespace
+
+ALL_STEPS = os.environ.get("PVEFW_TEST_KILLS", "all") == "all"
+"""Else only the steps that touch the kernel: those that touch files are the same for all backends."""
+MOMENTS = 5 if ALL_STEPS else 2
+_READS = {"iptables", "ip6tables", "modprobe", "nft"}
+_FILES = {"os.rename", "os.link", "os.remove", "os.mkdir"}
+
+
+@pytest.fixture
+def network(host: Namespace) -> Iterator[Network]:
+    made = Network()
+    yield made
+    made.close()
+
+
+Pair = tuple["Desired", "Desired"]
+
+
+def update(folder: Path, backend: str) -> Pair:
+    return compiled(folder, backend), compiled(folder, backend, 1, other=True)
+
+
+def small_nft(number: int) -> Desired:
+    """Return a ruleset that any kernel takes; it filters what the guest sends."""
+    return ruleset("nft", rulesets.nft((100, 101)[: number + 1], (f"172.{16 + number}.0.0/16",), (80, 81 + number)))
+
+
+PAIRS: dict[str, Callable[[Path], Pair]] = {
+    "iptables": lambda folder: update(folder, "iptables"),
+    "nft": lambda folder: update(folder, "nft"),
+    "switch": lambda folder: (compiled(folder, "iptables"), compiled(folder, "nft", 1)),
+    "nft-small": lambda _: (small_nft(0), small_nft(1)),
+    "switch-small": lambda folder: (compiled(folder, "iptables"), small_nft(0)),
+}
+
+
+class Killing:
+    """Two rulesets that follow each other, again and again, with a kill on the way."""
+
+    def __init__(self, network: Network, pair: Pair, *, small: bool) -> None:
+        self._pair = pair
+        # the second time round nothing is new: iptables keeps its tables, and an update the chains that are entered
+        self._undisturbed = [self._started(desired) for desired in (*pair, *pair)][2:]
+        ways = [way for way in DENIED_WAYS if way[0] == "guest" or not small]
+        self._denied = Denied(network, ways)
+        self._now = 1
+
+    @staticmethod
+    def _started(desired: Desired) -> dict[str, Any]:
+        start(desired)
+        return everything()
+
+    def go(self, kill: Callable[[Desired], bool]) -> bool:
+        """Bring the other ruleset and be killed; look whether the host is open; start. Tells whether it was killed."""
+        self._now = 1 - self._now
+        desired = self._pair[self._now]
+        killed = kill(desired)
+        assert self._denied.pass_now() == []
+        control.apply(desired)
+        assert everything() == self._undisturbed[self._now]
+        return killed
+
+    def close(self) -> None:
+        self._denied.close()
+
+
+@pytest.fixture(params=PAIRS)
+def killing(network: Network, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Killing]:
+    made = Killing(network, PAIRS[request.param](tmp_path), small="small" in request.param)
+    yield made
+    made.close()
+
+
+def test_killed_at_every_step_then_started(killing: Killing) -> None:
+    for step in itertools.count():
+        killed = [killing.go(partial(killed_at, step)) for _ in range(2)]  # there and back
+        if not any(killed):
+            break
+    assert step >= (10 if ALL_STEPS else 1)
+
+
+def test_killed_at_any_moment_then_started(killing: Killing) -> None:
+    undisturbed: list[float] = []
+    for _ in range(2):
+        killing.go(partial(timed, undisturbed))
+    for number in range(MOMENTS):
+        killing.go(partial(killed_after, undisturbed[number % 2] * (number + 0.5) / MOMENTS))
+
+
+# --- processes that are killed ------------------------------------------------------------------------------
+
+
+def killed_at(step: int, desired: Desired) -> bool:
+    """Apply in a process that kills itself, and the tools it runs, right before its ``step``-th step.
+
+    What follows a step is what precedes the next, so there is no need to kill after it too. False: there are not
+    so many steps, and it came to its end.
+    """
+
+    def apply() -> None:
+        die_at(step)
+        control.apply(desired)
+
+    return ended(started_process(apply))
+
+
+def killed_after(seconds: float, desired: Desired) -> bool:
+    """Apply in a process that is killed after that time. False: it had come to its end before."""
+    child = started_process(lambda: control.apply(desired))
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(0.005)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    return ended(child)
+
+
+def timed(times: list[float], desired: Desired) -> bool:
+    """Apply in a process that is not killed, and note how long that takes."""
+    begun = time.monotonic()
+    killed = ended(started_process(lambda: control.apply(desired)))
+    times.append(time.monotonic() - begun)
+    return killed
+
+
+def started_process(action: Callable[[], object]) -> int:
+    """Fork a process with a group of its own."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setpgid(0, 0)
+            action()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    with contextlib.suppress(PermissionError, ProcessLookupError):  # both sides, since either may be first
+        os.setpgid(child, child)
+    return child
+
+
+def ended(child: int) -> bool:
+    """Wait for a process and for all it started; tell whether it was killed."""
+    _, status = os.waitpid(child, 0)
+    end = time.monotonic() + 5
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(child, 0)
+            time.sleep(0.005)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return True
+    assert os.WEXITSTATUS(status) == 0
+    return False
+
+
+def die_at(step: int) -> None:
+    """Have this process and its group killed right before its ``step``-th change of a file or of the kernel."""
+    left = itertools.count(-step)
+
+    def reached() -> None:
+        if next(left) == 0:
+            os.killpg(0, signal.SIGKILL)
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if changes_kernel(event, args) or (ALL_STEPS and changes_files(event, args)):
+            reached()
+
+    sys.addaudithook(hook)
+    run = Nftables.run
+
+    def counted(self: Nftables, commands: Any) -> Any:  # noqa: ANN401
+        if any("list" not in command for command in commands):
+            reached()
+        return run(self, commands)
+
+    Nftables.run = counted  # type: ignore[method-assign] # this process has no other use for it
+
+
+def changes_kernel(event: str, args: tuple[Any, ...]) -> bool:
+    if event == "subprocess.Popen":
+        command = [Path(args[0]).name, *args[1][1:]]
+        reads = command[0] in _READS or command[0].endswith("-save") or command[:2] == ["ipset", "save"]
+        return not (reads or (command[0] == "ipset" and "list" in command))
+    return changes_files(event, args) and str(args[0]).startswith("/proc/sys/")
+
+
+def changes_files(event: str, args: tuple[Any, ...]) -> bool:
+    if event == "open":
+        path, _, flags = args
+        return bool(flags & (os.O_WRONLY | os.O_RDWR)) and not str(path).startswith("/dev/")
+    return event in _FILES
