@@ -1,0 +1,133 @@
+"""Rules of others in the same tables: as they were, to the byte, through start, updates, a switch and stop."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.importorskip("nftables")
+
+from pvefw_nft.errors import HostError
+from pvefw_nft.host import control, record, state, sysctl, tools
+from pvefw_nft.host.settings import needed_first
+
+from . import rulesets
+from .network import compiled, has_bridge_conntrack, rounds, ruleset
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pvefw_nft.host.record import Desired
+
+    from .conftest import Namespace
+
+UPDATES = 20
+USERS = """
+ipset create mine hash:ip; ipset add mine 192.0.2.1; ipset create PVEFX-0 hash:net; ipset add PVEFX-0 192.0.2.0/24
+for tool in iptables ip6tables; do
+    $tool -N MINE
+    $tool -A MINE -p tcp --dport 25 -m comment --comment "PVESIG:mine" -j DROP
+    $tool -N GROUP-office-IN
+    $tool -A GROUP-office-IN -j RETURN
+    $tool -A INPUT -p udp -j MINE
+    $tool -A INPUT -i lo -j ACCEPT
+    $tool -A FORWARD -m physdev --physdev-is-bridged -p udp --sport 9 -j MINE
+    $tool -P FORWARD DROP
+    $tool -t raw -A PREROUTING -p tcp --dport 7 -j DROP
+    $tool -t nat -A POSTROUTING -o wan0 -j MASQUERADE
+    $tool -t mangle -A PREROUTING -p tcp -j MARK --set-mark 0x7
+done
+iptables -I INPUT -m set --match-set mine src -j DROP
+ebtables -N mine
+ebtables -A mine -p ARP --arp-ip-dst 192.0.2.1 -j DROP
+ebtables -A FORWARD -p ARP -j mine
+ebtables -A INPUT -s 02:00:00:00:00:01 -j DROP
+ebtables -t nat -A PREROUTING -d 02:00:00:00:00:01 -j ACCEPT
+nft -f - <<END
+add table inet mine
+add set inet mine s { type ipv4_addr; flags interval; elements = { 192.0.2.0/24, 198.51.100.7 }; }
+add map inet mine m { type ifname : verdict; elements = { "tap100i0" : accept }; }
+add chain inet mine c { type filter hook input priority 0; policy accept; }
+add rule inet mine c ip saddr @s counter drop comment "tap100i0 in"
+add table bridge mine
+add chain bridge mine c { type filter hook prerouting priority -150; policy accept; }
+add rule bridge mine c iifname vmap { "x" : drop }
+add table ip pvefw
+add chain ip pvefw c
+add rule ip pvefw c counter
+END
+"""
+_OURS = re.compile(r"\bPVEFW-|\b(tap100i0|GROUP-some)-(IN|OUT)")
+
+
+@pytest.fixture
+def users(host: Namespace) -> Namespace:
+    """A host with rules of its own in all tables, on which both backends' tools work."""
+    try:
+        subprocess.run(["sh", "-ec", USERS], check=True, capture_output=True, text=True)
+        if sysctl.read("net/bridge/bridge-nf-call-iptables") is None:
+            tools.run(["modprobe", "br_netfilter"])
+    except (HostError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"the tools are not usable here: {getattr(error, 'stderr', error)}")
+    for key in needed_first("iptables"):
+        sysctl.write(key, "0")
+    return host
+
+
+def saved() -> dict[str, list[str]]:
+    """Return what the save commands print, but the time of day."""
+    commands = [[f"{tool}-save"] for tool in ("iptables", "ip6tables", "ebtables")] + [["ipset", "save"]]
+    # with handles, by which it shows whether a rule was made anew
+    commands += [
+        ["nft", "-a", "list", "table", *table] for table in (("inet", "mine"), ("bridge", "mine"), ("ip", "pvefw"))
+    ]
+    return {" ".join(command): output(command) for command in commands} | {"tables": output(["nft", "list", "tables"])}
+
+
+def output(command: list[str]) -> list[str]:
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [line for line in done.stdout.splitlines() if not re.match("# (Generated|Completed) ", line)]
+
+
+def foreign(found: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return what is not of pvefw."""
+    tables = ("table bridge pvefw", "table inet pvefw")
+    return {
+        command: [line for line in lines if _OURS.search(line) is None and line not in tables]
+        for command, lines in found.items()
+    }
+
+
+def numbered(folder: Path, backend: str, number: int) -> Desired:
+    """Return one ruleset of many; chains and sets come and go from each to the next."""
+    if backend == "iptables" or has_bridge_conntrack():
+        return compiled(folder, backend, number, other=bool(number % 2))
+    guests = tuple(range(100, 101 + number % 3))
+    return ruleset("nft", rulesets.nft(guests, (f"10.{number}.0.0/16",), ports=(number + 1,)))
+
+
+@pytest.mark.parametrize(("backend", "other"), [("iptables", "nft"), ("nft", "iptables")])
+def test_rules_of_others_stay_as_they_are(users: Namespace, tmp_path: Path, backend: str, other: str) -> None:
+    before = saved()
+    assert foreign(before) == before
+    control.apply(numbered(tmp_path / "c", backend, 0))
+    assert foreign(saved()) == before
+    for number in rounds(UPDATES):
+        outcome, _ = control.apply(numbered(tmp_path / "c", backend, number), only_if_running=True)
+        assert outcome.changes
+        if number % 4 == 0:
+            assert foreign(saved()) == before
+            assert saved() != before
+    outcome, _ = control.apply(numbered(tmp_path / "c", other, 0))
+    assert outcome.switched_from == backend
+    assert foreign(saved()) == before
+    outcome = control.stop()
+    assert outcome.running
+    assert outcome.problems == ()
+    assert saved() == before
+    assert {key: sysctl.read(key) for key in needed_first("iptables")} == dict.fromkeys(needed_first("iptables"), "0")
+    assert not record.marker_path().exists()
+    assert list(state.run_directory().iterdir()) == []
