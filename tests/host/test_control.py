@@ -19,9 +19,9 @@ import pytest
 from pvefw_nft.errors import HostError, LockedError
 from pvefw_nft.host import control, firewall, lock, record, settings, state, sysctl, tools
 from pvefw_nft.host.engines import engine
-from pvefw_nft.host.nftables_state import Nftables
 from pvefw_nft.host.settings import Conntrack
 
+from .network import ruleset, small_file_system
 from .rulesets import iptables, nft
 
 if TYPE_CHECKING:
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 pytest.importorskip("nftables")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def ruleset(backend: str, artefact: dict[str, Any]) -> Desired:
-    return record.desired(backend, json.dumps(artefact), enabled=True)
 
 
 def with_port(port: int) -> Desired:
@@ -179,6 +175,15 @@ def test_setting_changed_meanwhile_is_left_alone(real: Namespace) -> None:
     assert sysctl.read(key) == "2"
 
 
+def test_only_missing_modules_are_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "nft_meta_bridge").mkdir()
+    loaded: list[str] = []
+    monkeypatch.setattr(settings, "_MODULES", tmp_path)
+    monkeypatch.setattr(tools, "run", lambda command: loaded.append(command[-1]))
+    settings.load_modules("nft")
+    assert loaded == ["nf_conntrack_bridge", "nft_reject_bridge"]
+
+
 def test_conntrack_options() -> None:
     assert Conntrack(262145, 7875, 60).settings() == {
         "net/netfilter/nf_conntrack_buckets": "67584",
@@ -247,36 +252,8 @@ def test_killed_between_loading_the_new_and_removing_the_old(
 
 @pytest.fixture
 def small_disk(real: Namespace) -> Iterator[Path]:
-    path = state.state_directory()
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        shell(f"mount -t tmpfs -o size=64k tmpfs {path}")
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"cannot mount a tmpfs: {error.stderr}")
-    yield path
-    shell(f"umount {path}")
-
-
-def test_full_disk_changes_nothing(small_disk: Path) -> None:
-    control.apply(with_port(80))
-    before = everything()
-    with contextlib.suppress(OSError):
-        (small_disk / "filler").write_bytes(b"x" * 1_000_000)
-    with pytest.raises(HostError, match="No space left on device") as caught:
-        control.apply(with_port(81))
-    assert "make room" in str(caught.value.hint)
-    assert everything() == before
-    assert not list(small_disk.glob(".*.json.*"))
-    assert control.stop().running
-
-
-def test_read_only_var_changes_nothing(small_disk: Path) -> None:
-    control.apply(with_port(80))
-    before = everything()
-    shell(f"mount -o remount,ro {small_disk}")
-    with pytest.raises(HostError, match="Read-only file system"):
-        control.apply(with_port(81))
-    assert everything() == before
+    with small_file_system(state.state_directory()) as path:
+        yield path
 
 
 def test_damaged_records_do_not_keep_it_from_starting(real: Namespace) -> None:
@@ -286,31 +263,6 @@ def test_damaged_records_do_not_keep_it_from_starting(real: Namespace) -> None:
     record.memory_path().write_text("[]")
     assert control.apply(with_port(81))[0].running
     assert has_port(81)
-
-
-def test_held_lock(real: Namespace) -> None:
-    with lock.hold(), pytest.raises(LockedError, match=f"process {os.getpid()}") as caught:
-        # flock(2) is by open file: another open file of this process competes
-        control.apply(with_port(80), wait=0.1)
-    assert caught.value.exit_code == 4
-    assert ours() == []
-
-
-def test_failing_libnftables_changes_nothing(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    control.apply(ruleset("nft", nft()))
-    before = shell("nft list ruleset")
-    run = Nftables.run
-
-    def failing(self: Nftables, commands: Any) -> Any:  # noqa: ANN401
-        if any("list" not in command for command in commands):
-            raise HostError("libnftables refused the ruleset: out of memory")
-        return run(self, commands)
-
-    monkeypatch.setattr(Nftables, "run", failing)
-    with pytest.raises(HostError, match="out of memory"):
-        control.apply(ruleset("nft", nft((100, 101))))
-    monkeypatch.undo()
-    assert shell("nft list ruleset") == before
 
 
 def test_nothing_else_is_removed_when_the_new_ruleset_fails(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
