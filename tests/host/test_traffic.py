@@ -24,6 +24,7 @@ from pvefw_nft.host.links import open_route
 from .network import (
     ADDRESSES,
     ALLOWED,
+    DENIED_WAYS,
     HOST_ONLY,
     Denied,
     Echo,
@@ -77,6 +78,13 @@ def test_switching_backends_under_traffic(network: Network, tmp_path: Path) -> N
             assert outcome.switched_from is not None
     print(f"{streams.sent} denied datagrams, {streams.connected} new connections, {streams.echoed} words over old ones")
     check(streams)
+
+
+def test_without_rules_all_that_is_denied_arrives(network: Network) -> None:
+    """What the tests rely on: that nothing but the rules keeps it from arriving."""
+    with contextlib.closing(Denied(network)) as denied:
+        there = {f"{here} to {address}" for here, place in DENIED_WAYS for address in ADDRESSES[place]}
+        assert set(denied.pass_now()) == there
 
 
 def test_streams_notice_a_hole_and_a_cut(network: Network, tmp_path: Path) -> None:
