@@ -140,7 +140,7 @@ def test_missing_tools(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             patched.setattr(tools, "_PATH", "/nonexistent")
             patched.setenv("PATH", "/nonexistent")
-            expected, package = "the program ip(6)?tables-save is not installed", "apt-get install iptables"
+            expected, package = "the program (ip6?tables-save|ipset) is not installed", "apt-get install ip"
         with pytest.raises(HostError, match=expected) as caught:
             control.apply(numbered(backend, 1))
     assert package in str(caught.value.hint)

@@ -226,5 +226,6 @@ def changes_kernel(event: str, args: tuple[Any, ...]) -> bool:
 def changes_files(event: str, args: tuple[Any, ...]) -> bool:
     if event == "open":
         path, _, flags = args
-        return bool(flags & (os.O_WRONLY | os.O_RDWR)) and not str(path).startswith("/dev/")
+        is_file = not isinstance(path, int) and not str(path).startswith("/dev/")
+        return is_file and bool(flags & (os.O_WRONLY | os.O_RDWR))
     return event in _FILES
