@@ -42,3 +42,19 @@ def test_host_side(guest: Guest, file: str) -> None:
     assert status == 0
     # there, every test can run
     assert b"skipped" not in output
+
+
+def test_service_under_systemd(guest: Guest) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rs",
+        "-p",
+        "no:cacheprovider",
+        "tests/kernel/systemd_in_guest.py",
+    ]
+    status, output = guest.run(command, seconds=600)
+    assert status == 0, output.decode(errors="replace")
+    assert b"3 passed" in output

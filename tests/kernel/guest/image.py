@@ -44,6 +44,7 @@ TOOLS = {
     "ipset": "ipset",
     "ebtables-restore": "ebtables",
     "conntrack": "conntrack",
+    "systemd-run": "systemd",
 }
 """Programs the lab runs, here or in the guest, and the Debian package of each."""
 

@@ -1,0 +1,206 @@
+"""The service, its sandbox and the guard of ``--confirm`` under a running systemd, in the lab's guest.
+
+systemd runs as process 1 of namespaces of its own, with a host's network that is empty but for a bridge. Only
+:mod:`tests.kernel.test_host` runs this file: it needs a machine that it may bring into disorder.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BACKENDS = ("iptables", "nft")
+PATIENCE = 60.0
+"""Seconds that anything may take on the emulated machine."""
+
+# The checkout and its Python are bound to places that no sandbox hides, as those of an installed pvefw are. Of what a
+# system starts first, only the journal is left: cleaning /tmp alone takes a minute there.
+INIT = """\
+set -e
+mount --make-rprivate /
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mkdir -p /opt/pvefw /opt/python /etc/pve /var/lib/pvefw
+mount --bind {repository} /opt/pvefw
+mount --bind {prefix} /opt/python
+for folder in /run /etc/pve /var/lib/pvefw /etc/systemd/system; do mount -t tmpfs -o mode=755 tmpfs $folder; done
+printf '[Unit]\\nDefaultDependencies=no\\nWants=systemd-journald.service\\n' >/etc/systemd/system/lab.target
+for unit in /lib/systemd/system/sysinit.target.wants/*; do
+  case $unit in */systemd-journald.service) ;; *) ln -s /dev/null /etc/systemd/system/${{unit##*/}} ;; esac
+done
+ip link set lo up
+ip link add vmbr0 type bridge
+ip link set vmbr0 up
+export container=lab
+exec /lib/systemd/systemd --system --unit=lab.target
+"""
+
+COMMAND = '#!/bin/sh\nPYTHONPATH=/opt/pvefw exec /opt/python/bin/{python} -m pvefw_nft.cli "$@"\n'
+
+
+class Systemd:
+    """A running systemd, and commands beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        init = folder / "init"
+        init.write_text(INIT.format(repository=REPOSITORY, prefix=sys.prefix))
+        own = ["--mount", "--pid", "--cgroup", "--net", "--uts", "--ipc"]
+        self.log = (folder / "log").open("w+")
+        self._unshare = subprocess.Popen(
+            ["unshare", *own, "--fork", "--kill-child", "sh", str(init)],
+            stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        eventually(lambda: self._find() and self.run("systemctl", "is-system-running", check=False) == "running\n")
+
+    def _find(self) -> bool:
+        assert self._unshare.poll() is None, self._words()
+        found = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()
+        self._pid = found[0] if found else ""
+        return bool(found)
+
+    def _words(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+    def command(self, *command: str) -> list[str]:
+        """Return a command as it is run beside systemd."""
+        return ["nsenter", "--target", self._pid, "--all", *command]
+
+    def run(self, *command: str, check: bool = True) -> str:
+        """Run a command beside systemd and return what it prints."""
+        done = subprocess.run(
+            self.command(*command),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0 or not check, f"{command}: {done.returncode}\n{done.stdout}"
+        return done.stdout
+
+    def write(self, file: str, text: str) -> None:
+        """Write a file as that system sees it."""
+        path = Path(f"/proc/{self._pid}/root{file}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def close(self) -> None:
+        self._unshare.kill()
+        self._unshare.wait()
+        self.log.close()
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
+    running = Systemd(tmp_path_factory.mktemp("systemd"))
+    running.write("/run/pvefw-command", COMMAND.format(python=Path(sys.executable).name))
+    running.run("install", "-m755", "/run/pvefw-command", "/usr/local/sbin/pvefw")
+    running.write("/etc/systemd/system/pvefw.service", running.run("pvefw", "run", "--print-unit"))
+    running.write("/etc/systemd/system/pvefw.service.d/lab.conf", "[Service]\nEnvironment=PYTHONPATH=/opt/pvefw\n")
+    yield running
+    running.close()
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, systemd: Systemd) -> Iterator[str]:
+    """Have the configuration ask for a backend; nothing is left of it afterwards."""
+    name: str = request.param
+    configure(systemd, name, port=1000)
+    yield name
+    systemd.run("systemctl", "stop", "pvefw", check=False)
+    systemd.run("pvefw", "stop")
+
+
+def configure(systemd: Systemd, backend: str, port: int) -> None:
+    """Write a configuration whose host accepts a port."""
+    node = systemd.run("hostname", "--short").strip()
+    systemd.write(f"/etc/pve/nodes/{node}/host.fw", f"[OPTIONS]\nnftables: {int(backend == 'nft')}\n")
+    systemd.write(
+        "/etc/pve/firewall/cluster.fw",
+        f"[OPTIONS]\nenable: 1\n[ALIASES]\nlocal_network 192.0.2.0/24\n[RULES]\nIN ACCEPT -p tcp -dport {port}\n",
+    )
+
+
+def rules(systemd: Systemd, backend: str) -> str:
+    """Return the rules that the kernel holds."""
+    return systemd.run("iptables-save") if backend == "iptables" else systemd.run("nft", "list", "ruleset")
+
+
+def has_port(systemd: Systemd, backend: str, port: int) -> bool:
+    return f"dport {port} " in rules(systemd, backend)
+
+
+def test_service(systemd: Systemd, backend: str) -> None:
+    systemd.run("systemctl", "start", "pvefw")
+    assert has_port(systemd, backend, 1000)  # it is started when its rules are there: Type=notify
+    assert f"filtering ({backend})" in systemd.run("systemctl", "status", "pvefw")
+    assert "started: " in systemd.run("journalctl", "--unit", "pvefw")
+    configure(systemd, backend, port=1001)
+    eventually(lambda: has_port(systemd, backend, 1001))
+    systemd.run("systemctl", "reload", "pvefw")
+    kill_and_wait(systemd)
+    assert has_port(systemd, backend, 1001)
+    configure(systemd, backend, port=1002)
+    eventually(lambda: has_port(systemd, backend, 1002))
+    systemd.run("systemctl", "stop", "pvefw")
+    assert has_port(systemd, backend, 1002)  # the rules outlive the service
+
+
+def kill_and_wait(systemd: Systemd) -> None:
+    """Kill the service, and wait until systemd has it running again."""
+
+    def process() -> str:
+        return systemd.run("systemctl", "show", "--property=MainPID", "--property=ActiveState", "pvefw")
+
+    eventually(lambda: "ActiveState=active" in process())  # it reloads until it says that it is ready
+    before = process()
+    systemd.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "pvefw")
+    eventually(lambda: (now := process()) != before and "ActiveState=active" in now)
+
+
+@contextmanager
+def update(systemd: Systemd, seconds: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Start an update that waits so long for its confirmation."""
+    with subprocess.Popen(
+        systemd.command("pvefw", "update", "--confirm", str(seconds)),
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as running:  # fmt: skip
+        yield running
+
+
+def guards(systemd: Systemd) -> int:
+    return len(systemd.run("systemctl", "list-timers", "--all", "--no-legend", "pvefw-guard-*").splitlines())
+
+
+@pytest.mark.parametrize("backend", ["nft"], indirect=True)
+def test_guard_is_a_timer(systemd: Systemd, backend: str) -> None:
+    systemd.run("pvefw", "start")
+    configure(systemd, backend, port=1003)
+    with update(systemd, 15) as unconfirmed:
+        eventually(lambda: has_port(systemd, backend, 1003))
+        assert guards(systemd) == 1
+        unconfirmed.kill()
+    eventually(lambda: has_port(systemd, backend, 1000))
+    assert not has_port(systemd, backend, 1003)
+    eventually(lambda: guards(systemd) == 0)
+    with update(systemd, 60) as confirmed:
+        eventually(lambda: has_port(systemd, backend, 1003))
+        systemd.run("pvefw", "confirm")
+        assert confirmed.wait() == 0
+    assert has_port(systemd, backend, 1003)
