@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from backends.signature import signature
 from pvefw_nft.errors import HostError
 
-from . import tools
+from . import nf_tables, tools
 from .changes import Change, Remembered
 from .witness import call_for_tools
 from .xtables import (
@@ -185,15 +185,22 @@ def differences(current: State, target: State) -> list[str]:
     return wrong
 
 
-def memory_of(current: State, target: State) -> dict[str, Remembered]:
-    """Return what to remember of a state that was just applied and read back."""
+def memory_of(current: State, planned: Plan, before: Mapping[str, Remembered] = _NOTHING) -> dict[str, Remembered]:
+    """Return what to remember of a state that was just applied and read back.
+
+    ``before`` is what was remembered until then: that stands for what the plan did not touch, so that what somebody
+    else changed meanwhile is not taken for what was applied.
+    """
+    touched = {memory_key(change.where, change.name) for change in planned.changes}
     found = {}
-    for where, there, wanted in _tables(current, target):
+    for where, there, wanted in _tables(current, planned.after):
         for name, chain in wanted.chains.items():
             if name in there.chains:
-                found[memory_key(where, name)] = Remembered(
-                    chain.signature or chain.listing, there.chains[name].listing
-                )
+                key = memory_key(where, name)
+                fresh = Remembered(chain.signature or chain.listing, there.chains[name].listing)
+                old = before.get(key)
+                kept = old is not None and key not in touched and old.signature == fresh.signature
+                found[key] = old if kept and old is not None else fresh
     return found
 
 
@@ -211,6 +218,25 @@ def drifted(current: State, memory: Mapping[str, Remembered]) -> list[str]:
 def memory_key(where: str, chain: str) -> str:
     """Return the key of a chain in the memory, for example ``iptables filter PVEFW-INPUT``."""
     return f"{where} {chain}"
+
+
+_NF_TABLES = frozenset({("ip", "filter"), ("ip", "raw"), ("ip6", "filter"), ("ip6", "raw"), ("bridge", "filter")})
+"""Where iptables-nft, ip6tables-nft and ebtables-nft keep the tables that we use."""
+
+
+def refuse_dormant() -> None:
+    """Raise :class:`HostError` where somebody switched off a table that our chains are in: none of them is used."""
+    try:
+        asleep = sorted(_NF_TABLES & nf_tables.dormant())
+    except HostError as error:
+        if error.hint == nf_tables.NO_NFTABLES:
+            return  # there are legacy tools only
+        raise
+    for family, name in asleep:
+        raise HostError(
+            f"the table {family} {name} has the flag `dormant`: none of its rules is used",
+            f"wake it: nft add table {family} {name}",
+        )
 
 
 def apply(planned: Plan) -> Seen:

@@ -50,7 +50,7 @@ class Plan:
     """The commands of the transaction, and what they change; no commands: nothing to do.
 
     ``target`` is what it leads to; ``was_there``: a table of ours was there before. ``witness`` is that of the time
-    in which the kernel was looked at (None: there is none).
+    in which the kernel was looked at (None: there is none). ``whole``: it leaves nothing of what was in our tables.
     """
 
     commands: tuple[Command, ...]
@@ -58,6 +58,7 @@ class Plan:
     target: Mapping[str, Wanted]
     was_there: bool
     witness: Witness | None = None
+    whole: bool = False
 
     def __str__(self) -> str:
         if not self.commands:
@@ -81,6 +82,7 @@ def plan(
     commands: list[Command] = []
     changes: list[Change] = []
     spoiled = set(spoiled)
+    whole = True
     for family in FAMILIES:
         wanted = target.get(family)
         if wanted is None:
@@ -97,7 +99,8 @@ def plan(
         )
         commands += table.commands()
         changes += table.changes
-    return Plan(tuple(commands), tuple(changes), target, bool(current))
+        whole = whole and table.whole
+    return Plan(tuple(commands), tuple(changes), target, bool(current), whole=whole)
 
 
 def replacing(current: Kernel, target: Mapping[str, Wanted]) -> Plan:
@@ -108,12 +111,15 @@ def replacing(current: Kernel, target: Mapping[str, Wanted]) -> Plan:
 def carry_out(planned: Plan, nft: Nftables) -> Witness | None:
     """Run the transaction and read back what is noted.
 
-    Returns the witness of the moment before it was read back, where there is one. Raises :class:`HostError`.
+    Returns the witness of the moment before it was read back, where there is one: none where somebody else may have
+    changed what the plan rests on since. Raises :class:`HostError`.
     """
     if not planned.commands:
         return None
     nft.run(planned.commands)
     witness = call_witness()
+    if not planned.whole and (planned.witness is None or witness != planned.witness.after(1)):
+        witness = None
     wrong = differences(read_kernel(), planned.target)
     if wrong:
         raise NotAsLoadedError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
@@ -168,7 +174,7 @@ def memory_of(
 
 def drifted(nft: Nftables, current: Kernel, memory: Mapping[str, Remembered]) -> list[str]:
     """Return the things changed by hand since they were applied, as ``bridge chain tap100i0-IN``."""
-    found = []
+    found = [f"{family} table {TABLE}" for family in FAMILIES if family not in current and _remembers(memory, family)]
     for family in current:
         listed = listing(nft, family)
         remembered = {key: value for key, value in memory.items() if key.startswith(f"{family} ")}
@@ -176,6 +182,10 @@ def drifted(nft: Nftables, current: Kernel, memory: Mapping[str, Remembered]) ->
             key for key, value in remembered.items() if listed.get(key.removeprefix(f"{family} ")) != value.listing
         ]
     return found
+
+
+def _remembers(memory: Mapping[str, Remembered], family: str) -> bool:
+    return any(key.startswith(f"{family} ") for key in memory)
 
 
 def count_packets(families: Iterable[str]) -> dict[str, int]:
@@ -224,12 +234,11 @@ class _TablePlan:
         self._previous = previous
         self._spoiled = spoiled
         self.changes: list[Change] = []
+        self.whole = not noted or self._redefined()
 
     def commands(self) -> list[Command]:
         """Return the commands that bring this table to what is wanted."""
-        if self._noted is None or not self._noted or self._redefined():
-            return self._whole()
-        return self._in_part(self._noted)
+        return self._whole() if self.whole or self._noted is None else self._in_part(self._noted)
 
     def _redefined(self) -> bool:
         """Tell whether something that is there must be made anew: what refers to it would have to go first."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from pvefw_nft.errors import HostError, InternalError
 
 from . import apply_iptables, apply_nft, xtables
+from .changes import Remembered
 from .nf_tables import NO_NFTABLES
 from .nftables_state import Nftables, our_tables, read_kernel, wanted
 from .record import Memory
@@ -18,7 +19,7 @@ from .witness import call as call_witness
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from .changes import Change, Remembered
+    from .changes import Change
     from .nftables_state import Kernel, Wanted
     from .record import Desired
     from .witness import Witness
@@ -118,6 +119,9 @@ class IptablesEngine:
         """Return what each tool would be fed."""
         target = xtables.wanted(desired.artefact)
         seen = self._look(ebtables=bool(target.ebtables.chains))
+        apply_iptables.refuse_dormant()
+        # of what nobody knows how it was listed, nobody can tell whether it is still as it was loaded
+        anew = anew or memory is None
         return apply_iptables.plan(seen.state, target, _chains(memory), anew=anew, witness=seen.witness)
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:  # noqa: ARG002
@@ -126,8 +130,8 @@ class IptablesEngine:
         self._seen = None
         seen = self._seen = apply_iptables.apply(planned)
 
-        def remember(identity: str, _: Memory | None) -> Memory:
-            return Memory(identity, apply_iptables.memory_of(seen.state, planned.after), seen.witness)
+        def remember(identity: str, before: Memory | None) -> Memory:
+            return Memory(identity, apply_iptables.memory_of(seen.state, planned, _chains(before)), seen.witness)
 
         return remember
 
@@ -186,8 +190,9 @@ class NftEngine:
         """Return the commands of the transaction."""
         Nftables()  # where it is missing, nothing is to be begun
         target = wanted(desired.artefact)
-        there = self._look()
-        if anew:
+        there, witness = self._look()
+        # of what nobody knows how it was listed, nobody can tell whether it is still as it was loaded
+        if anew or (memory is None and there):
             return apply_nft.replacing(there, target)
 
         @cache
@@ -195,8 +200,7 @@ class NftEngine:
             known = previous is not None and previous.backend == self.name
             return wanted(previous.artefact) if previous is not None and known else {}
 
-        planned = apply_nft.plan(there, target, before, self.drifted(memory))
-        witness = self._seen[0] if self._seen is not None else None
+        planned = apply_nft.plan(there, target, before, self._drifted(memory, there))
         return replace(planned, witness=witness if witness == call_witness() else None)
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:
@@ -216,8 +220,12 @@ class NftEngine:
 
         def remember(identity: str, before: Memory | None) -> Memory:
             chains = apply_nft.memory_of(nft, planned.target, _chains(before) if before is not None else None)
-            # what was read back and what is noted must be of one moment
-            return Memory(identity, chains, witness if witness == call_witness() else None)
+            now = call_witness()
+            if now is not None and now != witness:
+                # Somebody changed rules meanwhile, perhaps these: what was loaded just now is to be loaded once more.
+                old = _chains(before)
+                chains = {k: v if old.get(k) == v else Remembered(v.signature, "") for k, v in chains.items()}
+            return Memory(identity, chains, witness if witness == now else None)
 
         return remember
 
@@ -229,23 +237,26 @@ class NftEngine:
 
     def drifted(self, memory: Memory | None) -> list[str]:
         """Compare each chain and set with how it was listed, unless nobody changed any ruleset since."""
+        return self._drifted(memory, None)
+
+    def _drifted(self, memory: Memory | None, there: Kernel | None) -> list[str]:
         if memory is None or self.unchanged(memory):
             return []
-        nft = Nftables()
-        return apply_nft.drifted(nft, self._look(), memory.chains)
+        return apply_nft.drifted(Nftables(), self._look()[0] if there is None else there, memory.chains)
 
     def dropped(self) -> dict[str, int]:
         """Sum the counters of rules that drop or reject."""
         return apply_nft.count_packets(our_tables())
 
-    def _look(self) -> Kernel:
-        """Return what is noted in our tables, read anew unless it provably is what was seen last."""
+    def _look(self) -> tuple[Kernel, Witness | None]:
+        """Return what is noted in our tables, read anew unless it provably is what was seen last, and its witness."""
         witness = call_witness()
         if self._seen is not None and self._seen[0] == witness:
-            return self._seen[1]
+            return self._seen[1], witness
         kernel = read_kernel()
-        self._seen = (witness, kernel) if witness is not None and witness == call_witness() else None
-        return kernel
+        holds = witness is not None and witness == call_witness()
+        self._seen = (witness, kernel) if witness is not None and holds else None
+        return kernel, witness if holds else None
 
 
 def _chains(memory: Memory | None) -> Mapping[str, Remembered]:

@@ -98,12 +98,13 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
         _note(replace(memory, witness=planned.witness))
     if not record.marker_path().exists():
         state.write(record.marker_path(), {"backend": desired.backend})
+    remembered = None if remember is None else remember(desired.identity, None if anew else memory)
     # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
     for other in leftover:
         other.remove()
     problems = [*_keep_settings(desired), *_conntrack(desired)]
-    if remember is not None:
-        problems += _remember(remember, desired, None if anew else memory)
+    if remembered is not None:
+        problems += _note(remembered)
     return Outcome(
         running=True,
         changes=planned.changes,
@@ -190,12 +191,8 @@ def _conntrack(desired: Desired) -> list[str]:
     return settings.set_all(desired.conntrack.settings(), required=False)
 
 
-def _remember(remember: Remember, desired: Desired, memory: Memory | None) -> list[str]:
-    """Note how the kernel lists the ruleset. Without the notes, changes by hand go unseen: not worth failing for."""
-    return _note(remember(desired.identity, memory))
-
-
 def _note(memory: Memory) -> list[str]:
+    """Note how the kernel lists the ruleset. Without the notes it is loaded again next time: not worth failing for."""
     try:
         record.write_memory(memory)
     except HostError as error:

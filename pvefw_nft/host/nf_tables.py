@@ -30,9 +30,12 @@ _REQUEST, _DUMP = 0x1, 0x300
 _INTERRUPTED = 0x10  # of a dump: rules changed meanwhile, so that some may be missing
 _ERROR, _DONE = 2, 3
 _FAMILIES = {"inet": 1, "bridge": 7}
+_IP_FAMILIES = {"ip": 2, "ip6": 10}
 _TRIES = 20
+_LACKING = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL)
 
-_TABLE_NAME, _GENERATION_ID = 1, 1
+_TABLE_NAME, _TABLE_FLAGS, _GENERATION_ID = 1, 2, 1
+_DORMANT = 0x1
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _COUNTER_PACKETS = 2
@@ -55,12 +58,24 @@ def tables(name: str) -> set[str]:
 
     Raises :class:`HostError` where the kernel does not tell; so do the others.
     """
-    numbers = {
-        body[0]
+    return {family for family, table in _tables() if table == name and family in _FAMILIES}
+
+
+def dormant() -> set[tuple[str, str]]:
+    """Return family and name of the tables whose chains are switched off by the flag ``dormant`` (nft(8))."""
+    return {key for key, flags in _tables().items() if flags & _DORMANT}
+
+
+def _tables() -> dict[tuple[str, str], int]:
+    """Return the flags of all tables, by family (as a number where it has no name here) and name."""
+    names = {number: family for family, number in (_FAMILIES | _IP_FAMILIES).items()}
+    return {
+        (names.get(body[0], str(body[0])), _text(_attribute(body, _TABLE_NAME, 4))): int.from_bytes(
+            _attribute(body, _TABLE_FLAGS, 4), "big"
+        )
         for kind, body in _ask(_GET_TABLE, _REQUEST | _DUMP)
-        if kind == _NEW_TABLE and _text(_attribute(body, _TABLE_NAME, 4)) == name
+        if kind == _NEW_TABLE
     }
-    return {family for family, number in _FAMILIES.items() if number in numbers}
 
 
 def rules(family: str, table: str, chain: str | None = None) -> list[Rule]:
@@ -131,7 +146,8 @@ def _ask(kind: int, flags: int, family: int = 0, attributes: bytes = b"") -> lis
             if answers is not None:
                 return answers
     except OSError as error:
-        hint = "run this as root" if error.errno == errno.EPERM else NO_NFTABLES
+        hint = "run this as root" if error.errno == errno.EPERM else None
+        hint = NO_NFTABLES if error.errno in _LACKING else hint
         raise HostError(f"nf_tables does not answer: {error.strerror or error}", hint) from error
     raise HostError("the rules of nf_tables change all the time", "see which program changes them: nft monitor")
 

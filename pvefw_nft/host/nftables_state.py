@@ -185,8 +185,12 @@ def our_tables() -> list[str]:
 
 
 def read_kernel() -> Kernel:
-    """Return what is noted in our tables. A table without notes is one that somebody else made or emptied."""
-    return {family: _read_notes(family) for family in our_tables()}
+    """Return what is noted in our tables. A table without notes is one that somebody else made or emptied.
+
+    One that somebody switched off counts as emptied: it is to be made anew.
+    """
+    off = nf_tables.dormant()
+    return {family: {} if (family, TABLE) in off else _read_notes(family) for family in our_tables()}
 
 
 def _read_notes(family: str) -> dict[str, Noted]:

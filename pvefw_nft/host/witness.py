@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+_MODULE = Path("/sys/module/nf_tables")
 _NETNS_COOKIE = 71  # SO_NETNS_COOKIE, include/uapi/asm-generic/socket.h; since Linux 5.14
 _KEPT_IN_NF_TABLES = "xtables-nft-multi"
 
@@ -33,8 +34,8 @@ _KEPT_IN_NF_TABLES = "xtables-nft-multi"
 class Witness:
     """What was so when the rules were looked at.
 
-    ``boot`` and ``namespace`` (a number that no other namespace of this boot gets) say whose count ``generation``
-    is; ``rest`` is a digest of what is not counted.
+    ``boot`` (with a number of the module) and ``namespace`` (a number that no other namespace of this boot gets) say
+    whose count ``generation`` is; ``rest`` is a digest of what is not counted.
     """
 
     boot: str
@@ -60,12 +61,20 @@ def call(rest: str = "") -> Witness | None:
     """Return the witness of this moment, or None where the kernel does not tell."""
     number = generation()
     try:
-        boot = _BOOT.read_text("ascii").strip()
+        boot = f"{_BOOT.read_text('ascii').strip()} {_module_number()}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
             namespace = int.from_bytes(asking.getsockopt(socket.SOL_SOCKET, _NETNS_COOKIE, 8), sys.byteorder)
     except OSError:
         return None
     return Witness(boot, namespace, number, rest) if number is not None and namespace else None
+
+
+def _module_number() -> int:
+    """Return a number that changes when nf_tables is loaded again, since it then counts from the start; 0: built in."""
+    try:
+        return _MODULE.stat().st_ino
+    except FileNotFoundError:
+        return 0
 
 
 def call_for_tools(names: Sequence[str], uncounted: str) -> Witness | None:

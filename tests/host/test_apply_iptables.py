@@ -52,7 +52,7 @@ def apply(artefact: dict[str, Any], **options: bool) -> None:
 def changed(artefact: dict[str, Any]) -> list[str]:
     target = wanted(artefact)
     current = read_state()
-    memory = apply_iptables.memory_of(current, target)
+    memory = apply_iptables.memory_of(current, apply_iptables.plan(current, target))
     return [str(change) for change in apply_iptables.plan(current, target, memory).changes]
 
 
@@ -269,7 +269,7 @@ def test_twenty_updates_leave_the_users_rules_alone(real: Namespace) -> None:
 def test_rules_changed_by_hand_are_seen_and_mended(real: Namespace) -> None:
     target = wanted(iptables())
     bring(target)
-    memory = apply_iptables.memory_of(read_state(), target)
+    memory = apply_iptables.memory_of(read_state(), apply_iptables.plan(read_state(), target))
     # the number of rules stays: neither signature nor count tell
     shell("iptables -R tap100i0-IN 1 -p tcp --dport 81 -j ACCEPT; ebtables -D tap100i0-OUT 1; ebtables -I tap100i0-OUT")
     drifted = apply_iptables.drifted(read_state(), memory)
