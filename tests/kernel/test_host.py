@@ -17,7 +17,7 @@ pytest.importorskip("pyroute2")
 LIMITS = {
     "PVEFW_TEST_UPDATES": "200",
     "PVEFW_TEST_SWITCHES": "20",
-    "PVEFW_TEST_SECONDS": "30",
+    "PVEFW_TEST_SECONDS": "20",
     "PVEFW_TEST_KILLS": "kernel",
 }
 # What this machine's kernel cannot do; all else of these files is tested on it. Killing switches takes minutes.
