@@ -131,7 +131,9 @@ class IptablesEngine:
         seen = self._seen = apply_iptables.apply(planned)
 
         def remember(identity: str, before: Memory | None) -> Memory:
-            return Memory(identity, apply_iptables.memory_of(seen.state, planned, _chains(before)), seen.witness)
+            chains = apply_iptables.memory_of(seen.state, planned, _chains(before))
+            spoiled = apply_iptables.drifted(seen.state, chains)
+            return Memory(identity, chains, None if spoiled else seen.witness)
 
         return remember
 

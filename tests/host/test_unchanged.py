@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from pvefw_nft.cli import desired as desired_ruleset
 from pvefw_nft.cli import main
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import apply_iptables, control, firewall, nf_tables, record, sysctl, tools, witness
+from pvefw_nft.host import apply_iptables, apply_nft, control, firewall, nf_tables, record, sysctl, tools, witness
 from pvefw_nft.host.engines import engine
 from tests.support import VM
 
@@ -235,6 +236,131 @@ def test_witness_of_another_namespace(real: Namespace, other: Namespace) -> None
     assert there is not None
     assert here.namespace != there.namespace
     assert witness.Witness.of_json(json.loads(json.dumps(here.as_json()))) == here
+
+
+# --- others at work at the same time -------------------------------------------------------------------------
+
+
+def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, script: str, *, first: bool = True) -> None:  # noqa: ANN401
+    """Have somebody else run a script before (or after) the next call of a function."""
+    function = getattr(owner, name)
+
+    def disturbed(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        monkeypatch.setattr(owner, name, function)
+        if first:
+            shell(script)
+        result = function(*arguments, **options)
+        if not first:
+            shell(script)
+        return result
+
+    monkeypatch.setattr(owner, name, disturbed)
+
+
+def is_mended(desired: Desired) -> bool:
+    """Tell whether the next apply finds what is wrong, and mends it."""
+    return (
+        bool(control.apply(desired)[0].changes) and firewall.status(desired).changes == () and stands(desired.backend)
+    )
+
+
+@pytest.mark.parametrize("script", ["nft flush ruleset", "nft delete table bridge pvefw"])
+def test_tables_removed_while_a_plan_is_made(real: Namespace, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    desired = ruleset("nft")
+    control.apply(desired)
+    shell("nft add table inet mine")
+    once(monkeypatch, apply_nft, "drifted", script)
+    with pytest.raises(HostError, match="No such file"):
+        control.apply(desired)
+    assert is_mended(desired)
+
+
+@pytest.mark.parametrize("script", ["nft flush ruleset", "nft delete table bridge pvefw"])
+def test_tables_removed_before_a_plan_is_made(real: Namespace, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    desired = ruleset("nft")
+    control.apply(desired)
+    shell("nft add table inet mine")
+    once(monkeypatch, apply_nft, "plan", script)
+    control.apply(desired)
+    assert not stands("nft")
+    assert is_mended(desired)
+
+
+def test_rule_added_between_plan_and_transaction(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    control.apply(ruleset("nft"))
+    once(monkeypatch, apply_nft, "carry_out", "nft add rule inet pvefw input accept")
+    desired = ruleset("nft", 81)
+    control.apply(desired)
+    assert not stands("nft")
+    assert is_mended(desired)
+
+
+def test_chain_flushed_between_transaction_and_noting(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    control.apply(ruleset("nft"))
+    once(monkeypatch, apply_nft, "carry_out", "nft flush chain bridge pvefw tap100i0-OUT", first=False)
+    desired = ruleset("nft", 81)
+    control.apply(desired)
+    assert not stands("nft")
+    assert is_mended(desired)
+
+
+def test_rule_replaced_between_plan_and_restore(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    control.apply(ruleset("iptables"))
+    once(monkeypatch, apply_iptables, "carry_out", "iptables -R PVEFW-HOST-IN 1 -s 192.0.2.9 -j ACCEPT")
+    desired = ruleset("iptables", 81)
+    control.apply(desired)
+    assert firewall.status(desired).drifted == ("iptables filter PVEFW-HOST-IN",)
+    assert is_mended(desired)
+
+
+@pytest.mark.parametrize(
+    ("backend", "script"),
+    [
+        ("nft", "nft flush chain bridge pvefw tap100i0-OUT"),
+        ("iptables", "iptables -R PVEFW-HOST-IN 1 -s 192.0.2.9 -j ACCEPT"),
+    ],
+)
+def test_changed_by_hand_and_nothing_remembered(real: Namespace, backend: str, script: str) -> None:
+    desired = ruleset(backend)
+    control.apply(desired)
+    record.memory_path().unlink()
+    shell(script)
+    assert is_mended(desired)
+
+
+@pytest.mark.parametrize("family", ["bridge", "inet"])
+def test_dormant_table_is_made_anew(real: Namespace, family: str) -> None:
+    desired = ruleset("nft")
+    control.apply(desired)
+    shell(f"nft 'add table {family} pvefw {{ flags dormant; }}'")
+    assert firewall.status(desired).changes
+    assert is_mended(desired)
+    assert nf_tables.dormant() == set()
+
+
+@pytest.mark.parametrize("family", ["ip", "ip6", "bridge"])
+def test_dormant_table_of_iptables_is_refused(real: Namespace, family: str) -> None:
+    desired = ruleset("iptables")
+    control.apply(desired)
+    shell(f"nft 'add table {family} filter {{ flags dormant; }}'")
+    with pytest.raises(HostError, match=f"{family} filter has the flag `dormant`") as refused:
+        control.apply(desired)
+    assert refused.value.hint is not None
+    shell(refused.value.hint.removeprefix("wake it: "))
+    assert nf_tables.dormant() == set()
+    control.apply(desired)
+    assert stands("iptables")
+
+
+def test_error_of_netlink_is_no_absence(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    control.apply(ruleset("nft"))
+
+    def failing(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("pvefw_nft.host.nf_tables.socket.socket", failing)
+    with pytest.raises(HostError, match="Too many open files"):
+        engine("nft").present()
 
 
 # --- running tools ------------------------------------------------------------------------------------------
