@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pvefw_nft.config import netdb
 from tests.support import MakeRoot, file_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
@@ -25,6 +26,14 @@ def make_root(tmp_path: Path) -> MakeRoot:
         return tmp_path
 
     return make
+
+
+@pytest.fixture
+def names_unread() -> Iterator[None]:
+    """Forget, before and after, what tests in this process have read of the host's names or put in their places."""
+    netdb.forget()
+    yield
+    netdb.forget()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

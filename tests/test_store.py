@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.pipeline import Source, Store, compile_root
+from pvefw_nft.config import netdb
+from pvefw_nft.pipeline import Observations, Source, Store, compile_root
 from tests.support import CONTAINER, VM, file_path
 
 if TYPE_CHECKING:
@@ -106,3 +107,20 @@ def written(made: Compiled) -> str:
 def chains(made: Compiled) -> list[Chain]:
     written(made)
     return [chain for layer in made.checked.ruleset.chains.values() for chain in layer.values()]
+
+
+@pytest.mark.usefixtures("names_unread")
+def test_host_renumbers_a_service(make_root: MakeRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    etc = tmp_path / "names"
+    etc.mkdir()
+    monkeypatch.setattr(netdb, "ETC", etc)
+    rule = "[OPTIONS]\nenable: 1\n[RULES]\nIN ACCEPT -p tcp -dport ownservice\n"
+    source = Source(make_root({"100.conf": VM, "100.fw": rule}), "n1", lambda: "10.0.0.0/24")
+    store = Store()
+    for port in (5000, 6000):
+        (etc / "services").write_text(f"ownservice {port}/tcp\n")
+        notes = Observations()
+        made = compile_root(notes.observed(source), "nft", store)
+        notes.finish()
+        assert notes.still_hold(source)
+        assert f'"right":{port}' in "".join(made.artefact.loadable_json())

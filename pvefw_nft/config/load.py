@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pvefw_nft.config import grammar, resolve
+from pvefw_nft.config import grammar, netdb, resolve
 from pvefw_nft.config.files import FILES, Files
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.model import (
@@ -86,19 +86,20 @@ class Root:
 class GuestStore:
     """Guests as they were read last, for a service that reads its configuration again and again.
 
-    A guest follows from its own two files and the names of cluster.fw. Where none of these changed, the guest that
-    was made is returned, the same object, with what was found wrong with it.
+    A guest follows from its own two files, the names of cluster.fw and those of the host's services. Where none of
+    these changed, the guest that was made is returned, the same object, with what was found wrong with it.
     """
 
     def __init__(self) -> None:
         """Start with none."""
-        self._cluster: str | None = None
+        self._names: tuple[str, int] | None = None
         self._known: dict[int, tuple[_Origin, Guest, tuple[Diagnostic, ...]]] = {}
 
     def begin(self, cluster: str) -> None:
-        """Forget all guests unless this is the text of cluster.fw that they were read with."""
-        if cluster != self._cluster:
-            self._cluster = cluster
+        """Forget all guests unless they were read with this text of cluster.fw, and with the host's names of today."""
+        names = (cluster, netdb.times_forgotten())
+        if names != self._names:
+            self._names = names
             self._known = {}
 
     def end(self, vmids: Container[int]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -99,6 +99,44 @@ class _Protocols(NamedTuple):
     by_number: dict[int, str]
 
 
+class _Remembering(Protocol):
+    def cache_clear(self) -> None: ...
+
+
+_T = TypeVar("_T", bound=_Remembering)
+
+_texts: dict[str, str | None] = {}
+_remembering: list[_Remembering] = []
+_forgotten = 0
+
+
+def rests_on_names(function: _T) -> _T:
+    """Mark a function whose remembered results follow from the host's names."""
+    _remembering.append(function)
+    return function
+
+
+def times_forgotten() -> int:
+    """Return a number that tells whether what was made with names still holds: it grows when they are forgotten."""
+    return _forgotten
+
+
+def forget_if_changed() -> None:
+    """Forget all that was read if one of the host's files has changed since: a service runs for long."""
+    if any(host_text(file) != text for file, text in _texts.items()):
+        forget()
+
+
+def forget() -> None:
+    """Forget all that was read."""
+    global _forgotten
+    _forgotten += 1
+    _texts.clear()
+    for function in _remembering:
+        function.cache_clear()
+
+
+@rests_on_names
 @cache
 def _services() -> dict[tuple[str, str | None], int]:
     """Read the services: port by name and protocol, and by name and None for the first entry of the name."""
@@ -114,6 +152,7 @@ def _services() -> dict[tuple[str, str | None], int]:
     return services
 
 
+@rests_on_names
 @cache
 def _protocols() -> _Protocols:
     by_name: dict[str, int] = {}
@@ -131,6 +170,7 @@ def _protocols() -> _Protocols:
     return _Protocols(by_name, by_number)
 
 
+@rests_on_names
 @cache
 def _ethertypes() -> dict[str, int]:
     ethertypes: dict[str, int] = {}
@@ -148,9 +188,6 @@ def _entries(file: str) -> Iterator[list[str]]:
         words = line.partition("#")[0].split()
         if len(words) >= 2:
             yield words
-
-
-_texts: dict[str, str | None] = {}
 
 
 def texts_read() -> dict[str, str | None]:

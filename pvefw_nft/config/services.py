@@ -38,6 +38,7 @@ _ICMP = {"icmp": 4, "icmpv6": 6, "ipv6-icmp": 6}
 _ICMP_FAMILY = {4: Family.V4, 6: Family.V6}
 
 
+@netdb.rests_on_names
 @lru_cache(maxsize=16384)
 def plain(proto: str | None, dport: str | None, sport: str | None, icmp_type: str | None) -> tuple[Service, ...]:
     """Return the service of a rule without a macro."""
@@ -121,6 +122,7 @@ def _icmp(version: int, dport: str | None, sport: str | None, icmp_type: str | N
     return Icmp(version, *known, text)
 
 
+@netdb.rests_on_names
 @lru_cache(maxsize=4096)
 def expanded(
     name: str,

@@ -55,7 +55,8 @@ class Observations:
     answers: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def observed(self, source: Source) -> Source:
-        """Return the source whose answers are noted here."""
+        """Return the source whose answers are noted here. What this process remembers of old names is forgotten."""
+        netdb.forget_if_changed()
         self.note("program", "", program_digest())
 
         def network() -> str | None:

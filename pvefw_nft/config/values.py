@@ -307,6 +307,7 @@ PORT_PROTOCOLS = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 """The protocols that have ports, by number."""
 
 
+@netdb.rests_on_names
 @lru_cache(maxsize=4096)
 def read_protocol(text: str) -> Protocol:
     """Read a protocol: a name or alias of /etc/protocols, ``icmpv6``, or a number from 1 to 255. Raises BadValue.
@@ -344,6 +345,7 @@ def read_protocol(text: str) -> Protocol:
     return Protocol(number, text if text.isdigit() or text == "icmpv6" else netdb.protocol_name(number) or text)
 
 
+@netdb.rests_on_names
 @lru_cache(maxsize=65536)
 def read_ports(text: str, protocol: int) -> tuple[PortRange, ...]:
     """Read the ports of a rule: numbers, ranges ``a:b``, service names, or a list of them.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pvefw_nft.config import netdb, services, source, values
+from pvefw_nft.config import netdb, source
 from pvefw_nft.config.source import Observations, Source
 from pvefw_nft.pipeline import compile_root
 from tests.support import CONTAINER, VM
@@ -31,14 +31,7 @@ FILES: dict[str, str | bytes] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def nothing_read_yet() -> None:
-    """Forget what other tests in this process had read of the host's files, or of what they put in their places."""
-    for module in (netdb, services, values):
-        for cached in vars(module).values():
-            if hasattr(cached, "cache_clear"):
-                cached.cache_clear()
-    netdb._texts.clear()
+pytestmark = pytest.mark.usefixtures("names_unread")
 
 
 def made(root: Path, node: str | None = "n1") -> tuple[Source, Observations]:
