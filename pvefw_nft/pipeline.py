@@ -69,9 +69,11 @@ class Store:
         from backends.base import LineStore
         from pvefw_nft.config.load import GuestStore
         from pvefw_nft.ir.guest import PartStore
+        from pvefw_nft.ir.validate import SoundChains
 
         self.guests = GuestStore()
         self.parts = PartStore()
+        self.sound = SoundChains()
         self.lines = LineStore()
 
 
@@ -87,7 +89,7 @@ def check_root(source: Source, store: Store | None = None) -> Checked:
     configuration = _configuration(source, findings, None if store is None else store.guests)
     _warn_of_unknown_node(source, findings)
     ruleset = build(configuration.node, configuration.guests(), None if store is None else store.parts)
-    validate(ruleset)
+    validate(ruleset, None if store is None else store.sound)
     return Checked(configuration.node, ruleset, in_file_order(findings.diagnostics))
 
 

@@ -49,13 +49,46 @@ _CALLS = (Jump, Goto)
 _PORT_PROTOCOLS = frozenset((6, 17, 33, 132, 136))
 
 
-def validate(ruleset: Ruleset) -> None:
-    """Check a ruleset. Raises InternalError that names the chain and what is wrong with it."""
+class SoundChains:
+    """Chains that were found sound, for a service that builds again and again; known by being the same object."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._known: dict[tuple[Layer, str], tuple[Chain, tuple[Rule, ...]]] = {}
+
+    def rules(self, layer: Layer, chain: Chain) -> tuple[Rule, ...]:
+        """Return the rules to check: of a known chain those that refer to chains and sets, which may be gone."""
+        known = self._known.get((layer, chain.name))
+        return known[1] if known is not None and known[0] is chain else chain.rules
+
+    def keep(self, ruleset: Ruleset) -> None:
+        """Note that a ruleset is sound, and forget all others."""
+        before = self._known
+        self._known = {}
+        for layer, chains in ruleset.chains.items():
+            for name, chain in chains.items():
+                known = before.get((layer, name))
+                is_known = known is not None and known[0] is chain
+                self._known[layer, name] = (
+                    known if known is not None and is_known else (chain, tuple(filter(_refers, chain.rules)))
+                )
+
+
+def _refers(rule: Rule) -> bool:
+    return isinstance(rule.action, _CALLS) or any(isinstance(match, InSet) for match in rule.matches)
+
+
+def validate(ruleset: Ruleset, store: SoundChains | None = None) -> None:
+    """Check a ruleset. Raises InternalError that names the chain and what is wrong with it.
+
+    What ``store`` knows to be sound in itself is not looked at again.
+    """
     keys = {made.key for made in ruleset.sets}
     for layer, chains in ruleset.chains.items():
         sound: set[tuple[int, Family]] = set()
         for chain in chains.values():
-            _check_chain(layer, chain, chains, keys, sound)
+            rules = chain.rules if store is None else store.rules(layer, chain)
+            _check_chain(layer, chain, rules, chains, keys, sound)
         _check_loops(layer, chains)
     for hook in ruleset.hooks:
         _require(hook.chain in ruleset.chains[hook.layer], f"hook {hook.point.value} has no chain {hook.chain}")
@@ -68,6 +101,8 @@ def validate(ruleset: Ruleset) -> None:
         )
     for vnet in ruleset.vnets:
         _require(vnet.chain in ruleset.chains[Layer.FORWARD], f"VNet {vnet.bridge} has no chain {vnet.chain}")
+    if store is not None:
+        store.keep(ruleset)
 
 
 def _require(holds: bool, message: str) -> None:  # noqa: FBT001 - an assertion with a message
@@ -76,13 +111,18 @@ def _require(holds: bool, message: str) -> None:  # noqa: FBT001 - an assertion 
 
 
 def _check_chain(
-    layer: Layer, chain: Chain, chains: Mapping[str, Chain], keys: set[SetKey], sound: set[tuple[int, Family]]
+    layer: Layer,
+    chain: Chain,
+    rules: tuple[Rule, ...],
+    chains: Mapping[str, Chain],
+    keys: set[SetKey],
+    sound: set[tuple[int, Family]],
 ) -> None:
-    """Check a chain. ``sound`` holds the rules found in order so far: many chains share some."""
+    """Check these rules of a chain. ``sound`` holds those found in order so far: many chains share some."""
     name = chain.name
     if len(name) > MAX_CHAIN_NAME or not _CHAIN_NAME.fullmatch(name):
         _require(holds=False, message=f"{name!r} cannot name a chain")
-    for rule in chain.rules:
+    for rule in rules:
         if (id(rule), chain.families) in sound:
             continue
         sound.add((id(rule), chain.families))

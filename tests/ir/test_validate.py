@@ -40,7 +40,7 @@ from pvefw_nft.ir.nodes import (
     Side,
     Vnet,
 )
-from pvefw_nft.ir.validate import validate
+from pvefw_nft.ir.validate import SoundChains, validate
 
 ORIGIN = Origin(Provenance.USER, "100.fw", 1)
 HOST = Prefix(4, 0x0A000001, 32, "10.0.0.1")
@@ -100,3 +100,34 @@ def test_valid() -> None:
     ports = Ports(Side.DESTINATION, (PortRange(0, 65535, "0:65535"),))
     host = rule(Address(Side.SOURCE, (HOST,)), TCP, ports, families=Family.V4)
     validate(ruleset(host, rule(TCP, ports), rule(action=Jump("v4only"), families=Family.V4)))
+
+
+def joined(made: Ruleset, *chains: Chain) -> Ruleset:
+    named = {chain.name: chain for chain in chains}
+    return replace(made, chains={**made.chains, Layer.FILTER: {**made.chains[Layer.FILTER], **named}})
+
+
+@pytest.mark.parametrize(
+    ("added", "problem"),
+    [
+        (rule(action=Jump("b")), "no chain b"),
+        (rule(InSet(Side.SOURCE, SetKey(0, "gone"))), "no set"),
+        (rule(ProtocolMatch(Protocol(300, "no"))), "no such protocol"),
+    ],
+    ids=["chain", "set", "protocol"],
+)
+def test_new_chain_beside_one_that_was_found_sound(added: Rule, problem: str) -> None:
+    store = SoundChains()
+    first = ruleset(rule(TCP))
+    validate(first, store)
+    validate(first, store)
+    with pytest.raises(InternalError, match=problem):
+        validate(joined(first, Chain("c", (added,), Family.BOTH)), store)
+
+
+def test_chain_found_sound_whose_target_is_gone() -> None:
+    store = SoundChains()
+    first = ruleset(rule(action=Jump("b")))
+    validate(joined(first, Chain("b", (), Family.BOTH)), store)
+    with pytest.raises(InternalError, match="no chain b"):
+        validate(first, store)
