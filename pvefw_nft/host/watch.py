@@ -136,7 +136,7 @@ class Watcher:
         *,
         poll: float = 10.0,
         full: float = 60.0,
-        quiet: float = 0.1,
+        quiet: float = 0.05,
         longest: float = 0.3,
     ) -> None:
         """Watch ``folders``; ``refresh`` gets the reason. All times are in seconds.
