@@ -442,3 +442,13 @@ def test_commands_compile_only_what_changed(
 
 class _Compiled(Exception):  # noqa: N818 - says that something was compiled
     pass
+
+
+def test_unreadable_enable_does_not_switch_a_firewall_off(real: Namespace, make_root: MakeRoot) -> None:
+    root = make_root({"cluster": "[OPTIONS]\nenable: ture\n", "100.conf": VM, "100.fw": "[OPTIONS]\nenable: yes\n"})
+    options = ["--root", str(root), "--node", "n1", "--local-network", "10.0.0.0/24", "--backend", "iptables"]
+    assert pvefw("start", *options) == 1
+    assert "PVEFW" not in shell("iptables-save")
+    assert pvefw("start", "--skip-invalid", *options) == 1
+    assert "-A PVEFW-INPUT -j PVEFW-HOST-IN" in shell("iptables-save")
+    assert "-A PVEFW-FWBR-IN -m physdev --physdev-out tap100i0 --physdev-is-bridged" in shell("iptables-save")
