@@ -199,8 +199,10 @@ def memory_of(current: State, planned: Plan, before: Mapping[str, Remembered] = 
                 key = memory_key(where, name)
                 fresh = Remembered(chain.signature or chain.listing, there.chains[name].listing)
                 old = before.get(key)
-                kept = old is not None and key not in touched and old.signature == fresh.signature
-                found[key] = old if kept and old is not None else fresh
+                if old is None or key in touched or old.signature != fresh.signature:
+                    found[key] = fresh
+                else:
+                    found[key] = old
     return found
 
 

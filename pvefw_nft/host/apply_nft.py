@@ -94,7 +94,7 @@ def plan(
             family,
             current.get(family),
             wanted,
-            lambda family=family: previous().get(family, _EMPTY),  # type: ignore[misc]  # a default is no argument
+            previous,
             {key.removeprefix(f"{family} ") for key in spoiled if key.startswith(f"{family} ")},
         )
         commands += table.commands()
@@ -225,7 +225,7 @@ class _TablePlan:
         family: str,
         noted: dict[str, Noted] | None,
         wanted: Wanted,
-        previous: Callable[[], Wanted],
+        previous: Callable[[], Mapping[str, Wanted]],
         spoiled: set[str],
     ) -> None:
         self._family = family
@@ -318,7 +318,7 @@ class _TablePlan:
         note = noted.get(thing.key)
         if note is None:
             return ()
-        old = self._previous().things.get(thing.key)
+        old = self._previous().get(self._family, _EMPTY).things.get(thing.key)
         known = old is not None and note.digests == old.digests and thing.key not in self._spoiled
         return old.content if known and old is not None else None
 

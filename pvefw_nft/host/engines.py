@@ -202,7 +202,7 @@ class NftEngine:
             known = previous is not None and previous.backend == self.name
             return wanted(previous.artefact) if previous is not None and known else {}
 
-        planned = apply_nft.plan(there, target, before, self._drifted(memory, there))
+        planned = apply_nft.plan(there, target, before, self.drifted(memory, there))
         return replace(planned, witness=witness if witness == call_witness() else None)
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:
@@ -237,11 +237,11 @@ class NftEngine:
         self._seen = None
         apply_nft.carry_out(apply_nft.plan(read_kernel(), {}), nft)
 
-    def drifted(self, memory: Memory | None) -> list[str]:
-        """Compare each chain and set with how it was listed, unless nobody changed any ruleset since."""
-        return self._drifted(memory, None)
+    def drifted(self, memory: Memory | None, there: Kernel | None = None) -> list[str]:
+        """Compare each chain and set with how it was listed, unless nobody changed any ruleset since.
 
-    def _drifted(self, memory: Memory | None, there: Kernel | None) -> list[str]:
+        ``there`` is what is noted in our tables, where that has been read.
+        """
         if memory is None or self.unchanged(memory):
             return []
         return apply_nft.drifted(Nftables(), self._look()[0] if there is None else there, memory.chains)

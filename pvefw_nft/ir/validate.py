@@ -68,10 +68,9 @@ class SoundChains:
         for layer, chains in ruleset.chains.items():
             for name, chain in chains.items():
                 known = before.get((layer, name))
-                is_known = known is not None and known[0] is chain
-                self._known[layer, name] = (
-                    known if known is not None and is_known else (chain, tuple(filter(_refers, chain.rules)))
-                )
+                if known is None or known[0] is not chain:
+                    known = (chain, tuple(filter(_refers, chain.rules)))
+                self._known[layer, name] = known
 
 
 def _refers(rule: Rule) -> bool:

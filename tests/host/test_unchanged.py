@@ -286,18 +286,16 @@ def test_tables_removed_before_a_plan_is_made(real: Namespace, monkeypatch: pyte
     assert is_mended(desired)
 
 
-def test_rule_added_between_plan_and_transaction(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("script", "first"),
+    [("nft add rule inet pvefw input accept", True), ("nft flush chain bridge pvefw tap100i0-OUT", False)],
+    ids=["rule added before the transaction", "chain flushed before noting"],
+)
+def test_changed_around_a_transaction(
+    real: Namespace, monkeypatch: pytest.MonkeyPatch, script: str, first: bool
+) -> None:
     control.apply(ruleset("nft"))
-    once(monkeypatch, apply_nft, "carry_out", "nft add rule inet pvefw input accept")
-    desired = ruleset("nft", 81)
-    control.apply(desired)
-    assert not stands("nft")
-    assert is_mended(desired)
-
-
-def test_chain_flushed_between_transaction_and_noting(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    control.apply(ruleset("nft"))
-    once(monkeypatch, apply_nft, "carry_out", "nft flush chain bridge pvefw tap100i0-OUT", first=False)
+    once(monkeypatch, apply_nft, "carry_out", script, first=first)
     desired = ruleset("nft", 81)
     control.apply(desired)
     assert not stands("nft")
