@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.guest import image
+from tests.kernel.guest import image, machine
 from tests.kernel.guest.machine import Guest, GuestError
 
 if TYPE_CHECKING:
@@ -50,6 +50,19 @@ def test_the_share_is_seen_by_both(guest: Guest) -> None:
 def test_a_function_that_raises_tells_where(guest: Guest) -> None:
     with pytest.raises(GuestError, match=r"Traceback[\s\S]*FileNotFoundError.*/no-such-folder"):
         guest.call("os:listdir", "/no-such-folder")
+
+
+def test_a_guest_that_hangs_is_booted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu_command = machine._qemu_command
+
+    def freeze_the_first(made: image.Image, share: Path, control: Path, memory: int, processors: int) -> list[str]:
+        command = qemu_command(made, share, control, memory, processors)
+        monkeypatch.setattr(machine, "_qemu_command", qemu_command)
+        return [*command, "-S"]
+
+    monkeypatch.setattr(machine, "_qemu_command", freeze_the_first)
+    with Guest(boot_seconds=(2.0, *machine.BOOT_SECONDS)) as other:
+        assert other.run(["true"]) == (0, b"")
 
 
 def test_a_command_that_takes_too_long_ends_its_guest() -> None:

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
-BOOT_SECONDS = 300.0
-"""How long a boot may take: 4 s on an idle machine, but other work may hold its processors."""
+BOOT_SECONDS = (100.0, 100.0, 100.0)
+"""How long each attempt to boot may take: 4 s on an idle machine, but other work may hold its processors. There are
+more than one, since about one boot in some hundreds hangs under QEMU's TCG."""
 
 KERNEL_COMMAND_LINE = (
-    "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off tsc=reliable no_timer_check "
+    "console=ttyS0 loglevel=7 panic=-1 nokaslr mitigations=off tsc=reliable no_timer_check "
     "random.trust_cpu=on cryptomgr.notests audit=0 apparmor=0 raid=noautodetect"
 )
 
@@ -42,14 +43,27 @@ class Guest:
     the guest sees as the host has them, and what it writes there nobody else sees.
     """
 
-    def __init__(self, *, memory: int = 1024, processors: int = 2, boot_seconds: float = BOOT_SECONDS) -> None:
-        """Boot a guest with ``memory`` MiB.
+    def __init__(
+        self, *, memory: int = 1024, processors: int = 2, boot_seconds: Sequence[float] = BOOT_SECONDS
+    ) -> None:
+        """Boot a guest with ``memory`` MiB; boot it again where it hangs, once for each of ``boot_seconds``.
 
         Raises:
             LabUnavailableError: QEMU or the kernel cannot be had on this machine.
-            GuestError: the guest does not come up in ``boot_seconds``.
+            GuestError: the last attempt took too long as well.
         """
         made = image.prepare()
+        for attempts_left, seconds in zip(reversed(range(len(boot_seconds))), boot_seconds, strict=True):
+            try:
+                self._boot(made, memory, processors, seconds)
+            except GuestError as error:
+                if not attempts_left:
+                    raise
+                print(f"the guest is booted again: {error}", file=sys.stderr)
+            else:
+                break
+
+    def _boot(self, made: image.Image, memory: int, processors: int, boot_seconds: float) -> None:
         self.share = Path(tempfile.mkdtemp(prefix="pvefw-lab-"))
         control = self.share / "control.sock"
         command = _qemu_command(made, self.share, control, memory, processors)
@@ -145,6 +159,7 @@ class Guest:
         try:
             return self._receive(self._agent, deadline)
         except GuestError:
+            self._qemu.kill()
             self.close()
             raise
 
