@@ -117,7 +117,9 @@ def test_the_restore_text_loads(name: str, tmp_path: Path) -> None:
         env={**os.environ, "PATH": SYSTEM_PATH},
         check=False,
     )
-    assert (run.returncode, run.stderr) == (0, "")
+    # The reference writes `-s ! MAC` for ebtables; since 1.8.11 the tool takes it with this remark.
+    complaints = [line for line in run.stderr.splitlines() if "intrapositioned negation" not in line]
+    assert (run.returncode, complaints) == (0, [])
     for tool, save in SAVES.items():
         sent = rules_by_chain(body for command, body in parts if command.startswith(tool))
         assert sent, f"nothing for {tool}"
