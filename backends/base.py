@@ -8,42 +8,49 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
-from pvefw_nft.ir.nodes import Dispatch
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pvefw_nft.errors import Diagnostic
-    from pvefw_nft.ir.nodes import Chain, Ruleset
+    from pvefw_nft.ir.nodes import Ruleset
 
 _T = TypeVar("_T")
 
 
 class LineStore:
-    """The lines of chains as they were lowered last, for a service that lowers rulesets again and again.
+    """What chains and sets became when they were lowered last, for a service that lowers rulesets again and again.
 
-    A chain is known by being the same object. Only chains whose lines follow from nothing but themselves are kept.
+    A source is known by being the same object. Whatever else a result follows from is its ``rests_on``; a result is
+    taken again only where that is equal, so that what is kept is what would be made.
     """
 
     def __init__(self) -> None:
-        """Start with none."""
-        self._before: dict[tuple[object, str], tuple[Chain, object]] = {}
-        self._now: dict[tuple[object, str], tuple[Chain, object]] = {}
+        """Start with nothing."""
+        self._before: dict[tuple[object, object], tuple[object, object, object]] = {}
+        self._now: dict[tuple[object, object], tuple[object, object, object]] = {}
 
     def begin(self) -> None:
         """Keep what the last ruleset had, and forget what is older."""
         self._before, self._now = self._now, {}
 
-    def get(self, place: object, chain: Chain, lower: Callable[[], _T]) -> _T:
-        """Return the lines of a chain at a place, for example a table; ``lower`` makes those that are not known."""
-        known = self._before.get((place, chain.name))
-        if known is not None and known[0] is chain:
-            self._now[place, chain.name] = known
-            return cast("_T", known[1])
-        made = lower()
-        if not any(isinstance(rule.action, Dispatch) for rule in chain.rules):
-            self._now[place, chain.name] = (chain, made)
-        return made
+    def get(self, kind: object, name: object, source: object, make: Callable[[], _T], rests_on: object = ()) -> _T:
+        """Return what a source became; ``make`` makes what is not known.
+
+        ``kind`` and ``name`` say what it is, for example the lines of a table, and the chain's name.
+        """
+        key = (kind, name)
+        known = self._now.get(key) or self._before.get(key)
+        if known is None or known[0] is not source or known[1] != rests_on:
+            known = (source, rests_on, make())
+        self._now[key] = known
+        return cast("_T", known[2])
+
+
+def kept(
+    store: LineStore | None, kind: object, name: object, source: object, make: Callable[[], _T], rests_on: object = ()
+) -> _T:
+    """Return what :meth:`LineStore.get` returns, or where there is no store what ``make`` does."""
+    return make() if store is None else store.get(kind, name, source, make, rests_on)
 
 
 class Artefact(Protocol):

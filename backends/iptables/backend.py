@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from backends.base import kept
 from backends.iptables.link import link_lines
 from backends.iptables.lower import ChainLowering
 from backends.iptables.sets import set_lines
 from backends.signature import signature
 from pvefw_nft.errors import Diagnostic, InternalError, Severity, Span
-from pvefw_nft.ir.nodes import Drop, Family, Layer, Provenance
+from pvefw_nft.ir.nodes import Dispatch, Drop, Family, Layer, Provenance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +56,9 @@ class IptablesArtefact:
     def _kept(
         self, place: object, chain: Chain, lower: Callable[[Chain], Iterator[tuple[str, Origin]]]
     ) -> list[tuple[str, Origin]]:
-        return list(lower(chain)) if self._store is None else self._store.get(place, chain, lambda: list(lower(chain)))
+        dispatches = kept(self._store, ("dispatches", place), chain.name, chain, lambda: _dispatches(chain))
+        # the lines of a dispatch follow from the NICs too
+        return kept(None if dispatches else self._store, place, chain.name, chain, lambda: list(lower(chain)))
 
     def sets(self) -> Iterator[tuple[str, list[str]]]:
         """Yield the ipsets by name, each with the lines that create and fill it.
@@ -135,6 +138,10 @@ class IptablesArtefact:
         yield '},\n"ebtables": {'
         yield from _members((name, [line for line, _ in lines]) for name, lines in self.link_chains())
         yield "}}\n"
+
+
+def _dispatches(chain: Chain) -> bool:
+    return any(isinstance(rule.action, Dispatch) for rule in chain.rules)
 
 
 def _hook_line(hook: Hook) -> str:

@@ -5,9 +5,10 @@ nft's sets know no exceptions and no overlaps, so their members are computed her
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
+from backends.base import kept
 from backends.nft.intervals import address_values, members
 from backends.nft.syntax.objects import Set
 from pvefw_nft.ir.nodes import Family
@@ -15,6 +16,7 @@ from pvefw_nft.ir.nodes import Family
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from backends.base import LineStore
     from backends.nft.intervals import Interval
     from pvefw_nft.ir.nodes import AddressSet, SetKey
 
@@ -31,14 +33,17 @@ def set_name(key: SetKey, version: int) -> str:
 class AddressSets:
     """The sets of a ruleset, with their members."""
 
-    def __init__(self, sets: Iterable[AddressSet]) -> None:
-        """Compute the members of all sets."""
+    def __init__(self, sets: Iterable[AddressSet], store: LineStore | None = None) -> None:
+        """Compute the members of all sets; those that ``store`` knows are not computed again."""
+        self._store = store
+        self._sets: dict[SetKey, AddressSet] = {}
         self._members: dict[tuple[SetKey, int], list[Interval]] = {}
         self._families: dict[SetKey, int] = {}
         for made in sets:
+            self._sets[made.key] = made
             filled = 0
             for version, family in VERSIONS:
-                intervals = members(made.entries, version)
+                intervals = kept(store, ("members", version), made.key, made, partial(members, made.entries, version))
                 self._members[made.key, version] = intervals
                 if intervals:
                     filled |= family
@@ -51,5 +56,9 @@ class AddressSets:
     def named(self, used: Iterable[tuple[SetKey, int]]) -> Iterator[Set]:
         """Yield the named sets for those of the sets and versions that rules use."""
         for key, version in used:
-            values = address_values(self._members[key, version], version)
-            yield Set(set_name(key, version), "ipv4_addr" if version == 4 else "ipv6_addr", tuple(values))
+            make = partial(self._named, key, version)
+            yield kept(self._store, ("named", version), key, self._sets[key], make)
+
+    def _named(self, key: SetKey, version: int) -> Set:
+        values = address_values(self._members[key, version], version)
+        return Set(set_name(key, version), "ipv4_addr" if version == 4 else "ipv6_addr", tuple(values))

@@ -20,17 +20,23 @@ if TYPE_CHECKING:
 class NftArtefact:
     """The two tables of a node."""
 
-    def __init__(self, ruleset: Ruleset) -> None:
+    def __init__(self, ruleset: Ruleset, store: LineStore | None = None) -> None:
         """Lower nothing yet: chains are lowered one at a time, while they are written."""
         self._ruleset = ruleset
+        self._store = store
 
     def tables(self) -> tuple[Table, Table]:
         """Return the tables ``bridge pvefw`` and ``inet pvefw``."""
-        return tables(self._ruleset)
+        return tables(self._ruleset, self._store)
+
+    def blocks(self) -> Iterator[str]:
+        """Yield the commands that replace both tables, in blocks as :meth:`.Table.commands` makes them."""
+        for table in self.tables():
+            yield from table.commands()
 
     def json(self) -> Iterator[str]:
         """Yield the transaction that replaces both tables, as ``nft -j -f -`` takes it: one command on a line."""
-        return transaction(self.tables())
+        return transaction(self.blocks())
 
     def loadable_json(self) -> Iterator[str]:
         """Yield the same: nft takes what :meth:`json` gives."""
@@ -44,8 +50,7 @@ class NftArtefact:
         """
         from backends.nft.text import render  # deferred: it loads libnftables
 
-        made = self.tables()
-        return render("".join(transaction(made)), [(table.family, table.name) for table in made])
+        return render("".join(self.json()), [(table.family, table.name) for table in self.tables()])
 
 
 class NftBackend:
@@ -73,9 +78,11 @@ class NftBackend:
                 else:
                     due.append(rule.action.chain)
 
-    def lower(self, ruleset: Ruleset, store: LineStore | None = None) -> NftArtefact:  # noqa: ARG002
-        """Return the ruleset as tables of nft. What a chain becomes depends on others, so that none is kept."""
-        return NftArtefact(ruleset)
+    def lower(self, ruleset: Ruleset, store: LineStore | None = None) -> NftArtefact:
+        """Return the ruleset as tables of nft."""
+        if store is not None:
+            store.begin()
+        return NftArtefact(ruleset, store)
 
 
 def _rejects(rules: tuple[Rule, ...]) -> bool:

@@ -18,6 +18,7 @@ Guests are filtered before br_netfilter (priority 0): behind it, a filter in the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from backends.nft.address_sets import VERSIONS, AddressSets
@@ -32,11 +33,12 @@ from backends.nft.syntax.expressions import anonymous_set, bits, meta, named_set
 from backends.nft.syntax.objects import Chain, DynamicSet, Helper, Hook, Rule, Set, Table, VerdictMap
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir import nodes as ir
-from pvefw_nft.ir.nodes import HookPoint, InSet, Layer, RateOver, Side
+from pvefw_nft.ir.nodes import HookPoint, Layer, RateOver, Side
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from backends.base import LineStore
     from backends.nft.syntax.expressions import Selector, Value
     from backends.nft.syntax.objects import Family as TableFamily
     from backends.nft.syntax.statements import Verdict
@@ -72,32 +74,32 @@ _SOURCE_NETWORKS: dict[int, Selector] = {
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """A chain to be lowered: its name in the table, its hook where it is a base chain, and what makes its rules."""
+    """A chain to be lowered: its name in the table, what makes the text of its rules, and its hook if it has one."""
 
     name: str
-    make: Callable[[], Iterable[Rule]]
+    block: Callable[[], str]
     hook: Hook | None = None
 
-    def chain(self) -> Chain:
-        return Chain(self.name, tuple(self.make()), self.hook)
 
-
-class _Chains:
-    """Planned chains in order, each lowered while it is read."""
+class _Blocks:
+    """The texts of planned chains in order, each lowered while it is read."""
 
     def __init__(self, planned: tuple[_Planned, ...]) -> None:
         self._planned = planned
 
-    def __iter__(self) -> Iterator[Chain]:
-        return (planned.chain() for planned in self._planned)
+    def __iter__(self) -> Iterator[str]:
+        return (planned.block() for planned in self._planned)
 
 
 class TableLowering:
     """Plans one table: which chains it has, and the sets, maps and helpers that their rules name."""
 
-    def __init__(self, ruleset: Ruleset, family: TableFamily, sets: AddressSets) -> None:
-        """Start with an empty table."""
+    def __init__(
+        self, ruleset: Ruleset, family: TableFamily, sets: AddressSets, store: LineStore | None = None
+    ) -> None:
+        """Start with an empty table. What ``store`` knows of chains is not made again."""
         self._ruleset = ruleset
+        self._store = store
         self._family = family
         self._address_sets = sets
         self._planned: dict[str, _Planned] = {}
@@ -118,7 +120,7 @@ class TableLowering:
             helpers=tuple(self._helpers.values()),
             declared=tuple(Chain(chain.name, (), chain.hook) for chain in planned),
             maps=tuple(self._maps.values()),
-            chains=_Chains(planned),
+            blocks=_Blocks(planned),
         )
 
     def lowering(self, place: Place, layer: Layer) -> RuleLowering:
@@ -126,15 +128,22 @@ class TableLowering:
         known = self._lowerings.get((place, layer))
         if known is None:
             ruleset = self._ruleset
-            scope = Scope(place, layer, ruleset.chains.get(layer, {}), ruleset.nics, self._address_sets)
+            chains = ruleset.chains.get(layer, {})
+            scope = Scope(place, layer, chains, ruleset.nics, self._address_sets, self._store)
             known = self._lowerings[place, layer] = RuleLowering(scope)
         return known
 
     def plan(self, name: str, make: Callable[[], Iterable[Rule]], hook: Hook | None = None) -> None:
-        """Plan a chain. Raises InternalError where the table has one of that name."""
+        """Plan a chain with its rules. Raises InternalError where the table has one of that name."""
+        self._plan(name, lambda: self._block(name, make()), hook)
+
+    def _plan(self, name: str, block: Callable[[], str], hook: Hook | None = None) -> None:
         if name in self._planned:
             raise InternalError(f"two chains of table {self._family} {TABLE} are named {name}")
-        self._planned[name] = _Planned(name, make, hook)
+        self._planned[name] = _Planned(name, block, hook)
+
+    def _block(self, name: str, rules: Iterable[Rule]) -> str:
+        return Chain(name, tuple(rules)).block(self._family, TABLE)
 
     def plan_base(
         self,
@@ -168,21 +177,21 @@ class TableLowering:
             if place is not scope.place:
                 raise InternalError(f"chain {own_name} runs in {place.value} and in {scope.place.value}")
             if own_name not in self._planned:
-                self.plan(own_name, _maker(lowering, name))
+                self._plan(own_name, partial(self._kept_block, lowering, name, own_name))
                 self._note(scope, name)
+
+    def _kept_block(self, lowering: RuleLowering, name: str, own_name: str) -> str:
+        return lowering.scope.kept("block", name, lambda: self._block(own_name, lowering.chain_rules(name)))
 
     def _note(self, scope: Scope, name: str) -> None:
         """Note the sets and maps that the rules of a chain name."""
-        for rule in scope.rules(name):
-            for match in rule.matches:
-                if isinstance(match, InSet):
-                    filled = self._address_sets.families(match.key) & rule.families
-                    self._used_sets.update({(match.key, v): None for v, family in VERSIONS if filled & family})
-            if isinstance(rule.action, ir.Dispatch):
-                map_name = MAPS[scope.layer, rule.action.direction]
+        simple = scope.simple(name)
+        self._used_sets.update(dict.fromkeys(simple.sets))
+        for call in simple.calls:
+            if isinstance(call, ir.Dispatch):
+                map_name = MAPS[scope.layer, call.direction]
                 jumps: tuple[tuple[str, Verdict], ...] = tuple(
-                    (port, nft.jump(chain_name(scope.layer, chain)))
-                    for port, chain in scope.dispatched(rule.action.direction)
+                    (port, nft.jump(chain_name(scope.layer, chain))) for port, chain in scope.dispatched(call.direction)
                 )
                 self._maps[map_name] = VerdictMap(map_name, jumps)
 
@@ -281,10 +290,6 @@ class TableLowering:
             self.plan_reached(forward, forward.scope.reachable(host))
 
 
-def _maker(lowering: RuleLowering, name: str) -> Callable[[], Iterator[Rule]]:
-    return lambda: lowering.chain_rules(name)
-
-
 def _rate_chain(index: int) -> str:
     return f"over-rate-{index}"
 
@@ -294,10 +299,13 @@ def _to_rate_chain(rule: ir.Rule, index: int) -> ir.Rule:
     return replace(rule, matches=matches, action=ir.Jump(_rate_chain(index)), log=None)
 
 
-def tables(ruleset: Ruleset) -> tuple[Table, Table]:
-    """Return the tables of a ruleset; both are empty where the firewall is disabled."""
-    sets = AddressSets(ruleset.sets)
-    bridge, host = TableLowering(ruleset, "bridge", sets), TableLowering(ruleset, "inet", sets)
+def tables(ruleset: Ruleset, store: LineStore | None = None) -> tuple[Table, Table]:
+    """Return the tables of a ruleset; both are empty where the firewall is disabled.
+
+    What ``store`` knows of chains and sets is not made again.
+    """
+    sets = AddressSets(ruleset.sets, store)
+    bridge, host = TableLowering(ruleset, "bridge", sets, store), TableLowering(ruleset, "inet", sets, store)
     for hook in ruleset.hooks:
         match hook.layer, hook.point:
             case Layer.RAW, HookPoint.PREROUTING:

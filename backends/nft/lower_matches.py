@@ -107,7 +107,6 @@ class MatchLowering:
         """Lower for the place of that scope."""
         self._scope = scope
         self._place = scope.place
-        self._links = {nic.interface: nic.link for nic in scope.nics}
 
     def alternatives(self, match: Match, rule: Rule, *, any_transport: bool = False) -> Sequence[Alternative]:
         """Return the alternatives of one match of a rule.
@@ -182,7 +181,7 @@ class MatchLowering:
     def _port(self, match: NicPort) -> str:
         # The direction is known before the forwarding decision: what enters a firewall bridge by its port to the
         # guest's bridge can only be going to the guest.
-        return self._links[match.name] if match.direction is Direction.IN else match.name
+        return self._scope.links[match.name] if match.direction is Direction.IN else match.name
 
     # --- matches with an expression of their own ---
 

@@ -6,10 +6,13 @@ gets the same verdict, mark and log lines. :class:`Scope` says, rule by rule, wh
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
+from backends.base import kept
+from backends.nft.address_sets import VERSIONS
 from backends.nft.place import Place
+from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
     Accept,
     AcceptMark,
@@ -31,46 +34,135 @@ from pvefw_nft.ir.nodes import (
     Queue,
     Reject,
     Return,
+    Rule,
     SetAcceptMark,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
+    from backends.base import LineStore
     from backends.nft.address_sets import AddressSets
-    from pvefw_nft.ir.nodes import Action, Chain, Match, Nic, Rule
+    from pvefw_nft.ir.nodes import Action, Chain, Match, Nic, SetKey
 
+_T = TypeVar("_T")
+_CALLS = (Jump, Goto, Dispatch)
 _MULTICAST = {
     Family.V4: (Prefix(4, 0xE0000000, 4, "224.0.0.0/4"),),
     Family.V6: (Prefix(6, 0xFF << 120, 8, "ff00::/8"),),
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the form of a chain rests on of another one, that its rules lead to. All is of the other's simplest form,
+    where nothing else is said.
+    """
+
+    empty: bool
+    drops_all: bool
+    """all packets, and logs none; of the IR's rules"""
+    only_dispatches: Direction | None
+    """it has the one rule, for all packets, that dispatches this way"""
+    only_clears: bool
+    """all rules do nothing but clear the accept mark"""
+    clears_first: bool
+    """its first rule clears the mark of all packets"""
+    only_sets: bool
+    """its one rule sets the mark of all packets; of the IR's rules"""
+    may_set: bool
+    """a packet may come back from it with the mark set by it"""
+
+
+@dataclass(frozen=True, slots=True)
+class Simple:
+    """A chain in its simplest form: its rules, where they lead, and the sets that they look into, by IP version."""
+
+    rules: tuple[Rule, ...]
+    calls: tuple[Jump | Goto | Dispatch, ...]
+    sets: tuple[tuple[SetKey, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The names in the rules of a chain, each once: chains, sets, and guests' NICs."""
+
+    chains: tuple[str, ...]
+    sets: tuple[SetKey, ...]
+    nics: tuple[str, ...]
+
+
 class Scope:
-    """The chains of one layer at one place."""
+    """The chains of one layer at one place.
+
+    What a chain becomes follows from its rules in the IR, and of everything else from nothing but what
+    :meth:`rests_on` returns: so it can be kept from one ruleset to the next.
+    """
 
     def __init__(
-        self, place: Place, layer: Layer, chains: Mapping[str, Chain], nics: tuple[Nic, ...], sets: AddressSets
+        self,
+        place: Place,
+        layer: Layer,
+        chains: Mapping[str, Chain],
+        nics: tuple[Nic, ...],
+        sets: AddressSets,
+        store: LineStore | None = None,
     ) -> None:
-        """Look at nothing yet."""
+        """Look at nothing yet. What ``store`` knows of chains is not made again."""
         self.place = place
         self.layer = layer
         self.nics = nics
         self.sets = sets
+        self.links = {nic.interface: nic.link for nic in nics}
         self._chains = chains
-        self._rules: dict[str, tuple[Rule, ...]] = {}
+        self._store = store
+        self._made: dict[str, Simple] = {}
+        self._facts: dict[str, Facts] = {}
+        self._rests_on: dict[str, object] = {}
         self._simple: dict[int, Rule | None] = {}
-        self._sets_mark: dict[str, bool] = {}
         self._tails: set[str] = set()
 
     def rules(self, name: str) -> tuple[Rule, ...]:
         """Return the rules of a chain that can match here and then do something, in their simplest form."""
-        known = self._rules.get(name)
+        return self.simple(name).rules
+
+    def simple(self, name: str) -> Simple:
+        """Return a chain in its simplest form."""
+        known = self._made.get(name)
         if known is None:
-            simple = [made for rule in self._chains[name].rules if (made := self._simplest(rule)) is not None]
-            if name in self._tails:
-                _drop_last_accept(simple)
-            known = self._rules[name] = tuple(self._without_idle_marks(self._cleared_early(simple)))
+            known = self._made[name] = self.kept("simple", name, lambda: self._make(name))
+        return known
+
+    def kept(self, kind: str, name: str, make: Callable[[], _T]) -> _T:
+        """Return what a chain became, taken from the store if it holds still."""
+        if self._store is None:
+            return make()
+        return self._store.get((kind, self.place, self.layer), name, self._chains[name], make, self.rests_on(name))
+
+    def rests_on(self, name: str) -> object:
+        """Return all that the form of a chain rests on beside its rules, the place and the layer.
+
+        That is what is asked of the chains its rules lead to, which families its sets have members of, the links of
+        the NICs it names, whether there are NICs, and whether it is the end of a hook's way.
+        """
+        known = self._rests_on.get(name)
+        if known is None:
+            chain = self._chains[name]
+            names = kept(self._store, ("names", self.layer), name, chain, lambda: _names(chain))
+            known = self._rests_on[name] = (
+                bool(self.nics),
+                name in self._tails,
+                tuple([self.facts(other) for other in names.chains]),
+                tuple([self.sets.families(key) for key in names.sets]),
+                tuple([self.links.get(nic) for nic in names.nics]),
+            )
+        return known
+
+    def facts(self, name: str) -> Facts:
+        """Return what the callers of a chain rest on."""
+        known = self._facts.get(name)
+        if known is None:
+            known = self._facts[name] = self._make_facts(self._chains[name], self.simple(name))
         return known
 
     def reachable(self, start: str) -> list[str]:
@@ -81,7 +173,7 @@ class Scope:
             name = due.pop()
             if name not in found:
                 found[name] = None
-                due += reversed([target for rule in self.rules(name) for target in self._targets(rule.action)])
+                due += reversed([target for call in self.simple(name).calls for target in self._targets(call)])
         return list(found)
 
     def dispatched(self, direction: Direction) -> Iterator[tuple[str, str]]:
@@ -99,21 +191,50 @@ class Scope:
         """Note that this chain is a hook's own, with nothing behind it in its base chain.
 
         If its last rule is a dispatch, a packet that falls off a NIC's chain has passed. So an accept at the end of
-        such a chain says nothing.
+        such a chain says nothing. Raises InternalError where one of these chains was looked at before.
         """
         rules = self.rules(chain)
         if rules and isinstance(rules[-1].action, Dispatch):
             self._tails.update(target for _, target in self.dispatched(rules[-1].action.direction))
-            self._rules = {name: made for name, made in self._rules.items() if name not in self._tails}
+            if not self._tails.isdisjoint(self._rests_on) or not self._tails.isdisjoint(self._made):
+                raise InternalError(f"a chain of {self.layer.value} that ends a hook's way was lowered before")
 
-    def _targets(self, action: Action) -> list[str]:
-        match action:
+    def _targets(self, call: Jump | Goto | Dispatch) -> list[str]:
+        match call:
             case Jump(name) | Goto(name):
                 return [name]
             case Dispatch(direction):
                 return [name for _, name in self.dispatched(direction)]
-            case _:
-                return []
+
+    def _make(self, name: str) -> Simple:
+        simple = [made for rule in self._chains[name].rules if (made := self._simplest(rule)) is not None]
+        if name in self._tails:
+            _drop_last_accept(simple)
+        rules = tuple(self._without_idle_marks(self._cleared_early(simple)))
+        sets: dict[tuple[SetKey, int], None] = {}
+        for rule in rules:
+            for match in rule.matches:
+                if isinstance(match, InSet):
+                    filled = self.sets.families(match.key) & rule.families
+                    sets.update({(match.key, version): None for version, family in VERSIONS if filled & family})
+        calls = tuple([rule.action for rule in rules if isinstance(rule.action, _CALLS)])
+        return Simple(rules, calls, tuple(sets))
+
+    def _make_facts(self, chain: Chain, simple: Simple) -> Facts:
+        rules = simple.rules
+        only_dispatches: Direction | None = None
+        match rules:
+            case (Rule(matches=(), action=Dispatch(direction)),):
+                only_dispatches = direction
+        return Facts(
+            empty=not rules,
+            drops_all=self._always_drops(chain),
+            only_dispatches=only_dispatches,
+            only_clears=all(rule.action == SetAcceptMark(on=False) for rule in rules),
+            clears_first=bool(rules) and _clears_for_all(rules[0]),
+            only_sets=_only_sets(chain.rules),
+            may_set=any(self._sets(rule.action) for rule in rules),
+        )
 
     # --- single rules ---
 
@@ -135,7 +256,7 @@ class Scope:
         match rule.action:
             case Jump(name):
                 return self._simplify_jump(rule, name)
-            case Goto(name) if self._always_drops(name):
+            case Goto(name) if self.facts(name).drops_all:
                 return replace(rule, action=Drop())
             case Dispatch() if not self.place.knows_guests or not self.nics:
                 return None
@@ -161,24 +282,22 @@ class Scope:
         Before: ``bridged out -> jump PVEFW-FWBR-OUT``, and in that chain only ``dispatch out``. After: ``dispatch
         out``, whose map has the very ports that a packet that is bridged out of a guest comes from.
         """
-        target = self.rules(name)
-        if not target:
+        target = self.facts(name)
+        if target.empty:
             return None
-        if self._always_drops(name):
+        if target.drops_all:
             return replace(rule, action=Drop())
-        if len(target) == 1 and isinstance(target[0].action, Dispatch) and not target[0].matches:
-            direction = target[0].action.direction
-            matches = tuple(match for match in rule.matches if match != Bridged(direction))
-            return replace(rule, matches=matches, action=target[0].action)
+        if target.only_dispatches is not None:
+            matches = tuple(match for match in rule.matches if match != Bridged(target.only_dispatches))
+            return replace(rule, matches=matches, action=Dispatch(target.only_dispatches))
         return rule
 
-    def _always_drops(self, name: str) -> bool:
+    def _always_drops(self, chain: Chain) -> bool:
         """Tell whether a chain drops all packets here: in the bridge's forward hook, a rejection is a drop too."""
         if self.place is not Place.BRIDGE:
             return False
-        rules = self._chains[name].rules
-        drops = all(isinstance(rule.action, Drop | Reject) and rule.log is None for rule in rules)
-        return drops and any(not rule.matches and rule.families == Family.BOTH for rule in rules)
+        drops = all(isinstance(rule.action, Drop | Reject) and rule.log is None for rule in chain.rules)
+        return drops and any(not rule.matches and rule.families == Family.BOTH for rule in chain.rules)
 
     # --- the accept mark ---
 
@@ -208,8 +327,7 @@ class Scope:
             case Drop():
                 return True
             case Goto(name):
-                target = self._chains[name].rules
-                return len(target) == 1 and target[0].action == SetAcceptMark(on=True) and not target[0].matches
+                return self.facts(name).only_sets
             case _:
                 return False
 
@@ -233,9 +351,9 @@ class Scope:
                 case SetAcceptMark(on):
                     clear = not on and (clear or every_packet)
                 case Jump(name):
-                    if self._may_set_mark(name):
+                    if self.facts(name).may_set:
                         clear = False
-                    elif every_packet and self._clears_first(name):
+                    elif every_packet and self.facts(name).clears_first:
                         clear = True
                 case Dispatch():
                     clear = False
@@ -250,30 +368,39 @@ class Scope:
             case SetAcceptMark(on):
                 return not on
             case Jump(name):
-                return all(member.action == SetAcceptMark(on=False) for member in self.rules(name))
+                return self.facts(name).only_clears
             case _:
                 return False
-
-    def _clears_first(self, name: str) -> bool:
-        return _clears_for_all(self.rules(name)[0])
-
-    def _may_set_mark(self, name: str) -> bool:
-        """Tell whether a packet may come back from a chain with its accept mark set by it."""
-        known = self._sets_mark.get(name)
-        if known is None:
-            known = self._sets_mark[name] = any(self._sets(rule.action) for rule in self.rules(name))
-        return known
 
     def _sets(self, action: Action) -> bool:
         match action:
             case SetAcceptMark(on):
                 return on
             case Jump(name) | Goto(name):
-                return self._may_set_mark(name)
+                return self.facts(name).may_set
             case Dispatch():
                 return True
             case _:
                 return False
+
+
+def _names(chain: Chain) -> _Names:
+    chains: dict[str, None] = {}
+    sets: dict[SetKey, None] = {}
+    nics: dict[str, None] = {}
+    for rule in chain.rules:
+        if isinstance(rule.action, Jump | Goto):
+            chains[rule.action.chain] = None
+        for match in rule.matches:
+            if isinstance(match, InSet):
+                sets[match.key] = None
+            elif isinstance(match, NicPort):
+                nics[match.name] = None
+    return _Names(tuple(chains), tuple(sets), tuple(nics))
+
+
+def _only_sets(rules: tuple[Rule, ...]) -> bool:
+    return len(rules) == 1 and rules[0].action == SetAcceptMark(on=True) and not rules[0].matches
 
 
 def _clears_for_all(rule: Rule) -> bool:

@@ -23,6 +23,9 @@ MAX_PREFIX = 127
 
 Family: TypeAlias = Literal["bridge", "inet"]
 
+BETWEEN = ",\n"
+"""What stands between the commands of a transaction."""
+
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -58,22 +61,23 @@ class Chain:
             body |= {"type": "filter", "hook": hook.point, "prio": hook.priority, "policy": "accept"}
         return _encode({"add": {"chain": body}})
 
-    def rule_commands(self, family: Family, table: str) -> Iterator[str]:
-        """Yield the commands that add the rules.
+    def block(self, family: Family, table: str) -> str:
+        """Return the commands that add the rules; empty where there are none.
 
         The comment of the first rule ends with a digest of the chain, 16 characters of base64: a listing tells by it
         whether a chain is this one.
         """
         if not self.rules:
-            return
+            return ""
         head = f'{{"add":{{"rule":{{"family":"{family}","table":"{table}","chain":{_encode(self.name)},"expr":'
         texts = [_encode(rule.statements) for rule in self.rules]
         comments = [rule.comment for rule in self.rules]
         hashed = hashlib.blake2b("\n".join((*texts, *comments)).encode(), digest_size=12)
         signed = f" sig:{base64.b64encode(hashed.digest()).decode()}"
         comments[0] = comments[0][: MAX_COMMENT - len(signed)] + signed
-        for text, comment in zip(texts, comments, strict=True):
-            yield f'{head}{text},"comment":{_quote(comment)}}}}}}}'
+        return BETWEEN.join(
+            [f'{head}{text},"comment":{_quote(comment)}}}}}}}' for text, comment in zip(texts, comments, strict=True)]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +150,9 @@ class Helper:
 class Table:
     """A table and all that is in it.
 
-    ``chains`` may be read more than once; each chain is made while it is read, since those of a large node do not
-    fit well into memory together. ``declared`` holds the same chains in the same order, without rules.
+    ``declared`` holds its chains without rules. ``blocks`` gives for each of them, in the same order, what
+    :meth:`Chain.block` returns; it may be read more than once, and each is made while it is read, since the rules of a
+    large node do not fit well into memory together.
     """
 
     family: Family
@@ -156,32 +161,29 @@ class Table:
     helpers: tuple[Helper, ...]
     declared: tuple[Chain, ...]
     maps: tuple[VerdictMap, ...]
-    chains: Iterable[Chain]
+    blocks: Iterable[str]
 
     def commands(self) -> Iterator[str]:
-        """Yield the commands that replace the table as a whole, whether there was one or not.
+        """Yield the commands that replace the table as a whole, whether there was one or not, in blocks.
 
-        Chains come before the maps and rules that lead to them, sets before the rules that look into them.
+        A block is one command or several, with :data:`BETWEEN` between them; the rules of a chain are in one. Chains
+        come before the maps and rules that lead to them, sets before the rules that look into them.
         """
         table = {"table": {"family": self.family, "name": self.name}}
-        yield _encode({"add": table})
-        yield _encode({"delete": table})
-        yield _encode({"add": table})
+        yield BETWEEN.join([_encode({"add": table}), _encode({"delete": table}), _encode({"add": table})])
         for made in (*self.sets, *self.helpers):
             yield made.command(self.family, self.name)
-        for chain in self.declared:
-            yield chain.declaration(self.family, self.name)
+        if self.declared:
+            yield BETWEEN.join([chain.declaration(self.family, self.name) for chain in self.declared])
         for made_map in self.maps:
             yield made_map.command(self.family, self.name)
-        for chain in self.chains:
-            yield from chain.rule_commands(self.family, self.name)
+        yield from filter(None, self.blocks)
 
 
-def transaction(tables: Iterable[Table]) -> Iterator[str]:
-    """Yield, in pieces, the JSON document that replaces tables in one transaction: one command on a line."""
+def transaction(blocks: Iterable[str]) -> Iterator[str]:
+    """Yield, in pieces, the JSON document of a transaction of some blocks of commands: one command on a line."""
     separator = '{"nftables":[\n'
-    for table in tables:
-        for command in table.commands():
-            yield f"{separator}{command}"
-            separator = ",\n"
-    yield "\n]}\n" if separator == ",\n" else '{"nftables":[]}\n'
+    for block in blocks:
+        yield f"{separator}{block}"
+        separator = BETWEEN
+    yield "\n]}\n" if separator == BETWEEN else '{"nftables":[]}\n'
