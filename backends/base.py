@@ -62,8 +62,12 @@ class Artefact(Protocol):
     def json(self) -> Iterator[str]:
         """Yield the ruleset as one JSON document, in pieces."""
 
-    def loadable_json(self) -> Iterator[str]:
-        """Yield the same document for an apply: where the documented spelling is one that a tool refuses, another."""
+    def loadable(self) -> Iterator[str]:
+        """Yield what an apply takes, in pieces of JSON text of which each changes as little as possible.
+
+        Where the documented spelling is one that a tool refuses, it has another one. For iptables that is the one
+        document of :meth:`json`, for nft blocks of commands.
+        """
 
 
 class Backend(Protocol):

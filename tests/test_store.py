@@ -101,7 +101,7 @@ def compiled(root: Path, backend: str, store: Store | None = None) -> Compiled:
 
 
 def written(made: Compiled) -> str:
-    return "".join(made.artefact.loadable_json())
+    return "".join(made.artefact.loadable())
 
 
 def chains(made: Compiled) -> list[Chain]:
@@ -123,4 +123,4 @@ def test_host_renumbers_a_service(make_root: MakeRoot, tmp_path: Path, monkeypat
         made = compile_root(notes.observed(source), "nft", store)
         notes.finish()
         assert notes.still_hold(source)
-        assert f'"right":{port}' in "".join(made.artefact.loadable_json())
+        assert f'"right":{port}' in "".join(made.artefact.loadable())

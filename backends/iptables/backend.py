@@ -118,9 +118,9 @@ class IptablesArtefact:
         """Yield one object: ``enabled``, and for each tool its chains or sets as lists of lines of the reference."""
         return self._json(loadable=False)
 
-    def loadable_json(self) -> Iterator[str]:
-        """Yield the same object with lines that the tools accept, as :meth:`text` has them."""
-        return self._json(loadable=True)
+    def loadable(self) -> Iterator[str]:
+        """Yield the same object, as a whole, with lines that the tools accept, as :meth:`text` has them."""
+        yield "".join(self._json(loadable=True))
 
     def _json(self, *, loadable: bool) -> Iterator[str]:
         yield f'{{"enabled": {json.dumps(self._ruleset.enabled)}'

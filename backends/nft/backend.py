@@ -29,18 +29,14 @@ class NftArtefact:
         """Return the tables ``bridge pvefw`` and ``inet pvefw``."""
         return tables(self._ruleset, self._store)
 
-    def blocks(self) -> Iterator[str]:
+    def loadable(self) -> Iterator[str]:
         """Yield the commands that replace both tables, in blocks as :meth:`.Table.commands` makes them."""
         for table in self.tables():
             yield from table.commands()
 
     def json(self) -> Iterator[str]:
         """Yield the transaction that replaces both tables, as ``nft -j -f -`` takes it: one command on a line."""
-        return transaction(self.blocks())
-
-    def loadable_json(self) -> Iterator[str]:
-        """Yield the same: nft takes what :meth:`json` gives."""
-        return self.json()
+        return transaction(self.loadable())
 
     def text(self) -> Iterator[str]:
         """Yield the tables in nft's own syntax, for people.

@@ -72,7 +72,7 @@ def desired_of(compiled: Compiled) -> Desired:
     )
     return record.desired(
         compiled.backend.name,
-        "".join(compiled.artefact.loadable_json()),
+        compiled.artefact.loadable(),
         enabled=compiled.checked.ruleset.enabled,
         conntrack=conntrack,
     )

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from .witness import Witness
 
-_EMPTY = Wanted()
 _FEW = 20  # so many are listed one by one; more in one listing of the table
 
 
@@ -211,7 +210,7 @@ def _count_differences(family: str, chains: list[str], wanted: Wanted) -> list[s
     counts = Counter(rule.chain for name in few for rule in nf_tables.rules(family, TABLE, name))
     wrong = []
     for name in chains:
-        should = len(wanted.things[Thing("chain", name, {}).key].content)
+        should = wanted.things[Thing("chain", name, {}).key].count
         if counts[name] != should:
             wrong.append(f"{family} chain {name} has {counts[name]} rules, not {should}")
     return wrong
@@ -264,7 +263,7 @@ class _TablePlan:
             *start,
             {"add": table},
             {"add": {"chain": self._body(name=DIGESTS)}},
-            *(command for command in self._wanted.commands if "table" not in command["add"]),
+            *(command for command in self._wanted.commands() if "table" not in command["add"]),
             *note_commands(self._family, self._wanted.things.values()),
         ]
 
@@ -318,7 +317,8 @@ class _TablePlan:
         note = noted.get(thing.key)
         if note is None:
             return ()
-        old = self._previous().get(self._family, _EMPTY).things.get(thing.key)
+        table = self._previous().get(self._family)
+        old = None if table is None else table.things.get(thing.key)
         known = old is not None and note.digests == old.digests and thing.key not in self._spoiled
         return old.content if known and old is not None else None
 

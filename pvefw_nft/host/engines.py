@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -12,7 +13,7 @@ from pvefw_nft.errors import HostError, InternalError
 from . import apply_iptables, apply_nft, xtables
 from .changes import Remembered
 from .nf_tables import NO_NFTABLES
-from .nftables_state import Nftables, our_tables, read_kernel, wanted
+from .nftables_state import Nftables, Reader, our_tables, read_kernel
 from .record import Memory
 from .witness import call as call_witness
 
@@ -117,7 +118,7 @@ class IptablesEngine:
         anew: bool = False,
     ) -> apply_iptables.Plan:
         """Return what each tool would be fed."""
-        target = xtables.wanted(desired.artefact)
+        target = xtables.wanted(json.loads("".join(desired.pieces)))
         seen = self._look(ebtables=bool(target.ebtables.chains))
         apply_iptables.refuse_dormant()
         # of what nobody knows how it was listed, nobody can tell whether it is still as it was loaded
@@ -168,6 +169,7 @@ class NftEngine:
     def __init__(self) -> None:
         """Start without having seen anything."""
         self._seen: tuple[Witness, Kernel] | None = None
+        self._reader = Reader()
 
     def present(self) -> bool:
         """Tell whether a table of ours is there."""
@@ -191,7 +193,7 @@ class NftEngine:
     ) -> apply_nft.Plan:
         """Return the commands of the transaction."""
         Nftables()  # where it is missing, nothing is to be begun
-        target = wanted(desired.artefact)
+        target = self._reader.wanted(desired.pieces)
         there, witness = self._look()
         # of what nobody knows how it was listed, nobody can tell whether it is still as it was loaded
         if anew or (memory is None and there):
@@ -199,8 +201,7 @@ class NftEngine:
 
         @cache
         def before() -> Mapping[str, Wanted]:
-            known = previous is not None and previous.backend == self.name
-            return wanted(previous.artefact) if previous is not None and known else {}
+            return self._known(previous)
 
         planned = apply_nft.plan(there, target, before, self.drifted(memory, there))
         return replace(planned, witness=witness if witness == call_witness() else None)
@@ -215,8 +216,7 @@ class NftEngine:
             if planned.commands:
                 witness = apply_nft.carry_out(planned, nft)
         except apply_nft.NotAsLoadedError as error:
-            known = previous is not None and previous.backend == self.name and planned.was_there
-            back = wanted(previous.artefact) if previous is not None and known else {}
+            back = self._known(previous) if planned.was_there else {}
             apply_nft.carry_out(apply_nft.replacing(read_kernel(), back), nft)
             raise HostError(f"{error.message}\nthe ruleset that ran before is in place", error.hint) from error
 
@@ -230,6 +230,10 @@ class NftEngine:
             return Memory(identity, chains, witness if witness == now else None)
 
         return remember
+
+    def _known(self, previous: Desired | None) -> Mapping[str, Wanted]:
+        known = previous is not None and previous.backend == self.name
+        return self._reader.wanted(previous.pieces) if previous is not None and known else {}
 
     def remove(self) -> None:
         """Delete our tables."""

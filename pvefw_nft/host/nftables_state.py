@@ -20,7 +20,7 @@ from pvefw_nft.errors import HostError, InternalError
 from . import nf_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 TABLE = "pvefw"
 FAMILIES = ("bridge", "inet")
@@ -36,29 +36,44 @@ _SETS = ("set", "map")
 class Thing:
     """A chain, set, map or other object: its definition, and its content (rules, or elements).
 
-    ``definition`` is the body of its add command, without elements; ``content`` are rule bodies or elements;
-    ``digests`` are those of the definition and of the content, with a dot between (empty: it is only named).
+    ``definition`` is the body of its add command, without elements; ``count`` is how many rules or elements it has,
+    which stand in ``piece`` of the artefact; ``digests`` are those of the definition and of the content, with a dot
+    between (empty: it is only named).
     """
 
     kind: str
     name: str
     definition: Mapping[str, Any]
-    content: tuple[Any, ...] = ()
     digests: str = ""
+    count: int = 0
+    piece: str = field(default="", compare=False, repr=False)
 
     @property
     def key(self) -> str:
         """Its kind and name, shortened to what a comment can hold."""
-        key = f"{self.kind} {self.name}"
-        return key if len(key) <= _MAX_COMMENT - 40 else f"{self.kind} #{digest(key)}"
+        return _key(self.kind, self.name)
+
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """The bodies of its rules, or its elements; read from the piece at each call."""
+        owner = (self.definition["family"], self.kind, self.name)
+        return tuple(_read_piece(self.piece).content[owner]) if self.count else ()
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One of our tables as it should be: its things by key, and the commands that make all of them."""
+    """One of our tables as it should be: its things by key, and the pieces of the artefact that it is in."""
 
+    family: str
     things: Mapping[str, Thing] = field(default_factory=dict)
-    commands: tuple[Command, ...] = ()
+    pieces: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    def commands(self) -> Iterator[Command]:
+        """Yield the commands that make all of them."""
+        for piece in self.pieces:
+            for kind, body in _read_piece(piece).added:
+                if body["family"] == self.family:
+                    yield {"add": {kind: body}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +94,61 @@ def digest(value: Any) -> str:  # noqa: ANN401 - any JSON value
     return base64.b64encode(hashlib.sha256(text.encode()).digest()[:12]).decode()
 
 
-def wanted(artefact: Mapping[str, Any]) -> dict[str, Wanted]:
-    """Read what ``pvefw compile --backend nft`` gives: by family, each table as it should be.
+_NO_CONTENT = digest([])
 
-    Commands that remove our own table first are left out, since how to get from what is there to what is wanted
-    is decided here. Raises :class:`InternalError` for any other command, and for tables that are not ours.
-    """
-    definitions: dict[str, dict[tuple[str, str], Command]] = {}
-    content: dict[str, dict[tuple[str, str], list[Any]]] = {}
-    commands: dict[str, list[Command]] = {}
-    for command in artefact["nftables"]:
+
+class Reader:
+    """Reads artefacts, given in pieces. What it read in the last one's pieces it need not read again in the next."""
+
+    def __init__(self) -> None:
+        """Start with nothing read."""
+        self._known: dict[str, tuple[_Part, ...]] = {}
+
+    def wanted(self, pieces: Iterable[str]) -> dict[str, Wanted]:
+        """Read the pieces of ``pvefw compile --backend nft``: by family, each table as it should be.
+
+        Commands that remove our own table first are left out, since how to get from what is there to what is wanted
+        is decided here. Raises :class:`InternalError` for any other command, for tables that are not ours, and for
+        rules or elements that are not all in one piece.
+        """
+        known: dict[str, tuple[_Part, ...]] = {}
+        tables = {family: _Table(family) for family in FAMILIES}
+        for piece in pieces:
+            if piece in known:
+                raise InternalError(f"an artefact with the same piece twice: {piece[:200]}")
+            known[piece] = self._known.get(piece) or _parts(piece)
+            for part in known[piece]:
+                tables[part.family].take(piece, part)
+        self._known = known
+        # a firewall that is off has empty tables
+        return {family: table.wanted() for family, table in tables.items() if table.pieces}
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one piece of an artefact says of a thing: its definition, if it stands there, and of its content."""
+
+    family: str
+    kind: str
+    name: str
+    definition: Command | None
+    definition_digest: str
+    count: int
+    content_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A piece of an artefact: its commands as kind and body, and the definitions and content of things in it."""
+
+    added: list[tuple[str, Command]]
+    definitions: dict[tuple[str, str, str], Command]
+    content: dict[tuple[str, str, str], list[Any]]
+
+
+def _read_piece(piece: str) -> _Piece:
+    read = _Piece([], {}, {})
+    for command in json.loads(f"[{piece}]"):
         verb, kind, body = _take_apart(command)
         if verb == "metainfo" or (verb in ("delete", "destroy", "flush") and kind == "table"):
             continue
@@ -97,32 +157,73 @@ def wanted(artefact: Mapping[str, Any]) -> dict[str, Wanted]:
         family = body.get("family")
         if family not in FAMILIES or body.get("name" if kind == "table" else "table") != TABLE:
             raise InternalError(f"an artefact with a {kind} outside of our tables: {json.dumps(body)[:200]}")
-        commands.setdefault(family, []).append({"add": {kind: body}})
-        made = definitions.setdefault(family, {})
-        held = content.setdefault(family, {})
+        read.added.append((kind, body))
         if kind == "rule":
-            held.setdefault(("chain", body["chain"]), []).append(body)
+            read.content.setdefault((family, "chain", body["chain"]), []).append(body)
         elif kind == "element":
-            owner = next(((k, body["name"]) for k in _SETS if (k, body["name"]) in made), None)
+            owners = [(family, kind, body["name"]) for kind in _SETS]
+            owner = next((owner for owner in owners if owner in read.definitions), None)
             if owner is None:
                 raise InternalError(f"an artefact with elements of an unknown set {body['name']}")
-            held.setdefault(owner, []).extend(body["elem"])
+            read.content.setdefault(owner, []).extend(body["elem"])
         elif kind != "table":
-            made[kind, body["name"]] = {key: value for key, value in body.items() if key != "elem"}
-            held.setdefault((kind, body["name"]), []).extend(body.get("elem", ()))
-    tables = {}
-    for family, made in definitions.items():
-        things = [_thing(k, n, body, tuple(content[family].get((k, n), ()))) for (k, n), body in made.items()]
-        if not things:
-            continue  # a firewall that is off
-        if any(thing.kind == "chain" and thing.name == DIGESTS for thing in things):
+            owner = (family, kind, body["name"])
+            read.definitions[owner] = {key: value for key, value in body.items() if key != "elem"}
+            read.content.setdefault(owner, []).extend(body.get("elem", ()))
+    return read
+
+
+def _parts(piece: str) -> tuple[_Part, ...]:
+    read = _read_piece(piece)
+    return tuple(
+        _Part(
+            *owner,
+            definition=read.definitions.get(owner),
+            definition_digest=digest(read.definitions[owner]) if owner in read.definitions else "",
+            count=len(content),
+            content_digest=digest(content) if content else _NO_CONTENT,
+        )
+        for owner, content in read.content.items()
+    )
+
+
+class _Table:
+    """One of our tables while an artefact is read: its things as far as they are known."""
+
+    def __init__(self, family: str) -> None:
+        self.pieces: dict[str, None] = {}
+        self._family = family
+        self._defined: dict[tuple[str, str], _Part] = {}
+        self._filled: dict[tuple[str, str], tuple[str, _Part]] = {}
+
+    def take(self, piece: str, part: _Part) -> None:
+        """Take what a piece says of a thing."""
+        self.pieces[piece] = None
+        owner = (part.kind, part.name)
+        if part.definition is not None and self._defined.setdefault(owner, part) is not part:
+            raise InternalError(f"an artefact with two definitions of {part.kind} {part.name}")
+        if part.count and self._filled.setdefault(owner, (piece, part))[1] is not part:
+            raise InternalError(f"an artefact with the content of {part.kind} {part.name} in two pieces")
+
+    def wanted(self) -> Wanted:
+        """Return the table, once all pieces were taken."""
+        if ("chain", DIGESTS) in self._defined:
             raise InternalError(f"an artefact with a chain {DIGESTS} of its own")
-        tables[family] = Wanted({thing.key: thing for thing in things}, tuple(commands[family]))
-    return tables
+        unknown = next((owner for owner in self._filled if owner not in self._defined), None)
+        if unknown is not None:
+            raise InternalError(f"an artefact with the content of an unknown {' '.join(unknown)}")
+        things = {}
+        for (kind, name), part in self._defined.items():
+            assert part.definition is not None
+            piece, content = self._filled.get((kind, name), ("", part))
+            digests = f"{part.definition_digest}.{content.content_digest}"
+            things[_key(kind, name)] = Thing(kind, name, part.definition, digests, content.count, piece)
+        return Wanted(self._family, things, tuple(self.pieces))
 
 
-def _thing(kind: str, name: str, definition: Command, content: tuple[Any, ...]) -> Thing:
-    return Thing(kind, name, definition, content, f"{digest(definition)}.{digest(content)}")
+def _key(kind: str, name: str) -> str:
+    key = f"{kind} {name}"
+    return key if len(key) <= _MAX_COMMENT - 40 else f"{kind} #{digest(key)}"
 
 
 def _take_apart(command: Any) -> tuple[str, str, Command]:  # noqa: ANN401 - JSON

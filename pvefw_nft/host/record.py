@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pvefw_nft.errors import HostError
+from pvefw_nft.errors import HostError, InternalError
 
 from . import state
 from .changes import Remembered
@@ -15,30 +15,26 @@ from .settings import Conntrack
 from .witness import Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-_VERSION = 2
+_VERSION = 3
+_BETWEEN = "\0"  # no JSON text holds it
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
     """A compiled ruleset and what goes with it.
 
-    ``text`` is the artefact's JSON; ``conntrack`` are host.fw's options; equal rulesets have one ``fingerprint``.
+    ``pieces`` are the artefact's (:meth:`backends.base.Artefact.loadable`); ``conntrack`` are host.fw's options; equal
+    rulesets have one ``fingerprint``.
     """
 
     backend: str
     enabled: bool
-    text: str
+    pieces: tuple[str, ...]
     fingerprint: str
     conntrack: Conntrack | None = None
-
-    @property
-    def artefact(self) -> Mapping[str, Any]:
-        """The artefact, parsed: for thousands of guests that takes a while, and often nobody asks."""
-        parsed: Mapping[str, Any] = json.loads(self.text)
-        return parsed
 
     @property
     def identity(self) -> str:
@@ -46,13 +42,14 @@ class Desired:
         return json.dumps([self.fingerprint, self.enabled, None if self.conntrack is None else asdict(self.conntrack)])
 
 
-def desired(backend: str, text: str, *, enabled: bool, conntrack: Conntrack | None = None) -> Desired:
-    """Return a ruleset from what ``pvefw compile --format json`` prints for it."""
-    return Desired(backend, enabled, text, _fingerprint(backend, text), conntrack)
+def desired(backend: str, pieces: Iterable[str], *, enabled: bool, conntrack: Conntrack | None = None) -> Desired:
+    """Return a ruleset from the pieces of its artefact."""
+    kept = tuple(pieces)
+    return Desired(backend, enabled, kept, _fingerprint(backend, kept), conntrack)
 
 
-def _fingerprint(backend: str, text: str) -> str:
-    return hashlib.sha256(f"{backend} {text}".encode()).hexdigest()
+def _fingerprint(backend: str, pieces: Sequence[str]) -> str:
+    return hashlib.sha256(_BETWEEN.join([backend, *pieces]).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +67,17 @@ class Memory:
 
 def running_path() -> Path:
     """The ruleset that was applied last."""
-    return state.state_directory() / "running.json"
+    return state.state_directory() / "running.ruleset"
 
 
 def confirmed_path() -> Path:
     """The ruleset that was confirmed last, or applied without asking for confirmation."""
-    return state.state_directory() / "confirmed.json"
+    return state.state_directory() / "confirmed.ruleset"
 
 
 def previous_path() -> Path:
     """The ruleset that an unconfirmed change goes back to."""
-    return state.state_directory() / "previous.json"
+    return state.state_directory() / "previous.ruleset"
 
 
 def held_path() -> Path:
@@ -108,37 +105,72 @@ def inputs_path() -> Path:
     return state.run_directory() / "inputs.json"
 
 
-def prepare(path: Path, ruleset: Desired) -> state.Prepared:
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A record that is written beside its place."""
+
+    file: state.Prepared
+    ruleset: Desired
+
+    def commit(self) -> None:
+        """Put it in place, as :meth:`.state.Prepared.commit`."""
+        global _last
+        written = stamp(self.file.temporary)  # a new name does not change it
+        self.file.commit()
+        _last = (self.file.path, written, self.ruleset)
+
+    def discard(self) -> None:
+        """Remove it."""
+        self.file.discard()
+
+
+def prepare(path: Path, ruleset: Desired) -> Prepared:
     """Write a record beside its place. Raises :class:`HostError` (full or read-only disk)."""
+    if any(_BETWEEN in piece for piece in ruleset.pieces):
+        raise InternalError("an artefact that is not JSON")
     conntrack = ruleset.conntrack
-    return state.prepare(
-        path,
-        {
-            "version": _VERSION,
-            "backend": ruleset.backend,
-            "enabled": ruleset.enabled,
-            "fingerprint": ruleset.fingerprint,
-            "conntrack": None if conntrack is None else [conntrack.maximum, conntrack.established, conntrack.syn_recv],
-            "artefact": ruleset.text,
-        },
-    )
+    head = {
+        "version": _VERSION,
+        "backend": ruleset.backend,
+        "enabled": ruleset.enabled,
+        "fingerprint": ruleset.fingerprint,
+        "conntrack": None if conntrack is None else [conntrack.maximum, conntrack.established, conntrack.syn_recv],
+    }
+    return Prepared(state.prepare_text(path, [_BETWEEN.join([json.dumps(head), *ruleset.pieces])]), ruleset)
+
+
+_last: tuple[Path, list[int] | None, Desired] | None = None
+"""The record that this process read or wrote last, with its stamp: reading that of a large node takes long."""
 
 
 def load(path: Path) -> Desired | None:
     """Return a record, or None where there is none. Raises :class:`HostError` where it is damaged."""
-    value = state.read(path)
-    if value is None:
+    global _last
+    found = stamp(path)
+    if found is not None and _last is not None and _last[:2] == (path, found):
+        return _last[2]
+    text = state.read_text(path)
+    if text is None:
         return None
+    ruleset = _read(path, text)
+    if found == stamp(path):  # else it may have been another one
+        _last = (path, found, ruleset)
+    return ruleset
+
+
+def _read(path: Path, text: str) -> Desired:
+    head, *pieces = text.split(_BETWEEN)
     try:
+        value = json.loads(head)
         if value["version"] != _VERSION:
             raise HostError(f"{path} was written by another version of pvefw", f"remove it: {path}")
         conntrack = None if value["conntrack"] is None else Conntrack(*value["conntrack"])
-        found = Desired(value["backend"], value["enabled"], value["artefact"], value["fingerprint"], conntrack)
-        if found.fingerprint != _fingerprint(found.backend, found.text):
-            raise HostError(f"{path} is damaged: its ruleset is not the one that was written", f"remove it: {path}")
-        return found
-    except (AttributeError, KeyError, TypeError) as error:
-        raise HostError(f"{path} is damaged ({error!r})", f"remove it: {path}") from error
+        found = Desired(value["backend"], value["enabled"], tuple(pieces), value["fingerprint"], conntrack)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise state.damaged(path, repr(error)) from error
+    if found.fingerprint != _fingerprint(found.backend, found.pieces):
+        raise state.damaged(path, "its ruleset is not the one that was written")
+    return found
 
 
 def load_if_sound(path: Path) -> Desired | None:

@@ -11,11 +11,14 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import HostError
 
 from .lock import RUN_DIRECTORY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 STATE_DIRECTORY = Path("/var/lib/pvefw")
 
@@ -52,6 +55,11 @@ class Prepared:
 
 def prepare(path: Path, value: Any) -> Prepared:  # noqa: ANN401 (any JSON value)
     """Write a JSON value beside ``path`` and sync it. Raises :class:`HostError` (full or read-only disk)."""
+    return prepare_text(path, [json.dumps(value)])
+
+
+def prepare_text(path: Path, pieces: Iterable[str]) -> Prepared:
+    """Write text, in pieces, beside ``path`` and sync it. Raises :class:`HostError` (full or read-only disk)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -59,7 +67,7 @@ def prepare(path: Path, value: Any) -> Prepared:  # noqa: ANN401 (any JSON value
             left.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(value))
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
     except OSError as err:
@@ -79,15 +87,31 @@ def read(path: Path) -> Any:  # noqa: ANN401 (any JSON value)
 
     Raises :class:`HostError` where the file cannot be read or was not written here.
     """
+    text = read_text(path)
+    if text is None:
+        return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
+    except ValueError as err:
+        raise damaged(path, err) from err
+
+
+def read_text(path: Path) -> str | None:
+    """Return the text of a file, or None where there is none. Raises what :func:`read` raises."""
+    try:
+        return path.read_bytes().decode()
     except FileNotFoundError:
         return None
     except OSError as err:
         hint = "run this as root" if err.errno in {errno.EACCES, errno.EPERM} else None
         raise HostError(f"cannot read {path}: {err.strerror}", hint) from err
     except ValueError as err:
-        raise HostError(f"{path} is damaged: {err}", f"remove it, then run `pvefw start`: {path}") from err
+        raise damaged(path, err) from err
+
+
+def damaged(path: Path, reason: object) -> HostError:
+    """Return the error for a file that is not as it was written."""
+    return HostError(f"{path} is damaged: {reason}", f"remove it, then run `pvefw start`: {path}")
 
 
 def remove(path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import multiprocessing
 import os
 import selectors
@@ -31,6 +30,7 @@ from pvefw_nft.host.plumbing import Nic
 from pvefw_nft.pipeline import Source, compile_root
 
 from .conftest import Namespace
+from .rulesets import pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -148,7 +148,7 @@ def recompiled(folder: Path, backend: str) -> Desired:
 
 def ruleset(backend: str, artefact: dict[str, Any]) -> Desired:
     """Return a ruleset that was not compiled."""
-    return record.desired(backend, json.dumps(artefact), enabled=True)
+    return record.desired(backend, pieces(artefact), enabled=True)
 
 
 def has_bridge_conntrack() -> bool:

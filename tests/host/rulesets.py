@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 Rules = dict[str, list[str]]
@@ -98,3 +99,10 @@ def nft(
             commands.append({"add": {"rule": {**chain, "expr": [match, {"counter": None}, {"accept": None}]}}})
         commands.append({"add": {"rule": {**chain, "expr": [{"counter": None}, {"drop": None}]}}})
     return {"nftables": commands}
+
+
+def pieces(artefact: dict[str, Any]) -> list[str]:
+    """Return an artefact of either backend as a compile gives it."""
+    if "nftables" in artefact:
+        return [json.dumps(artefact["nftables"])[1:-1]]
+    return [json.dumps(artefact)]

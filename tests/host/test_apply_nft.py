@@ -11,9 +11,9 @@ import pytest
 from pvefw_nft.errors import HostError, InternalError
 from pvefw_nft.host import apply_nft
 from pvefw_nft.host.nf_tables import generation
-from pvefw_nft.host.nftables_state import Nftables, Noted, read_kernel, wanted
+from pvefw_nft.host.nftables_state import Nftables, Noted, Reader, read_kernel
 
-from .rulesets import nft
+from .rulesets import nft, pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from .conftest import Namespace
 
 pytest.importorskip("nftables")
+
+
+def wanted(artefact: dict[str, Any]) -> dict[str, Wanted]:
+    return Reader().wanted(pieces(artefact))
 
 
 def noted(artefact: dict[str, Any]) -> Kernel:

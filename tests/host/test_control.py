@@ -22,7 +22,7 @@ from pvefw_nft.host.engines import engine
 from pvefw_nft.host.settings import Conntrack
 
 from .network import ruleset, small_file_system
-from .rulesets import iptables, nft
+from .rulesets import iptables, nft, pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -130,7 +130,7 @@ def test_disabled_firewall_runs_without_rules(real: Namespace) -> None:
         "ipset": {},
         "ebtables": {},
     }
-    disabled = record.desired("iptables", json.dumps({"enabled": False, **empty}), enabled=False)
+    disabled = record.desired("iptables", pieces({"enabled": False, **empty}), enabled=False)
     control.apply(disabled)
     assert firewall.is_running()
     assert firewall.status(disabled).enabled is False

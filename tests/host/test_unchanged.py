@@ -17,7 +17,7 @@ from pvefw_nft.host import apply_iptables, apply_nft, control, firewall, nf_tabl
 from pvefw_nft.host.engines import engine
 from tests.support import VM
 
-from .rulesets import iptables, nft
+from .rulesets import iptables, nft, pieces
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,10 +32,10 @@ pytest.importorskip("nftables")
 
 def ruleset(backend: str, port: int = 80) -> Desired:
     if backend == "nft":
-        return record.desired("nft", json.dumps(nft(ports=(port,))), enabled=True)
+        return record.desired("nft", pieces(nft(ports=(port,))), enabled=True)
     artefact = iptables()
     artefact["iptables"]["filter"]["tap100i0-IN"] = [f"-A tap100i0-IN -p tcp --dport {port} -j ACCEPT"]
-    return record.desired("iptables", json.dumps(artefact), enabled=True)
+    return record.desired("iptables", pieces(artefact), enabled=True)
 
 
 def shell(script: str) -> str:
