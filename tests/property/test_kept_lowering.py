@@ -143,7 +143,7 @@ def start() -> st.SearchStrategy[dict[str, str]]:
     return st.fixed_dictionaries({**CLUSTER, "host": HOST, "vnet1.vnet": VNET, **guests})
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(start(), st.lists(EDITS, min_size=4, max_size=12))
 def test_kept_lowering(files: dict[str, str], edits: list[tuple[str, str | None]]) -> None:
     with TemporaryDirectory() as folder:
