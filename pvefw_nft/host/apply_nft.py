@@ -146,9 +146,7 @@ def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:
     return wrong
 
 
-def memory_of(
-    nft: Nftables, target: Mapping[str, Wanted], before: Mapping[str, Remembered] | None = None
-) -> dict[str, Remembered]:
+def memory_of(target: Mapping[str, Wanted], before: Mapping[str, Remembered] | None = None) -> dict[str, Remembered]:
     """Return what to remember of a state that was just applied, by ``FAMILY KIND NAME``.
 
     ``before``: what was remembered of the state before it; then only what differs is listed.
@@ -161,7 +159,7 @@ def memory_of(
             if before is None or f"{family} {key}" not in before or before[f"{family} {key}"].signature != thing.digests
         ]
         in_part = len(fresh) <= _FEW and all(thing.kind in ("chain", "set", "map") for thing in fresh)
-        listed = listing(nft, family, fresh if in_part else None)
+        listed = listing(family, fresh if in_part else None)
         for key, thing in wanted.things.items():
             name = f"{family} {key}"
             if key in listed:
@@ -171,11 +169,11 @@ def memory_of(
     return memory
 
 
-def drifted(nft: Nftables, current: Kernel, memory: Mapping[str, Remembered]) -> list[str]:
+def drifted(current: Kernel, memory: Mapping[str, Remembered]) -> list[str]:
     """Return the things changed by hand since they were applied, as ``bridge chain tap100i0-IN``."""
     found = [f"{family} table {TABLE}" for family in FAMILIES if family not in current and _remembers(memory, family)]
     for family in current:
-        listed = listing(nft, family)
+        listed = listing(family)
         remembered = {key: value for key, value in memory.items() if key.startswith(f"{family} ")}
         found += [
             key for key, value in remembered.items() if listed.get(key.removeprefix(f"{family} ")) != value.listing

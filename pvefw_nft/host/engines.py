@@ -221,7 +221,7 @@ class NftEngine:
             raise HostError(f"{error.message}\nthe ruleset that ran before is in place", error.hint) from error
 
         def remember(identity: str, before: Memory | None) -> Memory:
-            chains = apply_nft.memory_of(nft, planned.target, _chains(before) if before is not None else None)
+            chains = apply_nft.memory_of(planned.target, _chains(before) if before is not None else None)
             now = call_witness()
             if now is not None and now != witness:
                 # Somebody changed rules meanwhile, perhaps these: what was loaded just now is to be loaded once more.
@@ -248,7 +248,7 @@ class NftEngine:
         """
         if memory is None or self.unchanged(memory):
             return []
-        return apply_nft.drifted(Nftables(), self._look()[0] if there is None else there, memory.chains)
+        return apply_nft.drifted(self._look()[0] if there is None else there, memory.chains)
 
     def dropped(self) -> dict[str, int]:
         """Sum the counters of rules that drop or reject."""

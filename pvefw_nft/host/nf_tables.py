@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from pvefw_nft.errors import HostError
 
@@ -23,10 +23,10 @@ NO_NFTABLES = "the kernel may lack nf_tables"
 """The hint of the error where the kernel does not answer."""
 
 _NETLINK_NETFILTER = 12
-_SUBSYSTEM = 10 << 8
-_GET_TABLE, _GET_RULE, _GET_GENERATION = _SUBSYSTEM | 1, _SUBSYSTEM | 7, _SUBSYSTEM | 16
+SUBSYSTEM = 10 << 8
+_GET_TABLE, _GET_RULE, _GET_GENERATION = SUBSYSTEM | 1, SUBSYSTEM | 7, SUBSYSTEM | 16
 _NEW_TABLE, _NEW_RULE, _NEW_GENERATION = _GET_TABLE - 1, _GET_RULE - 1, _GET_GENERATION - 1
-_REQUEST, _DUMP = 0x1, 0x300
+REQUEST, DUMP = 0x1, 0x300
 _INTERRUPTED = 0x10  # of a dump: rules changed meanwhile, so that some may be missing
 _ERROR, _DONE = 2, 3
 _FAMILIES = {"inet": 1, "bridge": 7}
@@ -37,7 +37,7 @@ _LACKING = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOENT, errno.EOPNO
 _TABLE_NAME, _TABLE_FLAGS, _GENERATION_ID = 1, 2, 1
 _DORMANT = 0x1
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
-_EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
+EXPRESSION_NAME, EXPRESSION_DATA = 1, 2
 _COUNTER_PACKETS = 2
 _IMMEDIATE_DATA, _DATA_VERDICT, _VERDICT_CODE = 2, 2, 1
 _NF_DROP = 0
@@ -70,10 +70,10 @@ def _tables() -> dict[tuple[str, str], int]:
     """Return the flags of all tables, by family (as a number where it has no name here) and name."""
     names = {number: family for family, number in (_FAMILIES | _IP_FAMILIES).items()}
     return {
-        (names.get(body[0], str(body[0])), _text(_attribute(body, _TABLE_NAME, 4))): int.from_bytes(
-            _attribute(body, _TABLE_FLAGS, 4), "big"
+        (names.get(body[0], str(body[0])), text(attribute(body, _TABLE_NAME, 4))): int.from_bytes(
+            attribute(body, _TABLE_FLAGS, 4), "big"
         )
-        for kind, body in _ask(_GET_TABLE, _REQUEST | _DUMP)
+        for kind, body in ask(_GET_TABLE, REQUEST | DUMP)
         if kind == _NEW_TABLE
     }
 
@@ -82,10 +82,10 @@ def rules(family: str, table: str, chain: str | None = None) -> list[Rule]:
     """Return the rules of a table, or of one chain, in order; none where there is no such table or chain."""
     found = []
     for body in _rules(family, table, chain):
-        parts = dict(_attributes(body, 4))
-        name = _text(parts[_RULE_CHAIN])
+        parts = dict(attributes(body, 4))
+        name = text(parts[_RULE_CHAIN])
         # the kernel has filtered by these already; one that cannot lists all rules of the family
-        if _text(parts[_RULE_TABLE]) == table and chain in (None, name):
+        if text(parts[_RULE_TABLE]) == table and chain in (None, name):
             handle = int.from_bytes(parts[_RULE_HANDLE], "big")
             found.append(Rule(name, handle, _comment(parts.get(_RULE_USERDATA, b""))))
     return found
@@ -97,32 +97,32 @@ def refused(family: str, table: str) -> dict[str, int]:
     for body in _rules(family, table, None):
         if b"counter\0" not in body:  # most rules: taking them apart would take long
             continue
-        parts = dict(_attributes(body, 4))
+        parts = dict(attributes(body, 4))
         packets = _refused(parts.get(_RULE_EXPRESSIONS, b""))
-        if packets and _text(parts[_RULE_TABLE]) == table:
-            name = _text(parts[_RULE_CHAIN])
+        if packets and text(parts[_RULE_TABLE]) == table:
+            name = text(parts[_RULE_CHAIN])
             found[name] = found.get(name, 0) + packets
     return found
 
 
 def _rules(family: str, table: str, chain: str | None) -> Iterator[bytes]:
-    wanted = _pack(_RULE_TABLE, table) + (b"" if chain is None else _pack(_RULE_CHAIN, chain))
-    answers = _ask(_GET_RULE, _REQUEST | _DUMP, _FAMILIES[family], wanted)
+    wanted = pack(_RULE_TABLE, table) + (b"" if chain is None else pack(_RULE_CHAIN, chain))
+    answers = ask(_GET_RULE, REQUEST | DUMP, family, wanted)
     return (body for kind, body in answers if kind == _NEW_RULE)
 
 
 def _refused(expressions: bytes) -> int:
     """Return how many packets a rule has counted, if it drops or rejects them; else 0."""
     packets, refuses = 0, False
-    for _, expression in _attributes(expressions, 0):
-        name, data = _attribute(expression, _EXPRESSION_NAME), _attribute(expression, _EXPRESSION_DATA)
-        match _text(name):
+    for _, expression in attributes(expressions, 0):
+        name, data = attribute(expression, EXPRESSION_NAME), attribute(expression, EXPRESSION_DATA)
+        match text(name):
             case "counter":
-                packets = int.from_bytes(_attribute(data, _COUNTER_PACKETS), "big")
+                packets = int.from_bytes(attribute(data, _COUNTER_PACKETS), "big")
             case "reject":
                 refuses = True
             case "immediate":
-                code = _attribute(_attribute(_attribute(data, _IMMEDIATE_DATA), _DATA_VERDICT), _VERDICT_CODE)
+                code = attribute(attribute(attribute(data, _IMMEDIATE_DATA), _DATA_VERDICT), _VERDICT_CODE)
                 refuses = refuses or (bool(code) and int.from_bytes(code, "big") == _NF_DROP)
     return packets if refuses else 0
 
@@ -130,60 +130,95 @@ def _refused(expressions: bytes) -> int:
 def generation() -> int | None:
     """Return the number of the kernel's ruleset, which grows with each change by anybody (None: unknown)."""
     try:
-        for kind, body in _ask(_GET_GENERATION, _REQUEST):
+        for kind, body in ask(_GET_GENERATION, REQUEST):
             if kind == _NEW_GENERATION:
-                return int.from_bytes(_attribute(body, _GENERATION_ID, 4), "big")
+                return int.from_bytes(attribute(body, _GENERATION_ID, 4), "big")
     except HostError:
         return None
     return None
 
 
-def _ask(kind: int, flags: int, family: int = 0, attributes: bytes = b"") -> list[tuple[int, bytes]]:
-    """Ask nf_tables, and return the answers: their kind, and what follows the netlink header."""
-    try:
-        for _ in range(_TRIES):
-            answers = _answers(kind, flags, family, attributes)
-            if answers is not None:
-                return answers
-    except OSError as error:
-        hint = "run this as root" if error.errno == errno.EPERM else None
-        hint = NO_NFTABLES if error.errno in _LACKING else hint
-        raise HostError(f"nf_tables does not answer: {error.strerror or error}", hint) from error
-    raise HostError("the rules of nf_tables change all the time", "see which program changes them: nft monitor")
+def ask(kind: int, flags: int, family: str | None = None, about: bytes = b"") -> list[tuple[int, bytes]]:
+    """Ask nf_tables one question, as :meth:`Questions.ask` does."""
+    with Questions() as questions:
+        return questions.ask(kind, flags, family, about)
 
 
-def _answers(kind: int, flags: int, family: int, attributes: bytes) -> list[tuple[int, bytes]] | None:
-    """Return the answers to one question; None: rules changed while they were listed. Raises OSError."""
-    answers: list[tuple[int, bytes]] = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as asking:
-        asking.settimeout(60)
+class Questions:
+    """A socket for questions to nf_tables of the namespace in which it is opened: opening and closing takes longest."""
+
+    def __init__(self) -> None:
+        """Open nothing yet."""
+        self._socket: socket.socket | None = None
+        self._number = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def ask(self, kind: int, flags: int, family: str | None = None, about: bytes = b"") -> list[tuple[int, bytes]]:
+        """Ask, and return the answers: their kind, and what follows the netlink header.
+
+        ``about``: attributes. There are no answers about what does not exist. Raises :class:`HostError`.
+        """
+        try:
+            for _ in range(_TRIES):
+                answers = self._answers(kind, flags, 0 if family is None else _FAMILIES[family], about)
+                if answers is not None:
+                    return answers
+        except OSError as error:
+            self._close()  # what is still to come would be taken for the next answer
+            if about and error.errno == errno.ENOENT:
+                return []
+            hint = "run this as root" if error.errno == errno.EPERM else None
+            hint = NO_NFTABLES if error.errno in _LACKING else hint
+            raise HostError(f"nf_tables does not answer: {error.strerror or error}", hint) from error
+        raise HostError("the rules of nf_tables change all the time", "see which program changes them: nft monitor")
+
+    def _answers(self, kind: int, flags: int, family: int, about: bytes) -> list[tuple[int, bytes]] | None:
+        """Return the answers to one question; None: rules changed while they were listed. Raises OSError."""
+        answers: list[tuple[int, bytes]] = []
+        asking = self._socket
+        if asking is None:
+            asking = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+            asking.settimeout(60)
+            self._socket = asking
+        self._number += 1
         # struct nlmsghdr, struct nfgenmsg
-        header = struct.pack("=IHHIIBBH", 20 + len(attributes), kind, flags, 1, 0, family, 0, 0)
-        asking.send(header + attributes)
+        asking.send(struct.pack("=IHHIIBBH", 20 + len(about), kind, flags, self._number, 0, family, 0, 0) + about)
         whole = True
         while True:
-            for answer, its_flags, body in _messages(asking.recv(1 << 18)):
+            for answer, its_flags, number, body in _messages(asking.recv(1 << 18)):
+                if number != self._number:
+                    raise OSError(errno.EBADMSG, "an answer to another question")
                 whole = whole and not its_flags & _INTERRUPTED
                 if answer == _ERROR and (code := -struct.unpack_from("=i", body)[0]):
                     raise OSError(code, os.strerror(code))
                 if answer in (_ERROR, _DONE):
                     return answers if whole else None
                 answers.append((answer, body))
-            if not flags & _DUMP:
+            if not flags & DUMP:
                 return answers
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     position = 0
     while position + 16 <= len(data):
-        length, kind, flags = struct.unpack_from("=IHH", data, position)
+        length, kind, flags, number = struct.unpack_from("=IHHI", data, position)
         if length < 16:
             return
-        yield kind, flags, data[position + 16 : position + length]
+        yield kind, flags, number, data[position + 16 : position + length]
         position += (length + 3) & ~3
 
 
-def _attributes(data: bytes, position: int) -> Iterator[tuple[int, bytes]]:
+def attributes(data: bytes, position: int) -> Iterator[tuple[int, bytes]]:
     """Yield the attributes (struct nlattr) from there on: their kind and value."""
     while position + 4 <= len(data):
         length, kind = struct.unpack_from("=HH", data, position)
@@ -193,17 +228,19 @@ def _attributes(data: bytes, position: int) -> Iterator[tuple[int, bytes]]:
         position += (length + 3) & ~3
 
 
-def _attribute(data: bytes, wanted: int, position: int = 0) -> bytes:
+def attribute(data: bytes, wanted: int, position: int = 0) -> bytes:
     """Return the value of an attribute, empty where it is missing."""
-    return next((value for kind, value in _attributes(data, position) if kind == wanted), b"")
+    return next((value for kind, value in attributes(data, position) if kind == wanted), b"")
 
 
-def _text(value: bytes) -> str:
+def text(value: bytes) -> str:
+    """Return a string that the kernel ended with a NUL."""
     return value.rstrip(b"\0").decode(errors="replace")
 
 
-def _pack(kind: int, text: str) -> bytes:
-    value = text.encode() + b"\0"
+def pack(kind: int, name: str) -> bytes:
+    """Return an attribute (struct nlattr) that holds a string."""
+    value = name.encode() + b"\0"
     return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
@@ -213,6 +250,6 @@ def _comment(userdata: bytes) -> str:
     while position + 2 <= len(userdata):
         kind, length = userdata[position], userdata[position + 1]
         if kind == _COMMENT:
-            return _text(userdata[position + 2 : position + 2 + length])
+            return text(userdata[position + 2 : position + 2 + length])
         position += 2 + length
     return ""

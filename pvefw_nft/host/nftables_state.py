@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pvefw_nft.errors import HostError, InternalError
 
 from . import nf_tables
+from .nf_listing import Listing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -302,40 +303,17 @@ def _read_notes(family: str) -> dict[str, Noted]:
     return notes
 
 
-def listing(nft: Nftables, family: str, only: Sequence[Thing] | None = None) -> dict[str, str]:
+def listing(family: str, only: Iterable[Thing] | None = None) -> dict[str, str]:
     """Return a digest of each thing of a table as the kernel lists it now; counters and handles do not count.
 
     ``only``: of these chains, sets and maps, since listing a large table takes seconds.
     """
-    commands: list[Command] = [{"list": {"table": {"family": family, "name": TABLE}}}]
-    if only is not None:
-        commands = [{"list": {thing.kind: {"family": family, "table": TABLE, "name": thing.name}}} for thing in only]
-    definitions: dict[str, Any] = {}
-    rules: dict[str, list[Any]] = {}
-    for entry in (entry for command in commands for entry in nft.run([command])):
-        ((kind, body),) = entry.items()
-        if kind == "rule":
-            if body["chain"] != DIGESTS:
-                rules.setdefault(f"chain {body['chain']}", []).append(_stable(body))
-        elif kind != "table" and body.get("name") != DIGESTS:
-            stable = _stable(body)
-            if "dynamic" in body.get("flags", ()) or "timeout" in body.get("flags", ()):
-                stable.pop("elem", None)  # filled by packets
-            definitions[Thing(kind, body["name"], {}).key] = stable
-    return {key: digest([body, rules.get(key, [])]) for key, body in definitions.items()}
-
-
-def _stable(body: Any) -> Any:  # noqa: ANN401 - JSON
-    """Return what is listed without what changes by itself."""
-    if isinstance(body, dict):
-        return {
-            key: ("…" if key == "counter" else _stable(value))
-            for key, value in body.items()
-            if key not in ("handle", "expires")
-        }
-    if isinstance(body, list):
-        return [_stable(value) for value in body]
-    return body
+    with nf_tables.Questions() as questions:
+        found = Listing(questions, family, TABLE)
+        if only is not None:
+            digests = ((thing.key, found.of(thing.kind, thing.name)) for thing in only)
+            return {key: made for key, made in digests if made is not None}
+        return {_key(kind, name): made for (kind, name), made in found.of_all().items() if name != DIGESTS}
 
 
 def note_commands(family: str, things: Iterable[Thing]) -> list[Command]:

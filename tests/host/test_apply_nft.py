@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pvefw_nft.errors import HostError, InternalError
-from pvefw_nft.host import apply_nft
+from pvefw_nft.host import apply_nft, nf_tables
 from pvefw_nft.host.nf_tables import generation
 from pvefw_nft.host.nftables_state import Nftables, Noted, Reader, read_kernel
 
@@ -238,22 +239,88 @@ def test_error_names_the_command_that_is_malformed(kernel: Nftables) -> None:
 
 def test_changes_by_hand_are_seen_and_mended(kernel: Nftables) -> None:
     target = apply(kernel, nft())
-    memory = apply_nft.memory_of(kernel, target)
-    assert apply_nft.drifted(kernel, read_kernel(), memory) == []
+    memory = apply_nft.memory_of(target)
+    assert apply_nft.drifted(read_kernel(), memory) == []
     subprocess.run(["nft", "add", "rule", "bridge", "pvefw", "tap100i0-OUT", "accept"], check=True)
     subprocess.run(["nft", "add", "element", "bridge", "pvefw", "friends", "{ 192.0.2.0/24 }"], check=True)
-    drifted = apply_nft.drifted(kernel, read_kernel(), memory)
+    drifted = apply_nft.drifted(read_kernel(), memory)
     assert sorted(drifted) == ["bridge chain tap100i0-OUT", "bridge set friends"]
     planned = apply_nft.plan(read_kernel(), target, lambda: target, drifted)
     apply_nft.carry_out(planned, kernel)
-    assert apply_nft.drifted(kernel, read_kernel(), memory) == []
+    assert apply_nft.drifted(read_kernel(), memory) == []
+
+
+BY_HAND = {
+    "rule gone": ("delete rule bridge pvefw tap100i0-OUT handle {last}", "chain tap100i0-OUT"),
+    "rule at another place": (
+        (
+            "delete rule bridge pvefw tap100i0-OUT handle {last}; "
+            "insert rule bridge pvefw tap100i0-OUT tcp dport {{1, 2}} drop"
+        ),
+        "chain tap100i0-OUT",
+    ),
+    "another value in a rule's own set": (
+        "replace rule bridge pvefw tap100i0-OUT handle {last} tcp dport {{1, 3}} drop",
+        "chain tap100i0-OUT",
+    ),
+    "another verdict in a rule's own map": (
+        "replace rule bridge pvefw tap101i0-OUT handle {map} tcp dport vmap {{1 : accept, 2 : accept}}",
+        "chain tap101i0-OUT",
+    ),
+    "policy": ("chain bridge pvefw prerouting {{ policy drop; }}", "chain prerouting"),
+    "element of a map": ("delete element bridge pvefw nics {{tap100i0}}", "map nics"),
+    "verdict of an element": (
+        "delete element bridge pvefw nics {{tap100i0}}; add element bridge pvefw nics {{tap100i0 : goto tap101i0-OUT}}",
+        "map nics",
+    ),
+    "element of a set": ("add element bridge pvefw friends {{192.0.2.1}}", "set friends"),
+}
+
+
+@pytest.mark.parametrize("what", BY_HAND)
+def test_each_change_by_hand_is_seen(kernel: Nftables, what: str) -> None:
+    target = apply(kernel, nft((100, 101)))
+    feed("add rule bridge pvefw tap100i0-OUT tcp dport {1, 2} drop")
+    feed("add rule bridge pvefw tap101i0-OUT tcp dport vmap {1 : accept, 2 : drop}")
+    memory = apply_nft.memory_of(target)
+    last, own_map = (nf_tables.rules("bridge", "pvefw", chain)[-1].handle for chain in ("tap100i0-OUT", "tap101i0-OUT"))
+    commands, thing = BY_HAND[what]
+    feed(commands.format(last=last, map=own_map))
+    assert apply_nft.drifted(read_kernel(), memory) == [f"bridge {thing}"]
+
+
+def test_what_is_made_again_as_it_was_is_no_change(kernel: Nftables) -> None:
+    target = apply(kernel, nft((100, 101), ("10.0.0.0/24", "10.7.0.0/16")))
+    own_set = "add rule bridge pvefw tap100i0-OUT tcp dport {1, 2} counter drop"
+    feed(own_set)
+    memory = apply_nft.memory_of(target)
+    handle = nf_tables.rules("bridge", "pvefw", "tap100i0-OUT")[-1].handle
+    feed(f"add rule bridge pvefw tap101i0-OUT tcp dport {{5, 6}} drop; {own_set}")
+    feed(f"delete rule bridge pvefw tap100i0-OUT handle {handle}; add element inet pvefw flooders {{192.0.2.1}}")
+    feed("delete element bridge pvefw friends {10.7.0.0/16}; add element bridge pvefw friends {10.7.0.0/16}")
+    assert apply_nft.drifted(read_kernel(), memory) == ["bridge chain tap101i0-OUT"]
+
+
+def test_counters_are_no_change(kernel: Nftables) -> None:
+    target = apply(kernel, nft())
+    feed("add rule inet pvefw input counter")
+    memory = apply_nft.memory_of(target)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"counted", ("127.0.0.1", 9))
+    assert "counter packets 0 bytes 0" not in listed().partition("chain input")[2].partition("}")[0]
+    assert apply_nft.drifted(read_kernel(), memory) == []
+
+
+def feed(commands: str) -> None:
+    subprocess.run(["nft", "-f", "-"], input=commands, text=True, check=True)
 
 
 def test_memory_of_a_part_is_that_of_the_whole(kernel: Nftables) -> None:
     target = apply(kernel, nft((100, 101)))
-    memory = apply_nft.memory_of(kernel, target)
+    memory = apply_nft.memory_of(target)
     target = apply(kernel, nft((100, 102), ("10.7.0.0/16",)), target)
-    assert apply_nft.memory_of(kernel, target, memory) == apply_nft.memory_of(kernel, target)
+    assert apply_nft.memory_of(target, memory) == apply_nft.memory_of(target)
 
 
 def test_generation_grows_with_each_change(kernel: Nftables) -> None:
