@@ -1,13 +1,14 @@
 """How long it takes to bring a host to its ruleset, for both backends, and to plumb its guests' NICs.
 
-Usage: ``python benchmarks/host.py [--guests N ...] [--backend NAME ...] [--plumb N] [--json]``, as root.
+Usage: ``python benchmarks/host.py [--guests N ...] [--backend NAME ...] [--cut-down] [--plumb N] [--json]``, as root.
 
 Everything happens in a network namespace of its own, with the configurations of ``benchmarks/compile.py``. Printed
 are seconds of whole processes, on the wall clock and of the processors: a full start, an update that changes
 nothing, an update after one guest changed; and under ``pvefw run``, from saving a file until the kernel holds the new
-rule, asked for every 10 ms. A kernel that lacks what a backend needs is said so. For nft, which needs connection
-tracking on bridges, ``python -m tests.kernel.guest -- python benchmarks/host.py`` runs it on one that has it,
-emulated and so many times slower.
+rule, asked for every 10 ms, and the memory that the service takes, in MB at rest and at most. A kernel that lacks what
+a backend needs is said so. For nft, which needs connection tracking on bridges, ``python -m tests.kernel.guest --
+python benchmarks/host.py`` runs it on one that has it, emulated and so many times slower; ``--cut-down`` leaves out of
+the rules what this kernel lacks.
 """
 
 from __future__ import annotations
@@ -27,19 +28,22 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.compile import NODE, generate  # noqa: E402 - the repository must be on the path first
+from pvefw_nft.host.nf_listing import Listing  # noqa: E402
+from pvefw_nft.host.nf_tables import Questions  # noqa: E402
 
 
 class Figure(NamedTuple):
-    """Seconds on the wall clock, and of the processors (None: not counted)."""
+    """Seconds on the wall clock, and of the processors (None: not counted); MB of memory, at rest and at most."""
 
     wall: float
     cpu: float | None = None
+    memory: tuple[float, float] | None = None
 
 
 class Host:
     """A configuration, and the commands on it; state and locks are kept in a folder of the benchmark."""
 
-    def __init__(self, folder: Path, guests: int, backend: str) -> None:
+    def __init__(self, folder: Path, guests: int, backend: str, *, cut_down: bool) -> None:
         self.root = folder / "root"
         generate(self.root, guests)
         self.options = ["--root", str(self.root), "--node", NODE, "--local-network", "10.0.0.0/24"]
@@ -52,6 +56,7 @@ class Host:
             "PVEFW_STATE_DIRECTORY": str(folder / "state"),
         }
         self.backend = backend
+        self._program = [str(REPOSITORY / "benchmarks/cut_down.py")] if cut_down else ["-m", "pvefw_nft.cli"]
 
     def run(self, *arguments: str) -> Figure:
         """Run a command and return how long it and the tools it started took."""
@@ -65,7 +70,7 @@ class Host:
 
     def command(self, *arguments: str) -> list[str]:
         """Return how to start a command."""
-        return [sys.executable, "-m", "pvefw_nft.cli", *arguments]
+        return [sys.executable, *self._program, *arguments]
 
     def change_guest(self, port: int) -> None:
         """Save guest 100's file with a rule for this port at its top, as an editor does."""
@@ -79,19 +84,29 @@ class Host:
         new.write_text(text)
         new.replace(file)
 
+    def chain(self) -> str:
+        """Return something that differs whenever the kernel's rules for what comes to guest 100 do."""
+        if self.backend == "iptables":
+            return listed("iptables", "-S", "tap100i0-IN")
+        with Questions() as questions:  # nft reads all chains for one
+            return Listing(questions, "bridge", "pvefw").of("chain", "tap100i0-IN") or ""
+
     def holds(self, port: int) -> bool:
         """Tell whether the kernel has the rule for this port."""
         if self.backend == "iptables":
-            command = ["iptables", "-S", "tap100i0-IN"]
-        else:
-            command = ["nft", "list", "chain", "bridge", "pvefw", "tap100i0-IN"]
-        return str(port) in subprocess.run(command, capture_output=True, text=True).stdout
+            return str(port) in listed("iptables", "-S", "tap100i0-IN")
+        return str(port) in listed("nft", "list", "chain", "bridge", "pvefw", "tap100i0-IN")
 
 
-def measure(guests: int, backend: str) -> dict[str, Figure]:
+def listed(*command: str) -> str:
+    """Return what a command prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def measure(guests: int, backend: str, *, cut_down: bool) -> dict[str, Figure]:
     """Return the figures of one backend with so many guests, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        host = Host(Path(folder), guests, backend)
+        host = Host(Path(folder), guests, backend, cut_down=cut_down)
         figures = {"full start": host.run("start", *host.options)}
         figures["update, nothing changed"] = host.run("update", *host.options)
         figures["status"] = host.run("status", *host.options)
@@ -115,16 +130,18 @@ def latency(host: Host) -> Figure:
                 if line.startswith("started"):
                     break
             rest(service.pid)
-            before = used(service.pid)
+            before, chain = used(service.pid), host.chain()
             host.change_guest(60002)
             saved = time.perf_counter()
-            while not host.holds(60002):
+            while host.chain() == chain:
                 if time.perf_counter() - saved > 60:
                     raise SystemExit("the rule did not come")
                 time.sleep(0.01)
             spent = time.perf_counter() - saved
+            if not host.holds(60002):
+                raise SystemExit("other rules came")
             rest(service.pid)
-            return Figure(spent, used(service.pid) - before)
+            return Figure(spent, used(service.pid) - before, memory(service.pid))
         finally:
             service.terminate()
 
@@ -133,6 +150,13 @@ def used(pid: int) -> float:
     """Return the seconds of the processors that a process and the children it waited for have used (proc(5))."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid: int) -> tuple[float, float]:
+    """Return the MB of memory that a process takes now, and took at most (proc(5))."""
+    found = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    now, most = (int(found[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
+    return now, most
 
 
 def rest(pid: int) -> None:
@@ -173,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--guests", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--backend", nargs="+", default=["iptables", "nft"])
+    parser.add_argument("--cut-down", action="store_true", help="leave out of nft's rules what this kernel lacks")
     parser.add_argument("--plumb", type=int, default=1000, help="NICs to plumb; 0: none")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -189,7 +214,7 @@ def main() -> None:
     for backend in arguments.backend:
         for guests in arguments.guests:
             try:
-                tell(f"{backend}, {guests} guests", measure(guests, backend))
+                tell(f"{backend}, {guests} guests", measure(guests, backend, cut_down=arguments.cut_down))
             except SystemExit as error:
                 tell(f"{backend}, {guests} guests", str(error))
     if arguments.plumb:
@@ -201,10 +226,15 @@ def main() -> None:
 def _lines(figures: dict[str, Figure] | str) -> list[str]:
     if isinstance(figures, str):
         return [f"  {figures}"]
-    return [
-        f"  {what:32} {figure.wall:8.2f} s" + ("" if figure.cpu is None else f" {figure.cpu:8.2f} s of the processors")
-        for what, figure in figures.items()
-    ]
+    lines = []
+    for what, figure in figures.items():
+        line = f"  {what:32} {figure.wall:8.2f} s"
+        if figure.cpu is not None:
+            line += f" {figure.cpu:8.2f} s of the processors"
+        if figure.memory is not None:
+            line += f" {figure.memory[0]:8.0f} MB, at most {figure.memory[1]:.0f}"
+        lines.append(line)
+    return lines
 
 
 if __name__ == "__main__":

@@ -83,10 +83,10 @@ class _Service:
     def started(self) -> None:
         """Tell that the ruleset is in place, and prepare for changes."""
         watch.notify("READY=1")
-        gc.freeze()  # what is kept of the configuration has no cycles: it need not be searched again and again
         if self._last is not None:
             with contextlib.suppress(PvefwError):
-                firewall.look(self._last.desired.backend)
+                firewall.look_ahead(self._last.desired)
+        gc.freeze()  # what is kept of the configuration has no cycles: it need not be searched again and again
 
     @desired_ruleset.no_garbage()
     def refresh(self, reason: str) -> None:

@@ -107,26 +107,26 @@ def replacing(current: Kernel, target: Mapping[str, Wanted]) -> Plan:
     return plan({family: {} for family in current}, target)
 
 
-def carry_out(planned: Plan, nft: Nftables) -> Witness | None:
-    """Run the transaction and read back what is noted.
+def carry_out(planned: Plan, nft: Nftables) -> tuple[Witness | None, Kernel]:
+    """Run the transaction and read back what is noted, which is returned too.
 
     Returns the witness of the moment before it was read back, where there is one: none where somebody else may have
     changed what the plan rests on since. Raises :class:`HostError`.
     """
-    if not planned.commands:
-        return None
-    nft.run(planned.commands)
+    if planned.commands:
+        nft.run(planned.commands)
     witness = call_witness()
     if not planned.whole and (planned.witness is None or witness != planned.witness.after(1)):
         witness = None
-    wrong = differences(read_kernel(), planned.target)
+    kernel = read_kernel()
+    wrong = differences(kernel, planned.target)
     if wrong:
         raise NotAsLoadedError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
     for family, names in _touched_chains(planned).items():
         wrong += _count_differences(family, names, planned.target[family])
     if wrong:
         raise NotAsLoadedError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
-    return witness
+    return witness, kernel
 
 
 def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:

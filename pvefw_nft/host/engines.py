@@ -55,8 +55,11 @@ class Engine(Protocol):
     def present(self) -> bool:
         """Tell whether anything of ours is in the kernel."""
 
-    def look(self) -> None:
-        """See what is in the kernel, so that the next plan need not. Raises :class:`HostError`."""
+    def look_ahead(self, desired: Desired) -> None:
+        """See what is in the kernel, and read the ruleset that runs, so that the next plan need not.
+
+        Raises :class:`HostError`.
+        """
 
     def unchanged(self, memory: Memory | None) -> bool:
         """Tell whether the kernel provably holds what it held when that was noted. In doubt: no."""
@@ -99,7 +102,7 @@ class IptablesEngine:
             return False
         return not self._look(ebtables=False).state.empty
 
-    def look(self) -> None:
+    def look_ahead(self, desired: Desired) -> None:  # noqa: ARG002 - each engine gets the same
         """Read all chains and sets."""
         self._look(ebtables=False)
 
@@ -180,9 +183,10 @@ class NftEngine:
                 return False  # without it there cannot be one
             raise
 
-    def look(self) -> None:
-        """Read what is noted in our tables."""
+    def look_ahead(self, desired: Desired) -> None:
+        """Read what is noted in our tables, and all pieces, of which the next ruleset will have most."""
         self._look()
+        self._reader.wanted(desired.pieces)
 
     def unchanged(self, memory: Memory | None) -> bool:
         """Ask for the witness that was taken when the ruleset had been read back."""
@@ -214,7 +218,9 @@ class NftEngine:
         witness = planned.witness
         try:
             if planned.commands:
-                witness = apply_nft.carry_out(planned, nft)
+                witness, kernel = apply_nft.carry_out(planned, nft)
+                if witness is not None and witness == call_witness():
+                    self._seen = (witness, kernel)
         except apply_nft.NotAsLoadedError as error:
             back = self._known(previous) if planned.was_there else {}
             apply_nft.carry_out(apply_nft.replacing(read_kernel(), back), nft)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a command did. ``text`` is what was fed to the tools or would be, ``problems`` what did not matter enough
-    to fail (a conntrack limit that could not be set).
+    """What a command did. ``text`` is what would be fed to the tools, of a preview; ``problems`` what did not matter
+    enough to fail (a conntrack limit that could not be set).
     """
 
     running: bool
@@ -52,9 +52,10 @@ def is_running() -> bool:
     return record.marker_path().exists() or any(candidate.present() for candidate in _all_engines())
 
 
-def look(backend: str) -> None:
-    """See what is in the kernel, for a service whose next change should not wait for that. Raises HostError."""
-    engine(backend).look()
+def look_ahead(desired: Desired) -> None:
+    """Do what the next change need not wait for, in a service: this is the ruleset that runs. Raises HostError."""
+    _known(desired.backend)
+    engine(desired.backend).look_ahead(desired)
 
 
 def preview(desired: Desired, *, anew: bool = False) -> Outcome:
@@ -108,7 +109,6 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     return Outcome(
         running=True,
         changes=planned.changes,
-        text=str(planned),
         switched_from=leftover[0].name if leftover else None,
         problems=tuple(problems),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as _quote
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -31,10 +31,18 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Statements from left to right; the comment has at most :data:`MAX_COMMENT` bytes."""
+    """Statements from left to right; the comment has at most :data:`MAX_COMMENT` bytes.
+
+    ``text`` are the statements in JSON: many chains share rules, which are written once.
+    """
 
     statements: tuple[Statement, ...]
     comment: str
+    text: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Write the statements."""
+        object.__setattr__(self, "text", _encode(self.statements))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ class Chain:
         if not self.rules:
             return ""
         head = f'{{"add":{{"rule":{{"family":"{family}","table":"{table}","chain":{_encode(self.name)},"expr":'
-        texts = [_encode(rule.statements) for rule in self.rules]
+        texts = [rule.text for rule in self.rules]
         comments = [rule.comment for rule in self.rules]
         hashed = hashlib.blake2b("\n".join((*texts, *comments)).encode(), digest_size=12)
         signed = f" sig:{base64.b64encode(hashed.digest()).decode()}"
