@@ -113,6 +113,7 @@ class Scope:
         self.layer = layer
         self.nics = nics
         self.sets = sets
+        self._where = f"{place.value} {layer.value}"  # enumerations are slow as keys
         self.links = {nic.interface: nic.link for nic in nics}
         self._chains = chains
         self._store = store
@@ -137,7 +138,7 @@ class Scope:
         """Return what a chain became, taken from the store if it holds still."""
         if self._store is None:
             return make()
-        return self._store.get((kind, self.place, self.layer), name, self._chains[name], make, self.rests_on(name))
+        return self._store.get((kind, self._where), name, self._chains[name], make, self.rests_on(name))
 
     def rests_on(self, name: str) -> object:
         """Return all that the form of a chain rests on beside its rules, the place and the layer.
@@ -148,7 +149,7 @@ class Scope:
         known = self._rests_on.get(name)
         if known is None:
             chain = self._chains[name]
-            names = kept(self._store, ("names", self.layer), name, chain, lambda: _names(chain))
+            names = kept(self._store, ("names", self.layer.value), name, chain, lambda: _names(chain))
             known = self._rests_on[name] = (
                 bool(self.nics),
                 name in self._tails,

@@ -1,0 +1,76 @@
+"""Rulesets on disk: written whole, read as written, and read again once they are others."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pvefw_nft.errors import HostError, InternalError
+from pvefw_nft.host import record
+from pvefw_nft.host.settings import Conntrack
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RULESET = record.desired("nft", ["one\n", '"zwö"', ""], enabled=True, conntrack=Conntrack(1, 2, 3))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "running.ruleset"
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the next load read the disk, as another process would."""
+    monkeypatch.setattr(record, "_last", None)
+
+
+def test_record_is_read_as_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record.prepare(path, RULESET).commit()
+    forget(monkeypatch)
+    assert record.load(path) == RULESET
+
+
+def test_record_is_not_there_before_it_is_put_in_place(path: Path) -> None:
+    prepared = record.prepare(path, RULESET)
+    assert record.load(path) is None
+    prepared.discard()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_same_text_in_other_pieces_is_another_ruleset() -> None:
+    assert record.desired("nft", ["ab", "c"], enabled=True).fingerprint != RULESET.fingerprint
+    one, other = (record.desired("nft", pieces, enabled=True) for pieces in (["ab", "c"], ["a", "bc"]))
+    assert one.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize("cut", [1, 5, 100])
+def test_record_that_was_cut_off_is_damaged(path: Path, cut: int) -> None:
+    record.prepare(path, RULESET).commit()
+    os.truncate(path, path.stat().st_size - cut)
+    with pytest.raises(HostError, match="damaged"):
+        record.load(path)
+    assert record.load_if_sound(path) is None
+
+
+def test_record_of_another_process_is_seen(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = record.desired("nft", ["other"], enabled=False)
+    record.prepare(path, RULESET).commit()
+    mine = record._last
+    record.prepare(path, other).commit()
+    monkeypatch.setattr(record, "_last", mine)
+    assert record.load(path) == other
+
+
+def test_record_that_is_gone_is_gone(path: Path) -> None:
+    record.prepare(path, RULESET).commit()
+    assert record.load(path) == RULESET
+    path.unlink()
+    assert record.load(path) is None
+
+
+def test_piece_that_would_not_be_read_back_is_refused(path: Path) -> None:
+    with pytest.raises(InternalError):
+        record.prepare(path, record.desired("nft", ["a\0b"], enabled=True))
