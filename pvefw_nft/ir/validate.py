@@ -6,6 +6,7 @@ What fails here is a bug of the compiler, never of a configuration, whose proble
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import InternalError
@@ -49,17 +50,43 @@ _CALLS = (Jump, Goto)
 _PORT_PROTOCOLS = frozenset((6, 17, 33, 132, 136))
 
 
+@dataclass(frozen=True, slots=True)
+class _References:
+    """What the rules of a chain refer to: chains, each with the families in which it is called, and sets."""
+
+    chains: tuple[tuple[str, int], ...]
+    sets: tuple[SetKey, ...]
+
+    def hold(self, chains: Mapping[str, Chain], keys: set[SetKey]) -> bool:
+        """Tell whether all of them are there."""
+        for name, families in self.chains:
+            found = chains.get(name)
+            if found is None or families & ~found.families:
+                return False
+        return all(key in keys for key in self.sets)
+
+
+def _references(chain: Chain) -> _References:
+    called: dict[str, int] = {}
+    sets: dict[SetKey, None] = {}
+    for rule in chain.rules:
+        if isinstance(rule.action, _CALLS):
+            called[rule.action.chain] = called.get(rule.action.chain, 0) | (rule.families & chain.families)
+        sets.update({match.key: None for match in rule.matches if isinstance(match, InSet)})
+    return _References(tuple(called.items()), tuple(sets))
+
+
 class SoundChains:
     """Chains that were found sound, for a service that builds again and again; known by being the same object."""
 
     def __init__(self) -> None:
         """Start with none."""
-        self._known: dict[tuple[Layer, str], tuple[Chain, tuple[Rule, ...]]] = {}
+        self._known: dict[tuple[Layer, str], tuple[Chain, _References]] = {}
 
-    def rules(self, layer: Layer, chain: Chain) -> tuple[Rule, ...]:
-        """Return the rules to check: of a known chain those that refer to chains and sets, which may be gone."""
+    def references(self, layer: Layer, chain: Chain) -> _References | None:
+        """Return what a chain refers to if it was found sound: chains and sets that may be gone, or others now."""
         known = self._known.get((layer, chain.name))
-        return known[1] if known is not None and known[0] is chain else chain.rules
+        return known[1] if known is not None and known[0] is chain else None
 
     def keep(self, ruleset: Ruleset) -> None:
         """Note that a ruleset is sound, and forget all others."""
@@ -69,12 +96,8 @@ class SoundChains:
             for name, chain in chains.items():
                 known = before.get((layer, name))
                 if known is None or known[0] is not chain:
-                    known = (chain, tuple(filter(_refers, chain.rules)))
+                    known = (chain, _references(chain))
                 self._known[layer, name] = known
-
-
-def _refers(rule: Rule) -> bool:
-    return isinstance(rule.action, _CALLS) or any(isinstance(match, InSet) for match in rule.matches)
 
 
 def validate(ruleset: Ruleset, store: SoundChains | None = None) -> None:
@@ -85,10 +108,13 @@ def validate(ruleset: Ruleset, store: SoundChains | None = None) -> None:
     keys = {made.key for made in ruleset.sets}
     for layer, chains in ruleset.chains.items():
         sound: set[tuple[int, Family]] = set()
-        for chain in chains.values():
-            rules = chain.rules if store is None else store.rules(layer, chain)
-            _check_chain(layer, chain, rules, chains, keys, sound)
-        _check_loops(layer, chains)
+        references: dict[str, _References] = {}
+        for name, chain in chains.items():
+            known = None if store is None else store.references(layer, chain)
+            if known is None or not known.hold(chains, keys):
+                _check_chain(layer, chain, chains, keys, sound)
+            references[name] = known or _references(chain)
+        _check_loops(layer, references)
     for hook in ruleset.hooks:
         _require(hook.chain in ruleset.chains[hook.layer], f"hook {hook.point.value} has no chain {hook.chain}")
     for nic in ruleset.nics:
@@ -112,16 +138,15 @@ def _require(holds: bool, message: str) -> None:  # noqa: FBT001 - an assertion 
 def _check_chain(
     layer: Layer,
     chain: Chain,
-    rules: tuple[Rule, ...],
     chains: Mapping[str, Chain],
     keys: set[SetKey],
     sound: set[tuple[int, Family]],
 ) -> None:
-    """Check these rules of a chain. ``sound`` holds those found in order so far: many chains share some."""
+    """Check the rules of a chain. ``sound`` holds those found in order so far: many chains share some."""
     name = chain.name
     if len(name) > MAX_CHAIN_NAME or not _CHAIN_NAME.fullmatch(name):
         _require(holds=False, message=f"{name!r} cannot name a chain")
-    for rule in rules:
+    for rule in chain.rules:
         if (id(rule), chain.families) in sound:
             continue
         sound.add((id(rule), chain.families))
@@ -198,7 +223,7 @@ def _fits(prefix: Prefix, families: Family) -> bool:
     return prefix.version == version and 0 <= prefix.length <= width and 0 <= prefix.address <= prefix.last < 1 << width
 
 
-def _check_loops(layer: Layer, chains: Mapping[str, Chain]) -> None:
+def _check_loops(layer: Layer, references: Mapping[str, _References]) -> None:
     """Check that no chain reaches itself: netfilter refuses loops."""
     done: set[str] = set()
     path: list[str] = []
@@ -208,11 +233,10 @@ def _check_loops(layer: Layer, chains: Mapping[str, Chain]) -> None:
         if name in done:
             return
         path.append(name)
-        for rule in chains[name].rules:
-            if isinstance(rule.action, _CALLS):
-                visit(rule.action.chain)
+        for called, _ in references[name].chains:
+            visit(called)
         path.pop()
         done.add(name)
 
-    for name in chains:
+    for name in references:
         visit(name)

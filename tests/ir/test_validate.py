@@ -125,6 +125,22 @@ def test_new_chain_beside_one_that_was_found_sound(added: Rule, problem: str) ->
         validate(joined(first, Chain("c", (added,), Family.BOTH)), store)
 
 
+def test_chain_found_sound_whose_target_is_of_another_family_now() -> None:
+    store = SoundChains()
+    first = ruleset(rule(action=Jump("b")))
+    validate(joined(first, Chain("b", (), Family.BOTH)), store)
+    with pytest.raises(InternalError, match="b does not exist in all families"):
+        validate(joined(first, Chain("b", (), Family.V4)), store)
+
+
+def test_chain_found_sound_that_reaches_itself_now() -> None:
+    store = SoundChains()
+    first = ruleset(rule(action=Jump("b")))
+    validate(joined(first, Chain("b", (), Family.BOTH)), store)
+    with pytest.raises(InternalError, match="reaches itself"):
+        validate(joined(first, Chain("b", (rule(action=Jump("a")),), Family.BOTH)), store)
+
+
 def test_chain_found_sound_whose_target_is_gone() -> None:
     store = SoundChains()
     first = ruleset(rule(action=Jump("b")))
