@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from .witness import Witness
 
-_FEW = 20  # so many are listed one by one; more in one listing of the table
+_FEW = 500  # so many are asked for one by one, each in less than a millisecond; more in one listing of the table
 
 
 class NotAsLoadedError(HostError):
