@@ -6,6 +6,7 @@ it lowers anything; nothing is ever left out silently.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ _T = TypeVar("_T")
 class LineStore:
     """What chains and sets became when they were lowered last, for a service that lowers rulesets again and again.
 
-    A source is known by being the same object. Whatever else a result follows from is its ``rests_on``; a result is
-    taken again only where that is equal, so that what is kept is what would be made.
+    A source is known by being the same object (see :meth:`known`). Whatever else a result follows from is its
+    ``rests_on``; a result is taken again only where that is equal, so that what is kept is what would be made.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,26 @@ class LineStore:
         known = self._now.get(key) or self._before.get(key)
         if known is None or known[0] is not source or known[1] != rests_on:
             known = (source, rests_on, make())
+        self._now[key] = known
+        return cast("_T", known[2])
+
+    def known(self, ruleset: Ruleset) -> Ruleset:
+        """Return a ruleset with the objects of the last one for all chains and sets that are equal to those.
+
+        A build makes some of them anew each time, mostly as they were.
+        """
+        chains = {
+            layer: {name: self._same(layer, name, chain) for name, chain in made.items()}
+            for layer, made in ruleset.chains.items()
+        }
+        sets = tuple([self._same("set", made.key, made) for made in ruleset.sets])
+        return replace(ruleset, chains=chains, sets=sets)
+
+    def _same(self, kind: object, name: object, source: _T) -> _T:
+        key = ("same", kind), name
+        known = self._before.get(key)
+        if known is None or (known[0] is not source and known[0] != source):
+            known = (source, (), source)
         self._now[key] = known
         return cast("_T", known[2])
 

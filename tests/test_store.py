@@ -96,6 +96,15 @@ def test_what_did_not_change_is_not_made_again(make_root: MakeRoot) -> None:
     assert after["tap100i0-IN"] is not before["tap100i0-IN"]
 
 
+def test_guest_that_comes_out_as_it_was_keeps_its_chains(make_root: MakeRoot) -> None:
+    root = make_root(FILES)
+    store = Store()
+    before = {chain.name: chain for chain in chains(compiled(root, "nft", store))}
+    (root / file_path("cluster")).write_text(CLUSTER.replace("10.0.0.0/28", "10.0.0.0/27"))  # all guests are read again
+    after = {chain.name: chain for chain in chains(compiled(root, "nft", store))}
+    assert after["tap101i0-IN"] is before["tap101i0-IN"]
+
+
 def compiled(root: Path, backend: str, store: Store | None = None) -> Compiled:
     return compile_root(Source(root, "n1", lambda: "10.0.0.0/24"), backend, store)
 

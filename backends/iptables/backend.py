@@ -178,6 +178,7 @@ class IptablesBackend:
         """Return the ruleset as lines of iptables, ip6tables, ipset and ebtables."""
         if store is not None:
             store.begin()
+            ruleset = store.known(ruleset)
         return IptablesArtefact(ruleset, store)
 
 

@@ -78,6 +78,7 @@ class NftBackend:
         """Return the ruleset as tables of nft."""
         if store is not None:
             store.begin()
+            ruleset = store.known(ruleset)
         return NftArtefact(ruleset, store)
 
 

@@ -102,28 +102,31 @@ class _Part:
 class PartStore:
     """What guests became, for a service that compiles again and again.
 
-    That follows from the guest and the options of cluster.fw. A guest is known by being the same object.
+    That follows from the guest and the options of cluster.fw. A guest is known by being the same object. Where one is
+    made anew and comes out as it was, its chains stay the same objects, by which others know them.
     """
 
     def __init__(self) -> None:
         """Start with none."""
         self._options: ClusterOptions | None = None
+        self._same_options = False
         self._before: dict[int, tuple[Guest, _Part]] = {}
         self._now: dict[int, tuple[Guest, _Part]] = {}
 
     def begin(self, cluster: ClusterConfig) -> None:
-        """Keep the parts of the last build, if they were made with the same options."""
-        self._before = self._now if cluster.options == self._options else {}
-        self._now = {}
+        """Keep the parts of the last build."""
+        self._before, self._now = self._now, {}
+        self._same_options = cluster.options == self._options
         self._options = cluster.options
 
-    def get(self, guest: Guest, make: Callable[[Guest], _Part]) -> tuple[_Part, bool]:
-        """Return a guest's part, and whether it was known."""
+    def get(self, guest: Guest, make: Callable[[Guest], _Part]) -> _Part:
+        """Return a guest's part; ``make`` makes it where it is not known."""
         known = self._before.get(guest.vmid)
-        is_known = known is not None and known[0] is guest
-        part = known[1] if known is not None and is_known else make(guest)
-        self._now[guest.vmid] = (guest, part)
-        return part, is_known
+        if known is None or known[0] is not guest or not self._same_options:
+            part = make(guest)
+            known = (guest, known[1] if known is not None and known[1] == part else part)
+        self._now[guest.vmid] = known
+        return known[1]
 
 
 class GuestBuilder:
@@ -144,22 +147,23 @@ class GuestBuilder:
         if self._store is None:
             self._make(guest)
             return
-        part, is_known = self._store.get(guest, self._make_part)
-        if is_known:
-            self._context.repeat(part.journal)
-            self.nics += part.nics
-            self.sets += part.sets
-            self.ips += part.ips
+        part = self._store.get(guest, self._make_part)
+        self._context.repeat(part.journal)
+        self.nics += part.nics
+        self.sets += part.sets
+        self.ips += part.ips
 
     def _make_part(self, guest: Guest) -> _Part:
-        """Make a guest, and return what was added for it."""
+        """Make a guest, and return what was added for it; the lists are as before."""
         counts = len(self.nics), len(self.sets), len(self.ips)
         self._context.journal.clear()
         self._make(guest)
         nics, sets, ips = counts
-        return _Part(
+        part = _Part(
             tuple(self._context.journal), tuple(self.nics[nics:]), tuple(self.sets[sets:]), tuple(self.ips[ips:])
         )
+        del self.nics[nics:], self.sets[sets:], self.ips[ips:]
+        return part
 
     def _make(self, guest: Guest) -> None:
         config = guest.firewall

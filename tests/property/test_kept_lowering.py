@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -19,8 +18,6 @@ from tests.support import NODE, file_path
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from backends.nft.backend import NftArtefact
-    from pvefw_nft.ir.nodes import AddressSet, Chain, Layer, Ruleset, SetKey
     from pvefw_nft.pipeline import Compiled
 
 # Few names and few rules, so that edits meet: what a chain becomes depends on the groups and sets that it names.
@@ -148,13 +145,13 @@ def start() -> st.SearchStrategy[dict[str, str]]:
 def test_kept_lowering(files: dict[str, str], edits: list[tuple[str, str | None]]) -> None:
     with TemporaryDirectory() as folder:
         root = Root(Path(folder), files)
-        store, reader, same = Store(), Reader(), Same()
+        store, lines, reader = Store(), LineStore(), Reader()
         for name, text in [("host", files["host"]), *edits]:
             root.edit(name, text)
             kept, afresh = root.compiled(store), root.compiled()
             pieces = list(afresh.artefact.loadable())
             assert list(kept.artefact.loadable()) == pieces
-            assert list(same.lowered(afresh.checked.ruleset).loadable()) == pieces
+            assert list(NftBackend().lower(afresh.checked.ruleset, lines).loadable()) == pieces
             assert "".join(kept.artefact.json()) == "".join(afresh.artefact.json())
             assert reader.wanted(pieces) == Reader().wanted(pieces)
 
@@ -182,27 +179,3 @@ class Root:
 
     def compiled(self, store: Store | None = None) -> Compiled:
         return compile_root(Source(self._folder, NODE, lambda: "10.0.0.0/24"), "nft", store)
-
-
-class Same:
-    """Lowers rulesets in which each chain and set that is as it was is the same object, however it came to be.
-
-    A compile makes many of them anew that come out the same. What rests on other chains shows only where they are not.
-    """
-
-    def __init__(self) -> None:
-        self._store = LineStore()
-        self._chains: dict[tuple[Layer, str], Chain] = {}
-        self._sets: dict[SetKey, AddressSet] = {}
-
-    def lowered(self, ruleset: Ruleset) -> NftArtefact:
-        for layer, chains in ruleset.chains.items():
-            for name, chain in chains.items():
-                if self._chains.get((layer, name)) != chain:
-                    self._chains[layer, name] = chain
-        for made in ruleset.sets:
-            if self._sets.get(made.key) != made:
-                self._sets[made.key] = made
-        same = {layer: {name: self._chains[layer, name] for name in made} for layer, made in ruleset.chains.items()}
-        sets = tuple(self._sets[made.key] for made in ruleset.sets)
-        return NftBackend().lower(replace(ruleset, chains=same, sets=sets), self._store)
