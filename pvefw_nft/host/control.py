@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_SECONDS = 24 * 3600
 _GUARD_START = 60.0  # seconds for the guard process to say that it runs
-_GRACE = 10.0  # seconds after which the command itself does what the guard should have done
+_GRACE = 10.0  # seconds after which a command itself does what the guard should have done
 _GUARD_LOCK_WAIT = 600.0  # the guard must get its turn: it waits for the lock this long, again and again
 
 
@@ -68,10 +68,15 @@ def apply(
     :class:`HostError`, also where another change still waits for its confirmation, and LockedError.
     """
     with lock.hold(wait=wait):
+        waiting = pending()
+        if waiting is not None and _is_overdue(waiting):
+            # where that fails, the ruleset that is wanted now takes its place all the same
+            with contextlib.suppress(PvefwError):
+                _undo(waiting)
+            waiting = None
         running = firewall.is_running()
         if only_if_running and not running:
             return Outcome(running=False), None
-        waiting = pending()
         if waiting is not None:
             raise HostError(
                 f"another change waits for its confirmation for {waiting.seconds_left:.0f} s",
@@ -133,8 +138,11 @@ def keep_up(desired: Desired) -> Outcome | None:
     None where a change waits for its confirmation, or where nobody confirmed this ruleset: then what was confirmed
     last runs, also after a reboot.
     """
-    if pending() is not None:
-        return None
+    waiting = pending()
+    if waiting is not None:
+        if not _is_overdue(waiting):
+            return None
+        _undo(waiting)
     if is_held_back(desired):
         if not firewall.is_running() and record.load_if_sound(record.confirmed_path()) is not None:
             bring_to_confirmed()
@@ -226,6 +234,14 @@ def _apply_guarded(desired: Desired, seconds: float, *, was_running: bool, anew:
     change = replace(change, deadline=_since_boot() + seconds)
     state.write(record.pending_path(), asdict(change))
     return outcome, change
+
+
+def _is_overdue(change: Pending) -> bool:
+    """Tell whether a change should have been undone by now.
+
+    Its guard was killed, or never started, or waits for the lock: whoever holds that has to undo the change.
+    """
+    return _since_boot() > change.deadline + _GRACE
 
 
 def _hold_as_before(held: Any) -> None:  # noqa: ANN401 - what was read from its file

@@ -123,6 +123,7 @@ def remove_all() -> Outcome:
     was_running = bool(present) or record.marker_path().exists()
     for path in (record.marker_path(), record.memory_path(), record.pending_path()):
         state.remove(path)
+    state.remove_unfinished()
     return Outcome(running=was_running, problems=tuple(problems))
 
 

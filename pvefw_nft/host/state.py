@@ -122,6 +122,13 @@ def remove(path: Path) -> None:
         raise _cannot_write(path, err) from err
 
 
+def remove_unfinished() -> None:
+    """Remove what runs that were killed left beside the files they were writing; the caller holds the lock."""
+    for directory in (state_directory(), run_directory()):
+        for left in directory.glob(".*"):
+            remove(left)
+
+
 def _cannot_write(path: Path, err: OSError) -> HostError:
     hints = {
         errno.ENOSPC: f"make room on the disk of {path.parent}",

@@ -384,6 +384,48 @@ def test_change_without_a_guard_does_not_happen(
     assert not control.is_held_back(with_port(81))
 
 
+def apply_and_lose_the_guard(desired: Desired, monkeypatch: pytest.MonkeyPatch, *, killed: bool) -> None:
+    """Apply with a guard that dies at once; ``killed``: with the command itself, before anything else."""
+
+    def lost(token: str, seconds: float) -> None:
+        if killed:
+            raise _Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(control, "_start_guard", lost)
+        patched.setattr(control, "_GRACE", 0)
+        if killed:
+            # SIGKILL undoes nothing
+            patched.setattr(state, "remove", lambda _: None)
+            patched.setattr(control, "_hold_as_before", lambda _: None)
+        with contextlib.suppress(_Killed):
+            control.apply(desired, confirm_within=0.3)
+    time.sleep(0.4)
+    assert control.pending() is not None
+    monkeypatch.setattr(control, "_GRACE", 0)
+
+
+def test_first_start_killed_before_its_guard_runs(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply_and_lose_the_guard(with_port(80), monkeypatch, killed=True)
+    assert control.apply(with_port(80), only_if_running=True)[0].running is False
+    assert control.apply(with_port(80))[0].changes
+    assert control.pending() is None
+    assert has_port(80)
+
+
+def test_update_whose_guard_was_killed_is_undone_by_the_service(
+    real: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control.apply(with_port(80))
+    apply_and_lose_the_guard(with_port(81), monkeypatch, killed=False)
+    assert has_port(81)
+    with lock.hold():
+        assert control.keep_up(with_port(81)) is None
+        assert has_port(80)
+        assert control.keep_up(with_port(82)) is not None
+    assert has_port(82)
+
+
 def test_change_that_fails_half_way_is_undone_at_once(
     real: Namespace, no_systemd: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,5 @@
-"""SIGKILL anywhere in an update or a switch: the host is not open after it, and a start ends as it would without.
+"""SIGKILL anywhere in a start, an update, a switch or a stop: the host is not open after it where it was not before,
+and a start or stop ends as it would without.
 
 A kernel that lacks what the nft backend's rulesets need runs these with smaller ones.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import sys
 import time
@@ -21,8 +23,9 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from pvefw_nft.host import control
+from pvefw_nft.host import control, firewall, record, state, sysctl
 from pvefw_nft.host.nftables_state import Nftables
+from pvefw_nft.host.settings import needed_first
 
 from . import rulesets
 from .listing import everything
@@ -109,7 +112,7 @@ def killing(network: Network, tmp_path: Path, request: pytest.FixtureRequest) ->
 
 def test_killed_at_every_step_then_started(killing: Killing) -> None:
     for step in itertools.count():
-        killed = [killing.go(partial(killed_at, step)) for _ in range(2)]  # there and back
+        killed = [killing.go(partial(apply_killed_at, step)) for _ in range(2)]  # there and back
         if not any(killed):
             break
     assert step >= (10 if ALL_STEPS else 1)
@@ -123,21 +126,103 @@ def test_killed_at_any_moment_then_started(killing: Killing) -> None:
         killing.go(partial(killed_after, undisturbed[number % 2] * (number + 0.5) / MOMENTS))
 
 
+# --- first start, and stop ----------------------------------------------------------------------------------
+
+
+FIRST: dict[str, Callable[[Path], Desired]] = {
+    "iptables": lambda folder: compiled(folder, "iptables"),
+    "nft": lambda folder: compiled(folder, "nft"),
+    "nft-small": lambda _: small_nft(0),
+}
+
+
+class Life:
+    """A host on which nothing ran before, again and again."""
+
+    def __init__(self, desired: Desired) -> None:
+        self._start = partial(control.apply, desired)
+        self._settings = [*needed_first("iptables"), *(desired.conntrack.settings() if desired.conntrack else ())]
+        for key in needed_first("iptables"):
+            sysctl.write(key, "0")
+        start(desired)
+        self._started = self._found()
+        control.stop()
+        self._stopped = self._found()
+        assert not firewall.is_running()
+        assert {self._stopped[key] for key in needed_first("iptables")} <= {"0", None}  # None: no br_netfilter
+
+    def _found(self) -> dict[str, Any]:
+        files = {path.name for folder in _folders() for path in folder.glob("*")}
+        return {**everything(), **{key: sysctl.read(key) for key in self._settings}, "files": files}
+
+    def kill_start(self, step: int) -> bool:
+        for folder in _folders():
+            shutil.rmtree(folder, ignore_errors=True)
+        return killed_at(step, self._start)
+
+    def start(self) -> None:
+        self._start()
+        assert self._found() == self._started
+
+    def kill_stop(self, step: int) -> bool:
+        return killed_at(step, control.stop)
+
+    def stop(self) -> None:
+        control.stop()
+        assert self._found() == self._stopped
+
+    def stop_what_was_begun(self) -> None:
+        """Stop what no record need tell of."""
+        control.stop()
+        records = (record.running_path().name, record.confirmed_path().name, "files")
+        found, stopped = ({**all_of_it, **dict.fromkeys(records)} for all_of_it in (self._found(), self._stopped))
+        assert found == stopped
+        assert not list(state.run_directory().glob("*"))
+        assert not list(state.state_directory().glob(".*"))  # nothing half written
+
+
+def _folders() -> list[Path]:
+    return [state.state_directory(), state.run_directory()]
+
+
+@pytest.mark.parametrize("backend", FIRST)
+def test_first_start_and_stop_killed_at_every_step(network: Network, tmp_path: Path, backend: str) -> None:
+    life = Life(FIRST[backend](tmp_path))
+    with contextlib.closing(Denied(network, [("guest", "outside")])) as denied:
+        for step in itertools.count():
+            killed = [life.kill_start(step)]
+            life.start()
+            killed.append(life.kill_stop(step))
+            life.start()
+            assert denied.pass_now() == []
+            life.kill_stop(step)
+            life.stop()
+            life.kill_start(step)
+            life.stop_what_was_begun()
+            if not any(killed):
+                break
+    assert step >= (10 if ALL_STEPS else 1)
+
+
 # --- processes that are killed ------------------------------------------------------------------------------
 
 
-def killed_at(step: int, desired: Desired) -> bool:
-    """Apply in a process that kills itself, and the tools it runs, right before its ``step``-th step.
+def apply_killed_at(step: int, desired: Desired) -> bool:
+    return killed_at(step, partial(control.apply, desired))
+
+
+def killed_at(step: int, action: Callable[[], object]) -> bool:
+    """Act in a process that kills itself, and the tools it runs, right before its ``step``-th step.
 
     What follows a step is what precedes the next, so there is no need to kill after it too. False: there are not
     so many steps, and it came to its end.
     """
 
-    def apply() -> None:
+    def act() -> None:
         die_at(step)
-        control.apply(desired)
+        action()
 
-    return ended(started_process(apply))
+    return ended(started_process(act))
 
 
 def killed_after(seconds: float, desired: Desired) -> bool:
