@@ -59,6 +59,8 @@ def report(outcome: Outcome) -> None:
 
 
 def report_problems(outcome: Outcome) -> None:
-    """Print what did not matter enough to fail."""
+    """Print what somebody may not expect, and what did not matter enough to fail."""
+    for note in outcome.notes:
+        click.echo(note)
     for problem in outcome.problems:
         click.echo(f"warning: {problem}", err=True)

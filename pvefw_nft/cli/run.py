@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pvefw_nft.cli import desired as desired_ruleset
+from pvefw_nft.cli.confirm import report_problems
 from pvefw_nft.cli.options import backend_option, make_source, source_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import PvefwError
@@ -57,7 +58,7 @@ def run_command(
     watcher = watch.Watcher(service.folders, service.refresh, poll=poll)
     watcher.run(service.started)
     if stop_at_end:
-        control.stop(wait=_LOCK_WAIT)
+        report_problems(control.stop(wait=_LOCK_WAIT))
 
 
 def _unit() -> str:
@@ -133,6 +134,8 @@ class _Service:
             _give_back_memory()
         for problem in outcome.problems:
             self._tell(f"warning: {problem}")
+        for note in outcome.notes:
+            self._tell(note)
         watch.notify(f"STATUS={'filtering' if desired.enabled else 'disabled in cluster.fw'} ({desired.backend})")
 
     def _find(self) -> Result:

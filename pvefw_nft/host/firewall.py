@@ -14,6 +14,7 @@ from pvefw_nft.errors import HostError
 
 from . import record, settings, state, sysctl
 from .engines import Engine, Remember, engine, others
+from .settings import PutBack
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +34,8 @@ class Outcome:
     text: str = ""
     switched_from: str | None = None
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What somebody may not expect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,9 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     chosen = engine(desired.backend)
     leftover = [other for other in others(desired.backend) if other.present()]
     if not (anew or leftover) and _stands(desired):
-        return Outcome(running=True, problems=(*_keep_settings(desired), *_conntrack(desired)))
+        back = _put_back_what_others_needed(desired)
+        problems = [*back.problems, *_keep_settings(desired), *_conntrack(desired)]
+        return Outcome(running=True, problems=tuple(problems), notes=back.notes)
     memory, previous = _known(desired.backend)
     planned = chosen.plan(desired, memory, previous, anew=anew)
     remember: Remember | None = None
@@ -103,7 +108,8 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
     for other in leftover:
         other.remove()
-    problems = [*_keep_settings(desired), *_conntrack(desired)]
+    back = _put_back_what_others_needed(desired)
+    problems = [*back.problems, *_keep_settings(desired), *_conntrack(desired)]
     if remembered is not None:
         problems += _note(remembered)
     return Outcome(
@@ -111,6 +117,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
         changes=planned.changes,
         switched_from=leftover[0].name if leftover else None,
         problems=tuple(problems),
+        notes=back.notes,
     )
 
 
@@ -119,12 +126,12 @@ def remove_all() -> Outcome:
     present = [candidate for candidate in _all_engines() if candidate.present()]
     for candidate in present:
         candidate.remove()
-    problems = settings.put_back()
+    back = settings.put_back()
     was_running = bool(present) or record.marker_path().exists()
     for path in (record.marker_path(), record.memory_path(), record.pending_path()):
         state.remove(path)
     state.remove_unfinished()
-    return Outcome(running=was_running, problems=tuple(problems))
+    return Outcome(running=was_running, problems=back.problems, notes=back.notes)
 
 
 def status(desired: Desired | None) -> Status:
@@ -171,6 +178,14 @@ def _prepare_kernel(desired: Desired) -> None:
     if desired.enabled:
         settings.load_modules(desired.backend)
         settings.set_all(settings.needed_first(desired.backend), required=True)
+
+
+def _put_back_what_others_needed(desired: Desired) -> PutBack:
+    """Put back the settings of a backend whose rules are gone. What cannot be put back is not worth failing for."""
+    try:
+        return settings.put_back(running=desired.backend)
+    except HostError as error:
+        return PutBack(problems=(error.message,))
 
 
 def _keep_settings(desired: Desired) -> list[str]:

@@ -14,9 +14,11 @@ from pvefw_nft.errors import HostError
 from . import state, sysctl, tools
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 _BRIDGE = "net/bridge/bridge-nf-call-"
+_OF_BR_NETFILTER = tuple(f"{_BRIDGE}{tool}" for tool in ("iptables", "ip6tables", "arptables"))
+"""There once br_netfilter is loaded, and then 1 (brnf_sysctl_defaults in net/bridge/br_netfilter_hooks.c)."""
 _CONNTRACK = "net/netfilter/nf_conntrack_"
 _MODULES = Path("/sys/module")  # has a directory for each module that is loaded
 _STEP = 8192  # the reference rounds nf_conntrack_max up to a multiple of this
@@ -59,10 +61,17 @@ def load_modules(backend: str) -> None:
     for module in modules:
         if (_MODULES / module).is_dir():
             continue
+        if module == "br_netfilter":
+            # Without it bridged packets pass all of these chains by, and once it is loaded none: as if 0 had been 1.
+            _remember(dict.fromkeys(filter(_is_missing, _OF_BR_NETFILTER), "1"), lambda _: "0")
         try:
             tools.run(["modprobe", "-q", module])
         except HostError:
             continue
+
+
+def _is_missing(key: str) -> bool:
+    return sysctl.read(key) is None
 
 
 def set_all(settings: Mapping[str, str], *, required: bool) -> list[str]:
@@ -70,15 +79,8 @@ def set_all(settings: Mapping[str, str], *, required: bool) -> list[str]:
 
     With ``required`` the first failure raises :class:`HostError` instead.
     """
-    path = state.run_directory() / "sysctls.json"
-    remembered: dict[str, Any] = state.read(path) or {}
     pending = {key: value for key, value in settings.items() if sysctl.read(key) != value}
-    fresh = dict(remembered)
-    for key, value in pending.items():
-        old = remembered.get(key, {}).get("before", sysctl.read(key))
-        fresh[key] = {"before": old, "ours": value}
-    if fresh != remembered:
-        state.write(path, fresh)
+    _remember(pending, sysctl.read)
     problems = []
     for key, value in pending.items():
         try:
@@ -90,16 +92,65 @@ def set_all(settings: Mapping[str, str], *, required: bool) -> list[str]:
     return problems
 
 
-def put_back() -> list[str]:
-    """Put back what :func:`set_all` changed, unless somebody changed it since; return what could not be put back."""
-    path = state.run_directory() / "sysctls.json"
-    problems = []
-    for key, values in reversed((state.read(path) or {}).items()):
-        if values["before"] is None or sysctl.read(key) != values["ours"]:
+def _remember(settings: Mapping[str, str], standing: Callable[[str], str | None]) -> None:
+    """Note settings of ours, each with what stands there, unless that is known from before. Raises HostError."""
+    remembered: dict[str, Any] = state.read(_path()) or {}
+    fresh = dict(remembered)
+    for key, value in settings.items():
+        before = remembered[key]["before"] if key in remembered else standing(key)
+        fresh[key] = {"before": before, "ours": value}
+    if fresh != remembered:
+        state.write(_path(), fresh)
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """What putting back settings led to that somebody should know (``notes``), and what went wrong (``problems``)."""
+
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def put_back(running: str | None = None) -> PutBack:
+    """Put back what was changed here, unless somebody changed it since.
+
+    ``running`` is the backend whose ruleset goes on filtering: then only what others alone need is put back.
+    Raises :class:`HostError` where what was changed is not known.
+    """
+    remembered: dict[str, Any] = state.read(_path()) or {}
+    ours = [key for key in remembered if running is None or key in _not_needed_by(running)]
+    if running is not None and not ours:
+        return PutBack()
+    done, problems = [], []
+    for key in reversed(ours):
+        before = remembered[key]["before"]
+        if before is None or sysctl.read(key) != remembered[key]["ours"]:
             continue
         try:
-            sysctl.write(key, values["before"])
+            sysctl.write(key, before)
+            done.append(key)
         except HostError as error:
             problems.append(error.message)
-    state.remove(path)
-    return problems
+    kept = {key: value for key, value in remembered.items() if key not in ours}
+    if kept:
+        state.write(_path(), kept)
+    else:
+        state.remove(_path())
+    return PutBack(_passing_by([key for key in _OF_BR_NETFILTER if key in done]), tuple(problems))
+
+
+def _not_needed_by(backend: str) -> frozenset[str]:
+    return frozenset({*needed_first("iptables"), *_OF_BR_NETFILTER}) if backend != "iptables" else frozenset()
+
+
+def _passing_by(keys: Sequence[str]) -> tuple[str, ...]:
+    """Return what follows for bridged packets from these settings, which were 1 and are 0."""
+    if not keys:
+        return ()
+    chains = ", ".join(key.removeprefix(_BRIDGE) for key in keys)
+    names = ", ".join(f"{key.replace('/', '.')}=0" for key in keys)
+    return (f"as before pvefw was started, bridged packets pass no chains of {chains} ({names})",)
+
+
+def _path() -> Path:
+    return state.run_directory() / "sysctls.json"

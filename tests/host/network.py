@@ -27,6 +27,7 @@ from pvefw_nft.errors import HostError
 from pvefw_nft.host import control, record, sysctl, tools, wiring
 from pvefw_nft.host.links import open_route
 from pvefw_nft.host.plumbing import Nic
+from pvefw_nft.host.settings import needed_first
 from pvefw_nft.pipeline import Source, compile_root
 
 from .conftest import Namespace
@@ -118,7 +119,13 @@ class Network:
 
 
 def compiled(folder: Path, backend: str, number: int = 0, *, other: bool = False) -> Desired:
-    """Return a ruleset for this network; each number gives another one.
+    """Return a ruleset for this network, as :func:`configure` writes it."""
+    configure(folder, number, other=other)
+    return recompiled(folder, backend)
+
+
+def configure(folder: Path, number: int = 0, *, other: bool = False) -> None:
+    """Write a configuration for this network, whose node is ``n``; each number gives another one.
 
     ``other``: one that also has other chains and sets, in tables that the first does not use.
     """
@@ -138,7 +145,6 @@ def compiled(folder: Path, backend: str, number: int = 0, *, other: bool = False
         f"IN ACCEPT -source +friends -p udp -dport {2000 + number}\n"
         f"IN ACCEPT -p tcp -dport {ALLOWED}\nOUT ACCEPT -p tcp -dport {ALLOWED}\n"
     )
-    return recompiled(folder, backend)
 
 
 def recompiled(folder: Path, backend: str) -> Desired:
@@ -156,6 +162,13 @@ def has_bridge_conntrack() -> bool:
     with contextlib.suppress(HostError):
         tools.run(["modprobe", "-q", "nf_conntrack_bridge"])
     return Path("/sys/module/nf_conntrack_bridge").is_dir()
+
+
+def switch_off() -> None:
+    """Switch off the settings that iptables' rulesets need, where the kernel has them."""
+    for key in needed_first("iptables"):
+        if sysctl.read(key) is not None:
+            sysctl.write(key, "0")
 
 
 @contextlib.contextmanager

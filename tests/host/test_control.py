@@ -47,6 +47,14 @@ def shell(script: str) -> str:
     return subprocess.run(["sh", "-ec", script], capture_output=True, text=True, check=True).stdout
 
 
+class _Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def die(*_: object, **__: object) -> None:
+    raise _Killed
+
+
 def everything() -> list[str]:
     text = shell("iptables-save; ip6tables-save; ipset save; ebtables-save; nft list table inet mine")
     lines = (re.sub(r" initval \S+| \[\d+:\d+\]", "", line) for line in text.splitlines() if not line.startswith("#"))
@@ -147,7 +155,7 @@ def test_disabled_firewall_runs_without_rules(real: Namespace) -> None:
 def test_status_tells_pending_changes_and_changes_by_hand(real: Namespace) -> None:
     control.apply(with_port(80))
     found = firewall.status(with_port(81))
-    assert [str(change) for change in found.changes] == ["change iptables filter tap100i0-IN"]
+    assert [str(change) for change in found.changes or ()] == ["change iptables filter tap100i0-IN"]
     assert found.drifted == ()
     shell("iptables -A PVEFW-HOST-IN -j ACCEPT")
     assert firewall.status(with_port(80)).drifted == ("iptables filter PVEFW-HOST-IN",)
@@ -182,6 +190,120 @@ def test_only_missing_modules_are_loaded(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(tools, "run", lambda command: loaded.append(command[-1]))
     settings.load_modules("nft")
     assert loaded == ["nf_conntrack_bridge", "nft_reject_bridge"]
+
+
+# --- br_netfilter -------------------------------------------------------------------------------------------
+
+BRIDGED = [f"net/bridge/bridge-nf-call-{tool}" for tool in ("iptables", "ip6tables", "arptables")]
+PASSED_BY = (
+    "as before pvefw was started, bridged packets pass no chains of iptables, ip6tables, arptables (net.bridge."
+    "bridge-nf-call-iptables=0, net.bridge.bridge-nf-call-ip6tables=0, net.bridge.bridge-nf-call-arptables=0)"
+)
+
+
+class Module:
+    """br_netfilter as far as its settings go: missing until it is loaded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.loaded = self.dies = False
+        self._read, self._run = sysctl.read, tools.run
+        monkeypatch.setattr(sysctl, "read", self.read)
+        monkeypatch.setattr(tools, "run", self.run)
+
+    def read(self, key: str) -> str | None:
+        return self._read(key) if self.loaded or key not in BRIDGED else None
+
+    def run(self, command: list[str], text: str | None = None) -> str:
+        if command[-1] != "br_netfilter":
+            return self._run(command, text)
+        if self.dies:
+            raise _Killed
+        if not self.loaded:
+            self.load()
+        return ""
+
+    def load(self) -> None:
+        for key in BRIDGED:
+            sysctl.write(key, "1")
+        self.loaded = True
+
+    def settings(self) -> list[str | None]:
+        return [self.read(key) for key in BRIDGED]
+
+
+@pytest.fixture
+def module(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> Module:
+    return Module(monkeypatch)
+
+
+def test_bridged_packets_pass_iptables_by_again_after_stop(module: Module) -> None:
+    control.apply(with_port(80))
+    assert module.settings() == ["1", "1", "1"]
+    control.apply(with_port(81))
+    control.apply(with_port(81), anew=True)
+    assert control.stop().notes == (PASSED_BY,)
+    assert module.settings() == ["0", "0", "0"]
+    control.apply(with_port(80))  # now it is loaded, and its settings are 0
+    assert module.settings() == ["1", "1", "0"]
+    control.stop()
+    assert module.settings() == ["0", "0", "0"]
+
+
+def test_bridged_packets_pass_iptables_by_again_after_a_kill(module: Module) -> None:
+    module.dies = True
+    with contextlib.suppress(_Killed):
+        control.apply(with_port(80))
+    assert control.stop().notes == ()
+    with contextlib.suppress(_Killed):
+        control.apply(with_port(80))
+    module.dies = False
+    control.apply(with_port(80))
+    control.stop()
+    assert module.settings() == ["0", "0", "0"]
+
+
+def test_bridged_packets_pass_iptables_by_again_after_a_switch(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    control.apply(with_port(80))
+    with monkeypatch.context() as patched:
+        patched.setattr(settings, "put_back", die)
+        with contextlib.suppress(_Killed):
+            control.apply(ruleset("nft", nft()))
+    assert module.settings() == ["1", "1", "1"]
+    assert control.apply(ruleset("nft", nft()))[0].notes == (PASSED_BY,)
+    assert module.settings() == ["0", "0", "0"]
+    assert control.apply(ruleset("nft", nft()))[0].notes == ()
+    control.apply(with_port(80))
+    assert module.settings() == ["1", "1", "0"]
+    control.apply(ruleset("nft", nft()))
+    control.stop()
+    assert module.settings() == ["0", "0", "0"]
+
+
+def test_setting_of_br_netfilter_changed_meanwhile_is_left_alone(module: Module) -> None:
+    control.apply(with_port(80))
+    sysctl.write(BRIDGED[2], "0")
+    note = control.stop().notes[0]
+    assert "chains of iptables, ip6tables (" in note
+    assert module.settings() == ["0", "0", "0"]
+
+
+@pytest.mark.parametrize("before", ["0", "1"])
+def test_br_netfilter_that_was_loaded_stays_as_it_was(module: Module, before: str) -> None:
+    module.load()
+    for key in BRIDGED:
+        sysctl.write(key, before)
+    control.apply(with_port(80))
+    control.apply(ruleset("nft", nft()))
+    assert module.settings() == [before] * 3
+    control.apply(with_port(80))
+    control.stop()
+    assert module.settings() == [before] * 3
+
+
+def test_nft_does_not_load_br_netfilter(module: Module) -> None:
+    control.apply(ruleset("nft", nft()))
+    assert control.stop().notes == ()
+    assert not module.loaded
 
 
 def test_conntrack_options() -> None:
@@ -221,10 +343,6 @@ def test_switching_backends_and_back(real: Namespace) -> None:
     assert everything() == before
 
 
-class _Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
 @pytest.mark.parametrize("new", ["nft", "iptables"])
 def test_killed_between_loading_the_new_and_removing_the_old(
     real: Namespace, monkeypatch: pytest.MonkeyPatch, new: str
@@ -232,9 +350,6 @@ def test_killed_between_loading_the_new_and_removing_the_old(
     rulesets = {"iptables": with_port(80), "nft": ruleset("nft", nft())}
     old = "iptables" if new == "nft" else "nft"
     control.apply(rulesets[old])
-
-    def die(_: object) -> None:
-        raise _Killed
 
     with monkeypatch.context() as patched:
         patched.setattr(type(engine(old)), "remove", die)

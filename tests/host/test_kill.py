@@ -29,7 +29,7 @@ from pvefw_nft.host.settings import needed_first
 
 from . import rulesets
 from .listing import everything
-from .network import DENIED_WAYS, Denied, Network, compiled, ruleset, start
+from .network import DENIED_WAYS, Denied, Network, compiled, ruleset, start, switch_off
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,6 +78,7 @@ class Killing:
 
     def __init__(self, network: Network, pair: Pair, *, small: bool) -> None:
         self._pair = pair
+        switch_off()  # so that there is something to put back
         # the second time round nothing is new: iptables keeps its tables, and an update the chains that are entered
         self._undisturbed = [self._started(desired) for desired in (*pair, *pair)][2:]
         ways = [way for way in DENIED_WAYS if way[0] == "guest" or not small]
@@ -142,8 +143,7 @@ class Life:
     def __init__(self, desired: Desired) -> None:
         self._start = partial(control.apply, desired)
         self._settings = [*needed_first("iptables"), *(desired.conntrack.settings() if desired.conntrack else ())]
-        for key in needed_first("iptables"):
-            sysctl.write(key, "0")
+        switch_off()
         start(desired)
         self._started = self._found()
         control.stop()

@@ -35,6 +35,7 @@ from .network import (
     recompiled,
     rounds,
     start,
+    switch_off,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def test_updates_under_traffic(network: Network, tmp_path: Path, backend: str) -
 
 def test_switching_backends_under_traffic(network: Network, tmp_path: Path) -> None:
     rulesets = [compiled(tmp_path / backend, backend) for backend in ("nft", "iptables")]
+    switch_off()  # a switch to nft does so again
     for desired in rulesets:
         start(desired)
     with Streams(network) as streams:
