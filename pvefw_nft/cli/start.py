@@ -18,7 +18,7 @@ from pvefw_nft.errors import ConfigurationError
 from pvefw_nft.host import control, firewall, lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from pvefw_nft.cli.desired import Result
@@ -107,7 +107,7 @@ def status_command(
     """Say whether the firewall runs, and how it differs from the configuration.
 
     Exit code 0: running and as configured; 1: changes are pending, rules were changed by hand, or the configuration
-    has errors; 3: not running.
+    has errors; 3: not running, or not all of it could be looked at.
     """
     desired, invalid = None, False
     try:
@@ -124,7 +124,7 @@ def status_command(
     else:
         _print_status(found, waiting, diff=diff, invalid=invalid)
     clean = not (found.changes or found.drifted or invalid)
-    ctx.exit((0 if clean else 1) if found.running else 3)
+    ctx.exit((0 if clean else 1) if found.running and not found.unseen else 3)
 
 
 @desired_ruleset.no_garbage()
@@ -214,8 +214,12 @@ def _status_json(found: Status, waiting: Pending | None, *, invalid: bool) -> di
 
 
 def _print_status(found: Status, waiting: Pending | None, *, diff: bool, invalid: bool) -> None:
+    for missed in found.unseen:
+        click.echo(f"not all could be looked at: {missed.message}")
+        if missed.hint is not None:
+            click.echo(f"  help: {missed.hint}")
     if not found.running:
-        click.echo("stopped")
+        click.echo("stopped, as far as can be seen" if found.unseen else "stopped")
         return
     names = " and ".join(found.backends)
     click.echo(f"running ({names})" if found.enabled and names else "running (disabled in cluster.fw)")
@@ -223,13 +227,17 @@ def _print_status(found: Status, waiting: Pending | None, *, diff: bool, invalid
         click.echo(f"waiting for `pvefw confirm`: {waiting.seconds_left:.0f} s left")
     if invalid:
         click.echo("the configuration has errors: see `pvefw check`")
-    click.echo(f"pending changes: {len(found.changes)}")
-    for change in found.changes if diff else ():
+    click.echo(f"pending changes: {_count(found.changes)}")
+    for change in (found.changes or ()) if diff else ():
         click.echo(f"  {change}")
-    click.echo(f"changed by hand: {len(found.drifted)}")
-    for name in found.drifted:
+    click.echo(f"changed by hand: {_count(found.drifted)}")
+    for name in found.drifted or ():
         click.echo(f"  {name}")
     dropped = sum(found.dropped.values())
     click.echo(f"packets dropped or rejected: {dropped}")
     for chain, packets in sorted(found.dropped.items(), key=lambda item: -item[1])[:10]:
         click.echo(f"  {packets:10} {chain}")
+
+
+def _count(known: Sequence[object] | None) -> str:
+    return "unknown" if known is None else str(len(known))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError, PvefwError
 
-from . import sysctl, tools
+from . import engines, firewall, sysctl, tools
 from .links import open_route, read_links
 from .nftables_state import TABLE, Nftables
 from .plumbing import plan_plug
@@ -74,6 +74,7 @@ def examine(backend: str, switches: Switches, nics: Sequence[Nic]) -> Iterator[F
         yield Finding(Level.WARNING, "not run as root: most of it cannot be seen", "run it as root")
     yield from _switches(switches)
     yield from _tools(backend)
+    yield from _left_rules(backend)
     yield from _kernel(backend)
     yield from _bridge_settings(backend)
     yield from _other_rules(backend)
@@ -115,6 +116,20 @@ def _tools(backend: str) -> Iterator[Finding]:
             Nftables()
         except HostError as error:
             yield Finding(Level.BAD, error.message, error.hint)
+
+
+def _left_rules(backend: str) -> Iterator[Finding]:
+    """Look for rules of another backend that cannot be removed."""
+    for other in engines.others(backend):
+        try:
+            missing = firewall.missing_for(other) if firewall.is_present(other) else []
+        except HostError as failed:
+            text = f"it cannot be seen whether rules of the {other.name} backend are loaded: {failed.message}"
+            yield Finding(Level.WARNING, text, failed.hint)
+            continue
+        for error in missing:
+            text = f"rules of the {other.name} backend are loaded, and could not be removed: {error.message}"
+            yield Finding(Level.BAD, text, error.hint)
 
 
 def _version(tool: str) -> str:

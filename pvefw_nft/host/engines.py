@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from .record import Desired
     from .witness import Witness
 
-_TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DROPS = (" -j DROP", " -j REJECT", " -j PVEFW-reject", " -g PVEFW-reject")
 
 Remember: TypeAlias = "Callable[[str, Memory | None], Memory]"
@@ -53,7 +51,7 @@ class Engine(Protocol):
     name: str
 
     def present(self) -> bool:
-        """Tell whether anything of ours is in the kernel."""
+        """Tell whether anything of ours is in the kernel, as far as the tools that are installed can see."""
 
     def look_ahead(self, desired: Desired) -> None:
         """See what is in the kernel, and read the ruleset that runs, so that the next plan need not.
@@ -86,6 +84,15 @@ class Engine(Protocol):
     def dropped(self) -> dict[str, int]:
         """Return packets dropped or rejected, by chain."""
 
+    def blind(self) -> bool:
+        """Tell whether a tool is not installed, so that there may be more of ours than can be seen."""
+
+    def missing(self, applied: Desired | None) -> list[HostError]:
+        """Return the error of each tool that is not installed and without which not all can be seen and removed.
+
+        ``applied`` is the ruleset that was applied last, if that is known.
+        """
+
 
 class IptablesEngine:
     """iptables, ip6tables, ipset and ebtables."""
@@ -97,9 +104,9 @@ class IptablesEngine:
         self._seen: apply_iptables.Seen | None = None
 
     def present(self) -> bool:
-        """Tell whether chains, jumps or sets of ours are there; without the tools there cannot be any."""
-        if any(shutil.which(tool, path=_TOOL_PATH) is None for tool in ("iptables-save", "ip6tables-save", "ipset")):
-            return False
+        """Tell whether chains, jumps or sets of ours are there."""
+        if xtables.missing_tools():
+            return not xtables.read_what_can_be_read().empty
         return not self._look(ebtables=False).state.empty
 
     def look_ahead(self, desired: Desired) -> None:  # noqa: ARG002 - each engine gets the same
@@ -121,7 +128,7 @@ class IptablesEngine:
         anew: bool = False,
     ) -> apply_iptables.Plan:
         """Return what each tool would be fed."""
-        target = xtables.wanted(json.loads("".join(desired.pieces)))
+        target = _wanted(desired)
         seen = self._look(ebtables=bool(target.ebtables.chains))
         apply_iptables.refuse_dormant()
         # of what nobody knows how it was listed, nobody can tell whether it is still as it was loaded
@@ -157,11 +164,27 @@ class IptablesEngine:
         """Sum the counters of rules that drop or reject."""
         return xtables.count_packets(_DROPS)
 
+    def blind(self) -> bool:
+        """Look for the tools that list."""
+        return bool(xtables.missing_tools())
+
+    def missing(self, applied: Desired | None) -> list[HostError]:
+        """Look for the tools that list; ebtables is not missed where its chains were not asked for."""
+        found = xtables.missing_tools()
+        known = applied is not None and applied.backend == self.name
+        if "ebtables-save" in found and applied is not None and known and not _wanted(applied).ebtables.chains:
+            del found["ebtables-save"]
+        return list(found.values())
+
     def _look(self, *, ebtables: bool) -> apply_iptables.Seen:
         """Return what is there, read anew unless it provably is what was seen last."""
         if self._seen is None or not self._seen.still_holds():
             self._seen = apply_iptables.look(ebtables=ebtables)
         return self._seen
+
+
+def _wanted(desired: Desired) -> xtables.State:
+    return xtables.wanted(json.loads("".join(desired.pieces)))
 
 
 class NftEngine:
@@ -259,6 +282,18 @@ class NftEngine:
     def dropped(self) -> dict[str, int]:
         """Sum the counters of rules that drop or reject."""
         return apply_nft.count_packets(our_tables())
+
+    def blind(self) -> bool:
+        """Tell that the kernel itself is asked."""
+        return False
+
+    def missing(self, applied: Desired | None) -> list[HostError]:  # noqa: ARG002 - each engine gets the same
+        """Look for the library."""
+        try:
+            Nftables()
+        except HostError as error:
+            return [error]
+        return []
 
     def _look(self) -> tuple[Kernel, Witness | None]:
         """Return what is noted in our tables, read anew unless it provably is what was seen last, and its witness."""

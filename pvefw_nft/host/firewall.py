@@ -8,7 +8,8 @@ to be done is worked out from what the kernel holds, never from what should have
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from pvefw_nft.errors import HostError
 
@@ -17,10 +18,13 @@ from .engines import Engine, Remember, engine, others
 from .settings import PutBack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from .changes import Change
     from .record import Desired, Memory
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +43,27 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Unseen:
+    """Why something could not be looked at, and what to do about it."""
+
+    message: str
+    hint: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
-    """The firewall as it is: ``changes`` are pending, ``drifted`` was changed by hand."""
+    """The firewall as it is: ``changes`` are pending, ``drifted`` was changed by hand; None: that is not known.
+
+    What could not be looked at is in ``unseen``; the rest is then as far as it can be known.
+    """
 
     running: bool
     backends: tuple[str, ...]
     enabled: bool
-    changes: tuple[Change, ...]
-    drifted: tuple[str, ...]
+    changes: tuple[Change, ...] | None
+    drifted: tuple[str, ...] | None
     dropped: dict[str, int]
+    unseen: tuple[Unseen, ...] = ()
 
 
 def is_running() -> bool:
@@ -66,7 +82,7 @@ def preview(desired: Desired, *, anew: bool = False) -> Outcome:
     chosen = engine(desired.backend)
     memory, previous = _known(desired.backend)
     planned = chosen.plan(desired, memory, previous, anew=anew)
-    switched = next((other.name for other in others(desired.backend) if other.present()), None)
+    switched = next((other.name for other in others(desired.backend) if is_present(other)), None)
     return Outcome(is_running(), planned.changes, str(planned), switched)
 
 
@@ -77,7 +93,8 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     Raises :class:`HostError`: what ran before is then in place, or it says what is.
     """
     chosen = engine(desired.backend)
-    leftover = [other for other in others(desired.backend) if other.present()]
+    leftover = [other for other in others(desired.backend) if is_present(other)]
+    _check_removable(leftover)
     if not (anew or leftover) and _stands(desired):
         back = _put_back_what_others_needed(desired)
         problems = [*back.problems, *_keep_settings(desired), *_conntrack(desired)]
@@ -122,8 +139,12 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
 
 
 def remove_all() -> Outcome:
-    """Remove all that is ours and nothing else, and put the kernel's settings back; the caller holds the lock."""
-    present = [candidate for candidate in _all_engines() if candidate.present()]
+    """Remove all that is ours and nothing else, and put the kernel's settings back; the caller holds the lock.
+
+    Raises :class:`HostError`, also where a tool is missing that some of it would need: then nothing was changed.
+    """
+    present = [candidate for candidate in _all_engines() if is_present(candidate)]
+    _check_removable(present)
     for candidate in present:
         candidate.remove()
     back = settings.put_back()
@@ -135,35 +156,99 @@ def remove_all() -> Outcome:
 
 
 def status(desired: Desired | None) -> Status:
-    """Return how the kernel differs from the ruleset (None: it could not be compiled). Raises HostError."""
-    applied = record.load_if_sound(record.running_path())
+    """Return how the kernel differs from the ruleset (None: it could not be compiled)."""
+    applied = _applied()
     memory = record.read_memory()
-    stands = [
-        candidate.name
-        for candidate in _all_engines()
-        if applied is not None and applied.backend == candidate.name and candidate.unchanged(memory)
-    ]
-    present = [
-        candidate
-        for candidate in _all_engines()
+    looking = _Looking()
+
+    def stands(candidate: Engine) -> bool:
+        return applied is not None and applied.backend == candidate.name and candidate.unchanged(memory)
+
+    def is_there(candidate: Engine) -> bool:
         # chains that were there then are there now
-        if (candidate.name in stands and memory is not None and memory.chains) or candidate.present()
-    ]
+        noted = candidate in standing and memory is not None and bool(memory.chains)
+        found = noted or looking.seen(partial(is_present, candidate), None)
+        return _was_started(candidate.name) if found is None else found
+
+    standing = [candidate for candidate in _all_engines() if looking.seen(partial(stands, candidate), otherwise=False)]
+    present = [candidate for candidate in _all_engines() if is_there(candidate)]
     running = bool(present) or record.marker_path().exists()
-    changes: tuple[Change, ...] = ()
-    if running and desired is not None and not _stands(desired):
-        known, previous = _known(desired.backend)
-        changes = engine(desired.backend).plan(desired, known, previous).changes
-    drifted: list[str] = []
+    changes = looking.seen(partial(_pending, desired), None) if running and desired is not None else ()
+    ours = [candidate for candidate in present if applied is not None and applied.backend == candidate.name]
+    drifted = looking.seen(lambda: [name for candidate in ours for name in candidate.drifted(memory)], None)
+    if drifted is not None and ours and applied is not None:
+        drifted += [f"setting {key}" for key in _wrong_settings(applied)]
     dropped: dict[str, int] = {}
     for candidate in present:
-        if applied is not None and applied.backend == candidate.name:
-            drifted += candidate.drifted(memory)
-            drifted += [f"setting {key}" for key in _wrong_settings(applied)]
-        dropped.update(candidate.dropped())
-    enabled = applied.enabled if applied is not None and running else bool(present)
-    names = tuple(candidate.name for candidate in present)
-    return Status(running, names, enabled, changes, tuple(drifted), dropped)
+        dropped.update(looking.seen(candidate.dropped, dict[str, int]()))
+    for candidate in _all_engines():
+        concerned = candidate in present or (desired is not None and desired.backend == candidate.name)
+        if concerned and candidate not in standing:
+            looking.note(*missing_for(candidate))
+    return Status(
+        running=running,
+        backends=tuple(candidate.name for candidate in present),
+        enabled=applied.enabled if applied is not None and running else bool(present),
+        changes=changes,
+        drifted=None if drifted is None else tuple(drifted),
+        dropped=dropped,
+        unseen=tuple(looking.unseen),
+    )
+
+
+class _Looking:
+    """Looks that may fail, and why they did."""
+
+    def __init__(self) -> None:
+        self.unseen: dict[Unseen, None] = {}
+
+    def seen(self, look: Callable[[], _T], otherwise: _T) -> _T:
+        try:
+            return look()
+        except HostError as error:
+            self.note(error)
+            return otherwise
+
+    def note(self, *errors: HostError) -> None:
+        self.unseen.update(dict.fromkeys(Unseen(error.message, error.hint) for error in errors))
+
+
+def _pending(desired: Desired) -> tuple[Change, ...] | None:
+    if _stands(desired):
+        return ()
+    memory, previous = _known(desired.backend)
+    return engine(desired.backend).plan(desired, memory, previous).changes
+
+
+def is_present(candidate: Engine) -> bool:
+    """Tell whether rules of a backend are in the kernel; where not all can be seen, whether they were started."""
+    return candidate.present() or (candidate.blind() and _was_started(candidate.name))
+
+
+def missing_for(candidate: Engine) -> list[HostError]:
+    """Return the errors of tools that are missing to see and to remove all rules of a backend that was applied."""
+    return candidate.missing(_applied())
+
+
+def _applied() -> Desired | None:
+    return record.load_if_sound(record.running_path())
+
+
+def _was_started(backend: str) -> bool:
+    """Tell whether rules of this backend were put in place since boot, and not removed since."""
+    applied = _applied() if record.marker_path().exists() else None
+    return applied is not None and applied.backend == backend and applied.enabled
+
+
+def _check_removable(engines: list[Engine]) -> None:
+    """Raise :class:`HostError` where a tool is missing that removing these backends' rules needs."""
+    for candidate in engines:
+        for error in missing_for(candidate):
+            raise HostError(
+                f"{error.message}, and rules of the {candidate.name} backend could not be removed without it: "
+                "nothing was changed",
+                error.hint,
+            )
 
 
 def _stands(desired: Desired) -> bool:

@@ -7,6 +7,7 @@ and is never read further than to see that it is not ours.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections import defaultdict
@@ -248,6 +249,33 @@ def save(*, ebtables: bool = True) -> Saved:
             raise
         texts = tools.run_all(commands)
     return Saved(dict(zip(IP_TOOLS, texts, strict=True)), bridge, save_sets())
+
+
+def missing_tools() -> dict[str, HostError]:
+    """Return the tools that list rules or sets and are not installed, each with the error that says so."""
+    found = {}
+    for tool in (*SAVE_TOOLS, "ipset"):
+        try:
+            tools.find(tool)
+        except HostError as error:
+            found[tool] = error
+    return found
+
+
+def read_what_can_be_read() -> State:
+    """Return what of ours the tools that are installed list. Raises :class:`HostError` where one of them fails.
+
+    As in :func:`save`, an ebtables that does not work lists nothing.
+    """
+    missing = missing_tools()
+
+    def listed(*command: str) -> str:
+        return "" if command[0] in missing else tools.run(command)
+
+    bridge = None
+    with contextlib.suppress(HostError):
+        bridge = listed("ebtables-save")
+    return Saved({tool: listed(f"{tool}-save") for tool in IP_TOOLS}, bridge, listed("ipset", "save")).state()
 
 
 def read_state(*, ebtables: bool = True) -> State:
