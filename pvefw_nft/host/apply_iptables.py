@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from backends.signature import signature
 from pvefw_nft.errors import HostError
 
-from . import nf_tables, tools
+from . import names, nf_tables, tools
 from .changes import Change, Remembered
 from .witness import call_for_tools
 from .xtables import (
@@ -116,6 +116,7 @@ def plan(
     *,
     removing: bool = False,
     anew: bool = False,
+    renamed: Sequence[str] = (),
     witness: Witness | None = None,
 ) -> Plan:
     """Return what brings ``current`` to ``target``; ``witness`` is that of ``current``.
@@ -123,19 +124,24 @@ def plan(
     ``memory`` (by :func:`memory_key`) tells chains that were changed by hand since they were applied, and for
     ebtables, whose rules hold no signature, those that are as wanted. With ``removing`` the chains that the
     kernel's chains jump to go too; otherwise those stay, empty, when they are no longer wanted. With ``anew``
-    also the chains that are as wanted are replaced.
+    also the chains that are as wanted are replaced, with ``renamed`` those that hold names of these files of the host.
     Raises :class:`HostError` where a chain that is not ours has a name that is wanted.
     """
+
+    def again(chain: Chain) -> bool:
+        return anew or names.holds_any(chain.rules, renamed)
+
     changes: list[Change] = []
     first, last = _plan_sets(current.sets, target.sets, changes)
     parts = [first]
     for tool in IP_TOOLS:
         for name in IP_TABLES:
-            plans = _TablePlan(tool, name, current.table(tool, name), target.table(tool, name), memory, anew=anew)
+            here = (tool, name)
+            plans = _TablePlan(tool, name, current.table(*here), target.table(*here), memory, again)
             text = plans.restore_ip(removing=removing)
             parts.append(Part(f"{tool}-restore -T {name} -n", _restore(tool, name), text))
             changes += plans.changes
-    bridge = _TablePlan("ebtables", "filter", current.ebtables, target.ebtables, memory, anew=anew)
+    bridge = _TablePlan("ebtables", "filter", current.ebtables, target.ebtables, memory, again)
     text = bridge.restore_ebtables()
     parts += [last, Part("ebtables-restore", ("ebtables-restore", "--noflush"), text)]
     changes += bridge.changes
@@ -356,8 +362,7 @@ class _TablePlan:
         current: Table,
         target: Table,
         memory: Mapping[str, Remembered],
-        *,
-        anew: bool,
+        again: Callable[[Chain], bool],
     ) -> None:
         self._where = f"{tool} {name}"
         self._name = name
@@ -373,7 +378,9 @@ class _TablePlan:
             )
         self._new = sorted(set(target.chains) - set(current.chains))
         self._changed = sorted(
-            chain for chain in target.chains if chain in current.chains and (anew or not self._as_wanted(chain))
+            name
+            for name, chain in target.chains.items()
+            if name in current.chains and (again(chain) or not self._as_wanted(name))
         )
         self._gone = sorted(set(current.chains) - set(target.chains))
 

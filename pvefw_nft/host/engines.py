@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from pvefw_nft.errors import HostError, InternalError
 
-from . import apply_iptables, apply_nft, xtables
+from . import apply_iptables, apply_nft, names, xtables
 from .changes import Remembered
 from .nf_tables import NO_NFTABLES
 from .nftables_state import Nftables, Reader, our_tables, read_kernel
@@ -60,7 +60,10 @@ class Engine(Protocol):
         """
 
     def unchanged(self, memory: Memory | None) -> bool:
-        """Tell whether the kernel provably holds what it held when that was noted. In doubt: no."""
+        """Tell whether the kernel provably holds what it held when that was noted, and what it would get now.
+
+        In doubt: no.
+        """
 
     def plan(self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool = False) -> Planned:
         """Return what would bring the kernel to the ruleset.
@@ -93,6 +96,9 @@ class Engine(Protocol):
         ``applied`` is the ruleset that was applied last, if that is known.
         """
 
+    def names(self) -> Mapping[str, str]:
+        """Return digests of the host's names that a ruleset would be loaded under now, where it holds names."""
+
 
 class IptablesEngine:
     """iptables, ip6tables, ipset and ebtables."""
@@ -115,7 +121,7 @@ class IptablesEngine:
 
     def unchanged(self, memory: Memory | None) -> bool:
         """Ask for the witness that was taken when the ruleset had been read back."""
-        if memory is None or memory.witness is None:
+        if memory is None or memory.witness is None or memory.names != names.digests():
             return False
         return memory.witness == apply_iptables.call_witness()
 
@@ -133,7 +139,10 @@ class IptablesEngine:
         apply_iptables.refuse_dormant()
         # of what nobody knows how it was listed, nobody can tell whether it is still as it was loaded
         anew = anew or memory is None
-        return apply_iptables.plan(seen.state, target, _chains(memory), anew=anew, witness=seen.witness)
+        renamed = names.differing(memory.names, names.digests()) if memory is not None else []
+        return apply_iptables.plan(
+            seen.state, target, _chains(memory), anew=anew, renamed=renamed, witness=seen.witness
+        )
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:  # noqa: ARG002
         """Feed each tool what changes."""
@@ -175,6 +184,10 @@ class IptablesEngine:
         if "ebtables-save" in found and applied is not None and known and not _wanted(applied).ebtables.chains:
             del found["ebtables-save"]
         return list(found.values())
+
+    def names(self) -> Mapping[str, str]:
+        """Rules hold names of services and protocols, whose numbers the tools look up."""
+        return names.digests()
 
     def _look(self, *, ebtables: bool) -> apply_iptables.Seen:
         """Return what is there, read anew unless it provably is what was seen last."""
@@ -294,6 +307,10 @@ class NftEngine:
         except HostError as error:
             return [error]
         return []
+
+    def names(self) -> Mapping[str, str]:
+        """Rules hold numbers only."""
+        return {}
 
     def _look(self) -> tuple[Kernel, Witness | None]:
         """Return what is noted in our tables, read anew unless it provably is what was seen last, and its witness."""

@@ -100,6 +100,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
         problems = [*back.problems, *_keep_settings(desired), *_conntrack(desired)]
         return Outcome(running=True, problems=tuple(problems), notes=back.notes)
     memory, previous = _known(desired.backend)
+    names = chosen.names()  # before anything is loaded: where they change meanwhile, it is loaded again
     planned = chosen.plan(desired, memory, previous, anew=anew)
     remember: Remember | None = None
     if planned.changes or leftover or _differs(desired, previous) or memory is None:
@@ -118,7 +119,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
             record.copy(record_of, record.running_path())
     elif planned.witness is not None:
         # others changed rules of theirs since: ours were found as they were noted
-        _note(replace(memory, witness=planned.witness))
+        _note(replace(memory, witness=planned.witness, names=names))
     if not record.marker_path().exists():
         state.write(record.marker_path(), {"backend": desired.backend})
     remembered = None if remember is None else remember(desired.identity, None if anew else memory)
@@ -128,7 +129,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     back = _put_back_what_others_needed(desired)
     problems = [*back.problems, *_keep_settings(desired), *_conntrack(desired)]
     if remembered is not None:
-        problems += _note(remembered)
+        problems += _note(replace(remembered, names=names))
     return Outcome(
         running=True,
         changes=planned.changes,

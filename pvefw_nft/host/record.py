@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError, InternalError
@@ -57,12 +57,13 @@ class Memory:
     """What the kernel listed after the last apply, to tell changes by hand.
 
     ``identity`` is that of what was applied. ``witness`` was taken when it had been read back; None: nothing proves
-    that it still holds.
+    that it still holds. ``names`` are digests of the host's names that it was loaded under, where it holds names.
     """
 
     identity: str
     chains: Mapping[str, Remembered]
     witness: Witness | None
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def running_path() -> Path:
@@ -211,6 +212,7 @@ def write_memory(memory: Memory) -> None:
             "identity": memory.identity,
             "record": stamp(running_path()),
             "witness": None if memory.witness is None else memory.witness.as_json(),
+            "names": dict(memory.names),
             "chains": {key: [value.signature, value.listing] for key, value in memory.chains.items()},
         },
     )
@@ -225,6 +227,6 @@ def read_memory() -> Memory | None:
         chains = {key: Remembered(*pair) for key, pair in value["chains"].items()}
         if value["record"] != stamp(running_path()):
             return None  # a run that was killed had written another ruleset
-        return Memory(value["identity"], chains, Witness.of_json(value["witness"]))
+        return Memory(value["identity"], chains, Witness.of_json(value["witness"]), dict(value["names"]))
     except (HostError, KeyError, TypeError, AttributeError):
         return None
