@@ -150,7 +150,7 @@ def remove_all() -> Outcome:
         candidate.remove()
     back = settings.put_back()
     was_running = bool(present) or record.marker_path().exists()
-    for path in (record.marker_path(), record.memory_path(), record.pending_path()):
+    for path in (record.marker_path(), record.memory_path(), record.inputs_path(), record.pending_path()):
         state.remove(path)
     state.remove_unfinished()
     return Outcome(running=was_running, problems=back.problems, notes=back.notes)

@@ -25,7 +25,7 @@ _KILLED = "nft or switch" if "PVEFW_TEST_KILLS" in os.environ else "every_step_t
 FILES = {
     "test_plumbing_kernel.py": "",
     "test_traffic.py": "",
-    "test_coexistence.py": "",
+    "test_coexistence.py": "commands or policy",
     "test_failures.py": "nft",
     "test_kill.py": f"({_KILLED}) and not small",
 }
