@@ -204,3 +204,8 @@ def test_guard_is_a_timer(systemd: Systemd, backend: str) -> None:
         systemd.run("pvefw", "confirm")
         assert confirmed.wait() == 0
     assert has_port(systemd, backend, 1003)
+    configure(systemd, "iptables", port=1004)
+    with update(systemd, 8) as switching:
+        eventually(lambda: has_port(systemd, "iptables", 1004))
+        switching.kill()
+    eventually(lambda: has_port(systemd, backend, 1003) and "PVEFW" not in rules(systemd, "iptables"))
