@@ -200,8 +200,10 @@ def await_confirmation(change: Pending) -> bool:
         if _since_boot() > change.deadline + _GRACE:
             guard(change.token, 0)
         time.sleep(0.1)
-    # confirming forgets that the ruleset was held back, undoing does not
-    return state.read(record.held_path()) is None
+    # whoever ended the wait holds the lock until all is done
+    with lock.hold(wait=_GUARD_LOCK_WAIT):
+        # confirming forgets that the ruleset was held back, undoing does not
+        return state.read(record.held_path()) is None
 
 
 def _apply_guarded(desired: Desired, seconds: float, *, was_running: bool, anew: bool) -> tuple[Outcome, Pending]:

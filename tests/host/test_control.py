@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -456,6 +457,19 @@ def test_rollback_needs_no_room_on_the_disk(small_disk: Path, no_systemd: None) 
         (small_disk / "filler").write_bytes(b"x" * 1_000_000)
     control.roll_back()
     assert has_port(80)
+
+
+def test_confirmation_is_seen_when_it_is_complete(real: Namespace, no_systemd: None) -> None:
+    """Not between the two files that it removes."""
+    _, pending = control.apply(with_port(80), confirm_within=60)
+    assert pending is not None
+    with ThreadPoolExecutor(1) as pool:
+        with lock.hold():
+            state.remove(record.pending_path())
+            confirmed = pool.submit(control.await_confirmation, pending)
+            time.sleep(0.5)
+            state.remove(record.held_path())
+        assert confirmed.result(10)
 
 
 def test_guard_waits_for_the_lock(real: Namespace, no_systemd: None, monkeypatch: pytest.MonkeyPatch) -> None:
