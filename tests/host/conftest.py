@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pvefw_nft.errors import HostError
+from pvefw_nft.host import sysctl, tools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,6 +48,16 @@ class Namespace:
 
     def close(self) -> None:
         os.close(self.descriptor)
+
+
+def need(script: str) -> None:
+    """Run a script in this thread's namespace, and have br_netfilter there; skip the test where that cannot be."""
+    try:
+        subprocess.run(["sh", "-ec", script], check=True, capture_output=True, text=True)
+        if sysctl.read("net/bridge/bridge-nf-call-iptables") is None:
+            tools.run(["modprobe", "br_netfilter"])
+    except (HostError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"the tools are not usable here: {getattr(error, 'stderr', error)}")
 
 
 def _enter(descriptor: int) -> None:

@@ -18,6 +18,7 @@ from pvefw_nft.host import control, record, state, sysctl, tools
 from pvefw_nft.host.settings import needed_first
 
 from . import rulesets
+from .conftest import need
 from .network import (
     ADDRESSES,
     DENIED_WAYS,
@@ -80,12 +81,7 @@ _OURS = re.compile(r"\bPVEFW-|\b(tap100i0|GROUP-some)-(IN|OUT)")
 @pytest.fixture
 def users(host: Namespace) -> Namespace:
     """A host with rules of its own in all tables, on which both backends' tools work."""
-    try:
-        subprocess.run(["sh", "-ec", USERS], check=True, capture_output=True, text=True)
-        if sysctl.read("net/bridge/bridge-nf-call-iptables") is None:
-            tools.run(["modprobe", "br_netfilter"])
-    except (HostError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"the tools are not usable here: {getattr(error, 'stderr', error)}")
+    need(USERS)
     for key in needed_first("iptables"):
         sysctl.write(key, "0")
     return host

@@ -22,6 +22,7 @@ from pvefw_nft.host import control, firewall, lock, record, settings, state, sys
 from pvefw_nft.host.engines import engine
 from pvefw_nft.host.settings import Conntrack
 
+from .conftest import need
 from .network import ruleset, small_file_system
 from .rulesets import iptables, nft, pieces
 
@@ -73,17 +74,12 @@ def has_port(port: int) -> bool:
 @pytest.fixture
 def real(host: Namespace) -> Namespace:
     """A host with rules of its own, on which both backends' tools work."""
-    try:
-        shell(
-            "iptables -A INPUT -s 192.0.2.1 -j DROP; ip6tables -A INPUT -s 2001:db8::1 -j DROP;"
-            "iptables -t raw -A PREROUTING -s 192.0.2.1 -j DROP; ip6tables -t raw -A PREROUTING -s 2001:db8::1 -j DROP;"
-            "ipset create mine hash:ip; ebtables -N mine; ebtables -A FORWARD -p ARP -j mine;"
-            "nft add table inet mine; nft add table bridge probe; nft delete table bridge probe"
-        )
-        if sysctl.read("net/bridge/bridge-nf-call-iptables") is None:
-            tools.run(["modprobe", "br_netfilter"])
-    except (HostError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"the tools are not usable here: {error}")
+    need(
+        "iptables -A INPUT -s 192.0.2.1 -j DROP; ip6tables -A INPUT -s 2001:db8::1 -j DROP;"
+        "iptables -t raw -A PREROUTING -s 192.0.2.1 -j DROP; ip6tables -t raw -A PREROUTING -s 2001:db8::1 -j DROP;"
+        "ipset create mine hash:ip; ebtables -N mine; ebtables -A FORWARD -p ARP -j mine;"
+        "nft add table inet mine; nft add table bridge probe; nft delete table bridge probe"
+    )
     return host
 
 

@@ -16,10 +16,11 @@ pytest.importorskip("nftables")
 
 from pvefw_nft.cli import main
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, doctor, firewall, record, sysctl, tools
+from pvefw_nft.host import control, doctor, firewall, record, tools
 from pvefw_nft.host.engines import engine
 
 from . import rulesets
+from .conftest import need
 from .listing import everything
 from .network import ruleset
 
@@ -42,15 +43,7 @@ IPTABLES = ruleset("iptables", rulesets.iptables())
 @pytest.fixture
 def real(host: Namespace) -> Namespace:
     """A host on which both backends' tools work."""
-    try:
-        subprocess.run(
-            ["sh", "-ec", "iptables -L; ebtables -L; ipset list; nft add table bridge probe"],
-            check=True, capture_output=True,
-        )  # fmt: skip
-        if sysctl.read("net/bridge/bridge-nf-call-iptables") is None:
-            tools.run(["modprobe", "br_netfilter"])
-    except (HostError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"the tools are not usable here: {error}")
+    need("iptables -L; ebtables -L; ipset list; nft add table bridge probe")
     return host
 
 

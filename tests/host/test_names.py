@@ -13,9 +13,10 @@ from pvefw_nft.cli import desired as desired_ruleset
 from pvefw_nft.cli import main
 from pvefw_nft.cli.options import make_source
 from pvefw_nft.config import netdb
-from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, firewall, lock, names, nf_tables, sysctl, tools
+from pvefw_nft.host import control, firewall, lock, names, nf_tables, tools
 from tests.support import VM
+
+from .conftest import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,15 +58,7 @@ class Etc:
 
 @pytest.fixture
 def etc(host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Etc]:
-    try:
-        subprocess.run(
-            ["sh", "-ec", "iptables -L; ebtables -L; ipset list; unshare -m mount --bind /etc/hostname /etc/services"],
-            check=True, capture_output=True,
-        )  # fmt: skip
-        if sysctl.read("net/bridge/bridge-nf-call-iptables") is None:
-            tools.run(["modprobe", "br_netfilter"])
-    except (HostError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"the tools are not usable here: {error}")
+    need("iptables -L; ebtables -L; ipset list; unshare -m mount --bind /etc/hostname /etc/services")
     yield Etc(tmp_path / "etc-names", monkeypatch)
     netdb.forget()
 
