@@ -114,3 +114,25 @@ def ruleset(
 
 def lowered(made: ir.Ruleset, store: LineStore | None = None) -> list[str]:
     return list(NftBackend().lower(made, store).loadable())
+
+
+def test_an_accept_that_says_nothing_at_the_end_of_a_hooks_way_says_something_elsewhere() -> None:
+    nic = ir.Nic("tap100i0", "fwln100i0", 100, 0, "tap100i0-IN", "tap100i0-OUT", "tap100i0-OUT")
+    own = ir.Chain("tap100i0-OUT", (rule(ir.Accept()),))
+    dispatch = rule(ir.Dispatch(Direction.OUT))
+    last, followed = (linked(nic, own, *rules) for rules in ((dispatch,), (dispatch, rule(ir.Drop()))))
+    store = LineStore()
+    for made in (last, followed, last):
+        assert lowered(made, store) == lowered(made)
+    assert [accepts(made) for made in (last, followed)] == [False, True]
+
+
+def linked(nic: ir.Nic, own: ir.Chain, *rules: ir.Rule) -> ir.Ruleset:
+    """Return a ruleset in which frames of a guest pass a chain with these rules, whatever they carry."""
+    chains = {Layer.LINK: {chain.name: chain for chain in (ir.Chain("PVEFW-FORWARD", rules), own)}}
+    hook = ir.Hook(Layer.LINK, ir.HookPoint.FORWARD, "PVEFW-FORWARD")
+    return ir.Ruleset(enabled=True, chains=chains, hooks=(hook,), sets=(), nics=(nic,), vnets=())
+
+
+def accepts(made: ir.Ruleset) -> bool:
+    return any('{"accept":null}' in piece for piece in lowered(made))
