@@ -137,7 +137,7 @@ def prepare(path: Path, ruleset: Desired) -> Prepared:
         "fingerprint": ruleset.fingerprint,
         "conntrack": None if conntrack is None else [conntrack.maximum, conntrack.established, conntrack.syn_recv],
     }
-    return Prepared(state.prepare_text(path, [_BETWEEN.join([json.dumps(head), *ruleset.pieces])]), ruleset)
+    return Prepared(state.prepare_text(path, _BETWEEN.join([json.dumps(head), *ruleset.pieces])), ruleset)
 
 
 _last: tuple[Path, list[int] | None, Desired] | None = None

@@ -11,14 +11,11 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pvefw_nft.errors import HostError
 
 from .lock import RUN_DIRECTORY
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 STATE_DIRECTORY = Path("/var/lib/pvefw")
 
@@ -55,11 +52,11 @@ class Prepared:
 
 def prepare(path: Path, value: Any) -> Prepared:  # noqa: ANN401 (any JSON value)
     """Write a JSON value beside ``path`` and sync it. Raises :class:`HostError` (full or read-only disk)."""
-    return prepare_text(path, [json.dumps(value)])
+    return prepare_text(path, json.dumps(value))
 
 
-def prepare_text(path: Path, pieces: Iterable[str]) -> Prepared:
-    """Write text, in pieces, beside ``path`` and sync it. Raises :class:`HostError` (full or read-only disk)."""
+def prepare_text(path: Path, text: str) -> Prepared:
+    """Write text beside ``path`` and sync it. Raises :class:`HostError` (full or read-only disk)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -67,7 +64,7 @@ def prepare_text(path: Path, pieces: Iterable[str]) -> Prepared:
             left.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.writelines(pieces)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
     except OSError as err:
