@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
+EXIT_UNDECIDED = 5
+"""Exit code of a command whose question could not be decided (compare, simulate)."""
+
 
 class Severity(Enum):
     """How bad a finding is: an error means that something was skipped or refused."""

@@ -14,12 +14,13 @@ import click
 
 from pvefw_nft.cli.options import make_source, source_options
 from pvefw_nft.cli.rulesets import Named, assume_option, configuration_rulesets, load_ruleset
-from pvefw_nft.errors import HostError
+from pvefw_nft.errors import EXIT_UNDECIDED, HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pvefw_nft.pipeline import Source
+    from pvefw_nft.verify.prove.compare import Options
     from pvefw_nft.verify.prove.known import Known
     from pvefw_nft.verify.prove.report import Report
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 @click.option("--strict", is_flag=True, help="Compare what is logged, marked and queued, too.")
 @click.option("--known", type=click.Path(path_type=Path), metavar="FILE", help="Differences to expect, with reasons.")
 @click.option("--bridge-call/--no-bridge-call", default=None, help="bridge-nf-call-iptables on both sides.")
+@click.option("--max-time", type=click.IntRange(min=1), metavar="SECONDS", help="Stop comparing then. Default: 600.")
+@click.option(
+    "--max-memory", type=click.IntRange(min=1), metavar="MIB", help="Give up a pair of chains then. Default: 512."
+)
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", help="Default: text.")
 @click.option("-v", "--verbose", is_flag=True, help="List all known differences.")
 @assume_option
@@ -42,6 +47,8 @@ def compare_command(
     strict: bool,
     known: Path | None,
     bridge_call: bool | None,
+    max_time: int | None,
+    max_memory: int | None,
     form: str,
     verbose: bool,
     assume: str | None,
@@ -53,7 +60,9 @@ def compare_command(
 
     A and B are a folder with a configuration (by the backend of its host.fw), iptables:DIR, nft:DIR,
     save:FILE[,FILE…], nft-json:FILE, live, live:iptables or live:nft. Without them, the configuration below --root is
-    compared through both backends; with A alone, A with that configuration. Exit code 0: equal; 1: they differ.
+    compared through both backends; with A alone, A with that configuration.
+
+    Exit code 0: equal; 1: they differ; 5: not decided (no difference was found, but something was not compared).
     """
     gc.disable()  # reading rulesets makes no garbage, and looking for it takes a third of the time
 
@@ -71,9 +80,25 @@ def compare_command(
         sides = [load(before), load(after)]
     if bridge_call is not None:
         sides = [replace(side, topology=replace(side.topology, call_iptables=bridge_call)) for side in sides]
-    report = _prove(sides[0], sides[1], strict=strict, known=_known(known))
+    from pvefw_nft.verify.prove.compare import Options
+
+    options = Options(strict=strict, known=_known(known))
+    options = replace(options, max_seconds=max_time or options.max_seconds, max_memory=max_memory or options.max_memory)
+    report = _prove(sides[0], sides[1], options)
     _print(report, form, verbose=verbose)
-    ctx.exit(0 if report.equal else 1)
+    ctx.exit(_exit_code(report))
+
+
+def _exit_code(report: Report) -> int:
+    from pvefw_nft.verify.prove.report import Answer
+
+    match report.answer:
+        case Answer.EQUAL:
+            return 0
+        case Answer.DIFFERENT:
+            return 1
+        case Answer.UNDECIDED:
+            return EXIT_UNDECIDED
 
 
 def _known(path: Path | None) -> tuple[Known, ...]:
@@ -88,13 +113,13 @@ def _known(path: Path | None) -> tuple[Known, ...]:
     return read_known(text, str(path))
 
 
-def _prove(before: Named, after: Named, *, strict: bool, known: tuple[Known, ...]) -> Report:
-    from pvefw_nft.verify.prove.compare import Options, compare
+def _prove(before: Named, after: Named, options: Options) -> Report:
+    from pvefw_nft.verify.prove.compare import compare
     from pvefw_nft.verify.prove.flows import Side
 
     sides = [Side(named.name, named.model, named.topology) for named in (before, after)]
     with _progress() as show:
-        return compare(sides[0], sides[1], Options(strict=strict, known=known), show)
+        return compare(sides[0], sides[1], options, show)
 
 
 @contextmanager

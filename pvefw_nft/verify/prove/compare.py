@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.errors import InternalError, UsageError
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.describe import packet_text, rule_text
+from pvefw_nft.verify.describe import packet_text, rule_text, value_text
 from pvefw_nft.verify.packet import Probe
 from pvefw_nft.verify.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
+from pvefw_nft.verify.prove.budget import MAX_MEMORY, MAX_SECONDS, Budget, BudgetExceededError
 from pvefw_nft.verify.prove.congruent import Congruence
 from pvefw_nft.verify.prove.documented import exceptions, kind_condition
 from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow, programs_of, tests_of_programs
@@ -47,6 +48,8 @@ class Result(Enum):
     MARKS = "marks"
     """The verdicts are the same, the marks that packets leave with are not."""
     DIFFERENT = "different"
+    UNDECIDED = "undecided"
+    """A bound was reached before the proof was done."""
 
 
 class Trouble(NamedTuple):
@@ -79,11 +82,13 @@ class Met(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to compare: ``strict`` also compares logs, marks, queue numbers and helpers; ``known`` are differences
-    to expect.
+    to expect. ``max_memory`` bounds each decision diagram (MiB), ``max_seconds`` the whole comparison (None: no bound).
     """
 
     strict: bool = False
     known: tuple[Known, ...] = ()
+    max_memory: int | None = MAX_MEMORY
+    max_seconds: float | None = MAX_SECONDS
 
 
 def compare(
@@ -124,6 +129,9 @@ class Comparison:
         self, before: Side, after: Side, options: Options, progress: Callable[[int, int], None] | None
     ) -> None:
         self.options = options
+        self.budget = Budget.starting_now(options.max_memory, options.max_seconds)
+        self.unfinished: dict[str, dict[str, None]] = {}
+        self.undecided: list[str] = []
         self.progress = progress or (lambda _done, _all: None)
         self.tested = Tested.of(before.model, after.model)
         self.ends, (self.topo_before, self.topo_after) = find_ends(self.tested, before.topology, after.topology)
@@ -140,6 +148,7 @@ class Comparison:
         self.flows_before, self.flows_after = Flows(before, residuals), Flows(after, residuals)
         self.cases = self.tested.cases()
         self.results: dict[tuple[Flow, Flow, bool, Case | None], Result] = {}
+        self.reasons: dict[tuple[Flow, Flow, bool], str] = {}
         self.later: dict[tuple[Flow, Flow], bool] = {}
         self.troubles: dict[tuple[Trouble, int], list[Met]] = defaultdict(list)
         self.congruence = Congruence()
@@ -164,6 +173,7 @@ class Comparison:
             (self.before.model, self.after.model),
             self.tested.protocols(),
             self.exceptions.texts,
+            (*self.undecided, *(_unfinished_text(reason, ways) for reason, ways in self.unfinished.items())),
         )
 
     # --- proving ---
@@ -220,7 +230,9 @@ class Comparison:
                 right = self.flows_after.flow(segments[number].after, case)
                 fixed = first and not isinstance(way.source, HostEnd)
                 result = self.prove(left, right, case, fixed=fixed)
-                if result is not Result.SAME:
+                if result is Result.UNDECIDED:
+                    self.unfinished_way(self.reasons[left, right, fixed], way, case)
+                elif result is not Result.SAME:
                     version = case.protocol if case.is_ip else 0
                     self.troubles[Trouble(left, right, result), version].append(Met(way, case, first, last))
 
@@ -236,9 +248,21 @@ class Comparison:
         found = self.results.get((*flows, None)) or self.results.get((*flows, case))
         if found is None:
             self.diagrams += 1
-            found, always = self._prove(before, after, case, fixed=fixed)
+            try:
+                self.budget.check_time()
+                found, always = self._prove(before, after, case, fixed=fixed)
+            except BudgetExceededError as error:
+                self.reasons[flows] = str(error)
+                self.evaluations.clear()
+                found, always = Result.UNDECIDED, False
             self.results[*flows, None if always or not self.exceptions.texts else case] = found
         return found
+
+    def unfinished_way(self, reason: str, way: Way, case: Case) -> None:
+        """Note that the packets of a case were not compared on a way, or not to the end."""
+        kind = {m.IPV4: "IPv4", m.IPV6: "IPv6"}.get(case.protocol, value_text(m.PROTOCOL, case.protocol))
+        text = f"{'VLAN-tagged ' if case.tagged else ''}{kind} from {way.source} to {way.destination}"
+        self.unfinished.setdefault(reason, {})[text] = None
 
     def _prove(self, before: Flow, after: Flow, case: Case, *, fixed: bool) -> tuple[Result, bool]:
         """Return the result, and whether it holds for whatever kind of frames has these flows."""
@@ -249,7 +273,7 @@ class Comparison:
         if self.exceptions.texts:
             if not differing(evaluation, one, two, self.exceptions, case):
                 return Result.SAME, False
-            evaluation = Evaluation([before, after], partial(self.tests, case, usual=False))
+            evaluation = Evaluation([before, after], partial(self.tests, case, usual=False), self.budget)
             one = self.starting(evaluation, before, fixed=fixed)
             two = self.starting(evaluation, after, fixed=fixed)
         if self.alike(evaluation, one, two, case):
@@ -265,9 +289,10 @@ class Comparison:
         """
         tests = tests_of_programs(programs_of((before, after)))
         last = self.evaluations.get(case.protocol)
-        if last is not None and last.covers(tests):
+        limit = self.budget.memory
+        if last is not None and last.covers(tests) and (limit is None or 2 * last.space.memory < limit):
             return last
-        made = self.evaluations[case.protocol] = Evaluation([before, after])
+        made = self.evaluations[case.protocol] = Evaluation([before, after], None, self.budget)
         return made
 
     def starting(self, evaluation: Evaluation, flow: Flow, *, fixed: bool) -> int:
@@ -292,10 +317,13 @@ class Comparison:
     def marks_matter(self) -> bool:
         """Whether some segment that packets come to with a mark looks at it."""
         for before, after in self.later:
-            evaluation = Evaluation([before, after])
-            for node in (evaluation.flow(before), evaluation.flow(after)):
-                if evaluation.space.marks[node] & TESTS_MARK:
-                    return True
+            try:
+                evaluation = Evaluation([before, after], None, self.budget)
+                nodes = (evaluation.flow(before), evaluation.flow(after))
+            except BudgetExceededError:
+                return True
+            if any(evaluation.space.marks[node] & TESTS_MARK for node in nodes):
+                return True
         return False
 
     # --- explaining ---
@@ -331,8 +359,8 @@ class Comparison:
         """Look at the ways between guests whose own segments differ, though not seen from outside or host."""
         pairs = [(a, b) for a in nics for b in self.ends.nics if a is not b]
         if len(pairs) > MOST_PAIRS:
-            self.assumptions.append(
-                f"of {len(pairs)} ways between guests whose segments differ, {MOST_PAIRS} were looked at"
+            self.undecided.append(
+                f"{len(pairs) - MOST_PAIRS} of {len(pairs)} pairs of guests whose marks may differ were not compared"
             )
         for source, destination in pairs[:MOST_PAIRS]:
             way = self.way(NicEnd(source), NicEnd(destination))
@@ -347,6 +375,15 @@ class Comparison:
         after = self.flows_after.flow(way.after, case)
         if before == after:
             return []
+        try:
+            self.budget.check_time()
+            return self.explained(before, after, way, case, found)
+        except BudgetExceededError as error:
+            self.unfinished_way(str(error), way, case)
+            return []
+
+    def explained(self, before: Flow, after: Flow, way: Way, case: Case, found: _Found) -> list[Difference]:
+        """Return how two flows of a way differ. Raises BudgetExceededError."""
         result = []
         explainer = self.explainer(before, after, way, case)
         for known in self.options.known:
@@ -370,7 +407,7 @@ class Comparison:
             yield from known
             yield from self.tests(case, fields | {test.field for test in known}, usual=True)
 
-        evaluation = Evaluation([before, after], more)
+        evaluation = Evaluation([before, after], more, self.budget)
         nodes = [evaluation.flow(before), evaluation.flow(after)]
         if not isinstance(way.source, HostEnd):
             nodes = [evaluation.assign(node, self.packet_marks) for node in nodes]
@@ -445,6 +482,13 @@ class Comparison:
                 return str(end)
 
 
+def _unfinished_text(reason: str, ways: Iterable[str]) -> str:
+    """Return what was not compared for one reason, the first few ways by name."""
+    named = list(ways)
+    more = f" and {len(named) - _NAMED_WAYS} more" if len(named) > _NAMED_WAYS else ""
+    return f"{reason}: not compared to the end: {'; '.join(named[:_NAMED_WAYS])}{more}"
+
+
 def deciding(run: Simulated) -> tuple[Place, ...]:
     """Return the rule that decides about a simulated packet, or the policy; nothing where none does."""
     step = run.decider
@@ -487,6 +531,8 @@ def _joined(one: Difference, other: Difference) -> Difference:
 
 MOST_PAIRS = 2000
 """Ways between guests looked at one by one, where their segments differ in marks alone."""
+_NAMED_WAYS = 3
+"""How many ways that were not compared a reason names."""
 
 
 def verdict_text(outcome: Outcome) -> str:

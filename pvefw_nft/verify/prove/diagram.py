@@ -19,11 +19,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from pvefw_nft.verify.prove.budget import STEPS_BETWEEN_CHECKS, UNBOUNDED
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
+    from pvefw_nft.verify.prove.budget import Budget
+
 TERMINAL = 1 << 30
 """The level of terminals: below every field."""
+_NODE_COST, _EDGE_COST = 300, 64
+"""Bytes that a node and each of its edges take, a mask of atoms aside (measured with CPython 3.11)."""
 
 Cube: TypeAlias = tuple[tuple[int, int], ...]
 """A conjunction of tests: (level, mask of atoms), levels ascending, each at most once."""
@@ -35,12 +41,23 @@ class Diagrams:
     """All nodes of one proof. ``widths`` gives the number of atoms of each level.
 
     ``marks`` are bits that a node inherits from what is below it: :meth:`terminal` sets those of terminals, so
-    that substitution can pass by what holds nothing to substitute, and ``level_marks`` those of levels.
+    that substitution can pass by what holds nothing to substitute, and ``level_marks`` those of levels. ``memory`` is
+    about what the nodes take, in bytes.
+    Operations raise BudgetExceededError where they exceed ``budget``.
     """
 
-    __slots__ = ("_level_marks", "_terminals", "_unique", "edges", "full", "levels", "marks", "values")
+    __slots__ = (
+        "_budget", "_edge_cost", "_level_marks", "_steps", "_terminals", "_unique", "edges", "full", "levels", "marks",
+        "memory", "values",
+    )  # fmt: skip
 
-    def __init__(self, widths: Sequence[int], level_marks: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, widths: Sequence[int], level_marks: Sequence[int] | None = None, budget: Budget = UNBOUNDED
+    ) -> None:
+        self._budget = budget
+        self._steps = 0
+        self._edge_cost = [_EDGE_COST + width // 7 for width in widths]
+        self.memory = 0
         self._level_marks = [0] * len(widths) if level_marks is None else level_marks
         self.full = [(1 << width) - 1 for width in widths]
         self.levels: list[int] = []
@@ -60,6 +77,11 @@ class Diagrams:
 
     def node(self, level: int, parts: Mapping[int, int]) -> int:
         """Return the node with these children (child → mask); the masks together are all atoms, each once."""
+        self._steps += 1
+        if self._steps == STEPS_BETWEEN_CHECKS:
+            self._steps = 0
+            self._budget.check_time()
+            self._budget.check_memory(self.memory)
         if len(parts) == 1:
             return next(iter(parts))
         edges = tuple(sorted(parts.items()))
@@ -68,6 +90,7 @@ class Diagrams:
             marks = self._level_marks[level]
             for child, _ in edges:
                 marks |= self.marks[child]
+            self.memory += _NODE_COST + len(edges) * self._edge_cost[level]
             found = self._unique[level, edges] = self._add(level, edges, marks)
         return found
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.prove.atoms import Atoms
+from pvefw_nft.verify.prove.budget import UNBOUNDED
 from pvefw_nft.verify.prove.diagram import Cube, Diagrams
 from pvefw_nft.verify.prove.program import (
     ACCEPT,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pvefw_nft.verify.intervals import IntervalSet
+    from pvefw_nft.verify.prove.budget import Budget
 
 OPEN = {"accept": 1, "return": 2}
 """Verdicts after which something follows, as marks of diagrams."""
@@ -107,10 +109,16 @@ class Level:
 class Evaluation:
     """The diagrams of one proof: all its flows share levels and nodes, so equal ones have equal numbers.
 
-    ``more`` gives, for the fields that the flows test, further tests that the proof needs.
+    ``more`` gives, for the fields that the flows test, further tests that the proof needs. Operations raise
+    BudgetExceededError where they exceed ``budget``.
     """
 
-    def __init__(self, flows: Sequence[Flow], more: Callable[[set[m.Field]], Iterable[m.Test]] | None = None) -> None:
+    def __init__(
+        self,
+        flows: Sequence[Flow],
+        more: Callable[[set[m.Field]], Iterable[m.Test]] | None = None,
+        budget: Budget = UNBOUNDED,
+    ) -> None:
         sets: dict[m.Field, dict[IntervalSet, None]] = {}
         for test in tests_of_programs(programs_of(flows)):
             sets.setdefault(test.field, {})[test.values] = None
@@ -124,6 +132,7 @@ class Evaluation:
         self.space = Diagrams(
             [level.atoms.width for level in self.levels],
             [TESTS_MARK if level.field in packet_mark else 0 for level in self.levels],
+            budget,
         )
         self._nodes: dict[Program, int] = {}
         self._cubes: dict[m.Test, tuple[int, int]] = {}

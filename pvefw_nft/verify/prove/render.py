@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.describe import packet_text, set_text, value_text
 from pvefw_nft.verify.prove.program import CAST
-from pvefw_nft.verify.prove.report import ANYWHERE
+from pvefw_nft.verify.prove.report import ANYWHERE, Answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -155,16 +155,19 @@ def report_text(report: Report, *, verbose: bool = False) -> str:
     names = SetNames(report)
     lines: list[str] = []
     unexpected = report.unexpected
-    what = "treat every packet alike" if report.equal else "differ"
-    if report.equal:
-        counts = report.counts
-        lines.append(f"{report.before} and {report.after} {what}.")
-        lines.append(
-            f"Proved for {counts.cases} kinds of frames on {counts.ways} ways through the host"
-            f" ({counts.diagrams} differing pairs of chains by decision diagrams)."
-        )
-    else:
-        lines.append(f"{report.before} and {report.after} {what}: {report.before} → {report.after}")
+    match report.answer:
+        case Answer.EQUAL:
+            counts = report.counts
+            lines.append(f"{report.before} and {report.after} treat every packet alike.")
+            lines.append(
+                f"Proved for {counts.cases} kinds of frames on {counts.ways} ways through the host"
+                f" ({counts.diagrams} differing pairs of chains by decision diagrams)."
+            )
+        case Answer.DIFFERENT:
+            lines.append(f"{report.before} and {report.after} differ: {report.before} → {report.after}")
+        case Answer.UNDECIDED:
+            lines.append(f"Not decided: no difference between {report.before} and {report.after} was found, but")
+            lines.append("not everything could be compared.")
     for one in unexpected:
         lines += ["", class_text(one, names), *_details(one)]
     if report.omitted:
@@ -176,6 +179,8 @@ def report_text(report: Report, *, verbose: bool = False) -> str:
             lines.append(f"  {class_text(one, names)} ({one.known})")
         if not verbose and len(known) > 10:
             lines.append(f"  … {len(known) - 10} more")
+    if report.undecided:
+        lines += ["", "Not compared:", *(f"  {line}" for line in report.undecided)]
     if report.left_out:
         lines += ["", "Not compared, since these tools cannot treat them alike:"]
         lines += [f"  {line}" for line in report.left_out]
@@ -200,6 +205,7 @@ def report_data(report: Report) -> dict[str, object]:
     names = SetNames(report)
     return {
         "equal": report.equal,
+        "answer": report.answer.value,
         "before": report.before,
         "after": report.after,
         "strict": report.strict,
@@ -207,6 +213,7 @@ def report_data(report: Report) -> dict[str, object]:
         "omitted": report.omitted,
         "assumptions": list(report.assumptions),
         "left_out": list(report.left_out),
+        "undecided": list(report.undecided),
         "proof": {
             "ways": report.counts.ways,
             "frames": report.counts.cases,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -13,6 +14,17 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.path import Path
 
 ANYWHERE = "anywhere"
+
+
+class Answer(Enum):
+    """The three answers of a comparison, as ``--format json`` writes them."""
+
+    EQUAL = "equal"
+    """Everything was compared, and nothing differs."""
+    DIFFERENT = "different"
+    """Some packet is treated differently, whether or not everything was compared."""
+    UNDECIDED = "undecided"
+    """No difference was found, and something was not compared."""
 
 
 class Place(NamedTuple):
@@ -84,7 +96,7 @@ class Report:
     ``protocols`` gives the network protocols that each one listed in a difference stands for.
     ``assumptions`` says, a line each, what the result rests on, ``left_out`` which packets the sides' tools cannot
     treat alike (see :mod:`~pvefw_nft.verify.prove.documented`). ``omitted`` counts classes of packets beyond
-    the limit of classes shown. Two rulesets are equal where all differences are known ones.
+    the limit of classes shown. ``undecided`` says, a line each, what was not compared and why.
     """
 
     before: str
@@ -97,6 +109,7 @@ class Report:
     models: tuple[RulesetModel, RulesetModel]
     protocols: Mapping[int, IntervalSet]
     left_out: tuple[str, ...]
+    undecided: tuple[str, ...] = ()
 
     @property
     def unexpected(self) -> tuple[Difference, ...]:
@@ -104,6 +117,13 @@ class Report:
         return tuple(difference for difference in self.differences if difference.known is None)
 
     @property
+    def answer(self) -> Answer:
+        """The answer. Known differences do not make two rulesets differ; an assumption leaves them undecided."""
+        if self.unexpected:
+            return Answer.DIFFERENT
+        return Answer.UNDECIDED if self.undecided or self.assumptions else Answer.EQUAL
+
+    @property
     def equal(self) -> bool:
-        """Whether every packet is treated alike, known differences aside."""
-        return not self.unexpected
+        """Whether everything was compared and every packet is treated alike, known differences aside."""
+        return self.answer is Answer.EQUAL
