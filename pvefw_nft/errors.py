@@ -72,6 +72,20 @@ class ConfigurationError(PvefwError):
     exit_code = 1
 
 
+class UnusableFileError(ConfigurationError):
+    """One file is there and can be read, but no configuration can be taken from it (binary, too large, a directory).
+
+    Unlike other failures to read, it says nothing about the file system: other files may be sound. ``line`` 0 means the
+    file as a whole.
+    """
+
+    def __init__(self, file: str, line: int, reason: str, hint: str) -> None:
+        super().__init__(f"{file}:{line}: {reason}" if line else f"{file}: {reason}", hint)
+        self.file = file
+        self.line = line
+        self.reason = reason
+
+
 class UsageError(PvefwError):
     """The command line asks for something that does not exist or does not go together."""
 

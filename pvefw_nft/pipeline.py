@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from pvefw_nft.config.files import read_text
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.source import Observations as Observations
 from pvefw_nft.config.source import Source as Source  # noqa: TC001 - for those who compile
-from pvefw_nft.errors import ConfigurationError, Diagnostic, Severity, Span, UsageError
+from pvefw_nft.errors import ConfigurationError, Diagnostic, InternalError, PvefwError, Severity, Span, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from backends.base import Artefact, Backend
     from pvefw_nft.config.load import Configuration, GuestStore, Root
@@ -33,6 +34,16 @@ if TYPE_CHECKING:
 
 BACKENDS = ("iptables", "nft")
 """The names of the backends."""
+
+_T = TypeVar("_T")
+
+Closed: TypeAlias = "Mapping[int, Exception]"
+"""Guests that get no rules of theirs, by VMID, each with what failed on it."""
+
+CLOSED_CODES = frozenset(("guest-closed", "vnet-closed"))
+"""Codes of errors that closed something, instead of leaving a line out."""
+
+NONE_CLOSED: Closed = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +88,30 @@ class Store:
         self.lines = LineStore()
 
 
-def check_root(source: Source, store: Store | None = None) -> Checked:
+def check_root(source: Source, store: Store | None = None, closed: Closed = NONE_CLOSED) -> Checked:
     """Read a configuration and build its IR, with the help of ``store`` where there is one.
 
-    Raises ConfigurationError for a file that cannot be used, UsageError for a root or node that is not there.
+    The guests in ``closed`` get no rules of theirs: nothing passes their filtered NICs. So do guests whose files cannot
+    be used. Raises ConfigurationError for another file that cannot be used or a file system that fails, UsageError for
+    a root or node that is not there.
     """
+    from pvefw_nft.config.load import closed_guest
     from pvefw_nft.ir.build import build
     from pvefw_nft.ir.validate import validate
 
     findings = Findings(cautious=source.cautious)
     configuration = _configuration(source, findings, None if store is None else store.guests)
     _warn_of_unknown_node(source, findings)
-    ruleset = build(configuration.node, configuration.guests(), None if store is None else store.parts)
+    guests: Iterable[Guest] = configuration.guests()
+    if closed:
+        guests = (
+            closed_guest(guest, closed[guest.vmid], findings) if guest.vmid in closed else guest for guest in guests
+        )
+
+    def report_failure(guest: Guest, error: Exception) -> None:
+        closed_guest(guest, error, findings)
+
+    ruleset = build(configuration.node, guests, None if store is None else store.parts, report_failure)
     validate(ruleset, None if store is None else store.sound)
     return Checked(configuration.node, ruleset, in_file_order(findings.diagnostics))
 
@@ -115,16 +138,72 @@ def read_inventory(source: Source) -> Inventory:
     return Inventory(node, guests, peers, in_file_order(findings.diagnostics))
 
 
-def compile_root(source: Source, backend_name: str | None, store: Store | None = None) -> Compiled:
+def compile_root(
+    source: Source, backend_name: str | None, store: Store | None = None, closed: Closed = NONE_CLOSED
+) -> Compiled:
     """Compile a configuration; ``backend_name`` None: the one that host.fw asks for with ``nftables``.
 
     Raises what :func:`check_root` raises, and UsageError for an unknown backend.
     """
-    checked = check_root(source, store)
+    checked = check_root(source, store, closed)
     backend = make_backend(backend_name or default_backend(checked.node))
     limits = _with_text(list(backend.limits(checked.ruleset)))
     checked = replace(checked, diagnostics=in_file_order([*checked.diagnostics, *limits]))
     return Compiled(checked, backend, backend.lower(checked.ruleset, None if store is None else store.lines))
+
+
+def closing_failures(source: Source, attempt: Callable[[Closed], _T]) -> _T:
+    """Return what ``attempt`` makes of a configuration, with the guests closed on which it fails.
+
+    Such a failure is a bug of pvefw, but a tenant may find the input that shows it: it must cost only the guest whose
+    file it is. ``attempt`` is called with the guests to close, with none first. Raises what it raises where closing
+    guests does not help, and what :func:`check_root` raises.
+    """
+    try:
+        return attempt(NONE_CLOSED)
+    except InternalError as error:
+        failure: Exception = error
+    except PvefwError:
+        raise
+    except Exception as error:
+        failure = error
+    vmids = [guest.vmid for guest in _configuration(source, Findings()).guests(rules=False)]
+    return attempt(guests_to_close(vmids, failure, attempt))
+
+
+def guests_to_close(vmids: Sequence[int], failure: Exception, attempt: Callable[[Closed], object]) -> Closed:
+    """Return the guests to close, each with its failure, so that ``attempt`` succeeds; as many as possible stay open.
+
+    ``attempt`` is called with guests to close and raises where the rest cannot be compiled, as it does with none. It is
+    called about twice the logarithm of the number of guests for each guest that has to be closed. Raises the failure
+    itself where it does so with all guests closed.
+    """
+    open_guests: set[int] = set()
+    failures: dict[int, Exception] = {}
+
+    def closed_but(tried: Iterable[int]) -> dict[int, Exception]:
+        left_open = open_guests.union(tried)
+        return {vmid: failures.get(vmid, failure) for vmid in vmids if vmid not in left_open}
+
+    def open_up(tried: Sequence[int]) -> None:
+        try:
+            attempt(closed_but(tried))
+        except Exception as error:
+            if len(tried) == 1:
+                failures[tried[0]] = error
+                return
+            middle = len(tried) // 2
+            open_up(tried[:middle])
+            open_up(tried[middle:])
+        else:
+            open_guests.update(tried)
+
+    try:
+        attempt(closed_but(()))
+    except Exception:
+        raise failure from None
+    open_up(vmids)
+    return closed_but(())
 
 
 def default_backend(node: NodeConfig) -> str:

@@ -9,7 +9,7 @@ import click
 
 from pvefw_nft.cli.options import make_source, source_options
 from pvefw_nft.cli.render import as_json, as_sarif, show
-from pvefw_nft.pipeline import analyse_root, check_root, in_file_order
+from pvefw_nft.pipeline import analyse_root, check_root, closing_failures, in_file_order
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ def check_command(
     """
     gc.disable()  # the IR has no cycles
     source = make_source(root, node, local_network)
-    checked = check_root(source)
+    checked = closing_failures(source, lambda closed: check_root(source, closed=closed))
     diagnostics = checked.diagnostics
     if analysis and not checked.has_errors and checked.ruleset.enabled:
         gc.enable()

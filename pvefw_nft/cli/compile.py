@@ -15,7 +15,7 @@ from pvefw_nft.cli import discard_output
 from pvefw_nft.cli.options import backend_option, make_source, source_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import HostError
-from pvefw_nft.pipeline import compile_root
+from pvefw_nft.pipeline import closing_failures, compile_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,8 @@ def compile_command(
     Bad lines are reported on standard error and left out; then the exit code is 1.
     """
     gc.disable()  # the IR has no cycles, and looking for them takes a fifth of the time
-    compiled = compile_root(make_source(root, node, local_network), backend)
+    source = make_source(root, node, local_network)
+    compiled = closing_failures(source, lambda closed: compile_root(source, backend, closed=closed))
     pieces = (
         compiled.artefact.text() if (form or compiled.backend.default_format) == "text" else compiled.artefact.json()
     )

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from pvefw_nft.errors import Diagnostic, HostError, Severity, Span
 from pvefw_nft.host import record, state
 from pvefw_nft.host.settings import Conntrack
-from pvefw_nft.pipeline import Observations, compile_root
+from pvefw_nft.pipeline import CLOSED_CODES, Observations, closing_failures, compile_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pvefw_nft.host.record import Desired
-    from pvefw_nft.pipeline import Compiled, Source, Store
+    from pvefw_nft.pipeline import Closed, Compiled, Source, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,14 @@ class Result:
     def has_errors(self) -> bool:
         """Tell whether something was skipped or refused."""
         return any(diagnostic.severity is Severity.ERROR for diagnostic in self.diagnostics)
+
+    @property
+    def may_open(self) -> bool:
+        """Tell whether lines were left out that may have denied something. What was closed instead opens nothing."""
+        return any(
+            diagnostic.severity is Severity.ERROR and diagnostic.code not in CLOSED_CODES
+            for diagnostic in self.diagnostics
+        )
 
 
 @contextlib.contextmanager
@@ -57,9 +65,16 @@ def compiled(source: Source, backend: str | None, store: Store | None = None) ->
     In doubt a firewall is enabled: a mistake in a file must not switch it off.
     """
     observations = Observations()
-    made = compile_root(observations.observed(replace(source, cautious=True)), backend, store)
+
+    observed = observations.observed(replace(source, cautious=True))
+
+    def attempt(closed: Closed) -> Result:
+        made = compile_root(observed, backend, None if closed else store, closed)
+        return Result(desired_of(made), made.checked.diagnostics, observations)
+
+    found = closing_failures(observed, attempt)
     observations.finish()
-    return Result(desired_of(made), made.checked.diagnostics, observations)
+    return found
 
 
 def desired_of(compiled: Compiled) -> Desired:

@@ -59,8 +59,8 @@ def make_source(root: Path, node: str | None, local_network: str | None) -> Sour
 
 
 def _real_interface(name: str) -> str | None:
-    if Path("/sys/class/net", name).exists() or name.endswith("+"):
-        return None
+    if "/" in name or name.endswith("+") or Path("/sys/class/net", name).exists():
+        return None  # a link's own name, a pattern, or no name of a link
     from pvefw_nft.host.altnames import real_name  # deferred: needed where a rule names no link of this host
 
     return real_name(name)

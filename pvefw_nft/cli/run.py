@@ -107,10 +107,15 @@ class _Service:
             watch.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
             self._apply(reason, begun)
-        except PvefwError as error:
-            self._tell(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+        except Exception as error:  # whatever goes wrong, the service stays and the rules too
+            message, hint = (
+                (error.message, error.hint)
+                if isinstance(error, PvefwError)
+                else (f"pvefw failed: {type(error).__name__}: {error}", "this is a bug of pvefw; please report it")
+            )
+            self._tell(f"error: {message}" + (f" ({hint})" if hint else ""))
             self._fall_back()
-            watch.notify(f"STATUS={error.message.splitlines()[0]}")
+            watch.notify(f"STATUS={message.splitlines()[0]}")
         if reason == "SIGHUP":
             watch.notify("READY=1")
 

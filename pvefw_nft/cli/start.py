@@ -58,7 +58,7 @@ def start_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN40
     """Bring this host to the ruleset of its configuration.
 
     Whatever ran before, and however it ended, the end is the same. A configuration with errors is not applied
-    without --skip-invalid.
+    without --skip-invalid. A guest whose own file cannot be used at all is closed instead: nothing passes its NICs.
     """
     ctx.exit(_apply(**options))
 
@@ -182,7 +182,7 @@ def _find(source: Source, backend: str | None, *, skip_invalid: bool) -> Result 
                     click.echo("the ruleset that was confirmed last is in place", err=True)
         raise
     show(result.diagnostics)
-    if result.has_errors and not skip_invalid:
+    if result.may_open and not skip_invalid:
         click.echo("nothing was changed, because the configuration has errors", err=True)
         click.echo("  help: mend them, or apply the rest of it with --skip-invalid", err=True)
         return None

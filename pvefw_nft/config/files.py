@@ -1,7 +1,7 @@
 """Asking the file system: what a compile reads goes through :class:`Files`, so that it can be noted.
 
-Files are untrusted input: they are read whole, with a limit, and decoded as UTF-8; a file that is no text at all is
-an error that ends the run, since leaving out a guest's file would leave the guest unfiltered.
+Files are untrusted input: they are read whole, with a limit, and decoded as UTF-8. A file that is no text at all is an
+error: leaving out a guest's file would leave the guest unfiltered.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import socket
 import stat
 from pathlib import Path
 
-from pvefw_nft.errors import ConfigurationError
+from pvefw_nft.errors import ConfigurationError, UnusableFileError
 
 MAX_FILE_SIZE = 16 * 1024 * 1024
 """Largest file that is read, in bytes. pmxcfs itself holds files of at most 1 MiB."""
@@ -62,29 +62,29 @@ def read_text(path: Path | str) -> str | None:
     """Return the text of a file, without a byte-order mark, or None where it does not exist.
 
     Bytes that are not UTF-8 become U+FFFD, which the readers of lines report. Raises ConfigurationError where
-    the file cannot be read, is too large, is no text, or is a link to nowhere.
+    the file cannot be read, and its subclass UnusableFileError where it can, but is too large, is no text, no regular
+    file, or a link to nowhere.
     """
     try:
         data = _read_bytes(path)
     except FileNotFoundError:
         if Path(path).is_symlink():
-            raise ConfigurationError(f"{path}: the link leads nowhere", "mend it or remove it") from None
+            raise UnusableFileError(str(path), 0, "the link leads nowhere", "mend it or remove it") from None
         return None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
     if len(data) > MAX_FILE_SIZE:
-        raise ConfigurationError(
-            f"{path}: larger than {MAX_FILE_SIZE // 2**20} MiB", "this cannot be a firewall file; move it away"
-        )
+        reason = f"larger than {MAX_FILE_SIZE // 2**20} MiB"
+        raise UnusableFileError(str(path), 0, reason, "this cannot be a firewall file; move it away")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ConfigurationError(f"{path}:1:1: the file is UTF-16", "save it as UTF-8")
+        raise UnusableFileError(str(path), 1, "the file is UTF-16", "save it as UTF-8")
     nul = data.find(b"\0")
     if nul >= 0:
         line = data.count(b"\n", 0, nul) + 1
-        raise ConfigurationError(f"{path}:{line}: not a text file (NUL byte)", "restore the file from a backup")
+        raise UnusableFileError(str(path), line, "not a text file (NUL byte)", "restore the file from a backup")
     text = data.decode("utf-8-sig", "replace")
     if text.count("\ufffd") > len(text) * MAX_UNDECODABLE:
-        raise ConfigurationError(f"{path}:1: not UTF-8 text", "save it as UTF-8, or restore it from a backup")
+        raise UnusableFileError(str(path), 1, "not UTF-8 text", "save it as UTF-8, or restore it from a backup")
     return text
 
 
@@ -96,7 +96,7 @@ def _read_bytes(path: Path | str) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise ConfigurationError(f"{path}: {what}, where a text file should be", "move it away")
+            raise UnusableFileError(str(path), 0, f"{what}, where a text file should be", "move it away")
         parts = []
         left = MAX_FILE_SIZE + 1
         while left and (part := os.read(descriptor, min(left, max(status.st_size, 4096) + 1))):

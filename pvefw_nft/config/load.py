@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pvefw_nft.config import grammar, netdb, resolve
@@ -22,11 +22,13 @@ from pvefw_nft.config.model import (
     GuestKind,
     Nic,
     NodeConfig,
+    Policy,
     VnetConfig,
+    VnetOptions,
 )
 from pvefw_nft.config.rules import Names
 from pvefw_nft.config.values import BadValue, Prefix, read_mac, read_prefix
-from pvefw_nft.errors import ConfigurationError, Span, UsageError
+from pvefw_nft.errors import ConfigurationError, Span, UnusableFileError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
@@ -39,6 +41,7 @@ _VNET = re.compile(r"[A-Za-z][A-Za-z0-9]{0,14}")
 _BRIDGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 _MAX_INTERFACE = 15
 _MAX_VLAN = 4094
+_MAX_NICS = 32
 _NO_MAC_KEYS = frozenset(("bridge", "firewall", "tag", "trunks", "mtu", "queues", "rate", "link_down", "model", "name"))
 
 
@@ -196,14 +199,33 @@ class Configuration:
             self._store.end(seen)
 
     def _guest(self, vmid: int, kind: GuestKind, path: str, *, rules: bool) -> Guest:
+        """Read one guest; whatever is wrong with its files closes this guest alone."""
         files = self._root.files
         firewall = f"{self._firewall}/{vmid}.fw"
-        origin = _Origin(
-            vmid, kind, (path, files.text(path) or ""), (firewall, files.text(firewall) if rules else None)
-        )
+        try:
+            config = files.text(path) or ""
+        except UnusableFileError as error:
+            return closed_guest(Guest(vmid, kind, _every_nic(), None, path), error, self._findings)
+        try:
+            origin = _Origin(vmid, kind, (path, config), (firewall, files.text(firewall) if rules else None))
+        except UnusableFileError as error:
+            origin = _Origin(vmid, kind, (path, config), (firewall, None))
+            return closed_guest(self._guarded(origin, self._findings), error, self._findings)
         if self._store is not None:
-            return self._store.get(origin, self._findings, lambda findings: self._read_guest(origin, findings))
-        return self._read_guest(origin, self._findings)
+            return self._store.get(origin, self._findings, lambda findings: self._guarded(origin, findings))
+        return self._guarded(origin, self._findings)
+
+    def _guarded(self, origin: _Origin, findings: Findings) -> Guest:
+        """Read one guest. An exception that nobody foresaw is a bug of pvefw, and must not cost others their rules."""
+        try:
+            return self._read_guest(origin, findings)
+        except Exception as error:
+            nics: tuple[Nic, ...]
+            try:
+                nics = _Nics(origin.vmid, origin.kind, Findings()).read(*origin.config)
+            except Exception:
+                nics = _every_nic()
+            return closed_guest(Guest(origin.vmid, origin.kind, nics, None, origin.config[0]), error, findings)
 
     def _read_guest(self, origin: _Origin, findings: Findings) -> Guest:
         path, text = origin.config
@@ -215,15 +237,50 @@ class Configuration:
         return Guest(origin.vmid, origin.kind, nics, firewall, path)
 
     def _vnets(self, cluster: ClusterConfig) -> tuple[VnetConfig, ...]:
-        return tuple(
-            resolve.read_vnet(str(path), self._root.files.text(path) or "", self._findings, cluster, self._names, name)
-            for name, path in self._root.vnet_files().items()
-        )
+        return tuple(self._vnet(name, path, cluster) for name, path in self._root.vnet_files().items())
+
+    def _vnet(self, name: str, path: Path, cluster: ClusterConfig) -> VnetConfig:
+        """Read one VNet's file; one that cannot be used closes this VNet alone."""
+        try:
+            text = self._root.files.text(path) or ""
+            return resolve.read_vnet(str(path), text, self._findings, cluster, self._names, name)
+        except Exception as error:
+            if isinstance(error, ConfigurationError) and not isinstance(error, UnusableFileError):
+                raise  # the file system fails, which other files would not survive either
+            _not_usable("vnet-closed", str(path), error, f"nothing is forwarded on VNet {name}", self._findings)
+        return VnetConfig(name, VnetOptions(enable=True, policy_forward=Policy.DROP), file=str(path))
 
     def _corosync(self) -> Corosync | None:
         file = self._root.pve / "corosync.conf"
         text = self._root.files.text(file)
         return None if text is None else _read_corosync(str(file), text, self._findings)
+
+
+def closed_guest(guest: Guest, error: Exception, findings: Findings) -> Guest:
+    """Return the guest with its filtered NICs closed, since ``error`` keeps its rules from being known."""
+    file = guest.file if guest.firewall is None else guest.firewall.file
+    _not_usable("guest-closed", file, error, f"nothing passes the filtered NICs of guest {guest.vmid}", findings)
+    nics = tuple(nic for nic in guest.nics if len(guest.interface(nic)) <= _MAX_INTERFACE)
+    return replace(guest, nics=nics, firewall=None, closed=True)
+
+
+def _not_usable(code: str, file: str, error: Exception, effect: str, findings: Findings) -> None:
+    """Report what keeps a file from being used, and what follows from it until that is mended."""
+    if isinstance(error, UnusableFileError):
+        findings.error(code, Span(error.file, error.line), f"{error.reason}; until it is mended, {effect}", error.hint)
+        return
+    reason = f"pvefw failed on it ({type(error).__name__}: {error})"
+    hint = "this is a bug of pvefw; please report it with the file"
+    findings.error(code, Span(file, 0), f"{reason}; until it is mended, {effect}", hint)
+
+
+def _every_nic() -> tuple[Nic, ...]:
+    """Return all the NICs a guest can have, filtered, for one whose config does not tell which there are."""
+    nics = (
+        Nic(index, None, "", None, firewall=True, tag=None, trunks=(), mtu=None, addresses=(), span=Span("", 0))
+        for index in range(_MAX_NICS)
+    )
+    return tuple(sorted(nics, key=lambda nic: str(nic.index)))
 
 
 def _network(text: str | None) -> Prefix | None:
@@ -258,7 +315,7 @@ class _Nics:
         return tuple(sorted(nics.values(), key=lambda nic: str(nic.index)))
 
     def _nic(self, written: grammar.NicLine) -> Nic | None:
-        if written.index > 31:
+        if written.index >= _MAX_NICS:
             self.findings.error(
                 "bad-nic", written.line.span(), f"net{written.index} does not exist", "NICs are net0 to net31"
             )

@@ -308,13 +308,17 @@ class Nic:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A guest of this node: its NICs, and its firewall file where it has one."""
+    """A guest of this node: its NICs, and its firewall file where it has one.
+
+    ``closed``: one of its files cannot be used, so that nothing may pass its filtered NICs.
+    """
 
     vmid: int
     kind: GuestKind
     nics: tuple[Nic, ...]
     firewall: GuestConfig | None
     file: str
+    closed: bool = False
 
     def interface(self, nic: Nic) -> str:
         """Return the host-side name of a NIC, such as ``tap100i0``."""

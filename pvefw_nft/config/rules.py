@@ -34,6 +34,8 @@ _GUEST_NIC = re.compile(r"net([0-9]|[12][0-9]|3[01])")
 _INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,14}\+?")
 _ACTION = re.compile(r"(?:([A-Za-z0-9]+)\()?(ACCEPT|DROP|REJECT)(\))?")
 _MAX_INTERFACE = 15
+_MAX_ALTERNATIVE_NAME = 127
+"""Longest alternative name of a link (ALTIFNAMSIZ in linux/if.h, less the terminating NUL)."""
 _TYPES = {kind.value: kind for kind in RuleType}
 
 _ADDRESS_HINT = "an address, a network, a range, a list, `+ipset` or the name of an alias"
@@ -148,7 +150,8 @@ class RuleReader:
                     "a guest's NICs are net0 to net31",
                 )
             return word.text
-        name = self.cluster.real_interface(word.text) or word.text
+        # asking about a longer name fails in netlink itself: it does not fit into the message
+        name = (len(word.text) <= _MAX_ALTERNATIVE_NAME and self.cluster.real_interface(word.text)) or word.text
         if not _INTERFACE.fullmatch(name) or len(name) > _MAX_INTERFACE:
             raise Rejected(
                 written.span("iface"),

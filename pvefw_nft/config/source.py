@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pvefw_nft.config import netdb
 from pvefw_nft.config.files import FILES, Files
-from pvefw_nft.errors import InternalError, PvefwError
+from pvefw_nft.errors import InternalError, PvefwError, UnusableFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +101,7 @@ def _ask(source: Source, kind: str, name: str) -> Any:  # noqa: ANN401 - one ans
         case "names":
             return netdb.host_text(name)
         case "text":
-            return source.files.text(name)
+            return _text_or_problem(source.files, name)
         case "folder":
             return sorted(source.files.listed(Path(name)))
         case "is folder":
@@ -120,6 +120,18 @@ def _ask(source: Source, kind: str, name: str) -> Any:  # noqa: ANN401 - one ans
             raise InternalError(f"a compile asked for {kind!r}")
 
 
+def _text_or_problem(files: Files, name: str) -> object:
+    try:
+        return files.text(name)
+    except UnusableFileError as error:
+        return _problem(error)
+
+
+def _problem(error: UnusableFileError) -> list[str]:
+    """Return the answer of a file that cannot be used; a list, so that no text is equal to it."""
+    return ["unusable", error.message]
+
+
 class _ObservedFiles(Files):
     """Files whose answers are noted."""
 
@@ -128,7 +140,12 @@ class _ObservedFiles(Files):
         self._notes = notes
 
     def text(self, path: Path | str) -> str | None:
-        return self._notes.note("text", str(path), self._files.text(path))
+        try:
+            text = self._files.text(path)
+        except UnusableFileError as error:  # an answer as well: the compile goes on with this guest closed
+            self._notes.note("text", str(path), _problem(error))
+            raise
+        return self._notes.note("text", str(path), text)
 
     def listed(self, folder: Path) -> list[str]:
         names = self._files.listed(folder)

@@ -210,9 +210,11 @@ def read_network(text: str) -> tuple[Prefix, bool]:
 
 def _address_hint(host: str) -> str | None:
     octets = host.split(".")
-    if len(octets) == 4 and all(octet.isdigit() for octet in octets):
-        if any(len(octet) > 1 and octet[0] == "0" for octet in octets):
-            return f"write it without leading zeros: {'.'.join(str(int(octet)) for octet in octets)}"
+    # isdigit() alone also takes digits that int() refuses, such as ²
+    if len(octets) == 4 and all(octet.isascii() and octet.isdigit() for octet in octets):
+        plain = [octet.lstrip("0") or "0" for octet in octets]
+        if plain != octets and all(len(octet) < 4 for octet in plain):
+            return f"write it without leading zeros: {'.'.join(plain)}"
         return "each part of an IPv4 address lies between 0 and 255"
     return None
 

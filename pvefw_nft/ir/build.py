@@ -36,16 +36,22 @@ from pvefw_nft.ir.rules import ACCEPT, DROP, Context, builtin
 from pvefw_nft.ir.standard import add_standard_chains
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pvefw_nft.config.model import Guest, NodeConfig
     from pvefw_nft.ir.guest import PartStore
 
 
-def build(node: NodeConfig, guests: Iterable[Guest], store: PartStore | None = None) -> Ruleset:
+def build(
+    node: NodeConfig,
+    guests: Iterable[Guest],
+    store: PartStore | None = None,
+    report_failure: Callable[[Guest, Exception], None] = lambda _guest, _error: None,
+) -> Ruleset:
     """Return the ruleset of a node. ``guests`` may be an iterator; each is looked at once, in the order given.
 
-    What ``store`` knows of guests is not made again.
+    What ``store`` knows of guests is not made again. A guest whose build raises, which is a bug of pvefw, is closed and
+    told to ``report_failure``.
     """
     if not node.cluster.options.enable:
         for _ in guests:  # what is wrong with them is still to be found
@@ -59,6 +65,8 @@ def build(node: NodeConfig, guests: Iterable[Guest], store: PartStore | None = N
     builder = GuestBuilder(context, store)
     for guest in guests:
         builder.add(guest)
+    for guest, error in builder.failed:
+        report_failure(guest, error)
     if builder.ips:
         context.add(Layer.FILTER, "PVEFW-IPS", builder.ips)
     context.add(Layer.FILTER, "PVEFW-FORWARD", _forward(context, ips=bool(builder.ips)))

@@ -87,6 +87,7 @@ _NO_RADV = builtin(
 )
 _CLEAR_MARK = builtin("accept mark", action=SetAcceptMark(on=False))
 _LINK_ACCEPT = builtin("layer 2", action=ACCEPT)
+_CLOSED = builtin("a file of the guest cannot be used", action=DROP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class _Part:
     nics: tuple[Nic, ...]
     sets: tuple[Set, ...]
     ips: tuple[Rule, ...]
+    failed: tuple[tuple[Guest, Exception], ...] = ()
 
 
 class PartStore:
@@ -130,7 +132,10 @@ class PartStore:
 
 
 class GuestBuilder:
-    """Adds guests one by one to the chains of a context, and collects their NICs and sets."""
+    """Adds guests one by one to the chains of a context, and collects their NICs and sets.
+
+    ``failed`` holds the guests on which building failed, which is a bug of pvefw: they are closed instead.
+    """
 
     def __init__(self, context: Context, store: PartStore | None = None) -> None:
         """Start with no guests. Those that ``store`` knows are not made again."""
@@ -139,6 +144,7 @@ class GuestBuilder:
         self.nics: list[Nic] = []
         self.sets: list[Set] = []
         self.ips: list[Rule] = []
+        self.failed: list[tuple[Guest, Exception]] = []
         if store is not None:
             store.begin(context.node.cluster)
 
@@ -152,20 +158,39 @@ class GuestBuilder:
         self.nics += part.nics
         self.sets += part.sets
         self.ips += part.ips
+        self.failed += part.failed
 
     def _make_part(self, guest: Guest) -> _Part:
         """Make a guest, and return what was added for it; the lists are as before."""
-        counts = len(self.nics), len(self.sets), len(self.ips)
+        nics, sets, ips, failed = len(self.nics), len(self.sets), len(self.ips), len(self.failed)
         self._context.journal.clear()
         self._make(guest)
-        nics, sets, ips = counts
         part = _Part(
-            tuple(self._context.journal), tuple(self.nics[nics:]), tuple(self.sets[sets:]), tuple(self.ips[ips:])
+            tuple(self._context.journal),
+            tuple(self.nics[nics:]),
+            tuple(self.sets[sets:]),
+            tuple(self.ips[ips:]),
+            tuple(self.failed[failed:]),
         )
-        del self.nics[nics:], self.sets[sets:], self.ips[ips:]
+        del self.nics[nics:], self.sets[sets:], self.ips[ips:], self.failed[failed:]
         return part
 
     def _make(self, guest: Guest) -> None:
+        """Make a guest's sets and chains, or close it: an exception here must not cost others their rules."""
+        if guest.closed:
+            self._close(guest)
+            return
+        counts = len(self.nics), len(self.sets), len(self.ips), len(self._context.journal)
+        try:
+            self._make_open(guest)
+        except Exception as error:
+            nics, sets, ips, journal = counts
+            del self.nics[nics:], self.sets[sets:], self.ips[ips:]
+            self._context.forget(journal)
+            self.failed.append((guest, error))
+            self._close(guest)
+
+    def _make_open(self, guest: Guest) -> None:
         config = guest.firewall
         if config is None:
             return
@@ -182,6 +207,24 @@ class GuestBuilder:
             return
         for nic in nics:
             self._add_nic(guest, config, nic, filters.get(nic.index))
+
+    def _close(self, guest: Guest) -> None:
+        """Let nothing pass the filtered NICs of a guest whose files cannot be used."""
+        for nic in guest.nics:
+            if nic.firewall:
+                made = self._made_nic(guest, nic)
+                self.nics.append(made)
+                self._context.add(Layer.FILTER, made.in_chain, (_CLOSED,))
+                self._context.add(Layer.FILTER, made.out_chain, (_CLOSED,))
+                if made.link_chain is not None:
+                    self._context.add(Layer.LINK, made.link_chain, (_CLOSED,))
+
+    def _made_nic(self, guest: Guest, nic: ModelNic) -> Nic:
+        """Return a NIC with the names of its chains."""
+        interface = guest.interface(nic)
+        link_chain = f"{interface}-OUT" if self._context.node.cluster.options.ebtables else None
+        firewall_port = f"fwln{guest.vmid}i{nic.index}"
+        return Nic(interface, firewall_port, guest.vmid, nic.index, f"{interface}-IN", f"{interface}-OUT", link_chain)
 
     def _address_filters(self, guest: Guest, config: GuestConfig, nics: list[ModelNic]) -> dict[int, Set]:
         """Return the sets of addresses that the NICs may send from, by NIC, where there are any."""
@@ -203,18 +246,9 @@ class GuestBuilder:
         return filters
 
     def _add_nic(self, guest: Guest, config: GuestConfig, nic: ModelNic, address_filter: Set | None) -> None:
-        interface = guest.interface(nic)
         context = self._context
-        link_chain = f"{interface}-OUT" if context.node.cluster.options.ebtables else None
-        made = Nic(
-            interface,
-            f"fwln{guest.vmid}i{nic.index}",
-            guest.vmid,
-            nic.index,
-            f"{interface}-IN",
-            f"{interface}-OUT",
-            link_chain,
-        )
+        made = self._made_nic(guest, nic)
+        interface, link_chain = made.interface, made.link_chain
         self.nics.append(made)
         queue = _queue(config)
         if queue is not None:

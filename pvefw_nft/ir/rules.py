@@ -92,6 +92,14 @@ class Context:
         self.journal.append((layer, chain))
         self.chains[layer][name] = chain
 
+    def forget(self, count: int) -> None:
+        """Take back the chains added since the journal had ``count`` entries; those of groups stay, for others."""
+        for first, second in self.journal[count:]:
+            if isinstance(second, Chain):
+                assert isinstance(first, Layer)
+                self.chains[first].pop(second.name, None)
+        del self.journal[count:]
+
     def repeat(self, journal: Iterable[tuple[Layer, Chain] | tuple[str, Direction]]) -> None:
         """Do again what a journal says."""
         for first, second in journal:

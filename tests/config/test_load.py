@@ -175,13 +175,6 @@ def test_missing_cluster_file_means_disabled(tmp_path: Path) -> None:
     assert not check(tmp_path).ruleset.enabled
 
 
-def test_unusable_file_of_a_guest_ends_the_run(make_root: MakeRoot) -> None:
-    root = make_root({"100.conf": VM, "100.fw": b"\x00\x01"})
-    with pytest.raises(ConfigurationError) as error:
-        check(root)
-    assert "100.fw:1" in error.value.message
-
-
 def test_missing_root(tmp_path: Path) -> None:
     with pytest.raises(PvefwError):
         check(tmp_path / "nowhere")
