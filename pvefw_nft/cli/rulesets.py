@@ -14,6 +14,7 @@ import click
 
 from pvefw_nft.errors import HostError, UsageError
 from pvefw_nft.pipeline import BACKENDS, Source, check_root, compile_root, default_backend, read_back, topology
+from pvefw_nft.verify.read import Text, read_ruleset
 from pvefw_nft.verify.reading import Assume
 
 if TYPE_CHECKING:
@@ -59,24 +60,31 @@ def load_ruleset(spec: str, source_of: Callable[[Path], Source], assume: str | N
     if colon and kind in BACKENDS:
         return compiled_ruleset(source_of(Path(rest)), kind, spec)
     if colon and kind in ("save", "nft-json"):
-        texts = [(name, _file_text(Path(name))) for name in rest.split(",") if name]
-        return _read(spec, texts, source_of(default_root), assume)
+        return _read(spec, _files(kind, rest), source_of(default_root), assume)
     if kind == "live" and rest in ("", *BACKENDS):
         from pvefw_nft.host.saved import saved_rulesets  # deferred: few look at what this host runs
 
-        return _read(spec, saved_rulesets(rest or None), source_of(default_root), assume, only_nft=rest == "nft")
+        texts = [Text(*text) for text in saved_rulesets(rest or None)]
+        return _read(spec, texts, source_of(default_root), assume, only_nft=rest == "nft")
     if not colon and Path(spec).is_dir():
         return compiled_ruleset(source_of(Path(spec)), None, spec)
     raise UsageError(f"no ruleset: {spec}", f"name one as {SPEC_HELP}")
 
 
-def _read(
-    spec: str, texts: list[tuple[str, str]], source: Source, assume: str | None, *, only_nft: bool = False
-) -> Named:
-    from pvefw_nft.verify.read import Text, read_ruleset  # deferred: see above
+def _files(kind: str, names: str) -> list[Text]:
+    """Return the files of ``save:`` or ``nft-json:``; of the latter the first is nft's listing."""
+    files = [name for name in names.split(",") if name]
+    if not files:
+        raise UsageError(f"{kind}: names no file", f"name one as {SPEC_HELP}")
+    return [
+        Text(name, _file_text(Path(name)), saved=True, json=kind == "nft-json" and number == 0)
+        for number, name in enumerate(files)
+    ]
 
+
+def _read(spec: str, texts: list[Text], source: Source, assume: str | None, *, only_nft: bool = False) -> Named:
     chosen = Assume(assume) if assume else None
-    model = read_ruleset([Text(*text) for text in texts], assume=chosen, without_xtables=only_nft)
+    model = read_ruleset(texts, assume=chosen, without_xtables=only_nft)
     return _named(spec, model, source)
 
 

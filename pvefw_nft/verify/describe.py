@@ -239,14 +239,25 @@ def verdict_text(verdict: Verdict | None) -> str:
             return f"reject ({v4 or v6})" if v4 == v6 or None in (v4, v6) else f"reject ({v4}, {v6})"
         case Queue(first, last, bypass):
             return f"queue {first if first == last else f'{first}-{last}'}" + (" bypass" if bypass else "")
-        case Nat(kind):
-            return kind
+        case Nat():
+            return nat_text(verdict)
         case UnknownVerdict(text):
             return f"unknown: {text}"
         case VerdictMap(entries):
             return f"verdict map of {len(entries)}"
         case _:
             assert_never(verdict)
+
+
+def nat_text(nat: Nat, on: Field | None = None) -> str:
+    """Return a translation: ``dnat to 10.0.0.5 port 80``, ``masquerade``. ``on`` says how addresses are written."""
+    words = [nat.kind]
+    if nat.addresses is not None:
+        on = on or (SADDR6 if nat.addresses[1] >> 32 else SADDR4)
+        words.append(f"to {range_text(on, *nat.addresses)}")
+    if nat.ports is not None:
+        words.append(f"{'' if nat.addresses else 'to '}port {range_text(DPORT, *nat.ports)}")
+    return " ".join(words)
 
 
 def effect_text(effect: Effect) -> str:

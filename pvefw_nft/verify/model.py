@@ -9,7 +9,7 @@ byte big-endian number, so that ``fwln+`` is one interval), the TCP flags (8 bit
 << 8 | code``), each bit of the packet mark and of the connection mark (fields of size 2), the kind of
 address, connection state, and so on. Two kinds of fields are made on demand: :func:`rate_field`, 1 where the
 stated rate is exceeded, and :func:`unknown_field`, for a match the readers do not know; both are of
-size 2 and, to the prover, free.
+size 2 and, to the prover, free. So are :func:`helper_field` and :func:`route_field`.
 
 **Conditions.** :class:`Test` says ``field in set``. *A test of a field that the packet lacks is false*,
 whatever its set: that is how both kernels' matches behave (a port match fails for a packet without ports,
@@ -245,6 +245,16 @@ def rate_test(description: str, *, over: bool) -> Test:
 def unknown_field(text: str) -> Field:
     """Return the field that is 1 where the match with this text, unknown to the readers, would match."""
     return Field(f"unknown {text}", 2, FieldKind.BIT)
+
+
+def helper_field(name: str) -> Field:
+    """Return the field that is 1 for a packet of a connection that this conntrack helper reads (nft: ``ct helper``)."""
+    return Field(f"ct helper {name}", 2, FieldKind.BIT)
+
+
+def route_field(keys: Iterable[str]) -> Field:
+    """Return the field that is 1 where the host has a route for these parts of a packet (nft: ``fib KEYS oif``)."""
+    return Field(f"fib {' . '.join(keys)} oif", 2, FieldKind.BIT)
 
 
 @cache

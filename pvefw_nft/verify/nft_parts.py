@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import names
+from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.model import (
     CT_MARK,
+    CT_STATE,
+    CT_STATES,
     CT_STATUS,
     ICMP,
     ICMP6,
@@ -21,8 +24,10 @@ from pvefw_nft.verify.model import (
     SetMark,
     Test,
     equals,
+    helper_field,
     mark_condition,
     negate,
+    route_field,
 )
 from pvefw_nft.verify.nft_values import (
     Json,
@@ -146,6 +151,61 @@ def status_match(mask: Json, operator: str, right: Json) -> Condition:
         condition: Condition = All(tuple(equals(bit, 1) for bit in bits))
         return condition if operator == "==" else negate(condition)
     raise UnknownExpressionError(f"ct status {operator} {text_of(right)}")
+
+
+def state_match(operator: str, right: Json) -> Condition | None:
+    """Return the condition of ``ct state == established | related``; None: a match of another form.
+
+    With ``==`` and ``!=`` the kernel compares the state's bit with all of the named bits together. A packet has one
+    state, so two or more never equal it. Seen with ``nft --debug=netlink`` of nft 1.0.6: ``[ cmp eq reg 1 0x6 ]``;
+    ``ct state established,related`` has the operator ``in`` and is a test for any of them.
+    """
+    names_ = _joined(right)
+    if operator not in ("==", "!=") or names_ is None:
+        return None
+    states = {CT_STATES.index(name) for name in names_}
+    test = Test(CT_STATE, IntervalSet.from_ranges((state, state) for state in states if len(states) == 1))
+    return negate(test) if operator == "!=" else test
+
+
+def _joined(value: Json) -> list[str] | None:
+    """Return the names joined by ``|``, or in a list, which means the same; None for anything else."""
+    if isinstance(value, dict) and "|" in value:
+        value = value["|"]
+    elif not isinstance(value, list):
+        return None
+    found: list[str] = []
+    for part in as_list(value):
+        inner = _joined(part)
+        found += inner if inner is not None else [str(part)]
+    return found
+
+
+def helper_match(operator: str, right: Json) -> Condition:
+    """Return the condition of ``ct helper "ftp"``, also with ``!=`` and with a set of names."""
+    members = as_list(right["set"]) if isinstance(right, dict) and "set" in right else [right]
+    if operator not in ("==", "!=", "in") or not all(isinstance(name, str) for name in members):
+        raise UnknownExpressionError(f"ct helper {operator} {text_of(right)}")
+    tests = tuple(equals(helper_field(str(name)), 1) for name in members)
+    condition: Condition = tests[0] if len(tests) == 1 else Any(tests)
+    return negate(condition) if operator == "!=" else condition
+
+
+def route_match(body: dict[str, Json], operator: str, right: Json) -> Condition | None:
+    """Return the condition of ``fib saddr . mark . iif oif missing`` (or ``exists``); None: it asks something else.
+
+    Which route the host has is not known: the field is free to the prover, and simulate takes it to exist.
+    """
+    keys = body.get("flags")
+    if body.get("result") not in ("oif", "oifname") or operator not in ("==", "!="):
+        return None
+    found = (
+        right if isinstance(right, bool) else {"0": False, 0: False}.get(right if isinstance(right, str | int) else -1)
+    )
+    if found is None:
+        return None
+    on = route_field(str(key) for key in (keys if isinstance(keys, list) else [keys]))
+    return equals(on, int(found is (operator == "==")))
 
 
 def flag_bits(value: Json) -> int:

@@ -55,6 +55,7 @@ from pvefw_nft.verify.nft_parts import (
     as_integer,
     flag_bits,
     harmless,
+    helper_match,
     is_expression,
     is_over,
     limit_text,
@@ -64,6 +65,8 @@ from pvefw_nft.verify.nft_parts import (
     member_condition,
     merged,
     nat_range,
+    route_match,
+    state_match,
     status_match,
 )
 from pvefw_nft.verify.nft_values import (
@@ -244,6 +247,12 @@ class NftRuleParser:
             return self._fragment(mask, operator, right)
         if is_expression(inner, "ct", None, "status"):
             return status_match(mask, operator, right)
+        if mask is None and is_expression(inner, "ct", None, "state"):
+            return state_match(operator, right)
+        if mask is None and is_expression(inner, "ct", None, "helper"):
+            return helper_match(operator, right)
+        if mask is None and isinstance(fib := inner.get("fib") if isinstance(inner, dict) else None, dict):
+            return route_match(fib, operator, right)
         if mask is not None:
             return self._masked(inner, mask, operator, right)
         return None

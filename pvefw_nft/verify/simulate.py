@@ -85,6 +85,8 @@ _PLACE = re.compile(r"\S:\d+")
 """What an origin that names file and line looks like."""
 STANDARD = "standard chain"
 """The origin of rules that every ruleset of ours has: it says nothing about why a packet came there."""
+_USUAL_BITS = {"rate ": 0, "ct helper ": 0, "fib ": 1}
+"""What fields made on demand are taken to be: rates are kept, no helper reads the connection, routes exist."""
 MAX_UNKNOWN = 10
 """How many unknown matches one walk may meet: each doubles the walks."""
 
@@ -406,14 +408,21 @@ class _Walker:
                     if on not in self.chosen:
                         raise _Undecided(on)
                     return self.chosen[on] in condition.values
-                if on.name.startswith("rate "):
-                    return 0 in condition.values
+                for prefix, usual in _USUAL_BITS.items():
+                    if on.name.startswith(prefix):
+                        return self._usual(on, usual) in condition.values
             return holds(condition, self.view)
         if isinstance(condition, All):
             return all(self._holds(part) for part in condition.of)
         if isinstance(condition, Any):
             return any(self._holds(part) for part in condition.of)
         return not self._holds(condition.of)
+
+    def _usual(self, on: Field, value: int) -> int:
+        """Return the value that a field made on demand is taken to have, and note what is not a matter of course."""
+        if on.name.startswith("fib ") and (note := f"assumed: the host has a route ({on} exists)") not in self.notes:
+            self.notes.append(note)
+        return value
 
     # --- effects --------------------------------------------------------------------------------------------
 

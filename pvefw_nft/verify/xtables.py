@@ -87,13 +87,18 @@ class XtablesReader:
         return ("iptables" if self.version == 4 else "ip6tables") + ("-legacy" if self.legacy else "")
 
     def read_text(self, text: str, first_line: int = 1) -> None:
-        """Read save or restore text. Raises RulesetError, with line (from ``first_line``), table and chain."""
+        """Read save or restore text. Raises RulesetError, with line (from ``first_line``), table and chain.
+
+        iptables-restore wants each table to end with ``COMMIT``; without it the text was cut off.
+        """
         table: Table | None = None
+        number = first_line
         for number, raw in enumerate(text.splitlines(), first_line):
             line = raw.strip()
             if not line or line.startswith("#"):
                 continue
             if line.startswith("*"):
+                self._expect_commit(table, number)
                 table = self.table(line[1:].strip(), number)
             elif line == "COMMIT":
                 table = None
@@ -103,6 +108,11 @@ class XtablesReader:
                 self._declare(table, line, number)
             else:
                 self._command(table, line, number)
+        self._expect_commit(table, number)
+
+    def _expect_commit(self, table: Table | None, number: int) -> None:
+        if table is not None:
+            raise self.reading.error(f"line {number}", f"table {table.key.name} has no COMMIT: the text was cut off")
 
     def read_json(self, tables: Mapping[str, Mapping[str, Iterable[str]]]) -> list[Table]:
         """Return the tables of the JSON form: ``{"filter": {CHAIN: [RULE…]}}``, entered from the hooks."""

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from pvefw_nft.verify.describe import rule_text
 from pvefw_nft.verify.model import (
     ACCEPT,
     DROP,
@@ -28,6 +29,8 @@ from pvefw_nft.verify.model import (
     SetMark,
     Test,
     VerdictMap,
+    helper_field,
+    route_field,
 )
 from pvefw_nft.verify.read import Text, read_ruleset
 from pvefw_nft.verify.reading import Assume, RulesetError
@@ -375,7 +378,7 @@ UNKNOWN: list[tuple[Json, str]] = [
     (match({"&": [{"ct": {"key": "state"}}, 6]}, 0, "!="), "ct state"),
     (match({"&": [meta("iifname"), 6]}, 0, "!="), "meta iifname"),
     (match({"socket": {"key": "transparent"}}, 1), "socket"),
-    (match({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, False), "fib"),
+    (match({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, "eth0"), "fib"),
     (match(payload("igmp", "type"), 22), "igmp type"),
     ({"mangle": {"key": payload("ip", "daddr"), "value": "10.0.0.1"}}, "ip daddr"),
     ({"tproxy": {"port": 80}}, "tproxy"),
@@ -390,6 +393,70 @@ def test_what_is_not_modelled_is_an_error_that_names_it(statement: Json, text: s
     assert text in caught.value.message
     assert "table nft bridge t, chain x, rule 1" in caught.value.message
     assert not matches(nft_rule(statement, {"accept": None}, assume=Assume.NOMATCH), packet(l4proto=6))
+
+
+CT_STATE = {"ct": {"key": "state"}}
+BOTH_STATES = {"|": ["established", "related"]}
+FIB = {"fib": {"result": "oif", "flags": ["saddr", "mark", "iif"]}}
+NO_FIB = {"fib": {"result": "oif", "flags": ["saddr", "iif"]}}
+
+
+@pytest.mark.parametrize("right", [BOTH_STATES, ["established", "related"]], ids=["joined", "list"])
+def test_states_compared_as_one_value_are_no_packets_state(right: Json) -> None:
+    """nft 1.0.6 prints proxmox-firewall's rule for helpers so; the kernel compares with both bits at once."""
+    same = nft_rule(match(CT_STATE, right), {"accept": None})
+    other = nft_rule(match(CT_STATE, right, "!="), {"accept": None})
+    for state in range(5):
+        assert not matches(same, packet(ct_state=state))
+        assert matches(other, packet(ct_state=state))
+
+
+def test_one_of_several_states() -> None:
+    rule = nft_rule(match(CT_STATE, ["established", "related"], "in"), {"accept": None})
+    alone = nft_rule(match(CT_STATE, {"|": ["established"]}), {"accept": None})
+    assert [state for state in range(5) if matches(rule, packet(ct_state=state))] == [1, 2]
+    assert [state for state in range(5) if matches(alone, packet(ct_state=state))] == [1]
+
+
+def test_the_helper_of_a_connection() -> None:
+    helper = {"ct": {"key": "helper"}}
+    ftp, sip = helper_field("ftp"), helper_field("sip")
+    rule = nft_rule(match(helper, "ftp"), {"accept": None})
+    other = nft_rule(match(helper, "ftp", "!="), {"accept": None})
+    several = nft_rule(match(helper, {"set": ["ftp", "sip"]}), {"accept": None})
+    assert [matches(one, {ftp: 1, sip: 0}) for one in (rule, other, several)] == [True, False, True]
+    assert [matches(one, {ftp: 0, sip: 1}) for one in (rule, other, several)] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("left", "op", "right", "exists"),
+    [
+        (FIB, "==", False, 0),
+        (FIB, "==", True, 1),
+        (FIB, "!=", False, 1),
+        (NO_FIB, "==", "0", 0),
+        (NO_FIB, "!=", 0, 1),
+    ],
+)
+def test_whether_the_host_has_a_route(left: Json, op: str, right: Json, exists: int) -> None:
+    on = route_field(left["fib"]["flags"])
+    rule = nft_rule(match(left, right, op), {"drop": None}, family="inet")
+    assert matches(rule, {on: exists})
+    assert not matches(rule, {on: 1 - exists})
+
+
+@pytest.mark.parametrize(
+    ("statement", "text"),
+    [
+        ({"masquerade": None}, "masquerade"),
+        ({"masquerade": {"port": {"range": [1000, 2000]}, "flags": "random"}}, "masquerade to port 1000-2000"),
+        ({"redirect": {"port": 8080}}, "redirect to port 8080"),
+        ({"dnat": {"addr": "10.0.0.5", "port": 80}}, "dnat to 10.0.0.5 port 80"),
+        ({"snat": {"addr": {"range": ["10.0.0.5", "10.0.0.9"]}}}, "snat to 10.0.0.5-10.0.0.9"),
+    ],
+)
+def test_translations_are_written_in_words(statement: Json, text: str) -> None:
+    assert rule_text(nft_rule(statement, family="ip")) == text
 
 
 def test_commands_are_carried_out_in_order() -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pvefw_nft.errors import HostError
 from pvefw_nft.verify import model as m
+from pvefw_nft.verify.describe import nat_text
 from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.packet import HOST_MAC
 from pvefw_nft.verify.prove.program import (
@@ -672,4 +673,5 @@ def _translate(nat: m.Nat, case: Case) -> list[Action]:
         pairs.append((both[to_destination], nat.addresses[0]))
     if nat.ports is not None:
         pairs.append((m.DPORT if to_destination else m.SPORT, nat.ports[0]))
-    return [Note(f"{nat.kind} {nat.addresses} {nat.ports}"), Set(tuple(pairs))]
+    note = nat_text(nat, m.SADDR4 if case.protocol == m.IPV4 else m.SADDR6)
+    return [Note(note), Set(tuple(pairs))]
