@@ -15,10 +15,15 @@ EXIT_UNDECIDED = 5
 
 
 class Severity(Enum):
-    """How bad a finding is: an error means that something was skipped or refused."""
+    """How bad a finding is.
+
+    An error is a line that does not do what it says: it is left out, or the kernel's tools would refuse it. A warning
+    is a line that does what it says, which is probably not what was meant. A note is a matter of style.
+    """
 
     ERROR = "error"
     WARNING = "warning"
+    NOTE = "note"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from backends.base import Artefact, Backend
+    from pvefw_nft.config.codes import Code as Code
     from pvefw_nft.config.load import Configuration, GuestStore, Root
     from pvefw_nft.config.model import Guest, NodeConfig
     from pvefw_nft.config.values import Prefix
@@ -101,7 +102,6 @@ def check_root(source: Source, store: Store | None = None, closed: Closed = NONE
 
     findings = Findings(cautious=source.cautious)
     configuration = _configuration(source, findings, None if store is None else store.guests)
-    _warn_of_unknown_node(source, findings)
     guests: Iterable[Guest] = configuration.guests()
     if closed:
         guests = (
@@ -249,6 +249,7 @@ def _root(source: Source) -> Root:
     if source.node is not None:
         if not source.node or "/" in source.node or source.node in (".", ".."):
             raise UsageError(f"`{source.node}` cannot be the name of a node", "name a folder of etc/pve/nodes")
+        _require_node(source, source.node)
         return Root(source.root, source.node, files)
     local = files.link(source.root / "etc" / "pve" / "local")
     return Root(source.root, Path(local).name if local is not None else _own_node(source), files)
@@ -256,27 +257,21 @@ def _root(source: Source) -> Root:
 
 def _own_node(source: Source) -> str:
     """Return this host's short name. Raises UsageError where the root holds other nodes, and not this one."""
-    files = source.files
-    name = files.host_name().partition(".")[0]
-    pve = source.root / "etc" / "pve"
-    nodes = pve / "nodes"
-    if files.is_folder(pve / "local") or not files.is_folder(nodes) or files.is_folder(nodes / name):
-        return name
-    known = ", ".join(sorted(other for other in files.listed(nodes) if files.is_folder(nodes / other)))
-    raise UsageError(f"{nodes}: no node `{name}`, which is this host", f"name a node with --node: {known or 'none'}")
+    name = source.files.host_name().partition(".")[0]
+    if not source.files.is_folder(source.root / "etc" / "pve" / "local"):
+        _require_node(source, name, ", which is this host")
+    return name
 
 
-def _warn_of_unknown_node(source: Source, findings: Findings) -> None:
-    """Warn where the node was named, and the root has folders of other nodes only: then it has no guests."""
+def _require_node(source: Source, name: str, who: str = "") -> None:
+    """Raise UsageError where the root has folders of nodes, and none of this name: it would have no guests."""
     files = source.files
     nodes = source.root / "etc" / "pve" / "nodes"
-    if source.node is None or not files.is_folder(nodes) or files.is_folder(nodes / source.node):
+    if files.is_folder(nodes / name):
         return
-    known = ", ".join(sorted(files.listed(nodes)))
+    known = ", ".join(sorted(other for other in files.listed(nodes) if files.is_folder(nodes / other)))
     if known:
-        findings.warning(
-            "unknown-node", Span(str(nodes), 0), f"no node `{source.node}` here", f"nodes here are {known}"
-        )
+        raise UsageError(f"{nodes}: no node `{name[:60]}`{who}", f"name a node with --node: {known}")
 
 
 def in_file_order(diagnostics: list[Diagnostic]) -> tuple[Diagnostic, ...]:
@@ -308,6 +303,27 @@ def _lines(file: str) -> list[str]:
         return (read_text(Path(file)) or "").split("\n")
     except ConfigurationError:
         return []
+
+
+# --- explaining ---------------------------------------------------------------------------------------------------
+
+
+def diagnostic_codes() -> Mapping[str, tuple[Code, ...]]:
+    """Return the declarations of all diagnostic codes by subject, in the order of the manual."""
+    from pvefw_nft.config.codes import SUBJECTS  # deferred: few commands need all these texts
+
+    return SUBJECTS
+
+
+def find_code(name: str) -> Code:
+    """Return the declaration of a diagnostic code. Raises UsageError for a name that is none."""
+    from pvefw_nft.config.codes import declared
+    from pvefw_nft.config.values import nearest
+
+    codes = declared()
+    if name not in codes:
+        raise UsageError(f"unknown code `{name[:60]}`", nearest(name, codes) or "`pvefw explain` lists all codes")
+    return codes[name]
 
 
 # --- reading back ---------------------------------------------------------------------------------------------
@@ -415,4 +431,4 @@ def _without_effect(span: Span, kind: str, by: tuple[str, ...]) -> Diagnostic:
         hint = f"what it speaks of is decided before it, by {', '.join(shadows)}" if shadows else None
         return Diagnostic(Severity.WARNING, kind, span, "the rule can never match", hint)
     message = "the rule changes nothing: without it, every packet would be treated alike"
-    return Diagnostic(Severity.WARNING, kind, span, message, "remove it, unless it is there for its readers")
+    return Diagnostic(Severity.NOTE, kind, span, message, "remove it, or keep it as documentation")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "compile": ("pvefw_nft.cli.compile", "Print the ruleset of a configuration."),
     "check": ("pvefw_nft.cli.check", "Say what is wrong with a configuration."),
+    "explain": ("pvefw_nft.cli.explain", "Say what a diagnostic code means, with an example."),
     "simulate": ("pvefw_nft.cli.simulate", "Say what happens to a packet, and which line decides."),
     "compare": ("pvefw_nft.cli.compare", "Prove two rulesets equal, or show packets that differ."),
     "start": ("pvefw_nft.cli.start", "Bring this host to the ruleset of its configuration."),

@@ -14,19 +14,25 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
 from pvefw_nft.errors import Severity
+from pvefw_nft.pipeline import find_code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pvefw_nft.errors import Diagnostic, Span
 
+_MANUAL = Path(__file__).resolve().parents[2] / "docs" / "diagnostics.md"
+"""The manual's page of diagnostics; it exists in a checkout only."""
+
 _WIDTH = 100
-_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
+_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
 def show(diagnostics: Sequence[Diagnostic], *, err: bool = True) -> None:
@@ -115,7 +121,7 @@ def as_sarif(diagnostics: Sequence[Diagnostic]) -> str:
     driver = {
         "name": "pvefw",
         "version": metadata.version("pvefw"),
-        "rules": [{"id": code} for code in codes],
+        "rules": [_sarif_rule(code) for code in codes],
     }
     log = {
         "$schema": "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema-2.1.0.json",
@@ -131,10 +137,27 @@ def as_sarif(diagnostics: Sequence[Diagnostic]) -> str:
     return json.dumps(log, indent=1)
 
 
+def _sarif_rule(name: str) -> dict[str, Any]:
+    """Return what SARIF calls a reporting descriptor: the declaration of a code (SARIF 2.1.0, 3.49)."""
+    from pvefw_nft.cli import manual
+
+    code = find_code(name)
+    rule: dict[str, Any] = {
+        "id": name,
+        "shortDescription": {"text": code.title},
+        "fullDescription": {"text": code.why},
+        "defaultConfiguration": {"level": code.severity.value},
+        "help": {"text": manual.text(code), "markdown": manual.section(code)},
+    }
+    if _MANUAL.is_file():
+        rule["helpUri"] = f"{_MANUAL.as_uri()}#{name}"
+    return rule
+
+
 def _sarif_result(diagnostic: Diagnostic, codes: list[str]) -> dict[str, Any]:
     span = diagnostic.span
     message = diagnostic.message if diagnostic.hint is None else f"{diagnostic.message}; {diagnostic.hint}"
-    place: dict[str, Any] = {"artifactLocation": {"uri": span.file}}
+    place: dict[str, Any] = {"artifactLocation": {"uri": quote(span.file)}}
     if span.line:
         place["region"] = {"startLine": span.line, "startColumn": span.column, "endColumn": span.end_column}
     return {

@@ -23,6 +23,8 @@ def _shortened(text: str) -> str:
 class Findings:
     """The diagnostics of a run, in the order in which they were found.
 
+    Each code is declared, with its severity, in :mod:`pvefw_nft.config.codes`.
+
     ``cautious``: an ``enable`` that cannot be read counts as 1, not as the default that it has where it is left out.
     """
 
@@ -40,3 +42,7 @@ class Findings:
     def warning(self, code: str, span: Span, message: str, hint: str | None = None) -> None:
         """Add a warning."""
         self.add(Severity.WARNING, code, span, message, hint)
+
+    def note(self, code: str, span: Span, message: str, hint: str | None = None) -> None:
+        """Add a note."""
+        self.add(Severity.NOTE, code, span, message, hint)

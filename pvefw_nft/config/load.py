@@ -461,7 +461,7 @@ def _read_corosync(file: str, text: str, findings: Findings) -> Corosync | None:
                 number = text.count("\n", 0, value.start) + 1
                 start = value.start - text.rfind("\n", 0, value.start) - 1
                 findings.warning(
-                    "bad-address",
+                    "corosync-address",
                     grammar.Line(file, number, lines[number - 1].rstrip("\r")).span(start, start + len(value.text)),
                     f"`{key}: {value.text[:60]}` is not an address, so no rule lets this link through",
                     "write the node's address instead of its name",

@@ -170,8 +170,8 @@ class _FileReader:
             elif found[0] == "\ufffd":
                 if "#" in line.text[: found.start()]:
                     lines.append(line)
-                    self.findings.warning(
-                        "not-utf8",
+                    self.findings.note(
+                        "comment-not-utf8",
                         line.span(found.start(), found.end()),
                         "the comment is not UTF-8",
                         "save the file as UTF-8",
@@ -255,7 +255,7 @@ class _FileReader:
         prefix, host_bits = read_network(word.text)
         if host_bits and prefix.length:
             self.findings.warning(
-                "host-bits",
+                "host-bits-cleared",
                 line.span(word.start, word.end),
                 f"`{word.text}` has host bits set; it stands for the network {prefix.canonical}",
                 f"write {prefix.canonical}, or {word.text.partition('/')[0]} for the host alone",

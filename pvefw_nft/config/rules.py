@@ -106,7 +106,7 @@ class RuleReader:
         services = _services(written, macro, families)
         if macro is not None and not services and not written.disabled:
             self._findings.warning(
-                "no-effect",
+                "macro-other-family",
                 written.span("action"),
                 f"macro {macro.name} is for IPv6 only, the addresses are IPv4; the rule matches nothing",
                 "remove the rule",

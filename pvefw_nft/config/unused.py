@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 _IMPLIED_IPSETS = re.compile(r"management|blacklist|ipfilter-net[0-9]+")
 _IMPLIED_ALIASES = ("local_network",)
 _SEPARATORS = re.compile(r"[\s,]+")
+_CODES = {"alias": "unused-alias", "ipset": "unused-ipset", "group": "unused-group"}
 _SCOPES = ("", "dc/", "guest/")
 
 
 def find_unused(root: Root, cluster: ClusterConfig, guests: Iterable[Guest], findings: Findings) -> None:
-    """Add a warning for each name that nothing refers to. Raises ConfigurationError for an unusable file."""
+    """Add a note for each name that nothing refers to. Raises ConfigurationError for an unusable file."""
     everywhere = {word for path in _firewall_files(root) for word in _words(read_text(path) or "")}
     for name, group in cluster.groups.items():
         if name not in everywhere:
@@ -75,4 +76,4 @@ def _aliases(aliases: Mapping[str, Alias], words: set[str], findings: Findings) 
 
 
 def _report(findings: Findings, what: str, name: str, line: Line) -> None:
-    findings.warning(f"unused-{what}", line.span(), f"nothing uses {what} `{name}`", "remove it, or use it")
+    findings.note(_CODES[what], line.span(), f"nothing uses {what} `{name}`", "remove it, or use it")

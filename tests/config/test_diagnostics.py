@@ -280,7 +280,7 @@ def test_tabs_and_other_characters_keep_columns(make_root: MakeRoot) -> None:
 def test_comment_that_is_not_utf8_keeps_the_rule(make_root: MakeRoot) -> None:
     root = make_root({"cluster": ON.encode() + b"[RULES]\nIN DROP -p tcp -dport 25 # caf\xe9\n"})
     checked = check(root)
-    assert [p.code for p in checked.diagnostics] == ["not-utf8"]
+    assert [p.code for p in checked.diagnostics] == ["comment-not-utf8"]
     assert len(checked.node.cluster.rules) == 1
 
 
@@ -307,8 +307,8 @@ def test_host_bits_in_aliases_and_ipsets_stand_for_the_network(make_root: MakeRo
     text = "[ALIASES]\nlan 192.168.1.5/24\n[IPSET office]\n10.1.2.3/16\n10.1.0.0/16\n[RULES]\nIN ACCEPT -source lan\n"
     checked = check(make_root({"cluster": ON + text}))
     assert [(problem.code, problem.severity, problem.span.line) for problem in checked.diagnostics] == [
-        ("host-bits", Severity.WARNING, 4),
-        ("host-bits", Severity.WARNING, 6),
+        ("host-bits-cleared", Severity.WARNING, 4),
+        ("host-bits-cleared", Severity.WARNING, 6),
         ("duplicate-entry", Severity.ERROR, 7),
     ]
     cluster = checked.node.cluster

@@ -79,8 +79,10 @@ def test_root_of_other_nodes_wants_a_name(tmp_path: Path) -> None:
 
 def test_named_node_that_is_not_there(tmp_path: Path) -> None:
     write(tmp_path, "etc/pve/nodes/frodo/host.fw", "")
-    problems = check_root(Source(tmp_path, "froddo", lambda: None)).diagnostics
-    assert [(problem.code, problem.hint) for problem in problems] == [("unknown-node", "nodes here are frodo")]
+    with pytest.raises(UsageError) as error:
+        check_root(Source(tmp_path, "froddo", lambda: None))
+    assert "`froddo`" in error.value.message
+    assert "--node: frodo" in (error.value.hint or "")
 
 
 @pytest.mark.parametrize("node", ["", "..", "a/b"])
@@ -216,7 +218,12 @@ def test_corosync_pairs_addresses_of_one_family_on_one_link(make_root: MakeRoot)
 def test_corosync_address_that_is_a_name(make_root: MakeRoot) -> None:
     text = "nodelist {\n  node {\n    name: n1\n    ring0_addr: n1.lan\n  }\n}\n"
     (problem,) = check(make_root({"corosync": text})).diagnostics
-    assert (problem.code, problem.span.line, problem.span.column, problem.span.end_column) == ("bad-address", 4, 17, 23)
+    assert (problem.code, problem.span.line, problem.span.column, problem.span.end_column) == (
+        "corosync-address",
+        4,
+        17,
+        23,
+    )
 
 
 def test_corosync_with_a_banner_of_comment_signs(make_root: MakeRoot) -> None:

@@ -1,0 +1,188 @@
+"""Codes about files, sections, options, and what [ALIASES], [IPSET] and [group] define."""
+
+from __future__ import annotations
+
+from pvefw_nft.config.codes.declaration import (
+    CLUSTER,
+    GUEST,
+    HOST,
+    ON,
+    SKIPPED,
+    UNTRIED,
+    Example,
+    error,
+    note,
+    warning,
+)
+
+CODES = (
+    error(
+        "syntax",
+        "a line that cannot be read",
+        "The line does not have the form that its section asks for, so nobody can tell what was meant. The columns "
+        "that are underlined are the first that make no sense.",
+        SKIPPED,
+        Example(
+            GUEST,
+            ON + "[RULES]\nIN ACCEPT -p tcp dport 22\n",
+            ON + "[RULES]\nIN ACCEPT -p tcp -dport 22\n",
+        ),
+    ),
+    error(
+        "too-long",
+        "a rule or list that is too long",
+        "iptables-restore reads lines of at most 10,240 bytes and words of at most 1,023 characters. A longer one "
+        "would make the whole ruleset fail to load.",
+        "the line is passed on, and loading fails.",
+        Example(
+            GUEST,
+            ON + "[RULES]\nIN ACCEPT -source 192.0.2.1" + ",192.0.2.1" * 110 + "\n",
+            ON + "[IPSET many]\n192.0.2.1\n[RULES]\nIN ACCEPT -source +many\n",
+        ),
+    ),
+    error(
+        "no-section",
+        "text before the first section",
+        "A line belongs to the section above it. Before the first header there is none, so the line is ignored.",
+        SKIPPED,
+        Example(HOST, "nosmurfs: 0\n", "[OPTIONS]\nnosmurfs: 0\n"),
+    ),
+    error(
+        "unknown-section",
+        "an unknown section header",
+        "The lines below it belong to no section and are ignored. They are not taken as part of the section above.",
+        "the section above does not end: the lines below the unknown header are read as part of it.",
+        Example(CLUSTER, ON + "[RULEZ]\nIN SSH(ACCEPT)\n", ON + "[RULES]\nIN SSH(ACCEPT)\n"),
+    ),
+    error(
+        "misplaced-section",
+        "a section in a file that has no such section",
+        "host.fw has [OPTIONS] and [RULES] only, and groups are defined in cluster.fw. The section's lines are "
+        "ignored.",
+        SKIPPED,
+        Example(
+            HOST,
+            "[ALIASES]\nadmin 192.0.2.10\n",
+            "[OPTIONS]\nnosmurfs: 1\n",
+        ),
+    ),
+    error(
+        "not-utf8",
+        "a line that is not UTF-8",
+        "The file was saved in another encoding. Outside of comments the line cannot be read reliably, so it is left "
+        "out. Save the file as UTF-8.",
+        SKIPPED,
+        Example(
+            CLUSTER,
+            ON + "[RULES]\nIN ACCEPT -source caf\udce9\n",
+            ON + "[ALIASES]\ncafe 192.0.2.1\n[RULES]\nIN ACCEPT -source cafe\n",
+        ),
+    ),
+    note(
+        "comment-not-utf8",
+        "a comment that is not UTF-8",
+        "The rule holds, but its comment was saved in another encoding and will look wrong in other programs.",
+        UNTRIED,
+        Example(
+            CLUSTER,
+            ON + "[RULES]\nIN SSH(ACCEPT) # caf\udce9\n",
+            ON + "[RULES]\nIN SSH(ACCEPT) # caf\u00e9\n",
+        ),
+    ),
+    error(
+        "control-character",
+        "a control character in a line",
+        "Such a character is invisible in most editors, and what it does depends on the program that reads it. The "
+        "line is left out.",
+        UNTRIED,
+        Example(GUEST, ON + "[RULES]\nIN SSH(ACCEPT)\x07\n", ON + "[RULES]\nIN SSH(ACCEPT)\n"),
+    ),
+    warning(
+        "old-option",
+        "an option without effect",
+        "Older versions of Proxmox VE had this option. It has no effect any more.",
+        "the option is ignored.",
+        Example(CLUSTER, ON + "optimize: 1\n", ON),
+    ),
+    error(
+        "unknown-option",
+        "an option that this file does not have",
+        "The option is misspelled, or it belongs in another file: `policy_in` of all guests' host is in cluster.fw, "
+        "not in host.fw. It has no effect here.",
+        SKIPPED,
+        Example(HOST, "[OPTIONS]\npolicy_in: DROP\n", "[OPTIONS]\ntcpflags: 1\n"),
+    ),
+    error(
+        "bad-option-value",
+        "a value that an option does not take",
+        "The line is left out. The option then has its default, or the strict value where the default would open "
+        "something.",
+        SKIPPED,
+        Example(CLUSTER, ON + "policy_forward: REJECT\n", ON + "policy_forward: ACCEPT\n"),
+    ),
+    error(
+        "bad-log-level",
+        "an unknown log level",
+        "Log levels are emerg, alert, crit, err, warning, notice, info, debug and nolog.",
+        SKIPPED,
+        Example(GUEST, ON + "[RULES]\nIN SSH(ACCEPT) -log loud\n", ON + "[RULES]\nIN SSH(ACCEPT) -log info\n"),
+    ),
+    warning(
+        "redefined",
+        "a name that is defined twice",
+        "The later definition replaces the earlier one as a whole. Rules above it that use the name use the later one, "
+        "too.",
+        "the later definition counts, too.",
+        Example(
+            CLUSTER,
+            ON + "[IPSET management]\n192.0.2.1\n[IPSET management]\n192.0.2.2\n",
+            ON + "[IPSET management]\n192.0.2.1\n192.0.2.2\n",
+        ),
+    ),
+    error(
+        "bad-name",
+        "a name that is not allowed",
+        "Names of aliases, ipsets and groups begin with a letter, go on with letters, digits, `-` and `_`, and have 2 "
+        "to 64 characters (groups: 18).",
+        SKIPPED,
+        Example(
+            CLUSTER,
+            ON + "[IPSET 1st-floor]\n192.0.2.1\n",
+            ON + "[IPSET management]\n192.0.2.1\n",
+        ),
+    ),
+    error(
+        "duplicate-entry",
+        "an ipset entry that is there already",
+        "An ipset holds each network once. Two spellings of one network would make loading fail.",
+        "two spellings of one network are passed on, and loading can fail.",
+        Example(
+            CLUSTER,
+            ON + "[IPSET management]\n192.0.2.1\n192.0.2.1/32\n",
+            ON + "[IPSET management]\n192.0.2.1\n",
+        ),
+    ),
+    error(
+        "whole-space",
+        "a /0 in an ipset",
+        "The kernel's sets cannot hold the whole address space as one entry. Two halves can be held.",
+        SKIPPED,
+        Example(
+            CLUSTER,
+            ON + "[IPSET management]\n0.0.0.0/0\n",
+            ON + "[IPSET management]\n0.0.0.0/1\n128.0.0.0/1\n",
+        ),
+    ),
+    warning(
+        "host-bits-cleared",
+        "host bits in an alias or ipset",
+        "`192.0.2.5/24` is read as the network 192.0.2.0/24, with all its 256 addresses. Write the network, or the "
+        "host without a length if one host was meant.",
+        "the line is taken, and the kernel's tools clear the host bits.",
+        Example(
+            CLUSTER,
+            ON + "[IPSET management]\n192.0.2.5/24\n",
+            ON + "[IPSET management]\n192.0.2.0/24\n",
+        ),
+    ),
+)
