@@ -138,6 +138,17 @@ def read_inventory(source: Source) -> Inventory:
     return Inventory(node, guests, peers, in_file_order(findings.diagnostics))
 
 
+def corosync_links(source: Source) -> tuple[tuple[Prefix, Prefix], ...]:
+    """Return the pairs of this node's and a peer's address on the same link of corosync; no guest is read.
+
+    Raises what :func:`check_root` raises.
+    """
+    from pvefw_nft.ir.host import corosync_peers
+
+    node = _configuration(_offline(source), Findings()).node
+    return () if node.corosync is None else tuple(corosync_peers(node.corosync, node.node))
+
+
 def compile_root(
     source: Source, backend_name: str | None, store: Store | None = None, closed: Closed = NONE_CLOSED
 ) -> Compiled:

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "host": {"ir", "backends", "errors"},
     "verify": {"errors"},
     "pipeline": LIBRARY,
-    "cli": {"pipeline", "host", "verify", "errors"},
+    "app": {"pipeline", "config", "host", "verify", "errors"},
+    "cli": {"app", "pipeline", "host", "verify", "errors"},
 }
 """The places of the code, and the other places that each may import."""
 

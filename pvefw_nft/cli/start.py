@@ -14,6 +14,7 @@ from pvefw_nft.cli import desired as desired_ruleset
 from pvefw_nft.cli.confirm import report, report_problems, wait_option
 from pvefw_nft.cli.options import backend_option, make_source, source_options
 from pvefw_nft.cli.render import show
+from pvefw_nft.cli.session_check import check_sessions, force_option
 from pvefw_nft.errors import ConfigurationError
 from pvefw_nft.host import control, firewall, lock
 
@@ -33,6 +34,7 @@ def _apply_options(command: _F) -> _F:
     """Add the options of commands that apply a ruleset."""
     for option in (
         wait_option,
+        force_option,
         click.option("--dry-run", is_flag=True, help="Print what would be fed to the tools; change nothing."),
         click.option(
             "--skip-invalid", is_flag=True, help="Apply the rest of a configuration that has errors, as at boot."
@@ -138,6 +140,7 @@ def _apply(
     skip_invalid: bool,
     dry_run: bool,
     wait: float,
+    force: bool,
     only_if_running: bool = False,
     anew: bool = False,
 ) -> int:
@@ -146,6 +149,8 @@ def _apply(
     if result is None:
         return 1
     desired, invalid = result.desired, result.has_errors
+    if not (only_if_running and not firewall.is_running()):
+        check_sessions(desired, source, go_on=force or dry_run or confirm_within is not None)
     if dry_run:
         outcome = firewall.preview(desired, anew=anew)
         if only_if_running and not outcome.running:

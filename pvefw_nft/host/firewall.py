@@ -95,7 +95,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     chosen = engine(desired.backend)
     leftover = [other for other in others(desired.backend) if is_present(other)]
     _check_removable(leftover)
-    if not (anew or leftover) and _stands(desired):
+    if not (anew or leftover) and stands(desired):
         back = _put_back_what_others_needed(desired)
         problems = [*back.problems, *_keep_settings(desired), *_conntrack(desired)]
         return Outcome(running=True, problems=tuple(problems), notes=back.notes)
@@ -215,7 +215,7 @@ class _Looking:
 
 
 def _pending(desired: Desired) -> tuple[Change, ...] | None:
-    if _stands(desired):
+    if stands(desired):
         return ()
     memory, previous = _known(desired.backend)
     return engine(desired.backend).plan(desired, memory, previous).changes
@@ -229,6 +229,11 @@ def is_present(candidate: Engine) -> bool:
 def missing_for(candidate: Engine) -> list[HostError]:
     """Return the errors of tools that are missing to see and to remove all rules of a backend that was applied."""
     return candidate.missing(_applied())
+
+
+def running_ruleset() -> Desired | None:
+    """Return the ruleset of ours that runs as far as the records know, None where none runs."""
+    return _applied() if is_running() else None
 
 
 def _applied() -> Desired | None:
@@ -252,7 +257,7 @@ def _check_removable(engines: list[Engine]) -> None:
             )
 
 
-def _stands(desired: Desired) -> bool:
+def stands(desired: Desired) -> bool:
     """Tell whether this is what was applied last, and the kernel provably still holds it."""
     if not record.marker_path().exists():
         return False

@@ -22,7 +22,7 @@ _RTF_GATEWAY = 0x2
 
 
 @dataclass(frozen=True, slots=True)
-class _Route:
+class Route:
     """A route of the main table: where to, by which interface, and whether over a gateway."""
 
     network: _Network
@@ -37,7 +37,7 @@ def detect(node: str | None = None, root: Path = Path("/")) -> str | None:
     without such an address, the connected network that the default route leaves by. ``root`` is where ``etc`` and
     ``proc`` lie.
     """
-    routes = [*_routes_v4(root / "proc/net/route"), *_routes_v6(root / "proc/net/ipv6_route")]
+    routes = read_routes(root)
     connected = [
         route
         for route in routes
@@ -52,6 +52,11 @@ def detect(node: str | None = None, root: Path = Path("/")) -> str | None:
             if route.interface == default.interface and route.network.version == default.network.version:
                 return str(route.network)
     return None
+
+
+def read_routes(root: Path = Path("/")) -> list[Route]:
+    """Return the unicast routes of the main tables of IPv4 and IPv6; ``root`` is where ``proc`` lies."""
+    return [*_routes_v4(root / "proc/net/route"), *_routes_v6(root / "proc/net/ipv6_route")]
 
 
 def _lines(path: Path) -> list[str]:
@@ -74,7 +79,7 @@ def _addresses_of(name: str, hosts: Path) -> Iterator[_Address]:
             yield parsed
 
 
-def _routes_v4(path: Path) -> Iterator[_Route]:
+def _routes_v4(path: Path) -> Iterator[Route]:
     """Yield the routes of /proc/net/route (net/ipv4/fib_trie.c): addresses in hexadecimal, in the host's byte order."""
     for line in _lines(path)[1:]:
         interface, destination, _, flags, _, _, _, mask, *_ = line.split()
@@ -82,13 +87,13 @@ def _routes_v4(path: Path) -> Iterator[_Route]:
             address = ipaddress.IPv4Address(socket.ntohl(int(destination, 16)))
             length = int(mask, 16).bit_count()
             network = ipaddress.IPv4Network((address, length), strict=False)
-            yield _Route(network, interface, bool(int(flags, 16) & _RTF_GATEWAY))
+            yield Route(network, interface, bool(int(flags, 16) & _RTF_GATEWAY))
 
 
-def _routes_v6(path: Path) -> Iterator[_Route]:
+def _routes_v6(path: Path) -> Iterator[Route]:
     """Yield the unicast routes of /proc/net/ipv6_route (net/ipv6/route.c): addresses in hexadecimal."""
     for line in _lines(path):
         destination, length, _, _, _, _, _, _, flags, interface = line.split()
         network = ipaddress.IPv6Network((bytes.fromhex(destination), int(length, 16)), strict=False)
         if int(flags, 16) & _RTF_UP and not network.is_multicast and network.prefixlen < 128:
-            yield _Route(network, interface, bool(int(flags, 16) & _RTF_GATEWAY))
+            yield Route(network, interface, bool(int(flags, 16) & _RTF_GATEWAY))

@@ -1,0 +1,334 @@
+"""What a ruleset would do to connections that exist: judged before it is loaded.
+
+Three kinds must not break: sessions of this host's sshd and web interface, the peers of corosync, and the cluster's
+migration network. What guests have open is listed where the ruleset would not allow it any more.
+
+An established session is judged by three packets: its next one (of a connection that the kernel does not track yet,
+that is a new connection's), the host's answer, and the first packet of the same connection opened again. A rule that
+only shuts out the third would lock out whoever loses the connection, so it counts too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pvefw_nft.errors import UsageError
+from pvefw_nft.host import connections, sysctl
+from pvefw_nft.host.connections import TCP, spelled
+from pvefw_nft.pipeline import compile_root, corosync_links, read_back, topology
+from pvefw_nft.verify.packet import PacketSpec
+from pvefw_nft.verify.path import Link, Network, NicEnd
+from pvefw_nft.verify.read import read_compiled
+
+from .migration import Peer, migration_peers
+from .verdicts import Verdicts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pvefw_nft.host.connections import Address, Flow, Session
+    from pvefw_nft.host.live_network import LiveNetwork
+    from pvefw_nft.host.record import Desired
+    from pvefw_nft.pipeline import Source
+    from pvefw_nft.verify.model import RulesetModel
+    from pvefw_nft.verify.path import Topology
+    from pvefw_nft.verify.simulate import Outcome
+
+MAX_GUEST_CONNECTIONS = 20_000
+"""How many connections of guests are judged. Equal ones cost nothing, but a flood must not hold up an apply."""
+_COROSYNC_PORT = 5405
+_ANY_PORT = 50000  # of a client; no rule is likely to name it
+_PORT_PROTOCOLS = {TCP: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
+_FIREWALL_LINK = re.compile(r"(?:fwbr|fwln)\d+[io]\d+|fwpr\d+p\d+")
+_GUEST_PORT = re.compile(r"(?:tap|veth|fwln|link)\d+[io]\d+|fwpr\d+p\d+|link\d+i\d+p")
+_RULE_PLACE = re.compile(r"(\S+\.fw):(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A connection that must not break and would: ``place`` is the line that does it, ``add`` what would keep it."""
+
+    connection: str
+    effect: str
+    place: str
+    add: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuestLoss:
+    """Established connections of guests that one line would not allow any more."""
+
+    place: str
+    connections: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a ruleset does to the connections of this moment; ``notes`` say what could not be judged."""
+
+    cuts: tuple[Cut, ...] = ()
+    guests: tuple[GuestLoss, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def judge(desired: Desired, before: Desired | None, source: Source, network: LiveNetwork) -> Judgement:
+    """Return what loading ``desired`` does to the connections this host has now.
+
+    ``before`` is the ruleset of ours that runs (None: none, all is allowed). Only what ``before`` allows can be lost.
+    Raises what reading the configuration raises.
+    """
+    if not desired.enabled:
+        return Judgement()
+    sessions = connections.sessions(own=network.own_addresses)
+    tracked = connections.tracked()
+    host = _live_topology(topology(source), network, desired.backend)
+    guests = _guest_flows(tracked or (), host)
+    peers = [*_corosync(source, network), *migration_peers(source, network)]
+    if not sessions and not guests and not peers:
+        return Judgement(notes=_untracked(tracked, host))
+    judged = _Judge(desired, before, host, network, frozenset(tracked or ()), source)
+    cuts = judged.cuts(sessions, peers)
+    losses = judged.losses(guests[:MAX_GUEST_CONNECTIONS])
+    notes = list(_untracked(tracked, host))
+    if len(guests) > MAX_GUEST_CONNECTIONS:
+        notes.append(f"of {len(guests)} connections of guests, {MAX_GUEST_CONNECTIONS} were judged")
+    return Judgement(tuple(cuts), tuple(losses), tuple(notes))
+
+
+def _model_of(desired: Desired) -> RulesetModel:
+    text = "".join(desired.pieces) if desired.backend == "iptables" else f'{{"nftables":[{",".join(desired.pieces)}]}}'
+    return read_compiled(json.loads(text), desired.backend)
+
+
+def _untracked(tracked: Sequence[Flow] | None, host: Topology) -> tuple[str, ...]:
+    if tracked is None and any(nic.filtered for nic in host.nics):
+        return ("connections of guests were not judged: this kernel does not list what it tracks (nf_conntrack)",)
+    return ()
+
+
+# --- the host's network -------------------------------------------------------------------------------------
+
+
+def _live_topology(configured: Topology, network: LiveNetwork, backend: str) -> Topology:
+    """Return the topology with the links of the running host, and guests' addresses that it has met."""
+    links = tuple(
+        Link(
+            link.name,
+            link.is_bridge,
+            tuple(port for port in link.ports if _GUEST_PORT.fullmatch(port) is None),
+            tuple(Network(*address) for address in link.addresses),
+        )
+        for link in network.links
+        if _FIREWALL_LINK.fullmatch(link.name) is None
+    )
+    met: dict[int, list[Address]] = {}
+    for address, mac in network.neighbours.items():
+        met.setdefault(mac, []).append(address)
+    nics = tuple(
+        replace(nic, addresses=tuple(dict.fromkeys((*nic.addresses, *met.get(nic.mac or -1, ())))))
+        for nic in configured.nics
+    )
+    call = backend == "iptables" or sysctl.read("net/bridge/bridge-nf-call-iptables") == "1"
+    return replace(configured, nics=nics, links=links, call_iptables=call).with_bridges()
+
+
+def _guest_flows(tracked: Sequence[Flow], host: Topology) -> list[Flow]:
+    known = {address for nic in host.nics if nic.filtered for address in nic.addresses}
+    return [
+        flow
+        for flow in tracked
+        if flow.protocol in _PORT_PROTOCOLS and (flow.source in known or (flow.answering or flow.destination) in known)
+    ]
+
+
+def _corosync(source: Source, network: LiveNetwork) -> Iterator[Peer]:
+    for own, theirs in corosync_links(source):
+        ours = own.version, own.address
+        if ours in network.own_addresses:
+            yield Peer("corosync", ours, (theirs.version, theirs.address), "udp", _COROSYNC_PORT)
+
+
+# --- judging ------------------------------------------------------------------------------------------------
+
+
+class _Judge:
+    """Judges connections by a ruleset, and by the one before it."""
+
+    def __init__(
+        self,
+        desired: Desired,
+        before: Desired | None,
+        host: Topology,
+        network: LiveNetwork,
+        tracked: frozenset[Flow],
+        source: Source,
+    ) -> None:
+        self._after = Verdicts(_model_of(desired), host)
+        self._before: Verdicts | None = None
+        self._explaining: Verdicts | None = None
+        self._running = before
+        self._source = source
+        self._host = host
+        self._network = network
+        self._tracked = {replace(flow, answering=None) for flow in tracked}
+        self._nics = {address: nic for nic in reversed(host.nics) for address in nic.addresses}
+        self._zones: dict[Address, str] = {}
+
+    def cuts(self, sessions: Sequence[Session], peers: Sequence[Peer]) -> list[Cut]:
+        """Return what must not break and would."""
+        found = [self._session(session) for session in sessions]
+        found += [self._peer(peer, inwards=inwards) for peer in peers for inwards in (True, False)]
+        return [cut for cut in found if cut is not None]
+
+    def losses(self, flows: Sequence[Flow]) -> list[GuestLoss]:
+        """Return the connections of guests that would not be allowed any more, by the line that decides."""
+        by_place: dict[str, list[str]] = {}
+        for flow in flows:
+            there = flow.answering or flow.destination
+            packet = self._packet(flow.source, flow.sport, there, flow.dport, _PORT_PROTOCOLS[flow.protocol], "new")
+            outcome = self._verdict(packet)
+            if outcome is not None and self._was_allowed(packet):
+                text = f"{_PORT_PROTOCOLS[flow.protocol]} {_end(flow.source, flow.sport)} → {_end(there, flow.dport)}"
+                by_place.setdefault(self._place(outcome, packet), []).append(text)
+        return [GuestLoss(place, tuple(flows)) for place, flows in by_place.items()]
+
+    def _session(self, session: Session) -> Cut | None:
+        flow = session.flow
+        state = "established" if flow in self._tracked else "new"
+        name = f"{session.service} {_end(flow.source, flow.sport)} → {_end(flow.destination, flow.dport)}"
+        name += f" ({session.told_by})"
+        next_one = self._packet(flow.source, flow.sport, flow.destination, flow.dport, "tcp", state, "ack")
+        answer = self._packet(flow.destination, flow.dport, flow.source, flow.sport, "tcp", "established", "ack")
+        again = self._packet(flow.source, flow.sport, flow.destination, flow.dport, "tcp", "new", "syn")
+        for packet in (next_one, answer):
+            if (outcome := self._verdict(packet)) is not None:
+                return self._cut(name, "would be cut", outcome, packet)
+        if (outcome := self._verdict(again)) is not None and self._was_allowed(again):
+            return self._cut(name, "could not be opened again", outcome, again)
+        return None
+
+    def _peer(self, peer: Peer, *, inwards: bool) -> Cut | None:
+        ends = (peer.address, peer.own) if inwards else (peer.own, peer.address)
+        sport = peer.port if peer.protocol == "udp" else _ANY_PORT
+        packet = self._packet(ends[0], sport, ends[1], peer.port, peer.protocol, "new")
+        outcome = self._verdict(packet)
+        if outcome is None or not self._was_allowed(packet):
+            return None
+        name = f"{peer.service} {spelled(ends[0])} → {_end(ends[1], peer.port)}"
+        return self._cut(name, "would be refused", outcome, packet)
+
+    def _cut(self, name: str, effect: str, outcome: Outcome, packet: _Packet) -> Cut:
+        place = self._place(outcome, packet)
+        return Cut(name, effect, place, _remedy(outcome, packet, place))
+
+    def _place(self, outcome: Outcome, packet: _Packet) -> str:
+        """Return the line of the configuration that decides, else the rule.
+
+        The iptables ruleset has one rule or more for each line, an nft ruleset one rule for many lines: so the line is
+        looked for in the former, unless that has no such rule (FORWARD rules).
+        """
+        if self._explaining is None:
+            compiled = compile_root(replace(self._source, cautious=True), "iptables")
+            self._explaining = Verdicts(read_back(compiled), replace(self._host, call_iptables=True))
+        explained = self._explaining.outcome(packet.spec, packet.source, packet.destination)
+        if explained.verdict in ("DROP", "REJECT") and explained.stopped is None:
+            outcome = explained
+        step = outcome.decider
+        if step is None:
+            _, walk = outcome.deciding[-1]
+            matched = [step for step in walk.steps if step.matched and step.origin]
+            if not matched:
+                return f"the policy of {walk.table.key} {walk.chain.name}"
+            step = matched[-1]
+        return step.origin or f"{step.chain.name} rule {step.number}"
+
+    def _packet(
+        self,
+        source: Address,
+        sport: int,
+        destination: Address,
+        dport: int,
+        protocol: str,
+        state: str,
+        flags: str | None = None,
+    ) -> _Packet:
+        spec = PacketSpec(
+            self._zone(source),
+            self._zone(destination),
+            protocol=protocol,
+            source_address=spelled(source),
+            destination_address=spelled(destination),
+            sport=sport,
+            dport=dport,
+            ctstate=state,
+            tcp_flags=flags or ("syn" if protocol == "tcp" else None),
+        )
+        return _Packet(spec, source, destination)
+
+    def _verdict(self, packet: _Packet) -> Outcome | None:
+        """Return how a packet ends that does not get through, None for one that does, or that has no way at all."""
+        try:
+            outcome = self._after.outcome(packet.spec, packet.source, packet.destination)
+        except UsageError:
+            return None  # both ends behind the same port, or in different VLANs: the host does not see it
+        return outcome if outcome.verdict in ("DROP", "REJECT") and outcome.stopped is None else None
+
+    def _was_allowed(self, packet: _Packet) -> bool:
+        if self._running is None or not self._running.enabled:
+            return True
+        if self._before is None:
+            self._before = Verdicts(_model_of(self._running), self._host)
+        return self._before.outcome(packet.spec, packet.source, packet.destination).verdict not in ("DROP", "REJECT")
+
+    def _zone(self, address: Address) -> str:
+        """Return the end that has an address: the host, a guest's NIC, or the port by which the host reaches it."""
+        known = self._zones.get(address)
+        if known is None:
+            known = self._zones[address] = self._find_zone(address)
+        return known
+
+    def _find_zone(self, address: Address) -> str:
+        if address in self._network.own_addresses:
+            return "host"
+        nic = self._nics.get(address)
+        if nic is not None:
+            return nic.name
+        name = self._network.link_to(address)
+        link = self._host.link(name) if name is not None else None
+        if link is None:
+            return "outside"
+        return f"{link.name}/{link.ports[0]}" if link.is_bridge and link.ports else link.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    """A packet and its addresses as numbers."""
+
+    spec: PacketSpec
+    source: Address
+    destination: Address
+
+
+def _end(address: Address, port: int) -> str:
+    return f"[{spelled(address)}]:{port}" if address[0] == 6 else f"{spelled(address)}:{port}"
+
+
+def _remedy(outcome: Outcome, packet: _Packet, place: str) -> str:
+    """Return the rule that would let a packet pass, and where it belongs."""
+    spec = packet.spec
+    direction, file = ("OUT", "host.fw") if spec.source == "host" else ("IN", "host.fw")
+    at_bridge = outcome.stages[-1].stage.hop.startswith("fwbr")
+    ends = outcome.probe.path.source, outcome.probe.path.destination
+    guest = next((end.nic for end in ends if isinstance(end, NicEnd) and end.nic.filtered), None)
+    if at_bridge and guest is not None:
+        direction = "OUT" if isinstance(ends[0], NicEnd) and ends[0].nic is guest else "IN"
+        file = f"{guest.vmid}.fw"
+    parts = [f"{direction} ACCEPT -source {spec.source_address} -dest {spec.destination_address} -p {spec.protocol}"]
+    answers = spec.ctstate == "established" and spec.source == "host"
+    parts.append(f"-sport {spec.sport}" if answers else f"-dport {spec.dport}")
+    found = _RULE_PLACE.match(place)
+    above = f", above line {found[2]}" if found is not None and found[1] == file and "policy" not in place else ""
+    return f"`{' '.join(parts)}` in [RULES] of {file}{above}"

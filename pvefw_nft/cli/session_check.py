@@ -1,0 +1,63 @@
+"""Refusing a ruleset that would cut off the operator, or say what it cuts where that is wanted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pvefw_nft.errors import HostError
+from pvefw_nft.host import firewall
+
+if TYPE_CHECKING:
+    from pvefw_nft.app.session_guard import Judgement
+    from pvefw_nft.host.record import Desired
+    from pvefw_nft.pipeline import Source
+
+_MAX_SHOWN = 5
+
+force_option = click.option(
+    "--force",
+    is_flag=True,
+    help="Apply also a ruleset that cuts sessions of sshd or port 8006, corosync, or the migration network.",
+)
+
+
+def check_sessions(desired: Desired, source: Source, *, go_on: bool) -> None:
+    """Print which connections a ruleset would cut, before it is loaded.
+
+    Raises :class:`HostError` where one of those is among them that must not break, unless ``go_on``.
+    """
+    if firewall.stands(desired):
+        return  # it is what runs: nothing changes
+    from pvefw_nft.app.session_guard import judge  # deferred: where nothing changes, nothing is to be judged
+    from pvefw_nft.host.live_network import read_live_network
+
+    try:
+        network = read_live_network()
+    except HostError as error:
+        click.echo(f"warning: connections were not judged: {error.message}", err=True)
+        return
+    judgement = judge(desired, firewall.running_ruleset(), source, network)
+    _print(judgement)
+    if judgement.cuts and not go_on:
+        raise HostError(
+            "nothing was changed, because connections that must not break would be cut: see above",
+            "add what is missing; or go on with --confirm SECONDS, which goes back by itself, or with --force",
+        )
+
+
+def _print(judgement: Judgement) -> None:
+    for cut in judgement.cuts:
+        click.echo(f"warning: {cut.connection} {cut.effect} by {cut.place}", err=True)
+        click.echo(f"  help: add {cut.add}", err=True)
+    for loss in judgement.guests:
+        count = len(loss.connections)
+        what = f"{count} established connection{'s' if count > 1 else ''} of guests"
+        click.echo(f"note: {what} would not be allowed again, by {loss.place}:", err=True)
+        for text in loss.connections[:_MAX_SHOWN]:
+            click.echo(f"  {text}", err=True)
+        if count > _MAX_SHOWN:
+            click.echo(f"  and {count - _MAX_SHOWN} more", err=True)
+    for note in judgement.notes:
+        click.echo(f"note: {note}", err=True)
