@@ -27,6 +27,7 @@ FILES = {
     "test_traffic.py": "",
     "test_coexistence.py": "commands or policy",
     "test_failures.py": "nft",
+    "test_guarded_start.py": "force and nft",
     "test_kill.py": f"({_KILLED}) and not small",
 }
 
