@@ -1,9 +1,6 @@
-"""Bringing a host's iptables, ipset and ebtables rules to what is wanted, and removing them.
+"""Carrying out plans for iptables, ipset and ebtables, and reading back what they led to.
 
-A plan is data: what each tool is fed, in the order that no rule ever misses its set (sets, rules, sets no
-longer used). Only chains whose rules changed are replaced, each table in one atomic restore; sets are filled
-beside the old one and swapped. What was there is kept until the result has been read back, and put back if
-anything fails.
+What was there is kept until the result has been read back, and put back if anything fails.
 """
 
 from __future__ import annotations
@@ -11,22 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from backends.signature import signature
 from pvefw_nft.errors import HostError
 
-from . import names, nf_tables, tools
-from .changes import Change, Remembered
+from . import nf_tables, tools
+from .changes import Remembered
+from .iptables_plan import LOCK_WAIT, NOTHING, SETS, Part, Plan, memory_key
+from .iptables_plan import plan as plan
 from .witness import call_for_tools
 from .xtables import (
-    EBTABLES_HOOKS,
-    HOOK_CHAINS,
     IP_TABLES,
     IP_TOOLS,
     RULE_TOOLS,
     SAVE_TOOLS,
-    SWAP_SUFFIX,
-    AddressSet,
-    Chain,
     State,
     Table,
     parse_sets,
@@ -37,33 +30,40 @@ from .xtables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from .witness import Witness
+    from .xtables import OnRecord
 
-_SETS = "ipset"
+_IN_USE = "in use by a kernel component"  # ipset's words for a set that a rule or another set uses
 _FEW = 20  # so many chains are read back one by one; more with the whole
-_LOCK_WAIT = "10"  # seconds that legacy iptables waits for /run/xtables.lock
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What of ours was in the kernel, and the witness of the time in which it was read (None: there is none)."""
+    """What of ours was in the kernel, and the witness of the time in which it was read (None: there is none).
+
+    ``notes`` say what an apply had to leave, and why.
+    """
 
     state: State
     witness: Witness | None
+    notes: tuple[str, ...] = ()
 
     def still_holds(self) -> bool:
         """Tell whether that provably is still so."""
         return self.witness is not None and self.witness == call_witness()
 
 
-def look(*, ebtables: bool) -> Seen:
-    """Read what is there. Raises :class:`HostError`; a missing ebtables counts only if ``ebtables`` says so."""
+def look(*, ebtables: bool, on_record: OnRecord = tuple) -> Seen:
+    """Read what is there. Raises :class:`HostError`; a missing ebtables counts only if ``ebtables`` says so.
+
+    ``on_record`` returns the keys of the chains that were loaded last.
+    """
     witness = call_witness()
     saved = save(ebtables=ebtables)
     holds = saved.ebtables is not None and witness == witness_with(saved.sets)
-    return Seen(saved.state(), witness if holds else None)
+    return Seen(saved.state(on_record), witness if holds else None)
 
 
 def call_witness() -> Witness | None:
@@ -76,90 +76,36 @@ def witness_with(sets: str) -> Witness | None:
     return call_for_tools(SAVE_TOOLS + RULE_TOOLS, sets)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What one tool is fed. ``command`` is what runs, ``title`` what a listing shows."""
+def carry_out(planned: Plan, before_part: Callable[[Part], None] | None = None) -> list[str]:
+    """Feed each part to its tool. Raises :class:`HostError` at the first that fails.
 
-    title: str
-    command: tuple[str, ...]
-    text: str
-
-    def __str__(self) -> str:
-        return f"### {self.title}\n{self.text}"
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The parts to carry out, in order, and what they change; no parts: nothing to do.
-
-    ``before`` is what the plan was made from, with its ``witness``, ``after`` what it leads to.
+    Returns the sets that stay although they should go, since the kernel says that somebody uses them.
     """
-
-    parts: tuple[Part, ...]
-    changes: tuple[Change, ...]
-    before: State
-    after: State
-    witness: Witness | None = None
-
-    def __str__(self) -> str:
-        return "".join(str(part) for part in self.parts)
-
-
-_NOTHING: dict[str, Remembered] = {}
-_NO_RULES = signature([])
-
-
-def plan(
-    current: State,
-    target: State,
-    memory: Mapping[str, Remembered] = _NOTHING,
-    *,
-    removing: bool = False,
-    anew: bool = False,
-    renamed: Sequence[str] = (),
-    witness: Witness | None = None,
-) -> Plan:
-    """Return what brings ``current`` to ``target``; ``witness`` is that of ``current``.
-
-    ``memory`` (by :func:`memory_key`) tells chains that were changed by hand since they were applied, and for
-    ebtables, whose rules hold no signature, those that are as wanted. With ``removing`` the chains that the
-    kernel's chains jump to go too; otherwise those stay, empty, when they are no longer wanted. With ``anew``
-    also the chains that are as wanted are replaced, with ``renamed`` those that hold names of these files of the host.
-    Raises :class:`HostError` where a chain that is not ours has a name that is wanted.
-    """
-
-    def again(chain: Chain) -> bool:
-        return anew or names.holds_any(chain.rules, renamed)
-
-    changes: list[Change] = []
-    first, last = _plan_sets(current.sets, target.sets, changes)
-    parts = [first]
-    for tool in IP_TOOLS:
-        for name in IP_TABLES:
-            here = (tool, name)
-            plans = _TablePlan(tool, name, current.table(*here), target.table(*here), memory, again)
-            text = plans.restore_ip(removing=removing)
-            parts.append(Part(f"{tool}-restore -T {name} -n", _restore(tool, name), text))
-            changes += plans.changes
-    bridge = _TablePlan("ebtables", "filter", current.ebtables, target.ebtables, memory, again)
-    text = bridge.restore_ebtables()
-    parts += [last, Part("ebtables-restore", ("ebtables-restore", "--noflush"), text)]
-    changes += bridge.changes
-    return Plan(
-        tuple(part for part in parts if part.text),
-        tuple(changes),
-        current,
-        _with_kept(current, target, removing=removing),
-        witness,
-    )
-
-
-def carry_out(planned: Plan, before_part: Callable[[Part], None] | None = None) -> None:
-    """Feed each part to its tool. Raises :class:`HostError` at the first that fails."""
+    left = []
     for part in planned.parts:
         if before_part is not None:
             before_part(part)
-        tools.run(part.command, _without_needless_flushes(part.text))
+        try:
+            tools.run(part.command, _without_needless_flushes(part.text))
+        except HostError as error:
+            if not part.may_fail or _IN_USE not in error.message:
+                raise
+            left += _line_by_line(part)
+    return left
+
+
+def _line_by_line(part: Part) -> list[str]:
+    """Run each line of a part that destroys sets for itself, and return the sets that are in use."""
+    left = []
+    for line in part.text.splitlines(keepends=True):
+        try:
+            tools.run(part.command, line)
+        except HostError as error:
+            if _IN_USE in error.message:
+                left.append(line.split()[1])
+            elif "does not exist" not in error.message:  # gone before the part failed as a whole
+                raise
+    return left
 
 
 def _without_needless_flushes(text: str) -> str:
@@ -191,7 +137,7 @@ def differences(current: State, target: State) -> list[str]:
     return wrong
 
 
-def memory_of(current: State, planned: Plan, before: Mapping[str, Remembered] = _NOTHING) -> dict[str, Remembered]:
+def memory_of(current: State, planned: Plan, before: Mapping[str, Remembered] = NOTHING) -> dict[str, Remembered]:
     """Return what to remember of a state that was just applied and read back.
 
     ``before`` is what was remembered until then: that stands for what the plan did not touch, so that what somebody
@@ -223,11 +169,6 @@ def drifted(current: State, memory: Mapping[str, Remembered]) -> list[str]:
     return found
 
 
-def memory_key(where: str, chain: str) -> str:
-    """Return the key of a chain in the memory, for example ``iptables filter PVEFW-INPUT``."""
-    return f"{where} {chain}"
-
-
 _NF_TABLES = frozenset({("ip", "filter"), ("ip", "raw"), ("ip6", "filter"), ("ip6", "raw"), ("bridge", "filter")})
 """Where iptables-nft, ip6tables-nft and ebtables-nft keep the tables that we use."""
 
@@ -253,17 +194,19 @@ def apply(planned: Plan) -> Seen:
     Raises :class:`HostError` that says what failed, and whether putting back failed too.
     """
     if not planned.parts:
-        return Seen(planned.before, planned.witness)
+        return Seen(planned.before, planned.witness, planned.notes)
     try:
-        carry_out(planned)
+        left = carry_out(planned)
         after = _read_changed(planned) or look(ebtables=bool(planned.after.ebtables.chains))
-        wrong = differences(after.state, planned.after)
+        stay = {name: there for name, there in after.state.sets.items() if name in left}
+        wrong = differences(after.state, replace(planned.after, sets={**stay, **planned.after.sets}))
         if wrong:
             raise HostError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
     except HostError as err:
         _put_back(planned.before, err)
         raise HostError(f"{err.message}\nthe ruleset that ran before is in place", err.hint) from err
-    return after
+    in_use = (f"the set {name} stays: the kernel says that a rule or set uses it" for name in left)
+    return replace(after, notes=(*planned.notes, *in_use))
 
 
 def _read_changed(planned: Plan) -> Seen | None:
@@ -272,16 +215,17 @@ def _read_changed(planned: Plan) -> Seen | None:
     Each part for iptables is one transaction. If there were no others since the plan's state was read, what is in
     none of the parts cannot have changed. Chains that come and go, and ebtables, are not worth it.
     """
-    chains = [change for change in planned.changes if change.where != _SETS]
+    chains = [change for change in planned.changes if change.where != SETS]
     parts = [part for part in planned.parts if part.command[0] != "ipset"]
-    few = len(chains) <= _FEW and all(change.what == "change" for change in chains)
+    # a jump from one of the kernel's chains is a change too: `INPUT -j PVEFW-INPUT`
+    few = len(chains) <= _FEW and all(change.what == "change" and " " not in change.name for change in chains)
     only_ip = not any(part.command[0] == "ebtables-restore" for part in parts)
     before, after = planned.before, planned.after
     hooked = all(after.table(*key).hooked <= before.table(*key).hooked for key in after.tables)
     if planned.witness is None or not (few and only_ip and hooked):
         return None
     places = [(*change.where.split(" "), change.name) for change in chains]
-    texts = tools.run_all([(tool, "-w", _LOCK_WAIT, "-t", table, "-S", name) for tool, table, name in places])
+    texts = tools.run_all([(tool, "-w", LOCK_WAIT, "-t", table, "-S", name) for tool, table, name in places])
     sets = save_sets()
     expected, now = planned.witness.after(len(parts)), witness_with(sets)
     if now is None or now != replace(expected, rest=now.rest):
@@ -307,27 +251,6 @@ def _put_back(before: State, cause: HostError) -> None:
         ) from cause
 
 
-def _restore(tool: str, table: str) -> tuple[str, ...]:
-    return (f"{tool}-restore", "-w", _LOCK_WAIT, "-T", table, "-n")
-
-
-def _with_kept(before: State, target: State, *, removing: bool) -> State:
-    """Return the target with the emptied chains that stay because something refers to them."""
-
-    def with_kept(there: Table, wanted: Table, hooks: Mapping[str, str]) -> Table:
-        names = set(there.referenced) | (set() if removing else set(hooks.values()))
-        kept = {name: Chain((), None) for name in sorted(names & set(there.chains) - set(wanted.chains))}
-        hooked = {hook for hook, chain in hooks.items() if chain in kept and not removing} & there.hooked
-        return Table({**wanted.chains, **kept}, wanted.hooked | hooked)
-
-    tables = {
-        (tool, name): with_kept(before.table(tool, name), target.table(tool, name), HOOK_CHAINS[name])
-        for tool in IP_TOOLS
-        for name in IP_TABLES
-    }
-    return State(tables, with_kept(before.ebtables, target.ebtables, {}), target.sets)
-
-
 def _tables(current: State, target: State) -> list[tuple[str, Table, Table]]:
     pairs = [
         (f"{tool} {name}", current.table(tool, name), target.table(tool, name))
@@ -349,149 +272,5 @@ def _table_differences(where: str, current: Table, target: Table, *, signed: boo
             wrong.append(f"{where} {name} has {there.size} rules, not {wanted.size}")
     wrong += [f"{where} {name} is still there" for name in current.chains if name not in target.chains]
     wrong += [f"{where} {hook} does not jump to our chain" for hook in sorted(target.hooked - current.hooked)]
+    wrong += [f"{where} {hook} jumps to our chain more than once" for hook in sorted(current.repeated)]
     return wrong
-
-
-class _TablePlan:
-    """What changes in one table."""
-
-    def __init__(
-        self,
-        tool: str,
-        name: str,
-        current: Table,
-        target: Table,
-        memory: Mapping[str, Remembered],
-        again: Callable[[Chain], bool],
-    ) -> None:
-        self._where = f"{tool} {name}"
-        self._name = name
-        self._current = current
-        self._target = target
-        self._memory = memory
-        self.changes: list[Change] = []
-        taken = sorted(set(target.chains) & current.foreign)
-        if taken:
-            raise HostError(
-                f"{self._where}: a chain {taken[0]} is there that pvefw did not make",
-                f"rename or remove it: {tool} -t {name} -F {taken[0]}; {tool} -t {name} -X {taken[0]}",
-            )
-        self._new = sorted(set(target.chains) - set(current.chains))
-        self._changed = sorted(
-            name
-            for name, chain in target.chains.items()
-            if name in current.chains and (again(chain) or not self._as_wanted(name))
-        )
-        self._gone = sorted(set(current.chains) - set(target.chains))
-
-    def restore_ip(self, *, removing: bool) -> str:
-        """Return the input of iptables-restore, empty where nothing changes."""
-        kept = set() if removing else set(HOOK_CHAINS[self._name].values())
-        # a chain that a rule of the administrator's jumps to cannot be deleted: it stays, empty
-        kept |= self._current.referenced
-        emptied = [chain for chain in self._gone if not self._is_empty(chain)]
-        deleted = [chain for chain in self._gone if chain not in kept]
-        lines = [f":{chain} - [0:0]" for chain in self._new]
-        lines += self._hook_lines(HOOK_CHAINS[self._name], removing=removing)
-        for chain in sorted([*self._new, *self._changed]):
-            wanted = self._target.chains[chain]
-            lines.append(f"-F {chain}")
-            lines += wanted.rules
-            if wanted.signature is not None:
-                lines.append(_signature_line(chain, wanted.signature))
-        for chain in emptied:
-            lines.append(f"-F {chain}")
-            if chain in self._current.referenced:  # by this, a later run knows it as ours
-                lines.append(_signature_line(chain, _NO_RULES))
-        lines += [f"-X {chain}" for chain in deleted]
-        self._note(sorted({*emptied, *deleted}))
-        return _restore_text(self._name, lines, commit=True)
-
-    def restore_ebtables(self) -> str:
-        """Return the input of ebtables-restore, empty where nothing changes."""
-        kept = self._current.referenced
-        lines = [f":{chain} ACCEPT" for chain in self._new]
-        lines += [f"-F {chain}" for chain in self._changed]
-        for chain in sorted([*self._new, *self._changed]):
-            lines += self._target.chains[chain].rules
-        lines += self._hook_lines(EBTABLES_HOOKS, removing=True)
-        lines += [f"-F {chain}" for chain in self._gone]
-        lines += [f"-X {chain}" for chain in self._gone if chain not in kept]
-        self._note(self._gone)
-        return _restore_text("filter", lines, commit=False)
-
-    def _hook_lines(self, hooks: Mapping[str, str], *, removing: bool) -> list[str]:
-        lines = []
-        for hook, chain in hooks.items():
-            if hook in self._target.hooked - self._current.hooked:
-                lines.append(f"-A {hook} -j {chain}")
-                self.changes.append(Change("add", self._where, f"{hook} -j {chain}"))
-            elif removing and hook in self._current.hooked - self._target.hooked:
-                lines.append(f"-D {hook} -j {chain}")
-                self.changes.append(Change("remove", self._where, f"{hook} -j {chain}"))
-        return lines
-
-    def _as_wanted(self, name: str) -> bool:
-        current, target = self._current.chains[name], self._target.chains[name]
-        remembered = self._memory.get(memory_key(self._where, name))
-        if remembered is not None and remembered.listing != current.listing:
-            return False  # changed by hand
-        if target.signature is None:
-            return current.rules == target.rules  # both as listed
-        if current.signature is None:
-            # ebtables: only what was remembered tells that these are the rules that are wanted
-            return remembered is not None and remembered.signature == target.signature
-        as_listed = remembered is not None
-        return current.signature == target.signature and (as_listed or current.size == target.size)
-
-    def _is_empty(self, name: str) -> bool:
-        chain = self._current.chains[name]
-        kept = _NO_RULES if name in self._current.referenced else None
-        return not chain.rules and chain.signature in (None, kept)
-
-    def _note(self, gone: Sequence[str]) -> None:
-        self.changes += [Change("add", self._where, chain) for chain in self._new]
-        self.changes += [Change("change", self._where, chain) for chain in self._changed]
-        self.changes += [Change("remove", self._where, chain) for chain in gone]
-
-
-def _signature_line(chain: str, text: str) -> str:
-    return f'-A {chain} -m comment --comment "PVESIG:{text}"'
-
-
-def _restore_text(table: str, lines: Sequence[str], *, commit: bool) -> str:
-    if not lines:
-        return ""
-    return "\n".join([f"*{table}", *lines, *(["COMMIT"] if commit else [])]) + "\n"
-
-
-def _plan_sets(
-    current: Mapping[str, AddressSet], target: Mapping[str, AddressSet], changes: list[Change]
-) -> tuple[Part, Part]:
-    """Return what fills and swaps the sets, before the rules, and what destroys them, after the rules."""
-    left = [name for name in current if name.endswith(SWAP_SUFFIX) and name not in target]
-    fill = [f"destroy {name}" for name in left]  # of a run that was killed; no rule refers to them
-    for name, wanted in target.items():
-        there = current.get(name)
-        if there is not None and there.same_as(wanted):
-            continue
-        if there is None:
-            fill.append(f"create {name} {wanted.create}")
-            fill += [f"add {name} {entry}" for entry in wanted.entries]
-            changes.append(Change("add", _SETS, name))
-            continue
-        if there.kind[:2] != wanted.kind[:2]:
-            raise HostError(f"the ipset {name} is of another kind ({there.create})", f"remove it: ipset destroy {name}")
-        swap = f"{name}{SWAP_SUFFIX}"
-        fill.append(f"create {swap} {wanted.create}")
-        fill += [f"add {swap} {entry}" for entry in wanted.entries]
-        fill += [f"swap {swap} {name}", f"destroy {swap}"]
-        old, new = set(there.entries), set(wanted.entries)
-        detail = [f"+ {entry}" for entry in sorted(new - old)] + [f"- {entry}" for entry in sorted(old - new)]
-        changes.append(Change("change", _SETS, name, tuple(detail)))
-    gone = sorted(name for name in current if name not in target and name not in left)
-    changes += [Change("remove", _SETS, name) for name in gone]
-    return (
-        Part("ipset restore", ("ipset", "restore"), "".join(f"{line}\n" for line in fill)),
-        Part("ipset restore", ("ipset", "restore"), "".join(f"destroy {name}\n" for name in gone)),
-    )

@@ -58,6 +58,7 @@ class Plan:
     was_there: bool
     witness: Witness | None = None
     whole: bool = False
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.commands:
@@ -169,16 +170,40 @@ def memory_of(target: Mapping[str, Wanted], before: Mapping[str, Remembered] | N
     return memory
 
 
-def drifted(current: Kernel, memory: Mapping[str, Remembered]) -> list[str]:
-    """Return the things changed by hand since they were applied, as ``bridge chain tap100i0-IN``."""
-    found = [f"{family} table {TABLE}" for family in FAMILIES if family not in current and _remembers(memory, family)]
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What was changed by hand since it was applied, as ``bridge chain tap100i0-IN``.
+
+    ``changed`` holds other rules or elements; ``missing`` was deleted; ``added`` is somebody's, in a table of ours.
+    """
+
+    changed: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """All of it."""
+        return [*self.changed, *self.missing, *self.added]
+
+    @property
+    def in_structure(self) -> bool:
+        """Whether a table does not consist of what it is noted to: then it cannot be changed in part."""
+        return bool(self.missing or self.added)
+
+
+def drift(current: Kernel, memory: Mapping[str, Remembered]) -> Drift:
+    """Compare each thing with how the kernel listed it when it was applied. Raises :class:`HostError`."""
+    changed: list[str] = []
+    missing = [f"{family} table {TABLE}" for family in FAMILIES if family not in current and _remembers(memory, family)]
+    added: list[str] = []
     for family in current:
-        listed = listing(family)
+        listed = {f"{family} {key}": made for key, made in listing(family).items()}
         remembered = {key: value for key, value in memory.items() if key.startswith(f"{family} ")}
-        found += [
-            key for key, value in remembered.items() if listed.get(key.removeprefix(f"{family} ")) != value.listing
-        ]
-    return found
+        missing += [key for key in remembered if key not in listed]
+        changed += [key for key, value in remembered.items() if listed.get(key, value.listing) != value.listing]
+        added += [key for key in listed if key not in remembered]
+    return Drift(tuple(changed), tuple(missing), tuple(added))
 
 
 def _remembers(memory: Mapping[str, Remembered], family: str) -> bool:

@@ -227,12 +227,17 @@ def _apply_guarded(desired: Desired, seconds: float, *, was_running: bool, anew:
         raise
     try:
         outcome = firewall.bring_to(desired, anew=anew)
-    except PvefwError:
+    except PvefwError as error:
         # what failed half way is undone now; where that fails too, or this process is interrupted, by the guard
-        with contextlib.suppress(PvefwError):
+        try:
             _undo(change)
             _hold_as_before(held)
-        raise
+        except PvefwError as again:
+            raise HostError(
+                f"{error.message}\nand the change could not be undone yet: {again.message}",
+                f"it is tried again within {seconds:.0f} s; until then packets may meet both rulesets",
+            ) from error
+        raise HostError(f"{error.message}\nthe change was undone: what ran before is in place", error.hint) from error
     change = replace(change, deadline=_since_boot() + seconds)
     state.write(record.pending_path(), asdict(change))
     return outcome, change

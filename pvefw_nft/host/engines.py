@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from pvefw_nft.errors import HostError, InternalError
 
-from . import apply_iptables, apply_nft, names, xtables
+from . import apply_iptables, apply_nft, iptables_plan, names, record, xtables
 from .changes import Remembered
 from .nf_tables import NO_NFTABLES
 from .nftables_state import Nftables, Reader, our_tables, read_kernel
@@ -17,7 +17,7 @@ from .record import Memory
 from .witness import call as call_witness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from .changes import Change
     from .nftables_state import Kernel, Wanted
@@ -36,6 +36,10 @@ class Planned(Protocol):
     @property
     def changes(self) -> tuple[Change, ...]:
         """What it changes; nothing: the kernel is as wanted."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What stays although it is not wanted, and why."""
 
     @property
     def witness(self) -> Witness | None:
@@ -78,8 +82,11 @@ class Engine(Protocol):
         Returns what tells how the kernel lists the ruleset now, which may take a while. Raises :class:`HostError`.
         """
 
-    def remove(self) -> None:
-        """Remove all that is ours and nothing else. Raises :class:`HostError`."""
+    def remove(self) -> tuple[str, ...]:
+        """Remove all that is ours and nothing else. Raises :class:`HostError`.
+
+        Returns what had to stay because other rules use it, and these rules, one line each.
+        """
 
     def drifted(self, memory: Memory | None) -> list[str]:
         """Return what was changed by hand since it was applied."""
@@ -112,7 +119,7 @@ class IptablesEngine:
     def present(self) -> bool:
         """Tell whether chains, jumps or sets of ours are there."""
         if xtables.missing_tools():
-            return not xtables.read_what_can_be_read().empty
+            return not xtables.read_what_can_be_read(_chains_on_record).empty
         return not self._look(ebtables=False).state.empty
 
     def look_ahead(self, desired: Desired) -> None:  # noqa: ARG002 - each engine gets the same
@@ -132,7 +139,7 @@ class IptablesEngine:
         previous: Desired | None,  # noqa: ARG002 - each engine gets the same
         *,
         anew: bool = False,
-    ) -> apply_iptables.Plan:
+    ) -> iptables_plan.Plan:
         """Return what each tool would be fed."""
         target = _wanted(desired)
         seen = self._look(ebtables=bool(target.ebtables.chains))
@@ -146,7 +153,7 @@ class IptablesEngine:
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:  # noqa: ARG002
         """Feed each tool what changes."""
-        assert isinstance(planned, apply_iptables.Plan)
+        assert isinstance(planned, iptables_plan.Plan)
         self._seen = None
         seen = self._seen = apply_iptables.apply(planned)
 
@@ -157,11 +164,11 @@ class IptablesEngine:
 
         return remember
 
-    def remove(self) -> None:
+    def remove(self) -> tuple[str, ...]:
         """Remove our chains, sets and the jumps to them."""
         there = self._look(ebtables=False).state
         self._seen = None
-        apply_iptables.apply(apply_iptables.plan(there, xtables.State(), removing=True))
+        return apply_iptables.apply(apply_iptables.plan(there, xtables.State(), removing=True)).notes
 
     def drifted(self, memory: Memory | None) -> list[str]:
         """Compare each chain with how it was listed when it was applied, unless nobody changed anything since."""
@@ -192,8 +199,23 @@ class IptablesEngine:
     def _look(self, *, ebtables: bool) -> apply_iptables.Seen:
         """Return what is there, read anew unless it provably is what was seen last."""
         if self._seen is None or not self._seen.still_holds():
-            self._seen = apply_iptables.look(ebtables=ebtables)
+            self._seen = apply_iptables.look(ebtables=ebtables, on_record=_chains_on_record)
         return self._seen
+
+
+def _chains_on_record() -> Collection[str]:
+    """Return the chains that were loaded since boot and not removed, by the keys of what was remembered of them."""
+    remembered = record.read_memory()
+    if remembered is not None:
+        return remembered.chains.keys()
+    applied = record.load_if_sound(record.running_path()) if record.marker_path().exists() else None
+    if applied is None or applied.backend != IptablesEngine.name:
+        return ()
+    return {
+        iptables_plan.memory_key(f"{tool} {name}", chain)
+        for (tool, name), table in _wanted(applied).tables.items()
+        for chain in table.chains
+    }
 
 
 def _wanted(desired: Desired) -> xtables.State:
@@ -243,7 +265,10 @@ class NftEngine:
         def before() -> Mapping[str, Wanted]:
             return self._known(previous)
 
-        planned = apply_nft.plan(there, target, before, self.drifted(memory, there))
+        drift = self._drift(memory, there)
+        if drift.in_structure:
+            return apply_nft.replacing(there, target)
+        planned = apply_nft.plan(there, target, before, drift.changed)
         return replace(planned, witness=witness if witness == call_witness() else None)
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:
@@ -254,7 +279,7 @@ class NftEngine:
         witness = planned.witness
         try:
             if planned.commands:
-                witness, kernel = apply_nft.carry_out(planned, nft)
+                witness, kernel = self._carried_out(planned, nft)
                 if witness is not None and witness == call_witness():
                     self._seen = (witness, kernel)
         except apply_nft.NotAsLoadedError as error:
@@ -273,24 +298,38 @@ class NftEngine:
 
         return remember
 
+    @staticmethod
+    def _carried_out(planned: apply_nft.Plan, nft: Nftables) -> tuple[Witness | None, Kernel]:
+        """Run the transaction; where a part of our tables is not there to be changed, replace them as a whole."""
+        try:
+            return apply_nft.carry_out(planned, nft)
+        except apply_nft.NotAsLoadedError:
+            raise
+        except HostError:
+            if planned.whole:
+                raise
+            # somebody deleted or added something since it was looked at: nothing has changed yet
+            return apply_nft.carry_out(apply_nft.replacing(read_kernel(), planned.target), nft)
+
     def _known(self, previous: Desired | None) -> Mapping[str, Wanted]:
         known = previous is not None and previous.backend == self.name
         return self._reader.wanted(previous.pieces) if previous is not None and known else {}
 
-    def remove(self) -> None:
-        """Delete our tables."""
+    def remove(self) -> tuple[str, ...]:
+        """Delete our tables, which rules of other tables cannot refer to."""
         nft = Nftables()
         self._seen = None
         apply_nft.carry_out(apply_nft.plan(read_kernel(), {}), nft)
+        return ()
 
-    def drifted(self, memory: Memory | None, there: Kernel | None = None) -> list[str]:
-        """Compare each chain and set with how it was listed, unless nobody changed any ruleset since.
+    def drifted(self, memory: Memory | None) -> list[str]:
+        """Compare each chain and set with how it was listed, unless nobody changed any ruleset since."""
+        return [] if memory is None or self.unchanged(memory) else self._drift(memory, self._look()[0]).names
 
-        ``there`` is what is noted in our tables, where that has been read.
-        """
+    def _drift(self, memory: Memory | None, there: Kernel) -> apply_nft.Drift:
         if memory is None or self.unchanged(memory):
-            return []
-        return apply_nft.drifted(self._look()[0] if there is None else there, memory.chains)
+            return apply_nft.Drift()
+        return apply_nft.drift(there, memory.chains)
 
     def dropped(self) -> dict[str, int]:
         """Sum the counters of rules that drop or reject."""

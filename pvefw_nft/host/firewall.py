@@ -18,7 +18,7 @@ from .engines import Engine, Remember, engine, others
 from .settings import PutBack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from .changes import Change
@@ -124,8 +124,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
         state.write(record.marker_path(), {"backend": desired.backend})
     remembered = None if remember is None else remember(desired.identity, None if anew else memory)
     # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
-    for other in leftover:
-        other.remove()
+    notes = [*planned.notes, *_remove_replaced(leftover, desired)]
     back = _put_back_what_others_needed(desired)
     problems = [*back.problems, *_keep_settings(desired), *_conntrack(desired)]
     if remembered is not None:
@@ -135,8 +134,24 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
         changes=planned.changes,
         switched_from=leftover[0].name if leftover else None,
         problems=tuple(problems),
-        notes=back.notes,
+        notes=(*notes, *back.notes),
     )
+
+
+def _remove_replaced(engines: list[Engine], desired: Desired) -> Iterator[str]:
+    """Remove the rules of other backends than the one of the ruleset that was just loaded; yield what had to stay.
+
+    Raises :class:`HostError` that says what is loaded then.
+    """
+    for candidate in engines:
+        try:
+            yield from candidate.remove()
+        except HostError as error:
+            raise HostError(
+                f"the ruleset of {desired.backend} is loaded and on record, but the one of {candidate.name} could not "
+                f"be removed, so that packets must pass both: {error.message}",
+                error.hint or "mend the cause, then run `pvefw start` again",
+            ) from error
 
 
 def remove_all() -> Outcome:
@@ -146,14 +161,13 @@ def remove_all() -> Outcome:
     """
     present = [candidate for candidate in _all_engines() if is_present(candidate)]
     _check_removable(present)
-    for candidate in present:
-        candidate.remove()
+    notes = [note for candidate in present for note in candidate.remove()]
     back = settings.put_back()
     was_running = bool(present) or record.marker_path().exists()
     for path in (record.marker_path(), record.memory_path(), record.inputs_path(), record.pending_path()):
         state.remove(path)
     state.remove_unfinished()
-    return Outcome(running=was_running, problems=back.problems, notes=back.notes)
+    return Outcome(running=was_running, problems=back.problems, notes=(*notes, *back.notes))
 
 
 def status(desired: Desired | None) -> Status:

@@ -1,8 +1,10 @@
 """The iptables, ipset and ebtables rules of a host as data: what is wanted, and what is there.
 
 A :class:`State` holds only what is ours: chains that carry our signature or are called ``PVEFW-…``, the sets
-called ``PVEFW-…``, and the jumps from the kernel's chains into them. Everything else is the administrator's
-and is never read further than to see that it is not ours.
+called ``PVEFW-…``, and the jumps from the kernel's chains into them. A chain with a name that our rulesets use is ours
+too where it is on record as loaded, or where it is empty and no rule leads to it: ``iptables -F`` leaves such chains.
+Everything else is the administrator's and is never read further than to see that it is not ours, and whether it uses
+a chain or set of ours.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import ipaddress
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from backends.signature import signature as sign
 from pvefw_nft.errors import HostError, InternalError
@@ -21,7 +24,7 @@ from pvefw_nft.errors import HostError, InternalError
 from . import tools
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 
 IP_TOOLS = ("iptables", "ip6tables")
 IP_TABLES = ("filter", "raw")
@@ -38,7 +41,11 @@ _EBTABLES_OURS = re.compile(r"PVEFW-\S+|(?:tap|veth)\d+i\d+-OUT(?:-ARP|-PROTO)?"
 _ADDRESSES = re.compile(r" -[sd] (\S+)")
 _IPTABLES_NAMES = re.compile(r"PVEFW-\S+|GROUP-\S+-(?:IN|OUT)|(?:tap|veth)\d+i\d+-(?:IN|OUT)")
 _SET_OURS = "PVEFW-"
+_SET_USE = re.compile(rf" --(?:match|add|del|map)-set ({_SET_OURS}\S+)")
 SWAP_SUFFIX = "_swap"
+
+OnRecord: TypeAlias = "Callable[[], Collection[str]]"
+"""Returns the names of the chains that were loaded last, as far as that is on record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +77,28 @@ class Chain:
 class Table:
     """Our chains of one table; ``hooked``: the kernel's chains that jump to ours.
 
-    ``foreign`` are the names of chains that are not ours, ``referenced`` those of ours that foreign rules
-    jump to.
+    ``foreign`` are the names of chains that are not ours. ``users`` holds, by chain of ours, a foreign rule that jumps
+    to it. ``repeated``: the kernel's chains that jump to ours more than once, each with the number of jumps and the
+    position of the first one, counted from 1.
     """
 
     chains: Mapping[str, Chain] = field(default_factory=dict)
     hooked: frozenset[str] = frozenset()
     foreign: frozenset[str] = frozenset()
-    referenced: frozenset[str] = frozenset()
+    users: Mapping[str, str] = field(default_factory=dict)
+    repeated: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def referenced(self) -> frozenset[str]:
+        """The chains of ours that foreign rules jump to. They cannot be deleted."""
+        return frozenset(self.users)
+
+    @property
+    def removable(self) -> bool:
+        """Whether something of ours is there that a stop would remove: all but empty chains that others use."""
+        return bool(self.hooked) or any(
+            name not in self.users or bool(chain.rules) for name, chain in self.chains.items()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +126,16 @@ class AddressSet:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All of ours. ``tables`` is keyed by tool and table."""
+    """All of ours. ``tables`` is keyed by tool and table.
+
+    ``set_users`` holds, by set of ours, a foreign rule or set that uses it: it cannot be destroyed.
+    """
 
     tables: Mapping[tuple[str, str], Table] = field(default_factory=dict)
     ebtables: Table = Table()
     sets: Mapping[str, AddressSet] = field(default_factory=dict)
     enabled: bool = True
+    set_users: Mapping[str, str] = field(default_factory=dict)
 
     def table(self, tool: str, table: str) -> Table:
         """Return a table, empty where nothing of ours is in it."""
@@ -118,9 +143,9 @@ class State:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing of ours is there."""
+        """Whether nothing of ours is there, but for what other rules use and a stop must leave."""
         tables = [*self.tables.values(), self.ebtables]
-        return not self.sets and not any(table.chains or table.hooked for table in tables)
+        return self.sets.keys() <= self.set_users.keys() and not any(table.removable for table in tables)
 
 
 _EMPTY = Table()
@@ -217,15 +242,44 @@ class Saved:
     ebtables: str | None
     sets: str
 
-    def state(self) -> State:
-        """Read it."""
-        tables = {
-            (tool, name): parse_table(lines, HOOK_CHAINS[name])
-            for tool, text in self.ip.items()
-            for name, lines in _split_tables(text).items()
-            if name in IP_TABLES
-        }
-        return State(tables=tables, ebtables=parse_ebtables(self.ebtables or ""), sets=parse_sets(self.sets))
+    def state(self, on_record: OnRecord = tuple) -> State:
+        """Read it. ``on_record`` returns the keys of chains that were loaded last, as ``iptables filter NAME``."""
+        tables = {}
+        users: dict[str, str] = {}
+        sets = parse_sets(self.sets)
+        for tool, text in self.ip.items():
+            for name, lines in _split_tables(text).items():
+                ours: Callable[[], Collection[str]] = partial(_names_on_record, on_record, f"{tool} {name} ")
+                table = parse_table(lines, HOOK_CHAINS.get(name, {}), on_record=ours)
+                if name in IP_TABLES:
+                    tables[tool, name] = table
+                else:
+                    table = _EMPTY
+                if sets:
+                    users.update(_set_users(lines, table.chains, f"{tool} -t {name}"))
+        users.update(_sets_of_sets(self.sets))
+        kept = {name: user for name, user in users.items() if name in sets}
+        return State(tables=tables, ebtables=parse_ebtables(self.ebtables or ""), sets=sets, set_users=kept)
+
+
+def _names_on_record(on_record: OnRecord, where: str) -> list[str]:
+    return [key.removeprefix(where) for key in on_record() if key.startswith(where)]
+
+
+def _set_users(lines: Iterable[str], ours: Container[str], where: str) -> Iterator[tuple[str, str]]:
+    """Yield the sets of ours that rules outside of our chains use, each with such a rule."""
+    for line in lines:
+        if "-set PVEFW-" in line and line.startswith("-A ") and line.split(" ", 2)[1] not in ours:
+            for found in _SET_USE.finditer(line):
+                yield found[1], f"your rule: {where} {line}"
+
+
+def _sets_of_sets(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the sets of ours that are entries of another set."""
+    for line in text.splitlines():
+        verb, owner, entry = [*line.split(" ", 2), "", ""][:3]
+        if verb == "add" and not owner.startswith(_SET_OURS):
+            yield entry.split(" ")[0], f"your set {owner}"
 
 
 SAVE_TOOLS = (*(f"{tool}-save" for tool in IP_TOOLS), "ebtables-save")
@@ -262,7 +316,7 @@ def missing_tools() -> dict[str, HostError]:
     return found
 
 
-def read_what_can_be_read() -> State:
+def read_what_can_be_read(on_record: OnRecord = tuple) -> State:
     """Return what of ours the tools that are installed list. Raises :class:`HostError` where one of them fails.
 
     As in :func:`save`, an ebtables that does not work lists nothing.
@@ -275,18 +329,24 @@ def read_what_can_be_read() -> State:
     bridge = None
     with contextlib.suppress(HostError):
         bridge = listed("ebtables-save")
-    return Saved({tool: listed(f"{tool}-save") for tool in IP_TOOLS}, bridge, listed("ipset", "save")).state()
+    saved = Saved({tool: listed(f"{tool}-save") for tool in IP_TOOLS}, bridge, listed("ipset", "save"))
+    return saved.state(on_record)
 
 
-def read_state(*, ebtables: bool = True) -> State:
+def read_state(*, ebtables: bool = True, on_record: OnRecord = tuple) -> State:
     """Return what of ours the kernel has now. Raises what :func:`save` raises."""
-    return save(ebtables=ebtables).state()
+    return save(ebtables=ebtables).state(on_record)
 
 
 def save_sets() -> str:
-    """Return the lines of our sets of ``ipset save``. Raises :class:`HostError`."""
+    """Return the lines of our sets of ``ipset save``, and entries of other sets that are a set of ours.
+
+    Raises :class:`HostError`.
+    """
     ours = (f"create {_SET_OURS}", f"add {_SET_OURS}")
-    return "".join(line for line in tools.run(["ipset", "save"]).splitlines(keepends=True) if line.startswith(ours))
+    member = re.compile(rf"add \S+ {_SET_OURS}")
+    lines = tools.run(["ipset", "save"]).splitlines(keepends=True)
+    return "".join(line for line in lines if line.startswith(ours) or member.match(line))
 
 
 def parse_ebtables(text: str) -> Table:
@@ -295,8 +355,17 @@ def parse_ebtables(text: str) -> Table:
     return parse_table(lines, EBTABLES_HOOKS, _EBTABLES_OURS)
 
 
-def parse_table(lines: Iterable[str], hooks: Mapping[str, str], ours: re.Pattern[str] | None = None) -> Table:
-    """Read one table of a save listing; ``ours`` names chains of ours that carry no signature."""
+def parse_table(
+    lines: Iterable[str],
+    hooks: Mapping[str, str],
+    ours: re.Pattern[str] | None = None,
+    on_record: OnRecord = tuple,
+) -> Table:
+    """Read one table of a save listing.
+
+    ``ours`` names chains of ours that carry no signature. ``on_record`` returns the names of chains that were loaded
+    last; it is called only where a chain has a name like ours and no signature.
+    """
     names: list[str] = []
     rules: dict[str, list[str]] = defaultdict(list)
     signatures: dict[str, str] = {}
@@ -315,24 +384,32 @@ def parse_table(lines: Iterable[str], hooks: Mapping[str, str], ours: re.Pattern
         for name in names
         if name in signatures or name.startswith("PVEFW-") or (ours is not None and ours.fullmatch(name))
     }
-    hooked = set()
-    referenced = set()
-    for chain, listed in rules.items():
-        if chain in mine:
-            continue
-        for line in listed:
-            hook = hooks.get(chain)
-            target = _JUMP.search(line)
-            if hook is not None and line == f"-A {chain} -j {hook}":
-                hooked.add(chain)
-            elif target is not None and target[1] in mine:
-                referenced.add(target[1])
+    stripped = [name for name in names if name not in mine and hooks and _IPTABLES_NAMES.fullmatch(name)]
+    if stripped:
+        known = on_record()
+        mine |= {name for name in stripped if name in known}
+        targets = _targets(rules, mine, ())
+        mine |= {name for name in stripped if not rules[name] and name not in targets}
+    jumps = {hook: f"-A {hook} -j {chain}" for hook, chain in hooks.items()}
+    jumping = {hook: [at for at, line in enumerate(rules[hook], 1) if line == jump] for hook, jump in jumps.items()}
     return Table(
         chains={name: Chain(tuple(rules[name]), signatures.get(name)) for name in sorted(mine)},
-        hooked=frozenset(hooked),
+        hooked=frozenset(hook for hook, positions in jumping.items() if positions),
         foreign=frozenset(names) - mine,
-        referenced=frozenset(referenced),
+        users={name: line for name, line in _targets(rules, mine, frozenset(jumps.values())).items() if name in mine},
+        repeated={hook: (len(positions), positions[0]) for hook, positions in jumping.items() if len(positions) > 1},
     )
+
+
+def _targets(rules: Mapping[str, list[str]], ours: Container[str], jumps: Container[str]) -> dict[str, str]:
+    """Return the chains that rules outside of our chains lead to, each with such a rule; ``jumps`` do not count."""
+    found = {}
+    for chain, lines in rules.items():
+        for line in lines if chain not in ours else ():
+            target = _JUMP.search(line)
+            if target is not None and line not in jumps:
+                found[target[1]] = line
+    return found
 
 
 def parse_sets(text: str) -> dict[str, AddressSet]:

@@ -10,7 +10,7 @@ import pytest
 
 from backends.signature import signature
 from pvefw_nft.errors import HostError, InternalError
-from pvefw_nft.host import apply_iptables, tools, xtables
+from pvefw_nft.host import apply_iptables, iptables_plan, tools, xtables
 from pvefw_nft.host.xtables import State, Table, parse_ebtables, parse_sets, parse_table, read_state, wanted
 
 from .rulesets import iptables
@@ -352,7 +352,7 @@ def test_killed_at_every_step_then_started(real: Namespace, monkeypatch: pytest.
         apply(old, anew=True)
         count = iter(range(steps))
 
-        def dying(_: apply_iptables.Part, count: Any = count, step: int = step) -> None:  # noqa: ANN401
+        def dying(_: iptables_plan.Part, count: Any = count, step: int = step) -> None:  # noqa: ANN401
             if next(count) == step:
                 raise _Killed
 

@@ -240,14 +240,14 @@ def test_error_names_the_command_that_is_malformed(kernel: Nftables) -> None:
 def test_changes_by_hand_are_seen_and_mended(kernel: Nftables) -> None:
     target = apply(kernel, nft())
     memory = apply_nft.memory_of(target)
-    assert apply_nft.drifted(read_kernel(), memory) == []
+    assert apply_nft.drift(read_kernel(), memory).names == []
     subprocess.run(["nft", "add", "rule", "bridge", "pvefw", "tap100i0-OUT", "accept"], check=True)
     subprocess.run(["nft", "add", "element", "bridge", "pvefw", "friends", "{ 192.0.2.0/24 }"], check=True)
-    drifted = apply_nft.drifted(read_kernel(), memory)
+    drifted = apply_nft.drift(read_kernel(), memory).names
     assert sorted(drifted) == ["bridge chain tap100i0-OUT", "bridge set friends"]
     planned = apply_nft.plan(read_kernel(), target, lambda: target, drifted)
     apply_nft.carry_out(planned, kernel)
-    assert apply_nft.drifted(read_kernel(), memory) == []
+    assert apply_nft.drift(read_kernel(), memory).names == []
 
 
 BY_HAND = {
@@ -286,7 +286,7 @@ def test_each_change_by_hand_is_seen(kernel: Nftables, what: str) -> None:
     last, own_map = (nf_tables.rules("bridge", "pvefw", chain)[-1].handle for chain in ("tap100i0-OUT", "tap101i0-OUT"))
     commands, thing = BY_HAND[what]
     feed(commands.format(last=last, map=own_map))
-    assert apply_nft.drifted(read_kernel(), memory) == [f"bridge {thing}"]
+    assert apply_nft.drift(read_kernel(), memory).names == [f"bridge {thing}"]
 
 
 def test_what_is_made_again_as_it_was_is_no_change(kernel: Nftables) -> None:
@@ -298,7 +298,7 @@ def test_what_is_made_again_as_it_was_is_no_change(kernel: Nftables) -> None:
     feed(f"add rule bridge pvefw tap101i0-OUT tcp dport {{5, 6}} drop; {own_set}")
     feed(f"delete rule bridge pvefw tap100i0-OUT handle {handle}; add element inet pvefw flooders {{192.0.2.1}}")
     feed("delete element bridge pvefw friends {10.7.0.0/16}; add element bridge pvefw friends {10.7.0.0/16}")
-    assert apply_nft.drifted(read_kernel(), memory) == ["bridge chain tap101i0-OUT"]
+    assert apply_nft.drift(read_kernel(), memory).names == ["bridge chain tap101i0-OUT"]
 
 
 def test_counters_are_no_change(kernel: Nftables) -> None:
@@ -309,7 +309,7 @@ def test_counters_are_no_change(kernel: Nftables) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(b"counted", ("127.0.0.1", 9))
     assert "counter packets 0 bytes 0" not in listed().partition("chain input")[2].partition("}")[0]
-    assert apply_nft.drifted(read_kernel(), memory) == []
+    assert apply_nft.drift(read_kernel(), memory).names == []
 
 
 def feed(commands: str) -> None:

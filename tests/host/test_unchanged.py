@@ -13,7 +13,18 @@ import pytest
 from pvefw_nft.cli import desired as desired_ruleset
 from pvefw_nft.cli import main
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import apply_iptables, apply_nft, control, firewall, nf_tables, record, sysctl, tools, witness
+from pvefw_nft.host import (
+    apply_iptables,
+    apply_nft,
+    control,
+    firewall,
+    iptables_plan,
+    nf_tables,
+    record,
+    sysctl,
+    tools,
+    witness,
+)
 from pvefw_nft.host.engines import engine
 from tests.support import VM
 
@@ -197,7 +208,7 @@ def test_others_change_rules_while_a_chain_is_replaced(
     control.apply(ruleset("iptables"))
     carry_out = apply_iptables.carry_out
 
-    def disturbed(planned: apply_iptables.Plan) -> None:
+    def disturbed(planned: iptables_plan.Plan) -> None:
         carry_out(planned)
         shell("iptables -A PVEFW-HOST-IN -j ACCEPT")
 
