@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from backends.base import kept
 from backends.iptables.link import link_lines
 from backends.iptables.lower import ChainLowering
-from backends.iptables.sets import set_lines
+from backends.iptables.sets import SetNames, set_lines
 from backends.signature import signature
-from pvefw_nft.errors import Diagnostic, InternalError, Severity, Span
+from pvefw_nft.errors import Diagnostic, Severity, Span
 from pvefw_nft.ir.nodes import Dispatch, Drop, Family, Layer, Provenance
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class IptablesArtefact:
         """Lower nothing yet: chains are lowered one at a time, while they are written."""
         self._ruleset = ruleset
         self._store = store
+        self._names = SetNames(ruleset.sets)
 
     def chains(
         self, family: Family, layer: Layer, *, loadable: bool = True
@@ -43,10 +44,10 @@ class IptablesArtefact:
 
         Not ``loadable``: in the reference's spelling, even where iptables refuses it.
         """
-        lowering = ChainLowering(family, self._ruleset.nics, loadable=loadable)
+        lowering = ChainLowering(family, self._ruleset.nics, self._names, loadable=loadable)
         for chain in self._sorted(layer):
             if chain.families & family:
-                yield chain.name, self._kept((family, layer, loadable), chain, lowering.lines)
+                yield chain.name, self._kept((family, layer, loadable), chain, lowering.lines, self._names.identity)
 
     def link_chains(self) -> Iterator[tuple[str, list[tuple[str, Origin]]]]:
         """Yield the chains of ebtables by name, each with its lines and their origins."""
@@ -54,27 +55,20 @@ class IptablesArtefact:
             yield chain.name, self._kept(Layer.LINK, chain, lambda chain: link_lines(chain, self._ruleset.nics))
 
     def _kept(
-        self, place: object, chain: Chain, lower: Callable[[Chain], Iterator[tuple[str, Origin]]]
+        self,
+        place: object,
+        chain: Chain,
+        lower: Callable[[Chain], Iterator[tuple[str, Origin]]],
+        rests_on: object = (),
     ) -> list[tuple[str, Origin]]:
         dispatches = kept(self._store, ("dispatches", place), chain.name, chain, lambda: _dispatches(chain))
         # the lines of a dispatch follow from the NICs too
-        return kept(None if dispatches else self._store, place, chain.name, chain, lambda: list(lower(chain)))
+        return kept(None if dispatches else self._store, place, chain.name, chain, lambda: list(lower(chain)), rests_on)
 
     def sets(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield the ipsets by name, each with the lines that create and fill it.
-
-        Raises InternalError where two sets would have the same name, since one would be taken for the other.
-        """
-        names: set[str] = set()
+        """Yield the ipsets by name, each with the lines that create and fill it."""
         for made in self._ruleset.sets:
-            for name, lines in set_lines(made):
-                if name in names:
-                    raise InternalError(
-                        f"ipset {made.key.scope}/{made.key.name} would have the same hashed name as another, {name}",
-                        "give it another or a shorter name",
-                    )
-                names.add(name)
-                yield name, lines
+            yield from set_lines(made, self._names)
 
     def _sorted(self, layer: Layer) -> list[Chain]:
         chains = self._ruleset.chains.get(layer, {})
@@ -160,7 +154,9 @@ class IptablesBackend:
     default_format = "text"
 
     def limits(self, ruleset: Ruleset) -> Iterator[Diagnostic]:
-        """Yield a warning for each rule and policy of the layer ``forward``, which has no place in this ruleset."""
+        """Yield warnings: each rule and policy of the layer ``forward``, which has no place in this ruleset, and sets
+        whose names collide, which get others than in the reference's ruleset."""
+        yield from _collisions(ruleset)
         seen: set[tuple[str, int]] = set()
         for chain in ruleset.chains.get(Layer.FORWARD, {}).values():
             for rule in chain.rules:
@@ -180,6 +176,22 @@ class IptablesBackend:
             store.begin()
             ruleset = store.known(ruleset)
         return IptablesArtefact(ruleset, store)
+
+
+def _collisions(ruleset: Ruleset) -> Iterator[Diagnostic]:
+    names = SetNames(ruleset.sets)
+    for made in ruleset.sets:
+        others = names.collisions.get(made.key)
+        if others and made.origin is not None and made.origin.file is not None:
+            owners = (f"guest {other.scope}" if other.scope else "the cluster" for other in others)
+            listed = ", ".join(f"`{other.name}` of {owner}" for other, owner in zip(others, owners, strict=True))
+            yield Diagnostic(
+                Severity.WARNING,
+                "set-name-collision",
+                Span(made.origin.file, made.origin.line),
+                f"the ipset's hashed name would be that of {listed} too; pvefw gives both another one",
+                "rename it: Proxmox's own firewall would mix the sets up",
+            )
 
 
 def _not_carried_out(span: Span, what: str) -> Diagnostic:

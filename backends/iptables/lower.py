@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from backends.iptables import syntax
-from backends.iptables.sets import set_name
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
     ACCEPT_MARK,
@@ -54,6 +53,7 @@ from pvefw_nft.ir.nodes import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from backends.iptables.sets import SetNames
     from pvefw_nft.ir.nodes import Action, Chain, Log, Match, Nic, Origin, Rule
 
 LINK_PORTS = "fwln+"
@@ -76,14 +76,15 @@ _REJECT_V6 = {
 
 
 class ChainLowering:
-    """Lowers chains for one family. ``nics`` are those that a dispatch may lead to.
+    """Lowers chains for one family. ``nics`` are those that a dispatch may lead to, ``names`` those of the ipsets.
 
     ``loadable``: where the reference's spelling is one that iptables refuses, use another.
     """
 
-    def __init__(self, family: Family, nics: tuple[Nic, ...], *, loadable: bool) -> None:
+    def __init__(self, family: Family, nics: tuple[Nic, ...], names: SetNames, *, loadable: bool) -> None:
         """Start with nothing lowered."""
         self._family = family
+        self._names = names
         self._nics = nics
         self._loadable = loadable
         # The rules that many chains share are one object in the IR; their options and target are kept by identity.
@@ -153,7 +154,7 @@ class ChainLowering:
             case AddressRange(side, _, _, _, spelling):
                 return syntax.address_range(side.value, spelling)
             case InSet(side, key, negated):
-                return syntax.match_set(set_name(key, self._family), side.value, negated=negated)
+                return syntax.match_set(self._names.name(key, self._family), side.value, negated=negated)
             case Interface(direction, name):
                 return syntax.in_interface(name) if direction is Direction.IN else syntax.out_interface(name)
             case Bridged(direction):

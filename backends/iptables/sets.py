@@ -6,33 +6,76 @@ A set of the IR becomes two ipsets, one for each family, since an ipset holds on
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING
 
 from backends.iptables import syntax
 from pvefw_nft.ir.nodes import Family
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pvefw_nft.ir.nodes import AddressSet, SetKey
 
 MIN_SIZE = 64
 """Smallest hash size and entry limit of an ipset."""
 
+FAMILIES = ((Family.V4, 4), (Family.V6, 6))
+"""The families of an ipset, each with its IP version."""
+
 _LONGEST_PLAIN_NAME = 20
 _FNV_OFFSET_BASIS = 0x811C9DC5
 _FNV_PRIME = 0x01000193
 
 
-@lru_cache(maxsize=65536)
 def set_name(key: SetKey, family: Family) -> str:
-    """Return the name of an ipset.
+    """Return the name of an ipset in a ruleset where no other set gets the same.
 
     Names of ipsets have at most 31 bytes (IPSET_MAXNAMELEN in linux/netfilter/ipset/ip_set.h), and ``_swap`` has to
     fit behind; so a long name is replaced by its 31-bit FNV-1a hash.
     """
+    return _name(key, family, "")
+
+
+@lru_cache(maxsize=65536)
+def _name(key: SetKey, family: Family, salt: str) -> str:
     name = f"{key.scope}-{key.name}-v{4 if family is Family.V4 else 6}"
-    return f"PVEFW-{name}" if len(name) <= _LONGEST_PLAIN_NAME else f"PVEFW-{_fnv1a31(name):X}"
+    return f"PVEFW-{name}" if len(name) <= _LONGEST_PLAIN_NAME else f"PVEFW-{_fnv1a31(name + salt):X}"
+
+
+class SetNames:
+    """The names of a ruleset's ipsets; no two are the same.
+
+    Long names with the same hash are soon found by who looks for them, and one set must not be taken for another. So
+    all sets whose names collide get a hash of more than the name. None of them keeps the common name: in the kernel it
+    is still that of the set which was there before, while rules that use it are replaced.
+    """
+
+    def __init__(self, sets: Iterable[AddressSet]) -> None:
+        """Name the sets."""
+        self.collisions: dict[SetKey, tuple[SetKey, ...]] = {}
+        """The sets that others collide with, each with these others."""
+        self._others: dict[tuple[SetKey, Family], str] = {}
+        by_name: dict[str, list[tuple[SetKey, Family]]] = {}
+        for made in sets:
+            for family, _ in FAMILIES:
+                by_name.setdefault(set_name(made.key, family), []).append((made.key, family))
+        for colliding in [named for named in by_name.values() if len(named) > 1]:
+            for key, family in colliding:
+                others = tuple(dict.fromkeys(other for other, _ in colliding if other != key))
+                self.collisions[key] = tuple(dict.fromkeys((*self.collisions.get(key, ()), *others)))
+                salted = (_name(key, family, f"#{number}") for number in count(1))
+                name = self._others[key, family] = next(name for name in salted if name not in by_name)
+                by_name[name] = [(key, family)]
+
+    def name(self, key: SetKey, family: Family) -> str:
+        """Return the name of an ipset."""
+        return self._others.get((key, family)) or set_name(key, family)
+
+    @property
+    def identity(self) -> object:
+        """What tells these names from those that the sets have without collisions."""
+        return tuple(self._others.items())
 
 
 def _fnv1a31(text: str) -> int:
@@ -43,11 +86,11 @@ def _fnv1a31(text: str) -> int:
     return value & 0x7FFFFFFF
 
 
-def set_lines(made: AddressSet) -> Iterator[tuple[str, list[str]]]:
+def set_lines(made: AddressSet, names: SetNames) -> Iterator[tuple[str, list[str]]]:
     """Yield the name of each ipset of a set, and the lines that create and fill it."""
     size = max(MIN_SIZE, 1 << (max(made.counted, 1) - 1).bit_length())
-    for family, version in ((Family.V4, 4), (Family.V6, 6)):
-        name = set_name(made.key, family)
+    for family, version in FAMILIES:
+        name = names.name(made.key, family)
         entries = sorted(
             (entry.prefix.canonical, entry.nomatch) for entry in made.entries if entry.prefix.version == version
         )

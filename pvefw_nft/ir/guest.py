@@ -40,6 +40,7 @@ from pvefw_nft.ir.rules import (
     Context,
     builtin,
     file_rules,
+    header_origin,
     ndp_rules,
     policy_origin,
     policy_rules,
@@ -201,7 +202,7 @@ class GuestBuilder:
         }
         for name, ipset in own.items():
             entries = tuple(SetEntry(entry.prefix, entry.nomatch) for entry in ipset.entries)
-            self.sets.append(Set(SetKey(guest.vmid, name), entries, len(entries)))
+            self.sets.append(Set(SetKey(guest.vmid, name), entries, len(entries), header_origin(ipset)))
         self.sets += filters.values()
         if not config.options.enable:
             return
@@ -242,7 +243,8 @@ class GuestBuilder:
                 own.append(SetEntry(_link_local(nic.mac)))
             for entry in (*own, _NO_GUEST_NIC):
                 entries.setdefault(_network(entry.prefix), entry)
-            filters[nic.index] = Set(SetKey(guest.vmid, name), tuple(entries.values()), len(entries))
+            origin = None if ipset is None else header_origin(ipset)
+            filters[nic.index] = Set(SetKey(guest.vmid, name), tuple(entries.values()), len(entries), origin)
         return filters
 
     def _add_nic(self, guest: Guest, config: GuestConfig, nic: ModelNic, address_filter: Set | None) -> None:

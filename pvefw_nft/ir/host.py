@@ -37,6 +37,7 @@ from pvefw_nft.ir.rules import (
     Context,
     builtin,
     file_rules,
+    header_origin,
     ndp_rules,
     policy_origin,
     policy_rules,
@@ -208,7 +209,7 @@ def cluster_sets(context: Context) -> Iterator[AddressSet]:
     for name, ipset in ipsets.items():
         if name != MANAGEMENT.name:
             entries = tuple(SetEntry(entry.prefix, entry.nomatch) for entry in ipset.entries)
-            yield AddressSet(SetKey(0, name), entries, len(entries))
+            yield AddressSet(SetKey(0, name), entries, len(entries), header_origin(ipset))
     management = ipsets.get(MANAGEMENT.name)
     entries = () if management is None else tuple(SetEntry(e.prefix, e.nomatch) for e in management.entries)
     local = node.local_network

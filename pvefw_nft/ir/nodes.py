@@ -472,11 +472,15 @@ class SetEntry:
 
 @dataclass(frozen=True, slots=True)
 class AddressSet:
-    """An address set, for both families. ``counted`` is the number of entries its hash is sized for."""
+    """An address set, for both families. ``counted`` is the number of entries its hash is sized for.
+
+    ``origin`` is the place of its header, None where no file has one.
+    """
 
     key: SetKey
     entries: tuple[SetEntry, ...]
     counted: int
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

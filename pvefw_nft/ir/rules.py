@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         Addresses,
         ClusterConfig,
         GuestConfig,
+        Ipset,
         NodeConfig,
         RuleItem,
         Service,
@@ -118,6 +119,11 @@ class Context:
 def builtin(reason: str, *matches: Match, action: Action, families: Family = Family.BOTH) -> Rule:
     """Return a rule that an option or a feature asks for."""
     return Rule(matches, action, Origin(Provenance.BUILTIN, reason=reason), families)
+
+
+def header_origin(ipset: Ipset) -> Origin:
+    """Return the place where an ipset is defined."""
+    return Origin(Provenance.USER, ipset.header.file, ipset.header.number)
 
 
 def user_rule(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
 
 from backends.iptables import IptablesBackend
-from backends.iptables.sets import set_name
+from backends.iptables.sets import SetNames, set_name
 from backends.signature import signature
-from pvefw_nft.errors import InternalError
-from pvefw_nft.ir.nodes import AddressSet, Family, Ruleset, SetKey
+from pvefw_nft.ir.nodes import AddressSet, Family, Layer, SetKey
 from tests.support import CONTAINER, VM, check
 
 if TYPE_CHECKING:
@@ -133,11 +133,49 @@ def _fnv1a(text: str) -> int:
     return value
 
 
-def test_two_sets_with_one_hashed_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backends.iptables.sets.set_name", lambda _key, family: f"PVEFW-{family}")
-    sets = tuple(AddressSet(SetKey(0, name), (), 0) for name in ("one", "two"))
-    with pytest.raises(InternalError):
-        list(IptablesBackend().lower(Ruleset(enabled=True, sets=sets)).sets())
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((100, "allowed-clients-3744e"), (100, "allowed-clients-43910")),
+        ((100, "allowed-clients-4ebb0"), (101, "allowed-clients-4699b")),
+        ((0, "allowed-clients-4cdf8"), (100, "allowed-clients-28a1f")),
+    ],
+    ids=["one guest", "two guests", "cluster and guest"],
+)
+def test_sets_with_one_hashed_name_get_names_of_their_own(
+    make_root: MakeRoot, first: tuple[int, str], second: tuple[int, str]
+) -> None:
+    files: dict[str, str | bytes] = {"100.conf": VM, "101.conf": VM}
+    headers: dict[int, str] = {0: "[OPTIONS]\nenable: 1\n", 100: ON, 101: ON}
+    rules = dict.fromkeys((100, 101), "[RULES]\n")
+    for (scope, name), network in ((first, "10.1.0.0/16"), (second, "10.2.0.0/16")):
+        headers[scope] += f"[IPSET {name}]\n{network}\n"
+        rules[scope or 100] += f"IN ACCEPT -source +{name}\n"
+    files |= {"cluster": headers[0], "100.fw": headers[100] + rules[100], "101.fw": headers[101] + rules[101]}
+    checked = check(make_root(files))
+    backend = IptablesBackend()
+    assert first[0] or checked.node.cluster.ipsets
+    named = [(finding.code, finding.span.line) for finding in backend.limits(checked.ruleset)]
+    assert [code for code, _ in named] == ["set-name-collision"] * 2
+    artefact = backend.lower(checked.ruleset)
+    sets = dict(artefact.sets())
+    shared = f"PVEFW-{_fnv1a(f'{first[0]}-{first[1]}-v4') & 0x7FFFFFFF:X}"
+    assert shared == f"PVEFW-{_fnv1a(f'{second[0]}-{second[1]}-v4') & 0x7FFFFFFF:X}"
+    assert shared not in sets
+    rules_of = dict(artefact.chains(Family.V4, Layer.FILTER))
+    for (scope, _), network in ((first, "10.1.0.0/16"), (second, "10.2.0.0/16")):
+        (name,) = [name for name, lines in sets.items() if any(line.endswith(f" {network}") for line in lines)]
+        chain = [line for line, _ in rules_of[f"tap{scope or 100}i0-IN"]]
+        assert any(f"--match-set {name} src" in line for line in chain)
+
+
+def test_names_of_colliding_sets_never_collide_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backends.iptables.sets._fnv1a31", lambda text: zlib.crc32(text.encode()) % 200)
+    keys = [SetKey(0, "a-name-that-is-long-enough" + "x" * n) for n in range(40)]
+    made = [AddressSet(key, (), 0) for key in keys]
+    names = SetNames(made)
+    given = [names.name(key, family) for key in keys for family in (Family.V4, Family.V6)]
+    assert len(set(given)) == len(given)
 
 
 def test_text(make_root: MakeRoot) -> None:

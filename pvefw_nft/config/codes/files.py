@@ -185,4 +185,18 @@ CODES = (
             ON + "[IPSET management]\n192.0.2.0/24\n",
         ),
     ),
+    warning(
+        "set-name-collision",
+        "two ipsets with one hashed name",
+        "An ipset's name has at most 31 bytes, so a long name is replaced by a short hash of it, and two names can have "
+        "one hash. pvefw gives these sets other names, so that none is taken for another.",
+        UNTRIED,
+        Example(
+            GUEST,
+            ON + "[IPSET allowed-clients-3744e]\n192.0.2.1\n[IPSET allowed-clients-43910]\n192.0.2.2\n"
+            "[RULES]\nIN ACCEPT -source +allowed-clients-3744e\nIN ACCEPT -source +allowed-clients-43910\n",
+            ON + "[IPSET allowed-clients-3744e]\n192.0.2.1\n[IPSET more-clients]\n192.0.2.2\n"
+            "[RULES]\nIN ACCEPT -source +allowed-clients-3744e\nIN ACCEPT -source +more-clients\n",
+        ),
+    ),
 )
