@@ -103,7 +103,7 @@ class ChainLowering:
             options, target = self._body(rule)
             matches = (options,) if options else ()
             if rule.log is not None:
-                yield syntax.rule(name, matches, _log(rule.log), padded=True), rule.origin
+                yield syntax.rule(name, matches, _log(rule.log, loadable=self._loadable), padded=True), rule.origin
             yield syntax.rule(name, matches, target, padded=_padded(rule)), rule.origin
 
     def _body(self, rule: Rule) -> tuple[str, str]:
@@ -173,8 +173,9 @@ class ChainLowering:
                 return syntax.mark(ACCEPT_MARK, ACCEPT_MARK)
             case SourceMac(_, spelling, negated):
                 return syntax.mac_source(spelling, negated=negated)
-            case RateOver(rate, burst, expire):
-                return syntax.rate_over(rate, burst, 32 if self._family is Family.V4 else 64, expire)
+            case RateOver():
+                over = match.loadable() if self._loadable else match
+                return syntax.rate_over(over.rate, over.burst, 32 if self._family is Family.V4 else 64, over.expire)
             case ProtocolMatch() | Ports() | IcmpType() | EtherType() | ArpSender():
                 raise InternalError(f"{type(match).__name__} has no place of its own in an IP rule")
             case _:
@@ -208,9 +209,12 @@ class ChainLowering:
                 assert_never(action)
 
 
-def _log(log: Log) -> str:
+def _log(log: Log, *, loadable: bool) -> str:
     nflog = syntax.nflog(log.prefix)
-    return nflog if log.limit is None else f"{syntax.limit(log.limit.spelling, log.limit.burst)} {nflog}"
+    if log.limit is None:
+        return nflog
+    limit = log.limit.loadable() if loadable else log.limit
+    return f"{syntax.limit(limit.spelling, limit.burst)} {nflog}"
 
 
 def _padded(rule: Rule) -> bool:

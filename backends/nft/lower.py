@@ -219,7 +219,7 @@ class TableLowering:
 
     def _plan_rate(self, place: Place, lowering: RuleLowering, rule: ir.Rule, index: int) -> None:
         """Plan the chain that asks whether a source is over a rate: return if not, else do as the rule says."""
-        over = next(match for match in rule.matches if isinstance(match, RateOver))
+        over = next(match for match in rule.matches if isinstance(match, RateOver)).loadable()
         rate = nft.limit(over.rate, "second", over.burst)
         note = comment([rule.origin])
         updates = []

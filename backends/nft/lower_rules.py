@@ -245,5 +245,6 @@ def _log(log: Log) -> tuple[Statement, ...]:
     statement = nft.log(log.prefix, _LOG_GROUP)
     if log.limit is None:
         return (statement,)
-    limit = log.limit
-    return nft.limit(limit.number, limit.unit, limit.burst or _DEFAULT_BURST), statement
+    limit = log.limit.loadable()
+    burst = _DEFAULT_BURST if limit.burst is None else limit.burst
+    return nft.limit(limit.number, limit.unit, burst), statement

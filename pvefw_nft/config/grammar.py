@@ -96,7 +96,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A line ``name: value``."""
+    """A line ``name: value``. A ``#`` in the value begins no comment: Proxmox takes it for a part of the value."""
 
     name: Word
     value: Word
@@ -175,7 +175,7 @@ def _line(pattern: str) -> pp.Regex:
 
 
 _RULE = _line(r"(\|[ \t]*)?([^\s#|]+)[ \t]+([^\s#]+)([^#]*)(?:#(.*))?")
-_SETTING = _line(r"([A-Za-z][A-Za-z0-9_-]*)[ \t]*:[ \t]*([^#]*)(?:#.*)?")
+_SETTING = _line(r"([A-Za-z][A-Za-z0-9_-]*)[ \t]*:[ \t]*(.*)")
 _ALIAS = _line(r"([^\s#]+)[ \t]+([^\s#]+)[ \t]*(?:#(.*))?")
 _ENTRY = _line(r"(!?)[ \t]*([^\s#]+)[ \t]*(?:#(.*))?")
 _HEADER = _line(r"\[[ \t]*([A-Za-z]+)(?:[ \t]+([^\s\]]+))?[ \t]*\][ \t]*(?:#(.*))?")

@@ -10,13 +10,13 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pvefw_nft.config import grammar, netdb, resolve
+from pvefw_nft.config import grammar, netdb, resolve, sdn
+from pvefw_nft.config.corosync import read_corosync
 from pvefw_nft.config.files import FILES, Files
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.model import (
     ClusterConfig,
     Corosync,
-    CorosyncNode,
     Guest,
     GuestConfig,
     GuestKind,
@@ -26,6 +26,7 @@ from pvefw_nft.config.model import (
     VnetConfig,
     VnetOptions,
 )
+from pvefw_nft.config.options import read_boolean
 from pvefw_nft.config.rules import Names
 from pvefw_nft.config.values import BadValue, Prefix, read_mac, read_prefix
 from pvefw_nft.errors import ConfigurationError, Span, UnusableFileError, UsageError
@@ -95,11 +96,14 @@ class GuestStore:
 
     def __init__(self) -> None:
         """Start with none."""
-        self._names: tuple[str, int] | None = None
+        self._names: tuple[object, int] | None = None
         self._known: dict[int, tuple[_Origin, Guest, tuple[Diagnostic, ...]]] = {}
 
-    def begin(self, cluster: str) -> None:
-        """Forget all guests unless they were read with this text of cluster.fw, and with the host's names of today."""
+    def begin(self, cluster: object) -> None:
+        """Forget all guests unless they were read with the same names, those of the host included.
+
+        ``cluster`` is what the names of the cluster follow from: equal where they are the same.
+        """
         names = (cluster, netdb.times_forgotten())
         if names != self._names:
             self._names = names
@@ -146,7 +150,7 @@ class Configuration:
         store: GuestStore | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Read cluster.fw, host.fw, the VNets and corosync.conf.
+        """Read cluster.fw, host.fw, the VNets, the state of the SDN and corosync.conf.
 
         ``local_network`` is asked for a CIDR where the cluster has no alias of that name: the alias counts more,
         since rules may refer to it. ``real_interface`` returns the name of the link with an alternative name. Guests
@@ -164,17 +168,19 @@ class Configuration:
             )
         self._firewall = root.pve / "firewall"
         file = self._firewall / "cluster.fw"
-        self._names = Names(0, real_interface=real_interface)
+        states = sdn.state_texts(files, root.pve)
+        sets = sdn.read_sdn(root.pve, states, findings)
+        self._names = Names(0, real_interface=real_interface, sdn=sets)
         text = files.text(file) or ""
         self._store = store
         if store is not None:
-            store.begin(text)
+            store.begin((text, tuple(map(str, states))))
         cluster = resolve.read_cluster(str(file), text, findings, self._names, now)
         host_file = root.host_file()
         host = resolve.read_host(str(host_file), files.text(host_file) or "", findings, cluster, self._names)
         alias = cluster.aliases.get("local_network")
         network = alias.prefix if alias else _network(local_network())
-        self.node = NodeConfig(root.node, cluster, host, self._vnets(cluster), self._corosync(), network)
+        self.node = NodeConfig(root.node, cluster, host, self._vnets(cluster), self._corosync(), network, sets.ipsets)
 
     def guests(self, *, rules: bool = True) -> Iterator[Guest]:
         """Yield this node's guests, VMs before containers, by VMID as text; the order of the reference.
@@ -251,9 +257,10 @@ class Configuration:
         return VnetConfig(name, VnetOptions(enable=True, policy_forward=Policy.DROP), file=str(path))
 
     def _corosync(self) -> Corosync | None:
-        file = self._root.pve / "corosync.conf"
-        text = self._root.files.text(file)
-        return None if text is None else _read_corosync(str(file), text, self._findings)
+        root = self._root
+        file = root.pve / "corosync.conf"
+        text = root.files.text(file)
+        return None if text is None else read_corosync(str(file), text, root.files, root.path, self._findings)
 
 
 def closed_guest(guest: Guest, error: Exception, findings: Findings) -> Guest:
@@ -351,14 +358,15 @@ class _Nics:
         word = written.properties.get("firewall")
         if word is None:
             return written.problem is not None and "firewall" in written.line.text
-        if word.text not in ("0", "1") and written.problem is None:
+        value = read_boolean(word.text)
+        if value is None and written.problem is None:
             self.findings.error(
                 "bad-nic",
                 written.line.span(word.start, word.end),
                 f"`firewall={word.text[:40]}` is neither 0 nor 1; the NIC counts as filtered",
                 "write firewall=1",
             )
-        return word.text != "0"
+        return value is not False
 
     def _mac(self, written: grammar.NicLine, *, filtered: bool) -> tuple[int | None, str]:
         properties = written.properties
@@ -432,40 +440,3 @@ class _Nics:
                 continue
             found.append(Prefix(host.version, host.address, host.length, host.canonical))
         return tuple(found)
-
-
-_LINK_ADDRESS = re.compile(r"(?:ring|link)([0-7])_addr")
-
-
-def _read_corosync(file: str, text: str, findings: Findings) -> Corosync | None:
-    try:
-        root = grammar.read_corosync(file, text)
-    except grammar.SyntaxProblem as problem:
-        number = text.count("\n", 0, problem.start) + 1
-        line = grammar.Line(file, number, text.split("\n")[number - 1].rstrip("\r"))
-        findings.error("syntax", line.span(), "cannot be read from here on; no rules for corosync", problem.hint)
-        return None
-    lines = text.split("\n")
-    totem = next((block for block in root.blocks if block.name == "totem"), None)
-    transport = totem.settings.get("transport") if totem else None
-    nodes = []
-    for block in (node for listed in root.blocks if listed.name == "nodelist" for node in listed.blocks):
-        links: dict[int, Prefix] = {}
-        for key, value in block.settings.items():
-            found = _LINK_ADDRESS.fullmatch(key)
-            if found is None:
-                continue
-            try:
-                links[int(found[1])] = read_prefix(value.text)
-            except BadValue:
-                number = text.count("\n", 0, value.start) + 1
-                start = value.start - text.rfind("\n", 0, value.start) - 1
-                findings.warning(
-                    "corosync-address",
-                    grammar.Line(file, number, lines[number - 1].rstrip("\r")).span(start, start + len(value.text)),
-                    f"`{key}: {value.text[:60]}` is not an address, so no rule lets this link through",
-                    "write the node's address instead of its name",
-                )
-        name = block.settings.get("name")
-        nodes.append(CorosyncNode(name.text if name else "", links))
-    return Corosync(transport.text if transport else "knet", tuple(nodes), file)

@@ -40,6 +40,10 @@ def get(name: str) -> Macro | None:
     return _table().get(name.lower())
 
 
+OF_NFT_ONLY = {"pbs": "-p tcp -dport 8007"}
+"""Macros that Proxmox's nft firewall has and its iptables firewall has not, in lower case, with the rule's options."""
+
+
 def names() -> tuple[str, ...]:
     """Return the names of all macros in their own spelling, in alphabetical order."""
     return tuple(macro.name for macro in _table().values())

@@ -344,7 +344,10 @@ class Corosync:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """All that holds for one node, its guests aside. ``local_network`` is the network of its management."""
+    """All that holds for one node, its guests aside. ``local_network`` is the network of its management.
+
+    ``sdn_ipsets`` are the sets of the software-defined network by name; see :mod:`~.sdn`.
+    """
 
     node: str
     cluster: ClusterConfig
@@ -352,3 +355,4 @@ class NodeConfig:
     vnets: tuple[VnetConfig, ...]
     corosync: Corosync | None
     local_network: Prefix | None
+    sdn_ipsets: Mapping[str, Ipset] = field(default_factory=dict)

@@ -86,6 +86,11 @@ def icmp_type(version: int, name: str) -> tuple[int | None, int | None] | None:
     return _ICMP[version].get(name)
 
 
+def nft_icmp_name(version: int, name: str) -> str | None:
+    """Return the name of an ICMP type for a name that nft (``nft describe icmp type``) alone has, or None."""
+    return _NFT_NAMES[version].get(name)
+
+
 def icmp_type_names(version: int) -> tuple[str, ...]:
     """Return the names of the ICMP types of that IP version."""
     return tuple(_ICMP[version])
@@ -298,3 +303,23 @@ _ICMP_V6: Mapping[str, tuple[int | None, int | None]] = MappingProxyType(
 )
 
 _ICMP = {4: _ICMP_V4, 6: _ICMP_V6}
+
+_NFT_NAMES = {
+    4: {
+        "net-unreachable": "network-unreachable",
+        "prot-unreachable": "protocol-unreachable",
+        "frag-needed": "fragmentation-needed",
+        "net-prohibited": "network-prohibited",
+        "admin-prohibited": "communication-prohibited",
+    },
+    6: {
+        "nd-router-solicit": "router-solicitation",
+        "nd-router-advert": "router-advertisement",
+        "nd-neighbor-solicit": "neighbor-solicitation",
+        "nd-neighbor-advert": "neighbor-advertisement",
+        "nd-redirect": "redirect",
+        "admin-prohibited": "communication-prohibited",
+        "addr-unreachable": "address-unreachable",
+        "policy-fail": "failed-policy",
+    },
+}

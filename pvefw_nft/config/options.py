@@ -1,17 +1,22 @@
 """The options of each kind of file: their names, and how their values are read.
 
-A reader takes the text of a value and returns it typed, or raises :class:`~.values.BadValue`.
+A reader takes the text of a value and returns it typed, or raises :class:`~.values.BadValue`. A value that is taken
+although the kernel will not carry it out to the letter comes as :class:`Doubtful`.
+
+Letter case follows Proxmox's iptables firewall: it matters neither in the names of options nor in policies, log
+levels and names of conntrack helpers.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from pvefw_nft.config import netdb
 from pvefw_nft.config.model import LOG_LEVELS, EtherType, LogRatelimit, Policy, Queues
-from pvefw_nft.config.values import BadValue, nearest, read_rate
+from pvefw_nft.config.values import MAX_SOURCE_RATE, BadValue, nearest, read_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,14 +24,22 @@ if TYPE_CHECKING:
 ENABLE_GRACE = 60
 """Seconds for which an epoch time as the cluster's ``enable`` counts as 1, so that a lock-out ends by itself."""
 
-DEFAULT_BURST = 5
-"""Burst of the log rate limit, in packets."""
+CLOCK_SKEW = 60
+"""Seconds by which that time may lie in the future and count as 1: another node wrote it, by its own clock."""
 
 HELPERS = ("amanda", "ftp", "irc", "netbios-ns", "pptp", "sane", "sip", "snmp", "tftp")
 """The conntrack helpers that host.fw may name."""
 
 
 _T = TypeVar("_T")
+
+MAX_SETTING = 2**31 - 1
+"""The largest number that a kernel setting of type int takes."""
+
+MAX_CONNTRACK = MAX_SETTING // 8192 * 8192
+"""The largest ``nf_conntrack_max``: it is rounded up to a multiple of 8192."""
+
+_MAX_DIGITS = 18
 
 
 class FileKind(Enum):
@@ -36,6 +49,14 @@ class FileKind(Enum):
     HOST = "host.fw"
     GUEST = "a guest's .fw file"
     VNET = "a VNet's .fw file"
+
+
+@dataclass(frozen=True, slots=True)
+class Doubtful:
+    """A value that is taken, and what has to be said about it: where in its text, and what becomes of it."""
+
+    value: object
+    remark: BadValue
 
 
 def _bad(text: str, hint: str) -> BadValue:
@@ -56,17 +77,17 @@ def _enable(text: str) -> int:
 
 def is_enabled(value: int, now: Callable[[], float]) -> bool:
     """Tell whether the cluster's ``enable`` counts as 1; ``now`` is asked for the epoch time where that matters."""
-    return value == 1 or (value > 1 and 0 <= now() - value < ENABLE_GRACE)
+    return value == 1 or (value > 1 and -CLOCK_SKEW <= now() - value < ENABLE_GRACE)
 
 
 def _policy(*allowed: Policy) -> Callable[[str], Policy]:
     names = {policy.value: policy for policy in allowed}
 
     def read(text: str) -> Policy:
-        if text not in names:
-            hint = f"write {text.upper()}" if text.upper() in names else "write one of " + ", ".join(names)
-            raise _bad(text, hint)
-        return names[text]
+        policy = names.get(text.upper())
+        if policy is None:
+            raise _bad(text, nearest(text, names) or "write one of " + ", ".join(names))
+        return policy
 
     return read
 
@@ -87,20 +108,65 @@ def read_log_level(text: str) -> int | None:
     return LOG_LEVELS.index(text)
 
 
-def _number(low: int, high: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) < 12) or not low <= int(text) <= high:
-            raise _bad(text, f"write a number from {low} to {high}")
-        return int(text)
+def _log_level(text: str) -> int | None:
+    """Read the log level of an option: in any letter case, and nothing at all for ``nolog``. Raises BadValue."""
+    return read_log_level(text.lower()) if text else None
+
+
+def _number(low: int, high: int, most: int) -> Callable[[str], int | Doubtful]:
+    """Return a reader of numbers. Proxmox's API takes those from ``low`` to ``high``, its compilers take any.
+
+    Above ``most``, and 0, the kernel would refuse: the nearest number that it takes is set instead.
+    """
+
+    def read(text: str) -> int | Doubtful:
+        number = _digits(text, f"write a number from {low} to {high}")
+        if low <= number <= high:
+            return number
+        message = f"Proxmox's API allows numbers from {low} to {high} here; the number is taken as it is"
+        if not 0 < number <= most:
+            message = f"the kernel takes numbers from 1 to {most} here; {max(1, min(number, most))} is set"
+        return Doubtful(number, _remark(text, message, f"write a number from {low} to {high}"))
 
     return read
+
+
+def _rate_number(text: str) -> int | Doubtful:
+    """Read a number of the SYN flood protection, which the reference's ruleset says as it is written."""
+    number = _digits(text, f"write a number from 1 to {MAX_SOURCE_RATE}")
+    if 1 <= number <= MAX_SOURCE_RATE:
+        return number
+    near = min(max(number, 1), MAX_SOURCE_RATE)
+    message = f"the kernel's tools take numbers from 1 to {MAX_SOURCE_RATE} here; {near} is loaded"
+    return Doubtful(number, _remark(text, message, f"write {near}"))
+
+
+def _digits(text: str, hint: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
+        raise _bad(text, hint)
+    return int(text)
+
+
+def _remark(text: str, message: str, hint: str | None) -> BadValue:
+    return BadValue(message, start=0, end=len(text), hint=hint, code="unusual-value")
+
+
+_BOOLEANS = {"1": True, "on": True, "yes": True, "true": True, "0": False, "off": False, "no": False, "false": False}
+
+
+def read_boolean(text: str) -> bool | None:
+    """Read a boolean of a list of properties such as ``firewall=on`` of a NIC; None where it is none.
+
+    The words are those that Proxmox VE takes there, in any letter case. An option of its own is 0 or 1.
+    """
+    return _BOOLEANS.get(text.lower())
 
 
 _LIMIT_PART = re.compile(r"[ \t]*(?:(enable|rate|burst)=)?([^,= \t]+)[ \t]*")
 
 
-def _log_ratelimit(text: str) -> LogRatelimit:
-    values = {"enable": ("1", 0), "rate": ("1/second", 0), "burst": (str(DEFAULT_BURST), 0)}
+def _log_ratelimit(text: str) -> LogRatelimit | Doubtful:
+    values = {"enable": ("1", 0), "rate": ("1/second", 0)}
     end = -1
     for index, part in enumerate(text.split(",")):
         start, end = end + 1, end + 1 + len(part)
@@ -116,10 +182,28 @@ def _log_ratelimit(text: str) -> LogRatelimit:
         except BadValue as bad:
             raise bad.moved(start) from None
 
-    if not read("enable", _bool):
+    enabled = read("enable", _property)
+    burst = read("burst", _burst) if "burst" in values else None
+    limit = read("rate", lambda value: read_rate(value, burst))
+    if not enabled:
         return LogRatelimit(None)
-    burst = read("burst", _number(1, 10_000))
-    return LogRatelimit(read("rate", lambda value: read_rate(value, burst)))
+    loaded = limit.loadable()
+    if loaded == limit:
+        return LogRatelimit(limit)
+    what = f"rate={loaded.spelling},burst={loaded.burst}"
+    message = f"the kernel cannot count this limit; {what} is loaded"
+    return Doubtful(LogRatelimit(limit), _remark(text, message, f"write {what}"))
+
+
+def _property(text: str) -> bool:
+    value = read_boolean(text)
+    if value is None:
+        raise _bad(text, "write 1 for yes, 0 for no")
+    return value
+
+
+def _burst(text: str) -> int:
+    return _digits(text, "write a number of packets, such as 5")
 
 
 _LIST_WORD = re.compile(r"[^,; \t]+")
@@ -136,10 +220,10 @@ def _words(text: str) -> list[re.Match[str]]:
 def _helpers(text: str) -> tuple[str, ...]:
     names = []
     for word in _words(text):
-        name = word[0]
+        name = word[0].lower()
         if name not in HELPERS:
             raise BadValue(
-                f"unknown conntrack helper `{name[:60]}`",
+                f"unknown conntrack helper `{word[0][:60]}`",
                 start=word.start(),
                 end=word.end(),
                 code="bad-option-value",
@@ -180,7 +264,6 @@ def _layer2_protocols(text: str) -> tuple[EtherType, ...]:
 
 _ANY_POLICY = _policy(Policy.ACCEPT, Policy.DROP, Policy.REJECT)
 _FORWARD_POLICY = _policy(Policy.ACCEPT, Policy.DROP)
-_UINT = 2**31 - 1
 
 Readers: TypeAlias = "Mapping[str, Callable[[str], object]]"
 
@@ -196,22 +279,22 @@ OPTIONS: Mapping[FileKind, Readers] = {
     FileKind.HOST: {
         "enable": _bool,
         "nftables": _bool,
-        "log_level_in": read_log_level,
-        "log_level_out": read_log_level,
-        "log_level_forward": read_log_level,
-        "tcp_flags_log_level": read_log_level,
-        "smurf_log_level": read_log_level,
+        "log_level_in": _log_level,
+        "log_level_out": _log_level,
+        "log_level_forward": _log_level,
+        "tcp_flags_log_level": _log_level,
+        "smurf_log_level": _log_level,
         "nosmurfs": _bool,
         "tcpflags": _bool,
         "ndp": _bool,
-        "nf_conntrack_max": _number(32768, _UINT),
-        "nf_conntrack_tcp_timeout_established": _number(7875, _UINT),
-        "nf_conntrack_tcp_timeout_syn_recv": _number(30, 60),
+        "nf_conntrack_max": _number(32768, MAX_CONNTRACK, MAX_CONNTRACK),
+        "nf_conntrack_tcp_timeout_established": _number(7875, MAX_SETTING, MAX_SETTING),
+        "nf_conntrack_tcp_timeout_syn_recv": _number(30, 60, MAX_SETTING),
         "nf_conntrack_allow_invalid": _bool,
         "nf_conntrack_helpers": _helpers,
         "protection_synflood": _bool,
-        "protection_synflood_rate": _number(1, 1_000_000),
-        "protection_synflood_burst": _number(1, 1_000_000),
+        "protection_synflood_rate": _rate_number,
+        "protection_synflood_burst": _rate_number,
         "log_nf_conntrack": _bool,
     },
     FileKind.GUEST: {
@@ -223,8 +306,8 @@ OPTIONS: Mapping[FileKind, Readers] = {
         "ipfilter": _bool,
         "policy_in": _ANY_POLICY,
         "policy_out": _ANY_POLICY,
-        "log_level_in": read_log_level,
-        "log_level_out": read_log_level,
+        "log_level_in": _log_level,
+        "log_level_out": _log_level,
         "ips": _bool,
         "ips_queues": _queues,
         "layer2_protocols": _layer2_protocols,
@@ -232,12 +315,17 @@ OPTIONS: Mapping[FileKind, Readers] = {
     FileKind.VNET: {
         "enable": _bool,
         "policy_forward": _FORWARD_POLICY,
-        "log_level_forward": read_log_level,
+        "log_level_forward": _log_level,
     },
 }
 
-OLD_OPTIONS = ("optimize", "allow_bridge_route")
-"""Names still found in older files; they have no effect."""
+OLD_OPTIONS = {"optimize": None, "allow_bridge_route": None, "protection_limit": FileKind.HOST}
+"""Names of options without effect, still found in files, and the one kind of file they stand in (None: any)."""
+
+
+def has_no_effect(kind: FileKind, name: str) -> bool:
+    """Tell whether a file of this kind may name the option although it has no effect."""
+    return name in OLD_OPTIONS and OLD_OPTIONS[name] in (None, kind)
 
 
 def option_hint(kind: FileKind, name: str) -> str | None:

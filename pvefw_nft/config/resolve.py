@@ -23,12 +23,13 @@ from pvefw_nft.config.model import (
     HostOptions,
     Ipset,
     IpsetEntry,
+    Policy,
     Rule,
     RuleItem,
     VnetConfig,
     VnetOptions,
 )
-from pvefw_nft.config.options import OLD_OPTIONS, OPTIONS, FileKind, is_enabled, option_hint
+from pvefw_nft.config.options import OPTIONS, Doubtful, FileKind, has_no_effect, is_enabled, option_hint
 from pvefw_nft.config.rules import Names, Rejected, RuleReader
 from pvefw_nft.config.values import (
     BadValue,
@@ -71,9 +72,18 @@ _RULE_TYPES = {
     FileKind.GUEST: ("IN", "OUT", "GROUP"),
     FileKind.VNET: ("FORWARD", "GROUP"),
 }
+_OPTION_CLASSES: Mapping[FileKind, type] = {
+    FileKind.CLUSTER: ClusterOptions,
+    FileKind.HOST: HostOptions,
+    FileKind.GUEST: GuestOptions,
+    FileKind.VNET: VnetOptions,
+}
 _GROUP_RULE_TYPES = ("IN", "OUT", "FORWARD")
 
 _T = TypeVar("_T")
+
+_UNREADABLE = object()
+"""Stands for the value of an option that cannot be read."""
 
 
 def _spelled(kind: SectionKind) -> str:
@@ -200,10 +210,10 @@ class _FileReader:
         except SyntaxProblem as problem:
             self._syntax(line, problem)
             return
-        name = setting.name.text
+        name = setting.name.text.lower()
         span = line.span(setting.name.start, setting.name.end)
-        if name in OLD_OPTIONS:
-            self.findings.warning("old-option", span, f"option `{name}` has no effect any more", "remove the line")
+        if has_no_effect(self.kind, name):
+            self.findings.warning("old-option", span, f"option `{name}` has no effect", "remove the line")
             return
         reader = OPTIONS[self.kind].get(name)
         if reader is None:
@@ -215,12 +225,58 @@ class _FileReader:
             )
             return
         try:
-            self.options[name] = reader(setting.value.text)
-            self.option_lines[name] = line.number
+            value = reader(setting.value.text)
         except BadValue as bad:
+            self._unreadable_option(line, setting, bad)
+            return
+        if isinstance(value, Doubtful):
+            self._remark(line, setting.value, value.remark)
+            value = value.value
+        self._set_option(line, name, value)
+
+    def _set_option(self, line: Line, name: str, value: object) -> None:
+        self.options[name] = value
+        self.option_lines[name] = line.number
+
+    def _unreadable_option(self, line: Line, setting: grammar.Setting, bad: BadValue) -> None:
+        """Report an option whose value cannot be read: it keeps its default, save where a default could open.
+
+        A policy counts as DROP, and ``enable`` as 1 where a ruleset is to be applied. A comment behind the value is
+        what cannot be read most often; Proxmox skips the line then, so a line that says the default does no harm.
+        """
+        name, text = setting.name.text.lower(), setting.value.text
+        default = self._default(name)
+        before = text.partition("#")[0].strip()
+        meant = self._value(name, before) if before != text else _UNREADABLE
+        kept = default
+        if isinstance(default, Policy) and meant != default:
+            kept = Policy.DROP
+            self._set_option(line, name, kept)
+        elif name == "enable" and self.findings.cautious and meant != default:
+            kept = True
+            self.options[name] = kept
+        if meant is _UNREADABLE:
             self._bad_value(line, setting.value, bad)
-            if name == "enable" and self.findings.cautious:
-                self.options[name] = True
+            return
+        start = setting.value.start + text.index("#")
+        span = line.span(start, setting.value.end)
+        message = f"a comment behind the value: Proxmox cannot read the line, so `{name}` {_counts_as(kept)}"
+        hint = "put the comment on a line of its own"
+        if meant == kept:
+            self.findings.warning("option-comment-same", span, message + " anyway", hint)
+        else:
+            self.findings.error("option-comment", span, message, hint)
+
+    def _value(self, name: str, text: str) -> object:
+        """Return the value of an option, or the mark of one that cannot be read."""
+        try:
+            value = OPTIONS[self.kind][name](text)
+        except BadValue:
+            return _UNREADABLE
+        return value.value if isinstance(value, Doubtful) else value
+
+    def _default(self, name: str) -> object:
+        return getattr(_OPTION_CLASSES[self.kind](), name)
 
     def _read_alias(self, line: Line) -> None:
         try:
@@ -284,23 +340,43 @@ class _FileReader:
         name = section.name.text.lower()
         if name in self.own.ipsets:
             self._redefined(section, "ipset", name, self.own.ipsets[name].header)
-        entries: dict[tuple[int, int, int], IpsetEntry] = {}
-        for line in self._clean(section):
-            entry = self._read_entry(line)
-            if entry is None:
+        self.own.ipsets[name] = Ipset(name, self._entries(self._clean(section)), section.header)
+
+    def _entries(self, lines: list[Line]) -> tuple[IpsetEntry, ...]:
+        """Read the entries of an ipset, one for each network.
+
+        As in the reference, of entries with the same text the first counts, and of different texts for one network
+        (an alias and its address, two spellings) the last.
+        """
+        entries: dict[tuple[int, int, int], tuple[str, IpsetEntry]] = {}
+        seen: dict[str, IpsetEntry] = {}
+        for line in lines:
+            found = self._read_entry(line)
+            if found is None:
                 continue
+            text, entry = found
             key = (entry.prefix.version, entry.prefix.address, entry.prefix.length)
-            if key in entries:
-                self.findings.error(
-                    "duplicate-entry",
-                    line.span(),
-                    f"`{entry.prefix.canonical}` is in the set already, from line "
-                    f"{entries[key].line.number}; this entry is ignored",
-                    "remove one of the two lines",
-                )
+            first = seen.setdefault(text, entry)
+            before = None if key not in entries else entries[key][1]
+            if first is not entry:
+                self._twice(line, entry, first, first)
                 continue
-            entries[key] = entry
-        self.own.ipsets[name] = Ipset(name, tuple(entries.values()), section.header)
+            if before is not None:
+                self._twice(line, entry, before, entry)
+                del entries[key]
+            entries[key] = text, entry
+        return tuple(entry for _, entry in entries.values())
+
+    def _twice(self, line: Line, entry: IpsetEntry, before: IpsetEntry, counts: IpsetEntry) -> None:
+        """Warn of a network that stands in an ipset twice; ``counts`` is the entry that is taken."""
+        what = f"`{entry.prefix.canonical}` is in the set already, from line {before.line.number}"
+        if before.nomatch is not entry.nomatch:
+            what = f"line {before.line.number} says the opposite about `{entry.prefix.canonical}`"
+            sense = "it is not in the set" if counts.nomatch else "it is in the set"
+            what += f"; line {counts.line.number} counts: {sense}"
+            self.findings.warning("contradictory-entry", line.span(), what, "remove one of the two lines")
+            return
+        self.findings.warning("duplicate-entry", line.span(), what, "remove one of the two lines")
 
     def _redefined(self, section: Section, what: str, name: str, before: Line) -> None:
         span = (
@@ -313,7 +389,8 @@ class _FileReader:
             "give one of them another name",
         )
 
-    def _read_entry(self, line: Line) -> IpsetEntry | None:
+    def _read_entry(self, line: Line) -> tuple[str, IpsetEntry] | None:
+        """Return the text of an entry, without its ``!``, and what it means; None where that is nothing."""
         try:
             written = grammar.read_entry(line)
             word = written.address
@@ -340,7 +417,7 @@ class _FileReader:
                 + ("0.0.0.0/1 and 128.0.0.0/1" if prefix.version == 4 else "::/1 and 8000::/1"),
             )
             return None
-        return IpsetEntry(prefix, written.nomatch, line)
+        return word.text, IpsetEntry(prefix, written.nomatch, line)
 
     def _read_group(self, section: Section) -> None:
         if not self._valid_name(section.header, section.name, "group", _MAX_GROUP_NAME) or section.name is None:
@@ -385,6 +462,21 @@ class _FileReader:
     def _bad_value(self, line: Line, word: Word, bad: BadValue) -> None:
         self.findings.error(bad.code, line.span(word.start + bad.start, word.start + bad.end), bad.message, bad.hint)
 
+    def _remark(self, line: Line, word: Word, remark: BadValue) -> None:
+        span = line.span(word.start + remark.start, word.start + remark.end)
+        self.findings.warning(remark.code, span, remark.message, remark.hint)
+
+
+def _counts_as(value: object) -> str:
+    """Say what the value of an option is where its line cannot be read."""
+    match value:
+        case bool():
+            return f"counts as {int(value)}"
+        case Policy():
+            return f"counts as {value.value}"
+        case _:
+            return "keeps its default"
+
 
 def _bad_alias(text: str) -> BadValue:
     return BadValue(
@@ -409,6 +501,13 @@ def read_cluster(file: str, text: str, findings: Findings, names: Names, now: Ca
     """Read cluster.fw. ``names`` takes the names that hosts and guests may refer to; ``now`` is the epoch time."""
     reader = _FileReader(FileKind.CLUSTER, findings, names, None)
     reader.read(file, text)
+    for name in names.ipsets.keys() & names.sdn.ipsets.keys():
+        findings.warning(
+            "hidden-ipset",
+            names.ipsets[name].header.span(),
+            f"the SDN has a set `{name}` too, whose addresses are used in the place of these",
+            "give this ipset another name",
+        )
     enable = reader.options.get("enable")
     if isinstance(enable, int):
         reader.options["enable"] = is_enabled(enable, now)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pvefw_nft.config import macros
 from pvefw_nft.config.model import Addresses, Alias, GroupRule, Ipset, Rule, RuleAction, RuleItem, RuleType, Service
 from pvefw_nft.config.options import FileKind, read_log_level
+from pvefw_nft.config.sdn import SdnSets
 from pvefw_nft.config.services import FieldProblem, expanded, plain
 from pvefw_nft.config.values import (
     BadValue,
@@ -45,13 +46,15 @@ _ADDRESS_HINT = "an address, a network, a range, a list, `+ipset` or the name of
 class Names:
     """The aliases and ipsets that a file has defined so far; ``scope`` is the VMID, 0 for the cluster.
 
-    ``real_interface`` returns the name of the link that has an alternative name, or None where none has it.
+    ``real_interface`` returns the name of the link that has an alternative name, or None where none has it. ``sdn``
+    holds the sets of the software-defined network, which belong to the cluster.
     """
 
     scope: int
     aliases: dict[str, Alias] = field(default_factory=dict)
     ipsets: dict[str, Ipset] = field(default_factory=dict)
     real_interface: Callable[[str], str | None] = field(default=lambda _: None)
+    sdn: SdnSets = field(default_factory=SdnSets)
 
 
 class Rejected(Exception):  # noqa: N818 - a finding about a rule, turned into a diagnostic
@@ -177,7 +180,7 @@ class RuleReader:
         text = word.text
         try:
             if text[0] == "+":
-                return self._set(written.line, word)
+                return self._set(written, word)
             if looks_like_address(text):
                 return read_addresses(text)
             if "," in text or "/" in text.removeprefix("dc/").removeprefix("guest/"):
@@ -208,31 +211,44 @@ class RuleReader:
             hint,
         )
 
-    def _set(self, line: Line, word: Word) -> SetKey:
+    def _set(self, written: RuleLine, word: Word) -> SetKey:
         scope, name = _scoped(word.text[1:])
-        if scope == "sdn":
-            raise Rejected(
-                line.span(word.start, word.end),
-                "unknown-ipset",
-                "the ipsets of SDN zones are not known to pvefw",
-                "define an ipset with the zone's networks in cluster.fw",
-            )
         for names in self._scopes(scope):
             if name in names.ipsets:
                 return SetKey(names.scope, name)
-        known = [ipset for names in self._scopes(scope) for ipset in names.ipsets]
-        lower = name.lower()
-        hint = (
-            f"ipset names are in lower case: write `{lower}`"
-            if lower in known
-            else nearest(name, known) or self._elsewhere(scope, name, "ipsets")
-        )
+        if scope in ("", "sdn") and name in self.cluster.sdn.ipsets:
+            self._warn_if_empty(written, word, self.cluster.sdn.ipsets[name])
+            return SetKey(0, name)
         raise Rejected(
-            line.span(word.start, word.end),
+            written.line.span(word.start, word.end),
             "unknown-ipset",
-            f"no ipset `{word.text[:80]}` is defined above this line",
-            hint,
+            f"no set `{word.text[:80]}` is known"
+            if scope == "sdn"
+            else f"no ipset `{word.text[:80]}` is defined above this line",
+            self._set_hint(scope, name),
         )
+
+    def _warn_if_empty(self, written: RuleLine, word: Word, ipset: Ipset) -> None:
+        if written.disabled or any(not entry.nomatch for entry in ipset.entries):
+            return
+        self._findings.warning(
+            "empty-set",
+            written.line.span(word.start, word.end),
+            f"the set `{word.text[:80]}` is empty, so the rule matches no packet",
+            f"its addresses come from {ipset.header.file.rpartition('/')[2]}",
+        )
+
+    def _set_hint(self, scope: str, name: str) -> str | None:
+        sdn = self.cluster.sdn
+        reason = sdn.why_missing(name) if scope in ("", "sdn") else None
+        known = [ipset for names in self._scopes(scope) for ipset in names.ipsets]
+        known += sdn.ipsets if scope in ("", "sdn") else ()
+        lower = name.lower()
+        if lower != name and lower in known:
+            return f"ipset names are in lower case: write `{lower}`"
+        if scope == "sdn":
+            return reason or nearest(name, known) or "sets of the SDN are named like vnet-all or guest-ipam-100"
+        return nearest(name, known) or self._elsewhere(scope, name, "ipsets") or reason
 
     def _scopes(self, scope: str) -> list[Names]:
         guest = [] if self.guest is None else [self.guest]
@@ -241,6 +257,8 @@ class RuleReader:
     def _elsewhere(self, scope: str, name: str, kind: str) -> str | None:
         if scope == "guest" and self.guest is None:
             return "only a guest's own file knows the scope `guest/`"
+        if kind == "ipsets" and name in self.cluster.sdn.ipsets:
+            return f"it is a set of the SDN: write `+sdn/{name}`"
         others = [names for names in self._scopes("") if names not in self._scopes(scope)]
         if any(name.lower() in getattr(names, kind) for names in others):
             return f"it is defined in the other scope: leave out `{scope}/`"
@@ -264,7 +282,7 @@ def _read_action(written: RuleLine) -> tuple[macros.Macro | None, RuleAction]:
             written.line.span(start, start + len(found[1])),
             "unknown-macro",
             f"unknown macro `{found[1][:60]}`",
-            nearest(found[1], macros.names()),
+            _macro_hint(found[1], found[2]),
         )
     actions = [action.value for action in RuleAction]
     if text.upper() in actions:
@@ -274,6 +292,13 @@ def _read_action(written: RuleLine) -> tuple[macros.Macro | None, RuleAction]:
     else:
         hint = nearest(text, actions) or "write ACCEPT, DROP, REJECT or a macro with one of them, like SSH(ACCEPT)"
     raise Rejected(written.span("action"), "bad-action", f"unknown action `{text[:60]}`", hint)
+
+
+def _macro_hint(name: str, action: str) -> str | None:
+    only_nft = macros.OF_NFT_ONLY.get(name.lower())
+    if only_nft is not None:
+        return f"only Proxmox's nft firewall has this macro: write {action} {only_nft}"
+    return nearest(name, macros.names())
 
 
 @lru_cache(maxsize=1024)

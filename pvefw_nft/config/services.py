@@ -5,6 +5,7 @@ They depend on the words of the rule alone, not on where it stands; so the same 
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -109,17 +110,35 @@ def _icmp(version: int, dport: str | None, sport: str | None, icmp_type: str | N
         return Icmp(version, int(text), None, text)
     known = netdb.icmp_type(version, text)
     if known is None:
-        other = netdb.icmp_type(10 - version, text)
-        hint = (
-            f"it is a type of {'ICMPv6' if version == 4 else 'ICMP'}"
-            if other is not None
-            else nearest(text, netdb.icmp_type_names(version))
-            or ("write the type's name, such as echo-request" if text.isdigit() else None)
-        )
         raise FieldProblem(
-            name, "bad-icmp-type", f"unknown type `{text[:60]}` of {'ICMP' if version == 4 else 'ICMPv6'}", hint
+            name,
+            "bad-icmp-type",
+            f"unknown type `{text[:60]}` of {'ICMP' if version == 4 else 'ICMPv6'}",
+            _icmp_hint(version, text),
         )
     return Icmp(version, *known, text)
+
+
+def _icmp_hint(version: int, text: str) -> str | None:
+    """Say how an ICMP type is written that is none; Proxmox's nft firewall takes numbers and names of nft too."""
+    if text.lower() == "any":
+        return "leave out -icmp-type: without it, every type matches"
+    numbers = _ICMP_NUMBERS.fullmatch(text)
+    if numbers is not None:
+        wanted = int(numbers[1]), None if numbers[2] is None else int(numbers[2])
+        name = next((name for name in netdb.icmp_type_names(version) if netdb.icmp_type(version, name) == wanted), None)
+        if name is None and wanted[1] is None and wanted[0] < 256:
+            return f"-icmp-type takes names only; `-dport {wanted[0]}` takes the number"
+        return f"-icmp-type takes names only: write {name}" if name else "-icmp-type takes names only"
+    nft = netdb.nft_icmp_name(version, text)
+    if nft is not None:
+        return f"this is nft's name: write {nft}"
+    if netdb.icmp_type(10 - version, text) is not None:
+        return f"it is a type of {'ICMPv6' if version == 4 else 'ICMP'}"
+    return nearest(text, netdb.icmp_type_names(version))
+
+
+_ICMP_NUMBERS = re.compile(r"([0-9]{1,3})(?:/([0-9]{1,3}))?")
 
 
 @netdb.rests_on_names
@@ -139,19 +158,15 @@ def expanded(
     macro = macros.get(name)
     if macro is None:
         raise KeyError(name)
-    if icmp_type is not None:
-        raise FieldProblem(
-            "icmp-type", "macro-conflict", f"macro {name} says itself what it matches", "remove -icmp-type"
-        )
     if families == Family.BOTH and macro.rules_v4 == macro.rules_v6:
-        return tuple(_merged(macro, rule, Family.BOTH, proto, dport, sport) for rule in macro.rules_v4)
+        return tuple(_merged(macro, rule, Family.BOTH, proto, dport, sport, icmp_type) for rule in macro.rules_v4)
     services: list[Service] = []
     wanted = common(families, _ICMP_FAMILY[_ICMP[proto]]) if proto in _ICMP else families
     if wanted is None:
         raise FieldProblem("proto", "mixed-families", f"`{proto}` and the addresses are of different families")
     for family, rules in ((Family.V4, macro.rules_v4), (Family.V6, macro.rules_v6)):
         if family & wanted:
-            services += [_merged(macro, rule, family, proto, dport, sport) for rule in rules]
+            services += [_merged(macro, rule, family, proto, dport, sport, icmp_type) for rule in rules]
     return tuple(services)
 
 
@@ -162,7 +177,16 @@ def _merged(
     proto: str | None,
     dport: str | None,
     sport: str | None,
+    icmp_type: str | None,
 ) -> Service:
+    if icmp_type is not None and (rule.proto not in _ICMP or (rule.dport or icmp_type) != icmp_type):
+        said = "that of its own" if rule.proto in _ICMP else "none, since it matches other protocols"
+        raise FieldProblem(
+            "icmp-type",
+            "macro-conflict",
+            f"the rule says ICMP type {icmp_type[:40]}, macro {macro.name} {said}",
+            "remove -icmp-type, or write a rule without the macro",
+        )
     settings = {"proto": (rule.proto, proto), "dport": (rule.dport, dport), "sport": (rule.sport, sport)}
     for field_name, (fixed, given) in settings.items():
         if fixed is not None and given is not None and fixed != given:
@@ -173,7 +197,8 @@ def _merged(
                 f"macro {macro.name} sets {what} {fixed}, the rule says {given[:40]}",
                 "write a rule without the macro",
             )
-    (service,) = plain(rule.proto, rule.dport or dport, rule.sport or sport, None)
+    dport, icmp_type = (rule.dport or dport), (None if rule.dport else icmp_type)
+    (service,) = plain(rule.proto, dport, rule.sport or sport, icmp_type)
     families = common(service.families, family)
     if families is None:
         raise FieldProblem("action", "mixed-families", f"macro {macro.name} does not speak of these addresses' family")

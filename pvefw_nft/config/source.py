@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pvefw_nft.config import netdb
 from pvefw_nft.config.files import FILES, Files
-from pvefw_nft.errors import InternalError, PvefwError, UnusableFileError
+from pvefw_nft.errors import ConfigurationError, InternalError, PvefwError, UnusableFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,6 +144,9 @@ class _ObservedFiles(Files):
             text = self._files.text(path)
         except UnusableFileError as error:  # an answer as well: the compile goes on with this guest closed
             self._notes.note("text", str(path), _problem(error))
+            raise
+        except ConfigurationError:
+            self._notes.answers["text", str(path)] = ""  # no other failure is like this one
             raise
         return self._notes.note("text", str(path), text)
 

@@ -115,9 +115,24 @@ class SetKey:
     name: str
 
 
+DEFAULT_BURST = 5
+"""Packets that a limit without a burst of its own lets through at once (iptables-extensions(8))."""
+
+_LIMIT_SCALE = 10_000
+"""Units of the limit match in a second (XT_LIMIT_SCALE in xt_limit.h): a packet costs a whole number of them."""
+
+_LIMIT_CREDIT = 86400 * _LIMIT_SCALE
+"""Cost of a burst that always fits the kernel's counter of 32 bits, at any HZ (CREDITS_PER_JIFFY in xt_limit.c)."""
+
+_MAX_BURST = 10_000
+"""Largest burst of the limit match (libxt_limit.c)."""
+
+_RATE_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+
+
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """At most ``number`` packets per ``unit`` (second, minute, hour, day), with a burst.
+    """At most ``number`` packets per ``unit`` (second, minute, hour, day), with a burst, as the configuration says.
 
     ``burst`` is None where the configuration leaves it to the tool (5 packets, iptables-extensions(8)).
     """
@@ -126,6 +141,20 @@ class RateLimit:
     unit: str
     burst: int | None
     spelling: str
+
+    def loadable(self) -> RateLimit:
+        """Return the nearest limit that the kernel's tools accept and count right: mostly the same.
+
+        Before: 20000/second, burst 0. After: 10000/second, burst 1.
+        """
+        seconds = _RATE_UNITS[self.unit]
+        number = min(self.number, _LIMIT_SCALE * seconds)
+        cost = max(_LIMIT_SCALE * seconds // number, 1)
+        wanted = DEFAULT_BURST if self.burst is None else self.burst
+        burst = max(1, min(wanted, _MAX_BURST, _LIMIT_CREDIT // cost))
+        if number == self.number and burst == wanted:
+            return self
+        return RateLimit(number, self.unit, burst, f"{number}/{self.unit}")
 
 
 def address_text(version: int, address: int) -> str:
@@ -435,14 +464,10 @@ def _port_number(text: str, start: int) -> int:
     return int(text)
 
 
-_RATE_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
-_MAX_RATE = 10_000
-"""Most packets per second of a limit: the match counts in 1/10,000 s (XT_LIMIT_SCALE in xt_limit.h)."""
-
 _RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)")
 
 
-def read_rate(text: str, burst: int) -> RateLimit:
+def read_rate(text: str, burst: int | None) -> RateLimit:
     """Read the rate of a log limit, such as ``5/minute``. Raises BadValue."""
     rate = _RATE.fullmatch(text)
     if rate is None:
@@ -453,18 +478,11 @@ def read_rate(text: str, burst: int) -> RateLimit:
             code="bad-option-value",
             hint="write a number and a unit, such as 1/second; units are second, minute, hour and day",
         )
-    number, unit = int(rate[1]), rate[2]
-    highest = _MAX_RATE * _RATE_UNITS[unit]
-    if number > highest:
-        raise BadValue(
-            f"a rate of {text} is too fast",
-            start=0,
-            end=len(text),
-            code="bad-option-value",
-            hint=f"the kernel limits at most {highest}/{unit}",
-        )
-    return RateLimit(number, unit, burst, text)
+    return RateLimit(int(rate[1]), rate[2], burst, text)
 
+
+MAX_SOURCE_RATE = 1_000_000
+"""Most packets per second, and largest burst, of a limit per source (iptables-extensions(8), hashlimit)."""
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
 

@@ -22,6 +22,7 @@ _OF_BR_NETFILTER = tuple(f"{_BRIDGE}{tool}" for tool in ("iptables", "ip6tables"
 _CONNTRACK = "net/netfilter/nf_conntrack_"
 _MODULES = Path("/sys/module")  # has a directory for each module that is loaded
 _STEP = 8192  # the reference rounds nf_conntrack_max up to a multiple of this
+_MAX_SETTING = 2**31 - 1  # these settings are of type int
 _BUCKET_SHARE = 4  # entries for each bucket of the hash
 
 
@@ -34,13 +35,16 @@ class Conntrack:
     syn_recv: int
 
     def settings(self) -> dict[str, str]:
-        """Return the kernel settings by their path below /proc/sys, in the order to set them."""
-        maximum = -(-self.maximum // _STEP) * _STEP
+        """Return the kernel settings by their path below /proc/sys, in the order to set them.
+
+        A number that the kernel would refuse becomes the nearest that it takes.
+        """
+        maximum = min(-(-max(self.maximum, 1) // _STEP), _MAX_SETTING // _STEP) * _STEP
         return {
             f"{_CONNTRACK}buckets": str(maximum // _BUCKET_SHARE),
             f"{_CONNTRACK}max": str(maximum),
-            f"{_CONNTRACK}tcp_timeout_established": str(self.established),
-            f"{_CONNTRACK}tcp_timeout_syn_recv": str(self.syn_recv),
+            f"{_CONNTRACK}tcp_timeout_established": str(min(max(self.established, 1), _MAX_SETTING)),
+            f"{_CONNTRACK}tcp_timeout_syn_recv": str(min(max(self.syn_recv, 1), _MAX_SETTING)),
         }
 
 

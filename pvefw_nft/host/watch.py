@@ -24,6 +24,7 @@ _EVENTS = _IN_MODIFY | _IN_CLOSE_WRITE | _IN_MOVED | _IN_CREATE | _IN_DELETE | _
 # include/uapi/linux/rtnetlink.h: links, IPv4 and IPv6 addresses
 _GROUPS = 0x1 | 0x10 | 0x100
 _NETLINK_ROUTE = 0
+_STATE_FILES = (".running-config", "pve-ipam-state.json", "ipam.db", "hosts")  # what else a compile reads
 
 
 class Inotify:
@@ -86,7 +87,7 @@ def snapshot(folders: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name.endswith((".fw", ".conf")):
+                    if entry.name.endswith((".fw", ".conf")) or entry.name in _STATE_FILES:
                         info = entry.stat()
                         found[entry.path] = (info.st_size, info.st_ino, info.st_mtime_ns)
         except OSError:
@@ -105,7 +106,9 @@ def folders_of(root: Path, node: str) -> list[Path]:
         pve / "local",
         pve / "qemu-server",
         pve / "lxc",
+        pve / "sdn",
         pve / "sdn" / "firewall",
+        pve / "priv",
         here,
         here / "qemu-server",
         here / "lxc",

@@ -203,9 +203,12 @@ def add_raw_chain(context: Context) -> bool:
 
 
 def cluster_sets(context: Context) -> Iterator[AddressSet]:
-    """Yield the cluster's sets; ``management`` is always there and holds the local network."""
+    """Yield the cluster's sets; ``management`` is always there and holds the local network.
+
+    The sets of the SDN stand among them, used or not, and take the place of an ipset of the same name.
+    """
     node = context.node
-    ipsets = node.cluster.ipsets
+    ipsets = {**node.cluster.ipsets, **node.sdn_ipsets}
     for name, ipset in ipsets.items():
         if name != MANAGEMENT.name:
             entries = tuple(SetEntry(entry.prefix, entry.nomatch) for entry in ipset.entries)

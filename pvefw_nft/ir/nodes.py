@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntFlag
 from typing import TYPE_CHECKING, TypeAlias
 
+from pvefw_nft.config.values import MAX_SOURCE_RATE
 from pvefw_nft.config.values import Family as Family
 from pvefw_nft.config.values import PortRange as PortRange
 from pvefw_nft.config.values import Prefix as Prefix
@@ -294,6 +295,14 @@ class RateOver:
     rate: int
     burst: int
     expire: int
+
+    def loadable(self) -> RateOver:
+        """Return the nearest that the kernel's tools accept: mostly the same (libxt_hashlimit.c)."""
+        return RateOver(
+            min(max(self.rate, 1), MAX_SOURCE_RATE),
+            min(max(self.burst, 1), MAX_SOURCE_RATE),
+            min(max(self.expire, 1000), 2**32 - 1),
+        )
 
 
 @dataclass(frozen=True, slots=True)

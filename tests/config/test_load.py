@@ -215,7 +215,56 @@ def test_corosync_pairs_addresses_of_one_family_on_one_link(make_root: MakeRoot)
     assert pairs == [("10.0.0.1", "10.0.0.2")]
 
 
-def test_corosync_address_that_is_a_name(make_root: MakeRoot) -> None:
+NAMED = """\
+totem {
+  ip_version: VERSION
+}
+nodelist {
+  node {
+    name: n1
+    ring0_addr: n1.lan
+  }
+  node {
+    name: n2
+    ring0_addr: N2
+  }
+}
+"""
+HOSTS = "10.0.0.1 n1.lan n1 # here\n2001:db8::1 n1.lan\n10.0.0.2 n2\n10.0.0.3 n2\n2001:DB8:0::2 n2\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "pairs"),
+    [
+        ("ipv4", [("10.0.0.1", "10.0.0.2")]),
+        ("ipv6", [("2001:db8::1", "2001:db8::2")]),
+        ("ipv6-4", [("2001:db8::1", "2001:db8::2")]),
+        ("ipv4-6", [("10.0.0.1", "10.0.0.2")]),
+        ("", [("2001:db8::1", "2001:db8::2")]),
+    ],
+)
+def test_corosync_names_are_those_of_etc_hosts_below_the_root(
+    make_root: MakeRoot, version: str, pairs: list[tuple[str, str]]
+) -> None:
+    text = NAMED.replace("VERSION", version) if version else NAMED.replace("  ip_version: VERSION\n", "")
+    root = make_root({"corosync": text})
+    write(root, "etc/hosts", HOSTS)
+    checked = check(root)
+    assert checked.diagnostics == ()
+    assert checked.node.corosync is not None
+    found = [(ours.canonical, theirs.canonical) for ours, theirs in corosync_peers(checked.node.corosync, NODE)]
+    assert found == pairs
+
+
+def test_a_corosync_name_of_the_other_family_is_used_where_both_are_allowed(make_root: MakeRoot) -> None:
+    root = make_root({"corosync": NAMED.replace("VERSION", "ipv6-4")})
+    write(root, "etc/hosts", "10.0.0.1 n1.lan\n10.0.0.2 n2\n")
+    corosync = check(root).node.corosync
+    assert corosync is not None
+    assert [theirs.canonical for _, theirs in corosync_peers(corosync, NODE)] == ["10.0.0.2"]
+
+
+def test_a_corosync_name_that_is_not_known(make_root: MakeRoot) -> None:
     text = "nodelist {\n  node {\n    name: n1\n    ring0_addr: n1.lan\n  }\n}\n"
     (problem,) = check(make_root({"corosync": text})).diagnostics
     assert (problem.code, problem.span.line, problem.span.column, problem.span.end_column) == (

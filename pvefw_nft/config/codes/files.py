@@ -100,7 +100,7 @@ CODES = (
     warning(
         "old-option",
         "an option without effect",
-        "Older versions of Proxmox VE had this option. It has no effect any more.",
+        "Older versions of Proxmox VE had this option, or it was never put to use. It has no effect.",
         "the option is ignored.",
         Example(CLUSTER, ON + "optimize: 1\n", ON),
     ),
@@ -152,10 +152,46 @@ CODES = (
         ),
     ),
     error(
+        "option-comment",
+        "a comment behind the value of an option",
+        "Proxmox does not cut a comment off there, so that the line cannot be read, and neither is it read here. The "
+        "option has its default, and a policy counts as DROP where the line says anything but the default. `start` "
+        "takes an `enable` for 1, so that a comment never switches a firewall off.",
+        "the iptables firewall leaves the line out; the nft firewall refuses the whole file.",
+        Example(CLUSTER, ON + "ebtables: 0 # no layer 2\n", ON + "# no layer 2\nebtables: 0\n"),
+    ),
+    warning(
+        "option-comment-same",
+        "a comment behind the value that an option has anyway",
+        "The line cannot be read because of the comment, and is left out. It says what holds without it, too.",
+        "the iptables firewall leaves the line out; the nft firewall refuses the whole file.",
+        Example(CLUSTER, ON + "policy_in: DROP # strict\n", ON + "policy_in: DROP\n"),
+    ),
+    warning(
+        "unusual-value",
+        "a number that Proxmox's API or the kernel does not take",
+        "Proxmox checks such numbers in its API, not in files. The number is taken. Where the kernel's tools would "
+        "refuse it, the nearest that they take is loaded, so that loading never fails half way.",
+        "the number is passed on as it stands. Where the kernel's tools refuse it, no ruleset is loaded at all.",
+        Example(CLUSTER, ON + "log_ratelimit: rate=20000/second\n", ON + "log_ratelimit: rate=10000/second\n"),
+    ),
+    warning(
+        "contradictory-entry",
+        "ipset entries that contradict each other",
+        "One entry says that a network is in the set, another (with `!`) that it is not. Where the text is the same, "
+        "the first counts; where one network is written in two ways, such as an alias and its address, the last.",
+        "the same entry counts, without a word about it.",
+        Example(
+            CLUSTER,
+            ON + "[ALIASES]\noffice 192.0.2.0/24\n[IPSET management]\noffice\n!192.0.2.0/24\n",
+            ON + "[ALIASES]\noffice 192.0.2.0/24\n[IPSET management]\noffice\n",
+        ),
+    ),
+    warning(
         "duplicate-entry",
         "an ipset entry that is there already",
-        "An ipset holds each network once. Two spellings of one network would make loading fail.",
-        "two spellings of one network are passed on, and loading can fail.",
+        "An ipset holds each network once. The second entry changes nothing.",
+        "entries with the same text are taken once, and so are two spellings of one network.",
         Example(
             CLUSTER,
             ON + "[IPSET management]\n192.0.2.1\n192.0.2.1/32\n",

@@ -46,8 +46,8 @@ CODES = (
     warning(
         "corosync-address",
         "a corosync address that cannot be used",
-        "The management rules let the other nodes' corosync addresses in. This one is not an address, so no rule lets "
-        "that link through.",
+        "The management rules let the other nodes' corosync addresses in. This one is neither an address nor a name of "
+        "`etc/hosts` below the root, so no rule lets that link through. No name server is asked.",
         "names are looked up with the host's resolver.",
         Example(
             COROSYNC,
