@@ -201,9 +201,9 @@ _VALUE = "a value for the option"
 
 @cache
 def _fine_rule() -> pp.ParserElement:
-    """Return the fine grammar of the named form."""
-    type_word = pp.Word(pp.alphas).set_name("a rule type (IN, OUT, FORWARD or GROUP)")
-    action = pp.Regex(r"[A-Za-z0-9][A-Za-z0-9_-]*(\([A-Za-z]*\))?").set_name("an action, a macro or a group name")
+    """Return the fine grammar of the named form: it takes the lines that the coarse one takes, and no others."""
+    type_word = pp.Regex(r"[^\s#|]+(?=[ \t])").set_name("a rule type (IN, OUT, FORWARD or GROUP)")
+    action = pp.Regex(r"[^\s#]+").set_name("an action, a macro or a group name")
     options = "|".join(sorted(map(re.escape, OPTION_WORDS), key=len, reverse=True))
     option = pp.Regex(rf"(?:{options})(?!\S)").set_name("an option such as -source or -dport")
     value = pp.Regex(r"[^\s#-][^\s#]*").set_name(_VALUE)

@@ -53,10 +53,11 @@ class FileKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Doubtful:
-    """A value that is taken, and what has to be said about it: where in its text, and what becomes of it."""
+    """A value that is taken, and what has to be said about it."""
 
     value: object
-    remark: BadValue
+    message: str
+    hint: str
 
 
 def _bad(text: str, hint: str) -> BadValue:
@@ -126,7 +127,7 @@ def _number(low: int, high: int, most: int) -> Callable[[str], int | Doubtful]:
         message = f"Proxmox's API allows numbers from {low} to {high} here; the number is taken as it is"
         if not 0 < number <= most:
             message = f"the kernel takes numbers from 1 to {most} here; {max(1, min(number, most))} is set"
-        return Doubtful(number, _remark(text, message, f"write a number from {low} to {high}"))
+        return Doubtful(number, message, f"write a number from {low} to {high}")
 
     return read
 
@@ -138,17 +139,13 @@ def _rate_number(text: str) -> int | Doubtful:
         return number
     near = min(max(number, 1), MAX_SOURCE_RATE)
     message = f"the kernel's tools take numbers from 1 to {MAX_SOURCE_RATE} here; {near} is loaded"
-    return Doubtful(number, _remark(text, message, f"write {near}"))
+    return Doubtful(number, message, f"write {near}")
 
 
 def _digits(text: str, hint: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
         raise _bad(text, hint)
     return int(text)
-
-
-def _remark(text: str, message: str, hint: str | None) -> BadValue:
-    return BadValue(message, start=0, end=len(text), hint=hint, code="unusual-value")
 
 
 _BOOLEANS = {"1": True, "on": True, "yes": True, "true": True, "0": False, "off": False, "no": False, "false": False}
@@ -192,7 +189,7 @@ def _log_ratelimit(text: str) -> LogRatelimit | Doubtful:
         return LogRatelimit(limit)
     what = f"rate={loaded.spelling},burst={loaded.burst}"
     message = f"the kernel cannot count this limit; {what} is loaded"
-    return Doubtful(LogRatelimit(limit), _remark(text, message, f"write {what}"))
+    return Doubtful(LogRatelimit(limit), message, f"write {what}")
 
 
 def _property(text: str) -> bool:

@@ -230,7 +230,8 @@ class _FileReader:
             self._unreadable_option(line, setting, bad)
             return
         if isinstance(value, Doubtful):
-            self._remark(line, setting.value, value.remark)
+            span = line.span(setting.value.start, setting.value.end)
+            self.findings.warning("unusual-value", span, value.message, value.hint)
             value = value.value
         self._set_option(line, name, value)
 
@@ -461,10 +462,6 @@ class _FileReader:
 
     def _bad_value(self, line: Line, word: Word, bad: BadValue) -> None:
         self.findings.error(bad.code, line.span(word.start + bad.start, word.start + bad.end), bad.message, bad.hint)
-
-    def _remark(self, line: Line, word: Word, remark: BadValue) -> None:
-        span = line.span(word.start + remark.start, word.start + remark.end)
-        self.findings.warning(remark.code, span, remark.message, remark.hint)
 
 
 def _counts_as(value: object) -> str:

@@ -172,6 +172,9 @@ OPTIONS = [
         "nf_conntrack_helpers: ftp,sip",
         "protection_synflood: 1",
         "protection_synflood_rate: 10",
+        "protection_synflood_rate: 2000000",
+        "LOG_RATELIMIT: rate=20000/second,burst=0",
+        "Policy_In: reject # why",
         "no_such: 1",
     ),
     *("nf_conntrack_max: 5", "log_nf_conntrack: 1", "policy_forward: DROP", "smurf_log_level: err"),
@@ -372,8 +375,11 @@ EBTABLES_LINE = re.compile(
 TEXT_LINE = re.compile(rf"### [a-z0-9 -]+(?: -T [a-z]+ -n)?|\*(?:filter|raw)|:{CHAIN} .*|-F {CHAIN}|COMMIT|")
 SIGNATURE = re.compile(rf'-A {CHAIN} -m comment --comment "PVESIG:[A-Za-z0-9+/]{{27}}"')
 HOOK = re.compile(r"-A (?:INPUT|OUTPUT|FORWARD|PREROUTING) -j PVEFW-[A-Z]+")
-REFUSED = re.compile(r".* -p (?:udplite|136) .*--[sd]port ")
-"""What the reference ruleset has and no iptables takes: it knows no single port of UDP-Lite, only port lists."""
+REFUSED = re.compile(
+    r".* -p (?:udplite|136) .*--[sd]port "
+    r"|.*limit-burst (?:0|[0-9]{5,}) |.*--limit [0-9]{5,}/|.*--hashlimit-above (?:0|[0-9]{7,})/"
+)
+"""What the reference ruleset has and no iptables takes: single ports of UDP-Lite, and numbers beyond its limits."""
 
 CHARACTERS = re.compile(r"[\x20-\x7e]*")
 
