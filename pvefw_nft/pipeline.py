@@ -15,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from pvefw_nft.config.files import read_text
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.source import Observations as Observations
 from pvefw_nft.config.source import Source as Source  # noqa: TC001 - for those who compile
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from backends.base import Artefact, Backend
     from pvefw_nft.config.codes import Code as Code
+    from pvefw_nft.config.files import Files
     from pvefw_nft.config.load import Configuration, GuestStore, Root
     from pvefw_nft.config.model import Guest, NodeConfig
     from pvefw_nft.config.values import Prefix
@@ -158,7 +158,7 @@ def compile_root(
     """
     checked = check_root(source, store, closed)
     backend = make_backend(backend_name or default_backend(checked.node))
-    limits = _with_text(list(backend.limits(checked.ruleset)))
+    limits = _with_text(list(backend.limits(checked.ruleset)), source.files)
     checked = replace(checked, diagnostics=in_file_order([*checked.diagnostics, *limits]))
     return Compiled(checked, backend, backend.lower(checked.ruleset, None if store is None else store.lines))
 
@@ -262,7 +262,13 @@ def _root(source: Source) -> Root:
             raise UsageError(f"`{source.node}` cannot be the name of a node", "name a folder of etc/pve/nodes")
         _require_node(source, source.node)
         return Root(source.root, source.node, files)
-    local = files.link(source.root / "etc" / "pve" / "local")
+    place = source.root / "etc" / "pve" / "local"
+    local = files.link(place)
+    if local is not None and not files.is_folder(place):
+        raise ConfigurationError(
+            f"{place}: the link leads to no folder below {source.root} (`{local}`)",
+            "mend the link, or name the node with --node",
+        )
     return Root(source.root, Path(local).name if local is not None else _own_node(source), files)
 
 
@@ -293,7 +299,7 @@ def in_file_order(diagnostics: list[Diagnostic]) -> tuple[Diagnostic, ...]:
     return tuple(sorted(diagnostics, key=lambda d: (order[d.span.file], d.span.line, d.span.column)))
 
 
-def _with_text(diagnostics: list[Diagnostic]) -> list[Diagnostic]:
+def _with_text(diagnostics: list[Diagnostic], files: Files) -> list[Diagnostic]:
     """Return diagnostics of which only the line is known with the text of that line."""
     texts: dict[str, list[str]] = {}
     complete = []
@@ -301,7 +307,7 @@ def _with_text(diagnostics: list[Diagnostic]) -> list[Diagnostic]:
         span = diagnostic.span
         if span.line and not span.text:
             if span.file not in texts:
-                texts[span.file] = _lines(span.file)
+                texts[span.file] = _lines(span.file, files)
             text = texts[span.file][span.line - 1].rstrip("\r") if span.line <= len(texts[span.file]) else ""
             start = len(text) - len(text.lstrip()) + 1
             span = Span(span.file, span.line, start, max(len(text.rstrip()) + 1, start + 1), text)
@@ -309,9 +315,9 @@ def _with_text(diagnostics: list[Diagnostic]) -> list[Diagnostic]:
     return complete
 
 
-def _lines(file: str) -> list[str]:
+def _lines(file: str, files: Files) -> list[str]:
     try:
-        return (read_text(Path(file)) or "").split("\n")
+        return (files.text(file) or "").split("\n")
     except ConfigurationError:
         return []
 
@@ -397,7 +403,7 @@ def topology(source: Source) -> Topology:
         for nic in guest.nics
         if nic.bridge is not None
     )
-    interfaces = read_text(source.root / "etc" / "network" / "interfaces")
+    interfaces = source.files.text(source.root / "etc" / "network" / "interfaces")
     return Topology(nics, read_interfaces(interfaces or "")).with_bridges()
 
 
@@ -424,7 +430,7 @@ def analyse_root(source: Source, checked: Checked) -> tuple[Diagnostic, ...]:
     findings = Findings()
     quiet = _configuration(_offline(source), Findings())
     find_unused(_root(source), quiet.node.cluster, quiet.guests(), findings)
-    return in_file_order(_with_text([*findings.diagnostics, *found]))
+    return in_file_order(_with_text([*findings.diagnostics, *found], source.files))
 
 
 def _line_of(origin: Origin) -> str:

@@ -9,9 +9,14 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import ConfigurationError, UnusableFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_FILE_SIZE = 16 * 1024 * 1024
 """Largest file that is read, in bytes. pmxcfs itself holds files of at most 1 MiB."""
@@ -48,34 +53,103 @@ FILES = Files()
 """The file system, of which nobody notes anything."""
 
 
-def list_folder(folder: Path) -> list[str]:
-    """Return what is in a folder; nothing where it does not exist. Raises ConfigurationError."""
+class FilesBelow(Files):
+    """The files below a folder that may come from anybody: no link leads out of it, and only regular files are read.
+
+    A path is opened with O_PATH, which neither waits for a FIFO nor does anything to a device (open(2)); the kernel
+    then tells what was opened and where that lies (proc_pid_fd(5)), whatever happens to the path meanwhile.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Take a folder for the whole file system."""
+        self._root = root
+        self._place = root.resolve()
+
+    def text(self, path: Path | str) -> str | None:
+        """Return the text of a file; see :func:`read_text`. Raises UnusableFileError for what lies elsewhere."""
+        return read_text(path, self._open)
+
+    def listed(self, folder: Path) -> list[str]:
+        """Return the names in a folder below the root; none where it does not exist. Raises ConfigurationError."""
+        return list_folder(folder, self._list)
+
+    def is_folder(self, path: Path) -> bool:
+        """Tell whether a path leads to a folder below the root."""
+        try:
+            os.close(self._pinned(path, os.O_DIRECTORY))
+        except (OSError, ConfigurationError):
+            return False
+        return True
+
+    def _open(self, path: Path | str) -> int:
+        pinned = self._pinned(path)
+        try:
+            _require_regular_file(pinned, path)
+            return os.open(f"/proc/self/fd/{pinned}", _READ)
+        finally:
+            os.close(pinned)
+
+    def _list(self, folder: Path) -> list[str]:
+        pinned = self._pinned(folder, os.O_DIRECTORY)
+        try:
+            return [path.name for path in Path(f"/proc/self/fd/{pinned}").iterdir()]
+        finally:
+            os.close(pinned)
+
+    def _pinned(self, path: Path | str, flags: int = 0) -> int:
+        """Return a descriptor that names what a path leads to, without opening it.
+
+        Raises OSError, and UnusableFileError where that lies outside of the root.
+        """
+        pinned = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
+        try:
+            place = Path(f"/proc/self/fd/{pinned}").readlink()
+            if not place.is_relative_to(self._place):
+                self._place = self._root.resolve()  # the root itself may be a link, which another process changed
+            if not place.is_relative_to(self._place):
+                raise UnusableFileError(
+                    str(path), 0, f"it leads out of {self._root}", "copy the file below the root instead"
+                )
+        except BaseException:
+            os.close(pinned)
+            raise
+        return pinned
+
+
+@lru_cache(maxsize=8)
+def files_of(root: Path) -> Files:
+    """Return what asks the file system for a root: ``/`` is the host's own, any other may come from anybody."""
+    return FILES if root == Path("/") else FilesBelow(root)
+
+
+def list_folder(folder: Path, names: Callable[[Path], list[str]] = os.listdir) -> list[str]:
+    """Return what is in a folder; nothing where it does not exist. Raises ConfigurationError.
+
+    ``names`` lists the folder, and raises OSError.
+    """
     try:
-        return [path.name for path in folder.iterdir()]
+        return names(folder)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise ConfigurationError(f"{folder}: cannot be read: {error.strerror}", "check its permissions") from None
 
 
-def read_text(path: Path | str) -> str | None:
+def read_text(path: Path | str, opened: Callable[[Path | str], int] | None = None) -> str | None:
     """Return the text of a file, without a byte-order mark, or None where it does not exist.
 
-    Bytes that are not UTF-8 become U+FFFD, which the readers of lines report. Raises ConfigurationError where
-    the file cannot be read, and its subclass UnusableFileError where it can, but is too large, is no text, no regular
-    file, or a link to nowhere.
+    Bytes that are not UTF-8 become U+FFFD, which the readers of lines report. ``opened`` returns a descriptor that
+    reads the file. Raises ConfigurationError where the file cannot be read, and its subclass UnusableFileError where it
+    can, but is too large, is no text, no regular file, or a link to nowhere.
     """
     try:
-        data = _read_bytes(path)
+        data = read_bytes(path, MAX_FILE_SIZE, opened)
     except FileNotFoundError:
         if Path(path).is_symlink():
             raise UnusableFileError(str(path), 0, "the link leads nowhere", "mend it or remove it") from None
         return None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
-    if len(data) > MAX_FILE_SIZE:
-        reason = f"larger than {MAX_FILE_SIZE // 2**20} MiB"
-        raise UnusableFileError(str(path), 0, reason, "this cannot be a firewall file; move it away")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UnusableFileError(str(path), 1, "the file is UTF-16", "save it as UTF-8")
     nul = data.find(b"\0")
@@ -88,20 +162,35 @@ def read_text(path: Path | str) -> str | None:
     return text
 
 
-def _read_bytes(path: Path | str) -> bytes:
-    """Return a file's bytes, at most one more than are allowed. Raises OSError, ConfigurationError for a non-file."""
-    # Without O_NONBLOCK, opening a FIFO would wait for somebody who writes to it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+def read_bytes(path: Path | str, limit: int, opened: Callable[[Path | str], int] | None = None) -> bytes:
+    """Return the bytes of a regular file. ``opened`` returns a descriptor that reads it.
+
+    Raises OSError, and UnusableFileError for what is no regular file and for more than ``limit`` bytes.
+    """
+    descriptor = os.open(path, _READ) if opened is None else opened(path)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise UnusableFileError(str(path), 0, f"{what}, where a text file should be", "move it away")
+        size = _require_regular_file(descriptor, path)
         parts = []
-        left = MAX_FILE_SIZE + 1
-        while left and (part := os.read(descriptor, min(left, max(status.st_size, 4096) + 1))):
+        left = limit + 1
+        while left and (part := os.read(descriptor, min(left, max(size, 4096) + 1))):
             parts.append(part)
             left -= len(part)
-        return b"".join(parts)
     finally:
         os.close(descriptor)
+    if not left:
+        reason = f"larger than {limit // 2**20} MiB"
+        raise UnusableFileError(str(path), 0, reason, "this cannot be the right file; move it away")
+    return b"".join(parts)
+
+
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+"""Without O_NONBLOCK, opening a FIFO waits until another process writes to it."""
+
+
+def _require_regular_file(descriptor: int, path: Path | str) -> int:
+    """Return the size of an open file in bytes. Raises UnusableFileError for what is no regular file."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise UnusableFileError(str(path), 0, f"{what}, where a text file should be", "move it away")
+    return status.st_size

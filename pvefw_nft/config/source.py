@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pvefw_nft.config import netdb
-from pvefw_nft.config.files import FILES, Files
+from pvefw_nft.config.files import Files, files_of
 from pvefw_nft.errors import ConfigurationError, InternalError, PvefwError, UnusableFileError
 
 if TYPE_CHECKING:
@@ -43,9 +43,14 @@ class Source:
     node: str | None
     local_network: Callable[[], str | None]
     real_interface: Callable[[str], str | None] = lambda _: None
-    files: Files = FILES
+    observed_files: Files | None = None
     now: Callable[[], float] = time.time
     cautious: bool = False
+
+    @property
+    def files(self) -> Files:
+        """What asks the file system: ``observed_files`` where they are given, else the root's own."""
+        return self.observed_files or files_of(self.root)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class Observations:
             return source.now()
 
         files = _ObservedFiles(source.files, self)
-        return replace(source, files=files, local_network=network, real_interface=interface, now=now)
+        return replace(source, observed_files=files, local_network=network, real_interface=interface, now=now)
 
     def note(self, kind: str, name: str, answer: _T) -> _T:
         """Note an answer and return it. One that changed while the compile ran is noted as none that can come again."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pvefw_nft.config.files import read_text
+from pvefw_nft.errors import UnusableFileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +29,7 @@ _SCOPES = ("", "dc/", "guest/")
 
 def find_unused(root: Root, cluster: ClusterConfig, guests: Iterable[Guest], findings: Findings) -> None:
     """Add a note for each name that nothing refers to. Raises ConfigurationError for an unusable file."""
-    everywhere = {word for path in _firewall_files(root) for word in _words(read_text(path) or "")}
+    everywhere = {word for path in _firewall_files(root) for word in _words(_text(root, path))}
     for name, group in cluster.groups.items():
         if name not in everywhere:
             _report(findings, "group", name, group.header)
@@ -38,16 +38,25 @@ def find_unused(root: Root, cluster: ClusterConfig, guests: Iterable[Guest], fin
     for guest in guests:
         config = guest.firewall
         if config is not None and (config.ipsets or config.aliases):
-            words = set(_words(read_text(root.pve / "firewall" / f"{guest.vmid}.fw") or ""))
+            words = set(_words(_text(root, root.pve / "firewall" / f"{guest.vmid}.fw")))
             _ipsets(config.ipsets, words, findings)
             _aliases(config.aliases, words, findings)
 
 
 def _firewall_files(root: Root) -> Iterator[Path]:
-    yield from (root.pve / "firewall").glob("*.fw")
+    for folder in (root.pve / "firewall", root.pve / "sdn" / "firewall"):
+        yield from (folder / name for name in root.files.listed(folder) if name.endswith(".fw"))
     yield root.host_file()
-    yield from (root.pve / "nodes").glob("*/host.fw")
-    yield from (root.pve / "sdn" / "firewall").glob("*.fw")
+    nodes = root.pve / "nodes"
+    yield from (nodes / name / "host.fw" for name in root.files.listed(nodes) if root.files.is_folder(nodes / name))
+
+
+def _text(root: Root, path: Path) -> str:
+    """Return a file's text; none of one that cannot be used, which was reported where it is read for its rules."""
+    try:
+        return root.files.text(path) or ""
+    except UnusableFileError:
+        return ""
 
 
 def _words(text: str) -> Iterator[str]:

@@ -157,7 +157,7 @@ def test_whatever_a_compile_opens_is_noted(make_root: MakeRoot) -> None:
     finally:
         watching = False
     assert len(opened) > 8
-    noted = {name for kind, name in notes.answers if kind in ("text", "folder")}
+    noted = {name for kind, name in notes.answers if kind in ("text", "folder", "is folder")}
     assert opened <= noted
 
 

@@ -224,8 +224,8 @@ CODES = (
     warning(
         "set-name-collision",
         "two ipsets with one hashed name",
-        "An ipset's name has at most 31 bytes, so a long name is replaced by a short hash of it, and two names can "
-        "have one hash. pvefw gives these sets other names, so that none is taken for another.",
+        "An ipset's name has at most 31 bytes, so a long name is replaced by a hash of it, and two names can have one "
+        "hash. pvefw gives these sets other names, so that none is taken for another.",
         UNTRIED,
         Example(
             GUEST,
