@@ -6,15 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from pvefw_nft.pipeline import Source, check_root
 from tests.support import VM
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def pvefw(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -100,3 +97,33 @@ def test_local_that_points_nowhere_is_an_error(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert "etc/pve/local: the link leads to no folder" in run.stderr
     assert run.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compare", "save:{}", "save:{}"),
+        ("compare", "nft-json:{}", "save:{}"),
+        ("compare", "iptables:{root}", "nft:{root}", "--known", "{}"),
+        ("simulate", "--tests", "{}"),
+    ],
+    ids=["save", "nft-json", "known", "tests"],
+)
+@pytest.mark.parametrize("kind", ["device", "FIFO", "folder", "huge", "missing"])
+def test_input_that_is_no_regular_file_is_refused(tmp_path: Path, arguments: tuple[str, ...], kind: str) -> None:
+    root, place = foreign_root(tmp_path), tmp_path / "input"
+    match kind:
+        case "device":
+            place = Path("/dev/zero")
+        case "FIFO":
+            os.mkfifo(place)
+        case "folder":
+            place.mkdir()
+        case "huge":
+            place.touch()
+            os.truncate(place, 2**40)
+        case _:
+            pass
+    run = pvefw(*(part.format(place, root=root) for part in arguments), "--root", str(root), "--node", "n1")
+    assert run.returncode in (2, 3)
+    assert str(place) in run.stderr

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pvefw_nft.app.inputs import MAX_TOML, read_input
 from pvefw_nft.cli.options import make_source, source_options
 from pvefw_nft.cli.rulesets import Named, assume_option, configuration_rulesets, load_ruleset
-from pvefw_nft.errors import EXIT_UNDECIDED, HostError
+from pvefw_nft.errors import EXIT_UNDECIDED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -106,11 +107,7 @@ def _known(path: Path | None) -> tuple[Known, ...]:
         return ()
     from pvefw_nft.verify.prove.known import read_known
 
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise HostError(f"{path}: cannot be read: {error}") from None
-    return read_known(text, str(path))
+    return read_known(read_input(path, MAX_TOML), str(path))
 
 
 def _prove(before: Named, after: Named, options: Options) -> Report:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pvefw_nft.errors import HostError, UsageError
+from pvefw_nft.app.inputs import read_input
+from pvefw_nft.errors import UsageError
 from pvefw_nft.pipeline import BACKENDS, Source, check_root, compile_root, default_backend, read_back, topology
 from pvefw_nft.verify.read import Text, read_ruleset
 from pvefw_nft.verify.reading import Assume
@@ -77,7 +78,7 @@ def _files(kind: str, names: str) -> list[Text]:
     if not files:
         raise UsageError(f"{kind}: names no file", f"name one as {SPEC_HELP}")
     return [
-        Text(name, _file_text(Path(name)), saved=True, json=kind == "nft-json" and number == 0)
+        Text(name, read_input(Path(name)), saved=True, json=kind == "nft-json" and number == 0)
         for number, name in enumerate(files)
     ]
 
@@ -111,10 +112,3 @@ def configuration_rulesets(source: Source, backend: str | None) -> list[Named]:
         return [compiled_ruleset(source, name, name) for name in BACKENDS]
     name = backend or default_backend(check_root(source).node)
     return [compiled_ruleset(source, name, name)]
-
-
-def _file_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", "surrogateescape")
-    except OSError as error:
-        raise HostError(f"{path}: cannot be read: {error.strerror}") from None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pvefw_nft.app.inputs import MAX_TOML, read_input
 from pvefw_nft.cli.options import make_source, source_options
 from pvefw_nft.cli.rulesets import SPEC_HELP, Named, assume_option, configuration_rulesets, load_ruleset
 from pvefw_nft.errors import UsageError
@@ -150,9 +151,9 @@ def _override(text: str) -> tuple[str, str]:
 def _read_tests(path: Path) -> list[_Test]:
     """Return the packets of a file: tables ``[[packet]]`` with ``from``, ``to``, ``expect`` and the options' names."""
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+        document = tomllib.loads(read_input(path, MAX_TOML))
+    except ValueError as error:
+        raise UsageError(f"{path}: cannot be read: {error}", "it is a TOML file with tables [[packet]]") from None
     tables = document.get("packet")
     if not isinstance(tables, list) or not tables:
         raise UsageError(f"{path}: holds no packets", "write tables [[packet]] with from, to and expect")
