@@ -111,7 +111,8 @@ def check_root(source: Source, store: Store | None = None, closed: Closed = NONE
     def report_failure(guest: Guest, error: Exception) -> None:
         closed_guest(guest, error, findings)
 
-    ruleset = build(configuration.node, guests, None if store is None else store.parts, report_failure)
+    parts = None if store is None else store.parts
+    ruleset = build(configuration.node, guests, parts, report_failure, as_reference=source.as_reference)
     validate(ruleset, None if store is None else store.sound)
     return Checked(configuration.node, ruleset, in_file_order(findings.diagnostics))
 

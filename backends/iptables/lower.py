@@ -19,7 +19,9 @@ from pvefw_nft.ir.nodes import (
     Address,
     AddressRange,
     AddressType,
+    AdvertisedOutside,
     ArpSender,
+    ArpSenderMac,
     AssignHelper,
     Bridged,
     ConnState,
@@ -28,6 +30,8 @@ from pvefw_nft.ir.nodes import (
     Drop,
     EtherType,
     Family,
+    FilteredPort,
+    Fragment,
     Goto,
     IcmpType,
     InSet,
@@ -176,7 +180,17 @@ class ChainLowering:
             case RateOver():
                 over = match.loadable() if self._loadable else match
                 return syntax.rate_over(over.rate, over.burst, 32 if self._family is Family.V4 else 64, over.expire)
-            case ProtocolMatch() | Ports() | IcmpType() | EtherType() | ArpSender():
+            case (
+                ProtocolMatch()
+                | Ports()
+                | IcmpType()
+                | EtherType()
+                | ArpSender()
+                | ArpSenderMac()
+                | AdvertisedOutside()
+                | Fragment()
+                | FilteredPort()
+            ):
                 raise InternalError(f"{type(match).__name__} has no place of its own in an IP rule")
             case _:
                 assert_never(match)

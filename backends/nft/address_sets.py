@@ -53,6 +53,10 @@ class AddressSets:
         """Return the families of which the set has members, as bits of :class:`Family`; 0: it is empty."""
         return self._families[key]
 
+    def intervals(self, key: SetKey, version: int) -> list[Interval]:
+        """Return the members of the set that are addresses of a version: ascending, none next to another."""
+        return self._members[key, version]
+
     def named(self, used: Iterable[tuple[SetKey, int]]) -> Iterator[Set]:
         """Yield the named sets for those of the sets and versions that rules use."""
         for key, version in used:

@@ -18,6 +18,7 @@ from pvefw_nft.ir.nodes import (
     ArpSender,
     ConnState,
     Direction,
+    Drop,
     EtherType,
     Family,
     IcmpType,
@@ -111,7 +112,7 @@ def key_of(match: Match, rule: Rule, *, any_transport: bool = False) -> Key | No
         case EtherType():
             # What a permission asks for is the outer type, so that a tag never opens anything; a restriction looks
             # behind the tag, so that a tag never evades it.
-            restricts = isinstance(rule.action, Jump) or any(isinstance(m, ArpSender) for m in rule.matches)
+            restricts = isinstance(rule.action, Jump | Drop) or any(isinstance(m, ArpSender) for m in rule.matches)
             return _INNER_TYPE_KEY if restricts else _OUTER_TYPE_KEY
         case ArpSender():
             return _ARP_SENDER_KEY

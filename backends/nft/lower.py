@@ -1,6 +1,7 @@
 """Lowering: a ruleset of the IR becomes two tables of nft.
 
 ``bridge pvefw``
+    ``stateless`` (prerouting, -350) what nobody may send, before anything is remembered of it
     ``raw`` (prerouting, -300)       rates of new connections, before connection tracking
     ``link`` (prerouting, -250)      what guests may send below IP: MAC addresses, ARP senders, Ethernet types
     ``helpers`` (prerouting, -160)   conntrack helpers, after connection tracking made the connection (-200)
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 from backends.nft.address_sets import VERSIONS, AddressSets
 from backends.nft.comments import comment
 from backends.nft.keys import ADDRESS_FIELDS
-from backends.nft.lower_matches import GUESTS, LINK_PORTS, family_guard
+from backends.nft.lower_matches import GUESTS, LINK_PORTS, PORTS, family_guard
 from backends.nft.lower_rules import MAPS, RuleLowering
 from backends.nft.place import Place, chain_name
 from backends.nft.scope import Scope
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 TABLE: Final = "pvefw"
 """The name of both tables."""
 
+_STATELESS = Hook("prerouting", -350)
 _RAW = Hook("prerouting", -300)
 _LINK = Hook("prerouting", -250)
 _HELPERS = Hook("prerouting", -160)
@@ -255,6 +257,13 @@ class TableLowering:
         self.plan("guests", lambda: (_IP_ONLY, *entries), _GUESTS)
         self.plan_reached(lowering, lowering.scope.reachable(chain))
 
+    def plan_stateless(self, chain: str) -> None:
+        """Plan what is dropped before anything else is done with a frame."""
+        self._sets.append(
+            Set(PORTS, "ifname", tuple(p for nic in self._ruleset.nics for p in (nic.interface, nic.link)))
+        )
+        self.plan_base("stateless", _STATELESS, self.lowering(Place.LINK, Layer.STATELESS), chain)
+
     def plan_bridge_forward(self, chain: str) -> None:
         """Plan what is bridged elsewhere: the forward hook's chain less what concerns guests, then the VNets.
 
@@ -311,6 +320,8 @@ def tables(ruleset: Ruleset, store: LineStore | None = None) -> tuple[Table, Tab
             case Layer.RAW, HookPoint.PREROUTING:
                 bridge.plan_raw(Place.GUEST, hook.chain)
                 host.plan_raw(Place.HOST, hook.chain)
+            case Layer.STATELESS, HookPoint.PREROUTING:
+                bridge.plan_stateless(hook.chain)
             case Layer.LINK, HookPoint.FORWARD:
                 link = bridge.lowering(Place.LINK, Layer.LINK)
                 link.scope.end_with(hook.chain)

@@ -17,7 +17,18 @@ from backends.nft.address_sets import VERSIONS, set_name
 from backends.nft.intervals import address_values, merged, number_values, one_of
 from backends.nft.keys import ADDRESS_FIELDS, Key, intervals_of, key_of, names_of, prefix_lengths, version_of
 from backends.nft.place import Place
-from backends.nft.syntax.expressions import anonymous_set, bits, fib_type, meta, named_set, payload, prefix
+from backends.nft.syntax.expressions import (
+    anonymous_set,
+    bits,
+    extension_header,
+    fib_type,
+    interval,
+    meta,
+    named_set,
+    payload,
+    prefix,
+    raw,
+)
 from backends.nft.syntax.statements import match as compare
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
@@ -27,12 +38,16 @@ from pvefw_nft.ir.nodes import (
     AddressKind,
     AddressRange,
     AddressType,
+    AdvertisedOutside,
     ArpSender,
+    ArpSenderMac,
     Bridged,
     ConnState,
     Direction,
     EtherType,
     Family,
+    FilteredPort,
+    Fragment,
     IcmpType,
     InSet,
     Interface,
@@ -52,7 +67,7 @@ if TYPE_CHECKING:
     from backends.nft.scope import Scope
     from backends.nft.syntax.expressions import Constant, Meta, Value
     from backends.nft.syntax.statements import Statement
-    from pvefw_nft.ir.nodes import Match, Rule
+    from pvefw_nft.ir.nodes import Match, Rule, SetKey
 
 
 Alternative: TypeAlias = tuple[int, tuple["Statement", ...]]
@@ -64,6 +79,12 @@ LINK_PORTS: Final = "fwln*"
 GUESTS: Final = "guests"
 """The set of the interfaces of guests' NICs."""
 
+PORTS: Final = "ports"
+"""The set of both ports of the firewall bridges of guests' NICs."""
+
+_TARGET = raw("th", 64, 128)
+"""The target address of a neighbour advertisement or solicitation, behind 8 bytes of ICMPv6 header."""
+
 _ICMP = {4: "icmp", 6: "icmpv6"}
 _ICMP_NUMBER = {4: 1, 6: 58}
 
@@ -72,6 +93,13 @@ _V6_GUARD = {"bridge": compare(meta("protocol"), "ip6"), "inet": compare(meta("n
 
 _MULTICAST = {4: prefix("224.0.0.0", 4), 6: prefix("ff00::", 8)}
 _BROADCAST = anonymous_set(["0.0.0.0", "255.255.255.255"])  # noqa: S104 - no socket binds here
+
+
+_FRAGMENT: Sequence[Alternative] = (
+    # offset and "more fragments" of RFC 791, section 3.1; the fragment header of RFC 8200, section 4.5
+    (Family.V4, (compare(bits(payload("ip", "frag-off"), 0x3FFF), 0, "!="),)),
+    (Family.V6, (compare(extension_header("frag"), True),)),  # noqa: FBT003 - nft's own word for "exists"
+)
 
 
 def family_guard(families: int, place: Place) -> tuple[Statement, ...]:
@@ -134,12 +162,12 @@ class MatchLowering:
             case AcceptMark():
                 return _both(compare(bits(meta("mark"), ACCEPT_MARK), ACCEPT_MARK))
             case SourceMac(mac, _, negated):
-                text = ":".join(f"{mac >> shift & 0xFF:02x}" for shift in range(40, -1, -8))
-                return _both(compare(payload("ether", "saddr"), text, "!=" if negated else "=="))
-            case Bridged(Direction.IN):
-                return _both(compare(meta("iifname"), LINK_PORTS))
-            case Bridged():
-                return _both(compare(meta("iifname"), named_set(GUESTS)))
+                return _both(compare(payload("ether", "saddr"), _mac(mac), "!=" if negated else "=="))
+            case Bridged(direction):
+                ports = LINK_PORTS if direction is Direction.IN else named_set(GUESTS)
+                return _both(compare(meta("iifname"), ports))
+            case ArpSenderMac() | AdvertisedOutside() | Fragment() | FilteredPort():
+                return self._stateless(match)
             case RateOver():
                 raise InternalError("a rate is tested by a chain of its own")
             case (
@@ -199,6 +227,31 @@ class MatchLowering:
             return _both()
         return [made for made in result if made[0] & rule.families]
 
+    def _stateless(self, match: ArpSenderMac | AdvertisedOutside | Fragment | FilteredPort) -> Sequence[Alternative]:
+        match match:
+            case ArpSenderMac(mac):
+                return _both(compare(payload("arp", "saddr ether"), _mac(mac), "!="))
+            case AdvertisedOutside(key):
+                return self._advertised_outside(key)
+            case Fragment():
+                return _FRAGMENT
+            case FilteredPort():
+                return _both(compare(meta("iifname"), named_set(PORTS)))
+
+    def _advertised_outside(self, key: SetKey) -> Sequence[Alternative]:
+        """Return the test for the target of a neighbour advertisement (RFC 4861, section 4.4).
+
+        nft 1.0.6 has no name for the field, and compares an unnamed one with numbers only, not with a named set.
+        """
+        intervals = self._scope.sets.intervals(key, 6)
+        if not intervals:
+            return ((Family.V6, ()),)
+        values: list[Value] = [
+            f"{first:#034x}" if first == last else interval(f"{first:#034x}", f"{last:#034x}")
+            for first, last in intervals
+        ]
+        return ((Family.V6, (compare(_TARGET, one_of(values), "!="),)),)
+
     def _address_type(self, side: Side, kind: AddressKind) -> Sequence[Alternative]:
         """Return the test for a kind of address; without ``fib``, which the bridge family has not.
 
@@ -217,6 +270,10 @@ class MatchLowering:
             return (address,)
         unlike = compare(meta("pkttype"), "broadcast", "!=")
         return ((Family.BOTH, (compare(meta("pkttype"), "broadcast"),)), (Family.V4, (unlike, *address[1])))
+
+
+def _mac(mac: int) -> str:
+    return ":".join(f"{mac >> shift & 0xFF:02x}" for shift in range(40, -1, -8))
 
 
 def _both(*statements: Statement) -> Sequence[Alternative]:

@@ -39,6 +39,7 @@ MAPS: Final = {
     (Layer.FILTER, Direction.IN): "guests-in",
     (Layer.FILTER, Direction.OUT): "guests-out",
     (Layer.LINK, Direction.OUT): "guests-link",
+    (Layer.STATELESS, Direction.OUT): "guests-stateless",
 }
 """The verdict maps from the ports of firewall bridges to the chains of NICs."""
 

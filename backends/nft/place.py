@@ -40,7 +40,13 @@ class Place(Enum):
         return self in (Place.GUEST, Place.LINK)
 
 
-_PREFIXES = {Layer.FILTER: "", Layer.RAW: "raw/", Layer.FORWARD: "forward/", Layer.LINK: "link/"}
+_PREFIXES = {
+    Layer.FILTER: "",
+    Layer.RAW: "raw/",
+    Layer.FORWARD: "forward/",
+    Layer.LINK: "link/",
+    Layer.STATELESS: "stateless/",
+}
 
 
 def chain_name(layer: Layer, name: str) -> str:

@@ -19,6 +19,7 @@ from pvefw_nft.ir.nodes import (
     Address,
     AddressKind,
     AddressType,
+    AdvertisedOutside,
     Bridged,
     Direction,
     Dispatch,
@@ -85,10 +86,11 @@ class Simple:
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """The names in the rules of a chain, each once: chains, sets, and guests' NICs."""
+    """The names in the rules of a chain, each once: chains, sets, sets whose members a rule lists, and guests' NICs."""
 
     chains: tuple[str, ...]
     sets: tuple[SetKey, ...]
+    spelled_out: tuple[SetKey, ...]
     nics: tuple[str, ...]
 
 
@@ -143,8 +145,9 @@ class Scope:
     def rests_on(self, name: str) -> object:
         """Return all that the form of a chain rests on beside its rules, the place and the layer.
 
-        That is what is asked of the chains its rules lead to, which families its sets have members of, the links of
-        the NICs it names, whether there are NICs, and whether it is the end of a hook's way.
+        That is what is asked of the chains its rules lead to, which families its sets have members of, the members
+        of sets that its rules list, the links of the NICs it names, whether there are NICs, and whether it is the end
+        of a hook's way.
         """
         known = self._rests_on.get(name)
         if known is None:
@@ -155,6 +158,7 @@ class Scope:
                 name in self._tails,
                 tuple([self.facts(other) for other in names.chains]),
                 tuple([self.sets.families(key) for key in names.sets]),
+                tuple([tuple(self.sets.intervals(key, 6)) for key in names.spelled_out]),
                 tuple([self.links.get(nic) for nic in names.nics]),
             )
         return known
@@ -180,9 +184,10 @@ class Scope:
     def dispatched(self, direction: Direction) -> Iterator[tuple[str, str]]:
         """Yield, for each NIC, the port by which packets of that direction enter its firewall bridge, and the chain."""
         for nic in self.nics:
-            if self.layer is Layer.LINK:
-                if nic.link_chain is not None:
-                    yield nic.interface, nic.link_chain
+            if self.layer in (Layer.LINK, Layer.STATELESS):
+                chain = nic.link_chain if self.layer is Layer.LINK else nic.stateless_chain
+                if chain is not None:
+                    yield nic.interface, chain
             elif direction is Direction.IN:
                 yield nic.link, nic.in_chain
             else:
@@ -388,6 +393,7 @@ class Scope:
 def _names(chain: Chain) -> _Names:
     chains: dict[str, None] = {}
     sets: dict[SetKey, None] = {}
+    spelled_out: dict[SetKey, None] = {}
     nics: dict[str, None] = {}
     for rule in chain.rules:
         if isinstance(rule.action, Jump | Goto):
@@ -395,9 +401,11 @@ def _names(chain: Chain) -> _Names:
         for match in rule.matches:
             if isinstance(match, InSet):
                 sets[match.key] = None
+            elif isinstance(match, AdvertisedOutside):
+                spelled_out[match.key] = None
             elif isinstance(match, NicPort):
                 nics[match.name] = None
-    return _Names(tuple(chains), tuple(sets), tuple(nics))
+    return _Names(tuple(chains), tuple(sets), tuple(spelled_out), tuple(nics))
 
 
 def _only_sets(rules: tuple[Rule, ...]) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pvefw_nft.app.inputs import MAX_TOML, read_input
-from pvefw_nft.cli.options import make_source, source_options
+from pvefw_nft.cli.options import as_reference_option, make_source, source_options
 from pvefw_nft.cli.rulesets import Named, assume_option, configuration_rulesets, load_ruleset
 from pvefw_nft.errors import EXIT_UNDECIDED
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", help="Default: text.")
 @click.option("-v", "--verbose", is_flag=True, help="List all known differences.")
+@as_reference_option
 @assume_option
 @source_options
 @click.pass_context
@@ -52,6 +53,7 @@ def compare_command(
     max_memory: int | None,
     form: str,
     verbose: bool,
+    as_reference: bool,
     assume: str | None,
     root: Path,
     node: str | None,
@@ -68,7 +70,7 @@ def compare_command(
     gc.disable()  # reading rulesets makes no garbage, and looking for it takes a third of the time
 
     def source_of(folder: Path) -> Source:
-        return make_source(folder, node, local_network)
+        return make_source(folder, node, local_network, as_reference=as_reference)
 
     def load(spec: str) -> Named:
         return load_ruleset(spec, source_of, assume, default_root=root)

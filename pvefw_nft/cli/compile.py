@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pvefw_nft.cli import discard_output
-from pvefw_nft.cli.options import backend_option, make_source, source_options
+from pvefw_nft.cli.options import as_reference_option, backend_option, make_source, source_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import HostError
 from pvefw_nft.pipeline import closing_failures, compile_root
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.command("compile")
 @source_options
 @backend_option
+@as_reference_option
 @click.option("--format", "form", type=click.Choice(("text", "json")), help="Default: text, for nft json.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file instead.")
 @click.pass_context
@@ -33,6 +34,7 @@ def compile_command(
     node: str | None,
     local_network: str | None,
     backend: str | None,
+    as_reference: bool,
     form: str | None,
     output: Path | None,
 ) -> None:
@@ -41,7 +43,7 @@ def compile_command(
     Bad lines are reported on standard error and left out; then the exit code is 1.
     """
     gc.disable()  # the IR has no cycles, and looking for them takes a fifth of the time
-    source = make_source(root, node, local_network)
+    source = make_source(root, node, local_network, as_reference=as_reference)
     compiled = closing_failures(source, lambda closed: compile_root(source, backend, closed=closed))
     pieces = (
         compiled.artefact.text() if (form or compiled.backend.default_format) == "text" else compiled.artefact.json()

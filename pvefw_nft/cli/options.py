@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,8 +45,17 @@ def backend_option(command: _F) -> _F:
     )(command)
 
 
-def make_source(root: Path, node: str | None, local_network: str | None) -> Source:
-    """Return the source that the options of :func:`source_options` name."""
+def as_reference_option(command: _F) -> _F:
+    """Add ``--as-reference``."""
+    return click.option(
+        "--as-reference",
+        is_flag=True,
+        help="Leave out what makes the nft ruleset stricter than Proxmox VE's (docs/nft.md lists it).",
+    )(command)
+
+
+def make_source(root: Path, node: str | None, local_network: str | None, *, as_reference: bool = False) -> Source:
+    """Return the source that the options of :func:`source_options` and :func:`as_reference_option` name."""
 
     def network() -> str | None:
         if local_network is not None:
@@ -55,7 +65,8 @@ def make_source(root: Path, node: str | None, local_network: str | None) -> Sour
         return detect()
 
     # Only on the host itself do its links have anything to do with the configuration.
-    return Source(root, node, network, _real_interface) if root == Path("/") else Source(root, node, network)
+    made = Source(root, node, network, as_reference=as_reference)
+    return replace(made, real_interface=_real_interface) if root == Path("/") else made
 
 
 def _real_interface(name: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pvefw_nft.app.inputs import MAX_TOML, read_input
-from pvefw_nft.cli.options import make_source, source_options
+from pvefw_nft.cli.options import as_reference_option, make_source, source_options
 from pvefw_nft.cli.rulesets import SPEC_HELP, Named, assume_option, configuration_rulesets, load_ruleset
 from pvefw_nft.errors import UsageError
 from pvefw_nft.verify.packet import PacketSpec, make_probe
@@ -93,6 +93,7 @@ class _Test:
 )
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", help="Default: text.")
 @click.option("-v", "--verbose", is_flag=True, help="Show each rule tried.")
+@as_reference_option
 @assume_option
 @source_options
 @click.pass_context
@@ -117,7 +118,7 @@ def simulate_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: AN
 
 def _rulesets(options: dict[str, Any]) -> list[Named]:
     def source_of(root: Path) -> Any:  # noqa: ANN401
-        return make_source(root, options["node"], options["local_network"])
+        return make_source(root, options["node"], options["local_network"], as_reference=options["as_reference"])
 
     if options["ruleset"]:
         if options["backend"]:

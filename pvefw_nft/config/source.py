@@ -36,7 +36,7 @@ class Source:
     ``node`` None: the one that ``etc/pve/local`` links to, else this host's short name. ``local_network`` is asked
     for a CIDR, or None, where cluster.fw has no alias ``local_network``. ``real_interface`` returns the name of the
     link that has an alternative name, or None; ``now`` the epoch time. ``cautious``: an ``enable`` that cannot be read
-    counts as 1.
+    counts as 1. ``as_reference``: leave out what makes a ruleset stricter than the reference's.
     """
 
     root: Path
@@ -46,6 +46,7 @@ class Source:
     observed_files: Files | None = None
     now: Callable[[], float] = time.time
     cautious: bool = False
+    as_reference: bool = False
 
     @property
     def files(self) -> Files:

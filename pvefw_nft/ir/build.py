@@ -34,6 +34,7 @@ from pvefw_nft.ir.nodes import (
 )
 from pvefw_nft.ir.rules import ACCEPT, DROP, Context, builtin
 from pvefw_nft.ir.standard import add_standard_chains
+from pvefw_nft.ir.stateless import STATELESS, add_stateless_chain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -47,17 +48,20 @@ def build(
     guests: Iterable[Guest],
     store: PartStore | None = None,
     report_failure: Callable[[Guest, Exception], None] = lambda _guest, _error: None,
+    *,
+    as_reference: bool = False,
 ) -> Ruleset:
     """Return the ruleset of a node. ``guests`` may be an iterator; each is looked at once, in the order given.
 
     What ``store`` knows of guests is not made again. A guest whose build raises, which is a bug of pvefw, is closed and
-    told to ``report_failure``.
+    told to ``report_failure``. ``as_reference``: leave out what makes the ruleset stricter than the reference's, which
+    is layer ``stateless``.
     """
     if not node.cluster.options.enable:
         for _ in guests:  # what is wrong with them is still to be found
             pass
         return Ruleset(enabled=False)
-    context = Context(node)
+    context = Context(node, as_reference=as_reference)
     add_standard_chains(context)
     dispatch_in = builtin("guests", action=Dispatch(Direction.IN))
     context.add(Layer.FILTER, "PVEFW-FWBR-IN", [*input_filters(context), dispatch_in])
@@ -82,6 +86,8 @@ def build(
         context.add(Layer.LINK, "PVEFW-FORWARD", _link_forward())
         context.add(Layer.LINK, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
         hooks.append(Hook(Layer.LINK, HookPoint.FORWARD, "PVEFW-FORWARD"))
+    if not as_reference and add_stateless_chain(context, builder.nics):
+        hooks.append(Hook(Layer.STATELESS, HookPoint.PREROUTING, STATELESS))
     host_forward, vnets = add_forward_chains(context)
     sets = (*cluster_sets(context), *builder.sets)
     return Ruleset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pvefw_nft.ir.nodes import AddressSet as Set
@@ -17,8 +17,6 @@ from pvefw_nft.ir.nodes import (
     Layer,
     Nic,
     NicPort,
-    PortRange,
-    Ports,
     Prefix,
     Queue,
     Return,
@@ -28,7 +26,6 @@ from pvefw_nft.ir.nodes import (
     SetEntry,
     SetKey,
     Side,
-    SourceMac,
 )
 from pvefw_nft.ir.rules import (
     ACCEPT,
@@ -36,7 +33,6 @@ from pvefw_nft.ir.rules import (
     ICMPV6,
     NDP_TYPES,
     SET_ACCEPT_MARK,
-    UDP,
     Context,
     builtin,
     file_rules,
@@ -45,32 +41,25 @@ from pvefw_nft.ir.rules import (
     policy_origin,
     policy_rules,
 )
+from pvefw_nft.ir.stateless import dhcp_ports, mac_filter, nic_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pvefw_nft.config.model import ClusterConfig, ClusterOptions, Guest, GuestConfig
     from pvefw_nft.config.model import Nic as ModelNic
-    from pvefw_nft.ir.nodes import Action, Chain, Match
+    from pvefw_nft.ir.nodes import Action, Chain
 
 _LINK_LOCAL = 0xFE80 << 112
 _ARP = EtherType(0x0806, "ARP")
 _NO_GUEST_NIC = SetEntry(Prefix(6, _LINK_LOCAL, 10, "fe80::/10"), nomatch=True)
 
 
-def _ports(sport: int, dport: int) -> tuple[Match, ...]:
-    return (
-        UDP,
-        Ports(Side.SOURCE, (PortRange(sport, sport, str(sport)),)),
-        Ports(Side.DESTINATION, (PortRange(dport, dport, str(dport)),)),
-    )
-
-
 def _dhcp(server: tuple[int, int], client: tuple[int, int], action: Action) -> tuple[Rule, Rule]:
     """Return the rules that let DHCP through (RFC 2131, RFC 8415); each pair is source and destination port."""
     return (
-        builtin("dhcp", *_ports(*server), action=action, families=Family.V4),
-        builtin("dhcp", *_ports(*client), action=action, families=Family.V6),
+        builtin("dhcp", *dhcp_ports(*server), action=action, families=Family.V4),
+        builtin("dhcp", *dhcp_ports(*client), action=action, families=Family.V6),
     )
 
 
@@ -249,7 +238,8 @@ class GuestBuilder:
 
     def _add_nic(self, guest: Guest, config: GuestConfig, nic: ModelNic, address_filter: Set | None) -> None:
         context = self._context
-        made = self._made_nic(guest, nic)
+        stateless = self._add_stateless(config, nic, guest.interface(nic), address_filter)
+        made = replace(self._made_nic(guest, nic), stateless_chain=stateless)
         interface, link_chain = made.interface, made.link_chain
         self.nics.append(made)
         queue = _queue(config)
@@ -262,6 +252,19 @@ class GuestBuilder:
         context.add(Layer.FILTER, made.out_chain, out_rules)
         if link_chain is not None:
             context.add(Layer.LINK, link_chain, self._link_rules(config, nic, link_chain))
+
+    def _add_stateless(
+        self, config: GuestConfig, nic: ModelNic, interface: str, address_filter: Set | None
+    ) -> str | None:
+        """Add the stateless chain of a NIC and return its name; None where there would be nothing in it."""
+        if self._context.as_reference:
+            return None
+        rules = list(nic_rules(config.options, nic, None if address_filter is None else address_filter.key))
+        if not rules:
+            return None
+        name = f"{interface}-OUT"
+        self._context.add(Layer.STATELESS, name, rules)
+        return name
 
     def _in_rules(self, vmid: int, config: GuestConfig, nic: ModelNic, chain: str, accept: Action) -> Iterator[Rule]:
         options = config.options
@@ -283,7 +286,7 @@ class GuestBuilder:
         if options.dhcp:
             yield from _DHCP_OUT
         if options.macfilter:
-            yield _mac_filter(nic)
+            yield mac_filter(nic)
         if not options.radv:
             yield _NO_RADV
         if address_filter is not None:
@@ -301,7 +304,7 @@ class GuestBuilder:
         """Yield the layer 2 rules of a NIC, and add the chains they jump to."""
         options = config.options
         if options.macfilter:
-            yield _mac_filter(nic)
+            yield mac_filter(nic)
         senders = list(_arp_senders(config, nic))
         if senders:
             self._context.add(Layer.LINK, f"{chain}-ARP", [*senders, builtin("ipfilter", action=DROP)])
@@ -318,13 +321,6 @@ class GuestBuilder:
 
 def _network(prefix: Prefix) -> tuple[int, int, int]:
     return prefix.version, prefix.address, prefix.length
-
-
-def _mac_filter(nic: ModelNic) -> Rule:
-    """Return the rule that drops what other senders send; a NIC without a valid address sends nothing."""
-    if nic.mac is None:
-        return builtin("macfilter", action=DROP)
-    return builtin("macfilter", SourceMac(nic.mac, nic.mac_spelling, negated=True), action=DROP)
 
 
 def _link_local(mac: int) -> Prefix:

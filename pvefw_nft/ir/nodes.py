@@ -1,6 +1,6 @@
 """The nodes of the IR: a closed union of frozen dataclasses.
 
-The IR says what is filtered, not how a tool spells it. One :class:`Ruleset` holds chains in four layers:
+The IR says what is filtered, not how a tool spells it. One :class:`Ruleset` holds chains in five layers:
 
 ``raw``
     IP chains that run before connection tracking (synflood protection, conntrack helpers).
@@ -10,6 +10,9 @@ The IR says what is filtered, not how a tool spells it. One :class:`Ruleset` hol
     IP chains of FORWARD rules (host, cluster, VNets), which the reference ruleset cannot carry out.
 ``link``
     layer 2 chains (MAC, ARP senders, ether types) for frames that guests send.
+``stateless``
+    chains that see every frame at the ports of firewall bridges before IP defragmentation and connection tracking.
+    They only drop. The reference ruleset has nothing like them: what they drop makes a ruleset stricter.
 
 One rule serves IPv4 and IPv6 (``Rule.families`` says which); the chains of a family are the rules left when
 those of the other family are taken out. Where a node has a ``spelling``, it is the user's own text for the
@@ -66,6 +69,7 @@ class Layer(Enum):
     FILTER = "filter"
     FORWARD = "forward"
     LINK = "link"
+    STATELESS = "stateless"
 
 
 class HookPoint(Enum):
@@ -320,6 +324,31 @@ class ArpSender:
     prefix: Prefix
 
 
+@dataclass(frozen=True, slots=True)
+class ArpSenderMac:
+    """An ARP packet names another sender than this MAC address. ``spelling`` is the guest config's text."""
+
+    mac: int
+    spelling: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdvertisedOutside:
+    """A neighbour advertisement (RFC 4861, section 4.4) is about an address that is not in the set."""
+
+    key: SetKey
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """The IP packet is a fragment, the first one or a later one."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilteredPort:
+    """The frame comes in by one of the two ports of the firewall bridge of a filtered NIC."""
+
+
 Match: TypeAlias = (
     Interface
     | Bridged
@@ -338,6 +367,10 @@ Match: TypeAlias = (
     | RateOver
     | EtherType
     | ArpSender
+    | ArpSenderMac
+    | AdvertisedOutside
+    | Fragment
+    | FilteredPort
 )
 
 
@@ -429,7 +462,8 @@ class AssignHelper:
 class Dispatch:
     """Jump to the chain of the guest NIC that the packet goes to (IN) or comes from (OUT), if there is one.
 
-    In layer ``filter`` that is ``Nic.in_chain`` or ``Nic.out_chain``, in layer ``link`` ``Nic.link_chain``.
+    In layer ``filter`` that is ``Nic.in_chain`` or ``Nic.out_chain``, in layer ``link`` ``Nic.link_chain``, in layer
+    ``stateless`` ``Nic.stateless_chain``.
     """
 
     direction: Direction
@@ -497,7 +531,8 @@ class Nic:
     """A filtered guest NIC: ``interface`` is its host side (``tap100i0``, ``veth200i0``).
 
     ``link`` is the firewall bridge's port towards the guest's bridge (``fwln100i0``): what enters the firewall
-    bridge there goes to this NIC. ``link_chain`` is None where layer 2 is not filtered.
+    bridge there goes to this NIC. ``link_chain`` is None where layer 2 is not filtered,
+    ``stateless_chain`` where every frame of the NIC may go on to connection tracking.
     """
 
     interface: str
@@ -507,6 +542,7 @@ class Nic:
     in_chain: str
     out_chain: str
     link_chain: str | None
+    stateless_chain: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,9 @@ from pvefw_nft.ir.nodes import (
     Address,
     AddressRange,
     AddressType,
+    AdvertisedOutside,
     ArpSender,
+    ArpSenderMac,
     AssignHelper,
     Bridged,
     ConnState,
@@ -24,6 +26,8 @@ from pvefw_nft.ir.nodes import (
     Drop,
     EtherType,
     Family,
+    FilteredPort,
+    Fragment,
     Goto,
     IcmpType,
     InSet,
@@ -63,7 +67,8 @@ def pretty(ruleset: Ruleset) -> Iterator[str]:
     for vnet in ruleset.vnets:
         yield f"vnet {vnet.bridge} -> {vnet.chain}"
     for nic in ruleset.nics:
-        yield f"nic {nic.interface} in {nic.in_chain} out {nic.out_chain} link {nic.link_chain or '-'}"
+        of_frames = f"link {nic.link_chain or '-'} stateless {nic.stateless_chain or '-'}"
+        yield f"nic {nic.interface} in {nic.in_chain} out {nic.out_chain} {of_frames}"
     for made in ruleset.sets:
         entries = (f"{'!' if entry.nomatch else ''}{entry.prefix.canonical}" for entry in made.entries)
         yield f"set {made.key.scope}/{made.key.name} {{{', '.join(entries)}}}"
@@ -123,6 +128,14 @@ def _match(match: Match) -> str:  # noqa: C901 - one case for each kind of match
             return f"ether {spelling}/0x{number:04x}"
         case ArpSender(prefix):
             return f"arp sender {prefix.canonical}"
+        case ArpSenderMac(_, spelling):
+            return f"arp sender mac not {spelling}"
+        case AdvertisedOutside(key):
+            return f"advertises outside of {key.scope}/{key.name}"
+        case Fragment():
+            return "fragment"
+        case FilteredPort():
+            return "filtered port"
         case _:
             assert_never(match)
 

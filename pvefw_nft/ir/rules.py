@@ -76,12 +76,14 @@ DEFAULT_LIMIT = RateLimit(1, "second", None, "1/sec")
 class Context:
     """The node being compiled, and the chains made so far, by layer and name.
 
-    ``journal`` holds, in order, the chains added and the group chains asked for, since somebody emptied it.
+    ``as_reference``: leave out what makes the ruleset stricter than the reference's. ``journal`` holds, in order, the
+    chains added and the group chains asked for, since somebody emptied it.
     """
 
-    def __init__(self, node: NodeConfig) -> None:
+    def __init__(self, node: NodeConfig, *, as_reference: bool = False) -> None:
         """Start with no chains."""
         self.node = node
+        self.as_reference = as_reference
         self.journal: list[tuple[Layer, Chain] | tuple[str, Direction]] = []
         self.chains: dict[Layer, dict[str, Chain]] = {layer: {} for layer in Layer}
         ratelimit = node.cluster.options.log_ratelimit

@@ -11,15 +11,22 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
+    AcceptMark,
     Address,
     AddressRange,
     AddressType,
+    AdvertisedOutside,
     ArpSender,
+    ArpSenderMac,
     AssignHelper,
     Bridged,
+    ConnState,
     Dispatch,
+    Drop,
     EtherType,
     Family,
+    FilteredPort,
+    Fragment,
     Goto,
     IcmpType,
     InSet,
@@ -30,6 +37,7 @@ from pvefw_nft.ir.nodes import (
     Prefix,
     ProtocolMatch,
     RateOver,
+    Return,
     SetKey,
     SourceMac,
 )
@@ -47,6 +55,7 @@ MAX_LOG_PREFIX = 63
 
 _CHAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _CALLS = (Jump, Goto)
+_STATELESS_ACTIONS = (Drop, Return, Dispatch)
 _PORT_PROTOCOLS = frozenset((6, 17, 33, 132, 136))
 
 
@@ -72,7 +81,7 @@ def _references(chain: Chain) -> _References:
     for rule in chain.rules:
         if isinstance(rule.action, _CALLS):
             called[rule.action.chain] = called.get(rule.action.chain, 0) | (rule.families & chain.families)
-        sets.update({match.key: None for match in rule.matches if isinstance(match, InSet)})
+        sets.update({match.key: None for match in rule.matches if isinstance(match, InSet | AdvertisedOutside)})
     return _References(tuple(called.items()), tuple(sets))
 
 
@@ -124,6 +133,10 @@ def validate(ruleset: Ruleset, store: SoundChains | None = None) -> None:
             nic.link_chain is None or nic.link_chain in ruleset.chains[Layer.LINK],
             f"{nic.interface} has no layer 2 chain {nic.link_chain}",
         )
+        _require(
+            nic.stateless_chain is None or nic.stateless_chain in ruleset.chains[Layer.STATELESS],
+            f"{nic.interface} has no stateless chain {nic.stateless_chain}",
+        )
     for vnet in ruleset.vnets:
         _require(vnet.chain in ruleset.chains[Layer.FORWARD], f"VNet {vnet.bridge} has no chain {vnet.chain}")
     if store is not None:
@@ -169,6 +182,8 @@ def _rule_problem(layer: Layer, rule: Rule, chain: Chain, chains: Mapping[str, C
             return "helpers are assigned before connection tracking"
         case Dispatch() if rule.matches:
             return "a dispatch has no conditions"
+        case action if layer is Layer.STATELESS and not isinstance(action, _STATELESS_ACTIONS):
+            return "a stateless chain only drops"
         case _:
             pass
     if rule.log is not None and len(rule.log.prefix.encode()) > MAX_LOG_PREFIX:
@@ -199,16 +214,29 @@ def _match_problem(match: object, layer: Layer, rule: Rule, protocol: int | None
         case AddressRange(_, version, first, last, _):
             fits = rule.families == (Family.V4 if version == 4 else Family.V6) and first <= last
             return None if fits else "a range that is empty or of another family"
-        case InSet(_, key, _):
-            return None if key in keys else f"no set {key}"
+        case InSet(_, key, _) | AdvertisedOutside(key) if key not in keys:
+            return f"no set {key}"
         case Ports(_, ranges):
             valid = ranges and all(0 <= ports.first <= ports.last <= 65535 for ports in ranges)
             return None if valid and protocol in _PORT_PROTOCOLS else "ports without a protocol that has them"
         case IcmpType(version):
             of_family = rule.families == (Family.V4 if version == 4 else Family.V6)
             return None if of_family and protocol in (1, 58) else "an ICMP type without its protocol"
-        case EtherType() | ArpSender() if layer is not Layer.LINK:
+        case _:
+            return _layer_problem(match, layer)
+
+
+def _layer_problem(match: object, layer: Layer) -> str | None:
+    """Return what is wrong with a match in a layer that does not know it."""
+    match match:
+        case EtherType() if layer not in (Layer.LINK, Layer.STATELESS):
             return "a layer 2 match in an IP chain"
+        case ArpSender() if layer is not Layer.LINK:
+            return "a layer 2 match in an IP chain"
+        case ArpSenderMac() | AdvertisedOutside() | Fragment() | FilteredPort() if layer is not Layer.STATELESS:
+            return "a match that only stateless chains have"
+        case ConnState() | AcceptMark() | RateOver() if layer is Layer.STATELESS:
+            return "a match of connection tracking in a stateless chain"
         case AddressType() | RateOver() | NicPort() if layer is Layer.LINK:
             return "an IP match in a layer 2 chain"
         case Bridged() | SourceMac() if layer is Layer.RAW:

@@ -145,6 +145,8 @@ TCP_FLAGS = Field("tcp flags", 256, FieldKind.TCP_FLAGS)
 ICMP = Field("icmp", 1 << 16, FieldKind.ICMP)
 """ICMP type and code: ``type << 8 | code``."""
 ICMP6 = Field("icmpv6", 1 << 16, FieldKind.ICMP)
+ND_TARGET = Field("nd target", 1 << 128, FieldKind.IPV6)
+"""The address that a neighbour solicitation or advertisement is about (RFC 4861, sections 4.3 and 4.4)."""
 ADDRESS_TYPES = (
     "unspec", "unicast", "local", "broadcast", "anycast", "multicast",
     "blackhole", "unreachable", "prohibit", "throw", "nat", "xresolve",
@@ -214,6 +216,12 @@ PRESENCE: Mapping[Field, tuple[tuple[Field, IntervalSet], ...]] = {
         (PROTOCOL, IntervalSet.single(IPV6)),
         (L4PROTO, IntervalSet.single(58)),
         (FRAGMENT, IntervalSet.of((0, 1))),
+    ),
+    ND_TARGET: (
+        (PROTOCOL, IntervalSet.single(IPV6)),
+        (L4PROTO, IntervalSet.single(58)),
+        (FRAGMENT, IntervalSet.of((0, 1))),
+        (ICMP6, IntervalSet.of((135 << 8, 136 << 8 | 0xFF))),
     ),
 }
 """Which values of other fields a packet must have to have this one; fields not listed depend on the hook

@@ -16,6 +16,7 @@ from pvefw_nft.verify.model import (
     ACCEPT,
     DROP,
     FRAGMENT,
+    ICMP6,
     IPV4,
     IPV6,
     L4PROTO,
@@ -70,6 +71,8 @@ from pvefw_nft.verify.nft_parts import (
     status_match,
 )
 from pvefw_nft.verify.nft_values import (
+    ND_TARGET_SELECTOR,
+    ND_TYPES,
     Json,
     Selector,
     UnknownExpressionError,
@@ -245,6 +248,10 @@ class NftRuleParser:
             return self._tcp_flags(inner, mask, operator, right)
         if is_expression(inner, "payload", "ip", "frag-off"):
             return self._fragment(mask, operator, right)
+        if inner == {"exthdr": {"name": "frag"}} and mask is None:
+            return self._has_fragment_header(operator, right)
+        if inner == {"payload": {"base": "th", "offset": 64, "len": 128}} and mask is None:
+            return self._nd_target(operator, right)
         if is_expression(inner, "ct", None, "status"):
             return status_match(mask, operator, right)
         if mask is None and is_expression(inner, "ct", None, "state"):
@@ -279,6 +286,21 @@ class NftRuleParser:
             raise UnknownExpressionError(f"ip frag-off & {mask} {operator} {right}")
         test = Test(FRAGMENT, IntervalSet.of(whole))
         return negate(test) if operator == "!=" else test
+
+    def _has_fragment_header(self, operator: str, right: Json) -> Condition:
+        """``exthdr frag exists`` holds for the fragments of IPv6 packets."""
+        if operator not in ("==", "!=") or not isinstance(right, bool):
+            raise UnknownExpressionError(f"exthdr frag {operator} {right}")
+        if not self._has(equals(PROTOCOL, IPV6)):
+            self._require(equals(PROTOCOL, IPV6))
+        fragments = Test(FRAGMENT, IntervalSet.of((1, 2)))
+        return fragments if right == (operator == "==") else negate(fragments)
+
+    def _nd_target(self, operator: str, right: Json) -> Condition:
+        """Bits 64 to 191 behind the transport header: of neighbour discovery, the target address."""
+        if not self._has(Test(ICMP6, ND_TYPES)):
+            raise UnknownExpressionError("payload th 64 128")
+        return self._compare(ND_TARGET_SELECTOR, operator, right)
 
     def _masked(self, inner: Json, mask: Json, operator: str, right: Json) -> Condition:
         on = self._selector(inner)

@@ -42,6 +42,7 @@ from pvefw_nft.verify.model import (
     IPV6,
     L4PROTO,
     LENGTH,
+    ND_TARGET,
     OBR,
     OIF,
     PKTTYPE,
@@ -124,12 +125,16 @@ _TYPES = {name: number for number, name in enumerate(ADDRESS_TYPES)}
 
 _IP, _IP6, _ARP = equals(PROTOCOL, IPV4), equals(PROTOCOL, IPV6), equals(PROTOCOL, ARP)
 _TAGGED = equals(ETHER_TYPE, VLAN)
+ND_TYPES = IntervalSet.of((135 << 8, 136 << 8 | 0xFF))
+"""Neighbour solicitations and advertisements, of whatever code."""
 _PORTED = Test(L4PROTO, IntervalSet.from_ranges((n, n) for n in PORT_PROTOCOLS))
 
 
 def _icmp_symbols(types: dict[str, tuple[int, int, int]]) -> dict[str, int]:
     return {name: kind for name, (kind, first, last) in types.items() if (first, last) == (0, 0xFF)}
 
+
+ND_TARGET_SELECTOR = Selector(ND_TARGET, (_IP6, equals(L4PROTO, 58), Test(ICMP6, ND_TYPES)))
 
 _PAYLOADS: dict[tuple[str, str], Selector] = {
     ("ether", "saddr"): Selector(ETHER_SRC),
@@ -172,6 +177,7 @@ _PAYLOADS: dict[tuple[str, str], Selector] = {
     ("icmpv6", "type"): Selector(
         ICMP6, (_IP6, equals(L4PROTO, 58)), _icmp_symbols(names.ICMP6_TYPES), _type_ranges, size=256
     ),
+    ("icmpv6", "taddr"): ND_TARGET_SELECTOR,
     ("icmpv6", "code"): Selector(ICMP6, (_IP6, equals(L4PROTO, 58)), _ICMP6_CODES, _code_ranges, size=256),
 }
 
@@ -355,9 +361,14 @@ def _plain_number(on: Selector, value: str) -> int:
         raise UnknownExpressionError(f"{on.field} {value}") from None
 
 
+def _ipv6_number(value: str) -> int:
+    """Return an address; one that is compared with bits nft has no name for is written as a number."""
+    return int(value, 16) if value.startswith("0x") else names.address_number(value, 6)
+
+
 _SCALARS: dict[FieldKind, Callable[[Selector, str], int]] = {
     FieldKind.IPV4: lambda _on, value: names.address_number(value, 4),
-    FieldKind.IPV6: lambda _on, value: names.address_number(value, 6),
+    FieldKind.IPV6: lambda _on, value: _ipv6_number(value),
     FieldKind.MAC: lambda _on, value: names.mac_number(value),
     FieldKind.PROTOCOL: lambda _on, value: names.protocol_number(value),
     FieldKind.ETHERTYPE: lambda _on, value: names.ether_type(value),

@@ -47,6 +47,7 @@ from pvefw_nft.verify.model import (
     L4PROTO,
     LENGTH,
     MARK,
+    ND_TARGET,
     PKTTYPE,
     PORT_PROTOCOLS,
     PROTOCOL,
@@ -278,6 +279,8 @@ class _Maker:
             fields[ICMP] = names.icmp_set(spec.icmp_type or "echo-request", names.ICMP_TYPES).smallest()
         elif number == 58 and version == 6:
             fields[ICMP6] = names.icmp_set(spec.icmp_type or "echo-request", names.ICMP6_TYPES).smallest()
+            if fields[ICMP6] >> 8 in (135, 136):  # who is that? this is me (RFC 4861, section 4.4)
+                fields[ND_TARGET] = fields[DADDR6 if fields[ICMP6] >> 8 == 135 else SADDR6]
         elif spec.icmp_type is not None:
             raise ValueError("an ICMP type needs protocol icmp or icmpv6")
 

@@ -28,6 +28,7 @@ from pvefw_nft.verify.model import (
     ETHER_DST,
     ETHER_SRC,
     ETHER_TYPE,
+    FRAGMENT,
     IBR,
     IIF,
     IS_BRIDGED,
@@ -87,6 +88,9 @@ STANDARD = "standard chain"
 """The origin of rules that every ruleset of ours has: it says nothing about why a packet came there."""
 _USUAL_BITS = {"rate ": 0, "ct helper ": 0, "fib ": 1}
 """What fields made on demand are taken to be: rates are kept, no helper reads the connection, routes exist."""
+FIRST_FRAGMENT = FRAGMENT.names.index("first")
+DEFRAGMENTED = {True: -200, False: -400}
+"""The priority from which on hooks see whole packets: in the bridge family with connection tracking, else before it."""
 MAX_UNKNOWN = 10
 """How many unknown matches one walk may meet: each doubles the walks."""
 
@@ -301,6 +305,7 @@ class _Walker:
                 hook = chain.hook
                 if hook is not None and hook.kind == "nat" and self.packet[CT_STATE] != CT_STATES.index("new"):
                     continue  # only a connection's first packet meets nat chains
+                self._put_together(chain)
                 end = self._base_chain(walk, table, chain)
                 match end:
                     case Drop():
@@ -333,6 +338,14 @@ class _Walker:
                 del view[ETHER_SRC]
                 view.pop(ETHER_DST, None)
         return view
+
+    def _put_together(self, chain: Chain) -> None:
+        """Show the first fragment of a packet as the whole of it from connection tracking on (see :mod:`.model`)."""
+        hook = chain.hook
+        if hook is None or self.packet.get(FRAGMENT) != FIRST_FRAGMENT:
+            return
+        whole = hook.priority >= (DEFRAGMENTED[hook.family is Family.BRIDGE])
+        self.view[FRAGMENT] = 0 if whole else FIRST_FRAGMENT
 
     # --- chains ---------------------------------------------------------------------------------------------
 

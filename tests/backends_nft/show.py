@@ -93,6 +93,10 @@ def _value(value: Any) -> str:  # noqa: ANN401, C901 - any JSON, one case for ea
             return "{ " + ", ".join(_pair(one) for one in members) + " }"
         case {"concat": parts}:
             return " . ".join(_value(part) for part in parts)
+        case {"payload": {"base": base, "offset": offset, "len": length}}:
+            return f"@{base},{offset},{length}"
+        case {"exthdr": {"name": name}}:
+            return f"exthdr {name}"
         case {"&": [left, mask]}:
             return f"{_value(left)} & {_value(mask)}"
         case {"|": [left, mask]}:

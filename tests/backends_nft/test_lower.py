@@ -74,6 +74,16 @@ CASES: dict[str, tuple[Files, tuple[str, ...], tuple[str, ...]]] = {
         ("filter tap", "link tap"),
         ("bridge chain tap", "bridge chain link/tap"),
     ),
+    "stateless": (
+        {
+            "100.conf": VM,
+            "100.fw": ON + "ipfilter: 1\n[IPSET ipfilter-net0]\n10.0.0.1\n2001:db8::/64\n",
+            "200.ct": CONTAINER,
+            "200.fw": ON + "macfilter: 0\n",
+        },
+        ("hook stateless", "nic", "stateless"),
+        ("bridge chain stateless", "bridge set ports", "bridge map guests-stateless"),
+    ),
     "ports-and-addresses": (
         guest(
             "IN ACCEPT -p tcp -dport 80,443,8000:8100 -sport 1024:65535\n"

@@ -13,6 +13,10 @@
                                 # answer (from tcp port 22: to a connection from the receiver to that port)
     fragmented = "large"        # in two fragments; "small": of a size that IPv6 senders do not make
     damage = "ip"               # or "l4": the checksum that is wrong
+    tags = ["8100:0", "8100:7"] # VLAN tags, the outermost first, each its Ethernet type and VLAN id; see also `vlan`
+    wrapping = "8864:11000000"  # Ethernet type and header between the Ethernet header and what is in the frame, in hex
+    dest_mac = "01:80:c2:00:00:00"; nd_target = "fd00::1" (of neighbour discovery); only_first = true (fragment)
+    spoof = "10.0.0.9"          # the source of this packet, where those before it in its connection have another
     verdict = "ACCEPT"          # or DROP, or REJECT and how: "REJECT tcp-reset"
 
 Lists multiply: one table can stand for many packets, all with the same verdict.
@@ -23,12 +27,24 @@ from __future__ import annotations
 import itertools
 import tomllib
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
 from .outcome import ACCEPT, DROP, REJECT, UNREACHABLE
-from .packets import ACK, LARGE_FRAGMENT, PSH, SMALL_FRAGMENT, WITH_PORTS, Arp, Packet, Probe, Proto, backwards
+from .packets import (
+    ACK,
+    LARGE_FRAGMENT,
+    PSH,
+    SMALL_FRAGMENT,
+    WITH_PORTS,
+    Arp,
+    Packet,
+    Probe,
+    Proto,
+    Wrapping,
+    backwards,
+)
 from .restore import ICMP_TYPES, TCP_FLAGS
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
@@ -37,7 +53,8 @@ VERDICTS = {ACCEPT, DROP, f"{REJECT} tcp-reset", *(f"{REJECT} {kind}" for kind i
 
 _KEYS = {
     "from", "to", "family", "proto", "icmp", "arp", "ethertype", "source", "dest", "sport", "dport", "source_mac",
-    "vlan", "flags", "state", "fragmented", "damage", "verdict", "about",
+    "vlan", "flags", "state", "fragmented", "damage", "verdict", "about", "tags", "wrapping", "dest_mac", "nd_target",
+    "only_first", "spoof",
 }  # fmt: skip
 
 
@@ -102,7 +119,11 @@ def read_packets(table: dict[str, Any]) -> list[Probe]:
         for family in _families(table, icmp, [address.version for address in addresses]):
             one = {**table, "dport": dport, "icmp": icmp, "source": source, "dest": dest}
             packets.append(_packet({**one, "from": sender, "to": receiver}, family))
-    return [_in_state(packet, table.get("state", "new"), table.get("about", "")) for packet in packets]
+    probes = [_in_state(packet, table.get("state", "new"), table.get("about", "")) for packet in packets]
+    if "spoof" in table:
+        spoofed = ip_address(table["spoof"])
+        probes = [replace(p, packets=(*p.packets[:-1], replace(p.judged, source=spoofed))) for p in probes]
+    return probes
 
 
 def _listed(value: Any) -> list[Any]:  # noqa: ANN401 - any value of a TOML file
@@ -129,6 +150,11 @@ def _packet(one: dict[str, Any], family: int) -> Packet:
         dport=one["dport"],
         source_mac=one.get("source_mac"),
         vlan=one.get("vlan"),
+        tags=tuple(_numbers(text) for text in one.get("tags", ())),
+        wrapping=_wrapping(one["wrapping"]) if "wrapping" in one else None,
+        destination_mac=one.get("dest_mac"),
+        nd_target=IPv6Address(one["nd_target"]) if "nd_target" in one else None,
+        only_first=one.get("only_first", False),
         ethertype=one.get("ethertype"),
         first_fragment=_FRAGMENTS[one["fragmented"]] if "fragmented" in one else None,
         damage=one.get("damage"),
@@ -141,8 +167,20 @@ def _packet(one: dict[str, Any], family: int) -> Packet:
     if "arp" in one:
         arp = one["arp"]
         sender, target = (IPv4Address(arp[key]) if key in arp else None for key in ("sender", "target"))
-        packet = replace(packet, arp=Arp({"request": 1, "reply": 2}[arp.get("operation", "request")], sender, target))
+        operation = {"request": 1, "reply": 2}[arp.get("operation", "request")]
+        packet = replace(packet, arp=Arp(operation, sender, target, arp.get("sender_mac")))
     return packet
+
+
+def _numbers(text: str) -> tuple[int, int]:
+    """Return Ethernet type (hex) and VLAN id of a tag such as ``8100:7``."""
+    kind, _, number = text.partition(":")
+    return int(kind, 16), int(number)
+
+
+def _wrapping(text: str) -> Wrapping:
+    kind, _, header = text.partition(":")
+    return Wrapping(int(kind, 16), bytes.fromhex(header))
 
 
 def _protocol(one: dict[str, Any], family: int) -> int:
@@ -174,10 +212,12 @@ def _in_state(packet: Packet, state: str, why: str) -> Probe:
                 source=packet.destination,
                 destination=packet.source,
                 acknowledgement=0,
+                source_mac=None,
             )
-            return Probe((opened, backwards(opened, sequence=2048, acknowledgement=1)), why)
+            answer = backwards(opened, sequence=2048, acknowledgement=1, source_mac=packet.source_mac)
+            return Probe((opened, answer), why)
         case "established":
-            first = replace(packet, acknowledgement=0)
+            first = replace(packet, acknowledgement=0, source_mac=None, tags=(), wrapping=None)
             later = replace(packet, flags=ACK | PSH, sequence=1, acknowledgement=2049)
             return Probe((first, backwards(first, sequence=2048, acknowledgement=1), later), why)
         case "related":

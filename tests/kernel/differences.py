@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artefact import BACKENDS
+from .network.plan import HOST, ROUTER
 from .packets import SMALL_FRAGMENT
 
 if TYPE_CHECKING:
     from .network.plan import Address, Plan
     from .packets import Packet, Probe
 
+ADVERTISEMENT = 136
+"""The ICMPv6 type of a neighbour advertisement (RFC 4861, section 4.4)."""
+
 TABLE = Path(__file__).parent / "known_differences.toml"
 
 FACTS = {
     "tagged", "damage", "small_fragments", "family", "protocol", "steps", "source_kind", "destination_kind", "sender",
-    "receiver", "arp",
+    "receiver", "arp", "tags", "forged", "fragment", "dhcp",
 }  # fmt: skip
 
 
@@ -71,8 +75,10 @@ def facts(probe: Probe, plan: Plan) -> dict[str, Any]:
     """Return what the table can speak of, for a probe's judged packet."""
     packet = probe.judged
     return {
-        "tagged": packet.vlan is not None,
+        "tagged": packet.outer_vlan is not None,
         "damage": packet.damage or "",
+        "fragment": packet.first_fragment is not None,
+        "dhcp": (packet.sport, packet.dport) in ((68, 67), (546, 547)),
         "small_fragments": packet.first_fragment == SMALL_FRAGMENT,
         "family": packet.family,
         "protocol": packet.protocol,
@@ -82,7 +88,23 @@ def facts(probe: Probe, plan: Plan) -> dict[str, Any]:
         "sender": packet.sender,
         "receiver": packet.receiver,
         "arp": packet.arp is not None,
+        "tags": len(packet.tags) + (packet.vlan is not None),
+        "forged": _forged(packet, plan),
     }
+
+
+def _forged(packet: Packet, plan: Plan) -> str:
+    """Return what in a packet of a filtered guest is not its own: ``mac``, ``arp mac``, ``target``, ``source``."""
+    if packet.sender in (HOST, ROUTER) or not plan.endpoint(packet.sender, packet.receiver).filtered:
+        return ""
+    own = plan.endpoint(packet.sender, packet.receiver)
+    if packet.source_mac not in (None, own.mac):
+        return "mac"
+    if packet.arp is not None:
+        return "arp mac" if packet.arp.sender_mac not in (None, own.mac) else ""
+    if packet.icmp_type == ADVERTISEMENT and packet.nd_target not in (None, own.v6):
+        return "target"
+    return "source" if packet.source not in (None, own.v4, own.v6) else ""
 
 
 def _kind(address: Address | None, packet: Packet, plan: Plan) -> str:

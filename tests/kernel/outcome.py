@@ -171,11 +171,12 @@ def judge(probe: Probe, number: int, found: Sequence[Sighting], plan: Plan) -> O
         bridge = plan.bridges[0].name
         if packet.sender != HOST:
             bridge = plan.endpoint(packet.sender).bridge or bridge
-        wanted = INPUT_PREFIX if packet.is_ip and packet.vlan is None else bridge
+        plain = packet.is_ip and packet.outer_vlan is None and packet.wrapping is None
+        wanted = INPUT_PREFIX if plain else bridge
         there = [one for one in arrived if one.place == wanted]
     else:
         endpoint = plan.endpoint(packet.receiver, packet.sender)
-        tag = endpoint.tag if endpoint.tag is not None else packet.vlan
+        tag = endpoint.tag if endpoint.tag is not None else packet.outer_vlan
         there = [one for one in arrived if one.place == endpoint.namespace and one.vlan == tag]
         wanted = endpoint.namespace
     elsewhere = tuple(sorted({one.place for one in arrived if one.place != wanted and not passing(one.place)}))

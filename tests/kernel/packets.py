@@ -53,11 +53,24 @@ WITH_PORTS = frozenset({Proto.TCP, Proto.UDP, Proto.DCCP, Proto.SCTP, Proto.UDPL
 
 @dataclass(frozen=True, slots=True)
 class Arp:
-    """What an ARP packet says: ``operation`` 1 (request) or 2 (reply), and the IPv4 addresses in it."""
+    """What an ARP packet says: ``operation`` 1 (request) or 2 (reply), the IPv4 addresses in it, and the sender's MAC
+    address, where that is not the frame's.
+    """
 
     operation: int = 1
     sender: IPv4Address | None = None
     target: IPv4Address | None = None
+    sender_mac: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapping:
+    """What stands between the Ethernet header and what a frame carries: the frame's ``type`` (or, in 802.3, a number
+    up to 1500, for which its length is filled in), and the bytes of a header behind it.
+    """
+
+    type: int
+    header: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +81,10 @@ class Packet:
     ``arp`` or ``ethertype`` make it a frame without IP. ``destination`` may be any address: frames find their
     receiver by MAC address. Of ports not given, the source's differs from probe to probe (the destination's, if
     the packet is ``answering``), the other is 9. ``damage`` is ``ip`` or ``l4``: the checksum that is wrong.
-    ``vlan`` is the tag the frame carries, over and above the network's own. ``first_fragment`` makes it two
-    fragments; it is the bytes in the first one, a multiple of 16.
+    ``vlan`` is the tag the frame carries, over and above the network's own; ``tags`` are several, each its Ethernet
+    type and VLAN id, the outermost first. ``wrapping`` is a header around the IP packet, or before the mark of a frame
+    without IP. ``nd_target`` is the address that neighbour discovery is about. ``first_fragment`` makes it two
+    fragments; it is the bytes in the first one, a multiple of 16. ``only_first`` leaves the second one out.
     """
 
     sender: str
@@ -87,9 +102,13 @@ class Packet:
     source_mac: str | None = None
     destination_mac: str | None = None
     vlan: int | None = None
+    tags: tuple[tuple[int, int], ...] = ()
+    wrapping: Wrapping | None = None
     ethertype: int | None = None
     arp: Arp | None = None
+    nd_target: IPv6Address | None = None
     first_fragment: int | None = None
+    only_first: bool = False
     damage: str | None = None
     sequence: int = 0
     acknowledgement: int = 2048
@@ -99,6 +118,11 @@ class Packet:
     def is_ip(self) -> bool:
         """Whether the frame carries IP."""
         return self.arp is None and self.ethertype is None
+
+    @property
+    def outer_vlan(self) -> int | None:
+        """The VLAN id of the outermost tag the frame carries over and above the network's own."""
+        return self.tags[0][1] if self.tags else self.vlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,9 +300,12 @@ def _ethernet(packet: Packet, sender: Endpoint, destination: Address | None, eth
     header = mac_bytes(target) + mac_bytes(packet.source_mac or sender.mac)
     if sender.tag is not None and packet.vlan is not None:
         raise PlanError(f"{sender.name} is tagged already")
-    tag = sender.tag if sender.tag is not None else packet.vlan
-    if tag is not None:
-        header += struct.pack("!HH", ETHER_VLAN, tag)
+    tags = packet.tags if packet.vlan is None else ((ETHER_VLAN, packet.vlan), *packet.tags)
+    if sender.tag is not None:
+        tags = ((ETHER_VLAN, sender.tag), *tags)
+    header += b"".join(struct.pack("!HH", *tag) for tag in tags)
+    if packet.wrapping is not None:
+        return header + struct.pack("!H", packet.wrapping.type) + packet.wrapping.header
     return header + struct.pack("!H", ethertype)
 
 
@@ -320,7 +347,7 @@ def _plain_frame(packet: Packet, who: Numbered) -> bytes:
     header = _ethernet(packet, sender, None, ETHER_ARP, who.plan)
     # RFC 826: Ethernet, IPv4, lengths 6 and 4.
     body = struct.pack("!HHBBH", 1, ETHER_IPV4, 6, 4, arp.operation)
-    body += mac_bytes(packet.source_mac or sender.mac) + own.packed + bytes(6) + target.packed
+    body += mac_bytes(arp.sender_mac or packet.source_mac or sender.mac) + own.packed + bytes(6) + target.packed
     return header + body + bytes(2) + who.mark
 
 
@@ -343,7 +370,7 @@ def _datagrams(packet: Packet, source: Address, destination: Address, body: byte
         return [_header(packet, source, destination, len(body), who, None) + body]
     cut = packet.first_fragment
     pieces = []
-    for offset, more, piece in ((0, True, body[:cut]), (cut, False, body[cut:])):
+    for offset, more, piece in ((0, True, body[:cut]), (cut, False, body[cut:]))[: 1 if packet.only_first else 2]:
         pieces.append(_header(packet, source, destination, len(piece), who, (offset, more)) + piece)
     return pieces
 
@@ -489,7 +516,7 @@ def _icmp(packet: Packet, source: Address, destination: Address, who: Numbered, 
             case 134:
                 return header + bytes(12) + option
             case 135 | 136:
-                target = destination if kind == 135 and not destination.is_multicast else source
+                target = packet.nd_target or (destination if kind == 135 and not destination.is_multicast else source)
                 return header + bytes(4) + target.packed + option
             case 137:
                 return header + bytes(4) + source.packed + destination.packed + option

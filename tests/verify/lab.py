@@ -94,6 +94,16 @@ def zone(name: str, other: str, plan: Plan) -> str:
     return endpoint.port
 
 
+MAX_LENGTH = 1500
+"""The largest number in the type field of a frame that is a length, as in IEEE 802.3, section 3.2.6."""
+LLC = 0x0004
+"""What Linux calls the protocol of such frames (ETH_P_802_2 of linux/if_ether.h)."""
+
+
+def with_field(spec: PacketSpec, name: str, value: str) -> PacketSpec:
+    return replace(spec, overrides=(*spec.overrides, (name, value)))
+
+
 def spec_of(packet: Packet, plan: Plan, state: str | None) -> PacketSpec:
     def address(name: str, other: str) -> str:
         if name == HOST:
@@ -106,18 +116,26 @@ def spec_of(packet: Packet, plan: Plan, state: str | None) -> PacketSpec:
         zone(packet.receiver, packet.sender, plan),
         mac=packet.source_mac,
         destination_mac=packet.destination_mac,
-        vlan=packet.vlan,
+        vlan=packet.outer_vlan,
         ctstate=state,
     )
+    behind_one_tag = packet.tags[1:] if packet.vlan is None else packet.tags
+    if behind_one_tag or packet.wrapping is not None:
+        kind = behind_one_tag[0][0] if behind_one_tag else packet.wrapping.type if packet.wrapping is not None else 0
+        return replace(spec, ether_type=f"{kind if kind > MAX_LENGTH else LLC:x}", ctstate=None)
     if packet.arp is not None:
         sender = packet.arp.sender or plan.endpoint(packet.sender, packet.receiver).v4
-        return replace(spec, protocol="arp", arp_sender=str(sender))
+        spec = replace(spec, protocol="arp", arp_sender=str(sender))
+        return spec if packet.arp.sender_mac is None else with_field(spec, "arp saddr ether", packet.arp.sender_mac)
     if packet.ethertype is not None:
         return replace(spec, ether_type=f"{packet.ethertype:x}")
     flags = ",".join(name for name, bit in names.TCP_FLAG_BITS.items() if packet.flags & bit and name != "ecn")
     ported = packet.protocol in (6, 17, 33, 132, 136)
+    if packet.nd_target is not None:
+        spec = with_field(spec, "nd target", str(packet.nd_target))
     return replace(
         spec,
+        fragment="first" if packet.first_fragment is not None else None,
         protocol=str(packet.protocol),
         family=packet.family,
         source_address=str(packet.source or address(packet.sender, packet.receiver)),

@@ -42,6 +42,28 @@ class Payload(TypedDict):
     payload: _PayloadField
 
 
+class _RawBody(TypedDict):
+    base: Literal["ll", "nh", "th"]
+    offset: int
+    len: int
+
+
+class Raw(TypedDict):
+    """Bits of a packet that nft has no name for."""
+
+    payload: _RawBody
+
+
+class _ExtensionBody(TypedDict):
+    name: str
+
+
+class ExtensionHeader(TypedDict):
+    """Whether an IPv6 packet has an extension header."""
+
+    exthdr: _ExtensionBody
+
+
 class _FibBody(TypedDict):
     result: Literal["type"]
     flags: list[str]
@@ -102,7 +124,7 @@ class Concatenation(TypedDict):
     concat: list[Selector]
 
 
-Selector: TypeAlias = Meta | Ct | Payload | Fib | BitAnd | Concatenation
+Selector: TypeAlias = Meta | Ct | Payload | Raw | ExtensionHeader | Fib | BitAnd | Concatenation
 Right: TypeAlias = Value | AnonymousSet | list[Constant]
 
 
@@ -119,6 +141,16 @@ def ct(key: Literal["state", "mark"]) -> Ct:
 def payload(protocol: str, field: str) -> Payload:
     """Return the expression for a header's field, such as ``tcp dport``."""
     return {"payload": {"protocol": protocol, "field": field}}
+
+
+def raw(base: Literal["ll", "nh", "th"], offset: int, length: int) -> Raw:
+    """Return the expression for bits behind the start of a layer's header; offset and length in bits."""
+    return {"payload": {"base": base, "offset": offset, "len": length}}
+
+
+def extension_header(name: str) -> ExtensionHeader:
+    """Return the expression that is true for packets with an IPv6 extension header."""
+    return {"exthdr": {"name": name}}
 
 
 def fib_type(side: Literal["saddr", "daddr"]) -> Fib:

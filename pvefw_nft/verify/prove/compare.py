@@ -24,10 +24,11 @@ from pvefw_nft.verify.packet import Probe
 from pvefw_nft.verify.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
 from pvefw_nft.verify.prove.budget import MAX_MEMORY, MAX_SECONDS, Budget, BudgetExceededError
 from pvefw_nft.verify.prove.congruent import Congruence
-from pvefw_nft.verify.prove.documented import exceptions, kind_condition
+from pvefw_nft.verify.prove.documented import kind_condition
 from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow, programs_of, tests_of_programs
 from pvefw_nft.verify.prove.explain import Class, Explainer, differing, tests_of_possible
 from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_ends, find_way
+from pvefw_nft.verify.prove.hardening import compared
 from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
 from pvefw_nft.verify.prove.residual import Residuals
 from pvefw_nft.verify.simulate import simulate
@@ -133,11 +134,11 @@ class Comparison:
         self.unfinished: dict[str, dict[str, None]] = {}
         self.undecided: list[str] = []
         self.progress = progress or (lambda _done, _all: None)
+        before, after, self.exceptions = compared(before, after)
         self.tested = Tested.of(before.model, after.model)
         self.ends, (self.topo_before, self.topo_after) = find_ends(self.tested, before.topology, after.topology)
         tracked = frozenset((*m.MARK, *m.CT_MARK) if options.strict else self.tested.marks)
         self.packet_marks = tuple((bit, 0) for bit in m.MARK if bit in tracked)
-        self.exceptions = exceptions(before, after)
         self.residuals = residuals = Residuals(
             tracked,
             strict=options.strict,

@@ -104,7 +104,7 @@ def _absent_fields(protocol: int) -> list[m.Field]:
     if protocol != m.IPV4:
         absent += (m.SADDR4, m.DADDR4, m.ICMP)
     if protocol != m.IPV6:
-        absent += (m.SADDR6, m.DADDR6, m.ICMP6)
+        absent += (m.SADDR6, m.DADDR6, m.ICMP6, m.ND_TARGET)
     if protocol != m.ARP:
         absent += ARP_FIELDS
     if protocol not in (m.IPV4, m.IPV6):

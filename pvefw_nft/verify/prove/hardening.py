@@ -1,0 +1,164 @@
+"""Rules of the nft ruleset that only make it stricter than the reference: a comparison across tools leaves them out.
+
+Such a rule stands in the bridge's base chain ``stateless``, or in a chain that it leads to, and drops what no guest
+sends that is configured as its files say: frames with a second VLAN tag, with another MAC address than the NIC's, with
+addresses that are not in the NIC's set. Each rule must be one of these, word for word: of the NIC's own MAC address,
+and of the very set by which the NIC's chain filters. A chain with any other rule is compared like the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pvefw_nft.verify import model as m
+from pvefw_nft.verify.intervals import IntervalSet
+from pvefw_nft.verify.prove.documented import exceptions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pvefw_nft.verify.path import Nic
+    from pvefw_nft.verify.prove.documented import Exceptions
+    from pvefw_nft.verify.prove.flows import Side
+
+STRICTER = (
+    "frames that only the nft ruleset drops, before connection tracking (its chain `stateless`), and so is stricter:"
+    " with a second VLAN tag; from a guest, with another MAC address than its NIC's in the frame or in ARP, and, where"
+    " the NIC has a set of addresses, neighbour advertisements, DHCP requests and fragments of addresses not in it."
+    " `--as-reference` compiles without this chain"
+)
+
+_CHAIN = "stateless"
+_IN_FRAGMENTS = m.FRAGMENT.everything - IntervalSet.single(0)
+_TAGS = IntervalSet.of((0x8100, 0x8100), (0x88A8, 0x88A8))
+_ADVERTISEMENT = IntervalSet.of((136 << 8, 136 << 8 | 0xFF))
+_DHCP = {m.IPV4: (68, 67), m.IPV6: (546, 547)}
+
+_Tests = dict[m.Field, IntervalSet]
+
+
+def compared(before: Side, after: Side) -> tuple[Side, Side, Exceptions]:
+    """Return what is compared of two sides, and what is left out of the comparison."""
+    found = exceptions(before, after)
+    if not found.texts:
+        return before, after, found
+    before, of_before = without_stricter_rules(before)
+    after, of_after = without_stricter_rules(after)
+    return before, after, replace(found, texts=(*found.texts, STRICTER)) if of_before or of_after else found
+
+
+def without_stricter_rules(side: Side) -> tuple[Side, bool]:
+    """Return the side without the rules that make it stricter, and whether it had any."""
+    found = False
+    tables = []
+    for table in side.model.tables:
+        chain = table.chains.get(_CHAIN)
+        if chain is not None and _is_ours(table, chain) and _only_stricter(table, chain, side.topology.nics):
+            table = m.Table(table.key, {n: c for n, c in table.chains.items() if c is not chain}, table.sets)
+            found = True
+        tables.append(table)
+    if not found:
+        return side, False
+    return replace(side, model=m.RulesetModel(tuple(tables), side.model.assumptions)), True
+
+
+def _is_ours(table: m.Table, chain: m.Chain) -> bool:
+    hook = chain.hook
+    if table.key.tool != "nft" or table.key.name != "pvefw" or hook is None:
+        return False
+    return hook.family is m.Family.BRIDGE and hook.point is m.Point.PREROUTING and chain.policy == m.ACCEPT
+
+
+def _only_stricter(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...]) -> bool:
+    """Whether a base chain drops nothing but what its NICs must not send, and a second tag."""
+    by_port = {m.interface_number(nic.interface): nic for nic in nics if nic.filtered}
+    for rule in chain.rules:
+        if rule.effects:
+            return False
+        match rule.verdict:
+            case m.Drop():
+                tests = _tests(rule)
+                if tests is None or tests.keys() != {m.PROTOCOL, m.IIF} or tests[m.PROTOCOL] - _TAGS:
+                    return False
+            case m.VerdictMap(entries) if not rule.conditions:
+                if not all(_sound_entry(table, condition, verdict, by_port) for condition, verdict in entries):
+                    return False
+            case _:
+                return False
+    return True
+
+
+def _sound_entry(table: m.Table, condition: m.Condition, verdict: m.Verdict, by_port: Mapping[int, Nic]) -> bool:
+    """Whether the chain of a port's frames drops only what its NIC must not send."""
+    if not isinstance(condition, m.Test) or condition.field is not m.IIF or not isinstance(verdict, m.Jump):
+        return False
+    nic = by_port.get(condition.values.smallest())
+    if nic is None or condition.values != IntervalSet.single(condition.values.smallest()):
+        return False
+    foreign = _foreign(table, nic)
+    return all(_sound_rule(rule, nic, foreign) for rule in table.chains[verdict.chain].rules)
+
+
+def _sound_rule(rule: m.Rule, nic: Nic, foreign: Mapping[int, IntervalSet]) -> bool:
+    if rule.effects:
+        return False
+    if rule.verdict == m.RETURN:
+        return True  # what it lets by goes on to all the other chains
+    tests = _tests(rule)
+    if tests is None or rule.verdict != m.DROP:
+        return False
+    if not tests:
+        return nic.mac is None
+    protocol = tests.pop(m.PROTOCOL, m.PROTOCOL.everything)
+    others = m.ETHER_SRC.everything if nic.mac is None else m.ETHER_SRC.everything - IntervalSet.single(nic.mac)
+    if tests.keys() == {m.ETHER_SRC}:
+        return tests[m.ETHER_SRC] == others
+    if tests.keys() == {m.ARP_SHA}:
+        return tests[m.ARP_SHA] == others
+    for version, source in ((m.IPV4, m.SADDR4), (m.IPV6, m.SADDR6)):
+        if protocol == IntervalSet.single(version):
+            return _of_foreign_addresses(tests, version, source, foreign.get(version))
+    return False
+
+
+def _of_foreign_addresses(tests: _Tests, version: int, source: m.Field, foreign: IntervalSet | None) -> bool:
+    """Whether tests of an IP packet hold only for such as speak of addresses that the NIC's chain drops."""
+    if foreign is None:
+        return False
+    transport = tests.pop(m.L4PROTO, None)
+    target = tests.pop(m.ND_TARGET, None)
+    if tests.get(m.ICMP6) is not None:
+        return version == m.IPV6 and tests == {m.ICMP6: _ADVERTISEMENT} and (target or source.everything) == foreign
+    if tests.pop(source, source.everything) != foreign:
+        return False
+    if m.FRAGMENT in tests:
+        return tests.keys() == {m.FRAGMENT} and not tests[m.FRAGMENT] - _IN_FRAGMENTS
+    ports = _DHCP[version]
+    wanted = {on: IntervalSet.single(port) for on, port in zip((m.SPORT, m.DPORT), ports, strict=True)}
+    return transport == IntervalSet.single(17) and tests == wanted
+
+
+def _foreign(table: m.Table, nic: Nic) -> dict[int, IntervalSet]:
+    """Return, by IP version, the sources that the NIC's own chain drops whatever else a new packet is."""
+    found: dict[int, IntervalSet] = {}
+    chain = table.chains.get(f"{nic.interface}-OUT")
+    for rule in chain.rules if chain is not None else ():
+        tests = _tests(rule)
+        if rule.verdict != m.DROP or tests is None:
+            continue
+        protocol = tests.pop(m.PROTOCOL, m.PROTOCOL.everything)
+        for version, source in ((m.IPV4, m.SADDR4), (m.IPV6, m.SADDR6)):
+            if version in protocol and not tests.keys() - {source}:
+                found.setdefault(version, tests.get(source, source.everything))
+    return found
+
+
+def _tests(rule: m.Rule) -> _Tests | None:
+    """Return what a rule tests, by field; None where that is not one set for each field."""
+    tests: _Tests = {}
+    for condition in rule.conditions:
+        if not isinstance(condition, m.Test) or condition.field in tests:
+            return None
+        tests[condition.field] = condition.values
+    return tests
