@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.source import Observations as Observations
@@ -425,8 +425,15 @@ def topology(source: Source) -> Topology:
 # --- what proof gives for free --------------------------------------------------------------------------------
 
 
-def analyse_root(source: Source, checked: Checked) -> tuple[Diagnostic, ...]:
-    """Return warnings about a sound configuration: rules without effect, and names that nothing uses.
+class Advice(NamedTuple):
+    """What an analysis found, in file order. ``unfinished`` are reasons for which some rules were not judged."""
+
+    diagnostics: tuple[Diagnostic, ...]
+    unfinished: tuple[str, ...]
+
+
+def analyse_root(source: Source, checked: Checked) -> Advice:
+    """Return advice about a sound configuration: rules that do nothing, and names that nothing uses.
 
     ``checked`` is what :func:`check_root` made of the source. The rules are those of the iptables ruleset, so FORWARD
     rules are not judged. Raises what :func:`check_root` raises.
@@ -437,15 +444,16 @@ def analyse_root(source: Source, checked: Checked) -> tuple[Diagnostic, ...]:
 
     backend = make_backend("iptables")
     model = _read_back(backend, backend.lower(checked.ruleset), _line_of)
+    advice = analyse(Side("configuration", model, topology(source)))
     found = []
-    for finding in analyse(Side("configuration", model, topology(source))):
+    for finding in advice.found:
         file, _, line = finding.origin.rpartition("\0")
         if file:
             found.append(_without_effect(Span(file, int(line)), finding.kind.value, finding.by))
     findings = Findings()
     quiet = _configuration(_offline(source), Findings())
     find_unused(_root(source), quiet.node.cluster, quiet.guests(), findings)
-    return in_file_order(_with_text([*findings.diagnostics, *found], source.files))
+    return Advice(in_file_order(_with_text([*findings.diagnostics, *found], source.files)), advice.unfinished)
 
 
 def _line_of(origin: Origin) -> str:
@@ -462,5 +470,5 @@ def _without_effect(span: Span, kind: str, by: tuple[str, ...]) -> Diagnostic:
     if kind == "never-matches":
         hint = f"what it speaks of is decided before it, by {', '.join(shadows)}" if shadows else None
         return Diagnostic(Severity.WARNING, kind, span, "the rule can never match", hint)
-    message = "the rule changes nothing: without it, every packet would be treated alike"
+    message = "the rule changes nothing: without it, every packet has the same verdict and the log the same entries"
     return Diagnostic(Severity.NOTE, kind, span, message, "remove it, or keep it as documentation")

@@ -34,7 +34,10 @@ def check_command(
     diagnostics = checked.diagnostics
     if analysis and not checked.has_errors and checked.ruleset.enabled:
         gc.enable()
-        diagnostics = in_file_order([*diagnostics, *analyse_root(source, checked)])
+        advice = analyse_root(source, checked)
+        diagnostics = in_file_order([*diagnostics, *advice.diagnostics])
+        for reason in advice.unfinished:
+            click.echo(f"some rules were not analysed: {reason}", err=True)
     match form:
         case "json":
             click.echo(as_json(diagnostics))

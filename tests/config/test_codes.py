@@ -41,7 +41,7 @@ def diagnostics(root: Path) -> list[Diagnostic]:
     compiled = compile_root(source, None)
     found = list(compiled.checked.diagnostics)
     if not compiled.checked.has_errors and compiled.checked.ruleset.enabled:
-        found += analyse_root(source, compiled.checked)
+        found += analyse_root(source, compiled.checked).diagnostics
     return found
 
 

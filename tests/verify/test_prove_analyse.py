@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pvefw_nft.verify.path import Link, Nic, Topology
 from pvefw_nft.verify.prove.analyse import Finding, Kind, analyse
+from pvefw_nft.verify.prove.compare import Options
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.read import Text, read_ruleset
 
@@ -32,7 +33,9 @@ COMMIT
 def analysed(*rules: str, origins: dict[tuple[str, int], str] | None = None) -> list[Finding]:
     named = {("iptables", "filter", chain, number): text for (chain, number), text in (origins or {}).items()}
     model = read_ruleset([Text("x", FRAME.format(rules="\n".join(rules)))], origins=named)
-    return [found for found in analyse(Side("x", model, TOPOLOGY)) if found.places[0].chain not in ("mark", "FORWARD")]
+    return [
+        found for found in analyse(Side("x", model, TOPOLOGY)).found if found.places[0].chain not in ("mark", "FORWARD")
+    ]
 
 
 def found(kind: Kind, findings: list[Finding]) -> dict[str, tuple[str, ...]]:
@@ -89,7 +92,7 @@ def test_a_mark_that_a_called_chain_sets_counts() -> None:
         "-A A -p tcp --dport 22 -j DROP",
         "-A A -j DROP",
     )
-    assert found(Kind.NEVER_MATCHES, findings) == {"A rule 3": ("A rule 2",)}
+    assert found(Kind.NEVER_MATCHES, findings) == {"A rule 3": ("group rule 2",)}
 
 
 def test_a_rule_that_does_what_would_happen_anyway_changes_nothing() -> None:
@@ -121,3 +124,52 @@ def test_a_line_is_judged_by_all_its_rules() -> None:
 def test_a_clean_ruleset_has_no_findings() -> None:
     rules = ("-A A -p tcp --dport 22 -j ACCEPT", "-A A -j DROP", "-A B -p udp --dport 53 -j ACCEPT", "-A B -j DROP")
     assert analysed(*rules) == []
+
+
+def test_rules_behind_a_rule_count_though_it_keeps_packets_from_them() -> None:
+    findings = analysed("-A A -j ACCEPT", "-A A -j DROP", "-A B -j DROP")
+    assert found(Kind.NO_EFFECT, findings) == {}
+    assert found(Kind.NEVER_MATCHES, findings) == {"A rule 2": ("A rule 1",)}
+
+
+def test_a_rule_that_keeps_packets_from_the_log_has_an_effect() -> None:
+    log = '-A A -j NFLOG --nflog-prefix "drop"'
+    findings = analysed("-A A -p udp --dport 137 -j DROP", log, "-A A -j DROP", "-A B -j DROP")
+    assert found(Kind.NO_EFFECT, findings) == {}
+
+
+def test_a_rule_before_an_equal_one_that_takes_more_changes_nothing() -> None:
+    findings = analysed(
+        "-A A -p tcp --dport 22 -s 10.0.0.1 -j ACCEPT", "-A A -p tcp --dport 22 -j ACCEPT", "-A A -j DROP"
+    )
+    assert found(Kind.NO_EFFECT, findings) == {"A rule 1": ()}
+
+
+def test_neighbouring_rules_of_one_line_are_judged_together() -> None:
+    rules = (
+        "-A A -p tcp --dport 22 -j ACCEPT",
+        "-A A -p tcp --dport 20:30 -j ACCEPT",
+        "-A A -j ACCEPT",
+        "-A B -j DROP",
+    )
+    origins = {("A", 1): "100.fw:3", ("A", 2): "100.fw:3"}
+    assert found(Kind.NO_EFFECT, analysed(*rules, origins=origins)) == {"100.fw:3": ()}
+
+
+def test_the_rule_that_set_a_mark_is_named_not_the_one_that_tests_it() -> None:
+    findings = analysed(
+        "-A group -p tcp --dport 22 -g mark",
+        "-A A -j MARK --set-mark 0x0/0x80000000",
+        "-A A -j group",
+        "-A A -m mark --mark 0x80000000/0x80000000 -j ACCEPT",
+        "-A A -p tcp --dport 22 -s 10.0.0.1 -j REJECT",
+        "-A A -j DROP",
+    )
+    assert found(Kind.NEVER_MATCHES, findings) == {"A rule 4": ("group rule 1",)}
+
+
+def test_rules_that_exceed_the_budget_are_not_judged() -> None:
+    model = read_ruleset([Text("x", FRAME.format(rules="-A A -j ACCEPT\n-A A -j DROP"))])
+    advice = analyse(Side("x", model, TOPOLOGY), Options(max_seconds=0))
+    assert advice.found == ()
+    assert advice.unfinished == ("the time limit was reached (--max-time)",)

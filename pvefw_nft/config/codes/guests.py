@@ -21,7 +21,7 @@ CODES = (
         "a network interface that cannot be read",
         "The line of the guest's config has a value that cannot be used. In doubt the NIC counts as filtered, so "
         "that a mistake never opens it.",
-        "its API refuses such a value; in a file that was written by hand it counts as not set.",
+        UNTRIED,
         Example(CONFIG, NIC.replace("firewall=1", "firewall=maybe"), NIC),
     ),
     error(

@@ -1,0 +1,500 @@
+"""Follows packets through base chains, and finds out which rules they meet, and which rules make a difference.
+
+Packets go forwards through the chains: a rule is alive where some packet that comes to it fulfils its conditions. From
+the last rule to the first, what becomes of packets is compared with and without each line: where both are the same for
+all packets that come there, the line is not needed there. Setting a mark is followed, too: behind it packets have the
+mark, whatever they came with.
+
+Example: of ``-p tcp --dport 22 -j ACCEPT``, ``-s 10.0.0.1 -j DROP``, ``-j DROP``, the second is alive and not needed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from pvefw_nft.verify import model as m
+from pvefw_nft.verify.prove.budget import BudgetExceededError
+from pvefw_nft.verify.prove.evaluate import Evaluation
+from pvefw_nft.verify.prove.explain import USUAL
+from pvefw_nft.verify.prove.program import Action, Copy, Flip, Note, Only, Outcome, Set
+from pvefw_nft.verify.prove.residual import Context, Specialiser, find_chain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pvefw_nft.verify.prove.compare import Comparison
+    from pvefw_nft.verify.prove.diagram import Cube
+
+MAX_SHADOWS = 16
+"""How many rules are noted that take the packets of one that never matches."""
+
+RuleKey: TypeAlias = tuple[int, int, int]
+"""Table and chain by identity, and the rule's number from 1."""
+
+Line: TypeAlias = "str | RuleKey"
+"""What rules are judged by: their origin, or the rule itself where that is not known."""
+
+_LINE = re.compile(r"[\0:]\d+$")
+
+
+def is_line(origin: str) -> bool:
+    """Return whether an origin names file and line, which says more than that of a standard chain."""
+    return bool(_LINE.search(origin))
+
+
+_MARKS = frozenset(m.MARK)
+
+
+@dataclass(slots=True)
+class Judged:
+    """What is known of a rule so far."""
+
+    table: m.Table
+    chain: m.Chain
+    rule: m.Rule
+    alive: bool = False
+    needed: bool = False
+    shadows: dict[RuleKey, None] = field(default_factory=dict)
+
+
+class Rules:
+    """The rules that some walk came near, by key and by line."""
+
+    def __init__(self) -> None:
+        self._rules: dict[RuleKey, Judged] = {}
+        self._lines: dict[Line, list[RuleKey]] = {}
+        self.unfinished: dict[str, None] = {}
+
+    def __getitem__(self, key: RuleKey) -> Judged:
+        return self._rules[key]
+
+    def judged(self, table: m.Table, chain: m.Chain, number: int, rule: m.Rule) -> Judged:
+        """Return what is known of a rule, nothing yet for one that is met for the first time."""
+        key = (id(table), id(chain), number)
+        found = self._rules.get(key)
+        if found is None:
+            found = self._rules[key] = Judged(table, chain, rule)
+            self._lines.setdefault(rule.origin or key, []).append(key)
+        return found
+
+    def lines(self) -> Iterator[Line]:
+        """Yield every line."""
+        yield from self._lines
+
+    def keys(self, line: Line) -> list[RuleKey]:
+        """Return the rules of a line."""
+        return self._lines[line]
+
+    def is_alive(self, line: Line) -> bool:
+        """Return whether packets match one of the line's rules."""
+        return any(self._rules[key].alive for key in self._lines[line])
+
+    def is_needed(self, line: Line) -> bool:
+        """Return whether one of the line's rules makes a difference."""
+        return any(self._rules[key].needed for key in self._lines[line])
+
+
+class _Choice(NamedTuple):
+    """A verdict of a rule, and the packets it is for (``None``: all that match)."""
+
+    tests: tuple[m.Test, ...]
+    conditions: tuple[m.Condition, ...]
+    verdict: m.PlainVerdict | None
+
+
+class _Prepared(NamedTuple):
+    """A rule as it looks in one context; ``number`` is its number in the chain."""
+
+    number: int
+    rule: m.Rule
+    tests: tuple[m.Test, ...]
+    conditions: tuple[m.Condition, ...]
+    actions: tuple[Action, ...]
+    choices: tuple[_Choice, ...]
+
+
+class Walk:
+    """Follows packets through base chains, one after the other."""
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        rules: Rules,
+        entries: list[tuple[m.Table, m.Chain, Context]],
+        removed: frozenset[Line],
+    ) -> None:
+        """Prepare a walk through ``entries``, base chains in order; what it finds out goes to ``rules``.
+
+        Rules of the lines ``removed`` are judged like the others, and count as not there for those before them.
+        """
+        self.comparison = comparison
+        self.rules = rules
+        self.entries = entries
+        self.removed = removed
+        self.prepared: dict[tuple[int, int, int], list[_Prepared]] = {}
+        self.taken: list[tuple[RuleKey, int]] = []
+        self.wholes: dict[tuple[int, int, int], int] = {}
+        self.accepted = 0
+        for place, (table, chain, context) in enumerate(entries):
+            self.prepare(table, chain, context, place)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What the walk depends on: two with the same key are the same."""
+        return tuple(
+            (key[:2], tuple((p.number, p.tests, p.conditions, p.choices) for p in prepared))
+            for key, prepared in self.prepared.items()
+        )
+
+    # --- preparing ---
+
+    def prepare(self, table: m.Table, chain: m.Chain, context: Context, place: int) -> None:
+        """Look at the rules of a chain, and of those it leads to, in a context."""
+        key = (id(table), id(chain), place)
+        if key in self.prepared:
+            return
+        found = self.prepared[key] = []
+        special = Specialiser(self.comparison.residuals, table, context, 0)
+        numbers = {id(rule): number for number, rule in enumerate(chain.rules, 1)}
+        for rule in self.comparison.residuals.rules(chain, context.known):
+            tests, conditions, possible = special.conditions(rule.conditions)
+            if not possible or (rule.verdict is None and not rule.effects):
+                continue  # it is not for this context, or just a comment
+            prepared = self.one(special, rule, numbers[id(rule)], tests, conditions)
+            found.append(prepared)
+            for choice in prepared.choices:
+                if isinstance(choice.verdict, (m.Jump, m.Goto)):
+                    self.prepare(table, find_chain(table, choice.verdict.chain), context, place)
+
+    def one(
+        self,
+        special: Specialiser,
+        rule: m.Rule,
+        number: int,
+        tests: tuple[m.Test, ...],
+        conditions: tuple[m.Condition, ...],
+    ) -> _Prepared:
+        """Return a rule as it looks in a context."""
+        actions: list[Action] = []
+        for effect in rule.effects:
+            if isinstance(effect, m.Guard):
+                more, others, possible = special.conditions((effect.condition,))
+                actions.append(Only(more, others if possible else (m.FALSE,)))
+            else:
+                actions += special.effect(effect)
+        choices = [_Choice((), (), rule.verdict)] if not isinstance(rule.verdict, m.VerdictMap) else []
+        if isinstance(rule.verdict, m.VerdictMap):
+            for condition, verdict in rule.verdict.entries:
+                more, others, possible = special.conditions((condition,))
+                if possible:
+                    choices.append(_Choice(more, others, verdict))
+        return _Prepared(number, rule, tests, conditions, tuple(actions), tuple(choices))
+
+    def tests(self) -> Iterator[m.Test]:
+        """Yield every test of the rules on the way, and of what they set."""
+        for prepared in (one for several in self.prepared.values() for one in several):
+            parts = [(prepared.tests, prepared.conditions)]
+            parts += [(choice.tests, choice.conditions) for choice in prepared.choices]
+            for action in prepared.actions:
+                match action:
+                    case Only(tests, conditions):
+                        parts.append((tests, conditions))
+                    case Set(pairs):
+                        yield from (m.equals(on, value) for on, value in pairs)
+                    case Flip(bits):
+                        yield from (m.equals(bit, 1) for bit in bits)
+                    case Copy(pairs):
+                        yield from (m.equals(bit, 1) for pair in pairs for bit in pair)
+                    case Note():
+                        pass
+            for tests, conditions in parts:
+                yield from tests
+                for condition in conditions:
+                    yield from m.tests_of(condition)
+
+    # --- walking ---
+
+    def run(self) -> None:
+        """Follow the packets. Where that exceeds the budget, all rules on the way count as needed."""
+        try:
+            self.comparison.budget.check_time()
+            self.follow()
+        except BudgetExceededError as error:
+            self.rules.unfinished[str(error)] = None
+            for table, chain, place in self.chains_met():
+                for one in self.prepared[id(table), id(chain), place]:
+                    judged = self.rules.judged(table, chain, one.number, one.rule)
+                    judged.alive = judged.needed = True
+
+    def chains_met(self) -> Iterator[tuple[m.Table, m.Chain, int]]:
+        """Yield every chain that was prepared, with its table and place."""
+        for place, (table, _, _) in enumerate(self.entries):
+            for chain in table.chains.values():
+                if (id(table), id(chain), place) in self.prepared:
+                    yield table, chain, place
+
+    def follow(self) -> None:
+        """Follow the packets from one base chain to the next."""
+        tests = list(self.tests())
+        self.evaluation = Evaluation([], lambda _fields: tests, self.comparison.budget)
+        here = self.evaluation.true
+        for place, (table, chain, _) in enumerate(self.entries):
+            self.accepted = self.evaluation.false
+            returned = self.chain(table, chain, place, here)
+            if not isinstance(chain.policy, m.Drop):
+                self.accepted = self.union(self.accepted, returned)
+            here = self.accepted
+
+    def union(self, one: int, two: int) -> int:
+        """Return the packets of both."""
+        false = self.evaluation.false
+        if one == two or false in (one, two):
+            return two if one == false else one
+        return self.evaluation.space.select(one, self.evaluation.true, two, self.evaluation.true)
+
+    def within(self, here: int, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...]) -> int:
+        """Return the packets that fulfil all of these."""
+        return self.evaluation.where(tests, conditions, here, self.evaluation.false)
+
+    def beyond(self, here: int, tests: tuple[m.Test, ...], conditions: tuple[m.Condition, ...]) -> int:
+        """Return the packets that do not fulfil all of these."""
+        if not conditions:
+            return self.evaluation.where(tests, (), self.evaluation.false, here)
+        inside = self.evaluation.where(tests, conditions, self.evaluation.true, self.evaluation.false)
+        return self.evaluation.space.select(inside, self.evaluation.false, here, self.evaluation.true)
+
+    def chain(self, table: m.Table, chain: m.Chain, place: int, here: int) -> int:
+        """Put the packets ``here`` through a chain; returns which of them, with new marks, it returns."""
+        false = self.evaluation.false
+        returned = false
+        coming: list[int] = []
+        for one in self.prepared[id(table), id(chain), place]:
+            coming.append(here)
+            key = (id(table), id(chain), one.number)
+            judged = self.rules.judged(table, chain, one.number, one.rule)
+            hit = self.within(here, one.tests, one.conditions)
+            if hit == false:
+                self.note_shadows(judged, one)
+                continue
+            judged.alive = True
+            here = self.beyond(here, one.tests, one.conditions)
+            hit, failed = self.act(one.actions, hit)
+            here = self.union(here, failed)
+            for choice in one.choices:
+                chosen = self.within(hit, choice.tests, choice.conditions)
+                hit = self.beyond(hit, choice.tests, choice.conditions)
+                on, back = self.end(table, place, key, choice.verdict, chosen)
+                here, returned = self.union(here, on), self.union(returned, back)
+            here = self.union(here, hit)
+        self.note_needed(table, chain, place, coming)
+        if isinstance(chain.policy, m.Return) or chain.hook is not None:
+            return self.union(returned, here)
+        if isinstance(chain.policy, m.Accept):
+            self.accepted = self.union(self.accepted, here)
+        return returned
+
+    def end(
+        self, table: m.Table, place: int, key: RuleKey, verdict: m.PlainVerdict | None, hit: int
+    ) -> tuple[int, int]:
+        """Return which packets go on with the next rule, and which return."""
+        false = self.evaluation.false
+        match verdict:
+            case None:
+                return hit, false
+            case m.Jump(name) | m.Goto(name):
+                if isinstance(verdict, m.Goto):
+                    self.taken.append((key, hit))  # such as an acceptance by way of the accept mark
+                back = self.chain(table, find_chain(table, name), place, hit)
+                return (back, false) if isinstance(verdict, m.Jump) else (false, back)
+        self.taken.append((key, hit))
+        if isinstance(verdict, m.Return):
+            return false, hit
+        if isinstance(verdict, (m.Accept, m.Queue, m.Nat)):
+            self.accepted = self.union(self.accepted, hit)
+        return false, false
+
+    def act(self, actions: Iterable[Action], hit: int) -> tuple[int, int]:
+        """Return the packets after these actions, and those that a guard kept from the rest of the rule."""
+        failed = self.evaluation.false
+        for action in actions:
+            match action:
+                case Only(tests, conditions):
+                    failed = self.union(failed, self.beyond(hit, tests, conditions))
+                    hit = self.within(hit, tests, conditions)
+                case Set(pairs):
+                    for on, value in pairs:
+                        hit = self.given(hit, on, value)
+                case Flip(bits):
+                    for bit in bits:
+                        hit = self.split(hit, bit, partial(self.flipped, bit))
+                case Copy(pairs, flip):
+                    for bit, source in pairs:
+                        hit = self.split(hit, source, partial(self.flipped_by if flip else self.copied, bit))
+                case Note():
+                    pass
+        return hit, failed
+
+    def flipped(self, bit: m.Field, here: int, was: int) -> int:
+        """Return the packets with a bit, which was ``was``, inverted."""
+        return self.given(here, bit, 1 - was)
+
+    def copied(self, bit: m.Field, here: int, source: int) -> int:
+        """Return the packets with a bit set to ``source``."""
+        return self.given(here, bit, source)
+
+    def flipped_by(self, bit: m.Field, here: int, source: int) -> int:
+        """Return the packets with a bit inverted where ``source`` is 1."""
+        return self.split(here, bit, partial(self.flipped, bit)) if source else here
+
+    def split(self, here: int, bit: m.Field, change: Callable[[int, int], int]) -> int:
+        """Return the packets with a change that depends on a bit."""
+        parts = [change(self.within(here, (m.equals(bit, value),), ()), value) for value in (0, 1)]
+        return self.union(*parts)
+
+    def given(self, here: int, on: m.Field, value: int) -> int:
+        """Return the packets after a field of theirs is given a value, whatever it was."""
+        evaluation = self.evaluation
+        number = evaluation.number[on]
+        atoms = evaluation.levels[number].atoms
+        free = evaluation.false
+        for atom in range(atoms.width):
+            free = self.union(free, evaluation.space.replace(here, {number: atom}, lambda node: node, {}))
+        return evaluation.space.rule(((number, 1 << atoms.atom(value)),), free, evaluation.false)
+
+    # --- judging ---
+
+    def note_shadows(self, judged: Judged, one: _Prepared) -> None:
+        """Note which rules took packets that a dead rule would have matched: lines first, each for what is left."""
+        if judged.alive or len(judged.shadows) >= MAX_SHADOWS:
+            return
+        false = self.evaluation.false
+        everything = self.within(self.evaluation.true, one.tests, one.conditions)
+        lines = [taken for taken in self.taken if taken[0][0] == id(judged.table) and self.is_of_line(taken[0])]
+        others = [taken for taken in self.taken if taken[0][0] == id(judged.table) and not self.is_of_line(taken[0])]
+        for usual in (self.usual, ()):
+            left = self.evaluation.space.rule(usual, everything, false)
+            for key, hit in (*lines, *others):
+                rest = self.evaluation.space.select(hit, false, left, self.evaluation.true)
+                if rest != left:
+                    judged.shadows[key] = None
+                    left = rest
+            if judged.shadows:
+                return
+
+    def is_of_line(self, key: RuleKey) -> bool:
+        """Return whether a rule's origin is a line."""
+        return is_line(self.rules[key].rule.origin or "")
+
+    @property
+    def usual(self) -> Cube:
+        """The first packets of ordinary connections: what took them is worth naming."""
+        cube = []
+        for number, level in enumerate(self.evaluation.levels):
+            if level.field in _MARKS:
+                cube.append((number, 1 << level.atoms.atom(0)))  # who set a mark took the packet, not who tests it
+                continue
+            values = USUAL.get(level.field)
+            if values is not None and len(values) == 1 and values.count() == 1:
+                cube.append((number, 1 << level.atoms.atom(values.smallest()) | int(level.atoms.absent)))
+        return tuple(cube)
+
+    def note_needed(self, table: m.Table, chain: m.Chain, place: int, coming: list[int]) -> None:
+        """Find out, from the last line to the first, which ones make a difference to the packets that come there.
+
+        ``coming`` are these packets, for each rule that was prepared. Neighbours of one line are judged as one.
+        """
+        evaluation = self.evaluation
+        rest = evaluation.outcome(_outcome(chain.policy if chain.hook is None else m.RETURN))
+        for line, block in self.lines_of(table, chain, place):
+            first = coming[block[0][0]]
+            with_line = rest
+            for _, one in reversed(block):
+                with_line = self.before(table, place, one, with_line)
+            alive = [self.rules.judged(table, chain, one.number, one.rule) for _, one in block]
+            if any(judged.alive and any(map(_shows, judged.rule.effects)) for judged in alive) or (
+                with_line != rest
+                and evaluation.space.select(first, with_line, evaluation.false, evaluation.true)
+                != evaluation.space.select(first, rest, evaluation.false, evaluation.true)
+            ):
+                for judged in alive:
+                    judged.needed = True
+            if line not in self.removed:
+                rest = with_line
+
+    def lines_of(self, table: m.Table, chain: m.Chain, place: int) -> list[tuple[Line, list[tuple[int, _Prepared]]]]:
+        """Return the lines of a chain from the last to the first, each with its rules in order and their places."""
+        prepared = list(enumerate(self.prepared[id(table), id(chain), place]))
+
+        def line(numbered: tuple[int, _Prepared]) -> Line:
+            return numbered[1].rule.origin or (id(table), id(chain), numbered[1].number)
+
+        return [(name, list(block)) for name, block in groupby(prepared, line)][::-1]
+
+    def before(self, table: m.Table, place: int, one: _Prepared, rest: int) -> int:
+        """Return what becomes of packets that come to a rule, given what becomes of those that go on."""
+        return self.evaluation.where(one.tests, one.conditions, self.outcome(table, place, one, rest), rest)
+
+    def outcome(self, table: m.Table, place: int, one: _Prepared, rest: int) -> int:
+        """Return what becomes of packets that match a rule, given what becomes of those that go on."""
+        evaluation = self.evaluation
+        then = rest
+        for choice in reversed(one.choices):
+            match choice.verdict:
+                case None:
+                    end = rest
+                case m.Jump(name) | m.Goto(name):
+                    end = self.whole(table, find_chain(table, name), place)
+                    if isinstance(choice.verdict, m.Jump):
+                        end = evaluation.follow(end, ("return",), rest)
+                case _:
+                    end = evaluation.outcome(_outcome(choice.verdict))
+            then = evaluation.where(choice.tests, choice.conditions, end, then)
+        for action in reversed(one.actions):
+            then = evaluation.action(action, then, rest)
+        return then
+
+    def whole(self, table: m.Table, chain: m.Chain, place: int) -> int:
+        """Return what becomes of any packets that enter a chain."""
+        key = (id(table), id(chain), place)
+        found = self.wholes.get(key)
+        if found is None:
+            found = self.evaluation.outcome(_outcome(chain.policy if chain.hook is None else m.RETURN))
+            for line, block in self.lines_of(table, chain, place):
+                if line not in self.removed:
+                    for _, one in reversed(block):
+                        found = self.before(table, place, one, found)
+            self.wholes[key] = found
+        return found
+
+
+def _shows(effect: m.Effect) -> bool:
+    """Whether an effect is seen, whatever becomes of the packet."""
+    match effect:
+        case m.SetMark(target):
+            return target is m.MarkTarget.CONNECTION
+        case m.Guard():
+            return False
+        case _:
+            return True
+
+
+def _outcome(verdict: m.PlainVerdict) -> Outcome:
+    match verdict:
+        case m.Accept() | m.Nat():
+            return Outcome("accept")
+        case m.Queue(first, last, bypass):
+            return Outcome("accept", trace=(f"queue {first}-{last} {bypass}",))
+        case m.Drop():
+            return Outcome("drop")
+        case m.Reject(v4, v6):
+            return Outcome(f"reject {v4} {v6}")
+        case m.Return():
+            return Outcome("return")
+        case m.UnknownVerdict(text):
+            return Outcome(f"unknown {text}")
+        case m.Jump() | m.Goto():
+            raise AssertionError("calls are followed")
