@@ -121,12 +121,12 @@ class _Service:
 
     def _apply(self, reason: str, begun: float) -> None:
         result = self._find()
-        if result.diagnostics != self._shown:
-            self._shown = result.diagnostics
-            show(result.diagnostics)
         desired = result.desired
         with lock.hold(wait=_LOCK_WAIT):
             outcome = control.keep_up(desired)
+        if result.diagnostics != self._shown:  # first the rules, then what is wrong with them
+            self._shown = result.diagnostics
+            show(result.diagnostics)
         if outcome is None:
             self._tell("left alone: a change waits for its confirmation, or was rolled back")
             return

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from pvefw_nft.errors import Diagnostic, Severity
-
-if TYPE_CHECKING:
-    from pvefw_nft.errors import Span
-
+from pvefw_nft.config.budget import MAX_PROBLEMS
+from pvefw_nft.errors import Diagnostic, Severity, Span
 
 _LONG_WORD = re.compile(r"(\S{60})\S{20,}")
 
@@ -30,9 +26,24 @@ class Findings:
 
     diagnostics: list[Diagnostic] = field(default_factory=list)
     cautious: bool = False
+    _found: dict[tuple[str, Severity], int] = field(default_factory=dict)
 
     def add(self, severity: Severity, code: str, span: Span, message: str, hint: str | None = None) -> None:
-        """Add one diagnostic; a very long word of the file is quoted in part."""
+        """Add one diagnostic; a very long word of the file is quoted in part, and of one file only so many are kept."""
+        found = self._found[span.file, severity] = self._found.get((span.file, severity), 0) + 1
+        if found > MAX_PROBLEMS and not code.endswith("-closed"):
+            if found == MAX_PROBLEMS + 1:
+                message = f"more than {MAX_PROBLEMS:,} problems of this kind in the file; the rest is not shown"
+                self.diagnostics.append(
+                    Diagnostic(
+                        severity,  # so that errors are never hidden behind warnings
+                        "too-many-problems",
+                        Span(span.file, span.line),
+                        message,
+                        "mend the first ones, and look again",
+                    )
+                )
+            return
         self.diagnostics.append(Diagnostic(severity, code, span, _shortened(message), hint and _shortened(hint)))
 
     def error(self, code: str, span: Span, message: str, hint: str | None = None) -> None:

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pvefw_nft.config import grammar, netdb, resolve, sdn
+from pvefw_nft.config import budget, grammar, netdb, resolve, sdn
 from pvefw_nft.config.corosync import read_corosync
 from pvefw_nft.config.files import FILES, Files
 from pvefw_nft.config.findings import Findings
@@ -164,6 +164,8 @@ class Configuration:
         """
         self._root = root
         self._findings = findings
+        self._lines = budget.Lines()
+        budget.comparisons.begin_run()
         files = root.files
         if not files.listed(root.pve):
             raise ConfigurationError(
@@ -217,7 +219,9 @@ class Configuration:
         except UnusableFileError as error:
             return closed_guest(Guest(vmid, kind, _every_nic(), None, path), error, self._findings)
         try:
-            origin = _Origin(vmid, kind, (path, config), (firewall, files.text(firewall) if rules else None))
+            text = files.text(firewall) if rules else None
+            self._lines.take(firewall, text or "")
+            origin = _Origin(vmid, kind, (path, config), (firewall, text))
         except UnusableFileError as error:
             origin = _Origin(vmid, kind, (path, config), (firewall, None))
             return closed_guest(self._guarded(origin, self._findings), error, self._findings)
@@ -253,6 +257,7 @@ class Configuration:
         """Read one VNet's file; one that cannot be used closes this VNet alone."""
         try:
             text = self._root.files.text(path) or ""
+            self._lines.take(str(path), text)
             return resolve.read_vnet(str(path), text, self._findings, cluster, self._names, name)
         except Exception as error:
             if isinstance(error, ConfigurationError) and not isinstance(error, UnusableFileError):

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, TypeVar
 
 from pvefw_nft.config import grammar
+from pvefw_nft.config.budget import comparisons
 from pvefw_nft.config.grammar import Line, Section, SectionKind, SyntaxProblem, Word
 from pvefw_nft.config.model import (
     Alias,
@@ -105,6 +106,7 @@ class _FileReader:
         self.rules: list[RuleItem] = []
 
     def read(self, file: str, text: str) -> None:
+        comparisons.begin_file()
         # Most files are printable as they are, which is quickly asked; only the others are looked at line by line.
         self._is_clean = "\ufffd" not in text and text.replace("\n", "").replace("\t", "").isprintable()
         sections, before = grammar.read_sections(file, text)

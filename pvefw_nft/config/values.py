@@ -16,6 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from pvefw_nft.config import netdb
+from pvefw_nft.config.budget import comparisons
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -499,7 +500,8 @@ _MOST_COMPARED = 400
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return ``did you mean …?`` for the nearest known name, or None where nothing is near.
 
-    Of more than 400 names only the first 400 count that begin with the word's first letter.
+    Of more than 400 names only the first 400 count that begin with the word's first letter. None too where guesses have
+    used up what they may cost (:data:`pvefw_nft.config.budget.comparisons`).
     """
     import difflib  # deferred: only a mistake needs it
 
@@ -510,5 +512,8 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     near: Iterable[str] = folded
     if len(folded) > _MOST_COMPARED:
         near = islice((name for name in folded if name[:1] == meant[:1]), _MOST_COMPARED)
+    near = list(near)
+    if not comparisons.take(len(near)):
+        return None
     found = difflib.get_close_matches(meant, near, n=1, cutoff=0.7)
     return f"did you mean `{folded[found[0]]}`?" if found else None

@@ -14,7 +14,7 @@ from pvefw_nft.errors import HostError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-TIMEOUT = 300.0
+TIMEOUT = 240.0
 """Seconds a tool may take; a full restore of 50,000 rules takes a few."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PACKAGES = {"ip6tables": "iptables", "iptables": "iptables", "nft": "nftables", "modprobe": "kmod"}

@@ -53,9 +53,9 @@ def build(
 ) -> Ruleset:
     """Return the ruleset of a node. ``guests`` may be an iterator; each is looked at once, in the order given.
 
-    What ``store`` knows of guests is not made again. A guest whose build raises, which is a bug of pvefw, is closed and
-    told to ``report_failure``. ``as_reference``: leave out what makes the ruleset stricter than the reference's, which
-    is layer ``stateless``.
+    What ``store`` knows of guests is not made again. A guest that asks for too much, or whose build raises, which is a
+    bug of pvefw, is closed and told to ``report_failure``. ``as_reference``: leave out what makes the ruleset stricter
+    than the reference's, which is layer ``stateless``.
     """
     if not node.cluster.options.enable:
         for _ in guests:  # what is wrong with them is still to be found

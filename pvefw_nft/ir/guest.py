@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pvefw_nft.config.budget import MAX_ENTRIES, MAX_RULES
+from pvefw_nft.errors import UnusableFileError
 from pvefw_nft.ir.nodes import AddressSet as Set
 from pvefw_nft.ir.nodes import (
     ArpSender,
@@ -44,7 +46,7 @@ from pvefw_nft.ir.rules import (
 from pvefw_nft.ir.stateless import dhcp_ports, mac_filter, nic_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pvefw_nft.config.model import ClusterConfig, ClusterOptions, Guest, GuestConfig
     from pvefw_nft.config.model import Nic as ModelNic
@@ -121,10 +123,25 @@ class PartStore:
         return known[1]
 
 
+def _check_entries(config: GuestConfig) -> None:
+    """Raise UnusableFileError where a guest's sets have too many entries."""
+    entries = 0
+    for ipset in config.ipsets.values():
+        entries += len(ipset.entries)
+        if entries > MAX_ENTRIES:
+            raise UnusableFileError(
+                config.file,
+                ipset.header.number,
+                f"with this ipset the file has more than {MAX_ENTRIES:,} entries",
+                "put large ipsets into cluster.fw",
+            )
+
+
 class GuestBuilder:
     """Adds guests one by one to the chains of a context, and collects their NICs and sets.
 
-    ``failed`` holds the guests on which building failed, which is a bug of pvefw: they are closed instead.
+    ``failed`` holds the guests that are closed since they ask for too much, or since building them failed, which is a
+    bug of pvefw.
     """
 
     def __init__(self, context: Context, store: PartStore | None = None) -> None:
@@ -135,6 +152,7 @@ class GuestBuilder:
         self.sets: list[Set] = []
         self.ips: list[Rule] = []
         self.failed: list[tuple[Guest, Exception]] = []
+        self._rules = 0
         if store is not None:
             store.begin(context.node.cluster)
 
@@ -184,6 +202,8 @@ class GuestBuilder:
         config = guest.firewall
         if config is None:
             return
+        self._rules = 0
+        _check_entries(config)
         nics = [nic for nic in guest.nics if nic.firewall]
         filters = self._address_filters(guest, config, nics)
         own = {
@@ -266,6 +286,20 @@ class GuestBuilder:
         self._context.add(Layer.STATELESS, name, rules)
         return name
 
+    def _within_budget(self, rules: Iterable[Rule], config: GuestConfig) -> Iterator[Rule]:
+        """Yield the rules of a guest's file. Raises UnusableFileError where all its NICs together get too many."""
+        for rule in rules:
+            self._rules += 1
+            if self._rules > MAX_RULES:
+                raise UnusableFileError(
+                    config.file,
+                    rule.origin.line,
+                    f"up to this line the file makes more than {MAX_RULES:,} rules, for {len(config.rules):,} lines on "
+                    "each of the guest's NICs",
+                    "put addresses into ipsets, and name the NIC where a rule needs only one",
+                )
+            yield rule
+
     def _in_rules(self, vmid: int, config: GuestConfig, nic: ModelNic, chain: str, accept: Action) -> Iterator[Rule]:
         options = config.options
         yield builtin("connmark", action=SetConnmark(vmid))
@@ -273,7 +307,8 @@ class GuestBuilder:
             yield from _DHCP_IN
         if options.ndp:
             yield from _NDP_IN if accept is ACCEPT else ndp_rules(accept, advertise=True)
-        yield from file_rules(self._context, config.rules, chain, vmid, Direction.IN, accept, nic.index)
+        rules = file_rules(self._context, config.rules, chain, vmid, Direction.IN, accept, nic.index)
+        yield from self._within_budget(rules, config)
         policy, level = options.policy_in, options.log_level_in
         origin = policy_origin(config, "policy_in", policy)
         yield from policy_rules(self._context, policy, origin, chain, vmid, level, accept)
@@ -295,7 +330,8 @@ class GuestBuilder:
         if options.ndp:
             yield from _NDP_OUT[options.radv]
         accept = SET_ACCEPT_MARK
-        yield from file_rules(self._context, config.rules, chain, vmid, Direction.OUT, accept, nic.index)
+        rules = file_rules(self._context, config.rules, chain, vmid, Direction.OUT, accept, nic.index)
+        yield from self._within_budget(rules, config)
         policy, level = options.policy_out, options.log_level_out
         origin = policy_origin(config, "policy_out", policy)
         yield from policy_rules(self._context, policy, origin, chain, vmid, level, accept)

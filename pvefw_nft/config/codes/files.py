@@ -235,4 +235,12 @@ CODES = (
             "[RULES]\nIN ACCEPT -source +allowed-clients-3744e\nIN ACCEPT -source +more-clients\n",
         ),
     ),
+    error(
+        "too-many-problems",
+        "a file with very many problems",
+        "Only the first 1,000 errors, warnings and notes of a file are shown: the others are mostly of the same kind. "
+        "Each line is still judged, and left out where it is wrong.",
+        UNTRIED,
+        Example(GUEST, ON + "[RULES]\n" + "IN\n" * 1001, ON + "[RULES]\n"),
+    ),
 )

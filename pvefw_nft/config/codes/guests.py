@@ -58,7 +58,8 @@ CODES = (
     error(
         "guest-closed",
         "a guest whose files cannot be used",
-        "A file of the guest is not a text file, too large, or a directory. Nothing passes the guest's filtered NICs "
+        "A file of the guest is not a text file, too large, or a directory, or it asks for more rules or ipset entries "
+        "than one guest may have. Nothing passes the guest's filtered NICs "
         "until it is mended; the other guests have their rules.",
         UNTRIED,
         Example(GUEST, ON + "\0", ON),

@@ -1,0 +1,107 @@
+"""What a guest's file may cost: one that asks for more closes its guest, or is not explained to the end."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pvefw_nft.config import budget
+from pvefw_nft.errors import Severity
+from pvefw_nft.ir.nodes import Drop, Layer
+from tests.support import VM, check
+
+if TYPE_CHECKING:
+    from pvefw_nft.pipeline import Checked
+    from tests.support import MakeRoot
+
+ON = "[OPTIONS]\nenable: 1\n"
+RULES = ON + "[RULES]\n"
+
+
+def closed(checked: Checked) -> dict[str, tuple[str, int]]:
+    """Return the guests' filtered NICs that nothing passes, with place and message."""
+    chains = checked.ruleset.chains[Layer.FILTER]
+    found = {
+        (one.span.file.rpartition("/")[2], one.span.line): one
+        for one in checked.diagnostics
+        if one.code == "guest-closed"
+    }
+    nics = [nic for nic in checked.ruleset.nics if [rule.action for rule in chains[nic.in_chain].rules] == [Drop()]]
+    assert {f"{nic.vmid}.fw" for nic in nics} == {file for file, _ in found}
+    return {file: (one.message, line) for (file, line), one in found.items()}
+
+
+def test_file_with_too_many_lines_closes_its_guest(make_root: MakeRoot) -> None:
+    text = RULES + "\n" * budget.MAX_LINES
+    found = closed(check(make_root({"100.conf": VM, "100.fw": text, "101.conf": VM, "101.fw": RULES})))
+    assert {file: line for file, (_, line) in found.items()} == {"100.fw": budget.MAX_LINES + 1}
+
+
+def test_small_files_are_read_however_much_others_use_up(make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "MAX_LINES_OF_ALL", 3_000)
+    long, small = RULES + "# a comment\n" * 1_990, RULES + "# a comment\n" * 900
+    texts = {100: long, 101: long, 102: small, 103: small}
+    files: dict[str, str | bytes] = {f"{vmid}.conf": VM for vmid in texts}
+    found = closed(check(make_root({**files, **{f"{vmid}.fw": text for vmid, text in texts.items()}})))
+    assert list(found) == ["101.fw"]
+
+
+def test_rules_count_once_expanded_for_each_nic(make_root: MakeRoot) -> None:
+    nics = "".join(f"net{n}: virtio=BC:24:11:00:01:{n:02X},bridge=vmbr0,firewall=1\n" for n in range(32))
+    line = "IN DNS(ACCEPT)\n"  # two rules: udp and tcp
+    fits, too_many = (RULES + line * (budget.MAX_RULES // 64 + more) for more in (0, 1))
+    assert closed(check(make_root({"100.conf": nics, "100.fw": fits}))) == {}
+    found = closed(check(make_root({"100.conf": nics, "100.fw": too_many, "101.conf": VM, "101.fw": RULES})))
+    message, line_number = found["100.fw"]
+    assert f"more than {budget.MAX_RULES:,} rules" in message
+    assert line_number > 4
+
+
+def test_too_many_entries_of_all_sets_together_close_the_guest(
+    make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pvefw_nft.ir.guest.MAX_ENTRIES", 100)
+    sets = "".join(f"[IPSET some{n}]\n" + "".join(f"10.{n}.0.{m}\n" for m in range(40)) for n in range(3))
+    ((message, line),) = closed(check(make_root({"100.conf": VM, "100.fw": ON + sets}))).values()
+    assert "more than 100 entries" in message
+    assert line == 3 + 2 * 41
+
+
+def test_guesses_at_misspelt_words_end(make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+    match = difflib.get_close_matches
+
+    def count(word: str, known: list[str], n: int, cutoff: float) -> list[str]:
+        nonlocal compared
+        compared += len(known)
+        return match(word, known, n, cutoff)
+
+    monkeypatch.setattr(difflib, "get_close_matches", count)
+    aliases = "".join(f"the-name-of-a-client-that-is-long-{n:x} 10.0.{n >> 8}.{n & 255}\n" for n in range(400))
+    rules = "".join(f"IN ACCEPT -source the-name-of-a-client-that-is-lang-{n:x}\n" for n in range(900))
+    text = f"{ON}[ALIASES]\n{aliases}[RULES]\n{rules}"
+    few = "[ALIASES]\nclients 10.0.0.1\n" + "[RULES]\nIN ACCEPT -source clinets\n"
+    files: dict[str, str | bytes] = {f"{vmid}.conf": VM for vmid in range(100, 112)}
+    files |= {"100.fw": text, "101.fw": ON + few}
+    checked = check(make_root(files))
+    hints = {one.hint for one in checked.diagnostics if one.span.file.endswith("101.fw")}
+    assert hints == {"did you mean `clients`?"}
+    assert compared <= budget.MAX_COMPARISONS + 10
+    files |= {f"{vmid}.fw": text for vmid in range(100, 112)}
+    compared = 0
+    check(make_root(files))
+    assert compared <= budget.MAX_COMPARISONS_OF_ALL
+
+
+@pytest.mark.parametrize("first", ["errors", "warnings"])
+def test_problems_beyond_the_first_are_not_shown_but_errors_count(make_root: MakeRoot, first: str) -> None:
+    doubled = "".join(f"a{n} 10.0.0.1\n" * 2 for n in range(1_500))
+    texts = {"errors": "[RULES]\n" + "IN\n" * 1_500, "warnings": f"[ALIASES]\n{doubled}"}
+    order = sorted(texts, key=lambda kind: kind != first)
+    checked = check(make_root({"100.conf": VM, "100.fw": ON + "".join(texts[kind] for kind in order)}))
+    assert checked.has_errors
+    many = [one for one in checked.diagnostics if one.code == "too-many-problems"]
+    assert {one.severity for one in many} == {Severity.ERROR, Severity.WARNING}
+    assert len(checked.diagnostics) == 2 * budget.MAX_PROBLEMS + 2
