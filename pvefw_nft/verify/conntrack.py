@@ -21,9 +21,9 @@ _REAL_COMBINATIONS = frozenset(
     (_SYN, _SYN | _URG, _SYN | _ACK, _RST, _RST | _ACK, _FIN | _ACK, _FIN | _ACK | _URG, _ACK, _ACK | _URG)
 )
 """The flags that a TCP packet may have, PSH and the congestion bits aside."""
-_ICMP_REQUESTS = frozenset((8, 13, 15, 17))
-_ICMP6_REQUESTS = frozenset((128, 139))
-_ICMP6_UNTRACKED = frozenset((130, 131, 132, 133, 134, 135, 136, 143))
+ICMP_REQUESTS = frozenset((8, 13, 15, 17))
+ICMP6_REQUESTS = frozenset((128, 139))
+ICMP6_UNTRACKED = frozenset((130, 131, 132, 133, 134, 135, 136, 143))
 """Multicast listener and neighbour discovery messages, which are never tracked."""
 
 
@@ -36,20 +36,27 @@ def first_state(packet: Mapping[Field, int]) -> str:
     if transport == 6 and TCP_FLAGS in packet:
         return _tcp_state(packet[TCP_FLAGS])
     if transport == 1 and ICMP in packet:
-        return "new" if packet[ICMP] >> 8 in _ICMP_REQUESTS else "invalid"
+        return "new" if packet[ICMP] >> 8 in ICMP_REQUESTS else "invalid"
     if transport == 58 and ICMP6 in packet:
         kind = packet[ICMP6] >> 8
-        if kind in _ICMP6_UNTRACKED:
+        if kind in ICMP6_UNTRACKED:
             return "untracked"
-        return "new" if kind in _ICMP6_REQUESTS else "invalid"
+        return "new" if kind in ICMP6_REQUESTS else "invalid"
     return "new"
+
+
+def tcp_opens(flags: int) -> bool:
+    """Whether a TCP packet opens a connection: a SYN."""
+    relevant = flags & (_FIN | _SYN | _RST | _ACK | _URG)
+    return relevant in _REAL_COMBINATIONS and bool(relevant & _SYN) and not relevant & _ACK
+
+
+def tcp_picked_up(flags: int) -> bool:
+    """Whether a TCP packet of no known connection is taken for one of a connection under way: an ACK."""
+    relevant = flags & (_FIN | _SYN | _RST | _ACK | _URG)
+    return relevant in _REAL_COMBINATIONS and not relevant & (_SYN | _RST | _FIN)
 
 
 def _tcp_state(flags: int) -> str:
     """A SYN opens a connection, and an ACK is taken for one picked up in the middle; nothing else is."""
-    relevant = flags & (_FIN | _SYN | _RST | _ACK | _URG)
-    if relevant not in _REAL_COMBINATIONS or relevant & (_RST | _FIN):
-        return "invalid"
-    if relevant & _SYN:
-        return "invalid" if relevant & _ACK else "new"
-    return "new"
+    return "new" if tcp_opens(flags) or tcp_picked_up(flags) else "invalid"

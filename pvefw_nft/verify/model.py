@@ -157,6 +157,11 @@ DADDR_TYPE = _enum("daddr type", *ADDRESS_TYPES)
 
 CT_STATES = ("invalid", "established", "related", "new", "untracked")
 CT_STATE = _enum("ct state", *CT_STATES)
+"""What connection tracking makes of the packet. A packet's own value is that of a lookup that knows every connection;
+what a rule sees of it depends on where it is hooked in: :mod:`~pvefw_nft.verify.tracking`.
+"""
+TRACKING = _enum("tracking", "on", "off", "template")
+"""What rules did before the lookup: nothing, ``notrack``, or they gave a zone or a helper."""
 CT_DIRECTION = _enum("ct direction", "original", "reply")
 CT_STATUS = {
     name: Field(f"ct status {name}", 2, FieldKind.BIT)
@@ -164,7 +169,12 @@ CT_STATUS = {
 }
 
 IIF = Field("iif", 1 << 128, FieldKind.INTERFACE)
-"""Input interface. IP hooks of a bridged packet: the bridge; bridge hooks: the port. Absent in output hooks.
+"""Input interface. IP hooks of a bridged packet: the bridge; bridge hooks: the port. :data:`NO_INTERFACE` in a hook
+that has none; likewise ``OIF``, ``PHYSIN`` and ``PHYSOUT``.
+"""
+NO_INTERFACE = 0
+"""The name that a hook without such an interface shows rules: an empty one, so that only a negated match holds
+(ip_packet_match, xt_physdev.c, nft_meta_store_ifname, ebt_dev_check).
 """
 OIF = Field("oif", 1 << 128, FieldKind.INTERFACE)
 PHYSIN = Field("physdev in", 1 << 128, FieldKind.INTERFACE)
@@ -352,6 +362,10 @@ TRUE = All(())
 FALSE = Any(())
 
 
+HAS_CONNECTION = Test(CT_MARK[0], IntervalSet.of((0, 1)))
+"""The packet has a connection, and so a mark of it."""
+
+
 def equals(on: Field, value: int) -> Test:
     """Return the test that a field has this value."""
     return Test(on, IntervalSet.single(value))
@@ -379,6 +393,19 @@ def mark_condition(bits: tuple[Field, ...], mask: int, value: int) -> Condition:
         return FALSE
     tests = tuple(equals(bits[n], value >> n & 1) for n in range(32) if mask >> n & 1)
     return tests[0] if len(tests) == 1 else All(tests)
+
+
+def mark_test(bits: tuple[Field, ...], mask: int, value: int, *, inverted: bool = False) -> Condition:
+    """Return ``mark & mask == value``, or that it is not; a connection's mark matches neither where there is none.
+
+    Sources: connmark_mt (net/netfilter/xt_connmark.c), nft_ct_get_eval (net/netfilter/nft_ct.c).
+    """
+    condition = mark_condition(bits, mask, value)
+    if bits is MARK:
+        return negate(condition) if inverted else condition
+    if not inverted:
+        return All((HAS_CONNECTION,)) if condition == TRUE else condition
+    return All((HAS_CONNECTION, negate(condition)))
 
 
 def holds(condition: Condition, packet: Mapping[Field, int]) -> bool:
@@ -584,14 +611,54 @@ class CopyMark:
 
 @dataclass(frozen=True, slots=True)
 class SetHelper:
-    """A conntrack helper reads this connection. ``name`` is its type: ``ftp``, ``tftp`` …"""
+    """A conntrack helper reads this connection. ``name`` is its type: ``ftp``, ``tftp`` …
+
+    As a ``template`` (iptables' CT target) it is given before the lookup, else (nft's ``ct helper set``) after it; in
+    either case only to a connection's first packet.
+    """
 
     name: str
+    template: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class NoTrack:
-    """The packet is not tracked: its state is untracked from here on."""
+    """The packet is not tracked: its state is untracked from here on. Only before the lookup; later it does nothing."""
+
+
+@dataclass(frozen=True)
+class SetZone:
+    """The packet is looked up in a zone: that of the one entry whose condition holds. Only before the lookup.
+
+    ``original`` and ``reply`` say for which of a connection's two directions (``ct original zone set``: only the
+    first); the other one stays in zone 0. The first zone a packet is given counts.
+    """
+
+    entries: tuple[tuple[Condition, int], ...]
+    original: bool = True
+    reply: bool = True
+
+    def choices(self, known: Mapping[Field, int]) -> Iterable[tuple[Condition, int]]:
+        """Return the entries that may hold for a packet of which these fields are known."""
+        index = self.index
+        if index is None or index[0] not in known:
+            return self.entries
+        zone = index[1].get(known[index[0]])
+        return () if zone is None else ((TRUE, zone),)
+
+    @property
+    def index(self) -> tuple[Field, Mapping[int, int]] | None:
+        """The field and the zones by its value, where all entries are tests of single values of one field."""
+        known: tuple[Field, Mapping[int, int]] | bool | None = self.__dict__.get("_index", False)
+        if known is False:
+            tests = [condition for condition, _ in self.entries if isinstance(condition, Test)]
+            plain = len(tests) == len(self.entries) and len({test.field for test in tests}) == 1
+            known = None
+            if plain and all(test.values.count() == 1 for test in tests):
+                values = [test.values.smallest() for test in tests]
+                known = tests[0].field, {v: zone for v, (_, zone) in zip(values, self.entries, strict=True)}
+            self.__dict__["_index"] = known
+        return known if isinstance(known, tuple) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -608,7 +675,7 @@ class Guard:
     condition: Condition
 
 
-Effect: TypeAlias = Log | SetMark | CopyMark | SetHelper | NoTrack | Alter | Guard
+Effect: TypeAlias = Log | SetMark | CopyMark | SetHelper | NoTrack | SetZone | Alter | Guard
 
 
 # --- structure ----------------------------------------------------------------------------------------------

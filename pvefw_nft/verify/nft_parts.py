@@ -11,6 +11,7 @@ from pvefw_nft.verify.model import (
     CT_STATE,
     CT_STATES,
     CT_STATUS,
+    HAS_CONNECTION,
     ICMP,
     ICMP6,
     MARK,
@@ -18,14 +19,13 @@ from pvefw_nft.verify.model import (
     Any,
     Condition,
     CopyMark,
-    Effect,
     Field,
     MarkTarget,
     SetMark,
     Test,
     equals,
     helper_field,
-    mark_condition,
+    mark_test,
     negate,
     route_field,
 )
@@ -87,6 +87,14 @@ def member_condition(selectors: list[Selector], element: Json) -> Condition:
     return All(merged(tests))
 
 
+def any_of(conditions: Sequence[Condition]) -> Condition:
+    """Return that one of the conditions holds; of tests of one field: a test of all their values."""
+    tests = [condition for condition in conditions if isinstance(condition, Test)]
+    if tests and len(tests) == len(conditions) and len({test.field for test in tests}) == 1:
+        return Test(tests[0].field, IntervalSet.from_ranges(pair for test in tests for pair in test.values))
+    return Any(tuple(conditions))
+
+
 def merged(conditions: Sequence[Condition]) -> tuple[Condition, ...]:
     """Return the conditions with tests of ICMP type and of ICMP code joined into one of both."""
     for on in (ICMP, ICMP6):
@@ -125,16 +133,16 @@ def mark_match(bits: tuple[Field, ...], mask: Json, operator: str, right: Json) 
         if isinstance(member, dict) and "prefix" in member:
             body = as_object(member["prefix"])
             prefix = FULL & ~((1 << (32 - as_integer(body.get("len")))) - 1)
-            found.append(mark_condition(bits, prefix & number, as_integer(body.get("addr"))))
+            found.append(mark_test(bits, prefix & number, as_integer(body.get("addr"))))
         else:
-            found.append(mark_condition(bits, number, as_integer(member)))
+            found.append(mark_test(bits, number, as_integer(member)))
     condition = found[0] if len(found) == 1 else Any(tuple(found))
     if operator == "==":
         return condition
     if operator == "!=":
-        return negate(condition)
+        return negate(condition) if bits is MARK else All((HAS_CONNECTION, negate(condition)))
     if operator == "in" and len(found) == 1:
-        return negate(mark_condition(bits, as_integer(right) & number, 0))
+        return mark_test(bits, as_integer(right) & number, 0, inverted=True)
     raise UnknownExpressionError(f"mark {operator} {text_of(right)}")
 
 
@@ -236,7 +244,7 @@ def as_integer(value: Json) -> int:
         raise UnknownExpressionError(text_of(value)) from None
 
 
-def mark_change(target: MarkTarget, value: Json) -> Effect:
+def mark_change(target: MarkTarget, value: Json) -> SetMark | CopyMark:
     """Return the change that setting a mark to this expression means: of constants and one mark."""
     source, keep, flip = linear(value)
     if source is None:
@@ -271,7 +279,7 @@ def harmless(key: dict[str, Json]) -> bool:
     """Return whether setting this changes nothing that a modelled field shows."""
     if "tcp option" in key:
         return True
-    for kind, allowed in (("meta", ("priority", "nftrace")), ("ct", ("event", "zone", "label", "timeout"))):
+    for kind, allowed in (("meta", ("priority", "nftrace")), ("ct", ("event", "label", "timeout"))):
         body = key.get(kind)
         if isinstance(body, dict) and body.get("key") in allowed:
             return True

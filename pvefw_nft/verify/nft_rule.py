@@ -16,6 +16,7 @@ from pvefw_nft.verify.model import (
     ACCEPT,
     DROP,
     FRAGMENT,
+    HAS_CONNECTION,
     ICMP6,
     IPV4,
     IPV6,
@@ -24,9 +25,11 @@ from pvefw_nft.verify.model import (
     PROTOCOL,
     RETURN,
     TCP_FLAGS,
+    TRUE,
     Alter,
     Any,
     Condition,
+    CopyMark,
     Effect,
     Family,
     Field,
@@ -43,6 +46,7 @@ from pvefw_nft.verify.model import (
     Queue,
     Reject,
     SetHelper,
+    SetZone,
     Test,
     UnknownVerdict,
     Verdict,
@@ -53,6 +57,7 @@ from pvefw_nft.verify.model import (
 )
 from pvefw_nft.verify.nft_parts import (
     REJECTIONS,
+    any_of,
     as_integer,
     flag_bits,
     harmless,
@@ -437,11 +442,44 @@ class NftRuleParser:
         bits = mark_bits(key)
         if bits is not None:
             target = MarkTarget.PACKET if bits is MARK else MarkTarget.CONNECTION
-            self.effects.append(mark_change(target, value))
+            change = mark_change(target, value)
+            if target is MarkTarget.PACKET and isinstance(change, CopyMark):
+                self._require(HAS_CONNECTION)  # the mark of no connection cannot be read, which ends the rule
+            if target is MarkTarget.CONNECTION and change.keep:
+                self._require(HAS_CONNECTION)
+            self.effects.append(change)
+        elif is_expression(key, "ct", None, "zone"):
+            self._zone(as_object(as_object(key)["ct"]).get("dir"), value)
         elif isinstance(key, dict) and harmless(key):
             self.effects.append(Alter(f"{text_of(key)} set {text_of(value)}"))
         else:
             raise UnknownExpressionError(text_of(key))
+
+    def _zone(self, direction: Json, value: Json) -> None:
+        """``ct zone set 5``, or by a map, anonymous or named; where the map has no entry, the rule ends."""
+        entries: list[tuple[Condition, int]]
+        if isinstance(value, dict) and "map" in value:
+            entries = [(condition, as_integer(zone)) for condition, zone in self._map(as_object(value["map"]))]
+            self._require(any_of([condition for condition, _ in entries]))
+        else:
+            entries = [(TRUE, as_integer(value))]
+        if any(not 0 <= zone < 1 << 16 for _, zone in entries):
+            raise ValueError("a zone is a number from 0 to 65535")
+        self.effects.append(SetZone(tuple(entries), direction != "reply", direction != "original"))
+
+    def _map(self, body: dict[str, Json]) -> list[tuple[Condition, Json]]:
+        """Return the entries of a map that is looked up: what a packet must be for one, and its value."""
+        key, data = body.get("key"), body.get("data")
+        if isinstance(data, str) and data.startswith("@"):
+            members: Json = self.table.members(data)
+        else:
+            members = data.get("set") if isinstance(data, dict) else data
+        concat = key.get("concat") if isinstance(key, dict) else None
+        selectors = [self._selector(part) for part in (concat if isinstance(concat, list) else [key])]
+        return [
+            (member_condition(selectors, element), value)
+            for element, value in (as_pair(member) for member in as_list(members))
+        ]
 
     def _helper(self, body: Json) -> None:
         name = str(body)

@@ -26,6 +26,7 @@ from pvefw_nft.errors import UsageError
 from pvefw_nft.verify.model import (
     ARP,
     ETHER_TYPE,
+    FALSE,
     IBR,
     IIF,
     IPV4,
@@ -46,8 +47,6 @@ from pvefw_nft.verify.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from pvefw_nft.verify.model import Chain, Condition, Field, RulesetModel, Table
 
 OTHERHOST, HOST = 3, 0
@@ -62,9 +61,8 @@ BRNF_PRIORITY = 0
 class Nic:
     """A guest's NIC: ``interface`` is its host side, ``bridge`` the guest's bridge (not the firewall bridge).
 
-    ``addresses`` are what the guest is known to use (IP version and address), ``ranges`` what it may take one from
-    (version, first and last), ``mac`` is None where unknown, ``tag`` its VLAN (0: none). Only a ``filtered`` NIC is
-    plugged through a firewall bridge. ``node`` is the other node that the guest runs on, empty for one of this host.
+    ``addresses`` are what the guest is known to use, ``mac`` is None where unknown, ``tag`` its VLAN (0:
+    none). Only a ``filtered`` NIC is plugged through a firewall bridge.
     """
 
     zone: str
@@ -76,8 +74,6 @@ class Nic:
     mac: int | None = None
     addresses: tuple[tuple[int, int], ...] = ()
     tag: int = 0
-    ranges: tuple[tuple[int, int, int], ...] = ()
-    node: str = ""
 
     @property
     def name(self) -> str:
@@ -117,28 +113,25 @@ class Network:
 @dataclass(frozen=True, slots=True)
 class Link:
     """An interface of the host with addresses: a bridge with its uplink ``ports``, or (no bridge) a plain
-    one. ``vlan`` is the interface and the tag of the frames that it takes, such as ``("vmbr0", 5)`` for vmbr0.5.
+    one.
     """
 
     name: str
     is_bridge: bool
     ports: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
-    vlan: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
     """What the way of a packet depends on. ``call_iptables`` is the sysctl bridge-nf-call-iptables (and
-    -ip6tables), ``filter_vlan_tagged`` bridge-nf-filter-vlan-tagged. ``elsewhere`` are the NICs of guests that run on
-    other nodes: to this host they are behind the uplink of their bridge.
+    -ip6tables), ``filter_vlan_tagged`` bridge-nf-filter-vlan-tagged.
     """
 
     nics: tuple[Nic, ...] = ()
     links: tuple[Link, ...] = ()
     call_iptables: bool = True
     filter_vlan_tagged: bool = False
-    elsewhere: tuple[Nic, ...] = ()
 
     def link(self, name: str) -> Link | None:
         """Return the host's interface of this name."""
@@ -236,21 +229,10 @@ def find_ends(topology: Topology, zone: str) -> list[End]:
             if zone in (port, link.name)
         ]
     if not ends:
-        known = ["host", "outside", *dict.fromkeys(nic.zone for nic in (*topology.nics, *topology.elsewhere))]
+        known = ["host", "outside", *dict.fromkeys(nic.zone for nic in topology.nics)]
         known += [str(end) for end in find_ends_outside(topology)]
         raise UsageError(f"there is no zone '{zone}'", hint=f"zones here: {', '.join(known)}")
     return ends
-
-
-def find_ends_elsewhere(topology: Topology, nics: Iterable[Nic]) -> dict[End, Nic]:
-    """Return by which ends guests of other nodes are reached: the ports of their bridge, or any if it is not here."""
-    found: dict[End, Nic] = {}
-    for nic in nics:
-        link = topology.link(nic.bridge)
-        ports = [PortEnd(nic.bridge, port) for port in link.ports] if link is not None and link.is_bridge else []
-        for end in ports or find_ends_outside(topology):
-            found.setdefault(end, nic)
-    return found
 
 
 def find_ends_outside(topology: Topology) -> list[End]:
@@ -270,7 +252,7 @@ class Stage:
     ``fields`` are the interfaces as this hook sees them (field, value). Of the hook's chains only those with
     a priority from ``first`` up to, not including, ``last`` run here (None: no bound). ``when`` says which
     packets run this stage at all. To this hook ``PKTTYPE`` of a unicast frame is ``unicast`` (host or
-    otherhost). ``hop`` names the part of the way the stage belongs to. ``untagged``: a VLAN interface took the tag off.
+    otherhost). ``hop`` names the part of the way the stage belongs to.
     """
 
     family: Family
@@ -282,7 +264,6 @@ class Stage:
     last: int | None = None
     when: Condition = TRUE
     from_host: bool = False
-    untagged: bool = False
 
     def chains(self, model: RulesetModel, protocol: int) -> list[tuple[Table, Chain]]:
         """Return the base chains a packet of this network protocol (``PROTOCOL``) meets here, in order."""
@@ -308,15 +289,15 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """The stages from ``source`` to ``destination``, in order.
+    """The stages from ``source`` to ``destination``, in order; ``back`` are those of the way back.
 
-    ``dead_end`` says why the packet gets no further than the last stage, whatever the rules say; empty: it arrives.
+    Connection tracking depends on the way back: what it finds there is known here.
     """
 
     source: End
     destination: End
     stages: tuple[Stage, ...]
-    dead_end: str = ""
+    back: tuple[Stage, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.source} → {self.destination}"
@@ -409,12 +390,22 @@ def _bridge(end: End) -> str | None:
 
 
 def find_path(topology: Topology, source: End, destination: End) -> Path:
-    """Return the way from one end to another: bridged where both are on one bridge, else routed by the host.
+    """Return the path from one end to another: bridged where both are on one bridge, else routed by the host.
 
     Raises UsageError where both ends are the same, or on one bridge in two VLANs.
     """
+    return Path(
+        source,
+        destination,
+        find_stages(topology, source, destination),
+        find_stages(topology, destination, source),
+    )
+
+
+def find_stages(topology: Topology, source: End, destination: End) -> tuple[Stage, ...]:
+    """As :func:`find_path`, without the way back."""
     if isinstance(source, HostEnd) and isinstance(destination, HostEnd):
-        return Path(source, destination, tuple(_loopback()))
+        return tuple(_loopback())
     if source == destination:
         raise UsageError(f"a packet from {source} to itself does not pass the host")
     bridge = _bridge(source)
@@ -422,14 +413,12 @@ def find_path(topology: Topology, source: End, destination: End) -> Path:
         _same_vlan(source, destination)
         stages = _from_guest(topology, source)
         stages += _Bridging(topology, bridge).cross(_port(source), _port(destination))
-        return Path(source, destination, tuple(stages + _to_guest(topology, destination)))
+        return tuple(stages + _to_guest(topology, destination))
     stages = _from_guest(topology, source) + _arrive(topology, source)
-    local = [*_local(topology, source, destination), *_depart(topology, destination)]
-    if isinstance(source, HostEnd):
-        local[0] = replace(local[0], from_host=True)
-    stages.append(local[0])
-    stages += [replace(stage, from_host=True) for stage in local[1:]]
-    return Path(source, destination, tuple(stages))
+    from_host = isinstance(source, HostEnd)
+    stages += [replace(stage, from_host=from_host) for stage in _local(topology, source, destination)]
+    stages += [replace(stage, from_host=True) for stage in _depart(topology, source, destination)]
+    return tuple(stages)
 
 
 def way_back(topology: Topology, path: Path, at: int) -> tuple[Stage, ...]:
@@ -516,27 +505,44 @@ def _arrive(topology: Topology, source: End) -> list[Stage]:
     stages = _Bridging(topology, bridge).enter(port, hop, HOST)
     fields = ((IIF, interface_number(port)), (IBR, interface_number(bridge)))
     stages.append(Stage(Family.BRIDGE, Point.INPUT, fields, hop))
-    if not topology.call_iptables:
-        stages.append(Stage(Family.IP, Point.PREROUTING, _ip(iif=bridge), hop))
+    unseen = _unseen(topology)
+    if unseen is not FALSE:
+        stages.append(Stage(Family.IP, Point.PREROUTING, _ip(iif=bridge), hop, when=unseen))
     return stages
+
+
+def _unseen(topology: Topology) -> Condition:
+    """Return which frames br_netfilter does not show to the IP hooks, so that only the host's own stack does."""
+    if not topology.call_iptables:
+        return TRUE
+    return FALSE if topology.filter_vlan_tagged else equals(ETHER_TYPE, VLAN)
 
 
 def _local(topology: Topology, source: End, destination: End) -> list[Stage]:
     """Input, output or forward of the IP stack. What br_netfilter saw come in still has its port."""
     if isinstance(source, HostEnd):
         return [Stage(Family.IP, Point.OUTPUT, _ip(oif=_interface(destination)), "host")]
-    physin = _port(source) if topology.call_iptables and _bridge(source) is not None else None
-    if isinstance(destination, HostEnd):
-        return [Stage(Family.IP, Point.INPUT, _ip(iif=_interface(source), physin=physin), "host")]
-    fields = _ip(iif=_interface(source), oif=_interface(destination), physin=physin)
-    return [Stage(Family.IP, Point.FORWARD, fields, "host")]
+    point = Point.INPUT if isinstance(destination, HostEnd) else Point.FORWARD
+    iif, oif = _interface(source), None if isinstance(destination, HostEnd) else _interface(destination)
+    plain = Stage(Family.IP, point, _ip(iif=iif, oif=oif), "host")
+    unseen = _unseen(topology) if _bridge(source) is not None else TRUE
+    if unseen is TRUE:
+        return [plain]
+    with_port = replace(plain, fields=_ip(iif=iif, oif=oif, physin=_port(source)))
+    if unseen is FALSE:
+        return [with_port]
+    return [replace(plain, when=unseen), replace(with_port, when=negate(unseen))]
 
 
-def _depart(topology: Topology, destination: End) -> list[Stage]:
-    """A packet of the host's own stack goes out: IP postrouting, then the bridge it leaves by."""
+def _depart(topology: Topology, source: End, destination: End) -> list[Stage]:
+    """A packet of the host's own stack goes out: IP postrouting, then the bridge it leaves by.
+
+    What is forwarded still has its input interface there (ip_output, net/ipv4/ip_output.c, since Linux 5.7).
+    """
     if isinstance(destination, HostEnd):
         return []
-    stages = [Stage(Family.IP, Point.POSTROUTING, _ip(oif=_interface(destination)), "host")]
+    came_by = None if isinstance(source, HostEnd) else _interface(source)
+    stages = [Stage(Family.IP, Point.POSTROUTING, _ip(iif=came_by, oif=_interface(destination)), "host")]
     bridge = _bridge(destination)
     if bridge is None:
         return stages

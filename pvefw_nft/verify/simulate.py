@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pvefw_nft.errors import UsageError
 from pvefw_nft.verify.answer import answer_way
+from pvefw_nft.verify.conntrack import first_state
 from pvefw_nft.verify.describe import value_text
 from pvefw_nft.verify.model import (
     CT_MARK,
@@ -33,6 +34,7 @@ from pvefw_nft.verify.model import (
     IIF,
     IS_BRIDGED,
     MARK,
+    NO_INTERFACE,
     OBR,
     OIF,
     PHYSIN,
@@ -42,6 +44,7 @@ from pvefw_nft.verify.model import (
     SADDR4,
     SADDR6,
     SPORT,
+    TRACKING,
     VLAN_ID,
     Accept,
     All,
@@ -60,7 +63,6 @@ from pvefw_nft.verify.model import (
     Log,
     Nat,
     NoTrack,
-    PlainVerdict,
     Point,
     Queue,
     Reject,
@@ -69,20 +71,32 @@ from pvefw_nft.verify.model import (
     RulesetModel,
     SetHelper,
     SetMark,
+    SetZone,
     Table,
     Test,
     UnknownVerdict,
+    Verdict,
     VerdictMap,
     holds,
     tests_of,
 )
 from pvefw_nft.verify.packet import HOST_MAC, Probe
 from pvefw_nft.verify.routing import martian
+from pvefw_nft.verify.tracking import (
+    CONNECTED,
+    CONNECTION_FIELDS,
+    LATER,
+    PLAIN,
+    View,
+    enters,
+    seen_state,
+    tracking_of,
+    undecided_zones,
+)
 
 if TYPE_CHECKING:
-    from pvefw_nft.verify.guesses import Guess
-    from pvefw_nft.verify.intervals import IntervalSet
     from pvefw_nft.verify.path import Stage
+    from pvefw_nft.verify.tracking import Tracked
 
 _PLACE = re.compile(r"\S:\d+")
 """What an origin that names file and line looks like."""
@@ -101,8 +115,7 @@ MAX_UNKNOWN = 10
 class Step:
     """A rule a packet met: ``number`` counts from 1 in its chain. ``failed`` is what did not hold, None: it matched.
 
-    ``callers`` are the rules whose jumps or gotos led here, outermost first. ``verdict`` is what the rule decided: of a
-    verdict map the entry that holds.
+    ``callers`` are the rules whose jumps or gotos led here, outermost first.
     """
 
     table: Table
@@ -111,7 +124,6 @@ class Step:
     rule: Rule
     callers: tuple[Step, ...] = ()
     failed: Condition | None = None
-    verdict: PlainVerdict | None = None
 
     @property
     def matched(self) -> bool:
@@ -151,9 +163,9 @@ class ChainWalk:
         for step in self.steps:
             if not step.matched:
                 continue
-            verdict = step.verdict
+            verdict = step.rule.verdict
             if any(isinstance(effect, SetMark) and effect.flip for effect in step.rule.effects):
-                entered = before is not None and isinstance(before.verdict, (Goto, Jump))
+                entered = before is not None and isinstance(before.rule.verdict, (Goto, Jump))
                 setter = before if entered and not step.rule.conditions else step
             if isinstance(verdict, (Goto, Return, Accept, Drop, Reject, Queue, Nat, UnknownVerdict)):
                 last = setter if setter is not None and _tests_mark(step.rule) else step
@@ -186,7 +198,7 @@ class Outcome:
 
     ``stopped`` says what else than a rule dropped it. ``notes`` are what a reader should know: queues, translations,
     assumptions the verdict rests on. ``answered`` says whether the answer to a rejected packet reaches its sender
-    (None: not rejected, or not known). ``guesses`` say of each made-up address what rests on it.
+    (None: not rejected, or not known).
     """
 
     probe: Probe
@@ -197,7 +209,6 @@ class Outcome:
     notes: list[str]
     answered: bool | None = None
     stopped: str | None = None
-    guesses: tuple[Guess, ...] = ()
 
     @property
     def deciding(self) -> list[tuple[StageWalk, ChainWalk]]:
@@ -233,29 +244,24 @@ class _Undecided(Exception):  # noqa: N818  not an error: the walk asks for an a
         self.field = on
 
 
-LookedUp: TypeAlias = "dict[Field, dict[IntervalSet, None]]"
-"""The sets that rules asked for a packet's fields, by field."""
-
-
-def simulate(model: RulesetModel, probe: Probe, looked_up: LookedUp | None = None) -> Outcome:
+def simulate(model: RulesetModel, probe: Probe) -> Outcome:
     """Return what happens to a packet on its way.
 
-    Where ``looked_up`` has fields as keys, the sets that rules looked up for them are added to it. Raises UsageError
-    where more unknown matches matter than can be tried.
+    Raises UsageError where more unknown matches matter than can be tried.
     """
     outcomes: list[tuple[dict[Field, int], Outcome]] = []
     pending: list[dict[Field, int]] = [{}]
     while pending:
         chosen = pending.pop()
         try:
-            outcomes.append((chosen, _Walker(model, probe, chosen, looked_up).run()))
+            outcomes.append((chosen, _Walker(model, probe, chosen).run()))
         except _Undecided as question:
             if len(chosen) >= MAX_UNKNOWN:
                 message = f"more than {MAX_UNKNOWN} unknown matches on the packet's way"
                 raise UsageError(message, "choose --assume-unknown match or nomatch") from None
             pending += [{**chosen, question.field: 0}, {**chosen, question.field: 1}]
     first = outcomes[0][1]
-    first.notes += [*probe.about, *model.assumptions]
+    first.notes += model.assumptions
     verdicts = {(outcome.verdict, outcome.kind) for _, outcome in outcomes}
     if len(verdicts) > 1:
         texts = sorted({outcome.text for _, outcome in outcomes})
@@ -289,27 +295,22 @@ def _answer(model: RulesetModel, outcome: Outcome) -> None:
 
 
 class _Walker:
-    """Walks one packet through a ruleset; ``chosen`` are outcomes of unknown matches.
+    """Walks one packet through a ruleset; ``chosen`` are outcomes of unknown matches."""
 
-    Sets that are looked up for the fields of ``looked_up`` are added to it.
-    """
-
-    def __init__(
-        self, model: RulesetModel, probe: Probe, chosen: dict[Field, int], looked_up: LookedUp | None = None
-    ) -> None:
+    def __init__(self, model: RulesetModel, probe: Probe, chosen: dict[Field, int]) -> None:
         self.model = model
         self.probe = probe
-        self.packet: dict[Field, int] = dict(probe.fields)
+        self.packet: dict[Field, int] = {TRACKING: 0, **probe.fields}
         self.chosen = chosen
         self.unicast = self.packet.get(PKTTYPE) == 0
         self.logs: list[Log] = []
         self.notes: list[str] = []
         self.view: dict[Field, int] = {}
-        self.looked_up: LookedUp = {} if looked_up is None else looked_up
+        self.tracking = PLAIN
 
     def run(self) -> Outcome:
         stages: list[StageWalk] = []
-        for stage in self.probe.path.stages:
+        for stage, tracked in zip(self.probe.path.stages, self._tracked(), strict=True):
             walk = StageWalk(stage)
             stages.append(walk)
             self.view = self._see(stage)
@@ -319,7 +320,12 @@ class _Walker:
                 return replace(self._outcome(stages, "DROP", None), stopped=reason)
             for table, chain in stage.chains(self.model, self.packet[PROTOCOL]):
                 hook = chain.hook
-                if hook is not None and hook.kind == "nat" and self.packet[CT_STATE] != CT_STATES.index("new"):
+                if hook is None:
+                    continue
+                if FRAGMENT in self.packet:
+                    self.view[FRAGMENT] = 0 if hook.priority >= tracked.whole else self.packet[FRAGMENT]
+                self._see_connection(tracked.view(hook.priority))
+                if hook.kind == "nat" and self.view.get(CT_STATE) != CT_STATES.index("new"):
                     continue  # only a connection's first packet meets nat chains
                 self._put_together(chain)
                 end = self._base_chain(walk, table, chain)
@@ -333,25 +339,51 @@ class _Walker:
                         return self._outcome(stages, "UNDECIDED", None)
                     case Accept():
                         pass
-        if self.probe.path.dead_end:
-            return replace(self._outcome(stages, "DROP", None), stopped=self.probe.path.dead_end)
         return self._outcome(stages, "ACCEPT", None)
 
     def _outcome(self, stages: list[StageWalk], verdict: str, kind: str | None) -> Outcome:
         return Outcome(self.probe, verdict, kind, stages, self.logs, self.notes)
 
+    def _tracked(self) -> tuple[Tracked, ...]:
+        """Return what connection tracking does at each stage."""
+        path = self.probe.path
+
+        def runs(stage: Stage) -> bool:
+            return holds(stage.when, self._see(stage))
+
+        tracked = tracking_of(self.model).track(self.packet[PROTOCOL], path.stages, path.back, runs)
+        if any(undecided_zones(tracked)):
+            self.notes.append("its zone depends on more than its way: taken for one that the way back uses, too")
+        return tracked
+
+    def _see_connection(self, view: View) -> None:
+        """Show what a base chain sees of the packet's connection."""
+        self.tracking = view
+        first = CT_STATES.index(first_state(self.packet))
+        state = seen_state(self.packet[CT_STATE], first, view, self.packet[TRACKING])
+        self.view[CT_STATE] = state
+        unknown = not view.known and self.packet[CT_STATE] in LATER
+        for on in CONNECTION_FIELDS:
+            if state in CONNECTED:
+                self.view[on] = 0 if unknown else self.packet.get(on, 0)
+            else:
+                self.view.pop(on, None)
+
     def _see(self, stage: Stage) -> dict[Field, int]:
-        """Return the packet as a stage's hooks see it."""
+        """Return the packet as a stage's hooks see it. Crossing to the next bridge, its connection is forgotten."""
+        if enters(stage):
+            self.packet[TRACKING] = 0
         view = dict(self.packet)
-        for on in (IIF, OIF, PHYSIN, PHYSOUT, IBR, OBR, IS_BRIDGED):
+        for on in (IIF, OIF, PHYSIN, PHYSOUT):
+            view[on] = NO_INTERFACE
+        for on in (IBR, OBR, IS_BRIDGED):
             view.pop(on, None)
         view.update(stage.fields)
         if self.unicast:
             view[PKTTYPE] = stage.unicast
-        if stage.from_host or stage.untagged:
+        if stage.from_host:
             view.pop(VLAN_ID, None)
             view[ETHER_TYPE] = view[PROTOCOL]
-        if stage.from_host:
             view[ETHER_SRC] = HOST_MAC
             if stage.family is not Family.BRIDGE and stage.point in (Point.OUTPUT, Point.POSTROUTING):
                 del view[ETHER_SRC]
@@ -376,12 +408,12 @@ class _Walker:
         callers: tuple[Step, ...] = ()
         while True:
             if position >= len(current.rules):
-                decided: PlainVerdict | None = current.policy if current is not chain else Return()
+                decided: Verdict | None = current.policy if current is not chain else Return()
             else:
                 step = replace(self._rule(table, current, position), callers=callers)
                 walk.steps.append(step)
                 position += 1
-                decided = step.verdict
+                decided = self._verdict(step) if step.matched else None
             match decided:
                 case None:
                     continue
@@ -403,6 +435,8 @@ class _Walker:
                 case Nat():
                     self._translate(decided)
                     return walk.end
+                case VerdictMap():
+                    raise AssertionError("a map's verdict is looked up before")
                 case Accept() | Drop() | Reject() | UnknownVerdict():
                     walk.end = decided
                     return decided
@@ -418,22 +452,20 @@ class _Walker:
                     return Step(table, chain, position + 1, rule, failed=effect.condition)
             else:
                 self._apply(effect)
-        verdict = rule.verdict
-        if isinstance(verdict, VerdictMap):
-            found = self._lookup(verdict)
-            failed = _keys(verdict) if found is None else None
-            return Step(table, chain, position + 1, rule, failed=failed, verdict=found)
-        return Step(table, chain, position + 1, rule, verdict=verdict)
+        if isinstance(rule.verdict, VerdictMap) and self._lookup(rule.verdict) is None:
+            return Step(table, chain, position + 1, rule, failed=_keys(rule.verdict))
+        return Step(table, chain, position + 1, rule)
 
-    def _lookup(self, verdict: VerdictMap) -> PlainVerdict | None:
-        for test in (test for condition, _ in verdict.entries for test in tests_of(condition)):
-            self._note(test)
+    def _verdict(self, step: Step) -> Verdict | None:
+        verdict = step.rule.verdict
+        return self._lookup(verdict) if isinstance(verdict, VerdictMap) else verdict
+
+    def _lookup(self, verdict: VerdictMap) -> Verdict | None:
         return verdict.lookup(self.view)
 
     def _holds(self, condition: Condition) -> bool:
         """As :func:`~.model.holds`, with rates kept and unknown matches asked for where they matter."""
         if isinstance(condition, Test):
-            self._note(condition)
             on = condition.field
             if on not in self.view:
                 if on.name.startswith("unknown "):
@@ -450,11 +482,6 @@ class _Walker:
             return any(self._holds(part) for part in condition.of)
         return not self._holds(condition.of)
 
-    def _note(self, test: Test) -> None:
-        """Note which sets were looked up for the fields that are watched."""
-        if test.field in self.looked_up:
-            self.looked_up[test.field][test.values] = None
-
     def _usual(self, on: Field, value: int) -> int:
         """Return the value that a field made on demand is taken to have, and note what is not a matter of course."""
         if on.name.startswith("fib ") and (note := f"assumed: the host has a route ({on} exists)") not in self.notes:
@@ -464,24 +491,43 @@ class _Walker:
     # --- effects --------------------------------------------------------------------------------------------
 
     def _set(self, on: Field, value: int) -> None:
+        if on in CONNECTION_FIELDS and not self.tracking.known and self.packet[CT_STATE] in LATER:
+            return  # of a connection that is looked up anew each time nothing stays
         self.packet[on] = self.view[on] = value
 
     def _apply(self, effect: Effect) -> None:
         match effect:
             case Log():
                 self.logs.append(effect)
-            case SetMark(target, keep, flip):
-                for bit, on in enumerate(target.bits):
-                    self._set(on, (self.view[on] & keep >> bit & 1) ^ (flip >> bit & 1))
-            case CopyMark(target, keep, take):
-                other = CT_MARK if target.bits is MARK else MARK
-                for bit, on in enumerate(target.bits):
-                    value = (self.view[on] & keep >> bit & 1) ^ (self.view[other[bit]] & take >> bit & 1)
-                    self._set(on, value)
+            case SetMark() | CopyMark():
+                self._mark(effect)
             case NoTrack():
-                self._set(CT_STATE, CT_STATES.index("untracked"))
-            case SetHelper() | Alter() | Guard():
+                self._exempt(1)
+            case SetZone():
+                self._exempt(2)
+            case SetHelper(template=template):
+                if template:
+                    self._exempt(2)
+            case Alter() | Guard():
                 pass
+
+    def _mark(self, effect: SetMark | CopyMark) -> None:
+        """Change a mark. A packet without a connection has none; that of a connection not known is a fresh one."""
+        other = MARK if effect.target.bits is CT_MARK else CT_MARK
+        for bit, on in enumerate(effect.target.bits):
+            if on not in self.view or (isinstance(effect, CopyMark) and other[bit] not in self.view):
+                return
+            value = self.view[on] & effect.keep >> bit & 1
+            if isinstance(effect, SetMark):
+                self._set(on, value ^ (effect.flip >> bit & 1))
+            else:
+                self._set(on, value ^ (self.view[other[bit]] & effect.take >> bit & 1))
+
+    def _exempt(self, tracking: int) -> None:
+        """Note what a rule does about the packet's tracking: the first one that does so before the lookup counts."""
+        if not self.tracking.looked_up and self.packet[TRACKING] == 0:
+            self.packet[TRACKING] = tracking
+            self._see_connection(self.tracking)
 
     def _translate(self, nat: Nat) -> None:
         """Carry out a translation to one address or port; the way stays that to the first destination."""

@@ -27,6 +27,7 @@ from pvefw_nft.verify.model import (
     L4PROTO,
     LENGTH,
     MARK,
+    NO_INTERFACE,
     OIF,
     PHYSIN,
     PHYSOUT,
@@ -44,11 +45,10 @@ from pvefw_nft.verify.model import (
     Condition,
     Field,
     FieldKind,
-    Not,
     Test,
     equals,
     interface_set,
-    mark_condition,
+    mark_test,
     negate,
 )
 from pvefw_nft.verify.xtables_state import Context, Handler, State, UnknownOptionError, masked
@@ -127,6 +127,11 @@ def _addresses(v4: Field, v6: Field) -> Handler:
 
 def _interface(on: Field) -> Handler:
     return _test(lambda _context, value: Test(on, interface_set(value)))
+
+
+def _port(on: Field) -> Handler:
+    """A bridge port: where there is none, also ``+`` does not match (xt_physdev.c)."""
+    return _test(lambda _context, value: Test(on, interface_set(value) - IntervalSet.single(NO_INTERFACE)))
 
 
 def _protocol(context: Context, state: State, inverted: bool) -> None:  # noqa: FBT001
@@ -268,11 +273,14 @@ def _conntrack_direction(_context: Context, value: str) -> Condition:
 
 
 def _mark(bits: tuple[Field, ...]) -> Handler:
-    def make(_context: Context, value: str) -> Condition:
+    def handler(_context: Context, state: State, inverted: bool) -> None:  # noqa: FBT001
+        value = state.take()
+        if value == "!":
+            inverted, value = True, state.take()
         number, mask = masked(value)
-        return mark_condition(bits, mask, number)
+        state.conditions.append(mark_test(bits, mask, number, inverted=inverted))
 
-    return _test(make)
+    return handler
 
 
 def _limit_rate(_context: Context, state: State, inverted: bool) -> None:  # noqa: FBT001
@@ -312,8 +320,8 @@ def _bridged(_context: Context, state: State, inverted: bool) -> None:  # noqa: 
 
 def _physical(on: Field) -> Handler:
     def handler(_context: Context, state: State, inverted: bool) -> None:  # noqa: FBT001
-        test = Test(on, on.everything)
-        state.conditions.append(Not(test) if inverted else test)
+        test = Test(on, on.everything - IntervalSet.single(NO_INTERFACE))
+        state.conditions.append(negate(test) if inverted else test)
 
     return handler
 
@@ -412,8 +420,8 @@ MATCHES: dict[str, dict[str, Handler]] = {
     },
     "iprange": {"--src-range": _addresses(SADDR4, SADDR6), "--dst-range": _addresses(DADDR4, DADDR6)},
     "physdev": {
-        "--physdev-in": _interface(PHYSIN),
-        "--physdev-out": _interface(PHYSOUT),
+        "--physdev-in": _port(PHYSIN),
+        "--physdev-out": _port(PHYSOUT),
         "--physdev-is-in": _physical(PHYSIN),
         "--physdev-is-out": _physical(PHYSOUT),
         "--physdev-is-bridged": _bridged,

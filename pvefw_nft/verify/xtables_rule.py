@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, TypeAlias
 
 from pvefw_nft.verify.model import (
+    HAS_CONNECTION,
     Condition,
     Effect,
     Goto,
@@ -92,6 +93,8 @@ class RuleParser:
             inverted = False
         self._finish_held(state)
         effects, verdict = self._target(state, where)
+        if state.target == "CONNMARK":
+            state.conditions.append(HAS_CONNECTION)  # without one it does nothing (connmark_tg, xt_connmark.c)
         return tuple(state.conditions), effects, verdict
 
     def _skip_unknown(self, state: State, start: str, inverted: bool) -> str:  # noqa: FBT001

@@ -9,6 +9,7 @@ from pvefw_nft.verify.model import (
     ACCEPT,
     DROP,
     RETURN,
+    TRUE,
     Alter,
     CopyMark,
     Effect,
@@ -20,6 +21,7 @@ from pvefw_nft.verify.model import (
     Reject,
     SetHelper,
     SetMark,
+    SetZone,
     Verdict,
 )
 from pvefw_nft.verify.xtables_state import FULL, Context, masked
@@ -98,12 +100,21 @@ def _connmark_target(_context: Context, options: Options) -> Made:
 
 
 def _conntrack_target(_context: Context, options: Options) -> Made:
+    """CT. Its zones are numbers, or (``--zone mark``) whatever the mark is, which is not modelled."""
     if options.pop("--notrack", None) is not None:
         return (NoTrack(),), None
+    effects: list[Effect] = []
+    for name, original, reply in (("--zone", True, True), ("--zone-orig", True, False), ("--zone-reply", False, True)):
+        zone = _one(options, name)
+        if zone is not None:
+            number = int(zone, 0)
+            if not 0 <= number < 1 << 16:
+                raise ValueError(f"no zone: {zone}")
+            effects.append(SetZone(((TRUE, number),), original, reply))
     helper = _one(options, "--helper")
-    if helper is None:
-        return (), None
-    return (SetHelper(helper),), None
+    if helper is not None:
+        effects.append(SetHelper(helper, template=True))
+    return tuple(effects), None
 
 
 def _queue(_context: Context, options: Options) -> Made:

@@ -1,7 +1,8 @@
 """Rulesets as z3 expressions: a second opinion on whether two of them treat every packet of a way alike.
 
-Written from the definition of the model (:mod:`pvefw_nft.verify.model`), forwards and rule by rule; it shares nothing
-with the prover.
+Written from the definition of the model (:mod:`pvefw_nft.verify.model`), forwards and rule by rule. With the prover it
+shares the readers, the paths, and at which hooks connection tracking looks packets up in which zone
+(:mod:`pvefw_nft.verify.tracking`); what a rule sees of that, it works out itself.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from typing import TYPE_CHECKING
 import z3
 
 from pvefw_nft.verify import model as m
+from pvefw_nft.verify.conntrack import first_state
+from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.packet import HOST_MAC
+from pvefw_nft.verify.tracking import Tracking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pvefw_nft.verify.intervals import IntervalSet
     from pvefw_nft.verify.path import Path, Stage
 
 CAST = z3.BitVec("cast", 2)
 """Whom a frame is sent to: 0 somebody, 1 everybody, 2 a group."""
 ALL_ONES = (1 << 48) - 1
+CONNECTION = (*m.CT_MARK, *m.CT_STATUS.values(), m.CT_DIRECTION)
 GOES_ON, QUEUED, DROPPED = 0, 1, 2
 KINDS: dict[str, int] = {}
 """The numbers of the rejections met, from 3 on."""
@@ -87,7 +91,9 @@ class Encoder:
         self.state: dict[m.Field, z3.BitVecRef] = {}
         if not way.marked:
             self.state = {bit: z3.BitVecVal(0, 1) for bit in m.MARK}
+        self.state[m.TRACKING] = z3.BitVecVal(0, 3)
         self.known: dict[m.Field, int | None] = {}
+        self.looked_up = self.found = self.whole = True
         self.verdict: z3.BitVecRef = z3.BitVecVal(GOES_ON, 8)
         self.queued: z3.BoolRef = z3.BoolVal(False)
         self.accepted: z3.BoolRef = z3.BoolVal(False)
@@ -95,11 +101,18 @@ class Encoder:
     def run(self, model: m.RulesetModel, path: Path) -> z3.BitVecRef:
         """Return the verdict at the end of a path, as a number."""
         alive: z3.BoolRef = z3.BoolVal(True)
-        for stage in path.stages:
-            self._see(stage)
-            if not m.holds(stage.when, {on: value for on, value in self.known.items() if value is not None}):
+        tracked = Tracking(model).track(self.way.protocol, path.stages, path.back, self._runs)
+        for stage, part in zip(path.stages, tracked, strict=True):
+            if stage.point is m.Point.PREROUTING and stage.family is m.Family.BRIDGE and stage.first is None:
+                self.state[m.TRACKING] = z3.BitVecVal(0, 3)
+            if not self._runs(stage):
                 continue
             for table, chain in stage.chains(model, self.way.protocol):
+                assert chain.hook is not None
+                self.looked_up, self.found = chain.hook.priority >= part.since, part.known
+                self.whole = chain.hook.priority >= part.whole
+                if chain.hook.kind == "nat":
+                    raise AssertionError("nat chains are not encoded")
                 self.accepted = z3.BoolVal(False)
                 returned = self.chain(table, chain, alive)
                 if isinstance(chain.policy, m.Drop):
@@ -108,10 +121,15 @@ class Encoder:
                 alive = z3.Or(self.accepted, returned)
         return z3.If(z3.And(self.verdict == GOES_ON, self.queued), QUEUED, self.verdict)
 
+    def _runs(self, stage: Stage) -> bool:
+        """Take up what a stage's hooks see, and return whether packets run it."""
+        self._see(stage)
+        return m.holds(stage.when, {on: value for on, value in self.known.items() if value is not None})
+
     def _see(self, stage: Stage) -> None:
         """Take up what a stage's hooks see: interfaces, and frames of the host's own that have no link header yet."""
         self.known = {m.PROTOCOL: self.way.protocol, m.ETHER_TYPE: self.way.ether_type}
-        self.known |= dict.fromkeys((m.IIF, m.OIF, m.IBR, m.OBR, m.PHYSIN, m.PHYSOUT))
+        self.known |= dict.fromkeys((m.IBR, m.OBR)) | dict.fromkeys((m.IIF, m.OIF, m.PHYSIN, m.PHYSOUT), 0)
         self.known |= dict(stage.fields)
         self.state[m.PKTTYPE] = z3.If(CAST == 0, z3.BitVecVal(stage.unicast, 3), z3.ZeroExt(1, CAST))
         if stage.from_host:
@@ -128,6 +146,13 @@ class Encoder:
 
     def inside(self, on: m.Field, values: IntervalSet) -> z3.BoolRef:
         """Return that a field is there, and one of these values."""
+        if on is m.CT_STATE:
+            state = self._state()
+            return z3.Or([state == value for value in range(on.size) if value in values])
+        if on in CONNECTION:
+            return self._connection(on, values)
+        if on is m.FRAGMENT and self.whole:
+            return z3.BoolVal(0 in values and self.way.protocol in (m.IPV4, m.IPV6))
         if on in self.known:
             known = self.known[on]
             return z3.BoolVal(known is not None and known in values)
@@ -137,12 +162,51 @@ class Encoder:
             self.way.tests[on, values] = self._inside(on, values)
         return self.way.tests[on, values]
 
+    def _state(self) -> z3.BitVecRef:
+        """Return the state that a rule sees: *invalid* before the lookup, and elsewhere the true one or a first one."""
+        tracking, true = self.value(m.TRACKING), self.value(m.CT_STATE)
+        invalid, new, off = (z3.BitVecVal(m.CT_STATES.index(name), 3) for name in ("invalid", "new", "untracked"))
+        seen = true
+        if not self.looked_up:
+            seen = z3.If(tracking == 2, new, invalid)
+        elif not self.found:
+            later = z3.Or([true == m.CT_STATES.index(name) for name in ("established", "related")])
+            seen = z3.If(later, z3.If(self._opens(), new, invalid), true)
+        return z3.If(tracking == 1, off, seen)
+
+    def _opens(self) -> z3.BoolRef:
+        """Return that a packet is new to a lookup that knows no connection of it."""
+        kinds = {m.TCP_FLAGS: 6, m.ICMP: 1} if self.way.protocol == m.IPV4 else {m.TCP_FLAGS: 6, m.ICMP6: 58}
+        opening = [z3.BoolVal(True)]
+        for on, transport in kinds.items():
+            samples = range(256) if on is m.TCP_FLAGS else range(0, 1 << 16, 256)
+            packet = {m.PROTOCOL: self.way.protocol, m.L4PROTO: transport}
+            new = [value for value in samples if first_state({**packet, on: value}) == "new"]
+            step = 1 if on is m.TCP_FLAGS else 256
+            allowed = IntervalSet.from_ranges((value, value + step - 1) for value in new)
+            opening.append(z3.Or(z3.Not(self._inside(on, on.everything)), self._inside(on, allowed)))
+        return z3.And(opening)
+
+    def _connection(self, on: m.Field, values: IntervalSet) -> z3.BoolRef:
+        """Return a test of a connection's mark, status or direction: of the packet's, or of a fresh one."""
+        state = self._state()
+        connected = z3.Or([state == m.CT_STATES.index(name) for name in ("established", "related", "new")])
+        if not self.looked_up:
+            return z3.BoolVal(False)
+        if self.found:
+            return z3.And(connected, self._inside(on, values))
+        fresh = z3.Or([self.value(m.CT_STATE) == m.CT_STATES.index(name) for name in ("established", "related")])
+        return z3.And(connected, z3.If(fresh, z3.BoolVal(0 in values), self._inside(on, values)))
+
     def _inside(self, on: m.Field, values: IntervalSet) -> z3.BoolRef:
         at = self.value(on)
         ranges = [
             at == first if first == last else z3.And(z3.UGE(at, first), z3.ULE(at, last)) for first, last in values
         ]
-        present = [self.inside(need, allowed) for need, allowed in m.PRESENCE.get(on, ())]
+        needs = m.PRESENCE.get(on, ())
+        present = [
+            self._inside(need, allowed) if need is m.FRAGMENT else self.inside(need, allowed) for need, allowed in needs
+        ]
         return z3.And(z3.Or(False, *ranges), *present)
 
     def condition(self, condition: m.Condition) -> z3.BoolRef:
@@ -207,9 +271,16 @@ class Encoder:
     def act(self, effect: m.Effect, hit: z3.BoolRef) -> None:
         """Change the fields that an effect changes, of the packets that it hits."""
         match effect:
-            case m.NoTrack():
-                untracked = m.CT_STATES.index("untracked")
-                self.state[m.CT_STATE] = z3.If(hit, z3.BitVecVal(untracked, 3), self.value(m.CT_STATE))
+            case m.NoTrack() | m.SetZone() | m.SetHelper():
+                if self.looked_up or (isinstance(effect, m.SetHelper) and not effect.template):
+                    return
+                before = self.value(m.TRACKING)
+                now = z3.BitVecVal(1 if isinstance(effect, m.NoTrack) else 2, 3)
+                self.state[m.TRACKING] = z3.If(z3.And(hit, before == 0), now, before)
+            case m.SetMark(target) if target is m.MarkTarget.CONNECTION and not self.looked_up:
+                return
+            case m.CopyMark() if not self.looked_up:
+                return
             case m.SetMark(target, keep, flip):
                 for place, bit in enumerate(target.bits):
                     kept = self.value(bit) if keep >> place & 1 else z3.BitVecVal(0, 1)

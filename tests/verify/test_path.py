@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pvefw_nft.errors import UsageError
 from pvefw_nft.verify.interfaces import read_interfaces
-from pvefw_nft.verify.model import IIF, IS_BRIDGED, OIF, PHYSIN, PHYSOUT, Family, Point, interface_name
+from pvefw_nft.verify.model import (
+    ETHER_TYPE,
+    IIF,
+    IPV4,
+    IS_BRIDGED,
+    OIF,
+    PHYSIN,
+    PHYSOUT,
+    VLAN,
+    Family,
+    Point,
+    holds,
+    interface_name,
+)
 from pvefw_nft.verify.path import (
     HostEnd,
     Link,
@@ -37,8 +52,11 @@ TOPOLOGY = Topology(
 ).with_bridges()
 
 
-def path(source: str, destination: str, topology: Topology = TOPOLOGY) -> Path:
-    return find_path(topology, *choose_ends(find_ends(topology, source), find_ends(topology, destination)))
+def path(source: str, destination: str, topology: Topology = TOPOLOGY, *, tagged: bool = False) -> Path:
+    """Return the path of untagged frames, or of VLAN-tagged ones."""
+    found = find_path(topology, *choose_ends(find_ends(topology, source), find_ends(topology, destination)))
+    frame = {ETHER_TYPE: VLAN if tagged else IPV4}
+    return replace(found, stages=tuple(stage for stage in found.stages if holds(stage.when, frame)))
 
 
 def seen(stage: Stage) -> str:
@@ -93,6 +111,16 @@ def test_a_packet_for_the_host_has_its_port_but_is_not_bridged() -> None:
 def test_ip_prerouting_runs_once_for_a_packet_to_the_host() -> None:
     stages = [s for s in path("outside", "host").stages if (s.family, s.point) == (Family.IP, Point.PREROUTING)]
     assert len(stages) == 1
+
+
+def test_the_host_sees_tagged_frames_only_in_its_own_hooks() -> None:
+    ip = [seen(stage) for stage in path("vm101", "host", tagged=True).stages if stage.family is Family.IP]
+    assert ip == ["ip prerouting iif=vmbr0", "ip input iif=vmbr0"]
+
+
+def test_what_is_forwarded_has_its_input_interface_until_it_leaves() -> None:
+    (leaving, *_) = [s for s in path("wg0", "outside").stages if s.point is Point.POSTROUTING]
+    assert seen(leaving) == "ip postrouting iif=wg0 oif=vmbr0"
 
 
 def test_the_host_sends_through_the_bridge() -> None:

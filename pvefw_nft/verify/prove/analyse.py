@@ -17,23 +17,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from pvefw_nft.verify import model as m
 from pvefw_nft.verify.describe import rule_text
 from pvefw_nft.verify.path import HostEnd, NicEnd
 from pvefw_nft.verify.prove.compare import Comparison, Options, without_gc
 from pvefw_nft.verify.prove.report import Place
-from pvefw_nft.verify.prove.residual import ALL_STATES, Context, known_fields
 from pvefw_nft.verify.prove.walk import Rules, Walk, is_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from pvefw_nft.verify.path import Stage
     from pvefw_nft.verify.prove.flows import Side, Way
     from pvefw_nft.verify.prove.program import Case
     from pvefw_nft.verify.prove.walk import Line, RuleKey
+    from pvefw_nft.verify.tracking import Track
 
 MOST_NAMED = 4
 """How many shadowing rules a finding names."""
@@ -65,6 +64,14 @@ class Advice:
 
     found: tuple[Finding, ...]
     unfinished: tuple[str, ...] = ()
+
+
+class _Chosen(NamedTuple):
+    """A segment to walk: its stages, their part in connection tracking, and a kind of frame."""
+
+    stages: tuple[Stage, ...]
+    tracked: Track
+    case: Case
 
 
 def analyse(side: Side, options: Options | None = None, progress: Callable[[int, int], None] | None = None) -> Advice:
@@ -104,17 +111,17 @@ class _Analysis:
         """Judge the rules along every segment, as if the lines ``removed`` were not there."""
         todo = list(self.segments())
         walked: set[tuple[object, ...]] = set()
-        for done, (stages, case) in enumerate(todo):
-            self.walk_segment(stages, case, removed, walked)
+        for done, chosen in enumerate(todo):
+            self.walk_segment(chosen, removed, walked)
             self.progress(done + 1, len(todo))
 
-    def segments(self) -> Iterator[tuple[tuple[Stage, ...], Case]]:
+    def segments(self) -> Iterator[_Chosen]:
         """Yield the segments to walk, each with each kind of untagged frame that comes there."""
         comparison = self.comparison
         general = comparison.ends.general
         ways = [comparison.way(s, d) for s in general for d in general if s != d]
         ways.append(comparison.way(HostEnd(), HostEnd()))
-        chosen: dict[tuple[tuple[Stage, ...], Case], None] = {}
+        chosen: dict[_Chosen, None] = {}
         for way in ways:
             self.add(chosen, way, None)
         for nic in comparison.ends.nics:
@@ -124,25 +131,18 @@ class _Analysis:
             self.add(chosen, comparison.way(peer, end), -1)
         yield from chosen
 
-    def add(self, chosen: dict[tuple[tuple[Stage, ...], Case], None], way: Way | None, only: int | None) -> None:
+    def add(self, chosen: dict[_Chosen, None], way: Way | None, only: int | None) -> None:
         if way is None or way.segments is None:
             return
         for case in self.comparison.cases:
             if not case.tagged and not (way.routed and not case.is_ip):
-                for segment in way.segments if only is None else (way.segments[only],):
-                    chosen[segment.before, case] = None
+                segments = list(self.comparison.segments(way, case))
+                for segment, (tracked, _) in segments if only is None else (segments[only],):
+                    chosen[_Chosen(segment.before, tracked, case)] = None
 
-    def walk_segment(
-        self, stages: Sequence[Stage], case: Case, removed: frozenset[Line], walked: set[tuple[object, ...]]
-    ) -> None:
+    def walk_segment(self, chosen: _Chosen, removed: frozenset[Line], walked: set[tuple[object, ...]]) -> None:
         """Follow all packets of a case through a segment, unless one like it was walked."""
-        flows = self.comparison.flows_before
-        entries = []
-        for stage in stages:
-            known = known_fields(stage, case)
-            if m.holds(stage.when, {on: value for on, value in known.items() if value is not None}):
-                context = Context(case, known, ALL_STATES, stage.unicast)
-                entries += [(table, chain, context) for table, chain in flows.chains(stage, case.protocol)]
+        entries = list(self.comparison.flows_before.contexts(chosen.stages, chosen.case, chosen.tracked))
         walk = Walk(self.comparison, self.rules, entries, removed)
         if entries and walk.key not in walked:
             walked.add(walk.key)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.errors import InternalError, UsageError
@@ -31,6 +32,8 @@ from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, brid
 from pvefw_nft.verify.prove.hardening import compared
 from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
 from pvefw_nft.verify.prove.residual import Residuals
+from pvefw_nft.verify.prove.zones import UNKNOWN as UNKNOWN_ZONES
+from pvefw_nft.verify.prove.zones import Zones
 from pvefw_nft.verify.simulate import simulate
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.known import Known
     from pvefw_nft.verify.prove.program import Case, Outcome
     from pvefw_nft.verify.simulate import Outcome as Simulated
+    from pvefw_nft.verify.tracking import Track
 
 
 class Result(Enum):
@@ -139,10 +143,12 @@ class Comparison:
         self.ends, (self.topo_before, self.topo_after) = find_ends(self.tested, before.topology, after.topology)
         tracked = frozenset((*m.MARK, *m.CT_MARK) if options.strict else self.tested.marks)
         self.packet_marks = tuple((bit, 0) for bit in m.MARK if bit in tracked)
+        if self.tested.exempts:
+            self.packet_marks += ((m.TRACKING, 0),)
         self.residuals = residuals = Residuals(
             tracked,
             strict=options.strict,
-            fixed_states=not self.tested.changes_state,
+            exempts=self.tested.exempts,
             kind=kind_condition if self.exceptions.texts else None,
         )
         self.before, self.after = before, after
@@ -153,6 +159,7 @@ class Comparison:
         self.later: dict[tuple[Flow, Flow], bool] = {}
         self.troubles: dict[tuple[Trouble, int], list[Met]] = defaultdict(list)
         self.congruence = Congruence()
+        self.zones_met = Zones(before, after)
         self.evaluations: dict[int, Evaluation] = {}
         self.ways = 0
         self.diagrams = 0
@@ -163,6 +170,8 @@ class Comparison:
         self.prove_ways()
         found = _Found()
         self.explain(found)
+        if self.zones_met.undecided:
+            self.undecided.append(UNKNOWN_ZONES)
         return Report(
             self.before.name,
             self.after.name,
@@ -173,9 +182,14 @@ class Comparison:
             Counts(self.ways, len(self.cases), len(self.results), self.diagrams),
             (self.before.model, self.after.model),
             self.tested.protocols(),
-            self.exceptions.texts,
+            self.left_out(),
             (*self.undecided, *(_unfinished_text(reason, ways) for reason, ways in self.unfinished.items())),
         )
+
+    def left_out(self) -> tuple[str, ...]:
+        """Return which packets were not compared, a line each."""
+        zones = self.zones_met.difference()
+        return self.exceptions.texts if zones is None else (*self.exceptions.texts, zones)
 
     # --- proving ---
 
@@ -213,7 +227,7 @@ class Comparison:
     def way(self, source: End, destination: End) -> Way | None:
         """Return the way between two ends; None where there is none (different VLANs of one bridge)."""
         try:
-            return find_way(self.topo_before, self.topo_after, source, destination)
+            return find_way(self.topo_before, self.topo_after, source, destination, zones=self.tested.zones)
         except UsageError:
             return None
 
@@ -223,12 +237,13 @@ class Comparison:
         for case in self.cases:
             if way.routed and not case.is_ip:
                 continue
-            segments = way.segments or (Segment("", way.before, way.after),)
-            chosen = range(len(segments)) if only is None else (range(len(segments))[only],)
-            for number in chosen:
+            segments = list(self.segments(way, case))
+            for number, (segment, parts) in enumerate(segments):
+                if only is not None and number != only % len(segments):
+                    continue
                 first, last = number == 0, number == len(segments) - 1
-                left = self.flows_before.flow(segments[number].before, case)
-                right = self.flows_after.flow(segments[number].after, case)
+                left = self.flows_before.flow(segment.before, case, parts[0])
+                right = self.flows_after.flow(segment.after, case, parts[1])
                 fixed = first and not isinstance(way.source, HostEnd)
                 result = self.prove(left, right, case, fixed=fixed)
                 if result is Result.UNDECIDED:
@@ -258,6 +273,26 @@ class Comparison:
                 found, always = Result.UNDECIDED, False
             self.results[*flows, None if always or not self.exceptions.texts else case] = found
         return found
+
+    def tracked(self, way: Way, case: Case) -> tuple[Track, Track]:
+        """Return what connection tracking does on a way, on either side; notes where that is not known, or differs."""
+        found = (
+            self.flows_before.track(way.before, way.back_before, case),
+            self.flows_after.track(way.after, way.back_after, case),
+        )
+        if self.tested.zones:
+            self.zones_met.add(way, found)
+        return found
+
+    def segments(self, way: Way, case: Case) -> Iterator[tuple[Segment, tuple[Track, Track]]]:
+        """Yield the segments of a way (the whole way where the sides' hops differ), with their part in tracking."""
+        tracked = [iter(side) for side in self.tracked(way, case)]
+        for segment in way.segments or (Segment("", way.before, way.after),):
+            before, after = (
+                tuple(islice(side, len(stages)))
+                for side, stages in zip(tracked, (segment.before, segment.after), strict=True)
+            )
+            yield segment, (before, after)
 
     def unfinished_way(self, reason: str, way: Way, case: Case) -> None:
         """Note that the packets of a case were not compared on a way, or not to the end."""
@@ -372,8 +407,9 @@ class Comparison:
 
     def differences(self, way: Way, case: Case, found: _Found) -> list[Difference]:
         """Return how the sides differ on a whole way."""
-        before = self.flows_before.flow(way.before, case)
-        after = self.flows_after.flow(way.after, case)
+        tracked = self.tracked(way, case)
+        before = self.flows_before.flow(way.before, case, tracked[0])
+        after = self.flows_after.flow(way.after, case, tracked[1])
         if before == after:
             return []
         try:
@@ -419,7 +455,10 @@ class Comparison:
 
     def difference(self, one: Class, way: Way, case: Case, known: str | None) -> Difference:
         """Make a class of packets a difference, with the rules that decide about its packet."""
-        paths = [Path(way.source, way.destination, stages) for stages in (way.before, way.after)]
+        paths = [
+            Path(way.source, way.destination, way.before, way.back_before),
+            Path(way.source, way.destination, way.after, way.back_after),
+        ]
         places = []
         for side, path, outcome in zip((self.before, self.after), paths, (one.before, one.after), strict=True):
             run = simulate(side.model, Probe(one.packet, path))

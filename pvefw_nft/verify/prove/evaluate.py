@@ -21,6 +21,7 @@ from pvefw_nft.verify.prove.program import (
     DROP,
     RETURN,
     SOMETIMES_ABSENT,
+    Action,
     Call,
     Choice,
     Copy,
@@ -30,6 +31,7 @@ from pvefw_nft.verify.prove.program import (
     Outcome,
     Program,
     Set,
+    SetWhere,
     Step,
     rank,
 )
@@ -96,6 +98,8 @@ def tests_of_programs(programs: Iterable[Program]) -> Iterator[m.Test]:
                     yield from (m.equals(bit, 1) for bit, _ in action.pairs if action.flip)
                 elif isinstance(action, Flip):
                     yield from (m.equals(bit, 1) for bit in action.bits)
+                elif isinstance(action, SetWhere):
+                    yield action.test
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ class Evaluation:
             Level(on, Atoms(on.size, tuple(sets[on]), absent=on in SOMETIMES_ABSENT)) for on in sorted(sets, key=rank)
         ]
         self.number = {level.field: number for number, level in enumerate(self.levels)}
-        packet_mark = frozenset(m.MARK)
+        packet_mark = frozenset((*m.MARK, m.TRACKING))
         self.space = Diagrams(
             [level.atoms.width for level in self.levels],
             [TESTS_MARK if level.field in packet_mark else 0 for level in self.levels],
@@ -224,11 +228,13 @@ class Evaluation:
             then = self.action(action, then, rest)
         return then
 
-    def action(self, action: Set | Flip | Copy | Note | Only, then: int, rest: int) -> int:
+    def action(self, action: Action, then: int, rest: int) -> int:
         """Return what becomes of packets before an action, given what becomes of them after it."""
         match action:
             case Set(pairs):
                 return self.assign(then, pairs)
+            case SetWhere(test, pairs):
+                return self.where((test,), (), self.assign(then, pairs), then)
             case Note(text):
                 return self.change(then, {}, partial(_noted, text))
             case Only(tests, conditions):

@@ -22,18 +22,20 @@ from pvefw_nft.verify.path import (
     Stage,
     Topology,
     find_ends_outside,
-    find_path,
+    find_stages,
 )
 from pvefw_nft.verify.prove.atoms import Atoms, distinct
 from pvefw_nft.verify.prove.evaluate import Base, Flow
-from pvefw_nft.verify.prove.program import ACCEPT, INTERFACES, RETURN, Call, Case, Outcome, Program, Step
-from pvefw_nft.verify.prove.residual import ALL_STATES, Context, Residuals, conditions_of, known_fields
+from pvefw_nft.verify.prove.program import ACCEPT, INTERFACES, RETURN, Call, Case, Outcome, Program, Set, Step
+from pvefw_nft.verify.prove.residual import ALL_STATES, Context, Residuals, Specialiser, conditions_of, known_fields
+from pvefw_nft.verify.tracking import LOOKUP, Tracking, enters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from pvefw_nft.verify.path import Nic
     from pvefw_nft.verify.prove.residual import Known
+    from pvefw_nft.verify.tracking import Track
 
 LLDP = 0x88CC
 """An ether type to stand for those that no rule names."""
@@ -50,6 +52,18 @@ class Side:
     topology: Topology
 
 
+def _asks_early(model: m.RulesetModel) -> bool:
+    """Whether rules may look at connections before the lookup: those of tables with a base chain there."""
+    return any(
+        test.field is m.CT_STATE
+        for table in model.tables
+        if any(chain.hook is not None and chain.hook.priority < LOOKUP for chain in table.chains.values())
+        for chain in table.chains.values()
+        for condition in conditions_of(chain)
+        for test in m.tests_of(condition)
+    )
+
+
 def all_conditions(model: m.RulesetModel) -> Iterator[m.Condition]:
     """Yield every condition of a ruleset."""
     for table in model.tables:
@@ -63,7 +77,8 @@ class Tested:
 
     sets: dict[m.Field, dict[IntervalSet, None]] = field(default_factory=dict)
     marks: set[m.Field] = field(default_factory=set)
-    changes_state: bool = False
+    exempts: bool = False
+    zones: bool = False
 
     @classmethod
     def of(cls, *models: m.RulesetModel) -> Tested:
@@ -87,7 +102,15 @@ class Tested:
             for rule in chain.rules
             for effect in rule.effects
         ]
-        self.changes_state = any(isinstance(effect, m.NoTrack) for effect in effects)
+        # A zone or a helper only shows in the state before the lookup, which few rules ask for.
+        self.exempts = any(isinstance(effect, m.NoTrack) for effect in effects) or (
+            any(
+                isinstance(effect, m.SetZone) or (isinstance(effect, m.SetHelper) and effect.template)
+                for effect in effects
+            )
+            and any(_asks_early(model) for model in models)
+        )
+        self.zones = any(isinstance(effect, m.SetZone) for effect in effects)
         self._follow_copies([effect for effect in effects if isinstance(effect, m.CopyMark)])
         return self
 
@@ -133,13 +156,18 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """From one end to another; ``segments`` is None where the sides' hops differ."""
+    """From one end to another; ``segments`` is None where the sides' hops differ.
+
+    ``back_before`` and ``back_after`` are the stages of the way back, where they matter: where rules set zones.
+    """
 
     source: End
     destination: End
     before: tuple[Stage, ...]
     after: tuple[Stage, ...]
     segments: tuple[Segment, ...] | None
+    back_before: tuple[Stage, ...] = ()
+    back_after: tuple[Stage, ...] = ()
 
     @property
     def routed(self) -> bool:
@@ -158,15 +186,18 @@ def bridge_of(end: End) -> str | None:
             return None
 
 
-def find_way(before: Topology, after: Topology, source: End, destination: End) -> Way:
-    """Return the way between two ends on both sides."""
-    one = find_path(before, source, destination).stages
-    two = find_path(after, source, destination).stages
+def find_way(before: Topology, after: Topology, source: End, destination: End, *, zones: bool = False) -> Way:
+    """Return the way between two ends on both sides; with the ways back where rules set ``zones``."""
+    one = find_stages(before, source, destination)
+    two = find_stages(after, source, destination)
     hops = [[(hop, tuple(stages)) for hop, stages in groupby(path, key=lambda stage: stage.hop)] for path in (one, two)]
     segments: tuple[Segment, ...] | None = None
     if [hop for hop, _ in hops[0]] == [hop for hop, _ in hops[1]]:
         segments = tuple(Segment(hop, left, right) for (hop, left), (_, right) in zip(*hops, strict=True))
-    return Way(source, destination, one, two, segments)
+    if not zones:
+        return Way(source, destination, one, two, segments)
+    backs = [find_stages(topology, destination, source) for topology in (before, after)]
+    return Way(source, destination, one, two, segments, *backs)
 
 
 # --- ends ---------------------------------------------------------------------------------------------------
@@ -238,15 +269,29 @@ def _unknown_interfaces(named: Iterable[int], links: dict[str, Link], nics: dict
 
 
 def _passing(program: Program, states: IntervalSet) -> IntervalSet:
-    """Return the states of connections that a base chain does not stop at once, whatever else packets are."""
+    """Return the states of packets that a base chain does not stop at once, whatever else they are.
+
+    What an earlier step accepts is not stopped by a later one.
+    """
+    passed = IntervalSet()
     for step in program.steps:
         if len(step.tests) != 1 or step.tests[0].field is not m.CT_STATE or step.conditions or step.actions:
             break
         if not isinstance(step.end, Outcome):
             break
-        if step.end not in (ACCEPT, RETURN):
-            states = states - step.tests[0].values
-    return states
+        if step.end in (ACCEPT, RETURN):
+            passed |= states & step.tests[0].values
+        states = states - step.tests[0].values
+    return states | passed
+
+
+def _runs(stage: Stage, case: Case) -> bool:
+    """Whether packets of a case run a stage."""
+    return stage.when is m.TRUE or m.holds(stage.when, _present(known_fields(stage, case)))
+
+
+_TRACKED_AGAIN = Base(Program((Step((), (), (Set(((m.TRACKING, 0),)),), None),)), accepts=True)
+"""Where a packet crosses to the next bridge, what rules did about its tracking before is forgotten."""
 
 
 def _present(known: Known) -> dict[m.Field, int]:
@@ -259,23 +304,23 @@ class Flows:
     def __init__(self, side: Side, residuals: Residuals) -> None:
         self.side = side
         self.residuals = residuals
+        self.tracking = Tracking(side.model)
         self._chains: dict[tuple[object, ...], list[tuple[m.Table, m.Chain]]] = {}
 
-    def flow(self, stages: Iterable[Stage], case: Case) -> Flow:
-        """Return the base chains that have something left, in order."""
+    def track(self, stages: Sequence[Stage], back: Sequence[Stage], case: Case) -> Track:
+        """Return the part that each stage of a way has in connection tracking."""
+        return self.tracking.track(case.protocol, stages, back, lambda stage: _runs(stage, case))
+
+    def flow(self, stages: Sequence[Stage], case: Case, tracked: Track) -> Flow:
+        """Return the base chains that have something left, in order. ``tracked`` says what each stage tracks."""
         found: list[Base] = []
         states = ALL_STATES
-        for stage in stages:
-            chains = self.chains(stage, case.protocol)
-            if not chains:
-                continue
-            known = known_fields(stage, case)
-            if stage.when is not m.TRUE and not m.holds(stage.when, _present(known)):
-                continue
-            for table, chain in chains:
-                base = self.base(table, chain, Context(case, known, states, stage.unicast))
-                if self.residuals.fixed_states:
-                    states = _passing(base.program, states)
+        for stage, part in zip(stages, tracked, strict=True):
+            if self.residuals.exempts and enters(stage):
+                found.append(_TRACKED_AGAIN)
+            for table, chain, context in self.contexts((stage,), case, (part,)):
+                base = self.base(table, chain, context._replace(states=states))
+                states = _passing(base.program, states)
                 if base.accepts and all(
                     step.end in (ACCEPT, RETURN) and not step.actions for step in base.program.steps
                 ):
@@ -283,13 +328,31 @@ class Flows:
                 found.append(base)
         return tuple(found)
 
+    def contexts(
+        self, stages: Sequence[Stage], case: Case, tracked: Track
+    ) -> Iterator[tuple[m.Table, m.Chain, Context]]:
+        """Yield the base chains along stages, in order, and what is known where each starts."""
+        for stage, part in zip(stages, tracked, strict=True):
+            chains = self.chains(stage, case.protocol)
+            if not chains:
+                continue
+            known = known_fields(stage, case)
+            if stage.when is not m.TRUE and not m.holds(stage.when, _present(known)):
+                continue
+            for table, chain in chains:
+                priority = chain.hook.priority if chain.hook is not None else 0
+                here = {**known, m.FRAGMENT: 0} if priority >= part.whole and case.is_ip else known
+                yield table, chain, Context(case, here, ALL_STATES, stage.unicast, part.view(priority))
+
     def base(self, table: m.Table, chain: m.Chain, context: Context) -> Base:
         """Return a base chain as it runs in that context."""
         program = self.residuals.program(table, chain, context)
         accepts = not isinstance(chain.policy, m.Drop)
         if chain.hook is not None and chain.hook.kind == "nat" and program.steps:
             # Only the first packet of a connection meets nat chains; later ones are translated as it was.
-            program = Program((Step((NEW,), (), (), Call(program, back=True)),))
+            tests, conditions, possible = Specialiser(self.residuals, table, context, 0).conditions((NEW,))
+            steps = (Step(tests, conditions, (), Call(program, back=True)),) if possible else ()
+            program = Program(steps)
         return Base(program, accepts)
 
     def chains(self, stage: Stage, protocol: int) -> list[tuple[m.Table, m.Chain]]:

@@ -17,7 +17,6 @@ longer be invalid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from heapq import merge
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -47,9 +46,11 @@ from pvefw_nft.verify.prove.program import (
     Outcome,
     Program,
     Set,
+    SetWhere,
     Step,
     rank,
 )
+from pvefw_nft.verify.tracking import CONNECTION_FIELDS, PLAIN, View, seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -75,7 +76,7 @@ def known_fields(stage: Stage, case: Case) -> Known:
     }
 
 
-_NO_INTERFACES: Known = dict.fromkeys(INTERFACES)
+_NO_INTERFACES: Known = {**dict.fromkeys(INTERFACES, m.NO_INTERFACE), m.IBR: None, m.OBR: None}
 
 
 @cache
@@ -112,14 +113,14 @@ def _absent_fields(protocol: int) -> list[m.Field]:
     return absent
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """What is known where a chain starts: of single fields, of the connection (None: nothing), of the hook."""
 
     case: Case
     known: Known
     states: IntervalSet
     unicast: int
+    view: View = PLAIN
 
 
 ALL_STATES = m.CT_STATE.everything
@@ -139,9 +140,9 @@ class _Footprint(NamedTuple):
 class Residuals:
     """Makes programs of a ruleset's chains. ``tracked`` are the mark bits that matter, by field.
 
-    ``strict`` keeps logs, helpers and the like as notes. ``fixed_states``: no rule changes the connection's
-    state, so what one rule finds out about it holds for the next. ``kind`` says what to take a test of the kind
-    of an address for, given the network protocol.
+    ``strict`` keeps logs, helpers and the like as notes. ``exempts``: rules exempt packets from connection tracking,
+    so that what they did is followed (:data:`~pvefw_nft.verify.model.TRACKING`). ``kind`` says what to take a test of
+    the kind of an address for, given the network protocol.
     """
 
     def __init__(
@@ -149,12 +150,12 @@ class Residuals:
         tracked: frozenset[m.Field],
         *,
         strict: bool,
-        fixed_states: bool = True,
+        exempts: bool = False,
         kind: Callable[[m.Test, int], m.Condition] | None = None,
     ) -> None:
         self.tracked = tracked
         self.strict = strict
-        self.fixed_states = fixed_states
+        self.exempts = exempts
         self.kind = kind
         self._programs: dict[tuple[object, ...], Program] = {}
         self._footprints: dict[tuple[int, int], _Footprint] = {}
@@ -182,7 +183,7 @@ class Residuals:
             id(table),
             id(chain),
             context.case.protocol,
-            context.states if states else None,
+            (context.states, context.view) if states else None,
             context.unicast if kinds else None,
             *[known.get(on, -1) for on in fields],
         )
@@ -199,10 +200,12 @@ class Residuals:
                 for test in m.tests_of(condition)
                 if test.field in _CONTEXTUAL
             }
+            if any(isinstance(effect, _TRACKING_EFFECTS) for rule in chain.rules for effect in rule.effects):
+                fields.add(m.CT_STATE)
             for name in dict.fromkeys(name for rule in chain.rules for name in m.targets(rule.verdict)):
                 fields |= self._footprint(table, find_chain(table, name), depth + 1).tested
-            plain = tuple(sorted(fields - {m.CT_STATE, m.PKTTYPE}, key=lambda on: on.name))
-            found = _Footprint(fields, plain, m.CT_STATE in fields, m.PKTTYPE in fields)
+            plain = tuple(sorted(fields - {m.PKTTYPE} - _CONNECTION, key=lambda on: on.name))
+            found = _Footprint(fields, plain, bool(_CONNECTION & fields), m.PKTTYPE in fields)
             self._footprints[id(table), id(chain)] = found
             self._kept += (table, chain)
         return found
@@ -217,11 +220,15 @@ class Residuals:
         return chain.rules if not isinstance(index, _Index) else index.lookup(chain, known)
 
 
+_CONNECTION = frozenset((m.CT_STATE, *CONNECTION_FIELDS))
+_TRACKING_EFFECTS = (m.NoTrack, m.SetZone, m.SetHelper, m.SetMark)
+"""What does nothing, or something else, before the lookup."""
 _CONTEXTUAL = frozenset(
     (
         *INTERFACES,
+        *_CONNECTION,
+        m.FRAGMENT,
         m.IS_BRIDGED,
-        m.CT_STATE,
         m.PKTTYPE,
         m.ETHER_TYPE,
         m.ETHER_SRC,
@@ -355,7 +362,7 @@ class Specialiser:
             return False
         if not step.tests:
             return True
-        if len(step.tests) == 1 and step.tests[0].field is m.CT_STATE and self.residuals.fixed_states:
+        if len(step.tests) == 1 and step.tests[0].field is m.CT_STATE:
             self.states = self.states - step.tests[0].values
             return not self.states
         return False
@@ -369,11 +376,15 @@ class Specialiser:
         todo = list(conditions)
         for condition in todo:
             if isinstance(condition, m.Test):
-                if condition.field in _KINDS and self.residuals.kind is not None and self.context.case.is_ip:
-                    kind = self.residuals.kind(condition, self.context.case.protocol)
-                    if kind is not condition:
-                        todo.append(kind)
-                        continue
+                meaning = self.meaning(condition)
+                if meaning is not condition:
+                    rest = self.residue(meaning)
+                    if rest == m.FALSE:
+                        return (), (), False
+                    tests_left, others_left = _conjuncts(rest)
+                    tests += tests_left
+                    others += others_left
+                    continue
                 left: m.Test | bool = self.test(condition)
                 if left is False:
                     return (), (), False
@@ -383,12 +394,11 @@ class Specialiser:
                 todo += condition.of
             else:
                 rest = self.condition(condition)
-                if isinstance(rest, (m.Test, m.All)):
-                    todo.append(rest)
-                elif rest == m.FALSE:
+                if rest == m.FALSE:
                     return (), (), False
-                else:
-                    others.append(rest)
+                tests_left, others_left = _conjuncts(rest)
+                tests += tests_left
+                others += others_left
         if len(tests) > 1:
             tests = _merge_tests(tests)
             if any(not test.values for test in tests):
@@ -405,6 +415,8 @@ class Specialiser:
             if not self.states & test.values:
                 return False
             return test if self.states - test.values else True
+        if on is m.TRACKING and not self.residuals.exempts:
+            return 0 in test.values
         if on is m.PKTTYPE:
             return _cast_test(test.values, self.context.unicast)
         if not test.values:
@@ -413,24 +425,39 @@ class Specialiser:
             return True
         return test
 
+    def meaning(self, test: m.Test) -> m.Condition:
+        """Return what a rule's test means for the packet as it is, where it is not the test itself.
+
+        Kinds of addresses are what both sides' tools can tell; of a connection a rule sees what its hook shows.
+        """
+        on = test.field
+        if on in _KINDS and self.residuals.kind is not None and self.context.case.is_ip:
+            return self.residuals.kind(test, self.context.case.protocol)
+        if on in _CONNECTION and (on is not m.CT_STATE or self.context.view != PLAIN or self.residuals.exempts):
+            return seen(test, self.context.view)
+        return test
+
     def condition(self, condition: m.Condition) -> m.Condition:
-        """Return what is left of a condition."""
+        """Return what is left of a rule's condition."""
+        return self.residue(condition, self.meaning)
+
+    def residue(self, condition: m.Condition, meaning: Callable[[m.Test], m.Condition] | None = None) -> m.Condition:
+        """Return what is left of a condition; ``meaning`` says what its tests mean, None: what they say."""
         match condition:
             case m.Test():
-                if condition.field in _KINDS and self.residuals.kind is not None and self.context.case.is_ip:
-                    kind = self.residuals.kind(condition, self.context.case.protocol)
-                    if kind is not condition:
-                        return self.condition(kind)
+                other = condition if meaning is None else meaning(condition)
+                if other is not condition:
+                    return self.residue(other)
                 left = self.test(condition)
                 return left if isinstance(left, m.Test) else m.TRUE if left else m.FALSE
             case m.Not(of):
-                inner = self.condition(of)
+                inner = self.residue(of, meaning)
                 return m.FALSE if inner == m.TRUE else m.TRUE if inner == m.FALSE else m.Not(inner)
             case m.All(parts):
-                kept = [rest for part in parts if (rest := self.condition(part)) != m.TRUE]
+                kept = [rest for part in parts if (rest := self.residue(part, meaning)) != m.TRUE]
                 return m.FALSE if m.FALSE in kept else kept[0] if len(kept) == 1 else m.All(tuple(kept))
             case m.Any(parts):
-                kept = [rest for part in parts if (rest := self.condition(part)) != m.FALSE]
+                kept = [rest for part in parts if (rest := self.residue(part, meaning)) != m.FALSE]
                 if m.TRUE in kept:
                     return m.TRUE
                 return kept[0] if len(kept) == 1 else m.Any(tuple(kept))
@@ -503,9 +530,9 @@ class Specialiser:
         """Return what is left of a chain that a step calls."""
         states = self.states
         for test in step.tests:
-            if test.field is m.CT_STATE and self.residuals.fixed_states:
+            if test.field is m.CT_STATE:
                 states = states & test.values
-        context = Context(self.context.case, self.known, states, self.context.unicast)
+        context = self.context._replace(states=states)
         return self.residuals.program(self.table, find_chain(self.table, name), context, self.depth + 1)
 
     def verdict_map(self, lookup: m.VerdictMap, step: Step) -> Iterator[Step]:
@@ -547,18 +574,29 @@ class Specialiser:
             case m.CopyMark(target, keep, take):
                 return self.copy_mark(target, keep, take)
             case m.NoTrack():
-                return [Set(((m.CT_STATE, m.CT_STATES.index("untracked")),))]
+                return self.exempt(1)
+            case m.SetZone():
+                return self.exempt(2)
             case m.Log(prefix, level, group):
                 return [Note(f"log {prefix!r} level {level} group {group}")] if self.residuals.strict else []
-            case m.SetHelper(name):
-                return [Note(f"helper {name}")] if self.residuals.strict else []
+            case m.SetHelper(name, template):
+                actions = self.exempt(2) if template else []
+                return [*actions, Note(f"helper {name}")] if self.residuals.strict else actions
             case m.Alter(text):
                 return [Note(f"alter {text}")] if self.residuals.strict else []
             case m.Guard():
                 raise AssertionError("a guard is no effect by itself")
 
+    def exempt(self, tracking: int) -> list[Action]:
+        """Return what a rule does about a packet's tracking: before the lookup, and where no rule did so before."""
+        if not self.residuals.exempts or self.context.view.looked_up:
+            return []
+        return [SetWhere(m.equals(m.TRACKING, 0), ((m.TRACKING, tracking),))]
+
     def set_mark(self, target: m.MarkTarget, keep: int, flip: int) -> list[Action]:
         """Return what a change of a mark does to the bits that matter."""
+        if target is m.MarkTarget.CONNECTION and not self.context.view.looked_up:
+            return []  # there is no connection yet
         fixed: list[tuple[m.Field, int]] = []
         flipped: list[m.Field] = []
         for place, bit in enumerate(target.bits):
@@ -573,6 +611,8 @@ class Specialiser:
 
     def copy_mark(self, target: m.MarkTarget, keep: int, take: int) -> list[Action]:
         """Return what a copy of a mark does to the bits that matter."""
+        if not self.context.view.looked_up:
+            return []
         other = m.CT_MARK if target is m.MarkTarget.PACKET else m.MARK
         fixed: list[tuple[m.Field, int]] = []
         copied: list[tuple[m.Field, m.Field]] = []
@@ -637,6 +677,21 @@ def _merged_tests(one: tuple[m.Test, ...], two: tuple[m.Test, ...]) -> tuple[m.T
     if joined.values is joined.field.everything and joined.field not in SOMETIMES_ABSENT:
         return one[:place] + one[place + 1 :]
     return (*one[:place], joined, *one[place + 1 :])
+
+
+def _conjuncts(condition: m.Condition) -> tuple[list[m.Test], list[m.Condition]]:
+    """Return the tests that a condition demands, and the other conditions."""
+    tests: list[m.Test] = []
+    others: list[m.Condition] = []
+    todo = [condition]
+    for one in todo:
+        if isinstance(one, m.Test):
+            tests.append(one)
+        elif isinstance(one, m.All):
+            todo += one.of
+        else:
+            others.append(one)
+    return tests, others
 
 
 def _merge_tests(tests: list[m.Test]) -> list[m.Test]:

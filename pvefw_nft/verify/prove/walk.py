@@ -20,7 +20,7 @@ from pvefw_nft.verify import model as m
 from pvefw_nft.verify.prove.budget import BudgetExceededError
 from pvefw_nft.verify.prove.evaluate import Evaluation
 from pvefw_nft.verify.prove.explain import USUAL
-from pvefw_nft.verify.prove.program import Action, Copy, Flip, Note, Only, Outcome, Set
+from pvefw_nft.verify.prove.program import Action, Copy, Flip, Note, Only, Outcome, Set, SetWhere
 from pvefw_nft.verify.prove.residual import Context, Specialiser, find_chain
 
 if TYPE_CHECKING:
@@ -205,6 +205,9 @@ class Walk:
                         parts.append((tests, conditions))
                     case Set(pairs):
                         yield from (m.equals(on, value) for on, value in pairs)
+                    case SetWhere(test, pairs):
+                        yield test
+                        yield from (m.equals(on, value) for on, value in pairs)
                     case Flip(bits):
                         yield from (m.equals(bit, 1) for bit in bits)
                     case Copy(pairs):
@@ -328,6 +331,11 @@ class Walk:
                 case Set(pairs):
                     for on, value in pairs:
                         hit = self.given(hit, on, value)
+                case SetWhere(test, pairs):
+                    rest, hit = self.beyond(hit, (test,), ()), self.within(hit, (test,), ())
+                    for on, value in pairs:
+                        hit = self.given(hit, on, value)
+                    hit = self.union(hit, rest)
                 case Flip(bits):
                     for bit in bits:
                         hit = self.split(hit, bit, partial(self.flipped, bit))

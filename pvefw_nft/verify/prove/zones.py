@@ -1,0 +1,85 @@
+"""Connection tracking zones in a comparison: what two rulesets that divide connections differently may do differently.
+
+A proof takes a packet for what a lookup that knows every connection makes of it, wherever the packet's own way back
+leads through the same zone (:mod:`~pvefw_nft.verify.tracking`). What is left is a packet that belongs to a connection
+which only *other* ways have made. One zone for all bridges takes it for established, a zone for each does not: the
+proof does not compare such packets, and says so.
+
+Example: VM 100 opens a connection to the outside; VM 101 forges an answer in it. With one zone for all firewall bridges
+the answer is established at VM 101's bridge, too; with a zone for each NIC it belongs to no connection there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pvefw_nft.verify import model as m
+from pvefw_nft.verify.tracking import undecided_zones
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pvefw_nft.verify.path import Stage
+    from pvefw_nft.verify.prove.flows import Side, Way
+    from pvefw_nft.verify.tracking import Tracked, Zone
+
+UNKNOWN = (
+    "the zone that connection tracking looks a packet up in depends on more than the packet's way (its addresses, say):"
+    " whether its connection is known there is not"
+)
+FINER = (
+    "packets that belong only to a connection which another bridge has seen, such as a forged answer: {finer} keeps the"
+    " connections of each zone apart and does not take them for established, {coarser} does"
+)
+OTHERWISE = (
+    "packets that belong only to a connection which another bridge has seen: the rulesets divide connections into zones"
+    " differently, and each takes other ones for established"
+)
+
+
+class Zones:
+    """Collects the zones of both sides' lookups, way by way."""
+
+    def __init__(self, before: Side, after: Side) -> None:
+        self._names = (before.name, after.name)
+        self._same_rules = _zone_rules(before.model) == _zone_rules(after.model)
+        self._pairs: set[tuple[Zone, Zone]] = set()
+        self.undecided = False
+
+    def add(self, way: Way, tracked: tuple[Sequence[Tracked], Sequence[Tracked]]) -> None:
+        """Take up the lookups on a way."""
+        if not self._same_rules and any(True for side in tracked for _ in undecided_zones(side)):
+            self.undecided = True
+        before, after = (_by_hop(stages, side) for stages, side in zip((way.before, way.after), tracked, strict=True))
+        self._pairs |= {(zone, after[hop]) for hop, zone in before.items() if hop in after}
+
+    def difference(self) -> str | None:
+        """Return which packets are not compared since the sides' zones differ; None: they do not."""
+        befores = len({before for before, _ in self._pairs})
+        afters = len({after for _, after in self._pairs})
+        if befores == afters == len(self._pairs):
+            return None
+        if afters == len(self._pairs):
+            return FINER.format(finer=self._names[1], coarser=self._names[0])
+        if befores == len(self._pairs):
+            return FINER.format(finer=self._names[0], coarser=self._names[1])
+        return OTHERWISE
+
+
+def _by_hop(stages: Sequence[Stage], tracked: Sequence[Tracked]) -> dict[str, Zone]:
+    """Return the zone of each hop's lookup, where the way alone decides about it."""
+    return {
+        stage.hop: next(iter(part.zones))
+        for stage, part in zip(stages, tracked, strict=True)
+        if part.zones is not None and len(part.zones) == 1
+    }
+
+
+def _zone_rules(model: m.RulesetModel) -> list[tuple[object, ...]]:
+    """Return the rules of all tables that set zones, as they can be compared."""
+    return [
+        (str(table.key), name, chain.hook, chain.policy, *((r.conditions, r.effects, r.verdict) for r in chain.rules))
+        for table in model.tables
+        if any(isinstance(e, m.SetZone) for chain in table.chains.values() for r in chain.rules for e in r.effects)
+        for name, chain in table.chains.items()
+    ]
