@@ -139,6 +139,14 @@ def read_inventory(source: Source) -> Inventory:
     return Inventory(node, guests, peers, in_file_order(findings.diagnostics))
 
 
+def read_guests(source: Source) -> tuple[Guest, ...]:
+    """Return this node's guests and their NICs, without their rules and without what is wrong with them.
+
+    Raises what :func:`check_root` raises.
+    """
+    return tuple(_configuration(_offline(source), Findings()).guests(rules=False))
+
+
 def corosync_links(source: Source) -> tuple[tuple[Prefix, Prefix], ...]:
     """Return the pairs of this node's and a peer's address on the same link of corosync; no guest is read.
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pvefw_nft.app.nics import filtered_nics
 from pvefw_nft.cli.options import backend_option, make_source, source_options
-from pvefw_nft.cli.plug import filtered_nics
 from pvefw_nft.host.doctor import Finding, Level, Switches, examine
 from pvefw_nft.pipeline import default_backend, read_inventory
 
@@ -40,8 +40,8 @@ def doctor_command(
             if any(nic.firewall for nic in guest.nics)
         },
     )
-    nics = filtered_nics(inventory)
-    findings = list(examine(backend or default_backend(inventory.node), switches, nics))
+    found = filtered_nics(inventory.guests)
+    findings = list(examine(backend or default_backend(inventory.node), switches, found.nics, found.misconfigured))
     if form == "json":
         listed = [{"level": f.level.value, "text": f.text, "remedy": f.remedy} for f in findings]
         click.echo(json.dumps(listed, indent=2))

@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pvefw_nft.app.nics import filtered_nics, read_filtered_nics
 from pvefw_nft.cli.options import make_source, source_options
 from pvefw_nft.errors import HostError, PvefwError, UsageError
 from pvefw_nft.host import lock, wiring
-from pvefw_nft.host.links import VlanRange
+from pvefw_nft.host.bridges.unplugged import read_unplugged
 from pvefw_nft.host.plumbing import MAX_VLAN, Naming, Nic, guest_nic, parse_trunks
-from pvefw_nft.pipeline import Inventory, Source, read_inventory
+from pvefw_nft.pipeline import Source, read_guests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from pvefw_nft.host.bridges.unplugged import Unplugged
     from pvefw_nft.host.wiring import Wired
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
-
-_BRIDGE_MTU = 1  # qemu-server: a NIC's mtu=1 means that of its bridge
 
 
 def _plug_options(command: _F) -> _F:
@@ -95,37 +95,25 @@ def plumb_command(
     root: Path, node: str | None, local_network: str | None, older_names: bool, dry_run: bool, wait: float
 ) -> None:
     """Plug all NICs with firewall=1 whose guests run, as `pvefw plug` does for one."""
-    nics = filtered_nics(read_inventory(make_source(root, node, local_network)))
-    there, absent = wiring.existing(nics)
+    found = read_filtered_nics(make_source(root, node, local_network))
+    there, absent = wiring.existing(found.nics)
     results = wiring.plug(there, _naming(older_names=older_names), dry_run=dry_run, wait=wait)
     changed = sum(1 for result in results if result.steps and result.error is None)
-    _report(results, dry_run=dry_run)
+    _report(results, dry_run=dry_run, misconfigured=read_unplugged((), found.misconfigured))
     if not dry_run:
         click.echo(f"{len(there)} NICs plugged, {changed} of them changed; {len(absent)} are not running")
 
 
-def filtered_nics(inventory: Inventory) -> list[Nic]:
-    """Return the filtered NICs of the configuration. Raises HostError for one without a bridge."""
-    found = []
-    for guest in inventory.guests:
-        for nic in guest.nics:
-            if not nic.firewall:
-                continue
-            interface = guest.interface(nic)
-            if nic.bridge is None:
-                raise HostError(f"{interface}: {guest.file} names no bridge for it", "add `bridge=` to that NIC")
-            mtu = None if nic.mtu == _BRIDGE_MTU else nic.mtu
-            trunks = tuple(VlanRange(first, last) for first, last in nic.trunks)
-            found.append(Nic(interface, nic.bridge, guest.vmid, nic.index, nic.tag, trunks, mtu))
-    return found
-
-
 def _configured(source: Source, interface: str) -> Nic | None:
     """Return the NIC of the configuration with this name, None where it is not filtered."""
-    inventory = read_inventory(source)
-    if not any(guest.interface(nic) == interface for guest in inventory.guests for nic in guest.nics):
+    guests = read_guests(source)
+    if not any(guest.interface(nic) == interface for guest in guests for nic in guest.nics):
         raise HostError(f"no guest of this node has a NIC {interface}", "check its name, or give --bridge")
-    return next((nic for nic in filtered_nics(inventory) if nic.interface == interface), None)
+    found = filtered_nics(guests)
+    wrong = next((nic for nic in found.misconfigured if nic.interface == interface), None)
+    if wrong is not None:
+        raise HostError(f"{interface}: {wrong.reason}", wrong.hint)
+    return next((nic for nic in found.nics if nic.interface == interface), None)
 
 
 def _named(interface: str) -> tuple[int, int]:
@@ -144,15 +132,17 @@ def _naming(*, older_names: bool) -> Naming:
     return Naming.OLDER
 
 
-def _report(results: Sequence[Wired], *, dry_run: bool) -> None:
+def _report(results: Sequence[Wired], *, dry_run: bool, misconfigured: Sequence[Unplugged] = ()) -> None:
     """Print what was done. Raises the error of the only NIC, or one that counts them, after printing each."""
     failed: list[PvefwError] = [result.error for result in results if result.error is not None]
+    failed += [HostError(f"{one.interface}: {one.reason}", one.hint) for one in misconfigured]
     for result in results:
         for step in result.steps if dry_run else ():
             click.echo(str(step))
-    if len(results) == 1 and failed:
+    count = len(results) + len(misconfigured)
+    if count == 1 and failed:
         raise failed[0]
     for error in failed:
         click.echo(f"error: {error.message}" + (f"\n  help: {error.hint}" if error.hint else ""), err=True)
     if failed:
-        raise HostError(f"{len(failed)} of {len(results)} NICs could not be plugged", "see above")
+        raise HostError(f"{len(failed)} of {count} NICs could not be plugged", "see above")

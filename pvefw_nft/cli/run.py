@@ -15,6 +15,7 @@ import click
 from pvefw_nft.cli import desired as desired_ruleset
 from pvefw_nft.cli.confirm import report_problems
 from pvefw_nft.cli.options import backend_option, make_source, source_options
+from pvefw_nft.cli.plugging import NicService, chosen, plugging_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import PvefwError
 from pvefw_nft.host import control, firewall, lock, watch
@@ -23,6 +24,7 @@ from pvefw_nft.pipeline import Source, Store, node_name
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pvefw_nft.app.plugging import PlugOptions
     from pvefw_nft.cli.desired import Result
 
 _LOCK_WAIT = 60.0
@@ -36,6 +38,7 @@ _LOCK_WAIT = 60.0
     help="How often to look at the files where nothing tells of changes.",
 )  # fmt: skip
 @click.option("--stop-at-end", is_flag=True, help="Remove the rules when the service ends; else they stay.")
+@plugging_options
 @click.option("--print-unit", is_flag=True, help="Print a systemd unit that runs this, and end.")
 def run_command(
     root: Path,
@@ -45,6 +48,8 @@ def run_command(
     poll: float,
     stop_at_end: bool,
     print_unit: bool,
+    no_plug: bool,
+    unplugged: str | None,
 ) -> None:
     """Apply the configuration, then again whenever it or the host's links change.
 
@@ -54,7 +59,7 @@ def run_command(
     if print_unit:
         click.echo(_unit(), nl=False)
         return
-    service = _Service(make_source(root, node, local_network), backend)
+    service = _Service(make_source(root, node, local_network), backend, chosen(no_plug=no_plug, unplugged=unplugged))
     watcher = watch.Watcher(service.folders, service.refresh, poll=poll)
     watcher.run(service.started)
     if stop_at_end:
@@ -78,8 +83,9 @@ def _give_back_memory() -> None:
 class _Service:
     """What the service does when something changed. A failure is told, and tried again at the next change."""
 
-    def __init__(self, source: Source, backend: str | None) -> None:
+    def __init__(self, source: Source, backend: str | None, options: PlugOptions) -> None:
         self._source = source
+        self._plugging = NicService(source, options, self._tell)
         self._backend = backend
         self._told: set[str] = set()
         self._shown: object = None
@@ -94,6 +100,7 @@ class _Service:
     def started(self) -> None:
         """Tell that the ruleset is in place, and prepare for changes."""
         watch.notify("READY=1")
+        self._plugging.watch_arrivals()
         if self._last is not None:
             with contextlib.suppress(PvefwError):
                 firewall.look_ahead(self._last.desired)
@@ -122,6 +129,8 @@ class _Service:
     def _apply(self, reason: str, begun: float) -> None:
         result = self._find()
         desired = result.desired
+        if desired.enabled:
+            self._plugging.refresh(desired.backend, changed=result is not self._noted)
         with lock.hold(wait=_LOCK_WAIT):
             outcome = control.keep_up(desired)
         if result.diagnostics != self._shown:  # first the rules, then what is wrong with them

@@ -10,21 +10,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pvefw_nft.app.nics import read_filtered_nics
 from pvefw_nft.cli import desired as desired_ruleset
 from pvefw_nft.cli.confirm import report, report_problems, wait_option
 from pvefw_nft.cli.options import backend_option, make_source, source_options
+from pvefw_nft.cli.plugging import chosen, plug_and_report, plugging_options, unplugged_lines
 from pvefw_nft.cli.render import show
 from pvefw_nft.cli.session_check import check_sessions, force_option
-from pvefw_nft.errors import ConfigurationError
+from pvefw_nft.errors import ConfigurationError, PvefwError
 from pvefw_nft.host import control, firewall, lock
+from pvefw_nft.host.bridges import drop
+from pvefw_nft.host.bridges.unplugged import read_unplugged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from pvefw_nft.cli.desired import Result
+    from pvefw_nft.host.bridges.unplugged import Unplugged
     from pvefw_nft.host.control import Pending
     from pvefw_nft.host.firewall import Status
+    from pvefw_nft.host.record import Desired
     from pvefw_nft.pipeline import Source
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
@@ -35,6 +41,7 @@ def _apply_options(command: _F) -> _F:
     for option in (
         wait_option,
         force_option,
+        plugging_options,
         click.option("--dry-run", is_flag=True, help="Print what would be fed to the tools; change nothing."),
         click.option(
             "--skip-invalid", is_flag=True, help="Apply the rest of a configuration that has errors, as at boot."
@@ -108,8 +115,9 @@ def status_command(
 ) -> None:
     """Say whether the firewall runs, and how it differs from the configuration.
 
-    Exit code 0: running and as configured; 1: changes are pending, rules were changed by hand, or the configuration
-    has errors; 3: not running, or not all of it could be looked at.
+    Exit code 0: running and as configured; 1: changes are pending, rules were changed by hand, the configuration has
+    errors, or a NIC with firewall=1 is not behind its firewall bridge; 3: not running, or not all of it could be looked
+    at.
     """
     desired, invalid = None, False
     try:
@@ -121,11 +129,12 @@ def status_command(
         click.echo(f"error: {error.message}", err=True)
     found = firewall.status(desired)
     waiting = control.pending()
+    unplugged = _unplugged(make_source(root, node, local_network), desired) if found.running else []
     if form == "json":
-        click.echo(json.dumps(_status_json(found, waiting, invalid=invalid), indent=2))
+        click.echo(json.dumps(_status_json(found, waiting, unplugged, invalid=invalid), indent=2))
     else:
-        _print_status(found, waiting, diff=diff, invalid=invalid)
-    clean = not (found.changes or found.drifted or invalid)
+        _print_status(found, waiting, unplugged, diff=diff, invalid=invalid)
+    clean = not (found.changes or found.drifted or invalid or unplugged)
     ctx.exit((0 if clean else 1) if found.running and not found.unseen else 3)
 
 
@@ -141,6 +150,8 @@ def _apply(
     dry_run: bool,
     wait: float,
     force: bool,
+    no_plug: bool,
+    unplugged: str | None,
     only_if_running: bool = False,
     anew: bool = False,
 ) -> int:
@@ -149,8 +160,12 @@ def _apply(
     if result is None:
         return 1
     desired, invalid = result.desired, result.has_errors
+    filtered = True
     if not (only_if_running and not firewall.is_running()):
         check_sessions(desired, source, go_on=force or dry_run or confirm_within is not None)
+        if desired.enabled:  # before the rules are loaded: they then find each NIC where they look for it
+            options = chosen(no_plug=no_plug, unplugged=unplugged)
+            filtered = plug_and_report(source, desired.backend, options, dry_run=dry_run, wait=wait)
     if dry_run:
         outcome = firewall.preview(desired, anew=anew)
         if only_if_running and not outcome.running:
@@ -173,7 +188,7 @@ def _apply(
     if pending is not None and not _confirmed(pending, wait):
         click.echo("not confirmed: the ruleset that ran before is back", err=True)
         return 3
-    return int(invalid)
+    return int(invalid or not filtered)
 
 
 def _find(source: Source, backend: str | None, *, skip_invalid: bool) -> Result | None:
@@ -210,15 +225,35 @@ def _confirmed(pending: Pending, wait: float) -> bool:
     return control.await_confirmation(pending)
 
 
-def _status_json(found: Status, waiting: Pending | None, *, invalid: bool) -> dict[str, Any]:
+def _unplugged(source: Source, desired: Desired | None) -> list[Unplugged]:
+    """Return the NICs that are not behind their firewall bridges, as far as configuration and links tell."""
+    if desired is not None and not desired.enabled:
+        return []
+    try:
+        nics = read_filtered_nics(source)
+        return read_unplugged(nics.nics, nics.misconfigured, None if desired is None else desired.backend)
+    except PvefwError as error:
+        click.echo(f"warning: the guests' NICs could not be looked at: {error.message}", err=True)
+        return []
+
+
+def _status_json(
+    found: Status, waiting: Pending | None, unplugged: Sequence[Unplugged], *, invalid: bool
+) -> dict[str, Any]:
     return {
         **asdict(found),
+        "unplugged": [
+            {"interface": one.interface, "bridge": one.bridge, "dropped": drop.is_wanted(), "reason": one.reason}
+            for one in unplugged
+        ],
         "configuration_errors": invalid,
         "confirmation": None if waiting is None else {"seconds_left": round(waiting.seconds_left, 1)},
     }
 
 
-def _print_status(found: Status, waiting: Pending | None, *, diff: bool, invalid: bool) -> None:
+def _print_status(
+    found: Status, waiting: Pending | None, unplugged: Sequence[Unplugged], *, diff: bool, invalid: bool
+) -> None:
     for missed in found.unseen:
         click.echo(f"not all could be looked at: {missed.message}")
         if missed.hint is not None:
@@ -238,6 +273,8 @@ def _print_status(found: Status, waiting: Pending | None, *, diff: bool, invalid
     click.echo(f"changed by hand: {_count(found.drifted)}")
     for name in found.drifted or ():
         click.echo(f"  {name}")
+    for line in unplugged_lines(unplugged, dropped=drop.is_wanted()):
+        click.echo(line)
     dropped = sum(found.dropped.values())
     click.echo(f"packets dropped or rejected: {dropped}")
     for chain, packets in sorted(found.dropped.items(), key=lambda item: -item[1])[:10]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pvefw_nft.errors import HostError, PvefwError
 
 from . import engines, firewall, sysctl, tools
+from .bridges.unplugged import find_unplugged, on_open_vswitch
 from .links import open_route, read_links
 from .nftables_state import TABLE, Nftables
 from .plumbing import plan_plug
@@ -21,6 +22,7 @@ from .plumbing import plan_plug
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from .bridges.unplugged import Misconfigured
     from .links import Links
     from .plumbing import Nic
 
@@ -68,8 +70,13 @@ class Switches:
     guests: dict[int, bool]
 
 
-def examine(backend: str, switches: Switches, nics: Sequence[Nic]) -> Iterator[Finding]:
-    """Look at everything. ``nics`` are the NICs with firewall=1 of the configuration."""
+def examine(
+    backend: str, switches: Switches, nics: Sequence[Nic], misconfigured: Sequence[Misconfigured] = ()
+) -> Iterator[Finding]:
+    """Look at everything.
+
+    ``nics`` are the NICs with firewall=1 of the configuration, ``misconfigured`` those of them that it puts nowhere.
+    """
     if os.geteuid() != 0:
         yield Finding(Level.WARNING, "not run as root: most of it cannot be seen", "run it as root")
     yield from _switches(switches)
@@ -79,7 +86,7 @@ def examine(backend: str, switches: Switches, nics: Sequence[Nic]) -> Iterator[F
     yield from _bridge_settings(backend)
     yield from _other_rules(backend)
     yield from _other_firewalls()
-    yield from _plumbing(nics)
+    yield from _plumbing(nics, misconfigured, backend)
 
 
 def _switches(switches: Switches) -> Iterator[Finding]:
@@ -242,7 +249,7 @@ def _other_firewalls() -> Iterator[Finding]:
             )
 
 
-def _plumbing(nics: Sequence[Nic]) -> Iterator[Finding]:
+def _plumbing(nics: Sequence[Nic], misconfigured: Sequence[Misconfigured], backend: str) -> Iterator[Finding]:
     try:
         with open_route() as route:
             links = read_links(route)
@@ -251,8 +258,11 @@ def _plumbing(nics: Sequence[Nic]) -> Iterator[Finding]:
         return
     wrong = 0
     there = [nic for nic in nics if links.get(nic.interface) is not None]
+    for unplugged in find_unplugged((), misconfigured, links):
+        wrong += 1
+        yield Finding(Level.BAD, f"{unplugged}: it is not filtered", unplugged.hint)
     for nic in there:
-        found = _nic(nic, links)
+        found = _nic(nic, links, backend)
         if found is not None:
             wrong += 1
             yield found
@@ -260,16 +270,13 @@ def _plumbing(nics: Sequence[Nic]) -> Iterator[Finding]:
         yield Finding(Level.GOOD, f"{len(there)} NICs with firewall=1 are behind their firewall bridges")
 
 
-def _nic(nic: Nic, links: Links) -> Finding | None:
+def _nic(nic: Nic, links: Links, backend: str) -> Finding | None:
     link = links.get(nic.interface)
     assert link is not None
-    if link.master != nic.firewall_bridge:
-        where = f"in {link.master}" if link.master else "in no bridge"
-        return Finding(
-            Level.BAD,
-            f"{nic.interface} has firewall=1 but is {where}, not behind {nic.firewall_bridge}: it is not filtered",
-            f"pvefw plug {nic.interface}",
-        )
+    for unplugged in find_unplugged([nic], (), links, backend):
+        return Finding(Level.BAD, f"{unplugged}: it is not filtered", unplugged.hint or f"pvefw plug {nic.interface}")
+    if on_open_vswitch(nic, links):
+        return None  # plugged by Proxmox VE: pvefw has no plan for it
     try:
         steps = plan_plug(nic, links)
     except PvefwError as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pvefw_nft.errors import HostError
 
 from . import record, settings, state, sysctl
+from .bridges import drop
 from .engines import Engine, Remember, engine, others
 from .settings import PutBack
 
@@ -162,6 +163,7 @@ def remove_all() -> Outcome:
     present = [candidate for candidate in _all_engines() if is_present(candidate)]
     _check_removable(present)
     notes = [note for candidate in present for note in candidate.remove()]
+    drop.remove_drops()
     back = settings.put_back()
     was_running = bool(present) or record.marker_path().exists()
     for path in (record.marker_path(), record.memory_path(), record.inputs_path(), record.pending_path()):

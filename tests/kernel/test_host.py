@@ -28,6 +28,7 @@ FILES = {
     "test_coexistence.py": "commands or policy",
     "test_failures.py": "nft",
     "test_guarded_start.py": "force and nft",
+    "test_unplugged.py": "nft or dropped or few",
     "test_kill.py": f"({_KILLED}) and not small",
 }
 

@@ -1,0 +1,78 @@
+"""NICs that appear while the service runs: plugged as soon as the kernel tells that they are ports of a bridge."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from pvefw_nft.errors import PvefwError
+
+from ..links import open_route
+from .keep import plug_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ..plumbing import Nic
+    from .keep import Plugged
+
+_LINK_EVENTS = 0x1  # include/uapi/linux/rtnetlink.h: RTMGRP_LINK
+_PAUSE = 1.0  # seconds after a failure
+
+
+class ArrivalWatch:
+    """Plugs the NICs of a configuration when they become ports of bridges that are not their firewall bridges.
+
+    A thread of its own: it does not wait for a compile that runs. A NIC that is in no bridge is left to whoever makes
+    it, who is about to put it somewhere.
+    """
+
+    def __init__(
+        self, nics: Callable[[], Mapping[str, Nic]], told: Callable[[Plugged | PvefwError, float], None]
+    ) -> None:
+        """Watch the NICs that ``nics`` names, by interface.
+
+        ``told`` gets, in this thread, what was plugged or why that failed, and how many seconds after the event.
+        """
+        self._nics = nics
+        self._told = told
+
+    def start(self) -> None:
+        """Begin to watch; the thread ends with the process."""
+        threading.Thread(target=self._watch, name="arrivals", daemon=True).start()
+
+    def _watch(self) -> None:
+        try:
+            events = open_route()  # in this thread: pyroute2 ties a socket to the thread that opens it
+            events.bind(groups=_LINK_EVENTS)
+        except PvefwError as error:
+            self._told(error, 0.0)
+            return
+        while True:
+            try:
+                messages = list(events.get())
+                begun = time.monotonic()
+                nics = self._nics()
+                names = {message.get("ifname") for message in messages if _is_misplaced(message)}
+                found = [nics[name] for name in names if name in nics]
+                if found:
+                    result = plug_all(found, only_bridged=True)
+                    if result.plugged or result.left:
+                        self._told(result, time.monotonic() - begun)
+            except PvefwError as error:
+                self._told(error, 0.0)
+            except OSError:  # more events than the queue held: the next look at all links finds what was missed
+                time.sleep(_PAUSE)
+
+
+def _is_misplaced(message: Any) -> bool:  # noqa: ANN401 (pyroute2 is untyped)
+    """Tell whether a message says that a link is a port of something that is not a firewall bridge."""
+    master = message.get("master")
+    if message.get("event") != "RTM_NEWLINK" or not master:
+        return False
+    try:
+        return not socket.if_indextoname(master).startswith("fwbr")
+    except OSError:
+        return False  # it is gone again
