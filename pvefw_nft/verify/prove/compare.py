@@ -28,8 +28,9 @@ from pvefw_nft.verify.prove.congruent import Congruence
 from pvefw_nft.verify.prove.documented import kind_condition
 from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow, programs_of, tests_of_programs
 from pvefw_nft.verify.prove.explain import Class, Explainer, differing, tests_of_possible
-from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_ends, find_way
+from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_way
 from pvefw_nft.verify.prove.hardening import compared
+from pvefw_nft.verify.prove.network import make_network, unplaced_text
 from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
 from pvefw_nft.verify.prove.residual import Residuals
 from pvefw_nft.verify.prove.zones import UNKNOWN as UNKNOWN_ZONES
@@ -140,7 +141,8 @@ class Comparison:
         self.progress = progress or (lambda _done, _all: None)
         before, after, self.exceptions = compared(before, after)
         self.tested = Tested.of(before.model, after.model)
-        self.ends, (self.topo_before, self.topo_after) = find_ends(self.tested, before.topology, after.topology)
+        self.network = make_network(before, after)
+        self.ends = self.network.ends
         tracked = frozenset((*m.MARK, *m.CT_MARK) if options.strict else self.tested.marks)
         self.packet_marks = tuple((bit, 0) for bit in m.MARK if bit in tracked)
         if self.tested.exempts:
@@ -170,6 +172,8 @@ class Comparison:
         self.prove_ways()
         found = _Found()
         self.explain(found)
+        if self.network.unplaced:
+            self.undecided.append(unplaced_text(self.network.unplaced))
         if self.zones_met.undecided:
             self.undecided.append(UNKNOWN_ZONES)
         return Report(
@@ -184,6 +188,7 @@ class Comparison:
             self.tested.protocols(),
             self.left_out(),
             (*self.undecided, *(_unfinished_text(reason, ways) for reason, ways in self.unfinished.items())),
+            self.network.plumbing,
         )
 
     def left_out(self) -> tuple[str, ...]:
@@ -227,7 +232,7 @@ class Comparison:
     def way(self, source: End, destination: End) -> Way | None:
         """Return the way between two ends; None where there is none (different VLANs of one bridge)."""
         try:
-            return find_way(self.topo_before, self.topo_after, source, destination, zones=self.tested.zones)
+            return find_way(self.network, source, destination, zones=self.tested.zones)
         except UsageError:
             return None
 
@@ -513,7 +518,7 @@ class Comparison:
         """Return what people call an end: a guest with one NIC by its own name."""
         match end:
             case NicEnd(nic):
-                alone = sum(other.zone == nic.zone for other in self.topo_before.nics) == 1
+                alone = sum(other.zone == nic.zone for other in self.network.before.nics) == 1
                 return nic.zone if alone else nic.name
             case PortEnd():
                 outside = [e for e in self.ends.general if isinstance(e, (PortEnd, RoutedEnd))]

@@ -6,7 +6,7 @@ A :class:`Way` is a path through the host for both sides of a comparison. Its *s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,13 +15,11 @@ from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.path import (
     End,
     HostEnd,
-    Link,
     NicEnd,
     PortEnd,
     RoutedEnd,
     Stage,
     Topology,
-    find_ends_outside,
     find_stages,
 )
 from pvefw_nft.verify.prove.atoms import Atoms, distinct
@@ -31,9 +29,9 @@ from pvefw_nft.verify.prove.residual import ALL_STATES, Context, Residuals, Spec
 from pvefw_nft.verify.tracking import LOOKUP, Tracking, enters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from pvefw_nft.verify.path import Nic
+    from pvefw_nft.verify.prove.network import Network
     from pvefw_nft.verify.prove.residual import Known
     from pvefw_nft.verify.tracking import Track
 
@@ -186,83 +184,23 @@ def bridge_of(end: End) -> str | None:
             return None
 
 
-def find_way(before: Topology, after: Topology, source: End, destination: End, *, zones: bool = False) -> Way:
-    """Return the way between two ends on both sides; with the ways back where rules set ``zones``."""
+def find_way(network: Network, source: End, destination: End, *, zones: bool = False) -> Way:
+    """Return the way between two ends on both sides; with the ways back where rules set ``zones``.
+
+    Raises UsageError where there is none on one of them.
+    """
+    before, after = network.before, network.after
+    others = network.counterparts.get(source, source), network.counterparts.get(destination, destination)
     one = find_stages(before, source, destination)
-    two = find_stages(after, source, destination)
+    two = find_stages(after, *others)
     hops = [[(hop, tuple(stages)) for hop, stages in groupby(path, key=lambda stage: stage.hop)] for path in (one, two)]
     segments: tuple[Segment, ...] | None = None
     if [hop for hop, _ in hops[0]] == [hop for hop, _ in hops[1]]:
         segments = tuple(Segment(hop, left, right) for (hop, left), (_, right) in zip(*hops, strict=True))
     if not zones:
         return Way(source, destination, one, two, segments)
-    backs = [find_stages(topology, destination, source) for topology in (before, after)]
-    return Way(source, destination, one, two, segments, *backs)
-
-
-# --- ends ---------------------------------------------------------------------------------------------------
-
-
-class Ends(NamedTuple):
-    """Where packets come from and go to: ``general`` ends stand for all that are treated alike, ``nics`` are
-    the filtered guests' NICs, each of which has chains of its own.
-    """
-
-    general: list[End]
-    nics: list[Nic]
-
-
-def find_ends(tested: Tested, *topologies: Topology) -> tuple[Ends, list[Topology]]:
-    """Return the ends to look at, and the topologies with an interface added that no rule names."""
-    named, patterns = _interface_patterns(tested)
-    links: dict[str, Link] = {link.name: link for topology in topologies for link in topology.links}
-    nics: dict[str, Nic] = {nic.interface: nic for topology in topologies for nic in topology.nics}
-    extra = [Link(name, is_bridge=False) for name in _unknown_interfaces(named, links, nics)]
-    full = [
-        replace(topology, nics=tuple(nics.values()), links=(*links.values(), *extra)).with_bridges()
-        for topology in topologies
-    ]
-    general: list[End] = [HostEnd(), *find_ends_outside(full[0])]
-    seen: dict[object, int] = {}
-    filtered: list[Nic] = []
-    for nic in nics.values():
-        number = m.interface_number(nic.port)
-        key = (
-            nic.bridge,
-            nic.filtered,
-            number if number in named else None,
-            tuple(number in pattern for pattern in patterns),
-        )
-        seen[key] = seen.get(key, 0) + 1
-        if seen[key] <= 2:
-            general.append(NicEnd(nic))
-        if nic.filtered:
-            filtered.append(nic)
-    return Ends(general, filtered), full
-
-
-def _interface_patterns(tested: Tested) -> tuple[set[int], list[IntervalSet]]:
-    """Return the interfaces that rules name, and the other sets of interfaces."""
-    named: set[int] = set()
-    patterns = []
-    for values in tested.interface_sets():
-        if len(values.bounds) == 2 and values.bounds[1] == values.bounds[0] + 1:
-            named.add(values.bounds[0])
-        else:
-            patterns.append(values)
-    return named, patterns
-
-
-def _unknown_interfaces(named: Iterable[int], links: dict[str, Link], nics: dict[str, Nic]) -> Iterator[str]:
-    """Yield interfaces that rules name and nobody knows, and one that no rule names."""
-    known = {*links, "lo"} | {port for link in links.values() for port in link.ports}
-    for nic in nics.values():
-        known |= {nic.interface, nic.firewall_bridge, nic.link, nic.port, nic.bridge}
-    names = {m.interface_name(number) for number in named}
-    yield from sorted(
-        name for name in names - known if name and not name.startswith(("tap", "veth", "fwbr", "fwln", "fwpr"))
-    )
-    yield next(name for n in range(1000) if (name := f"other{n}") not in names | known)
+    back_before, back_after = find_stages(before, destination, source), find_stages(after, others[1], others[0])
+    return Way(source, destination, one, two, segments, back_before, back_after)
 
 
 # --- flows --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pvefw_nft.verify.prove.program import CAST
 from pvefw_nft.verify.prove.report import ANYWHERE, Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pvefw_nft.verify.intervals import IntervalSet
     from pvefw_nft.verify.prove.report import Difference, Place, Report
@@ -168,6 +168,7 @@ def report_text(report: Report, *, verbose: bool = False) -> str:
         case Answer.UNDECIDED:
             lines.append(f"Not decided: no difference between {report.before} and {report.after} was found, but")
             lines.append("not everything could be compared.")
+    lines += _section("The hosts differ:", report.plumbing)
     for one in unexpected:
         lines += ["", class_text(one, names), *_details(one)]
     if report.omitted:
@@ -179,14 +180,15 @@ def report_text(report: Report, *, verbose: bool = False) -> str:
             lines.append(f"  {class_text(one, names)} ({one.known})")
         if not verbose and len(known) > 10:
             lines.append(f"  … {len(known) - 10} more")
-    if report.undecided:
-        lines += ["", "Not compared:", *(f"  {line}" for line in report.undecided)]
-    if report.left_out:
-        lines += ["", "Not compared, since these tools cannot treat them alike:"]
-        lines += [f"  {line}" for line in report.left_out]
-    if report.assumptions:
-        lines += ["", "This rests on:", *(f"  {line}" for line in report.assumptions)]
+    lines += _section("Not compared:", report.undecided)
+    lines += _section("Not compared, since these tools cannot treat them alike:", report.left_out)
+    lines += _section("This rests on:", report.assumptions)
     return "\n".join(lines) + "\n"
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    """Return lines below a title; nothing where there are none."""
+    return ["", title, *(f"  {line}" for line in lines)] if lines else []
 
 
 def _details(one: Difference) -> list[str]:
@@ -210,6 +212,7 @@ def report_data(report: Report) -> dict[str, object]:
         "after": report.after,
         "strict": report.strict,
         "differences": [_difference_data(one, names) for one in report.differences],
+        "plumbing": list(report.plumbing),
         "omitted": report.omitted,
         "assumptions": list(report.assumptions),
         "left_out": list(report.left_out),

@@ -96,7 +96,8 @@ class Report:
     ``protocols`` gives the network protocols that each one listed in a difference stands for.
     ``assumptions`` says, a line each, what the result rests on, ``left_out`` which packets the sides' tools cannot
     treat alike (see :mod:`~pvefw_nft.verify.prove.documented`). ``omitted`` counts classes of packets beyond
-    the limit of classes shown. ``undecided`` says, a line each, what was not compared and why.
+    the limit of classes shown. ``undecided`` says, a line each, what was not compared and why, ``plumbing`` which
+    guests, bridges and interfaces the two hosts do not have in common.
     """
 
     before: str
@@ -110,6 +111,7 @@ class Report:
     protocols: Mapping[int, IntervalSet]
     left_out: tuple[str, ...]
     undecided: tuple[str, ...] = ()
+    plumbing: tuple[str, ...] = ()
 
     @property
     def unexpected(self) -> tuple[Difference, ...]:
@@ -119,7 +121,7 @@ class Report:
     @property
     def answer(self) -> Answer:
         """The answer. Known differences do not make two rulesets differ; an assumption leaves them undecided."""
-        if self.unexpected:
+        if self.unexpected or self.plumbing:
             return Answer.DIFFERENT
         return Answer.UNDECIDED if self.undecided or self.assumptions else Answer.EQUAL
 
