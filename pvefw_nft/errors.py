@@ -67,8 +67,13 @@ class PvefwError(Exception):
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _without_escapes(message)
+        self.hint = None if hint is None else _without_escapes(hint)
+
+
+def _without_escapes(text: str) -> str:
+    """Return a message with no colours of its own: they may come from a file's or a link's name."""
+    return text.replace("\x1b", "\N{REPLACEMENT CHARACTER}")
 
 
 class ConfigurationError(PvefwError):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pvefw_nft.cli.clean_stream import clean_output
 from pvefw_nft.errors import HostError, PvefwError
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def run() -> None:
 
     All is written by then; to take a large ruleset apart first would take a tenth of the time.
     """
+    clean_output()
     try:
         main()
     except SystemExit as end:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-import os
+import pathlib
 import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from pvefw_nft.app.outputs import write_file
 from pvefw_nft.cli import discard_output
 from pvefw_nft.cli.options import as_reference_option, backend_option, make_source, source_options
 from pvefw_nft.cli.render import show
@@ -19,6 +18,7 @@ from pvefw_nft.pipeline import closing_failures, compile_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @click.command("compile")
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @backend_option
 @as_reference_option
 @click.option("--format", "form", type=click.Choice(("text", "json")), help="Default: text, for nft json.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write to a file instead.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=pathlib.Path), metavar="FILE", help="Write to a file instead."
+)
 @click.pass_context
 def compile_command(
     ctx: click.Context,
@@ -68,27 +70,7 @@ def _print(pieces: Iterator[str]) -> None:
 
 
 def _write(pieces: Iterator[str], path: Path) -> None:
-    """Write a regular file as a whole or not at all; what is none, such as ``/dev/null`` or a pipe, is written to."""
     try:
-        target = path.resolve()  # a link stays one
-        if target.exists() and not target.is_file():
-            with target.open("w", encoding="utf-8") as file:
-                file.writelines(pieces)
-        else:
-            _replace(pieces, target)
+        write_file(path, pieces)
     except OSError as error:
         raise HostError(f"{path}: cannot be written: {error.strerror}", "name another file with -o") from None
-
-
-def _replace(pieces: Iterator[str], path: Path) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False
-    ) as file:
-        try:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise

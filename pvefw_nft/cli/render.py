@@ -13,6 +13,7 @@ For people, in the manner of rustc and ruff::
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _MANUAL = Path(__file__).resolve().parents[2] / "docs" / "diagnostics.md"
 """The manual's page of diagnostics; it exists in a checkout only."""
 
+_SARIF_LINK = re.compile(r"[\[\]\\]")
 _WIDTH = 100
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
@@ -157,7 +159,8 @@ def _sarif_rule(name: str) -> dict[str, Any]:
 def _sarif_result(diagnostic: Diagnostic, codes: list[str]) -> dict[str, Any]:
     span = diagnostic.span
     message = diagnostic.message if diagnostic.hint is None else f"{diagnostic.message}; {diagnostic.hint}"
-    place: dict[str, Any] = {"artifactLocation": {"uri": quote(span.file)}}
+    message = _SARIF_LINK.sub(r"\\\g<0>", printable(message))  # brackets make links (SARIF 2.1.0, 3.11.6)
+    place: dict[str, Any] = {"artifactLocation": {"uri": quote(span.file, errors="surrogateescape")}}
     if span.line:
         place["region"] = {"startLine": span.line, "startColumn": span.column, "endColumn": span.end_column}
     return {

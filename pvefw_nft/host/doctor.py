@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -156,7 +155,7 @@ def _kernel(backend: str) -> Iterator[Finding]:
                 "`pvefw start` loads it; if that fails, install the kernel's modules",
             )
         return
-    if shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None or os.geteuid() != 0:
+    if not tools.is_installed("nft") or os.geteuid() != 0:
         return
     for what, rule, module in _PROBES:
         probe = f"table bridge {TABLE}-probe {{ chain c {{ type filter hook prerouting priority 0; {rule}; }} }}"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-
 from pvefw_nft.errors import HostError
+from pvefw_nft.host import tools
 
 _TIMEOUT = 60
 
@@ -21,7 +19,11 @@ def saved_rulesets(backend: str | None) -> list[tuple[str, str]]:
         commands += [("ipset", "save"), *_save_commands("iptables"), *_save_commands("ip6tables"), ("ebtables-save",)]
     if backend != "iptables":
         commands.append(("nft", "-j", "list", "ruleset"))
-    found = [(" ".join(command), _run(command)) for command in commands if shutil.which(command[0])]
+    found = [
+        (" ".join(command), tools.run(command, timeout=_TIMEOUT))
+        for command in commands
+        if tools.is_installed(command[0])
+    ]
     if not found:
         raise HostError("none of the tools that list rulesets is installed", "install iptables, ipset or nftables")
     return found
@@ -30,15 +32,4 @@ def saved_rulesets(backend: str | None) -> list[tuple[str, str]]:
 def _save_commands(tool: str) -> list[tuple[str, ...]]:
     """Return the commands that save what a tool loaded: rules of its nft and its legacy variant hold side by side."""
     variants = [f"{tool}-{variant}-save" for variant in ("nft", "legacy")]
-    return [(name,) for name in variants if shutil.which(name)] or [(f"{tool}-save",)]
-
-
-def _run(command: tuple[str, ...]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise HostError(f"{command[0]} cannot be run: {error}") from None
-    if done.returncode:
-        reason = done.stderr.strip() or f"exit code {done.returncode}"
-        raise HostError(f"{' '.join(command)} failed: {reason}", "listing the ruleset needs root")
-    return done.stdout
+    return [(name,) for name in variants if tools.is_installed(name)] or [(f"{tool}-save",)]

@@ -23,9 +23,19 @@ _LINE = re.compile(r"\bline:? (\d+)")
 _NO_PRIVILEGE = re.compile(r"permission denied|operation not permitted|you must be root", re.IGNORECASE)
 
 
+def is_installed(tool: str) -> bool:
+    """Tell whether this host has a tool."""
+    return _path(tool) is not None
+
+
+def _path(tool: str) -> str | None:
+    """Return the path of a tool: the system's own folders come first, whatever the environment says."""
+    return shutil.which(tool, path=f"{_PATH}:{os.environ.get('PATH', '')}")
+
+
 def find(tool: str) -> str:
     """Return the path of a tool. Raises :class:`HostError` that names its package where it is missing."""
-    path = shutil.which(tool, path=f"{os.environ.get('PATH', '')}:{_PATH}")
+    path = _path(tool)
     if path is None:
         family = tool.split("-", 1)[0]
         package = _PACKAGES.get(family, family)

@@ -112,6 +112,7 @@ def use_legacy_tools(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 pytest.skip("iptables' legacy variant is not installed")
             (folder / f"{tool}{suffix}").symlink_to(found)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setattr(tools, "_PATH", f"{folder}:{tools._PATH}")
 
 
 @pytest.fixture

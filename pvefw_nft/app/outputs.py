@@ -1,0 +1,97 @@
+"""Files that the command line asks to write."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_MODE = 0o600
+"""Rulesets tell what a network is made of: they are for their owner, whatever the umask."""
+
+_WRITABLE_BY_OTHERS = 0o022
+
+
+def write_file(path: Path, pieces: Iterable[str]) -> None:
+    """Write a regular file as a whole or not at all; what is none, such as ``/dev/null`` or a FIFO, is written to.
+
+    Where other users may write to the file's folder, a link or FIFO of theirs there is not used: it may lead to what
+    only we may write to. The text is written beside the file and renamed, all within the folder that was opened first.
+    Raises OSError; ELOOP is for a foreign link.
+    """
+    folder, name = _place(path)
+    try:
+        existing = _status(folder, name)
+        if existing is None or stat.S_ISREG(existing.st_mode):
+            _replace(folder, name, pieces)
+        elif _is_foreign(folder, existing):
+            raise OSError(errno.ELOOP, "another user may have put there what it is")
+        else:
+            descriptor = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.writelines(pieces)
+    finally:
+        os.close(folder)
+
+
+def _place(path: Path) -> tuple[int, str]:
+    """Open the folder that a path leads to; return its descriptor, and the name in it.
+
+    Links to files are followed one by one, as long as each can only be ours or root's. Where a link is returned, it is
+    foreign or leads to no file, as those of /proc/self/fd do.
+    """
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    name = path.name or "."
+    try:
+        for _ in range(40):  # as many as the kernel follows (path_resolution(7))
+            status = _status(folder, name)
+            if status is None or not stat.S_ISLNK(status.st_mode) or _is_foreign(folder, status):
+                return folder, name
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISREG(os.stat(name, dir_fd=folder).st_mode):
+                    return folder, name
+            target = Path(os.readlink(name, dir_fd=folder))
+            following = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+            os.close(folder)
+            folder, name = following, target.name or "."
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    except BaseException:
+        os.close(folder)
+        raise
+
+
+def _status(folder: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _is_foreign(folder: int, status: os.stat_result) -> bool:
+    """Tell whether another user than us and root may have put something into a folder."""
+    trusted = (0, os.geteuid())
+    place = os.fstat(folder)
+    return status.st_uid not in trusted and (place.st_uid not in trusted or bool(place.st_mode & _WRITABLE_BY_OTHERS))
+
+
+def _replace(folder: int, name: str, pieces: Iterable[str]) -> None:
+    temporary = f".{name[:200]}.{secrets.token_hex(8)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, _MODE, dir_fd=folder)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fchmod(file.fileno(), _MODE)
+            os.fsync(file.fileno())
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        os.unlink(temporary, dir_fd=folder)
+        raise
