@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pvefw_nft.ir.nodes import Rule, Ruleset
 
 
+_HEAD = "#!/usr/sbin/nft -f\n# Made by pvefw. Loading it replaces both tables in one transaction.\n"
+
+
 class NftArtefact:
     """The two tables of a node."""
 
@@ -39,14 +42,11 @@ class NftArtefact:
         return transaction(self.loadable())
 
     def text(self) -> Iterator[str]:
-        """Yield the tables in nft's own syntax, for people.
-
-        libnftables writes it, from a kernel that holds the ruleset, in a network namespace of its own. Raises
-        HostError where there is no libnftables, no privilege for a namespace, or no kernel that takes the ruleset.
-        """
-        from backends.nft.text import render  # deferred: it loads libnftables
-
-        return render("".join(self.json()), [(table.family, table.name) for table in self.tables()])
+        """Yield the same transaction in nft's own syntax, as ``nft -f -`` takes it; no kernel is asked."""
+        yield _HEAD
+        for table in self.tables():
+            yield "\n"
+            yield from table.text()
 
 
 class NftBackend:

@@ -243,5 +243,6 @@ class NftReader:
             known = _BRIDGE_PRIORITIES if table.key.family is Family.BRIDGE else _PRIORITIES
             if str(priority) not in known:
                 raise self.reading.error(where, f"unknown priority {priority}")
-            priority = known[str(priority)]
+            offset = definition.get("offset", 0)
+            priority = known[str(priority)] + (offset if isinstance(offset, int) else 0)
         return Hook(table.key.family, point, priority, str(definition.get("type", "filter")))

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from backends.nft import NftBackend
-from backends.nft import text as text_module
 from backends.nft.syntax.objects import MAX_COMMENT, transaction
-from pvefw_nft.errors import HostError
 from tests.support import VM, check
 
 if TYPE_CHECKING:
@@ -117,47 +112,3 @@ def test_a_rejection_in_a_vnet_is_said_to_drop(make_root: MakeRoot) -> None:
 def test_a_rejection_of_the_host_has_no_limits(make_root: MakeRoot) -> None:
     root = make_root({"cluster": ON + "policy_forward: DROP\n[RULES]\nFORWARD REJECT -p tcp\n"})
     assert list(NftBackend().limits(check(root).ruleset)) == []
-
-
-# --- text ---------------------------------------------------------------------------------------------------
-
-
-def can_make_networks() -> bool:
-    return subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode == 0
-
-
-@pytest.mark.skipif(not can_make_networks(), reason="needs the privilege to make a network namespace")
-def test_libnftables_writes_the_text() -> None:
-    pytest.importorskip("nftables")
-    add = '{"nftables": [{"add": {"table": {"family": "inet", "name": "pvefw"}}}]}'
-    assert list(text_module.render(add, [("inet", "pvefw")])) == ["table inet pvefw {\n}\n"]
-
-
-@pytest.mark.skipif(not can_make_networks(), reason="needs the privilege to make a network namespace")
-def test_writing_text_leaves_the_network_as_it_was() -> None:
-    pytest.importorskip("nftables")
-    add = '{"nftables": [{"add": {"table": {"family": "inet", "name": "pvefw-trace"}}}]}'
-    list(text_module.render(add, [("inet", "pvefw-trace")]))
-    listing = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
-    assert "pvefw-trace" not in listing
-
-
-@pytest.mark.skipif(not can_make_networks(), reason="needs the privilege to make a network namespace")
-def test_a_kernel_that_refuses_is_named() -> None:
-    pytest.importorskip("nftables")
-    with pytest.raises(HostError, match="this kernel does not take the ruleset"):
-        list(text_module.render('{"nftables": [{"add": {"chain": {}}}]}', []))
-
-
-def test_without_privilege_json_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Refusing:
-        def __init__(self, _name: str | None, **_options: object) -> None: ...
-
-        def unshare(self, _flags: int) -> int:
-            return -1
-
-    monkeypatch.setattr("ctypes.CDLL", Refusing)
-    with pytest.raises(HostError) as raised:
-        list(text_module.render("", []))
-    assert raised.value.hint is not None
-    assert "--format json" in raised.value.hint

@@ -73,9 +73,9 @@ def golden() -> list[Configuration]:
     """Return the reference's cases, where they are: beside this checkout, or in ``$PVEFW_SHARED``."""
     shared = Path(os.environ.get("PVEFW_SHARED") or REPOSITORY.parent / "shared")
     found = []
-    for spec in sorted((shared / "golden").glob("*/case.toml")):
+    for spec in sorted(path for folder in ("golden", "golden-more") for path in (shared / folder).glob("*/case.toml")):
         data = tomllib.loads(spec.read_text())
-        name = f"golden/{spec.parent.name}"
+        name = f"{spec.parent.parent.name}/{spec.parent.name}"
         found.append(Configuration(name, spec.parent / "root", data["node"], data["local_network"]))
     return found
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as _quote
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from backends.nft.syntax.text import table_text
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -186,6 +188,13 @@ class Table:
         for made_map in self.maps:
             yield made_map.command(self.family, self.name)
         yield from filter(None, self.blocks)
+
+    def text(self) -> Iterator[str]:
+        """Yield the same in nft's own syntax, in pieces; see :mod:`.text`."""
+        made = (*self.helpers, *self.sets, *self.maps)
+        objects = (made_object.command(self.family, self.name) for made_object in made)
+        declared = (chain.declaration(self.family, self.name) for chain in self.declared)
+        yield from table_text(self.family, self.name, objects, zip(declared, self.blocks, strict=True))
 
 
 def transaction(blocks: Iterable[str]) -> Iterator[str]:
