@@ -127,11 +127,15 @@ class IpsetEntry:
 
 @dataclass(frozen=True, slots=True)
 class Ipset:
-    """A named set of addresses of both families."""
+    """A named set of addresses of both families, one entry for each network.
+
+    ``replaced`` counts the entries whose network another text below them names again: the reference sizes a set by all.
+    """
 
     name: str
     entries: tuple[IpsetEntry, ...]
     header: Line
+    replaced: int = 0
 
 
 @dataclass(frozen=True, slots=True)

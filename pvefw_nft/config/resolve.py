@@ -343,10 +343,11 @@ class _FileReader:
         name = section.name.text.lower()
         if name in self.own.ipsets:
             self._redefined(section, "ipset", name, self.own.ipsets[name].header)
-        self.own.ipsets[name] = Ipset(name, self._entries(self._clean(section)), section.header)
+        entries, replaced = self._entries(self._clean(section))
+        self.own.ipsets[name] = Ipset(name, entries, section.header, replaced)
 
-    def _entries(self, lines: list[Line]) -> tuple[IpsetEntry, ...]:
-        """Read the entries of an ipset, one for each network.
+    def _entries(self, lines: list[Line]) -> tuple[tuple[IpsetEntry, ...], int]:
+        """Read the entries of an ipset, one for each network. Returns them, and how many were replaced by others.
 
         As in the reference, of entries with the same text the first counts, and of different texts for one network
         (an alias and its address, two spellings) the last.
@@ -368,7 +369,7 @@ class _FileReader:
                 self._twice(line, entry, before, entry)
                 del entries[key]
             entries[key] = text, entry
-        return tuple(entry for _, entry in entries.values())
+        return tuple(entry for _, entry in entries.values()), len(seen) - len(entries)
 
     def _twice(self, line: Line, entry: IpsetEntry, before: IpsetEntry, counts: IpsetEntry) -> None:
         """Warn of a network that stands in an ipset twice; ``counts`` is the entry that is taken."""

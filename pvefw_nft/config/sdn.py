@@ -22,7 +22,7 @@ from pvefw_nft.config.values import BadValue, Prefix, Range, read_addresses, rea
 from pvefw_nft.errors import ConfigurationError, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from pvefw_nft.config.files import Files
@@ -130,13 +130,14 @@ class _Reader:
         span = Span(self.file, 0) if at < 0 else Line(self.file, number, self._text.split("\n")[number - 1]).span()
         self._findings.error("bad-sdn-state", span, message, _APPLY)
 
-    def made(self, name: str, entries: Iterator[tuple[Prefix, bool]]) -> Ipset:
+    def made(self, name: str, entries: Iterable[tuple[Prefix, bool]]) -> Ipset:
         """Return a set; of entries for one network the first counts."""
         line = Line(self.file, 0, "")
         found: dict[tuple[int, int, int], IpsetEntry] = {}
-        for prefix, nomatch in entries:
+        given = list(entries)
+        for prefix, nomatch in given:
             found.setdefault((prefix.version, prefix.address, prefix.length), IpsetEntry(prefix, nomatch, line))
-        return Ipset(name, tuple(found.values()), line)
+        return Ipset(name, tuple(found.values()), line, len(given) - len(found))
 
 
 def _mapping(value: object, what: str) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def _vnet_sets(reader: _Reader, state: dict[str, Any]) -> dict[str, Ipset]:
         holes = [(gateway, True) for gateway in vnet.gateways]
         sets = {"all": subnets, "gateway": gateways, "no-gateway": [*holes, *subnets]}
         sets["dhcp"] = [(network, False) for network in vnet.ranges]
-        made |= {f"{name}-{kind}": reader.made(f"{name}-{kind}", iter(entries)) for kind, entries in sets.items()}
+        made |= {f"{name}-{kind}": reader.made(f"{name}-{kind}", entries) for kind, entries in sets.items()}
     return made
 
 

@@ -211,7 +211,8 @@ class GuestBuilder:
         }
         for name, ipset in own.items():
             entries = tuple(SetEntry(entry.prefix, entry.nomatch) for entry in ipset.entries)
-            self.sets.append(Set(SetKey(guest.vmid, name), entries, len(entries), header_origin(ipset)))
+            counted = len(entries) + ipset.replaced
+            self.sets.append(Set(SetKey(guest.vmid, name), entries, counted, header_origin(ipset)))
         self.sets += filters.values()
         if not config.options.enable:
             return

@@ -212,11 +212,11 @@ def cluster_sets(context: Context) -> Iterator[AddressSet]:
     for name, ipset in ipsets.items():
         if name != MANAGEMENT.name:
             entries = tuple(SetEntry(entry.prefix, entry.nomatch) for entry in ipset.entries)
-            yield AddressSet(SetKey(0, name), entries, len(entries), header_origin(ipset))
+            yield AddressSet(SetKey(0, name), entries, len(entries) + ipset.replaced, header_origin(ipset))
     management = ipsets.get(MANAGEMENT.name)
     entries = () if management is None else tuple(SetEntry(e.prefix, e.nomatch) for e in management.entries)
     local = node.local_network
-    counted = len(entries)
+    counted = len(entries) + (0 if management is None else management.replaced)
     if local is not None:
         # The reference adds the local network twice before it removes duplicates, and sizes the set before that.
         counted += 2

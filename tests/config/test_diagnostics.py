@@ -329,3 +329,11 @@ def test_host_bits_in_aliases_and_ipsets_stand_for_the_network(make_root: MakeRo
     cluster = checked.node.cluster
     assert cluster.aliases["lan"].prefix.canonical == "192.168.1.0/24"
     assert [entry.prefix.canonical for entry in cluster.ipsets["office"].entries] == ["10.1.0.0/16"]
+
+
+def test_an_ipset_is_sized_by_its_entries_before_one_network_is_merged(make_root: MakeRoot) -> None:
+    lines = [*(f"10.0.0.{number}" for number in range(64)), "10.0.0.1", "10.0.0.1/32"]
+    checked = check(make_root({"cluster": ON + "[IPSET many]\n" + "\n".join(lines) + "\n"}))
+    assert [problem.code for problem in checked.diagnostics] == ["duplicate-entry", "duplicate-entry"]
+    (many,) = (made for made in checked.ruleset.sets if made.key.name == "many")
+    assert (len(many.entries), many.counted) == (64, 65)

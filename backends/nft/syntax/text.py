@@ -80,7 +80,13 @@ ICMPV6_TYPES = {
 TCP_FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr")
 """The flags of TCP by bit, the lowest first."""
 
+ETHERTYPES = {0x0800: "ip", 0x0806: "arp", 0x8100: "vlan", 0x86DD: "ip6", 0x88A8: "8021ad"}
+"""nft's names of protocols above Ethernet (``nft describe ether type``)."""
+
 _NAMES = {
+    "meta protocol": ETHERTYPES,
+    "ether type": ETHERTYPES,
+    "arp ptype": ETHERTYPES,
     "meta l4proto": PROTOCOLS,
     "icmp type": ICMP_TYPES,
     "icmpv6 type": ICMPV6_TYPES,
@@ -321,7 +327,7 @@ def _selector(node: Node) -> str:
         case "&":
             left, mask = body
             key = _selector(left)
-            return f"{key} & {_flags(mask) if key == 'tcp flags' else _value(key, mask)}"
+            return f"{key} & {_mask(key, mask)}"
     raise InternalError(f"nft's text has no place for the expression {kind!r}")
 
 
@@ -342,6 +348,12 @@ def _flags(bits: int) -> str:
     if not names:
         return "0x0"
     return names[0] if len(names) == 1 else f"({' | '.join(names)})"
+
+
+def _mask(key: str, mask: Any) -> str:  # noqa: ANN401 - a number or an address
+    if key == "tcp flags":
+        return _flags(mask)
+    return hex(mask) if isinstance(mask, int) and key.split(" ")[-1] not in _MASKS else _value(key, mask)
 
 
 def _value(of: str, value: Any) -> str:  # noqa: ANN401 - a constant, network, range or concatenation
