@@ -21,7 +21,7 @@ from pvefw_nft.config.source import Source as Source  # noqa: TC001 - for those 
 from pvefw_nft.errors import ConfigurationError, Diagnostic, InternalError, PvefwError, Severity, Span, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from backends.base import Artefact, Backend
     from pvefw_nft.config.codes import Code as Code
@@ -391,29 +391,43 @@ def topology(source: Source) -> Topology:
 
     What is wrong in the configuration is not reported again. Raises what :func:`check_root` raises.
     """
+    from pvefw_nft.config.inventory import guest_addresses, guests_elsewhere
     from pvefw_nft.config.model import GuestKind
     from pvefw_nft.verify.interfaces import read_interfaces
     from pvefw_nft.verify.path import Nic, Topology
 
+    root = _root(source)
     configuration = _configuration(_offline(source), Findings())
-    nics = tuple(
-        Nic(
-            zone=f"{'vm' if guest.kind is GuestKind.VM else 'ct'}{guest.vmid}",
-            vmid=guest.vmid,
-            index=nic.index,
-            interface=guest.interface(nic),
-            bridge=nic.bridge,
-            filtered=nic.firewall,
-            mac=nic.mac,
-            addresses=tuple((prefix.version, prefix.address) for prefix in nic.addresses),
-            tag=nic.tag or 0,
-        )
-        for guest in configuration.guests(rules=False)
-        for nic in guest.nics
-        if nic.bridge is not None
+    cluster = configuration.node.cluster
+
+    def nics_of(guest: Guest, node: str = "") -> Iterator[Nic]:
+        known = guest_addresses(root, cluster, guest)
+        for nic in guest.nics:
+            if nic.bridge is None:
+                continue
+            addresses = known[nic.index]
+            yield Nic(
+                zone=f"{'vm' if guest.kind is GuestKind.VM else 'ct'}{guest.vmid}",
+                vmid=guest.vmid,
+                index=nic.index,
+                interface=guest.interface(nic),
+                bridge=nic.bridge,
+                filtered=nic.firewall,
+                mac=nic.mac,
+                addresses=tuple((prefix.version, prefix.address) for prefix in addresses.hosts),
+                tag=nic.tag or 0,
+                ranges=tuple((prefix.version, prefix.address, prefix.last) for prefix in addresses.networks),
+                node=node,
+            )
+
+    here = list(configuration.guests(rules=False))
+    nics = tuple(nic for guest in here for nic in nics_of(guest))
+    vmids = {guest.vmid for guest in here}
+    elsewhere = tuple(
+        nic for node, guest in guests_elsewhere(root) if guest.vmid not in vmids for nic in nics_of(guest, node)
     )
     interfaces = source.files.text(source.root / "etc" / "network" / "interfaces")
-    return Topology(nics, read_interfaces(interfaces or "")).with_bridges()
+    return Topology(nics, read_interfaces(interfaces or ""), elsewhere=elsewhere).with_bridges()
 
 
 # --- what proof gives for free --------------------------------------------------------------------------------

@@ -8,23 +8,25 @@ import re
 import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from pvefw_nft.app.inputs import MAX_TOML, read_input
 from pvefw_nft.cli.options import as_reference_option, make_source, source_options
 from pvefw_nft.cli.rulesets import SPEC_HELP, Named, assume_option, configuration_rulesets, load_ruleset
-from pvefw_nft.errors import UsageError
-from pvefw_nft.verify.packet import PacketSpec, make_probe
-from pvefw_nft.verify.report import outcome_data, outcome_lines
-from pvefw_nft.verify.simulate import simulate
+from pvefw_nft.errors import EXIT_UNDECIDED, UsageError
+from pvefw_nft.verify.guesses import guess_text, simulate_guessing
+from pvefw_nft.verify.packet import ElsewhereError, PacketSpec, make_probe
+from pvefw_nft.verify.report import is_doubtful, outcome_data, outcome_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pvefw_nft.verify.simulate import Outcome
 
+_PACKET_FIELDS = tuple(field.name for field in fields(PacketSpec))
+_NUMBERS = ("vlan", "mark", "family", "uid")
 _VERDICTS = ("ACCEPT", "DROP", "REJECT")
 _KEYS = {
     "from": "source",
@@ -103,17 +105,30 @@ def simulate_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: AN
     Zones: the host, a guest (vm100, ct200; one of its NICs: vm100i1), the outside, or one port of a bridge
     (vmbr0/eth0). An address means whoever has it.
     """
+    if options["tests_file"] and (given := _packet_options(options)):
+        raise UsageError(f"--tests does not go with options of a packet ({', '.join(given)})", "put them into the file")
     gc.disable()  # reading rulesets makes no garbage, and looking for it takes a third of the time
     rulesets = _rulesets(options)
     if (call := options["bridge_call"]) is not None:
         rulesets = [replace(named, topology=replace(named.topology, call_iptables=call)) for named in rulesets]
     tests = _read_tests(options["tests_file"]) if options["tests_file"] else [_from_options(options)]
-    results = [(test, *_run(test, rulesets)) for test in tests]
+    results = [result for test in tests if (result := _run(test, rulesets, skip=bool(options["tests_file"])))]
     if options["form"] == "json":
-        click.echo(json.dumps(_data(results, tests_file=options["tests_file"], verbose=options["verbose"]), indent=1))
+        data = _tests_data(results, len(tests), options) if options["tests_file"] else _data(results[0], options)
+        click.echo(json.dumps(data, indent=1))
+    elif options["tests_file"]:
+        _show_tests(results, len(tests), verbose=options["verbose"])
     else:
-        _show(results, tests_file=options["tests_file"], verbose=options["verbose"])
-    ctx.exit(0 if all(passed for _, passed, _ in results) else 1)
+        _show(results[0], verbose=options["verbose"])
+    ctx.exit(_exit_code(results))
+
+
+def _exit_code(results: list[Result]) -> int:
+    """Return 1 where a packet got another verdict than expected, 5 where one's is not decided."""
+    failed = [result for result in results if not result.passed]
+    if any(not result.undecided for result in failed):
+        return 1
+    return EXIT_UNDECIDED if any(result.undecided for result in results) else 0
 
 
 def _rulesets(options: dict[str, Any]) -> list[Named]:
@@ -127,10 +142,16 @@ def _rulesets(options: dict[str, Any]) -> list[Named]:
     return configuration_rulesets(source_of(options["root"]), options["backend"])
 
 
+def _packet_options(options: dict[str, Any]) -> list[str]:
+    """Return the options given that describe a packet, which a file of packets does itself."""
+    names = [name for name in ("source_zone", "expect", *_PACKET_FIELDS) if options.get(name)]
+    return [name for name in names if name != "mark" or options["mark"] != "0"]
+
+
 def _from_options(options: dict[str, Any]) -> _Test:
     if not options["source_zone"] or not options["destination"]:
         raise UsageError("say where the packet goes: --from ZONE --to ZONE", "or name a file of packets with --tests")
-    names = {field.name for field in fields(PacketSpec)} - {"source", "destination", "mark", "family"}
+    names = set(_PACKET_FIELDS) - {"source", "destination", "mark", "family"}
     given = {name: value for name, value in options.items() if name in names and value is not None}
     try:
         mark = int(options["mark"], 0)
@@ -162,7 +183,9 @@ def _read_tests(path: Path) -> list[_Test]:
 
 
 def _read_test(path: Path, number: int, table: dict[str, Any]) -> _Test:
-    known = {field.name for field in fields(PacketSpec)}
+    known = set(_PACKET_FIELDS)
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: packet {number}: not a table")
     given: dict[str, Any] = {}
     for key, value in table.items():
         if key in ("expect", "name"):
@@ -170,10 +193,21 @@ def _read_test(path: Path, number: int, table: dict[str, Any]) -> _Test:
         name = _KEYS.get(key, key.replace("-", "_"))
         if name not in known or (key in known and key in _KEYS.values() and key not in _KEYS):
             raise UsageError(f"{path}: packet {number}: unknown key '{key}'")
-        given[name] = tuple((on, str(text)) for on, text in value.items()) if name == "overrides" else value
+        given[name] = _checked(path, number, key, name, value)
     if "source" not in given or "destination" not in given or "expect" not in table:
         raise UsageError(f"{path}: packet {number}: needs from, to and expect")
     return _Test(PacketSpec(**given), _verdict(str(table["expect"])), str(table.get("name", f"packet {number}")))
+
+
+def _checked(path: Path, number: int, key: str, name: str, value: object) -> Any:  # noqa: ANN401 - TOML
+    """Return a value of a tests file, of the type that the packet wants. Raises UsageError for another one."""
+    if name == "overrides" and isinstance(value, dict):
+        return tuple((on, str(text)) for on, text in value.items())
+    wanted = int if name in _NUMBERS else str
+    if isinstance(value, wanted | int) and not isinstance(value, bool) and name != "overrides":
+        return value if name in _NUMBERS or name in ("sport", "dport") else str(value)
+    kind = "a table" if name == "overrides" else "a number" if wanted is int else "text"
+    raise UsageError(f"{path}: packet {number}: '{key}' must be {kind}, not {value!r}")
 
 
 def _verdict(text: str | None) -> str | None:
@@ -187,50 +221,88 @@ def _verdict(text: str | None) -> str | None:
     return f"{verdict} ({match.group(2)})" if match.group(2) else verdict
 
 
-def _run(test: _Test, rulesets: list[Named]) -> tuple[bool, list[tuple[str, Outcome]]]:
-    """Return whether a packet gets the verdict expected from all rulesets, and the same from each; and how."""
-    outcomes = [(named.name, simulate(named.model, make_probe(test.spec, named.topology))) for named in rulesets]
+class Result(NamedTuple):
+    """What became of a packet in each ruleset; ``passed``: as expected, and the same in all of them."""
+
+    test: _Test
+    passed: bool
+    outcomes: list[tuple[str, Outcome]]
+
+    @property
+    def undecided(self) -> bool:
+        """Whether some ruleset does not decide, for a match that is not modelled."""
+        return any(outcome.verdict == "UNDECIDED" for _, outcome in self.outcomes)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the verdict rests on a made-up address."""
+        return any(is_doubtful(guess) for _, outcome in self.outcomes for guess in outcome.guesses)
+
+
+def _run(test: _Test, rulesets: list[Named], *, skip: bool) -> Result | None:
+    """Send a packet through all rulesets. With ``skip``, None for a packet that does not pass this node."""
+    try:
+        outcomes = [(one.name, simulate_guessing(one.model, make_probe(test.spec, one.topology))) for one in rulesets]
+    except ElsewhereError:
+        if skip:
+            return None
+        raise
+    except UsageError as error:
+        if test.name:
+            raise UsageError(f"{test.name}: {error.message}", error.hint) from None
+        raise
     agree = len({outcome.text for _, outcome in outcomes}) == 1
     expected = test.expect is None or all(test.expect in (o.verdict, o.text) for _, o in outcomes)
-    return agree and expected, outcomes
+    return Result(test, agree and expected, outcomes)
 
 
-Result = tuple[_Test, bool, list[tuple[str, "Outcome"]]]
+def _show(result: Result, *, verbose: bool) -> None:
+    for name, outcome in result.outcomes:
+        for line in outcome_lines(outcome, verbose=verbose, title=name if len(result.outcomes) > 1 else ""):
+            click.echo(line)
+    for line in _complaints(result):
+        click.secho(line, fg="red", bold=True)
 
 
-def _show(results: list[Result], *, tests_file: Path | None, verbose: bool) -> None:
-    for test, passed, outcomes in results:
-        if tests_file is not None and passed and not verbose:
-            continue
-        if tests_file is not None:
-            click.echo(f"{'ok' if passed else 'FAILED'}: {test.name}")
-        for name, outcome in outcomes:
-            for line in outcome_lines(outcome, verbose=verbose, title=name if len(outcomes) > 1 else ""):
-                click.echo(line)
-        for line in _complaints(test, outcomes):
-            click.secho(line, fg="red", bold=True)
-    if tests_file is not None:
-        failed = sum(not passed for _, passed, _ in results)
-        click.echo(f"{len(results) - failed} passed, {failed} failed")
+def _show_tests(results: list[Result], count: int, *, verbose: bool) -> None:
+    """Show the packets that failed, those whose verdict is a guess in a line each, and how many there were."""
+    for result in results:
+        if not result.passed or verbose:
+            click.echo(f"{'ok' if result.passed else 'FAILED'}: {result.test.name}")
+            _show(result, verbose=verbose)
+        elif result.doubtful:
+            texts = [guess_text(guess) for _, one in result.outcomes for guess in one.guesses if is_doubtful(guess)]
+            for text in dict.fromkeys(texts):
+                click.echo(f"warning: {result.test.name}: {text}")
+    failed = sum(not result.passed for result in results)
+    parts = [f"{len(results) - failed} passed", f"{failed} failed"]
+    if guessed := sum(result.doubtful for result in results):
+        parts.append(f"{guessed} rest on made-up addresses")
+    if skipped := count - len(results):
+        parts.append(f"{skipped} skipped (between guests of other nodes)")
+    click.echo(", ".join(parts))
 
 
-def _complaints(test: _Test, outcomes: list[tuple[str, Outcome]]) -> Iterator[str]:
+def _complaints(result: Result) -> Iterator[str]:
+    test, outcomes = result.test, result.outcomes
     if len({outcome.text for _, outcome in outcomes}) > 1:
         yield "the rulesets disagree: " + ", ".join(f"{name} {outcome.text}" for name, outcome in outcomes)
     elif test.expect is not None and test.expect not in (outcomes[0][1].verdict, outcomes[0][1].text):
         yield f"expected {test.expect}"
 
 
-def _data(results: list[Result], *, tests_file: Path | None, verbose: bool) -> Any:  # noqa: ANN401 - JSON
-    packets = [
-        {
-            "name": test.name or None,
-            "expect": test.expect,
-            "passed": passed,
-            "results": {name: outcome_data(outcome, verbose=verbose) for name, outcome in outcomes},
-        }
-        for test, passed, outcomes in results
-    ]
-    if tests_file is None:
-        return packets[0]
-    return {"packets": packets, "failed": sum(not passed for _, passed, _ in results)}
+def _data(result: Result, options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": result.test.name or None,
+        "expect": result.test.expect,
+        "passed": result.passed,
+        "results": {name: outcome_data(outcome, verbose=options["verbose"]) for name, outcome in result.outcomes},
+    }
+
+
+def _tests_data(results: list[Result], count: int, options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "packets": [_data(result, options) for result in results],
+        "failed": sum(not result.passed for result in results),
+        "skipped": count - len(results),
+    }

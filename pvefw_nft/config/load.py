@@ -74,11 +74,15 @@ class Root:
         folder = "qemu-server" if kind is GuestKind.VM else "lxc"
         files: dict[int, str] = {}
         for place in (self.node_folder / folder, self.pve / folder):
-            for name in self.files.listed(place):
-                stem, dot, suffix = name.partition(".")
-                if suffix == "conf" and dot and _VMID.fullmatch(stem):
-                    files[int(stem)] = f"{place}/{name}"
+            files |= dict(self.configs_in(place))
         return files
+
+    def configs_in(self, folder: Path) -> Iterator[tuple[int, str]]:
+        """Yield VMID and path of each guest config in a folder; nothing where there is none."""
+        for name in self.files.listed(folder):
+            stem, dot, suffix = name.partition(".")
+            if suffix == "conf" and dot and _VMID.fullmatch(stem):
+                yield int(stem), f"{folder}/{name}"
 
     def vnet_files(self) -> dict[str, Path]:
         """Return the firewall files of VNets by the VNet's name."""
@@ -304,6 +308,11 @@ def _network(text: str | None) -> Prefix | None:
     except BadValue as bad:
         raise UsageError(f"local network: {bad.message}", bad.hint) from None
     return Prefix(prefix.version, prefix.address, prefix.length, prefix.canonical)
+
+
+def read_nics(vmid: int, kind: GuestKind, file: str, text: str) -> tuple[Nic, ...]:
+    """Return the NICs of a guest config; what is wrong with it is not reported."""
+    return _Nics(vmid, kind, Findings()).read(file, text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ A rejection is a packet of its own, and the ruleset sees it on its way back. Whe
 confirmed, because the first packet was rejected at once, or is gone, since a reset ends it, connection tracking
 takes the answer for invalid, and the ruleset drops it: to the sender that looks like a drop.
 
-Sources: net/ipv4/netfilter/nf_reject_ipv4.c (a reset of a bridged packet goes out by the bridge itself, other
-answers come from the host's own stack with its own address), net/bridge/netfilter/nft_reject_bridge.c (answers go back
-out of the port they came by), nf_conntrack_proto_tcp.c (a reset before any reply deletes the connection).
+Sources: net/ipv4/netfilter/nf_reject_ipv4.c and net/ipv6/netfilter/nf_reject_ipv6.c (a reset of a bridged packet goes
+out by the bridge itself, other answers come from the host's own stack with its own address; a later fragment is not
+answered), net/bridge/netfilter/nft_reject_bridge.c (answers go back out of the port they came by),
+nf_conntrack_proto_tcp.c (a reset before any reply deletes the connection).
 """
 
 from __future__ import annotations
@@ -110,8 +111,10 @@ def answer_way(topology: Topology, path: Path, at: int, kind: str, packet: Mappi
         stages: Sequence[Stage] = find_path(topology, HostEnd(), source).stages
     else:
         stages = way_back(topology, path, at)
-    fields = _fields(topology, packet, kind, by_host=from_host and kind != RESET)
     nowhere = Path(path.destination, source, ())
+    if packet.get(FRAGMENT) == FRAGMENT.names.index("later"):
+        return AnswerWay({}, nowhere, (), "a later fragment does not say which connection it is of")
+    fields = _fields(topology, packet, kind, by_host=from_host and kind != RESET)
     if _to_many(packet, stage, stages, kind):
         return AnswerWay(fields, nowhere, (), "packets to many are not answered")
     if packet[L4PROTO] in _UNSUMMED:

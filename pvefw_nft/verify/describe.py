@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 
     from pvefw_nft.verify.intervals import IntervalSet
 
+_MAX_ENTRIES = 4
+"""Up to how many entries a verdict map is written out."""
 _PROTOCOLS = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 50: "esp", 51: "ah"}
 _PROTOCOLS |= {58: "icmpv6", 89: "ospf", 103: "pim", 112: "vrrp", 132: "sctp", 136: "udplite"}
 _ETHERTYPES = {0x0800: "ip", 0x86DD: "ip6", 0x0806: "arp", 0x8100: "vlan", 0x8035: "rarp", 0x88A8: "8021ad"}
@@ -244,10 +246,18 @@ def verdict_text(verdict: Verdict | None) -> str:
             return nat_text(verdict)
         case UnknownVerdict(text):
             return f"unknown: {text}"
-        case VerdictMap(entries):
-            return f"verdict map of {len(entries)}"
+        case VerdictMap():
+            return _map_text(verdict)
         case _:
             assert_never(verdict)
+
+
+def _map_text(verdict: VerdictMap) -> str:
+    """Return a verdict map, a short one with its entries: ``map { ct state new: accept, ct state invalid: drop }``."""
+    if len(verdict.entries) > _MAX_ENTRIES:
+        return f"verdict map of {len(verdict.entries)}"
+    listed = (f"{condition_text(condition)}: {verdict_text(entry)}" for condition, entry in verdict.entries)
+    return f"map {{ {', '.join(listed)} }}"
 
 
 def nat_text(nat: Nat, on: Field | None = None) -> str:

@@ -1,6 +1,7 @@
 """Reads /etc/network/interfaces: which bridges, uplinks and addresses a host has (interfaces(5), Debian's ifupdown2).
 
-Only what the way of a packet depends on is read: the names, ``bridge-ports`` (or ``bridge_ports``) and addresses.
+Only what the way of a packet depends on is read: the names, ``bridge-ports`` (or ``bridge_ports``), which VLAN an
+interface takes (by its name, ``vmbr0.5``, or by ``vlan-raw-device`` and ``vlan-id``), and addresses.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ class _Stanza:
     """What the stanzas of one interface say."""
 
     is_bridge: bool = False
+    raw_device: str = ""
+    vlan_id: str = ""
     ports: list[str] = field(default_factory=list)
     networks: list[Network] = field(default_factory=list)
 
@@ -43,16 +46,30 @@ def read_interfaces(text: str) -> tuple[Link, ...]:
         elif option == "bridge-ports":
             current.is_bridge = True
             current.ports += [port for port in words[1:] if port != "none"]
+        elif option == "vlan-raw-device":
+            current.raw_device = words[1]
+        elif option == "vlan-id":
+            current.vlan_id = words[1]
         elif option == "address":
             address = words[1]
             _add(current, address)
         elif option == "netmask" and "/" not in address:
             _add(current, f"{address}/{words[1]}")
     return tuple(
-        Link(name, stanza.is_bridge, tuple(stanza.ports), tuple(stanza.networks))
+        Link(name, stanza.is_bridge, tuple(stanza.ports), tuple(stanza.networks), _vlan(name, stanza))
         for name, stanza in stanzas.items()
         if stanza.is_bridge or (stanza.networks and name != "lo")
     )
+
+
+def _vlan(name: str, stanza: _Stanza) -> tuple[str, int] | None:
+    """Return the interface and the tag of the frames that a VLAN interface takes."""
+    if stanza.is_bridge:
+        return None
+    device, _, number = name.rpartition(".")
+    if stanza.raw_device:
+        device, number = stanza.raw_device, stanza.vlan_id or name.lower().removeprefix("vlan")
+    return (device, int(number)) if device and number.isdecimal() else None
 
 
 def _add(stanza: _Stanza, text: str) -> None:

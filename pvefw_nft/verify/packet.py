@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pvefw_nft.errors import UsageError
 from pvefw_nft.verify import names
 from pvefw_nft.verify.conntrack import first_state
+from pvefw_nft.verify.contradictions import check_override, check_spec, known_field
 from pvefw_nft.verify.describe import parse_value
 from pvefw_nft.verify.model import (
     ADDRESS_TYPES,
@@ -63,22 +64,27 @@ from pvefw_nft.verify.model import (
     VLAN_ID,
     Field,
     FieldKind,
-    field_named,
 )
 from pvefw_nft.verify.path import (
     End,
     HostEnd,
     NicEnd,
     Path,
+    PortEnd,
+    RoutedEnd,
     Topology,
     choose_ends,
     find_ends,
+    find_ends_elsewhere,
     find_ends_outside,
     find_path,
 )
+from pvefw_nft.verify.vlans import deliver_tagged
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from pvefw_nft.verify.path import Nic
 
 Address = tuple[int, int]
 """An IP version and an address of it."""
@@ -132,15 +138,35 @@ class PacketSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class MadeUp:
+    """An address that was made up: ``field`` is where the packet has it, ``end`` whose it is.
+
+    ``stands_for_many``: the end is whoever is outside, so that any address is an example. ``option`` gives another one.
+    """
+
+    field: Field
+    end: str
+    option: str
+    stands_for_many: bool = False
+
+
+class ElsewhereError(UsageError):
+    """Both ends of a packet are guests of other nodes: it does not pass this one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """A packet ready to send: its fields (interfaces aside, which depend on the hook) and its path.
 
-    With the ``topology`` simulate also says whether the answer to a rejected packet arrives.
+    With the ``topology`` simulate also says whether the answer to a rejected packet arrives. ``made_up`` are the
+    addresses that no file gives, ``about`` what else a reader should know of the packet.
     """
 
     fields: Mapping[Field, int]
     path: Path
     topology: Topology | None = None
+    made_up: tuple[MadeUp, ...] = ()
+    about: tuple[str, ...] = ()
 
 
 def make_probe(spec: PacketSpec, topology: Topology) -> Probe:
@@ -151,7 +177,7 @@ def make_probe(spec: PacketSpec, topology: Topology) -> Probe:
     try:
         return _Maker(spec, topology).make()
     except (ValueError, KeyError) as error:
-        raise UsageError(f"not a packet: {error}") from None
+        raise UsageError(f"there is no such packet: {error}") from None
 
 
 class _Maker:
@@ -159,13 +185,35 @@ class _Maker:
         self.spec = spec
         self.topology = topology
         destination, port = _split_port(spec.destination)
+        check_spec(spec, port)
         self.dport = spec.dport if spec.dport is not None else port
-        self.source_address = _address(spec.source_address) or _address(spec.source)
-        self.destination_address = _address(spec.destination_address) or _address(destination)
-        source_ends = self._ends(spec.source, self.source_address)
+        self.source_address = _given_address(spec.source_address) or _address(spec.source)
+        self.destination_address = _given_address(spec.destination_address) or _address(destination)
+        source_guests, destination_guests = (self._elsewhere(zone) for zone in (spec.source, destination))
+        if source_guests and destination_guests:
+            nodes = {nic.node for guests in (source_guests, destination_guests) for nic in guests.values()}
+            raise ElsewhereError(
+                f"{spec.source} and {destination} run on other nodes: what they send each other does not pass this one",
+                f"name one of their nodes with --node: {', '.join(sorted(nodes))}",
+            )
+        source_ends = [*source_guests] or self._ends(spec.source, self.source_address)
         self.source, self.destination = choose_ends(
-            source_ends, self._ends(destination, self.destination_address, source_ends[0])
+            source_ends, [*destination_guests] or self._ends(destination, self.destination_address, source_ends[0])
         )
+        self.source_guest = source_guests.get(self.source) or _nic_of(self.source)
+        self.destination_guest = destination_guests.get(self.destination) or _nic_of(self.destination)
+        self.made_up: list[MadeUp] = []
+
+    def _elsewhere(self, zone: str) -> dict[End, Nic]:
+        """Return by which ends a guest of another node is reached, where a zone or address means one."""
+        topology = self.topology
+        address = _address(zone)
+        if any(zone in (nic.zone, nic.name, nic.interface) for nic in topology.nics):
+            return {}
+        if address is not None and any(address in nic.addresses for nic in topology.nics):
+            return {}
+        nics = [nic for nic in topology.elsewhere if zone in (nic.zone, nic.name) or address in nic.addresses]
+        return find_ends_elsewhere(topology, nics)
 
     def _ends(self, zone: str, address: Address | None, other: End | None = None) -> list[End]:
         """Return the ends that a zone or address means."""
@@ -193,7 +241,11 @@ class _Maker:
         return ip.is_multicast or (version == 4 and number == 0xFFFFFFFF)
 
     def make(self) -> Probe:
+        self._same_vlan()
         path = find_path(self.topology, self.source, self.destination)
+        tag = self.spec.vlan if self.spec.vlan is not None else self._own_tag()
+        if tag is not None:
+            path = deliver_tagged(self.topology, path, tag)
         fields: dict[Field, int] = dict.fromkeys((*MARK, *CT_MARK, *CT_STATUS.values()), 0)
         for bit, on in enumerate(MARK):
             fields[on] = self.spec.mark >> bit & 1
@@ -211,9 +263,34 @@ class _Maker:
         fields[CT_DIRECTION] = 0
         self._link(fields)
         for name, value in self.spec.overrides:
-            on = field_named(name)
+            on = known_field(name)
+            check_override(on, fields)
             fields[on] = parse_value(on, value)
-        return Probe(fields, path, self.topology)
+        given = {known_field(name) for name, _ in self.spec.overrides}
+        made_up = tuple(one for one in self.made_up if one.field not in given)
+        return Probe(fields, path, self.topology, made_up, tuple(self._about()))
+
+    def _same_vlan(self) -> None:
+        """Refuse a packet between guests of one bridge in two VLANs, one of which runs on another node."""
+        source, destination = self.source_guest, self.destination_guest
+        if source is None or destination is None or source.bridge != destination.bridge:
+            return
+        if (source.node or destination.node) and source.tag != destination.tag:
+            raise UsageError(
+                f"{source.name} (VLAN {source.tag}) and {destination.name} (VLAN {destination.tag}) do not reach each"
+                " other directly",
+                "simulate the way from the router, which is outside: --from outside",
+            )
+
+    def _own_tag(self) -> int | None:
+        """Return the VLAN of the sending NIC, whose frames come to the host with that tag."""
+        nic = self.source_guest
+        return nic.tag if nic is not None and nic.tag else None
+
+    def _about(self) -> Iterator[str]:
+        for nic in (self.source_guest, self.destination_guest):
+            if nic is not None and nic.node:
+                yield f"{nic.name} runs on node {nic.node}: what that node filters is not looked at"
 
     def _protocol(self) -> int:
         spec = self.spec
@@ -234,10 +311,10 @@ class _Maker:
 
     def _ip(self, fields: dict[Field, int], version: int) -> None:
         source, destination = (SADDR4, DADDR4) if version == 4 else (SADDR6, DADDR6)
-        fields[source] = self._end_address(self.source, self.source_address, version)
-        fields[destination] = self._end_address(self.destination, self.destination_address, version)
-        fields[SADDR_TYPE] = self._address_type(version, fields[source])
-        fields[DADDR_TYPE] = self._address_type(version, fields[destination])
+        fields[source] = self._source(source)
+        fields[destination] = self._destination(destination)
+        fields[SADDR_TYPE] = self._address_type(version, fields[source], self.source)
+        fields[DADDR_TYPE] = self._address_type(version, fields[destination], self.destination)
         for on in (SADDR_TYPE, DADDR_TYPE):
             here = Field(f"{on} here", len(ADDRESS_TYPES), FieldKind.ENUM, ADDRESS_TYPES)
             fields[here] = fields[on]
@@ -284,21 +361,49 @@ class _Maker:
         elif spec.icmp_type is not None:
             raise ValueError("an ICMP type needs protocol icmp or icmpv6")
 
-    def _end_address(self, end: End, given: Address | None, version: int) -> int:
-        """Return the address a packet has at one end: as given, as known, or one made up for it."""
-        if given is not None:
-            return given[1]
-        if isinstance(end, NicEnd):
-            known = [number for v, number in end.nic.addresses if v == version]
-            return known[0] if known else _INSIDE[version] + 1 + end.nic.vmid % 200
+    def _source(self, on: Field) -> int:
+        if self.source_address is not None:
+            return self.source_address[1]
+        return self._end_address(on, self.source, self.source_guest, "--source")
+
+    def _destination(self, on: Field) -> int:
+        if self.destination_address is not None:
+            return self.destination_address[1]
+        return self._end_address(on, self.destination, self.destination_guest, "--dest")
+
+    def _end_address(self, on: Field, end: End, guest: Nic | None, option: str) -> int:
+        """Return the address a packet has at one end where none is given: a known one, or one made up for it."""
+        version = 4 if on.kind is FieldKind.IPV4 else 6
+        if guest is not None:
+            known = [number for v, number in guest.addresses if v == version]
+            if known:
+                return known[0]
+            self.made_up.append(MadeUp(on, guest.name, option))
+            ranges = [(first, last) for v, first, last in guest.ranges if v == version]
+            if ranges:
+                first, last = ranges[0]
+                return min(first + 1 + guest.vmid % 200, last)
+            return _INSIDE[version] + 1 + guest.vmid % 200
         if isinstance(end, HostEnd):
-            networks = [n for link in self.topology.links for n in link.networks if n.version == version]
-            return networks[0].address if networks else _INSIDE[version] + 254
+            found = self._host_address(version)
+            if found is None:
+                self.made_up.append(MadeUp(on, "host", option))
+            return _INSIDE[version] + 254 if found is None else found
+        self.made_up.append(MadeUp(on, str(end), option, stands_for_many=True))
         return _OUTSIDE[version]
 
-    def _address_type(self, version: int, address: int) -> int:
-        """Return the kind of an address in the host's routing tables (fib_frontend.c, inet_addr_type)."""
-        kind = "unicast"
+    def _host_address(self, version: int) -> int | None:
+        """Return an address of the host: one of the interface that the other end is behind, where it has any."""
+        other = self.destination if isinstance(self.source, HostEnd) else self.source
+        links = sorted(self.topology.links, key=lambda link: link.name != _link_name(other))
+        return next((n.address for link in links for n in link.networks if n.version == version), None)
+
+    def _address_type(self, version: int, address: int, end: End) -> int:
+        """Return the kind of an address in the host's routing tables (fib_frontend.c, inet_addr_type).
+
+        Whatever address the host itself is said to have is one of its own.
+        """
+        kind = "local" if isinstance(end, HostEnd) else "unicast"
         if self._is_group((version, address)):
             kind = "broadcast" if version == 4 and address == 0xFFFFFFFF else "multicast"
         elif version == 4 and address == 0:
@@ -317,24 +422,25 @@ class _Maker:
     # --- ARP and frames -------------------------------------------------------------------------------------
 
     def _arp(self, fields: dict[Field, int]) -> None:
-        sender = _address(self.spec.arp_sender)
+        sender = _given_address(self.spec.arp_sender)
         fields |= {ARP_HTYPE: 1, ARP_PTYPE: IPV4, ARP_HLEN: 6, ARP_PLEN: 4, ARP_OP: 1}  # RFC 826: a request
-        fields[ARP_SPA] = self._end_address(self.source, sender or self.source_address, 4)
-        fields[ARP_TPA] = self._end_address(self.destination, self.destination_address, 4)
-        fields[ARP_SHA] = self._mac(self.source, self.spec.mac)
+        fields[ARP_SPA] = self._source(ARP_SPA) if sender is None else sender[1]
+        fields[ARP_TPA] = self._destination(ARP_TPA)
+        fields[ARP_SHA] = self._mac(self.source, self.source_guest, self.spec.mac)
         fields[ARP_THA] = 0
 
-    def _mac(self, end: End, given: str | None) -> int:
+    @staticmethod
+    def _mac(end: End, guest: Nic | None, given: str | None) -> int:
         if given is not None:
             return names.mac_number(given)
-        if isinstance(end, NicEnd) and end.nic.mac is not None:
-            return end.nic.mac
+        if guest is not None and guest.mac is not None:
+            return guest.mac
         return HOST_MAC if isinstance(end, HostEnd) else UNKNOWN_MAC
 
     def _link(self, fields: dict[Field, int]) -> None:
         spec = self.spec
-        fields[ETHER_SRC] = self._mac(self.source, spec.mac)
-        fields[ETHER_DST] = self._mac(self.destination, spec.destination_mac)
+        fields[ETHER_SRC] = self._mac(self.source, self.source_guest, spec.mac)
+        fields[ETHER_DST] = self._mac(self.destination, self.destination_guest, spec.destination_mac)
         if spec.destination_mac is None:
             if fields.get(DADDR_TYPE) == ADDRESS_TYPES.index("broadcast") or fields[PROTOCOL] == ARP:
                 fields[ETHER_DST] = 0xFFFFFFFFFFFF
@@ -366,6 +472,31 @@ def _split_port(text: str) -> tuple[str, str | None]:
         end, _, port = text.partition(":")
         return end, port
     return text, None
+
+
+def _link_name(end: End) -> str:
+    """Return the host's interface that an end is behind; of the host itself, ``lo``."""
+    match end:
+        case HostEnd():
+            return "lo"
+        case NicEnd(nic):
+            return nic.bridge
+        case PortEnd(bridge, _):
+            return bridge
+        case RoutedEnd(interface):
+            return interface
+
+
+def _nic_of(end: End) -> Nic | None:
+    return end.nic if isinstance(end, NicEnd) else None
+
+
+def _given_address(text: str | None) -> Address | None:
+    """Return an address that must be one where it is given. Raises ValueError."""
+    address = _address(text)
+    if text is not None and address is None:
+        raise ValueError(f"not an address: {text}")
+    return address
 
 
 def _address(text: str | None) -> Address | None:

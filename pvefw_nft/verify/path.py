@@ -47,6 +47,8 @@ from pvefw_nft.verify.model import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pvefw_nft.verify.model import Chain, Condition, Field, RulesetModel, Table
 
 OTHERHOST, HOST = 3, 0
@@ -61,8 +63,9 @@ BRNF_PRIORITY = 0
 class Nic:
     """A guest's NIC: ``interface`` is its host side, ``bridge`` the guest's bridge (not the firewall bridge).
 
-    ``addresses`` are what the guest is known to use, ``mac`` is None where unknown, ``tag`` its VLAN (0:
-    none). Only a ``filtered`` NIC is plugged through a firewall bridge.
+    ``addresses`` are what the guest is known to use (IP version and address), ``ranges`` what it may take one from
+    (version, first and last), ``mac`` is None where unknown, ``tag`` its VLAN (0: none). Only a ``filtered`` NIC is
+    plugged through a firewall bridge. ``node`` is the other node that the guest runs on, empty for one of this host.
     """
 
     zone: str
@@ -74,6 +77,8 @@ class Nic:
     mac: int | None = None
     addresses: tuple[tuple[int, int], ...] = ()
     tag: int = 0
+    ranges: tuple[tuple[int, int, int], ...] = ()
+    node: str = ""
 
     @property
     def name(self) -> str:
@@ -113,25 +118,28 @@ class Network:
 @dataclass(frozen=True, slots=True)
 class Link:
     """An interface of the host with addresses: a bridge with its uplink ``ports``, or (no bridge) a plain
-    one.
+    one. ``vlan`` is the interface and the tag of the frames that it takes, such as ``("vmbr0", 5)`` for vmbr0.5.
     """
 
     name: str
     is_bridge: bool
     ports: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
+    vlan: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
     """What the way of a packet depends on. ``call_iptables`` is the sysctl bridge-nf-call-iptables (and
-    -ip6tables), ``filter_vlan_tagged`` bridge-nf-filter-vlan-tagged.
+    -ip6tables), ``filter_vlan_tagged`` bridge-nf-filter-vlan-tagged. ``elsewhere`` are the NICs of guests that run on
+    other nodes: to this host they are behind the uplink of their bridge.
     """
 
     nics: tuple[Nic, ...] = ()
     links: tuple[Link, ...] = ()
     call_iptables: bool = True
     filter_vlan_tagged: bool = False
+    elsewhere: tuple[Nic, ...] = ()
 
     def link(self, name: str) -> Link | None:
         """Return the host's interface of this name."""
@@ -229,10 +237,21 @@ def find_ends(topology: Topology, zone: str) -> list[End]:
             if zone in (port, link.name)
         ]
     if not ends:
-        known = ["host", "outside", *dict.fromkeys(nic.zone for nic in topology.nics)]
+        known = ["host", "outside", *dict.fromkeys(nic.zone for nic in (*topology.nics, *topology.elsewhere))]
         known += [str(end) for end in find_ends_outside(topology)]
         raise UsageError(f"there is no zone '{zone}'", hint=f"zones here: {', '.join(known)}")
     return ends
+
+
+def find_ends_elsewhere(topology: Topology, nics: Iterable[Nic]) -> dict[End, Nic]:
+    """Return by which ends guests of other nodes are reached: the ports of their bridge, or any if it is not here."""
+    found: dict[End, Nic] = {}
+    for nic in nics:
+        link = topology.link(nic.bridge)
+        ports = [PortEnd(nic.bridge, port) for port in link.ports] if link is not None and link.is_bridge else []
+        for end in ports or find_ends_outside(topology):
+            found.setdefault(end, nic)
+    return found
 
 
 def find_ends_outside(topology: Topology) -> list[End]:
@@ -252,7 +271,7 @@ class Stage:
     ``fields`` are the interfaces as this hook sees them (field, value). Of the hook's chains only those with
     a priority from ``first`` up to, not including, ``last`` run here (None: no bound). ``when`` says which
     packets run this stage at all. To this hook ``PKTTYPE`` of a unicast frame is ``unicast`` (host or
-    otherhost). ``hop`` names the part of the way the stage belongs to.
+    otherhost). ``hop`` names the part of the way the stage belongs to. ``untagged``: a VLAN interface took the tag off.
     """
 
     family: Family
@@ -264,6 +283,7 @@ class Stage:
     last: int | None = None
     when: Condition = TRUE
     from_host: bool = False
+    untagged: bool = False
 
     def chains(self, model: RulesetModel, protocol: int) -> list[tuple[Table, Chain]]:
         """Return the base chains a packet of this network protocol (``PROTOCOL``) meets here, in order."""
@@ -291,13 +311,15 @@ class Stage:
 class Path:
     """The stages from ``source`` to ``destination``, in order; ``back`` are those of the way back.
 
-    Connection tracking depends on the way back: what it finds there is known here.
+    Connection tracking depends on the way back: what it finds there is known here. ``dead_end`` says why the packet
+    gets no further than the last stage, whatever the rules say; empty: it arrives.
     """
 
     source: End
     destination: End
     stages: tuple[Stage, ...]
     back: tuple[Stage, ...] = ()
+    dead_end: str = ""
 
     def __str__(self) -> str:
         return f"{self.source} → {self.destination}"

@@ -5,13 +5,24 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeAlias
 
-from pvefw_nft.verify.describe import condition_text, packet_text, rule_text, value_text, verdict_text
+from pvefw_nft.verify.describe import (
+    condition_text,
+    packet_text,
+    range_text,
+    rule_text,
+    value_text,
+    verdict_text,
+)
+from pvefw_nft.verify.guesses import guess_text
 from pvefw_nft.verify.model import Accept, Drop, Family, Goto, Jump, Log, Reject, UnknownVerdict
 from pvefw_nft.verify.path import NicEnd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pvefw_nft.verify.guesses import Guess
+    from pvefw_nft.verify.intervals import IntervalSet
+    from pvefw_nft.verify.model import Field
     from pvefw_nft.verify.path import End
     from pvefw_nft.verify.simulate import ChainWalk, Outcome, StageWalk, Step
 
@@ -40,6 +51,9 @@ def outcome_lines(outcome: Outcome, *, verbose: bool = False, title: str = "") -
             yield "    passes, no rule speaks of it" if walks else "    passes, nothing filters here"
     yield from (f"  log: {_log_text(log)}" for log in outcome.logs)
     yield from (f"  note: {note}" for note in outcome.notes)
+    for guess in outcome.guesses:
+        if guess.otherwise or not guess.made_up.stands_for_many or verbose:
+            yield f"  {'warning' if is_doubtful(guess) else 'note'}: {guess_text(guess)}"
     decider = outcome.decider
     if outcome.stopped is not None:
         yield f"  decided by: {outcome.stopped}"
@@ -50,6 +64,11 @@ def outcome_lines(outcome: Outcome, *, verbose: bool = False, title: str = "") -
         yield f"  decided by: the policy of {walk.table.key} {walk.chain.name} ({stage.stage})"
     else:
         yield "  decided by: no rule; nothing on the way filters this packet"
+
+
+def is_doubtful(guess: Guess) -> bool:
+    """Return whether the verdict may be wrong: it rests on the made-up address of one guest, or of the host."""
+    return not guess.made_up.stands_for_many and bool(guess.otherwise or not guess.complete)
 
 
 def _tells(walk: ChainWalk) -> bool:
@@ -134,7 +153,25 @@ def outcome_data(outcome: Outcome, *, verbose: bool = False) -> dict[str, Data]:
         "decided_by": None if decider is None else _step_data(decider),
         "logs": [{"prefix": log.prefix, "group": log.group, "level": log.level} for log in outcome.logs],
         "notes": [*outcome.notes],
+        "made_up": [_guess_data(guess) for guess in outcome.guesses],
     }
+
+
+def _guess_data(guess: Guess) -> dict[str, Data]:
+    on = guess.made_up.field
+    return {
+        "end": guess.made_up.end,
+        "field": on.name,
+        "address": value_text(on, guess.address),
+        "stands_for_many": guess.made_up.stands_for_many,
+        "otherwise": {verdict: _ranges(on, values) for verdict, values in guess.otherwise.items()},
+        "complete": guess.complete,
+        "text": guess_text(guess),
+    }
+
+
+def _ranges(on: Field, values: IntervalSet) -> list[Data]:
+    return [range_text(on, first, last) for first, last in values]
 
 
 def end_text(end: End) -> str:

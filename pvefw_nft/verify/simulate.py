@@ -63,6 +63,7 @@ from pvefw_nft.verify.model import (
     Log,
     Nat,
     NoTrack,
+    PlainVerdict,
     Point,
     Queue,
     Reject,
@@ -75,7 +76,6 @@ from pvefw_nft.verify.model import (
     Table,
     Test,
     UnknownVerdict,
-    Verdict,
     VerdictMap,
     holds,
     tests_of,
@@ -95,6 +95,8 @@ from pvefw_nft.verify.tracking import (
 )
 
 if TYPE_CHECKING:
+    from pvefw_nft.verify.guesses import Guess
+    from pvefw_nft.verify.intervals import IntervalSet
     from pvefw_nft.verify.path import Stage
     from pvefw_nft.verify.tracking import Tracked
 
@@ -115,7 +117,8 @@ MAX_UNKNOWN = 10
 class Step:
     """A rule a packet met: ``number`` counts from 1 in its chain. ``failed`` is what did not hold, None: it matched.
 
-    ``callers`` are the rules whose jumps or gotos led here, outermost first.
+    ``callers`` are the rules whose jumps or gotos led here, outermost first. ``verdict`` is what the rule decided: of a
+    verdict map the entry that holds.
     """
 
     table: Table
@@ -124,6 +127,7 @@ class Step:
     rule: Rule
     callers: tuple[Step, ...] = ()
     failed: Condition | None = None
+    verdict: PlainVerdict | None = None
 
     @property
     def matched(self) -> bool:
@@ -163,9 +167,9 @@ class ChainWalk:
         for step in self.steps:
             if not step.matched:
                 continue
-            verdict = step.rule.verdict
+            verdict = step.verdict
             if any(isinstance(effect, SetMark) and effect.flip for effect in step.rule.effects):
-                entered = before is not None and isinstance(before.rule.verdict, (Goto, Jump))
+                entered = before is not None and isinstance(before.verdict, (Goto, Jump))
                 setter = before if entered and not step.rule.conditions else step
             if isinstance(verdict, (Goto, Return, Accept, Drop, Reject, Queue, Nat, UnknownVerdict)):
                 last = setter if setter is not None and _tests_mark(step.rule) else step
@@ -198,7 +202,7 @@ class Outcome:
 
     ``stopped`` says what else than a rule dropped it. ``notes`` are what a reader should know: queues, translations,
     assumptions the verdict rests on. ``answered`` says whether the answer to a rejected packet reaches its sender
-    (None: not rejected, or not known).
+    (None: not rejected, or not known). ``guesses`` say of each made-up address what rests on it.
     """
 
     probe: Probe
@@ -209,6 +213,7 @@ class Outcome:
     notes: list[str]
     answered: bool | None = None
     stopped: str | None = None
+    guesses: tuple[Guess, ...] = ()
 
     @property
     def deciding(self) -> list[tuple[StageWalk, ChainWalk]]:
@@ -244,24 +249,29 @@ class _Undecided(Exception):  # noqa: N818  not an error: the walk asks for an a
         self.field = on
 
 
-def simulate(model: RulesetModel, probe: Probe) -> Outcome:
+LookedUp: TypeAlias = "dict[Field, dict[IntervalSet, None]]"
+"""The sets that rules asked for a packet's fields, by field."""
+
+
+def simulate(model: RulesetModel, probe: Probe, looked_up: LookedUp | None = None) -> Outcome:
     """Return what happens to a packet on its way.
 
-    Raises UsageError where more unknown matches matter than can be tried.
+    Where ``looked_up`` has fields as keys, the sets that rules looked up for them are added to it. Raises UsageError
+    where more unknown matches matter than can be tried.
     """
     outcomes: list[tuple[dict[Field, int], Outcome]] = []
     pending: list[dict[Field, int]] = [{}]
     while pending:
         chosen = pending.pop()
         try:
-            outcomes.append((chosen, _Walker(model, probe, chosen).run()))
+            outcomes.append((chosen, _Walker(model, probe, chosen, looked_up).run()))
         except _Undecided as question:
             if len(chosen) >= MAX_UNKNOWN:
                 message = f"more than {MAX_UNKNOWN} unknown matches on the packet's way"
                 raise UsageError(message, "choose --assume-unknown match or nomatch") from None
             pending += [{**chosen, question.field: 0}, {**chosen, question.field: 1}]
     first = outcomes[0][1]
-    first.notes += model.assumptions
+    first.notes += [*probe.about, *model.assumptions]
     verdicts = {(outcome.verdict, outcome.kind) for _, outcome in outcomes}
     if len(verdicts) > 1:
         texts = sorted({outcome.text for _, outcome in outcomes})
@@ -295,9 +305,14 @@ def _answer(model: RulesetModel, outcome: Outcome) -> None:
 
 
 class _Walker:
-    """Walks one packet through a ruleset; ``chosen`` are outcomes of unknown matches."""
+    """Walks one packet through a ruleset; ``chosen`` are outcomes of unknown matches.
 
-    def __init__(self, model: RulesetModel, probe: Probe, chosen: dict[Field, int]) -> None:
+    Sets that are looked up for the fields of ``looked_up`` are added to it.
+    """
+
+    def __init__(
+        self, model: RulesetModel, probe: Probe, chosen: dict[Field, int], looked_up: LookedUp | None = None
+    ) -> None:
         self.model = model
         self.probe = probe
         self.packet: dict[Field, int] = {TRACKING: 0, **probe.fields}
@@ -307,6 +322,7 @@ class _Walker:
         self.notes: list[str] = []
         self.view: dict[Field, int] = {}
         self.tracking = PLAIN
+        self.looked_up: LookedUp = {} if looked_up is None else looked_up
 
     def run(self) -> Outcome:
         stages: list[StageWalk] = []
@@ -328,18 +344,25 @@ class _Walker:
                 if hook.kind == "nat" and self.view.get(CT_STATE) != CT_STATES.index("new"):
                     continue  # only a connection's first packet meets nat chains
                 self._put_together(chain)
-                end = self._base_chain(walk, table, chain)
-                match end:
-                    case Drop():
-                        return self._outcome(stages, "DROP", None)
-                    case Reject():
-                        return self._outcome(stages, "REJECT", end.kind(self.packet[PROTOCOL]))
-                    case UnknownVerdict(text):
-                        self.notes.append(f"what {text} does is not known")
-                        return self._outcome(stages, "UNDECIDED", None)
-                    case Accept():
-                        pass
+                ended = self._ended(stages, self._base_chain(walk, table, chain))
+                if ended is not None:
+                    return ended
+        if self.probe.path.dead_end:
+            return replace(self._outcome(stages, "DROP", None), stopped=self.probe.path.dead_end)
         return self._outcome(stages, "ACCEPT", None)
+
+    def _ended(self, stages: list[StageWalk], end: End) -> Outcome | None:
+        """Return the outcome where a base chain's end is the packet's; None where it goes on."""
+        match end:
+            case Drop():
+                return self._outcome(stages, "DROP", None)
+            case Reject():
+                return self._outcome(stages, "REJECT", end.kind(self.packet[PROTOCOL]))
+            case UnknownVerdict(text):
+                self.notes.append(f"what {text} does is not known")
+                return self._outcome(stages, "UNDECIDED", None)
+            case Accept():
+                return None
 
     def _outcome(self, stages: list[StageWalk], verdict: str, kind: str | None) -> Outcome:
         return Outcome(self.probe, verdict, kind, stages, self.logs, self.notes)
@@ -381,9 +404,10 @@ class _Walker:
         view.update(stage.fields)
         if self.unicast:
             view[PKTTYPE] = stage.unicast
-        if stage.from_host:
+        if stage.from_host or stage.untagged:
             view.pop(VLAN_ID, None)
             view[ETHER_TYPE] = view[PROTOCOL]
+        if stage.from_host:
             view[ETHER_SRC] = HOST_MAC
             if stage.family is not Family.BRIDGE and stage.point in (Point.OUTPUT, Point.POSTROUTING):
                 del view[ETHER_SRC]
@@ -408,12 +432,12 @@ class _Walker:
         callers: tuple[Step, ...] = ()
         while True:
             if position >= len(current.rules):
-                decided: Verdict | None = current.policy if current is not chain else Return()
+                decided: PlainVerdict | None = current.policy if current is not chain else Return()
             else:
                 step = replace(self._rule(table, current, position), callers=callers)
                 walk.steps.append(step)
                 position += 1
-                decided = self._verdict(step) if step.matched else None
+                decided = step.verdict
             match decided:
                 case None:
                     continue
@@ -435,8 +459,6 @@ class _Walker:
                 case Nat():
                     self._translate(decided)
                     return walk.end
-                case VerdictMap():
-                    raise AssertionError("a map's verdict is looked up before")
                 case Accept() | Drop() | Reject() | UnknownVerdict():
                     walk.end = decided
                     return decided
@@ -452,20 +474,22 @@ class _Walker:
                     return Step(table, chain, position + 1, rule, failed=effect.condition)
             else:
                 self._apply(effect)
-        if isinstance(rule.verdict, VerdictMap) and self._lookup(rule.verdict) is None:
-            return Step(table, chain, position + 1, rule, failed=_keys(rule.verdict))
-        return Step(table, chain, position + 1, rule)
+        verdict = rule.verdict
+        if isinstance(verdict, VerdictMap):
+            found = self._lookup(verdict)
+            failed = _keys(verdict) if found is None else None
+            return Step(table, chain, position + 1, rule, failed=failed, verdict=found)
+        return Step(table, chain, position + 1, rule, verdict=verdict)
 
-    def _verdict(self, step: Step) -> Verdict | None:
-        verdict = step.rule.verdict
-        return self._lookup(verdict) if isinstance(verdict, VerdictMap) else verdict
-
-    def _lookup(self, verdict: VerdictMap) -> Verdict | None:
+    def _lookup(self, verdict: VerdictMap) -> PlainVerdict | None:
+        for test in (test for condition, _ in verdict.entries for test in tests_of(condition)):
+            self._note(test)
         return verdict.lookup(self.view)
 
     def _holds(self, condition: Condition) -> bool:
         """As :func:`~.model.holds`, with rates kept and unknown matches asked for where they matter."""
         if isinstance(condition, Test):
+            self._note(condition)
             on = condition.field
             if on not in self.view:
                 if on.name.startswith("unknown "):
@@ -481,6 +505,11 @@ class _Walker:
         if isinstance(condition, Any):
             return any(self._holds(part) for part in condition.of)
         return not self._holds(condition.of)
+
+    def _note(self, test: Test) -> None:
+        """Note which sets were looked up for the fields that are watched."""
+        if test.field in self.looked_up:
+            self.looked_up[test.field][test.values] = None
 
     def _usual(self, on: Field, value: int) -> int:
         """Return the value that a field made on demand is taken to have, and note what is not a matter of course."""

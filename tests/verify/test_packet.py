@@ -151,3 +151,55 @@ def test_arp_is_not_tracked() -> None:
 def test_what_is_no_packet_is_a_usage_error(options: dict[str, Option]) -> None:
     with pytest.raises(UsageError):
         probe("outside", "vm100", **options)
+
+
+# --- what cannot be ----------------------------------------------------------------------------------------
+
+CONTRADICTIONS: list[tuple[dict[str, Option], str]] = [
+    ({"icmp_type": "echo-request", "dport": 22}, "ICMP has no ports"),
+    ({"icmp_type": "8", "tcp_flags": "syn"}, "ICMP has no TCP flags"),
+    ({"protocol": "udp", "tcp_flags": "syn"}, "udp has no TCP flags"),
+    ({"protocol": "tcp", "icmp_type": "8"}, "tcp has no ICMP type"),
+    ({"protocol": "icmp", "sport": 5}, "icmp has no ports"),
+    ({"protocol": "tcp", "fragment": "later", "dport": 5}, "later fragment has no ports"),
+    ({"fragment": "later", "icmp_type": "8"}, "later fragment has no ICMP type"),
+    ({"protocol": "arp", "dport": 5}, "ARP is no IP"),
+    ({"ether_type": "88cc", "protocol": "tcp"}, "no protocol tcp"),
+    ({"ether_type": "88cc", "fragment": "first"}, "no IP: leave out --fragment"),
+    ({"ether_type": "ip6", "family": 4}, "contradict"),
+    ({"ether_type": "ip", "arp_sender": "10.0.0.1"}, "--arp-sender is for ARP"),
+    ({"protocol": "arp", "family": 6}, "contradict"),
+    ({"mark": 1 << 32}, "32 bits"),
+    ({"source_address": "10.0.0.300"}, "not an address: 10.0.0.300"),
+    ({"overrides": (("no such", "1"),)}, "no field 'no such'"),
+    ({"overrides": (("iif", "eth0"),)}, "'iif' is not set with --field"),
+    ({"overrides": (("l4proto", "udp"),)}, "use --proto"),
+    ({"protocol": "tcp", "overrides": (("icmp", "8/0"),)}, "has no 'icmp'"),
+    ({"protocol": "icmp", "overrides": (("dport", "80"),)}, "has no 'dport'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), CONTRADICTIONS, ids=[message for _, message in CONTRADICTIONS])
+def test_a_packet_that_contradicts_itself_is_an_error(options: dict[str, Option], message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace(".", r"\.")):
+        probe("outside", "vm100", **options)
+
+
+def test_two_ports_for_one_end_are_an_error() -> None:
+    with pytest.raises(UsageError, match="--to names port 22, --dport 23"):
+        probe("outside", "vm100:22", dport=23)
+    assert shown(probe("outside", "vm100:22", dport=22), DPORT) == ["22"]
+
+
+@pytest.mark.parametrize("address", [None, "10.9.9.9", "203.0.113.5"])
+def test_what_goes_to_the_host_is_for_a_local_address(address: str | None) -> None:
+    bare = Topology(TOPOLOGY.nics).with_bridges()
+    for topology in (TOPOLOGY, bare):
+        made = make_probe(PacketSpec("outside", "host", destination_address=address), topology)
+        assert shown(made, DADDR_TYPE) == ["local"]
+
+
+def test_the_host_has_the_address_of_the_interface_towards_the_other_end() -> None:
+    assert shown(probe("vm100", "host"), DADDR4) == ["10.0.0.1"]
+    assert shown(probe("wg0", "host"), DADDR4) == ["10.9.0.1"]
+    assert shown(probe("host", "wg0"), SADDR4) == ["10.9.0.1"]

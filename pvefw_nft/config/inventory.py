@@ -1,0 +1,109 @@
+"""Which addresses guests use, and which guests run on other nodes, as far as the files tell.
+
+Nothing is filtered by this: it is for ``simulate``, which needs an address for each end of a packet. A guest's
+addresses are, in this order: a container's ``ip=`` and ``ip6=``, a VM's ``ipconfigN`` (what cloud-init gives it), and
+the single addresses of its ipset ``ipfilter-netN`` (what it may send from).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from pvefw_nft.config import resolve
+from pvefw_nft.config.findings import Findings
+from pvefw_nft.config.load import read_nics
+from pvefw_nft.config.model import Guest, GuestKind
+from pvefw_nft.config.rules import Names
+from pvefw_nft.config.values import BadValue, Prefix, read_prefix
+from pvefw_nft.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pvefw_nft.config.load import Root
+    from pvefw_nft.config.model import ClusterConfig, GuestConfig
+
+_IPCONFIG = re.compile(r"ipconfig([0-9]{1,2})[ \t]*:[ \t]*(\S+)")
+_BITS = {4: 32, 6: 128}
+
+
+class Addresses(NamedTuple):
+    """What is known of a NIC's addresses: ``hosts`` are its own, ``networks`` those it may take one from."""
+
+    hosts: tuple[Prefix, ...] = ()
+    networks: tuple[Prefix, ...] = ()
+
+
+def guest_addresses(root: Root, cluster: ClusterConfig, guest: Guest) -> dict[int, Addresses]:
+    """Return what the files say of the addresses of a guest's NICs, by the NIC's number.
+
+    A file that cannot be used says nothing; whoever compiles it reports that.
+    """
+    given = _cloud_init(_text(root, guest.file))
+    firewall = _firewall(root, cluster, guest.vmid)
+    found = {}
+    for nic in guest.nics:
+        hosts = [*nic.addresses, *given.get(nic.index, ())]
+        networks: list[Prefix] = []
+        own = firewall.ipsets.get(f"ipfilter-net{nic.index}") if firewall is not None else None
+        for entry in own.entries if own is not None else ():
+            if not entry.nomatch:
+                single = entry.prefix.length == _BITS[entry.prefix.version]
+                (hosts if single else networks).append(entry.prefix)
+        found[nic.index] = Addresses(tuple(hosts), tuple(networks))
+    return found
+
+
+def guests_elsewhere(root: Root) -> Iterator[tuple[str, Guest]]:
+    """Yield the guests of the cluster's other nodes, each with the name of its node, nodes by name.
+
+    Their NICs are read, their rules are not: another node filters them.
+    """
+    nodes = root.pve / "nodes"
+    for node in sorted(root.files.listed(nodes)):
+        if node == root.node:
+            continue
+        for kind, folder in ((GuestKind.VM, "qemu-server"), (GuestKind.CONTAINER, "lxc")):
+            for vmid, path in sorted(root.configs_in(nodes / node / folder)):
+                nics = read_nics(vmid, kind, path, _text(root, path))
+                yield node, Guest(vmid, kind, nics, None, path)
+
+
+def _firewall(root: Root, cluster: ClusterConfig, vmid: int) -> GuestConfig | None:
+    """Return a guest's firewall file where it has sets of addresses; reading all of its rules takes time."""
+    path = root.pve / "firewall" / f"{vmid}.fw"
+    text = _text(root, path)
+    if "ipfilter-net" not in text.lower():
+        return None
+    names = Names(0, dict(cluster.aliases), dict(cluster.ipsets))
+    return resolve.read_guest(str(path), text, Findings(), cluster, names, vmid)
+
+
+def _text(root: Root, path: Path | str) -> str:
+    try:
+        return root.files.text(path) or ""
+    except ConfigurationError:
+        return ""
+
+
+def _cloud_init(text: str) -> dict[int, list[Prefix]]:
+    """Return the addresses of ``ipconfigN: ip=192.0.2.5/24,gw=…,ip6=…`` by N; ``dhcp`` and ``auto`` give none."""
+    found: dict[int, list[Prefix]] = {}
+    for line in text.split("\n"):
+        body = line.strip()
+        if body.startswith("["):
+            break  # a snapshot's section: what the guest had once
+        setting = _IPCONFIG.match(body)
+        if setting is None:
+            continue
+        for part in setting[2].split(","):
+            key, _, value = part.partition("=")
+            if key not in ("ip", "ip6"):
+                continue
+            try:
+                found.setdefault(int(setting[1]), []).append(read_prefix(value.partition("/")[0]))
+            except BadValue:
+                continue
+    return found
