@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pvefw_nft.ir.nodes import Origin, Ruleset
     from pvefw_nft.verify.model import RulesetModel
     from pvefw_nft.verify.path import Topology
+    from pvefw_nft.verify.prove.flows import Side
 
 BACKENDS = ("iptables", "nft")
 """The names of the backends."""
@@ -433,6 +434,18 @@ def topology(source: Source) -> Topology:
 # --- what proof gives for free --------------------------------------------------------------------------------
 
 
+def survey_root(source: Source) -> tuple[Diagnostic, ...]:
+    """Return what is wrong in firewall files that this node does not compile, and settings that defeat one another.
+
+    Raises what :func:`check_root` raises.
+    """
+    from pvefw_nft.config.survey import survey  # deferred: only a check needs it
+
+    findings = Findings()
+    survey(_root(source), _configuration(_offline(source), findings), findings)
+    return in_file_order(_with_text(findings.diagnostics, source.files))
+
+
 class Advice(NamedTuple):
     """What an analysis found, in file order. ``unfinished`` are reasons for which some rules were not judged."""
 
@@ -452,8 +465,10 @@ def analyse_root(source: Source, checked: Checked) -> Advice:
 
     backend = make_backend("iptables")
     model = _read_back(backend, backend.lower(checked.ruleset), _line_of)
-    advice = analyse(Side("configuration", model, topology(source)))
-    found = []
+    side = Side("configuration", model, topology(source))
+    advice = analyse(side)
+    knows_network = checked.node.local_network is not None or source.root == Path("/")
+    found = _lock_out(checked.node, side) if knows_network else []
     for finding in advice.found:
         file, _, line = finding.origin.rpartition("\0")
         if file:
@@ -462,6 +477,34 @@ def analyse_root(source: Source, checked: Checked) -> Advice:
     quiet = _configuration(_offline(source), Findings())
     find_unused(_root(source), quiet.node.cluster, quiet.guests(), findings)
     return Advice(in_file_order(_with_text([*findings.diagnostics, *found], source.files)), advice.unfinished)
+
+
+_ADMINISTRATION = (22, 8006)
+"""TCP ports of ssh and of Proxmox VE's web interface."""
+
+
+def _lock_out(node: NodeConfig, side: Side) -> list[Diagnostic]:
+    """Return a warning where nobody outside can log in to the host."""
+    from pvefw_nft.config.model import Policy
+    from pvefw_nft.verify.intervals import IntervalSet
+    from pvefw_nft.verify.prove.budget import BudgetExceededError
+    from pvefw_nft.verify.prove.reach import host_is_reachable
+
+    if not node.host.options.enable:
+        return []
+    try:
+        if host_is_reachable(side, IntervalSet.of(*((port, port) for port in _ADMINISTRATION))):
+            return []
+    except BudgetExceededError:
+        return []
+    cluster = node.cluster
+    span = Span(cluster.file, cluster.option_lines.get("policy_in", 0))
+    rules = [*cluster.rules, *node.host.rules]
+    if rules and cluster.options.policy_in is Policy.DROP:
+        span = rules[-1].written.line.span()
+    message = "nobody outside can log in to the host: neither tcp port 22 nor 8006 is accepted from anywhere"
+    hint = "accept your management network above, or define [IPSET management] in cluster.fw"
+    return [Diagnostic(Severity.WARNING, "lock-out", span, message, hint)]
 
 
 def _line_of(origin: Origin) -> str:

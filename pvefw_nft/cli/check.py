@@ -9,7 +9,8 @@ import click
 
 from pvefw_nft.cli.options import make_source, source_options
 from pvefw_nft.cli.render import as_json, as_sarif, show
-from pvefw_nft.pipeline import analyse_root, check_root, closing_failures, in_file_order
+from pvefw_nft.errors import Severity
+from pvefw_nft.pipeline import analyse_root, check_root, closing_failures, in_file_order, survey_root
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,15 +24,17 @@ if TYPE_CHECKING:
 def check_command(
     ctx: click.Context, root: Path, node: str | None, local_network: str | None, form: str, analysis: bool
 ) -> None:
-    """Say what is wrong with a configuration: exit 0 when nothing is, 1 when something is.
+    """Say what is wrong with a configuration: exit 1 where a line is an error, else 0.
 
-    Where nothing is, the rules are analysed: those that can never match or change nothing, and groups, ipsets and
-    aliases that nothing uses, are warned about. Warnings alone leave the exit code at 0.
+    Every firewall file below etc/pve is read, also those of other nodes' guests and of guests that do not exist.
+    Without errors the rules are analysed: lines that never match or change nothing, names that nothing uses, and a
+    host that nobody can log in to. Warnings and notes leave the exit code at 0. `pvefw explain CODE` explains a code.
     """
     gc.disable()  # the IR has no cycles
     source = make_source(root, node, local_network)
     checked = closing_failures(source, lambda closed: check_root(source, closed=closed))
-    diagnostics = checked.diagnostics
+    survey = survey_root(source)
+    diagnostics = in_file_order([*checked.diagnostics, *survey])
     if analysis and not checked.has_errors and checked.ruleset.enabled:
         gc.enable()
         advice = analyse_root(source, checked)
@@ -47,4 +50,4 @@ def check_command(
             show(diagnostics, err=False)
             if not diagnostics:
                 click.echo("no problems")
-    ctx.exit(1 if checked.has_errors else 0)
+    ctx.exit(1 if any(diagnostic.severity is Severity.ERROR for diagnostic in diagnostics) else 0)

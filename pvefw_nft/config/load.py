@@ -210,6 +210,23 @@ class Configuration:
         if self._store is not None:
             self._store.end(seen)
 
+    def read_guest(self, vmid: int, kind: GuestKind, path: str) -> Guest:
+        """Read a guest of any node, by the path of its config; its firewall file lies beside those of all guests."""
+        return self._guest(vmid, kind, path, rules=True)
+
+    def read_guest_file(self, vmid: int) -> None:
+        """Report what is wrong with the firewall file of a guest that no node has."""
+        self._guest(vmid, GuestKind.VM, f"{self._root.node_folder}/qemu-server/{vmid}.conf", rules=True)
+
+    def read_host_file(self, path: Path) -> None:
+        """Report what is wrong with the host.fw of another node."""
+        try:
+            text = self._root.files.text(path) or ""
+        except UnusableFileError as error:
+            self._findings.error("host-file-unusable", Span(error.file, error.line), error.reason, error.hint)
+            return
+        resolve.read_host(str(path), text, self._findings, self.node.cluster, self._names)
+
     def _guest(self, vmid: int, kind: GuestKind, path: str, *, rules: bool) -> Guest:
         """Read one guest; whatever is wrong with its files closes this guest alone."""
         files = self._root.files

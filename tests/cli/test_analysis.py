@@ -72,7 +72,7 @@ def test_names_that_another_nodes_files_use_are_in_use(make_root: MakeRoot, caps
         {"cluster": ON + NAMES, "900.fw": "[RULES]\n|IN ACCEPT -source old -dest +dc/spare\nGROUP idle\nGROUP web\n"}
     )
     names = {each["code"] for each in check(root, capsys)}
-    assert names == {"unused-alias"}  # lan
+    assert names == {"unread-file", "unused-alias"}  # no guest 900, and lan
 
 
 def test_a_rule_that_one_of_two_guests_needs_is_no_finding(
@@ -83,3 +83,22 @@ def test_a_rule_that_one_of_two_guests_needs_is_no_finding(
     files: dict[str, str | bytes] = {"cluster": group, "100.conf": VM, "101.conf": second}
     root = make_root({**files, "100.fw": ON + "[RULES]\nGROUP web\n", "101.fw": ON + "[RULES]\nIN ACCEPT\nGROUP web\n"})
     assert [(each["code"], each["line"]) for each in check(root, capsys)] == [("no-effect", 5)]
+
+
+def test_a_host_that_nobody_can_log_in_to(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_root({"host": "[RULES]\nIN SMTP(ACCEPT)\nIN DROP\n"})
+    (one,) = check(root, capsys)
+    assert (one["code"], one["file"].rsplit("/", 1)[-1], one["line"]) == ("lock-out", "host.fw", 3)
+    for rules in ("IN DROP -p udp\n", "IN ACCEPT -p tcp -dport 8006 -source 192.0.2.1\nIN DROP\n"):
+        found = check(make_root({"host": f"[RULES]\n{rules}"}), capsys)
+        assert "lock-out" not in {each["code"] for each in found}
+
+
+def test_an_error_in_a_file_of_another_node_is_an_error(
+    make_root: MakeRoot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_root({"100.fw": "garbage\n"})
+    with pytest.raises(SystemExit) as end:
+        main(["check", "--root", str(root), "--node", NODE, "--local-network", "10.0.0.0/24"])
+    assert end.value.code == 1
+    assert "100.fw:1:1" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.config.codes import SUBJECTS, Code, declared
-from pvefw_nft.pipeline import Source, analyse_root, compile_root
+from pvefw_nft.pipeline import Source, analyse_root, compile_root, survey_root
 from tests.support import NODE
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ CODES = tuple(declared().values())
 
 
 def diagnostics(root: Path) -> list[Diagnostic]:
-    """Return everything that a check and a compile with the backend that host.fw asks for say."""
+    """Return everything that a check, and a compile with the backend that host.fw asks for say."""
     source = Source(root, NODE, lambda: "10.0.0.0/24")
     compiled = compile_root(source, None)
-    found = list(compiled.checked.diagnostics)
+    found = [*compiled.checked.diagnostics, *survey_root(source)]
     if not compiled.checked.has_errors and compiled.checked.ruleset.enabled:
         found += analyse_root(source, compiled.checked).diagnostics
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pvefw_nft.config.codes import advice, files, guests, rules, sdn
+from pvefw_nft.config.codes import advice, files, guests, rules, sdn, survey
 from pvefw_nft.config.codes.declaration import Code as Code  # noqa: TC001 - for those who explain codes
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ SUBJECTS: Mapping[str, tuple[Code, ...]] = {
     "Rules": rules.CODES,
     "Guests and the cluster": guests.CODES,
     "Software-defined networks": sdn.CODES,
+    "Files and settings without effect": survey.CODES,
     "Lines without effect": advice.CODES,
 }
 """The codes by subject, in the order of the manual."""

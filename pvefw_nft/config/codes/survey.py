@@ -1,0 +1,104 @@
+"""Codes about files that nobody reads, and settings that defeat one another: what ``pvefw check`` alone looks at."""
+
+from __future__ import annotations
+
+from pvefw_nft.config.codes.declaration import (
+    CONFIG,
+    GUEST,
+    HOST,
+    NIC,
+    ON,
+    UNTRIED,
+    Code,
+    Example,
+    error,
+    note,
+    warning,
+)
+
+_SILENT = "nothing is said."
+_RULES = "[RULES]\nIN SSH(ACCEPT)\n"
+
+CODES: tuple[Code, ...] = (
+    warning(
+        "guest-not-filtered",
+        "a guest with rules, and no filtered NIC",
+        "A NIC is filtered only where its line in the guest's config has firewall=1. Without one, the guest's rules "
+        "have no effect, and everything reaches it. This is the commonest reason for a firewall that seems to do "
+        "nothing.",
+        "the guest is not filtered, and nothing is said.",
+        Example(CONFIG, NIC.replace(",firewall=1", ""), NIC, {GUEST: ON + _RULES}),
+    ),
+    warning(
+        "not-enabled",
+        "rules of a firewall that nobody switched on",
+        "Clusters and guests have `enable: 0` by default, so their rules do nothing until `enable: 1` is there. The "
+        "cluster's `enable` switches all firewalls, that of a guest its own.",
+        _SILENT,
+        Example(GUEST, _RULES, ON + _RULES),
+    ),
+    note(
+        "switched-off",
+        "rules of a firewall that is switched off",
+        "`enable: 0` says that the rules should do nothing. The note is a reminder.",
+        _SILENT,
+        Example(GUEST, "[OPTIONS]\nenable: 0\n" + _RULES, ON + _RULES),
+    ),
+    warning(
+        "missing-nic",
+        "a rule for a NIC that the guest lacks, or that is not filtered",
+        "The rule never matches: the guest has no NIC of that number, or the NIC has no firewall=1.",
+        "the rule is left out of the ruleset, without a warning.",
+        Example(
+            GUEST,
+            ON + "[RULES]\nIN SSH(ACCEPT) -i net1\n",
+            ON + "[RULES]\nIN SSH(ACCEPT) -i net0\n",
+        ),
+    ),
+    warning(
+        "nic-without-bridge",
+        "a filtered NIC that is on no bridge",
+        "A NIC without a bridge has no connection, or one by other means (QEMU's user network) that no firewall sees.",
+        UNTRIED,
+        Example(CONFIG, NIC.replace(",bridge=vmbr0", ""), NIC),
+    ),
+    warning(
+        "policy-accepts",
+        "a policy ACCEPT beside rules that only accept",
+        "What no rule names is let through, too. The rules have no effect; most likely the policy should be DROP.",
+        _SILENT,
+        Example(
+            GUEST,
+            ON + "policy_in: ACCEPT\n[RULES]\nIN SSH(ACCEPT)\n",
+            ON + "policy_in: DROP\n[RULES]\nIN SSH(ACCEPT)\n",
+        ),
+    ),
+    warning(
+        "unread-file",
+        "a firewall file that nothing reads",
+        "Proxmox VE reads cluster.fw, one VMID.fw for each guest, one host.fw in each node's folder, and one file for "
+        "each VNet. A file by another name, or of a guest or VNet that does not exist, has no effect.",
+        "the file is not read, and nothing is said.",
+        Example("etc/pve/firewall/groups.fw", "[group web]\nIN HTTP(ACCEPT)\n", None),
+    ),
+    error(
+        "host-file-unusable",
+        "another node's host.fw that cannot be used",
+        "The file is not a text file, too large, or a directory. Its node has none of its rules.",
+        UNTRIED,
+        Example("etc/pve/nodes/n2/host.fw", "\0", "", {"etc/pve/nodes/n1/host.fw": ""}),
+    ),
+    warning(
+        "lock-out",
+        "a host that nobody can log in to",
+        "No packet from outside to the host's ssh (tcp port 22) or web interface (tcp port 8006) is accepted. A rule "
+        "`IN DROP` stands before the rules that let the management network in. Move it to the policy, or accept "
+        "your own addresses above it.",
+        "the rules are loaded, and nothing is said.",
+        Example(
+            HOST,
+            "[RULES]\nIN SMTP(ACCEPT)\nIN DROP\n",
+            "[RULES]\nIN SMTP(ACCEPT)\n",
+        ),
+    ),
+)
