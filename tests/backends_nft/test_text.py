@@ -15,6 +15,7 @@ from backends.nft.syntax import statements as s
 from backends.nft.syntax.objects import Chain, DynamicSet, Helper, Hook, Rule, Set, Table, VerdictMap
 from pvefw_nft.errors import InternalError
 from pvefw_nft.pipeline import Source, compile_root
+from pvefw_nft.verify.read import Text, read_ruleset
 from tests.support import NODE, VM
 
 if TYPE_CHECKING:
@@ -228,6 +229,16 @@ def test_neither_libnftables_nor_privilege_is_needed(make_root: MakeRoot) -> Non
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env={"PATH": ""})
     assert (done.returncode, done.stderr) == (0, "")
     assert '\t\ttcp dport 22 accept comment "100.fw:4 (SSH)"\n' in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (REPOSITORY / "examples").iterdir()))
+def test_the_text_of_each_example_is_read_back_as_its_json(name: str) -> None:
+    root = REPOSITORY / "examples" / name
+    nodes = sorted(path.name for path in (root / "etc/pve/nodes").glob("*"))
+    artefact = compile_root(Source(root, nodes[0] if nodes else NODE, lambda: "192.168.1.0/24"), "nft").artefact
+    texts = ("".join(artefact.text()), "".join(artefact.json()))
+    from_text, from_json = (read_ruleset([Text(name, text)]) for text in texts)
+    assert from_text == from_json
 
 
 def test_text_and_json_say_the_same_names(make_root: MakeRoot) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from pvefw_nft.errors import ConfigurationError
 from pvefw_nft.pipeline import Source, compile_root
 from pvefw_nft.verify.read import Text, read_ruleset
-from tests.property.test_untrusted_input import FILES, Files
+from tests.property.test_untrusted_input import FILES, REPEATABLE, Files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,13 +20,7 @@ EXAMPLES = 150
 def test_text_and_json_mean_the_same(tmp_path: Path) -> None:
     compared = 0
 
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(REPEATABLE, max_examples=EXAMPLES)
     @given(FILES)
     def compile_one(files: Files) -> None:
         nonlocal compared

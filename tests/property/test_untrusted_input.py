@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EXAMPLES = 2000
+REPEATABLE = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+"""The same examples in each run, however long one takes."""
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -472,13 +474,7 @@ class Seen:
 def test_every_line_of_output_is_one_rule_of_ours(tmp_path: Path) -> None:
     seen = Seen()
 
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(REPEATABLE, max_examples=EXAMPLES)
     @given(FILES)
     def compile_one(files: Files) -> None:
         files.write(tmp_path)

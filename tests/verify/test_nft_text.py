@@ -66,6 +66,32 @@ def test_value(text: str, right: object) -> None:
     assert found["match"]["right"] == right
 
 
+@pytest.mark.parametrize(
+    ("text", "statement"),
+    [
+        ("masquerade", {"masquerade": None}),
+        ("dnat to 172.17.0.2:80", {"dnat": {"addr": "172.17.0.2", "port": 80}}),
+        ("dnat ip to 172.17.0.2", {"dnat": {"family": "ip", "addr": "172.17.0.2"}}),
+        ("dnat ip6 to [fe80::1]:80-90", {"dnat": {"family": "ip6", "addr": "fe80::1", "port": {"range": [80, 90]}}}),
+        ("snat to 10.0.0.1-10.0.0.9", {"snat": {"addr": {"range": ["10.0.0.1", "10.0.0.9"]}}}),
+        ("dnat to ip daddr", {"dnat": {"addr": {"payload": {"protocol": "ip", "field": "daddr"}}}}),
+        ("notrack", {"notrack": None}),
+        ("ct zone set 1", {"mangle": {"key": {"ct": {"key": "zone"}}, "value": 1}}),
+        (
+            'ct zone set iifname map { "a" : 1 }',
+            {
+                "mangle": {
+                    "key": {"ct": {"key": "zone"}},
+                    "value": {"map": {"key": {"meta": {"key": "iifname"}}, "data": {"set": [["a", 1]]}}},
+                }
+            },
+        ),
+    ],
+)
+def test_statement(text: str, statement: object) -> None:
+    assert one_rule(text) == [statement]
+
+
 ERRORS = [
     ("table inet t {\n chain c {\n  tcp dport 22 acept\n }\n}\n", 3, "acept"),
     ("table inet t {\n chain c {\n  socket transparent 1 accept\n }\n}\n", 3, "socket"),
