@@ -38,7 +38,7 @@ STATE_FILES = (RUNNING_CONFIG, *IPAM_STATES)
 
 _VNET = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 _VMID = re.compile(r"[1-9][0-9]{0,8}")
-_RANGE = re.compile(r"start-address=([^,\s]+),end-address=([^,\s]+)")
+_PROPERTY = re.compile(r"([a-z-]+)=([^,\s]+)")
 _VNET_SET = re.compile(r".+-(?:all|gateway|no-gateway|dhcp)")
 _APPLY = "apply the SDN configuration again (Datacenter → SDN → Apply)"
 
@@ -199,7 +199,7 @@ def _read_subnet(reader: _Reader, key: str, value: object, vnets: dict[str, _Vne
             vnet.gateways.append(_host(str(gateway)))
         ranges = settings.get("dhcp-range") or []
         for text in ranges if isinstance(ranges, list) else [ranges]:
-            vnet.ranges += _range(str(text))
+            vnet.ranges += _range(text)
     except BadValue as bad:
         reader.doubt(key, f"subnet `{key[:60]}`: {bad.message}; what is wrong in it is left out")
     except _Unusable as unusable:
@@ -212,12 +212,16 @@ def _host(text: str) -> Prefix:
     return prefix
 
 
-def _range(text: str) -> list[Prefix]:
-    """Read a range of addresses that DHCP gives away, as the networks that make it up. Raises BadValue."""
-    found = _RANGE.fullmatch(text.replace(" ", ""))
-    if found is None:
+def _range(written: object) -> list[Prefix]:
+    """Read a range of addresses that DHCP gives away, as the networks that make it up. Raises BadValue.
+
+    It is written as ``start-address=A,end-address=B``.
+    """
+    text = str(written)
+    ends = dict(_PROPERTY.findall(text)) if isinstance(written, str) else written
+    if not isinstance(ends, dict) or not {"start-address", "end-address"} <= ends.keys():
         raise BadValue(f"`{text[:60]}` is not a DHCP range", start=0, end=len(text), code="bad-address")
-    span = read_addresses(f"{found[1]}-{found[2]}")
+    span = read_addresses(f"{ends['start-address']}-{ends['end-address']}")
     if not isinstance(span, Range) or span.last - span.first + 1 == 1 << (32 if span.version == 4 else 128):
         raise BadValue(f"`{text[:60]}` is not a DHCP range", start=0, end=len(text), code="bad-address")
     address = ipaddress.IPv4Address if span.version == 4 else ipaddress.IPv6Address
