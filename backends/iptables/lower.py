@@ -24,6 +24,7 @@ from pvefw_nft.ir.nodes import (
     ArpSenderMac,
     AssignHelper,
     Bridged,
+    ConnectionsOver,
     ConnState,
     Direction,
     Dispatch,
@@ -38,6 +39,8 @@ from pvefw_nft.ir.nodes import (
     Interface,
     Jump,
     NicPort,
+    NicRateOver,
+    OtherEtherType,
     Ports,
     ProtocolMatch,
     Provenance,
@@ -50,8 +53,10 @@ from pvefw_nft.ir.nodes import (
     SetConnmark,
     Side,
     SourceMac,
+    TagOfVlanZero,
     TcpFlag,
     TcpFlags,
+    ThirdTag,
 )
 
 if TYPE_CHECKING:
@@ -190,6 +195,11 @@ class ChainLowering:
                 | AdvertisedOutside()
                 | Fragment()
                 | FilteredPort()
+                | TagOfVlanZero()
+                | ThirdTag()
+                | OtherEtherType()
+                | NicRateOver()
+                | ConnectionsOver()
             ):
                 raise InternalError(f"{type(match).__name__} has no place of its own in an IP rule")
             case _:

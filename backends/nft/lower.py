@@ -5,6 +5,7 @@
     ``raw`` (prerouting, -300)       rates of new connections, before connection tracking
     ``link`` (prerouting, -250)      what guests may send below IP: MAC addresses, ARP senders, Ethernet types
     ``helpers`` (prerouting, -160)   conntrack helpers, after connection tracking made the connection (-200)
+    ``limits`` (prerouting, -155)    how many connections guests may open
     ``guests`` (prerouting, -150)    IP of guests, in both directions, at the ports of firewall bridges
     ``forward`` (forward, -150)      invalid packets between all other ports; VNets
 
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 from backends.nft.address_sets import VERSIONS, AddressSets
 from backends.nft.comments import comment
 from backends.nft.keys import ADDRESS_FIELDS
-from backends.nft.lower_matches import GUESTS, LINK_PORTS, PORTS, family_guard
+from backends.nft.lower_matches import GUESTS, LINK_PORTS, PORTS, QINQ_PORTS, family_guard
 from backends.nft.lower_rules import MAPS, RuleLowering
 from backends.nft.place import Place, chain_name
 from backends.nft.scope import Scope
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from backends.base import LineStore
     from backends.nft.syntax.expressions import Selector, Value
     from backends.nft.syntax.objects import Family as TableFamily
-    from backends.nft.syntax.statements import Verdict
+    from backends.nft.syntax.objects import SetType
+    from backends.nft.syntax.statements import Limit, Verdict
     from pvefw_nft.ir.nodes import Ruleset, SetKey
 
 TABLE: Final = "pvefw"
@@ -52,6 +54,7 @@ _STATELESS = Hook("prerouting", -350)
 _RAW = Hook("prerouting", -300)
 _LINK = Hook("prerouting", -250)
 _HELPERS = Hook("prerouting", -160)
+_LIMITS = Hook("prerouting", -155)
 _GUESTS = Hook("prerouting", -150)
 _BRIDGE_FORWARD = Hook("forward", -150)
 _INPUT = Hook("input", 0)
@@ -60,8 +63,11 @@ _FORWARD = Hook("forward", 0)
 
 _IP_ONLY = Rule((nft.match(meta("protocol"), anonymous_set(["ip", "ip6"]), "!="), nft.ACCEPT), "not IP")
 
+_MAX_PORTS = 65_536
+"""Ports of the host that are told apart."""
+
 _MAX_SOURCES = 16_777_216
-"""Sources whose rates are kept at once: as many as the reference's hashlimit keeps, 8 for each of 2,097,152 buckets.
+"""Sources whose rates are kept as by the reference's hashlimit: 8 for each of 2,097,152 buckets.
 
 A set takes memory for the sources it holds, not for this number. Where it is full, a source not yet in it is over
 the rate, as it is in hashlimit: a flood of forged sources must not open the way.
@@ -220,20 +226,35 @@ class TableLowering:
             self._add_helper(rule)
 
     def _plan_rate(self, place: Place, lowering: RuleLowering, rule: ir.Rule, index: int) -> None:
-        """Plan the chain that asks whether a source is over a rate: return if not, else do as the rule says."""
+        """Plan the chain that asks whether a source is over a rate: return if not, else do as the rule says.
+
+        Before that, sources that are not known yet are over it where too many of them come by one port of the host, so
+        that a flood of forged sources from there leaves place for others. Known ones go on::
+
+            ip saddr != @sources-0-v4 update @newcomers-0 { iifname limit rate over 1092/second … } drop
+            update @sources-0-v4 { ip saddr limit rate 200/second … } return
+            drop
+        """
         over = next(match for match in rule.matches if isinstance(match, RateOver)).loadable()
         rate = nft.limit(over.rate, "second", over.burst)
+        seconds = over.expire // 1000
         note = comment([rule.origin])
-        updates = []
+        newcomers, updates = [], []
         for version, family in VERSIONS:
-            name = f"sources-{index}-v{version}"
-            self._sets.append(
-                DynamicSet(name, "ipv4_addr" if version == 4 else "ipv6_addr", over.expire // 1000, _MAX_SOURCES)
-            )
-            statement = nft.update(name, _SOURCE_NETWORKS[version], rate)
-            updates.append(Rule((*family_guard(family, place), statement, nft.RETURN), note))
+            name, source = f"sources-{index}-v{version}", _SOURCE_NETWORKS[version]
+            kind: SetType = "ipv4_addr" if version == 4 else "ipv6_addr"
+            self._sets.append(DynamicSet(name, kind, seconds, over.sources or _MAX_SOURCES))
+            guard = family_guard(family, place)
+            if over.sources is not None:
+                unknown = nft.match(source, named_set(name), "!=")
+                of_port = nft.update(f"newcomers-{index}", meta("iifname"), _newcomers(over.sources, seconds))
+                newcomers.append(Rule((*guard, unknown, of_port, nft.COUNTER, nft.DROP), note))
+            updates.append(Rule((*guard, nft.update(name, source, rate), nft.RETURN), note))
+        if over.sources is not None:
+            self._sets.append(DynamicSet(f"newcomers-{index}", "ifname", seconds, _MAX_PORTS))
         last = ir.Rule((), rule.action, rule.origin, rule.families, rule.log)
-        self.plan(chain_name(Layer.RAW, _rate_chain(index)), lambda: (*updates, *lowering.rules([last])))
+        chain = chain_name(Layer.RAW, _rate_chain(index))
+        self.plan(chain, lambda: (*newcomers, *updates, *lowering.rules([last])))
 
     def _add_helper(self, rule: ir.Rule) -> None:
         match rule.action, next((m for m in rule.matches if isinstance(m, ir.ProtocolMatch)), None):
@@ -259,9 +280,10 @@ class TableLowering:
 
     def plan_stateless(self, chain: str) -> None:
         """Plan what is dropped before anything else is done with a frame."""
-        self._sets.append(
-            Set(PORTS, "ifname", tuple(p for nic in self._ruleset.nics for p in (nic.interface, nic.link)))
-        )
+        for name, qinq in ((PORTS, False), (QINQ_PORTS, True)):
+            nics = [nic for nic in self._ruleset.nics if nic.qinq is qinq]
+            if nics:
+                self._sets.append(Set(name, "ifname", tuple(p for nic in nics for p in (nic.interface, nic.link))))
         self.plan_base("stateless", _STATELESS, self.lowering(Place.LINK, Layer.STATELESS), chain)
 
     def plan_bridge_forward(self, chain: str) -> None:
@@ -299,6 +321,11 @@ class TableLowering:
             self.plan_reached(forward, forward.scope.reachable(host))
 
 
+def _newcomers(sources: int, seconds: int) -> Limit:
+    """Return the limit of a port's sources that are not known: with it one port has at most 3/8 of the places."""
+    return nft.limit(max(sources // (4 * seconds), 1), "second", max(sources // 8, 1), over=True)
+
+
 def _rate_chain(index: int) -> str:
     return f"over-rate-{index}"
 
@@ -322,6 +349,8 @@ def tables(ruleset: Ruleset, store: LineStore | None = None) -> tuple[Table, Tab
                 host.plan_raw(Place.HOST, hook.chain)
             case Layer.STATELESS, HookPoint.PREROUTING:
                 bridge.plan_stateless(hook.chain)
+            case Layer.LIMIT, HookPoint.PREROUTING:
+                bridge.plan_base("limits", _LIMITS, bridge.lowering(Place.GUEST, Layer.LIMIT), hook.chain)
             case Layer.LINK, HookPoint.FORWARD:
                 link = bridge.lowering(Place.LINK, Layer.LINK)
                 link.scope.end_with(hook.chain)

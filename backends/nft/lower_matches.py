@@ -29,6 +29,7 @@ from backends.nft.syntax.expressions import (
     prefix,
     raw,
 )
+from backends.nft.syntax.statements import connections_over, limit
 from backends.nft.syntax.statements import match as compare
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
@@ -42,6 +43,7 @@ from pvefw_nft.ir.nodes import (
     ArpSender,
     ArpSenderMac,
     Bridged,
+    ConnectionsOver,
     ConnState,
     Direction,
     EtherType,
@@ -52,12 +54,16 @@ from pvefw_nft.ir.nodes import (
     InSet,
     Interface,
     NicPort,
+    NicRateOver,
+    OtherEtherType,
     Ports,
     ProtocolMatch,
     RateOver,
     Side,
     SourceMac,
+    TagOfVlanZero,
     TcpFlags,
+    ThirdTag,
 )
 
 if TYPE_CHECKING:
@@ -81,6 +87,28 @@ GUESTS: Final = "guests"
 
 PORTS: Final = "ports"
 """The set of both ports of the firewall bridges of guests' NICs."""
+
+QINQ_PORTS: Final = "qinq-ports"
+"""The same of NICs whose frames may have two VLAN tags."""
+
+_TAG_CONTROL = {1: raw("ll", 112, 16), 2: raw("ll", 144, 16)}
+"""The tag control information of the first and second tag of a frame (IEEE 802.1Q, section 9.6)."""
+
+_BEHIND_TWO_TAGS = raw("ll", 160, 16)
+"""The Ethernet type behind the second tag."""
+
+Stateless: TypeAlias = (
+    ArpSenderMac
+    | AdvertisedOutside
+    | Fragment
+    | FilteredPort
+    | TagOfVlanZero
+    | ThirdTag
+    | OtherEtherType
+    | NicRateOver
+    | ConnectionsOver
+)
+"""The matches that only stateless chains and chains of limits have."""
 
 _TARGET = raw("th", 64, 128)
 """The target address of a neighbour advertisement or solicitation, behind 8 bytes of ICMPv6 header."""
@@ -166,7 +194,17 @@ class MatchLowering:
             case Bridged(direction):
                 ports = LINK_PORTS if direction is Direction.IN else named_set(GUESTS)
                 return _both(compare(meta("iifname"), ports))
-            case ArpSenderMac() | AdvertisedOutside() | Fragment() | FilteredPort():
+            case (
+                ArpSenderMac()
+                | AdvertisedOutside()
+                | Fragment()
+                | FilteredPort()
+                | TagOfVlanZero()
+                | ThirdTag()
+                | OtherEtherType()
+                | NicRateOver()
+                | ConnectionsOver()
+            ):
                 return self._stateless(match)
             case RateOver():
                 raise InternalError("a rate is tested by a chain of its own")
@@ -227,7 +265,7 @@ class MatchLowering:
             return _both()
         return [made for made in result if made[0] & rule.families]
 
-    def _stateless(self, match: ArpSenderMac | AdvertisedOutside | Fragment | FilteredPort) -> Sequence[Alternative]:
+    def _stateless(self, match: Stateless) -> Sequence[Alternative]:
         match match:
             case ArpSenderMac(mac):
                 return _both(compare(payload("arp", "saddr ether"), _mac(mac), "!="))
@@ -235,8 +273,18 @@ class MatchLowering:
                 return self._advertised_outside(key)
             case Fragment():
                 return _FRAGMENT
-            case FilteredPort():
-                return _both(compare(meta("iifname"), named_set(PORTS)))
+            case FilteredPort(qinq):
+                return _both(compare(meta("iifname"), named_set(QINQ_PORTS if qinq else PORTS)))
+            case TagOfVlanZero(number):
+                return _both(compare(bits(_TAG_CONTROL[number], 0x0FFF), 0))
+            case ThirdTag():
+                return _both(compare(_BEHIND_TWO_TAGS, anonymous_set([0x8100, 0x88A8])))
+            case OtherEtherType(numbers):
+                return _both(compare(meta("protocol"), anonymous_set(list(numbers)), "!="))
+            case NicRateOver(rate):
+                return _both(limit(rate, "second", rate, over=True))
+            case ConnectionsOver(number):
+                return _both(connections_over(number))
 
     def _advertised_outside(self, key: SetKey) -> Sequence[Alternative]:
         """Return the test for the target of a neighbour advertisement (RFC 4861, section 4.4).

@@ -40,6 +40,7 @@ MAPS: Final = {
     (Layer.FILTER, Direction.OUT): "guests-out",
     (Layer.LINK, Direction.OUT): "guests-link",
     (Layer.STATELESS, Direction.OUT): "guests-stateless",
+    (Layer.LIMIT, Direction.OUT): "guests-limit",
 }
 """The verdict maps from the ports of firewall bridges to the chains of NICs."""
 

@@ -46,6 +46,7 @@ _PREFIXES = {
     Layer.FORWARD: "forward/",
     Layer.LINK: "link/",
     Layer.STATELESS: "stateless/",
+    Layer.LIMIT: "limit/",
 }
 
 

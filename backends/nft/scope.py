@@ -47,6 +47,12 @@ if TYPE_CHECKING:
     from pvefw_nft.ir.nodes import Action, Chain, Match, Nic, SetKey
 
 _T = TypeVar("_T")
+_OWN_CHAINS: Mapping[Layer, Callable[[Nic], str | None]] = {
+    Layer.LINK: lambda nic: nic.link_chain,
+    Layer.STATELESS: lambda nic: nic.stateless_chain,
+    Layer.LIMIT: lambda nic: nic.limit_chain,
+}
+"""The chain of a NIC in the layers that have one for what it sends, and not in all NICs."""
 _CALLS = (Jump, Goto, Dispatch)
 _MULTICAST = {
     Family.V4: (Prefix(4, 0xE0000000, 4, "224.0.0.0/4"),),
@@ -184,8 +190,9 @@ class Scope:
     def dispatched(self, direction: Direction) -> Iterator[tuple[str, str]]:
         """Yield, for each NIC, the port by which packets of that direction enter its firewall bridge, and the chain."""
         for nic in self.nics:
-            if self.layer in (Layer.LINK, Layer.STATELESS):
-                chain = nic.link_chain if self.layer is Layer.LINK else nic.stateless_chain
+            own = _OWN_CHAINS.get(self.layer)
+            if own is not None:
+                chain = own(nic)
                 if chain is not None:
                     yield nic.interface, chain
             elif direction is Direction.IN:

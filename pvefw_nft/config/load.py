@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pvefw_nft.config import budget, grammar, netdb, resolve, sdn
 from pvefw_nft.config.corosync import read_corosync
@@ -16,10 +16,13 @@ from pvefw_nft.config.files import FILES, Files
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.model import (
     ClusterConfig,
+    ClusterHardening,
     Corosync,
     Guest,
     GuestConfig,
+    GuestHardening,
     GuestKind,
+    HostHardening,
     Nic,
     NodeConfig,
     Policy,
@@ -36,6 +39,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pvefw_nft.errors import Diagnostic
+
+COMPANION_SUFFIX = ".pvefw"
+"""How the name of a companion file ends, where that of Proxmox's file ends in ``.fw``."""
+
+_Hardening = TypeVar("_Hardening", ClusterHardening, HostHardening)
 
 _VMID = re.compile(r"[1-9][0-9]{0,8}")
 _VNET = re.compile(r"[A-Za-z][A-Za-z0-9]{0,14}")
@@ -136,6 +144,7 @@ class _Origin:
     kind: GuestKind
     config: tuple[str, str]
     firewall: tuple[str, str | None]
+    companion: tuple[str, str | None] = ("", None)
 
 
 class Configuration:
@@ -182,11 +191,18 @@ class Configuration:
         if store is not None:
             store.begin((text, tuple(map(str, states))))
         cluster = resolve.read_cluster(str(file), text, findings, self._names, now)
+        cluster = replace(cluster, hardening=self._companion(ClusterHardening, file))
         host_file = root.host_file()
         host = resolve.read_host(str(host_file), files.text(host_file) or "", findings, cluster, self._names)
+        host = replace(host, hardening=self._companion(HostHardening, host_file))
         alias = cluster.aliases.get("local_network")
         network = alias.prefix if alias else _network(local_network())
         self.node = NodeConfig(root.node, cluster, host, self._vnets(cluster), self._corosync(), network, sets.ipsets)
+
+    def _companion(self, kind: type[_Hardening], file: Path) -> _Hardening:
+        """Read the companion of a file of Proxmox: options that Proxmox does not know."""
+        beside = file.with_suffix(COMPANION_SUFFIX)
+        return resolve.read_companion(kind, str(beside), self._root.files.text(beside) or "", self._findings)
 
     def guests(self, *, rules: bool = True) -> Iterator[Guest]:
         """Yield this node's guests, VMs before containers, by VMID as text; the order of the reference.
@@ -236,9 +252,10 @@ class Configuration:
         except UnusableFileError as error:
             return closed_guest(Guest(vmid, kind, _every_nic(), None, path), error, self._findings)
         try:
-            text = files.text(firewall) if rules else None
-            self._lines.take(firewall, text or "")
-            origin = _Origin(vmid, kind, (path, config), (firewall, text))
+            companion = f"{self._firewall}/{vmid}{COMPANION_SUFFIX}"
+            text, beside = (files.text(file) if rules else None for file in (firewall, companion))
+            self._lines.take(firewall, (text or "") + (beside or ""))
+            origin = _Origin(vmid, kind, (path, config), (firewall, text), (companion, beside))
         except UnusableFileError as error:
             origin = _Origin(vmid, kind, (path, config), (firewall, None))
             return closed_guest(self._guarded(origin, self._findings), error, self._findings)
@@ -265,6 +282,9 @@ class Configuration:
         firewall: GuestConfig | None = None
         if written is not None:
             firewall = resolve.read_guest(file, written, findings, self.node.cluster, self._names, origin.vmid)
+            beside, options = origin.companion
+            hardening = resolve.read_companion(GuestHardening, beside, options or "", findings)
+            firewall = replace(firewall, hardening=hardening)
         return Guest(origin.vmid, origin.kind, nics, firewall, path)
 
     def _vnets(self, cluster: ClusterConfig) -> tuple[VnetConfig, ...]:

@@ -235,11 +235,59 @@ class VnetOptions:
     log_level_forward: int | None = NOLOG
 
 
+class Layer2(Enum):
+    """Which frames without IP a guest may send."""
+
+    OPEN = "open"
+    """what Proxmox's own options let by"""
+    STRICT = "strict"
+    """ARP, and the protocols of the option ``layer2_protocols``"""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterHardening:
+    """Options of cluster.pvefw, which hold for all guests. A limit of 0 is none."""
+
+    l2: Layer2 = Layer2.OPEN
+    ipfilter_established: bool = False
+    max_connections: int = 0
+    max_fragments: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostHardening:
+    """Options of host.pvefw. ``synflood_sources``: how many sources ``protection_synflood`` counts at once."""
+
+    synflood_sources: int = 262_144
+
+
+@dataclass(frozen=True, slots=True)
+class GuestHardening:
+    """Options of a guest's .pvefw file; None where cluster.pvefw decides."""
+
+    qinq: bool = False
+    l2: Layer2 | None = None
+    ipfilter_established: bool | None = None
+    max_connections: int | None = None
+    max_fragments: int | None = None
+
+    def over(self, cluster: ClusterHardening) -> GuestHardening:
+        """Return the options with those of the cluster where the guest has none."""
+        return GuestHardening(
+            self.qinq,
+            cluster.l2 if self.l2 is None else self.l2,
+            cluster.ipfilter_established if self.ipfilter_established is None else self.ipfilter_established,
+            cluster.max_connections if self.max_connections is None else self.max_connections,
+            cluster.max_fragments if self.max_fragments is None else self.max_fragments,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
     """cluster.fw: what holds for all nodes. Aliases, ipsets and groups by name, alias names in lower case.
 
-    ``option_lines`` maps the options that are given to their lines; so it does in the other files.
+    ``option_lines`` maps the options that are given to their lines; so it does in the other files. ``hardening`` are
+    the options of the file's companion, cluster.pvefw; so they are for hosts and guests.
     """
 
     options: ClusterOptions = field(default_factory=ClusterOptions)
@@ -249,6 +297,7 @@ class ClusterConfig:
     rules: tuple[RuleItem, ...] = ()
     file: str = ""
     option_lines: Mapping[str, int] = field(default_factory=dict)
+    hardening: ClusterHardening = field(default_factory=ClusterHardening)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +308,7 @@ class HostConfig:
     rules: tuple[RuleItem, ...] = ()
     file: str = ""
     option_lines: Mapping[str, int] = field(default_factory=dict)
+    hardening: HostHardening = field(default_factory=HostHardening)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +321,7 @@ class GuestConfig:
     rules: tuple[RuleItem, ...] = ()
     file: str = ""
     option_lines: Mapping[str, int] = field(default_factory=dict)
+    hardening: GuestHardening = field(default_factory=GuestHardening)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from pvefw_nft.config import netdb
-from pvefw_nft.config.model import LOG_LEVELS, EtherType, LogRatelimit, Policy, Queues
+from pvefw_nft.config.model import LOG_LEVELS, EtherType, Layer2, LogRatelimit, Policy, Queues
 from pvefw_nft.config.values import MAX_SOURCE_RATE, BadValue, nearest, read_rate
 
 if TYPE_CHECKING:
@@ -39,6 +39,12 @@ MAX_SETTING = 2**31 - 1
 MAX_CONNTRACK = MAX_SETTING // 8192 * 8192
 """The largest ``nf_conntrack_max``: it is rounded up to a multiple of 8192."""
 
+MAX_LIMIT = 10_000_000
+"""The largest limit of a guest's connections, or of its fragments per second."""
+
+MAX_SOURCES = 16_777_216
+"""The most sources whose rate is counted: as many as the reference's hashlimit keeps, some 3 GB of memory."""
+
 _MAX_DIGITS = 18
 
 
@@ -49,6 +55,14 @@ class FileKind(Enum):
     HOST = "host.fw"
     GUEST = "a guest's .fw file"
     VNET = "a VNet's .fw file"
+    CLUSTER_HARDENING = "cluster.pvefw"
+    HOST_HARDENING = "host.pvefw"
+    GUEST_HARDENING = "a guest's .pvefw file"
+
+    @property
+    def is_companion(self) -> bool:
+        """Tell whether it is a file of pvefw's own, beside that of Proxmox: it has nothing but options."""
+        return self in (FileKind.CLUSTER_HARDENING, FileKind.HOST_HARDENING, FileKind.GUEST_HARDENING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,12 +273,33 @@ def _layer2_protocols(text: str) -> tuple[EtherType, ...]:
     return tuple(protocols)
 
 
+def _limit(text: str) -> int:
+    return _whole(text, 0, MAX_LIMIT)
+
+
+def _sources(text: str) -> int:
+    return _whole(text, 1024, MAX_SOURCES)
+
+
+def _whole(text: str, low: int, high: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 12 and low <= int(text) <= high):
+        raise _bad(text, f"write a number from {low} to {high}")
+    return int(text)
+
+
+def _layer2(text: str) -> Layer2:
+    known = {value.value: value for value in Layer2}
+    if text.lower() not in known:
+        raise _bad(text, "write one of " + ", ".join(known))
+    return known[text.lower()]
+
+
 _ANY_POLICY = _policy(Policy.ACCEPT, Policy.DROP, Policy.REJECT)
 _FORWARD_POLICY = _policy(Policy.ACCEPT, Policy.DROP)
 
 Readers: TypeAlias = "Mapping[str, Callable[[str], object]]"
 
-OPTIONS: Mapping[FileKind, Readers] = {
+OPTIONS: dict[FileKind, Readers] = {
     FileKind.CLUSTER: {
         "enable": _enable,
         "ebtables": _bool,
@@ -315,6 +350,28 @@ OPTIONS: Mapping[FileKind, Readers] = {
         "log_level_forward": _log_level,
     },
 }
+
+_FOR_ALL_GUESTS: Readers = {
+    "l2": _layer2,
+    "ipfilter_established": _bool,
+    "max_connections": _limit,
+    "max_fragments": _limit,
+}
+OPTIONS |= {
+    FileKind.CLUSTER_HARDENING: _FOR_ALL_GUESTS,
+    FileKind.HOST_HARDENING: {"synflood_sources": _sources},
+    FileKind.GUEST_HARDENING: {"qinq": _bool, **_FOR_ALL_GUESTS},
+}
+
+STRICT_VALUES: Mapping[str, object] = {
+    "l2": Layer2.STRICT,
+    "ipfilter_established": True,
+    "max_connections": 10_000,
+    "max_fragments": 1_000,
+    "synflood_sources": 262_144,
+    "qinq": False,
+}
+"""What an option of a companion file counts as where its value cannot be read: it was meant to close something."""
 
 OLD_OPTIONS = {"optimize": None, "allow_bridge_route": None, "protection_limit": FileKind.HOST}
 """Names of options without effect, still found in files, and the one kind of file they stand in (None: any)."""

@@ -15,12 +15,15 @@ from pvefw_nft.config.grammar import Line, Section, SectionKind, SyntaxProblem, 
 from pvefw_nft.config.model import (
     Alias,
     ClusterConfig,
+    ClusterHardening,
     ClusterOptions,
     Group,
     GroupRule,
     GuestConfig,
+    GuestHardening,
     GuestOptions,
     HostConfig,
+    HostHardening,
     HostOptions,
     Ipset,
     IpsetEntry,
@@ -30,7 +33,7 @@ from pvefw_nft.config.model import (
     VnetConfig,
     VnetOptions,
 )
-from pvefw_nft.config.options import OPTIONS, Doubtful, FileKind, has_no_effect, is_enabled, option_hint
+from pvefw_nft.config.options import OPTIONS, STRICT_VALUES, Doubtful, FileKind, has_no_effect, is_enabled, option_hint
 from pvefw_nft.config.rules import Names, Rejected, RuleReader
 from pvefw_nft.config.values import (
     BadValue,
@@ -65,6 +68,9 @@ _SECTIONS = {
     FileKind.HOST: (SectionKind.OPTIONS, SectionKind.RULES),
     FileKind.GUEST: (SectionKind.OPTIONS, SectionKind.RULES, SectionKind.ALIASES, SectionKind.IPSET),
     FileKind.VNET: (SectionKind.OPTIONS, SectionKind.RULES),
+    FileKind.CLUSTER_HARDENING: (SectionKind.OPTIONS,),
+    FileKind.HOST_HARDENING: (SectionKind.OPTIONS,),
+    FileKind.GUEST_HARDENING: (SectionKind.OPTIONS,),
 }
 
 _RULE_TYPES = {
@@ -72,12 +78,18 @@ _RULE_TYPES = {
     FileKind.HOST: ("IN", "OUT", "FORWARD", "GROUP"),
     FileKind.GUEST: ("IN", "OUT", "GROUP"),
     FileKind.VNET: ("FORWARD", "GROUP"),
+    FileKind.CLUSTER_HARDENING: (),
+    FileKind.HOST_HARDENING: (),
+    FileKind.GUEST_HARDENING: (),
 }
 _OPTION_CLASSES: Mapping[FileKind, type] = {
     FileKind.CLUSTER: ClusterOptions,
     FileKind.HOST: HostOptions,
     FileKind.GUEST: GuestOptions,
     FileKind.VNET: VnetOptions,
+    FileKind.CLUSTER_HARDENING: ClusterHardening,
+    FileKind.HOST_HARDENING: HostHardening,
+    FileKind.GUEST_HARDENING: GuestHardening,
 }
 _GROUP_RULE_TYPES = ("IN", "OUT", "FORWARD")
 
@@ -133,7 +145,7 @@ class _FileReader:
                 "misplaced-section",
                 section.header.span(),
                 f"{self.kind.value} has no section {kind.name}; its lines are ignored",
-                "it belongs in cluster.fw" if self.kind is not FileKind.CLUSTER else None,
+                self._home(),
             )
             return
         match kind:
@@ -152,6 +164,12 @@ class _FileReader:
                     rule = self._read_rule(line, _RULE_TYPES[self.kind], self._columns())
                     if rule is not None:
                         self.rules.append(rule)
+
+    def _home(self) -> str | None:
+        """Say where a section belongs that this kind of file has not."""
+        if self.kind.is_companion:
+            return "it belongs in the file of the same name that ends in .fw; here is only [OPTIONS]"
+        return "it belongs in cluster.fw" if self.kind is not FileKind.CLUSTER else None
 
     def _unknown_section(self, header: Line) -> None:
         word = re.sub(r"[\[\]\s].*", "", header.text.strip().lstrip("[ \t")).upper()
@@ -244,10 +262,15 @@ class _FileReader:
     def _unreadable_option(self, line: Line, setting: grammar.Setting, bad: BadValue) -> None:
         """Report an option whose value cannot be read: it keeps its default, save where a default could open.
 
-        A policy counts as DROP, and ``enable`` as 1 where a ruleset is to be applied. A comment behind the value is
+        A policy counts as DROP, an option of a companion file as what is strict, and ``enable`` as 1 where a ruleset is
+        to be applied. A comment behind the value is
         what cannot be read most often; Proxmox skips the line then, so a line that says the default does no harm.
         """
         name, text = setting.name.text.lower(), setting.value.text
+        if self.kind.is_companion:
+            self._set_option(line, name, STRICT_VALUES[name])
+            self._bad_value(line, setting.value, bad)
+            return
         default = self._default(name)
         before = text.partition("#")[0].strip()
         meant = self._value(name, before) if before != text else _UNREADABLE
@@ -552,6 +575,21 @@ def read_vnet(file: str, text: str, findings: Findings, cluster: ClusterConfig, 
         file,
         reader.option_lines,
     )
+
+
+_Hardening = TypeVar("_Hardening", ClusterHardening, HostHardening, GuestHardening)
+_COMPANIONS: Mapping[type, FileKind] = {
+    ClusterHardening: FileKind.CLUSTER_HARDENING,
+    HostHardening: FileKind.HOST_HARDENING,
+    GuestHardening: FileKind.GUEST_HARDENING,
+}
+
+
+def read_companion(kind: type[_Hardening], file: str, text: str, findings: Findings) -> _Hardening:
+    """Read a companion file: options of pvefw's own, beside the file of Proxmox."""
+    reader = _FileReader(_COMPANIONS[kind], findings, Names(0), None)
+    reader.read(file, text)
+    return _options(kind, reader)
 
 
 def _options(kind: type[_T], reader: _FileReader) -> _T:

@@ -87,7 +87,7 @@ def snapshot(folders: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name.endswith((".fw", ".conf")) or entry.name in _STATE_FILES:
+                    if entry.name.endswith((".fw", ".pvefw", ".conf")) or entry.name in _STATE_FILES:
                         info = entry.stat()
                         found[entry.path] = (info.st_size, info.st_ino, info.st_mtime_ns)
         except OSError:

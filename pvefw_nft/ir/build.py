@@ -34,7 +34,7 @@ from pvefw_nft.ir.nodes import (
 )
 from pvefw_nft.ir.rules import ACCEPT, DROP, Context, builtin
 from pvefw_nft.ir.standard import add_standard_chains
-from pvefw_nft.ir.stateless import STATELESS, add_stateless_chain
+from pvefw_nft.ir.stateless import LIMIT, STATELESS, add_limit_chain, add_stateless_chain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -88,6 +88,8 @@ def build(
         hooks.append(Hook(Layer.LINK, HookPoint.FORWARD, "PVEFW-FORWARD"))
     if not as_reference and add_stateless_chain(context, builder.nics):
         hooks.append(Hook(Layer.STATELESS, HookPoint.PREROUTING, STATELESS))
+    if not as_reference and add_limit_chain(context, builder.nics):
+        hooks.append(Hook(Layer.LIMIT, HookPoint.PREROUTING, LIMIT))
     host_forward, vnets = add_forward_chains(context)
     sets = (*cluster_sets(context), *builder.sets)
     return Ruleset(

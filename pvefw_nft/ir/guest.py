@@ -43,12 +43,18 @@ from pvefw_nft.ir.rules import (
     policy_origin,
     policy_rules,
 )
-from pvefw_nft.ir.stateless import dhcp_ports, mac_filter, nic_rules
+from pvefw_nft.ir.stateless import dhcp_ports, limit_rules, mac_filter, nic_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from pvefw_nft.config.model import ClusterConfig, ClusterOptions, Guest, GuestConfig
+    from pvefw_nft.config.model import (
+        ClusterConfig,
+        ClusterHardening,
+        ClusterOptions,
+        Guest,
+        GuestConfig,
+    )
     from pvefw_nft.config.model import Nic as ModelNic
     from pvefw_nft.ir.nodes import Action, Chain
 
@@ -102,7 +108,7 @@ class PartStore:
 
     def __init__(self) -> None:
         """Start with none."""
-        self._options: ClusterOptions | None = None
+        self._options: tuple[ClusterOptions, ClusterHardening] | None = None
         self._same_options = False
         self._before: dict[int, tuple[Guest, _Part]] = {}
         self._now: dict[int, tuple[Guest, _Part]] = {}
@@ -110,8 +116,9 @@ class PartStore:
     def begin(self, cluster: ClusterConfig) -> None:
         """Keep the parts of the last build."""
         self._before, self._now = self._now, {}
-        self._same_options = cluster.options == self._options
-        self._options = cluster.options
+        options = (cluster.options, cluster.hardening)
+        self._same_options = options == self._options
+        self._options = options
 
     def get(self, guest: Guest, make: Callable[[Guest], _Part]) -> _Part:
         """Return a guest's part; ``make`` makes it where it is not known."""
@@ -259,8 +266,9 @@ class GuestBuilder:
 
     def _add_nic(self, guest: Guest, config: GuestConfig, nic: ModelNic, address_filter: Set | None) -> None:
         context = self._context
-        stateless = self._add_stateless(config, nic, guest.interface(nic), address_filter)
-        made = replace(self._made_nic(guest, nic), stateless_chain=stateless)
+        stateless, limit = self._add_hardening(config, nic, guest.interface(nic), address_filter)
+        qinq = not context.as_reference and config.hardening.qinq
+        made = replace(self._made_nic(guest, nic), stateless_chain=stateless, limit_chain=limit, qinq=qinq)
         interface, link_chain = made.interface, made.link_chain
         self.nics.append(made)
         queue = _queue(config)
@@ -274,18 +282,26 @@ class GuestBuilder:
         if link_chain is not None:
             context.add(Layer.LINK, link_chain, self._link_rules(config, nic, link_chain))
 
-    def _add_stateless(
+    def _add_hardening(
         self, config: GuestConfig, nic: ModelNic, interface: str, address_filter: Set | None
-    ) -> str | None:
-        """Add the stateless chain of a NIC and return its name; None where there would be nothing in it."""
+    ) -> tuple[str | None, str | None]:
+        """Add the stateless chain of a NIC and that of its limits; return their names, None where one is not needed."""
         if self._context.as_reference:
-            return None
-        rules = list(nic_rules(config.options, nic, None if address_filter is None else address_filter.key))
-        if not rules:
-            return None
+            return None, None
+        hardening = config.hardening.over(self._context.node.cluster.hardening)
+        addresses = None if address_filter is None else address_filter.key
+        layers = {
+            Layer.STATELESS: nic_rules(config.options, hardening, nic, addresses),
+            Layer.LIMIT: limit_rules(hardening),
+        }
         name = f"{interface}-OUT"
-        self._context.add(Layer.STATELESS, name, rules)
-        return name
+        made: list[str | None] = []
+        for layer, rules in layers.items():
+            listed = list(rules)
+            if listed:
+                self._context.add(layer, name, listed)
+            made.append(name if listed else None)
+        return made[0], made[1]
 
     def _within_budget(self, rules: Iterable[Rule], config: GuestConfig) -> Iterator[Rule]:
         """Yield the rules of a guest's file. Raises UnusableFileError where all its NICs together get too many."""

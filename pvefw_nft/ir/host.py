@@ -191,6 +191,7 @@ def add_raw_chain(context: Context) -> bool:
             options.protection_synflood_rate,
             options.protection_synflood_burst,
             options.nf_conntrack_tcp_timeout_syn_recv * 1000,
+            None if context.as_reference else context.node.host.hardening.synflood_sources,
         )
         rules.append(builtin("protection_synflood", TCP, NEW_CONNECTION, over, action=DROP))
     for name in options.nf_conntrack_helpers:

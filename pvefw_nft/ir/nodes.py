@@ -1,6 +1,6 @@
 """The nodes of the IR: a closed union of frozen dataclasses.
 
-The IR says what is filtered, not how a tool spells it. One :class:`Ruleset` holds chains in five layers:
+The IR says what is filtered, not how a tool spells it. One :class:`Ruleset` holds chains in six layers:
 
 ``raw``
     IP chains that run before connection tracking (synflood protection, conntrack helpers).
@@ -13,6 +13,8 @@ The IR says what is filtered, not how a tool spells it. One :class:`Ruleset` hol
 ``stateless``
     chains that see every frame at the ports of firewall bridges before IP defragmentation and connection tracking.
     They only drop. The reference ruleset has nothing like them: what they drop makes a ruleset stricter.
+``limit``
+    chains that new connections of guests enter first; they only drop, too.
 
 One rule serves IPv4 and IPv6 (``Rule.families`` says which); the chains of a family are the rules left when
 those of the other family are taken out. Where a node has a ``spelling``, it is the user's own text for the
@@ -70,6 +72,7 @@ class Layer(Enum):
     FORWARD = "forward"
     LINK = "link"
     STATELESS = "stateless"
+    LIMIT = "limit"
 
 
 class HookPoint(Enum):
@@ -293,12 +296,15 @@ class SourceMac:
 class RateOver:
     """More than ``rate`` packets per second came from this source, beyond ``burst``.
 
-    Sources are counted by address in IPv4 and by /64 in IPv6; a source is forgotten after ``expire`` ms.
+    Sources are counted by address in IPv4 and by /64 in IPv6; a source is forgotten after ``expire`` ms. ``sources``:
+    how many are counted at once, of which one port of the host has at most a part; None: as many as the reference's
+    hashlimit counts, from wherever they come. A source that finds no place is over the rate.
     """
 
     rate: int
     burst: int
     expire: int
+    sources: int | None = None
 
     def loadable(self) -> RateOver:
         """Return the nearest that the kernel's tools accept: mostly the same (libxt_hashlimit.c)."""
@@ -306,6 +312,7 @@ class RateOver:
             min(max(self.rate, 1), MAX_SOURCE_RATE),
             min(max(self.burst, 1), MAX_SOURCE_RATE),
             min(max(self.expire, 1000), 2**32 - 1),
+            self.sources,
         )
 
 
@@ -346,7 +353,44 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True)
 class FilteredPort:
-    """The frame comes in by one of the two ports of the firewall bridge of a filtered NIC."""
+    """The frame comes in by one of the two ports of the firewall bridge of a filtered NIC: of one whose guest may send
+    and get frames with two VLAN tags (``qinq``), or of any other.
+    """
+
+    qinq: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TagOfVlanZero:
+    """Of the VLAN tags of a frame with more than one, the outermost (``number`` 1) or the next (2) names VLAN 0."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ThirdTag:
+    """Behind two VLAN tags of a frame stands another."""
+
+
+@dataclass(frozen=True, slots=True)
+class OtherEtherType:
+    """The frame carries, behind at most one VLAN tag, none of these protocols."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionsOver:
+    """The NIC has opened more than ``number`` connections that connection tracking still knows."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class NicRateOver:
+    """The NIC sends more than ``rate`` packets per second of the kind that the matches before this one tell."""
+
+    rate: int
 
 
 Match: TypeAlias = (
@@ -371,6 +415,11 @@ Match: TypeAlias = (
     | AdvertisedOutside
     | Fragment
     | FilteredPort
+    | TagOfVlanZero
+    | ThirdTag
+    | OtherEtherType
+    | NicRateOver
+    | ConnectionsOver
 )
 
 
@@ -463,7 +512,7 @@ class Dispatch:
     """Jump to the chain of the guest NIC that the packet goes to (IN) or comes from (OUT), if there is one.
 
     In layer ``filter`` that is ``Nic.in_chain`` or ``Nic.out_chain``, in layer ``link`` ``Nic.link_chain``, in layer
-    ``stateless`` ``Nic.stateless_chain``.
+    ``stateless`` ``Nic.stateless_chain``, in layer ``limit`` ``Nic.limit_chain``.
     """
 
     direction: Direction
@@ -532,7 +581,9 @@ class Nic:
 
     ``link`` is the firewall bridge's port towards the guest's bridge (``fwln100i0``): what enters the firewall
     bridge there goes to this NIC. ``link_chain`` is None where layer 2 is not filtered,
-    ``stateless_chain`` where every frame of the NIC may go on to connection tracking.
+    ``stateless_chain`` where every frame of the NIC may go on to connection tracking, ``limit_chain``
+    where it may open as many connections as it likes. ``qinq``: its frames may have
+    two VLAN tags.
     """
 
     interface: str
@@ -543,6 +594,8 @@ class Nic:
     out_chain: str
     link_chain: str | None
     stateless_chain: str | None = None
+    limit_chain: str | None = None
+    qinq: bool = False
 
 
 @dataclass(frozen=True, slots=True)

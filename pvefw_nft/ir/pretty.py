@@ -21,6 +21,7 @@ from pvefw_nft.ir.nodes import (
     ArpSenderMac,
     AssignHelper,
     Bridged,
+    ConnectionsOver,
     ConnState,
     Dispatch,
     Drop,
@@ -34,6 +35,8 @@ from pvefw_nft.ir.nodes import (
     Interface,
     Jump,
     NicPort,
+    NicRateOver,
+    OtherEtherType,
     Ports,
     ProtocolMatch,
     Queue,
@@ -43,8 +46,10 @@ from pvefw_nft.ir.nodes import (
     SetAcceptMark,
     SetConnmark,
     SourceMac,
+    TagOfVlanZero,
     TcpFlag,
     TcpFlags,
+    ThirdTag,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +73,7 @@ def pretty(ruleset: Ruleset) -> Iterator[str]:
         yield f"vnet {vnet.bridge} -> {vnet.chain}"
     for nic in ruleset.nics:
         of_frames = f"link {nic.link_chain or '-'} stateless {nic.stateless_chain or '-'}"
+        of_frames += "" if nic.limit_chain is None else f" limit {nic.limit_chain}"
         yield f"nic {nic.interface} in {nic.in_chain} out {nic.out_chain} {of_frames}"
     for made in ruleset.sets:
         entries = (f"{'!' if entry.nomatch else ''}{entry.prefix.canonical}" for entry in made.entries)
@@ -122,8 +128,9 @@ def _match(match: Match) -> str:  # noqa: C901 - one case for each kind of match
             return "accept mark"
         case SourceMac(_, spelling, negated):
             return f"mac {_not(negated)}{spelling}"
-        case RateOver(rate, burst, expire):
-            return f"over {rate}/second burst {burst} per source, for {expire} ms"
+        case RateOver(rate, burst, expire, sources):
+            of = "" if sources is None else f" of {sources}"
+            return f"over {rate}/second burst {burst} per source{of}, for {expire} ms"
         case EtherType(number, spelling):
             return f"ether {spelling}/0x{number:04x}"
         case ArpSender(prefix):
@@ -134,8 +141,18 @@ def _match(match: Match) -> str:  # noqa: C901 - one case for each kind of match
             return f"advertises outside of {key.scope}/{key.name}"
         case Fragment():
             return "fragment"
-        case FilteredPort():
-            return "filtered port"
+        case FilteredPort(qinq):
+            return f"filtered port{' with qinq' if qinq else ''}"
+        case TagOfVlanZero(number):
+            return f"tag {number} of vlan 0"
+        case ThirdTag():
+            return "third tag"
+        case OtherEtherType(numbers):
+            return f"ether none of {', '.join(f'0x{number:04x}' for number in numbers)}"
+        case ConnectionsOver(number):
+            return f"over {number} connections"
+        case NicRateOver(rate):
+            return f"over {rate}/second"
         case _:
             assert_never(match)
 

@@ -26,10 +26,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pvefw_nft.config.model import Layer2
 from pvefw_nft.ir.nodes import (
     Address,
     AdvertisedOutside,
     ArpSenderMac,
+    ConnectionsOver,
+    ConnState,
     Direction,
     Dispatch,
     EtherType,
@@ -39,26 +42,39 @@ from pvefw_nft.ir.nodes import (
     IcmpType,
     InSet,
     Layer,
+    NicRateOver,
+    OtherEtherType,
     PortRange,
     Ports,
     Prefix,
     Side,
     SourceMac,
+    State,
+    TagOfVlanZero,
+    ThirdTag,
 )
 from pvefw_nft.ir.rules import DROP, ICMPV6, NDP_TYPES, RETURN, UDP, Context, builtin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pvefw_nft.config.model import GuestOptions
+    from pvefw_nft.config.model import GuestHardening, GuestOptions
     from pvefw_nft.config.model import Nic as ModelNic
     from pvefw_nft.ir.nodes import Match, Nic, Rule, SetKey
 
 STATELESS = "PVEFW-STATELESS"
 """The chain that every frame enters."""
 
+LIMIT = "PVEFW-LIMIT"
+"""The chain of limits that new connections of guests enter."""
+
+_OLD = ConnState((State.INVALID, State.RELATED, State.ESTABLISHED))
+
 _TAGS = (EtherType(0x8100, "VLAN"), EtherType(0x88A8, "802.1ad"))
 _ARP = EtherType(0x0806, "ARP")
+_ALWAYS = (0x0800, 0x0806, 0x86DD)
+"""IPv4, ARP and IPv6, which no option of layer 2 closes."""
+
 _NO_ADDRESS = {
     Family.V4: (Prefix(4, 0, 32, "0.0.0.0"),),  # noqa: S104 - no socket binds here
     Family.V6: (Prefix(6, 0, 128, "::"), Prefix(6, 0xFE80 << 112, 10, "fe80::/10")),
@@ -94,25 +110,70 @@ def add_stateless_chain(context: Context, nics: list[Nic]) -> bool:
     """Add the chain that every frame enters; returns whether there is one."""
     if not nics:
         return False
-    rules = [builtin("second VLAN tag", tag, FilteredPort(), action=DROP) for tag in _TAGS]
+    rules: list[Rule] = []
+    if not all(nic.qinq for nic in nics):
+        rules += _tagged("second VLAN tag", FilteredPort())
+    if any(nic.qinq for nic in nics):
+        for closed in (TagOfVlanZero(1), TagOfVlanZero(2), ThirdTag()):
+            rules += _tagged("qinq", FilteredPort(qinq=True), closed)
     if any(nic.stateless_chain is not None for nic in nics):
         rules.append(builtin("guests", action=Dispatch(Direction.OUT)))
     context.add(Layer.STATELESS, STATELESS, rules)
     return True
 
 
-def nic_rules(options: GuestOptions, nic: ModelNic, addresses: SetKey | None) -> Iterator[Rule]:
-    """Yield the rules for what a NIC sends; ``addresses`` is the set of those it may send from, with ipfilter."""
+def add_limit_chain(context: Context, nics: list[Nic]) -> bool:
+    """Add the chain that limits how many connections NICs open; returns whether there is one."""
+    if all(nic.limit_chain is None for nic in nics):
+        return False
+    old = builtin("conntrack", _OLD, action=RETURN)
+    context.add(Layer.LIMIT, LIMIT, [old, builtin("guests", action=Dispatch(Direction.OUT))])
+    return True
+
+
+def limit_rules(hardening: GuestHardening) -> Iterator[Rule]:
+    """Yield the rule that limits the connections that a NIC has opened."""
+    if hardening.max_connections:
+        over = ConnectionsOver(hardening.max_connections)
+        yield builtin("max_connections", ConnState((State.NEW,)), over, action=DROP)
+
+
+def _tagged(reason: str, *matches: Match) -> list[Rule]:
+    """Return the rules that drop frames with a second tag for which these hold."""
+    return [builtin(reason, tag, *matches, action=DROP) for tag in _TAGS]
+
+
+def nic_rules(
+    options: GuestOptions, hardening: GuestHardening, nic: ModelNic, addresses: SetKey | None
+) -> Iterator[Rule]:
+    """Yield the rules for what a NIC sends; ``addresses`` is the set of those it may send from, with ipfilter.
+
+    ``hardening`` leaves nothing open: the cluster's options are in it.
+    """
     if options.macfilter:
         yield mac_filter(nic)
         if nic.mac is not None:
             yield builtin("macfilter", _ARP, ArpSenderMac(nic.mac, nic.mac_spelling), action=DROP)
-    if addresses is None:
-        return
+    if hardening.l2 is Layer2.STRICT:
+        more = [protocol.number for protocol in options.layer2_protocols]
+        tags = [tag.number for tag in _TAGS] if hardening.qinq else []
+        yield builtin("l2", OtherEtherType(tuple(sorted({*_ALWAYS, *more, *tags}))), action=DROP)
+    if addresses is not None:
+        yield from _address_rules(options, hardening, addresses)
+    if hardening.max_fragments:
+        yield builtin("max_fragments", Fragment(), NicRateOver(hardening.max_fragments), action=DROP)
+
+
+def _address_rules(options: GuestOptions, hardening: GuestHardening, addresses: SetKey) -> Iterator[Rule]:
+    """Yield the rules for addresses that are not in the set of those the NIC may send from."""
     yield builtin("ipfilter", ICMPV6, _ADVERTISEMENT, AdvertisedOutside(addresses), action=DROP, families=Family.V6)
     foreign = InSet(Side.SOURCE, addresses, negated=True)
     if options.dhcp:
         for (family, ports), exempt in zip(_DHCP_REQUESTS.items(), _DHCP_WITHOUT_ADDRESS, strict=True):
             yield exempt
-            yield builtin("dhcp", *ports, foreign, action=DROP, families=family)
-    yield builtin("ipfilter", Fragment(), foreign, action=DROP)
+            if not hardening.ipfilter_established:
+                yield builtin("dhcp", *ports, foreign, action=DROP, families=family)
+    if hardening.ipfilter_established:
+        yield builtin("ipfilter_established", foreign, action=DROP)
+    else:
+        yield builtin("ipfilter", Fragment(), foreign, action=DROP)

@@ -20,6 +20,7 @@ from pvefw_nft.ir.nodes import (
     ArpSenderMac,
     AssignHelper,
     Bridged,
+    ConnectionsOver,
     ConnState,
     Dispatch,
     Drop,
@@ -33,6 +34,8 @@ from pvefw_nft.ir.nodes import (
     Jump,
     Layer,
     NicPort,
+    NicRateOver,
+    OtherEtherType,
     Ports,
     Prefix,
     ProtocolMatch,
@@ -40,6 +43,8 @@ from pvefw_nft.ir.nodes import (
     Return,
     SetKey,
     SourceMac,
+    TagOfVlanZero,
+    ThirdTag,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +61,16 @@ MAX_LOG_PREFIX = 63
 _CHAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _CALLS = (Jump, Goto)
 _STATELESS_ACTIONS = (Drop, Return, Dispatch)
+_STATELESS_MATCHES = (
+    ArpSenderMac,
+    AdvertisedOutside,
+    Fragment,
+    FilteredPort,
+    TagOfVlanZero,
+    ThirdTag,
+    OtherEtherType,
+    NicRateOver,
+)
 _PORT_PROTOCOLS = frozenset((6, 17, 33, 132, 136))
 
 
@@ -137,6 +152,10 @@ def validate(ruleset: Ruleset, store: SoundChains | None = None) -> None:
             nic.stateless_chain is None or nic.stateless_chain in ruleset.chains[Layer.STATELESS],
             f"{nic.interface} has no stateless chain {nic.stateless_chain}",
         )
+        _require(
+            nic.limit_chain is None or nic.limit_chain in ruleset.chains[Layer.LIMIT],
+            f"{nic.interface} has no chain of limits {nic.limit_chain}",
+        )
     for vnet in ruleset.vnets:
         _require(vnet.chain in ruleset.chains[Layer.FORWARD], f"VNet {vnet.bridge} has no chain {vnet.chain}")
     if store is not None:
@@ -182,7 +201,7 @@ def _rule_problem(layer: Layer, rule: Rule, chain: Chain, chains: Mapping[str, C
             return "helpers are assigned before connection tracking"
         case Dispatch() if rule.matches:
             return "a dispatch has no conditions"
-        case action if layer is Layer.STATELESS and not isinstance(action, _STATELESS_ACTIONS):
+        case action if layer in (Layer.STATELESS, Layer.LIMIT) and not isinstance(action, _STATELESS_ACTIONS):
             return "a stateless chain only drops"
         case _:
             pass
@@ -233,8 +252,10 @@ def _layer_problem(match: object, layer: Layer) -> str | None:
             return "a layer 2 match in an IP chain"
         case ArpSender() if layer is not Layer.LINK:
             return "a layer 2 match in an IP chain"
-        case ArpSenderMac() | AdvertisedOutside() | Fragment() | FilteredPort() if layer is not Layer.STATELESS:
+        case _ if isinstance(match, _STATELESS_MATCHES) and layer is not Layer.STATELESS:
             return "a match that only stateless chains have"
+        case ConnectionsOver() if layer is not Layer.LIMIT:
+            return "a limit of connections outside of the chains of limits"
         case ConnState() | AcceptMark() | RateOver() if layer is Layer.STATELESS:
             return "a match of connection tracking in a stateless chain"
         case AddressType() | RateOver() | NicPort() if layer is Layer.LINK:

@@ -113,6 +113,9 @@ PROTOCOL = Field("protocol", 1 << 16, FieldKind.ETHERTYPE)
 ETHER_TYPE = Field("ether type", 1 << 16, FieldKind.ETHERTYPE)
 """The ether type as the frame's header has it: 0x8100 for a tagged frame."""
 VLAN_ID = Field("vlan id", 1 << 12)
+INNER_VLAN_ID = Field("inner vlan id", 1 << 12)
+"""The VLAN id of the second tag, in frames with two; ``INNER_TYPE`` is the ether type behind it."""
+INNER_TYPE = Field("inner ether type", 1 << 16, FieldKind.ETHERTYPE)
 ETHER_SRC = Field("ether saddr", 1 << 48, FieldKind.MAC)
 ETHER_DST = Field("ether daddr", 1 << 48, FieldKind.MAC)
 PKTTYPE = _enum("pkttype", "host", "broadcast", "multicast", "otherhost", "outgoing", "loopback")
@@ -194,11 +197,14 @@ CT_MARK = tuple(Field(f"ct mark bit {bit}", 2, FieldKind.BIT) for bit in range(3
 """The bits of the connection mark, lowest first."""
 
 IPV4, IPV6, ARP, VLAN = 0x0800, 0x86DD, 0x0806, 0x8100
+TAGS = (VLAN, 0x88A8)
+"""The ether types of VLAN tags (IEEE 802.1Q): as ``PROTOCOL``, that of a second tag."""
 PORT_PROTOCOLS = (6, 17, 33, 132, 136)
 """TCP, UDP, DCCP, SCTP and UDP-Lite: what has ports."""
 
 PRESENCE: Mapping[Field, tuple[tuple[Field, IntervalSet], ...]] = {
     VLAN_ID: ((ETHER_TYPE, IntervalSet.single(VLAN)),),
+    **dict.fromkeys((INNER_VLAN_ID, INNER_TYPE), ((PROTOCOL, IntervalSet.from_ranges((t, t) for t in TAGS)),)),
     **dict.fromkeys(
         (ARP_OP, ARP_HTYPE, ARP_PTYPE, ARP_HLEN, ARP_PLEN, ARP_SPA, ARP_TPA, ARP_SHA, ARP_THA),
         ((PROTOCOL, IntervalSet.single(ARP)),),

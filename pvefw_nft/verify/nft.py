@@ -27,7 +27,7 @@ from pvefw_nft.verify.nft_rule import NftRuleParser, NftTable
 from pvefw_nft.verify.nft_values import text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from pvefw_nft.verify.nft_values import Json
     from pvefw_nft.verify.reading import Reading
@@ -206,6 +206,7 @@ class NftReader:
         table = Table(TableKey("nft", raw.family, raw.name))
         flags = raw.definition.get("flags", [])
         dormant = flags == "dormant" or (isinstance(flags, list) and "dormant" in flags)
+        raw.objects.counting |= _counting_sets(rule for chain in raw.chains.values() for rule in chain.rules)
         parser = NftRuleParser(raw.objects, self.reading)
         for chain in raw.chains.values():
             made = Chain(chain.name, [])
@@ -246,3 +247,15 @@ class NftReader:
             offset = definition.get("offset", 0)
             priority = known[str(priority)] + (offset if isinstance(offset, int) else 0)
         return Hook(table.key.family, point, priority, str(definition.get("type", "filter")))
+
+
+def _counting_sets(rules: Iterable[dict[str, Json]]) -> set[str]:
+    """Return the references of sets that rules fill with rates, which change with each packet."""
+    found = set()
+    for rule in rules:
+        statements = rule.get("expr")
+        for statement in statements if isinstance(statements, list) else ():
+            body = statement.get("set") if isinstance(statement, dict) else None
+            if isinstance(body, dict) and body.get("stmt"):
+                found.add(str(body.get("set")))
+    return found

@@ -18,14 +18,18 @@ from pvefw_nft.verify.model import (
     FRAGMENT,
     HAS_CONNECTION,
     ICMP6,
+    INNER_TYPE,
+    INNER_VLAN_ID,
     IPV4,
     IPV6,
     L4PROTO,
     MARK,
     PROTOCOL,
     RETURN,
+    TAGS,
     TCP_FLAGS,
     TRUE,
+    VLAN_ID,
     Alter,
     Any,
     Condition,
@@ -101,13 +105,17 @@ Parsed: TypeAlias = tuple[tuple[Condition, ...], tuple[Effect, ...], Verdict | N
 
 @dataclass(slots=True)
 class NftTable:
-    """What rules refer to by name in their table: the members of sets and maps, and the types of helpers."""
+    """What rules refer to by name in their table: the members of sets and maps, and the types of helpers.
+
+    ``counting`` are references of sets that rules fill with rates. Who is in them is open, like whether a rate is kept.
+    """
 
     family: Family
     name: str
     elements: dict[str, list[Json]] = field(default_factory=dict)
     helpers: dict[str, str] = field(default_factory=dict)
     values: dict[tuple[str, Field], IntervalSet] = field(default_factory=dict)
+    counting: set[str] = field(default_factory=set)
 
     def members(self, reference: str) -> list[Json]:
         """Return the elements of a set or map by its reference, ``@name``; raises ValueError."""
@@ -115,6 +123,15 @@ class NftTable:
         if known is None:
             raise ValueError(f"there is no set or map '{reference[1:]}'")
         return known
+
+
+TAG_TYPES = IntervalSet.from_ranges((tag, tag) for tag in TAGS)
+_TAG_FIELDS: dict[tuple[tuple[object, ...], int | None], Field] = {
+    (("ll", 112, 16), 0x0FFF): VLAN_ID,
+    (("ll", 144, 16), 0x0FFF): INNER_VLAN_ID,
+    (("ll", 160, 16), None): INNER_TYPE,
+}
+"""Bits of a frame with two VLAN tags (IEEE 802.1Q, section 9.6): their place in the frame, mask, and field."""
 
 
 class NftRuleParser:
@@ -167,6 +184,9 @@ class NftRuleParser:
     def _match(self, body: Json) -> None:
         body = as_object(body)
         left, right, operator = body.get("left"), body.get("right"), str(body.get("op", "=="))
+        if isinstance(right, str) and right in self.table.counting:
+            self._require(rate_test(f"of who is in {right}", over=operator in ("==", "in")))
+            return
         if isinstance(left, dict):
             if "concat" in left:
                 condition = self._concat(left["concat"], right)
@@ -255,8 +275,9 @@ class NftRuleParser:
             return self._fragment(mask, operator, right)
         if inner == {"exthdr": {"name": "frag"}} and mask is None:
             return self._has_fragment_header(operator, right)
-        if inner == {"payload": {"base": "th", "offset": 64, "len": 128}} and mask is None:
-            return self._nd_target(operator, right)
+        unnamed = self._unnamed(inner, mask, operator, right)
+        if unnamed is not None:
+            return unnamed
         if is_expression(inner, "ct", None, "status"):
             return status_match(mask, operator, right)
         if mask is None and is_expression(inner, "ct", None, "state"):
@@ -301,11 +322,22 @@ class NftRuleParser:
         fragments = Test(FRAGMENT, IntervalSet.of((1, 2)))
         return fragments if right == (operator == "==") else negate(fragments)
 
-    def _nd_target(self, operator: str, right: Json) -> Condition:
-        """Bits 64 to 191 behind the transport header: of neighbour discovery, the target address."""
-        if not self._has(Test(ICMP6, ND_TYPES)):
-            raise UnknownExpressionError("payload th 64 128")
-        return self._compare(ND_TARGET_SELECTOR, operator, right)
+    def _unnamed(self, inner: Json, mask: Json, operator: str, right: Json) -> Condition | None:
+        """Return the condition of a match on bits that nft has no name for, where they are ones that are known here.
+
+        Behind the transport header of neighbour discovery, the target address; in a frame with two VLAN tags, the ids
+        of both and what is behind them.
+        """
+        body = inner.get("payload") if isinstance(inner, dict) else None
+        if not isinstance(body, dict) or not isinstance(mask, int | None):
+            return None
+        place = tuple(body.get(key) for key in ("base", "offset", "len"))
+        if place == ("th", 64, 128) and mask is None and self._has(Test(ICMP6, ND_TYPES)):
+            return self._compare(ND_TARGET_SELECTOR, operator, right)
+        on = _TAG_FIELDS.get((place, mask))
+        if on is not None and self._has(Test(PROTOCOL, TAG_TYPES)):
+            return self._compare(Selector(on), operator, right)
+        return None
 
     def _masked(self, inner: Json, mask: Json, operator: str, right: Json) -> Condition:
         on = self._selector(inner)
@@ -365,6 +397,11 @@ class NftRuleParser:
 
     def _limit(self, body: Json) -> None:
         self._require(rate_test(limit_text(body), over=is_over(body)))
+
+    def _count(self, body: Json) -> None:
+        """``ct count over N``: more connections than that came to this rule."""
+        body = as_object(body)
+        self._require(rate_test(f"{body['val']} connections", over=bool(body.get("inv"))))
 
     def _set(self, body: Json) -> None:
         """``update @set { key limit rate over … }``: a rate of its own for each key."""
@@ -553,6 +590,7 @@ _STATEMENTS: dict[str, Statement] = {
     "counter": _nothing,
     "last": _nothing,
     "limit": NftRuleParser._limit,
+    "ct count": NftRuleParser._count,
     "set": NftRuleParser._set,
     "reject": NftRuleParser._reject,
     "log": NftRuleParser._log,

@@ -357,6 +357,8 @@ class _Parser:
         if handler is not None:
             self._take()
             return handler(self, word)
+        if word == "ct" and self._tokens[self._at + 1].text == "count":
+            return self._count()
         if word in ("meta", "ct"):
             assignment = self._assignment()
             if assignment is not None:
@@ -401,6 +403,13 @@ class _Parser:
             body["burst"] = self._number()
             self._expect("packets")
         return {"limit": {**body, "inv": True} if over else body}
+
+    def _count(self) -> Json:
+        self._expect("ct")
+        self._expect("count")
+        over = self._skip("over")
+        number = self._number()
+        return {"ct count": {"val": number, "inv": True} if over else {"val": number}}
 
     def _log(self, _word: str) -> Json:
         body: dict[str, Json] = {}

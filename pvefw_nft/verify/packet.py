@@ -43,6 +43,8 @@ from pvefw_nft.verify.model import (
     FRAGMENT,
     ICMP,
     ICMP6,
+    INNER_TYPE,
+    INNER_VLAN_ID,
     IPV4,
     IPV6,
     L4PROTO,
@@ -58,6 +60,7 @@ from pvefw_nft.verify.model import (
     SKGID,
     SKUID,
     SPORT,
+    TAGS,
     TCP_FLAGS,
     TTL,
     VLAN,
@@ -458,6 +461,8 @@ class _Maker:
             if not 0 <= spec.vlan < 4096:
                 raise ValueError(f"no VLAN: {spec.vlan}")
             fields[ETHER_TYPE], fields[VLAN_ID] = VLAN, spec.vlan
+        if fields[PROTOCOL] in TAGS:
+            fields[INNER_VLAN_ID], fields[INNER_TYPE] = 0, IPV4
 
 
 # --- text ---------------------------------------------------------------------------------------------------

@@ -231,13 +231,15 @@ def test_neither_libnftables_nor_privilege_is_needed(make_root: MakeRoot) -> Non
     assert '\t\ttcp dport 22 accept comment "100.fw:4 (SSH)"\n' in done.stdout
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (REPOSITORY / "examples").iterdir()))
-def test_the_text_of_each_example_is_read_back_as_its_json(name: str) -> None:
-    root = REPOSITORY / "examples" / name
+ROOTS = [*(REPOSITORY / "examples").iterdir(), *(REPOSITORY / "tests" / "kernel" / "evasion").glob("*/")]
+
+
+@pytest.mark.parametrize("root", sorted(path for path in ROOTS if (path / "etc").is_dir()), ids=lambda root: root.name)
+def test_the_text_of_each_example_is_read_back_as_its_json(root: Path) -> None:
     nodes = sorted(path.name for path in (root / "etc/pve/nodes").glob("*"))
     artefact = compile_root(Source(root, nodes[0] if nodes else NODE, lambda: "192.168.1.0/24"), "nft").artefact
     texts = ("".join(artefact.text()), "".join(artefact.json()))
-    from_text, from_json = (read_ruleset([Text(name, text)]) for text in texts)
+    from_text, from_json = (read_ruleset([Text(root.name, text)]) for text in texts)
     assert from_text == from_json
 
 

@@ -17,6 +17,8 @@
     wrapping = "8864:11000000"  # Ethernet type and header between the Ethernet header and what is in the frame, in hex
     dest_mac = "01:80:c2:00:00:00"; nd_target = "fd00::1" (of neighbour discovery); only_first = true (fragment)
     spoof = "10.0.0.9"          # the source of this packet, where those before it in its connection have another
+    answering = true            # ports the other way round: 9 and the ephemeral one; seq, ack: TCP's, from 0 on
+    steps = [{…}, {…}]          # packets sent before this one, in order, each with keys like these
     verdict = "ACCEPT"          # or DROP, or REJECT and how: "REJECT tcp-reset"
 
 Lists multiply: one table can stand for many packets, all with the same verdict.
@@ -54,7 +56,7 @@ VERDICTS = {ACCEPT, DROP, f"{REJECT} tcp-reset", *(f"{REJECT} {kind}" for kind i
 _KEYS = {
     "from", "to", "family", "proto", "icmp", "arp", "ethertype", "source", "dest", "sport", "dport", "source_mac",
     "vlan", "flags", "state", "fragmented", "damage", "verdict", "about", "tags", "wrapping", "dest_mac", "nd_target",
-    "only_first", "spoof",
+    "only_first", "spoof", "answering", "seq", "ack", "steps",
 }  # fmt: skip
 
 
@@ -120,6 +122,9 @@ def read_packets(table: dict[str, Any]) -> list[Probe]:
             one = {**table, "dport": dport, "icmp": icmp, "source": source, "dest": dest}
             packets.append(_packet({**one, "from": sender, "to": receiver}, family))
     probes = [_in_state(packet, table.get("state", "new"), table.get("about", "")) for packet in packets]
+    before = tuple(packet for step in table.get("steps", ()) for one in read_packets(step) for packet in one.packets)
+    if before:
+        probes = [replace(probe, packets=(*before, *probe.packets)) for probe in probes]
     if "spoof" in table:
         spoofed = ip_address(table["spoof"])
         probes = [replace(p, packets=(*p.packets[:-1], replace(p.judged, source=spoofed))) for p in probes]
@@ -155,6 +160,9 @@ def _packet(one: dict[str, Any], family: int) -> Packet:
         destination_mac=one.get("dest_mac"),
         nd_target=IPv6Address(one["nd_target"]) if "nd_target" in one else None,
         only_first=one.get("only_first", False),
+        answering=one.get("answering", False),
+        sequence=one.get("seq", 0),
+        acknowledgement=one.get("ack", 2048),
         ethertype=one.get("ethertype"),
         first_fragment=_FRAGMENTS[one["fragmented"]] if "fragmented" in one else None,
         damage=one.get("damage"),

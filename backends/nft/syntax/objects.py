@@ -25,6 +25,8 @@ MAX_PREFIX = 127
 
 Family: TypeAlias = Literal["bridge", "inet"]
 
+SetType: TypeAlias = Literal["ipv4_addr", "ipv6_addr", "ifname"]
+
 BETWEEN = ",\n"
 """What stands between the commands of a transaction."""
 
@@ -95,7 +97,7 @@ class Set:
     """A named set of intervals of addresses, or of interface names."""
 
     name: str
-    type: Literal["ipv4_addr", "ipv6_addr", "ifname"]
+    type: SetType
     elements: tuple[Value, ...]
 
     def command(self, family: Family, table: str) -> str:
@@ -116,7 +118,7 @@ class DynamicSet:
     """
 
     name: str
-    type: Literal["ipv4_addr", "ipv6_addr"]
+    type: SetType
     timeout: int
     size: int
 

@@ -5,7 +5,7 @@ As in :mod:`.expressions`, each is a ``TypedDict`` of the shape libnftables read
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, TypedDict
+from typing import Literal, NotRequired, TypeAlias, TypedDict
 
 from backends.nft.syntax.expressions import AnonymousSet, BitAnd, BitOr, Constant, Range, Right, Selector, Value
 
@@ -91,12 +91,22 @@ class _LimitBody(TypedDict):
     rate: int
     per: str
     burst: int
+    inv: NotRequired[bool]
 
 
 class Limit(TypedDict):
-    """Go on up to a rate of packets."""
+    """Go on up to a rate of packets, or beyond it."""
 
     limit: _LimitBody
+
+
+class _CountBody(TypedDict):
+    val: int
+    inv: bool
+
+
+ConnectionCount = TypedDict("ConnectionCount", {"ct count": _CountBody})
+"""Go on up to a number of connections, or beyond it."""
 
 
 class _LogBody(TypedDict):
@@ -155,7 +165,9 @@ class SetUpdate(TypedDict):
     set: _SetUpdateBody
 
 
-Statement: TypeAlias = Match | Verdict | Vmap | Reject | Limit | Log | Counter | Queue | Mangle | CtHelper | SetUpdate
+Statement: TypeAlias = (
+    Match | Verdict | Vmap | Reject | Limit | ConnectionCount | Log | Counter | Queue | Mangle | CtHelper | SetUpdate
+)
 
 ACCEPT: Accept = {"accept": None}
 DROP: Drop = {"drop": None}
@@ -188,9 +200,17 @@ def reject(kind: Literal["tcp reset", "icmpx", "icmp", "icmpv6"], code: str | No
     return {"reject": {"type": kind} if code is None else {"type": kind, "expr": code}}
 
 
-def limit(rate: int, per: str, burst: int) -> Limit:
-    """Return a limit of ``rate`` packets ``per`` unit of time."""
-    return {"limit": {"rate": rate, "per": per, "burst": burst}}
+def limit(rate: int, per: str, burst: int, *, over: bool = False) -> Limit:
+    """Return a limit of ``rate`` packets ``per`` unit of time; ``over``: what holds for the packets beyond it."""
+    body: _LimitBody = {"rate": rate, "per": per, "burst": burst}
+    if over:
+        body["inv"] = True
+    return {"limit": body}
+
+
+def connections_over(number: int) -> ConnectionCount:
+    """Return what holds for packets of more connections than that, of those that came to this rule."""
+    return {"ct count": {"val": number, "inv": True}}
 
 
 def log(prefix: str, group: int) -> Log:

@@ -218,7 +218,12 @@ def _go(kind: str, body: Node) -> str:
 
 def _limit(_kind: str, body: Node) -> str:
     burst = "" if body["burst"] == 5 else f" burst {int(body['burst'])} packets"  # 5 is what nft leaves out
-    return f"limit rate {int(body['rate'])}/{_word(body['per'])}{burst}"
+    over = "over " if body.get("inv") else ""
+    return f"limit rate {over}{int(body['rate'])}/{_word(body['per'])}{burst}"
+
+
+def _count(_kind: str, body: Node) -> str:
+    return f"ct count {'over ' if body.get('inv') else ''}{int(body['val'])}"
 
 
 def _log(_kind: str, body: Node) -> str:
@@ -295,6 +300,7 @@ _STATEMENTS: dict[str, Callable[[str, Any], str]] = {
     "match": _match,
     "reject": _reject,
     "limit": _limit,
+    "ct count": _count,
     "log": _log,
     "queue": _queue,
     "mangle": _mangle,

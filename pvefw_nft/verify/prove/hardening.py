@@ -1,9 +1,10 @@
 """Rules of the nft ruleset that only make it stricter than the reference: a comparison across tools leaves them out.
 
-Such a rule stands in the bridge's base chain ``stateless``, or in a chain that it leads to, and drops what no guest
-sends that is configured as its files say: frames with a second VLAN tag, with another MAC address than the NIC's, with
-addresses that are not in the NIC's set. Each rule must be one of these, word for word: of the NIC's own MAC address,
-and of the very set by which the NIC's chain filters. A chain with any other rule is compared like the rest.
+Such a rule stands in the bridge's base chain ``stateless`` or ``limits``, or in a chain that these lead to, and drops
+what no guest sends that is configured as its files say: frames with a second VLAN tag, with another MAC address than
+the NIC's, with addresses that are not in the NIC's set; or what an option of a companion file closes. Each rule must be
+one of these, word for word: of the NIC's own MAC address, and of the very set by which the NIC's chain filters. A base
+chain that leads to any other rule is compared like the rest.
 """
 
 from __future__ import annotations
@@ -16,22 +17,25 @@ from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.prove.documented import exceptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pvefw_nft.verify.path import Nic
     from pvefw_nft.verify.prove.documented import Exceptions
     from pvefw_nft.verify.prove.flows import Side
 
 STRICTER = (
-    "frames that only the nft ruleset drops, before connection tracking (its chain `stateless`), and so is stricter:"
+    "frames that only the nft ruleset drops, by its chains `stateless` and `limits`, and so is stricter:"
     " with a second VLAN tag; from a guest, with another MAC address than its NIC's in the frame or in ARP, and, where"
-    " the NIC has a set of addresses, neighbour advertisements, DHCP requests and fragments of addresses not in it."
-    " `--as-reference` compiles without this chain"
+    " the NIC has a set of addresses, neighbour advertisements, DHCP requests and fragments of addresses not in it;"
+    " too many unknown sources of new connections by one port, with `protection_synflood`;"
+    " and what an option of a .pvefw file closes. `--as-reference` compiles without these rules"
 )
 
-_CHAIN = "stateless"
 _IN_FRAGMENTS = m.FRAGMENT.everything - IntervalSet.single(0)
 _TAGS = IntervalSet.of((0x8100, 0x8100), (0x88A8, 0x88A8))
+_NEW = IntervalSet.single(m.CT_STATES.index("new"))
+_NEVER_CLOSED = (m.IPV4, m.IPV6, m.ARP)
+_TAG_FIELDS = {m.VLAN_ID, m.INNER_VLAN_ID, m.INNER_TYPE}
 _ADVERTISEMENT = IntervalSet.of((136 << 8, 136 << 8 | 0xFF))
 _DHCP = {m.IPV4: (68, 67), m.IPV6: (546, 547)}
 
@@ -53,14 +57,34 @@ def without_stricter_rules(side: Side) -> tuple[Side, bool]:
     found = False
     tables = []
     for table in side.model.tables:
-        chain = table.chains.get(_CHAIN)
-        if chain is not None and _is_ours(table, chain) and _only_stricter(table, chain, side.topology.nics):
-            table = m.Table(table.key, {n: c for n, c in table.chains.items() if c is not chain}, table.sets)
-            found = True
-        tables.append(table)
+        kept = dict(table.chains)
+        for name, only_stricter in _CHAINS.items():
+            chain = table.chains.get(name)
+            if chain is not None and _is_ours(table, chain) and only_stricter(table, chain, side.topology.nics):
+                del kept[name]
+                found = True
+        for name, chain in table.chains.items():
+            if _is_of_rates(table, name) and any(map(_drops_newcomers, chain.rules)):
+                rules = [rule for rule in chain.rules if not _drops_newcomers(rule)]
+                kept[name] = m.Chain(name, rules, chain.policy, chain.hook)
+                found = True
+        tables.append(m.Table(table.key, kept, table.sets))
     if not found:
         return side, False
     return replace(side, model=m.RulesetModel(tuple(tables), side.model.assumptions)), True
+
+
+def _is_of_rates(table: m.Table, name: str) -> bool:
+    return table.key.tool == "nft" and table.key.name == "pvefw" and name.startswith("raw/over-rate-")
+
+
+def _drops_newcomers(rule: m.Rule) -> bool:
+    """Whether a rule drops sources that are not known where too many of them come by one port."""
+    tests = [condition for condition in rule.conditions if isinstance(condition, m.Test)]
+    names = {test.field.name for test in tests}
+    strangers = any(name.startswith("rate of who is in @sources-") for name in names)
+    too_many = any(name.startswith("rate ") and name.endswith(f" per {m.IIF}/128") for name in names)
+    return rule.verdict == m.DROP and not rule.effects and strangers and too_many
 
 
 def _is_ours(table: m.Table, chain: m.Chain) -> bool:
@@ -79,7 +103,7 @@ def _only_stricter(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...]) -> boo
         match rule.verdict:
             case m.Drop():
                 tests = _tests(rule)
-                if tests is None or tests.keys() != {m.PROTOCOL, m.IIF} or tests[m.PROTOCOL] - _TAGS:
+                if tests is None or tests.keys() - _TAG_FIELDS != {m.PROTOCOL, m.IIF} or tests[m.PROTOCOL] - _TAGS:
                     return False
             case m.VerdictMap(entries) if not rule.conditions:
                 if not all(_sound_entry(table, condition, verdict, by_port) for condition, verdict in entries):
@@ -87,6 +111,32 @@ def _only_stricter(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...]) -> boo
             case _:
                 return False
     return True
+
+
+def _only_limits(table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> bool:
+    """Whether a base chain drops nothing but new connections beyond a number."""
+    for rule in chain.rules:
+        match rule.verdict:
+            case m.Return():
+                pass
+            case m.VerdictMap(entries) if not rule.conditions:
+                chains = [verdict.chain for _, verdict in entries if isinstance(verdict, m.Jump)]
+                if len(chains) < len(entries) or not all(map(_is_limit, _rules_of(table, chains))):
+                    return False
+            case _:
+                return False
+    return True
+
+
+def _rules_of(table: m.Table, chains: list[str]) -> list[m.Rule]:
+    return [rule for name in chains for rule in table.chains[name].rules]
+
+
+def _is_limit(rule: m.Rule) -> bool:
+    tests = _tests(rule)
+    if tests is None or rule.verdict != m.DROP or tests.pop(m.CT_STATE, None) != _NEW:
+        return False
+    return len(tests) == 1 and all(on.name.startswith("rate ") for on in tests)
 
 
 def _sound_entry(table: m.Table, condition: m.Condition, verdict: m.Verdict, by_port: Mapping[int, Nic]) -> bool:
@@ -111,11 +161,15 @@ def _sound_rule(rule: m.Rule, nic: Nic, foreign: Mapping[int, IntervalSet]) -> b
     if not tests:
         return nic.mac is None
     protocol = tests.pop(m.PROTOCOL, m.PROTOCOL.everything)
+    if not tests:  # the option l2
+        return not any(number in protocol for number in _NEVER_CLOSED)
     others = m.ETHER_SRC.everything if nic.mac is None else m.ETHER_SRC.everything - IntervalSet.single(nic.mac)
     if tests.keys() == {m.ETHER_SRC}:
         return tests[m.ETHER_SRC] == others
     if tests.keys() == {m.ARP_SHA}:
         return tests[m.ARP_SHA] == others
+    if m.FRAGMENT in tests and any(on.name.startswith("rate ") for on in tests):  # the option max_fragments
+        return len(tests) == 2 and not tests[m.FRAGMENT] - _IN_FRAGMENTS
     for version, source in ((m.IPV4, m.SADDR4), (m.IPV6, m.SADDR6)):
         if protocol == IntervalSet.single(version):
             return _of_foreign_addresses(tests, version, source, foreign.get(version))
@@ -132,6 +186,8 @@ def _of_foreign_addresses(tests: _Tests, version: int, source: m.Field, foreign:
         return version == m.IPV6 and tests == {m.ICMP6: _ADVERTISEMENT} and (target or source.everything) == foreign
     if tests.pop(source, source.everything) != foreign:
         return False
+    if not tests:  # the option ipfilter_established
+        return transport is None
     if m.FRAGMENT in tests:
         return tests.keys() == {m.FRAGMENT} and not tests[m.FRAGMENT] - _IN_FRAGMENTS
     ports = _DHCP[version]
@@ -162,3 +218,10 @@ def _tests(rule: m.Rule) -> _Tests | None:
             return None
         tests[condition.field] = condition.values
     return tests
+
+
+_CHAINS: Mapping[str, Callable[[m.Table, m.Chain, tuple[Nic, ...]], bool]] = {
+    "stateless": _only_stricter,
+    "limits": _only_limits,
+}
+"""The base chains that may make the ruleset stricter, and what tells whether they do nothing else."""

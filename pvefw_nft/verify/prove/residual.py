@@ -108,6 +108,8 @@ def _absent_fields(protocol: int) -> list[m.Field]:
         absent += (m.SADDR6, m.DADDR6, m.ICMP6, m.ND_TARGET)
     if protocol != m.ARP:
         absent += ARP_FIELDS
+    if protocol not in m.TAGS:
+        absent += (m.INNER_VLAN_ID, m.INNER_TYPE)
     if protocol not in (m.IPV4, m.IPV6):
         absent += IP_FIELDS
     return absent
