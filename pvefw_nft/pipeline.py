@@ -140,6 +140,14 @@ def read_inventory(source: Source) -> Inventory:
     return Inventory(node, guests, peers, in_file_order(findings.diagnostics))
 
 
+def read_node(source: Source) -> NodeConfig:
+    """Return what holds for the node as a whole, without guests and without what is wrong with it.
+
+    Raises what :func:`check_root` raises.
+    """
+    return _configuration(_offline(source), Findings()).node
+
+
 def read_guests(source: Source) -> tuple[Guest, ...]:
     """Return this node's guests and their NICs, without their rules and without what is wrong with them.
 
@@ -155,7 +163,7 @@ def corosync_links(source: Source) -> tuple[tuple[Prefix, Prefix], ...]:
     """
     from pvefw_nft.ir.host import corosync_peers
 
-    node = _configuration(_offline(source), Findings()).node
+    node = read_node(source)
     return () if node.corosync is None else tuple(corosync_peers(node.corosync, node.node))
 
 

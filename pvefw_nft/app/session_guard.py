@@ -10,7 +10,6 @@ only shuts out the third would lock out whoever loses the connection, so it coun
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -21,9 +20,9 @@ from pvefw_nft.host.connections import TCP, spelled
 from pvefw_nft.pipeline import compile_root, corosync_links, read_back, topology
 from pvefw_nft.verify.packet import PacketSpec
 from pvefw_nft.verify.path import Link, Network, NicEnd
-from pvefw_nft.verify.read import read_compiled
 
 from .migration import Peer, migration_peers
+from .partial_model import read_in_part
 from .verdicts import Verdicts
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from pvefw_nft.host.live_network import LiveNetwork
     from pvefw_nft.host.record import Desired
     from pvefw_nft.pipeline import Source
-    from pvefw_nft.verify.model import RulesetModel
     from pvefw_nft.verify.path import Topology
     from pvefw_nft.verify.simulate import Outcome
 
@@ -89,7 +87,7 @@ def judge(desired: Desired, before: Desired | None, source: Source, network: Liv
     peers = [*_corosync(source, network), *migration_peers(source, network)]
     if not sessions and not guests and not peers:
         return Judgement(notes=_untracked(tracked, host))
-    judged = _Judge(desired, before, host, network, frozenset(tracked or ()), source)
+    judged = _Judge(desired, before, host, network, frozenset(tracked or ()), source, _involved(host, guests, sessions))
     cuts = judged.cuts(sessions, peers)
     losses = judged.losses(guests[:MAX_GUEST_CONNECTIONS])
     notes = list(_untracked(tracked, host))
@@ -98,9 +96,11 @@ def judge(desired: Desired, before: Desired | None, source: Source, network: Liv
     return Judgement(tuple(cuts), tuple(losses), tuple(notes))
 
 
-def _model_of(desired: Desired) -> RulesetModel:
-    text = "".join(desired.pieces) if desired.backend == "iptables" else f'{{"nftables":[{",".join(desired.pieces)}]}}'
-    return read_compiled(json.loads(text), desired.backend)
+def _involved(host: Topology, guests: Sequence[Flow], sessions: Sequence[Session]) -> frozenset[str]:
+    """Return the NICs that these connections pass."""
+    flows = [*guests, *(session.flow for session in sessions)]
+    addresses = {address for flow in flows for address in (flow.source, flow.destination, flow.answering)}
+    return frozenset(nic.interface for nic in host.nics if not addresses.isdisjoint(nic.addresses))
 
 
 def _untracked(tracked: Sequence[Flow] | None, host: Topology) -> tuple[str, ...]:
@@ -165,8 +165,10 @@ class _Judge:
         network: LiveNetwork,
         tracked: frozenset[Flow],
         source: Source,
+        interfaces: frozenset[str],
     ) -> None:
-        self._after = Verdicts(_model_of(desired), host)
+        self._after = Verdicts(read_in_part(desired, interfaces), host)
+        self._interfaces = interfaces
         self._before: Verdicts | None = None
         self._explaining: Verdicts | None = None
         self._running = before
@@ -280,7 +282,7 @@ class _Judge:
         if self._running is None or not self._running.enabled:
             return True
         if self._before is None:
-            self._before = Verdicts(_model_of(self._running), self._host)
+            self._before = Verdicts(read_in_part(self._running, self._interfaces), self._host)
         return self._before.outcome(packet.spec, packet.source, packet.destination).verdict not in ("DROP", "REJECT")
 
     def _zone(self, address: Address) -> str:

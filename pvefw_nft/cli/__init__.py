@@ -34,6 +34,8 @@ _COMMANDS = {
     "confirm": ("pvefw_nft.cli.confirm", "Keep a change that was applied with --confirm."),
     "rollback": ("pvefw_nft.cli.confirm", "Return to the ruleset that was confirmed last."),
     "run": ("pvefw_nft.cli.run", "Keep this host at its configuration, as a service."),
+    "take-over": ("pvefw_nft.cli.take_over", "Replace Proxmox VE's own firewall, without an open moment."),
+    "hand-back": ("pvefw_nft.cli.hand_back", "Return to Proxmox VE's own firewall, without an open moment."),
     "plug": ("pvefw_nft.cli.plug", "Put a guest's NIC behind its firewall bridge."),
     "unplug": ("pvefw_nft.cli.plug", "Remove a guest's NIC's firewall bridge."),
     "plumb": ("pvefw_nft.cli.plug", "Plug all filtered NICs that exist."),

@@ -38,6 +38,15 @@ def source_options(command: _F) -> _F:
     return command
 
 
+def beside_option(command: _F) -> _F:
+    """Add ``--beside``."""
+    return click.option(
+        "--beside",
+        is_flag=True,
+        help="Go on although Proxmox VE's own firewall runs, and leave its rules. A packet must then pass both.",
+    )(command)
+
+
 def backend_option(command: _F) -> _F:
     """Add ``--backend``."""
     return click.option(

@@ -14,11 +14,13 @@ import click
 
 from pvefw_nft.cli import desired as desired_ruleset
 from pvefw_nft.cli.confirm import report_problems
-from pvefw_nft.cli.options import backend_option, make_source, source_options
+from pvefw_nft.cli.options import backend_option, beside_option, make_source, source_options
 from pvefw_nft.cli.plugging import NicService, chosen, plugging_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import PvefwError
 from pvefw_nft.host import control, firewall, lock, watch
+from pvefw_nft.host.proxmox.hand_back import handing_back_path
+from pvefw_nft.host.proxmox.services import refuse_beside_proxmox
 from pvefw_nft.pipeline import Source, Store, node_name
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ _LOCK_WAIT = 60.0
 )  # fmt: skip
 @click.option("--stop-at-end", is_flag=True, help="Remove the rules when the service ends; else they stay.")
 @plugging_options
+@beside_option
 @click.option("--print-unit", is_flag=True, help="Print a systemd unit that runs this, and end.")
 def run_command(
     root: Path,
@@ -50,6 +53,7 @@ def run_command(
     print_unit: bool,
     no_plug: bool,
     unplugged: str | None,
+    beside: bool,
 ) -> None:
     """Apply the configuration, then again whenever it or the host's links change.
 
@@ -57,17 +61,24 @@ def run_command(
     which systemd keeps in the journal.
     """
     if print_unit:
-        click.echo(_unit(), nl=False)
+        click.echo(unit_text(backend), nl=False)
         return
-    service = _Service(make_source(root, node, local_network), backend, chosen(no_plug=no_plug, unplugged=unplugged))
+    if not beside:
+        refuse_beside_proxmox()
+    service = _Service(
+        make_source(root, node, local_network), backend, chosen(no_plug=no_plug, unplugged=unplugged), beside=beside
+    )
     watcher = watch.Watcher(service.folders, service.refresh, poll=poll)
     watcher.run(service.started)
-    if stop_at_end:
+    if stop_at_end and not handing_back_path().exists():
         report_problems(control.stop(wait=_LOCK_WAIT))
 
 
-def _unit() -> str:
+def unit_text(backend: str | None) -> str:
+    """Return the systemd unit that runs the service; ``backend`` None: the one that host.fw asks for."""
     text = files("pvefw_nft.host").joinpath("systemd/pvefw.service").read_text("utf-8")
+    if backend is not None:
+        text = text.replace("@PVEFW@ run\n", f"@PVEFW@ run --backend {backend}\n")
     return text.replace("@PVEFW@", f"{sys.executable} -m pvefw_nft.cli")
 
 
@@ -83,8 +94,9 @@ def _give_back_memory() -> None:
 class _Service:
     """What the service does when something changed. A failure is told, and tried again at the next change."""
 
-    def __init__(self, source: Source, backend: str | None, options: PlugOptions) -> None:
+    def __init__(self, source: Source, backend: str | None, options: PlugOptions, *, beside: bool) -> None:
         self._source = source
+        self._beside = beside
         self._plugging = NicService(source, options, self._tell)
         self._backend = backend
         self._told: set[str] = set()
@@ -132,7 +144,7 @@ class _Service:
         if desired.enabled:
             self._plugging.refresh(desired.backend, changed=result is not self._noted)
         with lock.hold(wait=_LOCK_WAIT):
-            outcome = control.keep_up(desired)
+            outcome = control.keep_up(desired, beside=self._beside)
         if result.diagnostics != self._shown:  # first the rules, then what is wrong with them
             self._shown = result.diagnostics
             show(result.diagnostics)

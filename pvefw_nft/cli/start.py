@@ -13,7 +13,7 @@ import click
 from pvefw_nft.app.nics import read_filtered_nics
 from pvefw_nft.cli import desired as desired_ruleset
 from pvefw_nft.cli.confirm import report, report_problems, wait_option
-from pvefw_nft.cli.options import backend_option, make_source, source_options
+from pvefw_nft.cli.options import backend_option, beside_option, make_source, source_options
 from pvefw_nft.cli.plugging import chosen, plug_and_report, plugging_options, unplugged_lines
 from pvefw_nft.cli.render import show
 from pvefw_nft.cli.session_check import check_sessions, force_option
@@ -21,6 +21,8 @@ from pvefw_nft.errors import ConfigurationError, PvefwError
 from pvefw_nft.host import control, firewall, lock
 from pvefw_nft.host.bridges import drop
 from pvefw_nft.host.bridges.unplugged import read_unplugged
+from pvefw_nft.host.proxmox.services import refuse_beside_proxmox, running_firewalls
+from pvefw_nft.host.proxmox.units import is_taken_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +38,15 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
 
+confirm_option = click.option(
+    "--confirm",
+    "confirm_within",
+    type=click.FloatRange(min=1, max=control.MAX_SECONDS),
+    metavar="SECONDS",
+    help="Go back unless `pvefw confirm` (or Enter) comes within this time.",
+)
+
+
 def _apply_options(command: _F) -> _F:
     """Add the options of commands that apply a ruleset."""
     for option in (
@@ -46,13 +57,8 @@ def _apply_options(command: _F) -> _F:
         click.option(
             "--skip-invalid", is_flag=True, help="Apply the rest of a configuration that has errors, as at boot."
         ),
-        click.option(
-            "--confirm",
-            "confirm_within",
-            type=click.FloatRange(min=1, max=control.MAX_SECONDS),
-            metavar="SECONDS",
-            help="Go back unless `pvefw confirm` (or Enter) comes within this time.",
-        ),
+        confirm_option,
+        beside_option,
         backend_option,
         source_options,
     ):
@@ -94,6 +100,8 @@ def stop_command(wait: float) -> None:
     """Remove all rules, sets and tables of pvefw, and nothing else. The host is then unfiltered."""
     outcome = control.stop(wait=wait)
     click.echo("stopped: this host is not filtered" if outcome.running else "nothing was running")
+    if is_taken_over():
+        click.echo("Proxmox VE's firewall is masked: `pvefw hand-back` returns to it", err=True)
     report_problems(outcome)
 
 
@@ -128,13 +136,16 @@ def status_command(
         invalid = True
         click.echo(f"error: {error.message}", err=True)
     found = firewall.status(desired)
+    theirs = _theirs()
     waiting = control.pending()
     unplugged = _unplugged(make_source(root, node, local_network), desired) if found.running else []
     if form == "json":
-        click.echo(json.dumps(_status_json(found, waiting, unplugged, invalid=invalid), indent=2))
+        click.echo(json.dumps(_status_json(found, waiting, unplugged, theirs, invalid=invalid), indent=2))
     else:
+        for name in theirs:
+            click.echo(f"warning: {name} beside pvefw, see `pvefw take-over`")
         _print_status(found, waiting, unplugged, diff=diff, invalid=invalid)
-    clean = not (found.changes or found.drifted or invalid or unplugged)
+    clean = not (found.changes or found.drifted or invalid or unplugged or theirs)
     ctx.exit((0 if clean else 1) if found.running and not found.unseen else 3)
 
 
@@ -152,11 +163,14 @@ def _apply(
     force: bool,
     no_plug: bool,
     unplugged: str | None,
+    beside: bool,
     only_if_running: bool = False,
     anew: bool = False,
 ) -> int:
+    if not beside and not dry_run:
+        refuse_beside_proxmox()
     source = make_source(root, node, local_network)
-    result = _find(source, backend, skip_invalid=skip_invalid)
+    result = find_ruleset(source, backend, skip_invalid=skip_invalid)
     if result is None:
         return 1
     desired, invalid = result.desired, result.has_errors
@@ -176,7 +190,12 @@ def _apply(
                 click.echo(f"# then the rules of the {outcome.switched_from} backend are removed")
         return int(invalid)
     outcome, pending = control.apply(
-        desired, only_if_running=only_if_running, anew=anew, confirm_within=confirm_within, wait=wait
+        desired,
+        only_if_running=only_if_running,
+        anew=anew,
+        confirm_within=confirm_within,
+        beside="remove" if beside else "",
+        wait=wait,
     )
     if not outcome.running:
         click.echo("the firewall is not running: nothing done", err=True)
@@ -185,13 +204,13 @@ def _apply(
     if not desired.enabled:
         click.echo("the firewall is disabled in cluster.fw: nothing is filtered", err=True)
     report(outcome)
-    if pending is not None and not _confirmed(pending, wait):
+    if pending is not None and not wait_for_confirmation(pending, wait):
         click.echo("not confirmed: the ruleset that ran before is back", err=True)
         return 3
     return int(invalid or not filtered)
 
 
-def _find(source: Source, backend: str | None, *, skip_invalid: bool) -> Result | None:
+def find_ruleset(source: Source, backend: str | None, *, skip_invalid: bool) -> Result | None:
     """Return the ruleset, or None where there were errors, and they count."""
     try:
         result = desired_ruleset.find(source, backend)
@@ -209,7 +228,7 @@ def _find(source: Source, backend: str | None, *, skip_invalid: bool) -> Result 
     return result
 
 
-def _confirmed(pending: Pending, wait: float) -> bool:
+def wait_for_confirmation(pending: Pending, wait: float) -> bool:
     """Wait for the confirmation: by `pvefw confirm`, or by Enter where there is a terminal."""
     seconds = f"{pending.seconds_left:.0f} s"
     if sys.stdin.isatty():
@@ -225,6 +244,15 @@ def _confirmed(pending: Pending, wait: float) -> bool:
     return control.await_confirmation(pending)
 
 
+def _theirs() -> list[str]:
+    """Return what of Proxmox VE's own firewall runs."""
+    try:
+        return running_firewalls()
+    except PvefwError as error:
+        click.echo(f"warning: Proxmox VE's services could not be looked at: {error.message}", err=True)
+        return []
+
+
 def _unplugged(source: Source, desired: Desired | None) -> list[Unplugged]:
     """Return the NICs that are not behind their firewall bridges, as far as configuration and links tell."""
     if desired is not None and not desired.enabled:
@@ -238,7 +266,7 @@ def _unplugged(source: Source, desired: Desired | None) -> list[Unplugged]:
 
 
 def _status_json(
-    found: Status, waiting: Pending | None, unplugged: Sequence[Unplugged], *, invalid: bool
+    found: Status, waiting: Pending | None, unplugged: Sequence[Unplugged], theirs: Sequence[str], *, invalid: bool
 ) -> dict[str, Any]:
     return {
         **asdict(found),
@@ -246,6 +274,7 @@ def _status_json(
             {"interface": one.interface, "bridge": one.bridge, "dropped": drop.is_wanted(), "reason": one.reason}
             for one in unplugged
         ],
+        "proxmox_firewall": [*theirs],
         "configuration_errors": invalid,
         "confirmation": None if waiting is None else {"seconds_left": round(waiting.seconds_left, 1)},
     }

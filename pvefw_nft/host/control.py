@@ -22,6 +22,7 @@ from pvefw_nft.errors import HostError, PvefwError
 
 from . import firewall, lock, record, state, tools
 from .firewall import Outcome
+from .proxmox.flag import remove_flag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,11 +37,16 @@ _GUARD_LOCK_WAIT = 600.0  # the guard must get its turn: it waits for the lock t
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A change that waits for its confirmation until ``deadline``, in seconds since boot."""
+    """A change that waits for its confirmation until ``deadline``, in seconds since boot.
+
+    ``beside``: another firewall runs, whose rules stay when it is undone. Empty: none does. ``remove``: ours go then;
+    ``leave``: ours have the names of its own, and it goes on with them.
+    """
 
     token: str
     deadline: float
     was_running: bool
+    beside: str = ""
 
     @property
     def seconds_left(self) -> float:
@@ -60,11 +66,13 @@ def apply(
     only_if_running: bool = False,
     anew: bool = False,
     confirm_within: float | None = None,
+    beside: str = "",
     wait: float = lock.WAIT,
 ) -> tuple[Outcome, Pending | None]:
     """Apply a ruleset; with ``confirm_within`` seconds it goes again unless :func:`confirm` comes in time.
 
-    ``only_if_running``: do nothing where the firewall is not running. ``anew``: load also what is as wanted. Raises
+    ``only_if_running``: do nothing where the firewall is not running. ``anew``: load also what is as wanted.
+    ``beside``: leave the rules of another firewall, see :class:`Pending`. Raises
     :class:`HostError`, also where another change still waits for its confirmation, and LockedError.
     """
     with lock.hold(wait=wait):
@@ -74,7 +82,7 @@ def apply(
             with contextlib.suppress(PvefwError):
                 _undo(waiting)
             waiting = None
-        running = firewall.is_running()
+        running = firewall.was_started() if beside else firewall.is_running()
         if only_if_running and not running:
             return Outcome(running=False), None
         if waiting is not None:
@@ -83,8 +91,8 @@ def apply(
                 "run `pvefw confirm` or `pvefw rollback` first",
             )
         if confirm_within is not None:
-            return _apply_guarded(desired, confirm_within, was_running=running, anew=anew)
-        outcome = firewall.bring_to(desired, anew=anew)
+            return _apply_guarded(desired, confirm_within, was_running=running, anew=anew, beside=beside)
+        outcome = firewall.bring_to(desired, anew=anew, beside=bool(beside))
         keep()
         return outcome, None
 
@@ -92,7 +100,13 @@ def apply(
 def stop(*, wait: float = lock.WAIT) -> Outcome:
     """Remove all that is ours and nothing else, and put the kernel's settings back. Raises HostError, LockedError."""
     with lock.hold(wait=wait):
-        return firewall.remove_all()
+        return _remove_all()
+
+
+def _remove_all() -> Outcome:
+    outcome = firewall.remove_all()
+    remove_flag()
+    return outcome
 
 
 def confirm(*, wait: float = lock.WAIT) -> bool:
@@ -132,8 +146,10 @@ def bring_to_confirmed() -> Outcome:
     return firewall.bring_to(confirmed, record_of=record.confirmed_path())
 
 
-def keep_up(desired: Desired) -> Outcome | None:
+def keep_up(desired: Desired, *, beside: bool = False) -> Outcome | None:
     """Do the service's part, which never overrides a person; the caller holds the lock.
+
+    ``beside``: as for :func:`.firewall.bring_to`.
 
     None where a change waits for its confirmation, or where nobody confirmed this ruleset: then what was confirmed
     last runs, also after a reboot.
@@ -147,7 +163,7 @@ def keep_up(desired: Desired) -> Outcome | None:
         if not firewall.is_running() and record.load_if_sound(record.confirmed_path()) is not None:
             bring_to_confirmed()
         return None
-    outcome = firewall.bring_to(desired)
+    outcome = firewall.bring_to(desired, beside=beside)
     keep()
     return outcome
 
@@ -206,7 +222,9 @@ def await_confirmation(change: Pending) -> bool:
         return state.read(record.held_path()) is None
 
 
-def _apply_guarded(desired: Desired, seconds: float, *, was_running: bool, anew: bool) -> tuple[Outcome, Pending]:
+def _apply_guarded(
+    desired: Desired, seconds: float, *, was_running: bool, anew: bool, beside: str
+) -> tuple[Outcome, Pending]:
     if was_running:
         if record.load(record.running_path()) is None:
             raise HostError(
@@ -214,7 +232,7 @@ def _apply_guarded(desired: Desired, seconds: float, *, was_running: bool, anew:
                 "run `pvefw start` without --confirm once",
             )
         record.copy(record.running_path(), record.previous_path())
-    change = Pending(secrets.token_hex(8), _since_boot() + seconds, was_running)
+    change = Pending(secrets.token_hex(8), _since_boot() + seconds, was_running, beside)
     # on disk, so that the daemon does not apply it after a reboot either
     held = state.read(record.held_path())
     state.write(record.held_path(), {"fingerprint": desired.fingerprint})
@@ -226,7 +244,7 @@ def _apply_guarded(desired: Desired, seconds: float, *, was_running: bool, anew:
         _hold_as_before(held)
         raise
     try:
-        outcome = firewall.bring_to(desired, anew=anew)
+        outcome = firewall.bring_to(desired, anew=anew, beside=bool(beside))
     except PvefwError as error:
         # what failed half way is undone now; where that fails too, or this process is interrupted, by the guard
         try:
@@ -241,6 +259,20 @@ def _apply_guarded(desired: Desired, seconds: float, *, was_running: bool, anew:
     change = replace(change, deadline=_since_boot() + seconds)
     state.write(record.pending_path(), asdict(change))
     return outcome, change
+
+
+def await_with_rules(seconds: float) -> Pending:
+    """Note that what runs beside another firewall is to be removed once somebody confirms; the caller holds the lock.
+
+    Without a confirmation the rules stay. Raises HostError.
+    """
+    running = record.load(record.running_path())
+    if running is not None:
+        record.copy(record.running_path(), record.previous_path())
+        state.write(record.held_path(), {"fingerprint": running.fingerprint})
+    change = Pending(secrets.token_hex(8), _since_boot() + seconds, was_running=True, beside="remove")
+    state.write(record.pending_path(), asdict(change))
+    return change
 
 
 def _is_overdue(change: Pending) -> bool:
@@ -263,9 +295,12 @@ def _undo(change: Pending) -> Outcome:
         before = record.load(record.previous_path())
         if before is None:
             raise HostError("the ruleset that ran before was not kept", "run `pvefw start` or `pvefw stop`")
-        outcome = firewall.bring_to(before, record_of=record.previous_path())
+        outcome = firewall.bring_to(before, record_of=record.previous_path(), beside=bool(change.beside))
+    elif change.beside:
+        firewall.withdraw(remove=change.beside == "remove")
+        outcome = Outcome(running=False)
     else:
-        outcome = firewall.remove_all()
+        outcome = _remove_all()
     state.remove(record.pending_path())
     return outcome
 
@@ -275,7 +310,7 @@ def _start_guard(token: str, seconds: float) -> None:
     command = [sys.executable, "-m", "pvefw_nft.cli", "rollback", "--guard", token]
     try:
         if Path("/run/systemd/system").is_dir():
-            _start_timer(command, f"pvefw-guard-{token}", seconds)
+            start_timer(command, f"pvefw-guard-{token}", seconds)
         else:
             _start_process([*command, "--after", f"{seconds:g}"])
     except (HostError, OSError) as error:
@@ -283,7 +318,8 @@ def _start_guard(token: str, seconds: float) -> None:
         raise HostError(f"no guard could be started, so nothing was changed: {message}") from error
 
 
-def _start_timer(command: Sequence[str], unit: str, seconds: float) -> None:
+def start_timer(command: Sequence[str], unit: str, seconds: float) -> None:
+    """Have systemd run a command in so many seconds, unless the timer of that name is stopped. Raises HostError."""
     timer = [f"--on-active={seconds:g}s", f"--unit={unit}", "--timer-property=AccuracySec=100ms"]
     environment = [f"--setenv={key}={value}" for key, value in _guard_environment().items()]
     tools.run(["systemd-run", "--quiet", "--collect", *timer, *environment, "--", *command])

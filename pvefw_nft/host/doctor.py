@@ -7,7 +7,6 @@ import platform
 import re
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError, PvefwError
@@ -17,6 +16,7 @@ from .bridges.unplugged import find_unplugged, on_open_vswitch
 from .links import open_route, read_links
 from .nftables_state import TABLE, Nftables
 from .plumbing import plan_plug
+from .proxmox.services import read_services, running_firewalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,11 +35,6 @@ _PROBES = (
     ("rejecting on bridges", "reject", "nft_reject_bridge"),
     ("bridge names", 'meta ibrname "vmbr0" accept', "nft_meta_bridge"),
 )
-_OTHER_FIREWALLS = {
-    "pve-firewall": "/run/pve-firewall.pid",
-    "proxmox-firewall": "/run/proxmox-firewall.pid",
-    "firewalld": "/run/firewalld.pid",
-}
 
 
 class Level(Enum):
@@ -237,15 +232,16 @@ def _other_tables() -> Iterator[Finding]:
 
 
 def _other_firewalls() -> Iterator[Finding]:
-    for name, pid_file in _OTHER_FIREWALLS.items():
-        if Path(pid_file).exists():
-            yield Finding(
-                Level.BAD if name != "firewalld" else Level.NOTE,
-                f"{name} is running",
-                f"systemctl disable --now {name}: two programs that write the same rules undo one another"
-                if name != "firewalld"
-                else "what pvefw accepts may be dropped by it",
-            )
+    try:
+        theirs = running_firewalls()
+        firewalld = any(service.running for service in read_services("firewalld.service"))
+    except HostError as error:
+        yield Finding(Level.WARNING, f"services could not be looked at: {error.message}", error.hint)
+        return
+    for name in theirs:
+        yield Finding(Level.BAD, name, "`pvefw take-over` replaces it: two firewalls that write the same rules clash")
+    if firewalld:
+        yield Finding(Level.NOTE, "firewalld.service runs", "what pvefw accepts may be dropped by it")
 
 
 def _plumbing(nics: Sequence[Nic], misconfigured: Sequence[Misconfigured], backend: str) -> Iterator[Finding]:

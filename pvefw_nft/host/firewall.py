@@ -16,6 +16,7 @@ from pvefw_nft.errors import HostError
 from . import record, settings, state, sysctl
 from .bridges import drop
 from .engines import Engine, Remember, engine, others
+from .proxmox.flag import keep_flag
 from .settings import PutBack
 
 if TYPE_CHECKING:
@@ -72,6 +73,11 @@ def is_running() -> bool:
     return record.marker_path().exists() or any(candidate.present() for candidate in _all_engines())
 
 
+def was_started() -> bool:
+    """Tell whether a start was done since boot."""
+    return record.marker_path().exists()
+
+
 def look_ahead(desired: Desired) -> None:
     """Do what the next change need not wait for, in a service: this is the ruleset that runs. Raises HostError."""
     _known(desired.backend)
@@ -87,18 +93,20 @@ def preview(desired: Desired, *, anew: bool = False) -> Outcome:
     return Outcome(is_running(), planned.changes, str(planned), switched)
 
 
-def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = None) -> Outcome:
+def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = None, beside: bool = False) -> Outcome:
     """Bring the host to the ruleset, whatever ran before. With ``anew`` also what is as wanted is loaded again.
 
-    The caller holds the lock. ``record_of``: the record that the ruleset was read from; without one it is written.
+    With ``beside`` rules of other backends stay, which may be those of another firewall that runs. The caller holds the
+    lock. ``record_of``: the record that the ruleset was read from; without one it is written.
     Raises :class:`HostError`: what ran before is then in place, or it says what is.
     """
     chosen = engine(desired.backend)
-    leftover = [other for other in others(desired.backend) if is_present(other)]
+    leftover = [] if beside else [other for other in others(desired.backend) if is_present(other)]
     _check_removable(leftover)
+    flag_problems = [] if beside else list(filter(None, [keep_flag()]))
     if not (anew or leftover) and stands(desired):
         back = _put_back_what_others_needed(desired)
-        problems = [*back.problems, *_keep_settings(desired), *_conntrack(desired)]
+        problems = [*flag_problems, *back.problems, *_keep_settings(desired), *_conntrack(desired)]
         return Outcome(running=True, problems=tuple(problems), notes=back.notes)
     memory, previous = _known(desired.backend)
     names = chosen.names()  # before anything is loaded: where they change meanwhile, it is loaded again
@@ -127,7 +135,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
     notes = [*planned.notes, *_remove_replaced(leftover, desired)]
     back = _put_back_what_others_needed(desired)
-    problems = [*back.problems, *_keep_settings(desired), *_conntrack(desired)]
+    problems = [*flag_problems, *back.problems, *_keep_settings(desired), *_conntrack(desired)]
     if remembered is not None:
         problems += _note(replace(remembered, names=names))
     return Outcome(
@@ -170,6 +178,23 @@ def remove_all() -> Outcome:
         state.remove(path)
     state.remove_unfinished()
     return Outcome(running=was_running, problems=back.problems, notes=(*notes, *back.notes))
+
+
+def withdraw(*, remove: bool) -> None:
+    """End what was applied beside another firewall, whose rules stay; the caller holds the lock.
+
+    ``remove``: the rules on record go; without it they stay too, since the other firewall has rules of the same names
+    and goes on with them. Kernel settings stay as they are: the other firewall may need them. Raises HostError.
+    """
+    applied = _applied()
+    if remove and applied is not None:
+        for _ in engine(applied.backend).remove():
+            pass  # what had to stay is referred to by rules of others
+    drop.remove_drops()
+    settings.forget()
+    for path in (record.marker_path(), record.memory_path(), record.inputs_path(), record.pending_path()):
+        state.remove(path)
+    state.remove_unfinished()
 
 
 def status(desired: Desired | None) -> Status:
@@ -249,7 +274,7 @@ def missing_for(candidate: Engine) -> list[HostError]:
 
 def running_ruleset() -> Desired | None:
     """Return the ruleset of ours that runs as far as the records know, None where none runs."""
-    return _applied() if is_running() else None
+    return _applied() if was_started() else None
 
 
 def _applied() -> Desired | None:

@@ -143,6 +143,11 @@ def put_back(running: str | None = None) -> PutBack:
     return PutBack(_passing_by([key for key in _OF_BR_NETFILTER if key in done]), tuple(problems))
 
 
+def forget() -> None:
+    """Leave all settings as they are, for good. Raises HostError."""
+    state.remove(_path())
+
+
 def _not_needed_by(backend: str) -> frozenset[str]:
     return frozenset({*needed_first("iptables"), *_OF_BR_NETFILTER}) if backend != "iptables" else frozenset()
 

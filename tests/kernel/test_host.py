@@ -28,7 +28,7 @@ FILES = {
     "test_coexistence.py": "commands or policy",
     "test_failures.py": "nft",
     "test_guarded_start.py": "force and nft",
-    "test_unplugged.py": "nft or dropped or few",
+    "test_unplugged.py": "dropped or (nft and start)",
     "test_kill.py": f"({_KILLED}) and not small",
 }
 
@@ -60,3 +60,13 @@ def test_service_under_systemd(guest: Guest) -> None:
     status, output = guest.run(command, seconds=600)
     assert status == 0, output.decode(errors="replace")
     assert b"3 passed" in output
+
+
+def test_take_over_from_proxmox(guest: Guest) -> None:
+    limits = [f"{name}={os.environ[name]}" for name in ("PVEFW_TEST_TAKE_OVER",) if name in os.environ]
+    pytest_command = [sys.executable, "-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider"]
+    command = ["env", *limits, *pytest_command, "tests/kernel/takeover_in_guest.py"]
+    status, output = guest.run(command, seconds=7200 if limits else 900)
+    print(output.decode(errors="replace"))
+    assert status == 0
+    assert b"skipped" not in output

@@ -1,0 +1,23 @@
+"""What ``take-over`` and ``hand-back`` share: telling each step, then taking it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pvefw_nft.host.proxmox.take_over import Step
+
+
+def take_steps(steps: Iterable[Step], *, dry_run: bool) -> None:
+    """Print each step, and take it unless this is a ``dry_run``. Raises what the steps raise."""
+    for number, step in enumerate(steps, 1):
+        click.echo(f"{number}. {step.text}")
+        for line in () if dry_run else step.carry_out():
+            click.echo(f"   {line}")
+
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the steps; take none.")

@@ -1,0 +1,94 @@
+"""``pvefw take-over``: from Proxmox VE's own firewall to pvefw."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pvefw_nft.cli import desired as desired_ruleset
+from pvefw_nft.cli.confirm import wait_option
+from pvefw_nft.cli.handover import dry_run_option, take_steps
+from pvefw_nft.cli.options import backend_option, make_source, source_options
+from pvefw_nft.cli.plugging import chosen, plug_and_report, plugging_options
+from pvefw_nft.cli.run import unit_text
+from pvefw_nft.cli.session_check import check_sessions, force_option
+from pvefw_nft.cli.start import confirm_option, find_ruleset, wait_for_confirmation
+from pvefw_nft.host.proxmox.take_over import Step, TakeOver
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pvefw_nft.app.plugging import PlugOptions
+    from pvefw_nft.cli.desired import Result
+    from pvefw_nft.pipeline import Source
+
+
+@click.command("take-over")
+@wait_option
+@force_option
+@plugging_options
+@dry_run_option
+@confirm_option
+@click.option("--skip-invalid", is_flag=True, help="Take over with the rest of a configuration that has errors.")
+@backend_option
+@source_options
+@click.pass_context
+@desired_ruleset.no_garbage()
+def take_over_command(
+    ctx: click.Context,
+    root: Path,
+    node: str | None,
+    local_network: str | None,
+    backend: str | None,
+    confirm_within: float | None,
+    wait: float,
+    *,
+    skip_invalid: bool,
+    dry_run: bool,
+    force: bool,
+    no_plug: bool,
+    unplugged: str | None,
+) -> None:
+    """Replace Proxmox VE's own firewall, whichever of its services runs, by pvefw.
+
+    At no time is the host without rules: ours are loaded beside theirs and read back, their services are stopped so
+    that they cannot remove anything and are masked, and only then their rules go. Each step is told. A run that was
+    killed anywhere is completed by running it again.
+    """
+    source = make_source(root, node, local_network)
+    result = find_ruleset(source, backend, skip_invalid=skip_invalid)
+    if result is None:
+        ctx.exit(1)
+    check_sessions(result.desired, source, go_on=force or dry_run or confirm_within is not None)
+    taking = TakeOver(
+        result.desired,
+        unit_text(backend),
+        confirm_within,
+        lambda pending: wait_for_confirmation(pending, wait),
+        wait,
+    )
+    options = chosen(no_plug=no_plug, unplugged=unplugged)
+    plugged: list[bool] = []
+    take_steps(_with_plugging(taking, source, result, options, plugged, dry_run=dry_run), dry_run=dry_run)
+    if not dry_run:
+        desired_ruleset.note(result, source, backend)
+        click.echo("pvefw filters this host; `pvefw hand-back` returns to Proxmox VE's firewall")
+    ctx.exit(int(result.has_errors or not all(plugged)))
+
+
+def _with_plugging(
+    taking: TakeOver, source: Source, result: Result, options: PlugOptions, plugged: list[bool], *, dry_run: bool
+) -> Iterator[Step]:
+    """Yield the steps, with the plugging of guests' NICs once our rules are loaded, which need it."""
+    backend, wait = result.desired.backend, taking.wait
+
+    def plug() -> tuple[str, ...]:
+        plugged.append(plug_and_report(source, backend, options, dry_run=dry_run, wait=wait))
+        return ()
+
+    for number, step in enumerate(taking.steps()):
+        yield step
+        if number == 0 and result.desired.enabled:
+            yield Step("plug NICs with firewall=1 that are not behind their firewall bridges", plug)

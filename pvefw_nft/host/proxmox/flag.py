@@ -1,0 +1,35 @@
+"""The file by which Proxmox VE knows that something else than its nftables firewall filters guests.
+
+While it exists, proxmox-firewall does nothing, and Proxmox VE plugs NICs with firewall=1 through firewall bridges. /run
+is empty after a boot, so it has to be made again before guests start.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .. import state
+from ..lock import RUN_DIRECTORY
+
+_NAME = "proxmox-nftables-firewall-force-disable"
+
+
+def flag_path() -> Path:
+    """Return where the file lies: in /run, or in ``PVEFW_RUN_DIRECTORY``."""
+    return Path(os.environ.get("PVEFW_RUN_DIRECTORY", RUN_DIRECTORY)) / _NAME
+
+
+def keep_flag() -> str | None:
+    """Make the file unless it is there. Returns what kept it from being made, which is not worth failing for."""
+    try:
+        descriptor = os.open(flag_path(), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        return f"{flag_path()} cannot be made: {error.strerror}; Proxmox VE may not make firewall bridges"
+    os.close(descriptor)
+    return None
+
+
+def remove_flag() -> None:
+    """Remove the file if it is there. Raises HostError."""
+    state.remove(flag_path())

@@ -1,0 +1,131 @@
+"""From Proxmox VE's firewall to pvefw, in the order that never opens the host.
+
+Ours is loaded beside theirs and read back; from then on a packet must pass both. Their services are ended by a signal
+that leaves them no time to remove rules. Only then what they loaded is removed, once ours is known to be loaded again.
+Each step looks at what there is, so that all of them may be repeated after a run that was killed anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pvefw_nft.errors import HostError, PvefwError
+
+from .. import control, firewall, lock
+from . import theirs, units
+from .flag import flag_path, keep_flag
+from .services import LOGGER, has_systemd, loaded_tables, read_services
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ..control import Pending
+    from ..record import Desired
+
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step: what it does, in words, and the function that does it and returns what to tell."""
+
+    text: str
+    carry_out: Callable[[], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """What to take over with: the ruleset, the text of pvefw's unit, and the seconds to confirm within (None: none).
+
+    ``confirmed`` waits for the confirmation of a change and tells whether it came.
+    """
+
+    desired: Desired
+    unit: str
+    confirm_within: float | None
+    confirmed: Callable[[Pending], bool]
+    wait: float = lock.WAIT
+
+    def steps(self) -> Iterator[Step]:
+        """Yield the steps in order. The next one is worked out when the one before is done. Raises HostError."""
+        if not has_systemd():
+            raise HostError("systemd does not run this host", "stop Proxmox VE's services yourself, then `pvefw start`")
+        backend = self.desired.backend
+        confirming = "" if self.confirm_within is None else f", and wait {self.confirm_within:g} s for `pvefw confirm`"
+        yield Step(f"load the {backend} ruleset beside what runs, and read it back{confirming}", self._load_beside)
+        yield Step(f"make {flag_path()}, so that proxmox-firewall does nothing and guests get firewall bridges", _flag)
+        yield Step("put on record what Proxmox VE's services are", self._note)
+        for service in units.services_to_end():
+            yield Step(
+                f"stop {service.name} without its clean-up, and mask it",
+                lambda service=service: _end(service.name),  # type: ignore[misc]  # bound now
+            )
+        yield Step("look again for what they removed or loaded meanwhile, and remove what is theirs", self._settle)
+        yield Step("prove that what is loaded is what was compiled", self._prove)
+        yield Step(f"write, enable and start {units.OWN_UNIT}", self._enable)
+        yield Step(f"keep {LOGGER} running: it writes the log that the GUI shows", _logger)
+
+    def _load_beside(self) -> tuple[str, ...]:
+        shared = self.desired.backend == "iptables" and theirs.has_iptables_chains() and not firewall.was_started()
+        # chains of the same names stay when the change is undone: they are pve-firewall's as well
+        beside = "leave" if shared else "remove"
+        outcome, pending = control.apply(
+            self.desired, confirm_within=self.confirm_within, beside=beside, wait=self.wait
+        )
+        if pending is not None and not self.confirmed(pending):
+            raise HostError("not confirmed: Proxmox VE's firewall goes on as before", None)
+        return (f"{len(outcome.changes)} chains and sets changed", *outcome.notes, *outcome.problems)
+
+    def _note(self) -> tuple[str, ...]:
+        units.note_services(unit=not units.has_own_unit())
+        return ()
+
+    def _settle(self) -> tuple[str, ...]:
+        with lock.hold(wait=self.wait):
+            # ours first, beside what is left of theirs: they may have removed chains of ours when they were still there
+            firewall.bring_to(self.desired, beside=True)
+            told = [f"removed the table {name}" for name in theirs.remove_tables()]
+            told += [f"removed the chains of {name}" for name in theirs.remove_other_variant()]
+            outcome = firewall.bring_to(self.desired)
+            control.keep()
+        if outcome.switched_from is not None:
+            told.append(f"removed the chains of {outcome.switched_from}")
+        return (*told, *outcome.problems)
+
+    def _prove(self) -> tuple[str, ...]:
+        """Compare what is loaded with what was compiled; raise HostError where they differ again and again."""
+        for _ in range(_ATTEMPTS):
+            found = firewall.status(self.desired)
+            if found.running and not found.changes and not found.drifted and not loaded_tables():
+                return ()
+            self._settle()
+        differing = [*(found.changes or ()), *(found.drifted or ()), *(name for _, name in loaded_tables())]
+        raise HostError(
+            f"something else changes the rules: {', '.join(map(str, differing[:5])) or 'the rules are not loaded'}",
+            "end it, then run `pvefw take-over` again",
+        )
+
+    def _enable(self) -> tuple[str, ...]:
+        units.enable_own_unit(self.unit)
+        return ()
+
+
+def _flag() -> tuple[str, ...]:
+    problem = keep_flag()
+    if problem is not None:
+        raise HostError(problem, "make room in /run")
+    return ()
+
+
+def _end(name: str) -> tuple[str, ...]:
+    for service in read_services(name):
+        units.end_service(service)
+    return ()
+
+
+def _logger() -> tuple[str, ...]:
+    try:
+        return () if units.start_logger() else ("there is none on this host",)
+    except PvefwError as error:
+        return (f"warning: {error.message}",)

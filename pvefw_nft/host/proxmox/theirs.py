@@ -1,0 +1,109 @@
+"""What Proxmox VE's firewall has loaded into this host's kernel, and removing it.
+
+proxmox-firewall has tables of its own. The chains and sets of pve-firewall have the names of ours: which of the two
+loaded them cannot be told, only by which variant of iptables they were.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+from pvefw_nft.errors import HostError
+
+from .. import nf_tables, tools, xtables
+from ..apply_iptables import plan
+from ..nftables_state import Nftables
+from .services import IPTABLES_SERVICE, NFT_SERVICE, loaded_tables, read_services
+
+_VARIANTS = ("legacy", "nft")
+_LOOK_AGAIN = 1.0  # seconds; rules that are still there then are not those of a load that was under way
+_HOOKED = re.compile(r"^-A INPUT -j PVEFW-INPUT$", re.MULTILINE)
+
+
+def has_iptables_chains() -> bool:
+    """Tell whether PVEFW chains are in use, by any variant of iptables. Raises HostError."""
+    return any(_HOOKED.search(tools.run([tool])) for tool in _save_tools("iptables"))
+
+
+def _save_tools(tool: str) -> list[str]:
+    names = [f"{tool}-{variant}-save" for variant in _VARIANTS]
+    return [name for name in names if _is_installed(name)] or [f"{tool}-save"]
+
+
+def _is_installed(tool: str) -> bool:
+    try:
+        tools.find(tool)
+    except HostError:
+        return False
+    return True
+
+
+def remove_tables() -> list[str]:
+    """Remove the tables of proxmox-firewall; return their names. Raises HostError."""
+    found = loaded_tables()
+    if found:
+        # one transaction; a table that is gone meanwhile is made first, so that it can be deleted
+        commands = [
+            {verb: {"table": {"family": family, "name": name}}} for family, name in found for verb in ("add", "delete")
+        ]
+        Nftables().run(commands)
+    return [f"{family} {name}" for family, name in found]
+
+
+def remove_other_variant() -> list[str]:
+    """Remove PVEFW chains of the variant of iptables that ``iptables`` does not lead to; return what they were of.
+
+    pve-firewall uses iptables-legacy. Where pvefw uses the other one, chains of both are loaded. Raises HostError.
+    """
+    removed = []
+    current = _current_variant()
+    for variant in _VARIANTS:
+        if variant == current or not _is_installed(f"iptables-{variant}-save"):
+            continue
+        saved = xtables.Saved(
+            {tool: tools.run([f"{tool}-{variant}-save"]) for tool in xtables.IP_TOOLS},
+            tools.run([f"ebtables-{variant}-save"]) if _is_installed(f"ebtables-{variant}-save") else None,
+            "",
+        )
+        there = saved.state()
+        if there.empty:
+            continue
+        for part in plan(there, xtables.State(), removing=True).parts:
+            if part.text and part.command[0] != "ipset":
+                tool, _, rest = part.command[0].partition("-")
+                tools.run([f"{tool}-{variant}-{rest}", *part.command[1:]], part.text)
+        removed.append(f"iptables-{variant}")
+    return removed
+
+
+def _current_variant() -> str:
+    """Return which variant ``iptables`` is. Raises HostError where it is not installed."""
+    return "legacy" if "(legacy)" in tools.run(["iptables", "--version"]) else "nft"
+
+
+def wait_until_loaded(service: str, seconds: float) -> None:
+    """Wait until a service of Proxmox VE runs and its rules are loaded, twice in a row.
+
+    Raises HostError where that does not come about within so many seconds.
+    """
+    end = time.monotonic() + seconds
+    seen = 0
+    while seen < 2:
+        seen = seen + 1 if _is_loaded(service) else 0
+        if time.monotonic() > end:
+            raise HostError(
+                f"{service} has not loaded its rules within {seconds:.0f} s; those of pvefw stay",
+                f"see `journalctl -u {service}`; `pvefw take-over` goes back",
+            )
+        time.sleep(_LOOK_AGAIN)
+
+
+def _is_loaded(service: str) -> bool:
+    if not any(found.active == "active" for found in read_services(service)):
+        return False
+    if service == IPTABLES_SERVICE:
+        return has_iptables_chains()
+    assert service == NFT_SERVICE
+    found = loaded_tables()
+    return bool(found) and all(nf_tables.rules(family, name) for family, name in found)

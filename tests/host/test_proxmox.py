@@ -1,0 +1,198 @@
+"""The flag file, and Proxmox VE's own firewall: seen by what is loaded and by systemd, refused, told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pvefw_nft.cli.run import unit_text
+from pvefw_nft.errors import HostError
+from pvefw_nft.host import control, firewall, record
+from pvefw_nft.host.proxmox import services, theirs, units
+from pvefw_nft.host.proxmox.flag import flag_path
+
+from .network import compiled, configure, start
+from .test_commands import pvefw
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .conftest import Namespace
+
+pytest.importorskip("pyroute2")
+
+TABLES = (
+    "table inet proxmox-firewall { chain input { type filter hook input priority 0; udp dport 5000 drop; }; }; "
+    "table bridge proxmox-firewall-guests { chain in { type filter hook prerouting priority 0; "
+    "udp dport 5000 drop; }; }"
+)
+
+
+def options(root: Path, backend: str = "iptables") -> list[str]:
+    return ["--root", str(root), "--node", "n", "--local-network", "192.0.2.0/24", "--backend", backend]
+
+
+def load_tables() -> None:
+    if subprocess.run(["nft", TABLES], capture_output=True, check=False).returncode:
+        pytest.skip("nft is not usable here")
+
+
+def test_the_flag_file_is_there_while_pvefw_owns_the_host(host: Namespace, tmp_path: Path) -> None:
+    desired = compiled(tmp_path, "iptables")
+    start(desired)
+    assert flag_path() == tmp_path / "run/proxmox-nftables-firewall-force-disable"
+    assert flag_path().exists()
+    flag_path().unlink()
+    control.apply(desired)  # nothing changed, and yet
+    assert flag_path().exists()
+    control.stop()
+    assert not flag_path().exists()
+
+
+def test_an_undone_first_start_removes_the_flag_file(host: Namespace, tmp_path: Path) -> None:
+    _, change = control.apply(compiled(tmp_path, "iptables"), confirm_within=60)
+    assert change is not None
+    assert flag_path().exists()
+    control.roll_back()
+    assert not flag_path().exists()
+
+
+def test_a_flag_file_that_cannot_be_made_is_told_and_does_not_matter(host: Namespace, tmp_path: Path) -> None:
+    flag_path().symlink_to("/nonexistent/place")
+    outcome, _ = control.apply(compiled(tmp_path, "iptables"))
+    assert any("proxmox-nftables-firewall-force-disable cannot be made" in problem for problem in outcome.problems)
+
+
+@pytest.mark.parametrize("verb", ["start", "update", "run"])
+def test_what_applies_refuses_beside_proxmox(host: Namespace, tmp_path: Path, verb: str) -> None:
+    load_tables()
+    configure(tmp_path)
+    done = pvefw(verb, *options(tmp_path))
+    assert done.returncode == 3
+    assert "rules of proxmox-firewall are loaded (nft tables inet proxmox-firewall and bridge" in done.stderr
+    assert "`pvefw take-over --dry-run` shows the steps" in done.stderr
+    assert "PVEFW" not in subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
+
+
+def test_beside_leaves_their_rules_and_makes_no_flag_file(host: Namespace, tmp_path: Path) -> None:
+    load_tables()
+    configure(tmp_path)
+    done = pvefw("start", "--beside", *options(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert len(services.loaded_tables()) == 2
+    assert not flag_path().exists()
+    status = pvefw("status", *options(tmp_path))
+    assert status.returncode == 1
+    assert "warning: rules of proxmox-firewall are loaded" in status.stdout
+    found = json.loads(pvefw("status", "--format", "json", *options(tmp_path)).stdout)
+    assert len(found["proxmox_firewall"]) == 1
+    doctor = pvefw("doctor", "--root", str(tmp_path), "--node", "n")
+    assert "rules of proxmox-firewall are loaded" in doctor.stdout
+
+
+def test_their_tables_are_removed_in_one_transaction(host: Namespace) -> None:
+    load_tables()
+    assert theirs.remove_tables() == ["inet proxmox-firewall", "bridge proxmox-firewall-guests"]
+    assert services.loaded_tables() == []
+    assert theirs.remove_tables() == []
+
+
+def test_a_change_beside_is_undone_without_touching_what_was_there(host: Namespace, tmp_path: Path) -> None:
+    subprocess.run(
+        ["iptables-restore"],
+        input="*filter\n:PVEFW-INPUT - [0:0]\n-A INPUT -j PVEFW-INPUT\n-A PVEFW-INPUT -p udp -j DROP\nCOMMIT\n",
+        text=True,
+        check=True,
+    )
+    assert theirs.has_iptables_chains()
+    _, change = control.apply(compiled(tmp_path, "iptables"), confirm_within=60, beside="leave")
+    assert change is not None
+    control.roll_back()
+    assert theirs.has_iptables_chains()  # pve-firewall goes on with them
+    assert not firewall.was_started()
+    assert not record.pending_path().exists()
+
+
+SHOWN = """\
+Id=pve-firewall.service
+LoadState=loaded
+ActiveState=active
+FragmentPath=/lib/systemd/system/pve-firewall.service
+UnitFileState=enabled
+
+Id=proxmox-firewall.service
+LoadState=not-found
+ActiveState=inactive
+FragmentPath=
+UnitFileState=
+"""
+
+
+@pytest.fixture
+def systemd(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A systemd that shows two services; the list gets the commands that it is given."""
+    given: list[str] = []
+
+    def run(command: list[str], text: str | None = None, timeout: float = 0) -> str:
+        given.append(" ".join(command))
+        return SHOWN if command[1] == "show" else ""
+
+    monkeypatch.setattr(services, "has_systemd", lambda: True)
+    monkeypatch.setattr("pvefw_nft.host.tools.run", run)
+    monkeypatch.setattr(services, "loaded_tables", list)
+    return given
+
+
+def test_services_are_found_by_systemd(systemd: list[str]) -> None:
+    first, second = services.read_services(*services.SERVICES)
+    assert (first.running, first.exists, first.enabled) == (True, True, "enabled")
+    assert (second.running, second.exists) == (False, False)
+    with pytest.raises(HostError, match=r"pve-firewall\.service runs: two firewalls"):
+        services.refuse_beside_proxmox()
+
+
+def test_a_service_is_ended_without_its_clean_up_and_masked(
+    systemd: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "_ETC", tmp_path)
+    monkeypatch.setenv("PVEFW_STATE_DIRECTORY", str(tmp_path / "state"))
+    monkeypatch.setattr("tests.host.test_proxmox.SHOWN", SHOWN.replace("=active", "=inactive"))
+    (service, _) = services.read_services(*services.SERVICES)
+    units.note_services(unit=True)
+    units.end_service(service)
+    text = (tmp_path / "pve-firewall.service.d/pvefw.conf").read_text()
+    assert "\nExecStop=\n" in text
+    assert "\nKillSignal=SIGKILL\n" in text
+    assert f"ConditionPathExists=!{tmp_path}/state/taken-over.json" in text
+    changes = [command.removeprefix("systemctl --quiet ") for command in systemd if " show " not in command]
+    assert changes == ["daemon-reload", "stop pve-firewall.service", "mask pve-firewall.service"]
+    systemd.clear()
+    units.restore_service("pve-firewall.service")
+    assert not (tmp_path / "pve-firewall.service.d").exists()
+    assert systemd[-3:] == [
+        "systemctl --quiet unmask pve-firewall.service",
+        "systemctl --quiet daemon-reload",
+        "systemctl --quiet enable pve-firewall.service",
+    ]
+
+
+def test_the_unit_neither_stops_theirs_nor_runs_beside_them() -> None:
+    text = unit_text("nft")
+    assert "Conflicts=" not in text
+    assert "After=pve-firewall.service proxmox-firewall.service" in text
+    assert "ExecCondition=/bin/sh -c '! systemctl --quiet is-active pve-firewall.service" in text
+    assert "ExecStartPre=/bin/touch /run/proxmox-nftables-firewall-force-disable" in text
+    assert text.index("Before=pve-guests.service") > 0
+    assert " run --backend nft\n" in text
+
+
+def test_without_systemd_the_commands_say_so(host: Namespace, tmp_path: Path) -> None:
+    if services.has_systemd():
+        pytest.skip("systemd runs here")
+    configure(tmp_path)
+    assert "systemd does not run this host" in pvefw("take-over", *options(tmp_path)).stderr
+    done = pvefw("hand-back", "--root", str(tmp_path), "--node", "n")
+    assert (done.returncode, "systemd does not run this host" in done.stderr) == (3, True)

@@ -1,0 +1,367 @@
+"""``take-over``, ``hand-back`` and a boot beside stand-ins of Proxmox VE's two firewall services, under systemd.
+
+The stand-ins do what is known of the real ones. pve-firewall loads its PVEFW chains in a loop, or with `nftables: 1`
+removes them by name, and removes them when it is stopped. proxmox-firewall loads its two tables in a loop, unless the
+flag file exists, and removes them when it is stopped. Both deny UDP to port 5000 and nothing else. Only
+:mod:`tests.kernel.test_host` runs this file: it needs a machine that it may bring into disorder.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.host.conftest import Namespace
+from tests.host.network import Network, Streams, check, configure
+from tests.kernel.systemd_in_guest import COMMAND, Systemd, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LONG = "PVEFW_TEST_TAKE_OVER" in os.environ
+"""Each daemon with each backend, and a kill at each step of each. Without it: one of each."""
+FLAG = "/run/proxmox-nftables-firewall-force-disable"
+NODE = "n"
+
+COMMON = """\
+import os, signal, subprocess, sys, time
+FLAG = "/run/proxmox-nftables-firewall-force-disable"
+def nftables():
+    return "nftables: 1" in open("/etc/pve/nodes/n/host.fw").read()
+def run(command, text=None):
+    return subprocess.run(command, input=text, text=True, capture_output=True)
+"""
+
+PVE_FIREWALL = (
+    COMMON
+    + """\
+CHAINS = {"INPUT": "PVEFW-INPUT", "FORWARD": "PVEFW-FORWARD"}
+def apply():
+    for tool in ("iptables", "ip6tables"):
+        open("/proc/sys/net/bridge/bridge-nf-call-" + tool, "w").write("1")
+    for tool in ("iptables", "ip6tables"):
+        saved = run([tool + "-save", "-t", "filter"]).stdout
+        lines = ["*filter"] + [f":{chain} - [0:0]" for chain in CHAINS.values()]
+        for hook, chain in CHAINS.items():
+            lines += [f"-A {chain} -p udp --dport 5000 -j DROP"]
+            if f"-A {hook} -j {chain}" not in saved:
+                lines += [f"-A {hook} -j {chain}"]
+        run([tool + "-restore", "--noflush"], "\\n".join(lines + ["COMMIT", ""]))
+def remove():
+    for tool in ("iptables", "ip6tables"):
+        saved = run([tool + "-save", "-t", "filter"]).stdout.splitlines()
+        chains = [line[1:].split()[0] for line in saved if line.startswith(":PVEFW-")]
+        lines = ["*filter"] + [f"-D {h} -j {c}" for h, c in CHAINS.items() if f"-A {h} -j {c}" in saved]
+        lines += [f"-D OUTPUT -j PVEFW-OUTPUT"] if "-A OUTPUT -j PVEFW-OUTPUT" in saved else []
+        lines += [f"-F {chain}" for chain in chains] + [f"-X {chain}" for chain in chains]
+        run([tool + "-restore", "--noflush"], "\\n".join(lines + ["COMMIT", ""]))
+def end(*_):
+    remove()
+    sys.exit(0)
+if sys.argv[1:] == ["stop"]:
+    end()
+signal.signal(signal.SIGTERM, end)
+while True:
+    if nftables():
+        remove()
+        if os.path.exists(FLAG):
+            os.unlink(FLAG)
+    else:
+        apply()
+        open(FLAG, "w").close()
+    time.sleep(1)
+"""
+)
+
+PROXMOX_FIREWALL = (
+    COMMON
+    + """\
+RULES = '''
+add table inet proxmox-firewall
+delete table inet proxmox-firewall
+add table bridge proxmox-firewall-guests
+delete table bridge proxmox-firewall-guests
+table inet proxmox-firewall {
+  chain input { type filter hook input priority 0; udp dport 5000 drop; }
+  chain forward { type filter hook forward priority 0; udp dport 5000 drop; }
+}
+table bridge proxmox-firewall-guests {
+  chain in { type filter hook prerouting priority 0; udp dport 5000 drop; }
+}
+'''
+def remove():
+    for table in ("inet proxmox-firewall", "bridge proxmox-firewall-guests"):
+        run(["nft", "delete", "table", *table.split()])
+def end(*_):
+    remove()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+while True:
+    if os.path.exists(FLAG) or not nftables():
+        remove()
+    else:
+        run(["nft", "-f", "-"], RULES)
+    time.sleep(1)
+"""
+)
+
+UNIT = """\
+[Service]
+ExecStart=/opt/python/bin/{python} /usr/local/lib/{name} start
+{stop}
+[Install]
+WantedBy=multi-user.target
+"""
+
+DAEMONS = {"pve-firewall": (PVE_FIREWALL, 0), "proxmox-firewall": (PROXMOX_FIREWALL, 1)}
+"""The stand-ins, and host.fw's ``nftables`` with which each filters."""
+
+
+class Node:
+    """A Proxmox VE host: systemd with the stand-ins, and a network with a guest and the outside."""
+
+    def __init__(self, folder: Path) -> None:
+        self.systemd = Systemd(folder)
+        self.run = self.systemd.run
+        self.run("hostname", NODE)
+        python = Path(sys.executable).name
+        self.systemd.write("/run/pvefw-command", COMMAND.format(python=python))
+        self.run("install", "-m755", "/run/pvefw-command", "/usr/local/sbin/pvefw")
+        self.systemd.write(
+            "/etc/systemd/system/pvefw.service.d/lab.conf", "[Service]\nEnvironment=PYTHONPATH=/opt/pvefw\n"
+        )
+        for name, (text, _) in DAEMONS.items():
+            stop = f"ExecStop=/opt/python/bin/{python} /usr/local/lib/{name} stop\n" if name == "pve-firewall" else ""
+            self.systemd.write(f"/usr/local/lib/{name}", text)
+            unit = UNIT.format(python=python, name=name, stop=stop)
+            self.systemd.write(f"/usr/local/lib/systemd/system/{name}.service", unit)
+        self.run("systemctl", "daemon-reload")
+        self.run("modprobe", "br_netfilter")
+        self.namespace = Namespace(os.open(f"/proc/{self.systemd._pid}/ns/net", os.O_RDONLY))
+
+    @property
+    def root(self) -> Path:
+        return Path(f"/proc/{self.systemd._pid}/root")
+
+    def configure(self, *, nftables: int) -> None:
+        configure(self.root)
+        (self.root / f"etc/pve/nodes/{NODE}/host.fw").write_text(f"[OPTIONS]\nnftables: {nftables}\n")
+
+    def rules(self) -> str:
+        return self.run("iptables-save") + self.run("ip6tables-save") + self.run("nft", "list", "tables")
+
+    def is_active(self, name: str) -> bool:
+        return self.run("systemctl", "is-active", name, check=False).strip() == "active"
+
+    def is_masked(self, name: str) -> bool:
+        return self.run("systemctl", "is-enabled", name, check=False).strip().startswith("masked")
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    made = Node(tmp_path_factory.mktemp("systemd"))
+    made.run("ip", "link", "delete", "vmbr0")
+    yield made
+    made.systemd.close()
+
+
+@contextmanager
+def filtered_by(node: Node, daemon: str) -> Iterator[Network]:
+    """Have a stand-in filter the host and its guest; afterwards nothing does."""
+    node.configure(nftables=DAEMONS[daemon][1])
+    with node.namespace.entered():
+        network = Network()
+        node.run("systemctl", "enable", *DAEMONS)
+        node.run("systemctl", "start", *DAEMONS)
+        mark = "proxmox-firewall-guests" if daemon == "proxmox-firewall" else "-A INPUT -j PVEFW-INPUT"
+        eventually(lambda: mark in node.rules())
+        try:
+            yield network
+        finally:
+            node.run("systemctl", "unmask", *DAEMONS, check=False)
+            node.run("systemctl", "stop", "pvefw", *DAEMONS, check=False)
+            node.run("pvefw", "stop", check=False)
+            node.run("rm", "-rf", "/var/lib/pvefw/taken-over.json", "/run/pvefw/handing-back", FLAG)
+            for name in DAEMONS:
+                node.run("rm", "-rf", f"/etc/systemd/system/{name}.service.d")
+            node.run("systemctl", "daemon-reload")
+            node.run("ip", "link", "delete", "fwln100i0", check=False)
+            for link in ("fwbr100i0", "tap100i0", "eno1", "vmbr0"):
+                node.run("ip", "link", "delete", link, check=False)
+            network.close()
+
+
+def streams(network: Network) -> Streams:
+    return Streams(network, pause=0.005, patience=60)
+
+
+COMBINATIONS = [
+    ("pve-firewall", "iptables"),
+    ("pve-firewall", "nft"),
+    ("proxmox-firewall", "iptables"),
+    ("proxmox-firewall", "nft"),
+]
+SHORT = [("pve-firewall", "nft"), ("proxmox-firewall", "iptables")]
+
+
+@pytest.mark.parametrize(("daemon", "backend"), COMBINATIONS if LONG else SHORT)
+def test_take_over_and_hand_back_under_traffic(node: Node, daemon: str, backend: str) -> None:
+    with filtered_by(node, daemon) as network:
+        refused = node.run("pvefw", "start", "--backend", backend, check=False)
+        assert f"{daemon}.service runs" in refused
+        assert "pvefw take-over" in refused
+        with streams(network) as passing:
+            told = node.run("pvefw", "take-over", "--backend", backend)
+            time.sleep(3)  # what they may do in their loops
+        print(told)
+        check(passing)
+        assert_taken_over(node, backend)
+        with streams(network) as passing:
+            told = node.run("pvefw", "hand-back")
+            time.sleep(3)
+        print(told)
+        check(passing)
+        assert_handed_back(node, daemon)
+
+
+def assert_taken_over(node: Node, backend: str) -> None:
+    for name in DAEMONS:
+        assert not node.is_active(name)
+        assert node.is_masked(name)
+    assert node.is_active("pvefw")
+    assert (node.root / FLAG[1:]).exists()
+    rules = node.rules()
+    assert "proxmox-firewall" not in rules
+    assert ("PVEFW-INPUT" in rules) == (backend == "iptables")
+    assert ("table bridge pvefw" in rules) == (backend == "nft")
+    status = node.run("pvefw", "status", "--backend", backend)
+    assert f"running ({backend})" in status
+
+
+def assert_handed_back(node: Node, daemon: str) -> None:
+    for name in DAEMONS:
+        assert node.is_active(name)
+    assert not node.is_active("pvefw")
+    rules = node.rules()
+    assert "table bridge pvefw" not in rules
+    assert ("PVEFW-INPUT" in rules) == (daemon == "pve-firewall")
+    assert ("proxmox-firewall" in rules) == (daemon == "proxmox-firewall")
+    assert not (node.root / "etc/systemd/system/pvefw.service").exists()
+    assert not (node.root / f"etc/systemd/system/{daemon}.service.d").exists()
+
+
+KILLED = COMBINATIONS if LONG else [("pve-firewall", "iptables")]
+
+
+@pytest.mark.parametrize(("daemon", "backend"), KILLED)
+def test_killed_at_each_step(node: Node, daemon: str, backend: str) -> None:
+    """Each run is killed at a step later than the one before, until one comes through; all under traffic."""
+    chance = random.Random(7)
+    with filtered_by(node, daemon) as network:
+        for command in (("take-over", "--backend", backend), ("hand-back",)):
+            with streams(network) as passing:
+                kills = 0
+                while kill_at(node, command, kills + 1, chance.random() * 0.4):
+                    kills += 1
+                time.sleep(3)
+            print(
+                f"{command[0]}: killed at {kills} steps, {passing.sent} denied packets, {passing.connected} connections"
+            )
+            check(passing)
+            assert kills >= 6
+            if command == ("hand-back",):
+                assert_handed_back(node, daemon)
+            else:
+                assert_taken_over(node, backend)
+
+
+def kill_at(node: Node, command: tuple[str, ...], step: int, seconds: float) -> bool:
+    """Run a command and kill it so long after it told that step; return False where it ended before."""
+    with subprocess.Popen(
+        node.systemd.command("pvefw", *command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if line.startswith(f"{step}. "):
+                time.sleep(seconds)
+                # nsenter's child: the command itself, by its id
+                children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+                for child in children or [str(running.pid)]:
+                    os.kill(int(child), 9)
+                running.kill()
+                running.wait()
+                return True
+        assert running.wait() == 0, "it failed"
+    return False
+
+
+def test_an_unconfirmed_take_over_leaves_proxmox_filtering(node: Node) -> None:
+    with filtered_by(node, "pve-firewall") as network:
+        with streams(network) as passing:
+            told = node.run("pvefw", "take-over", "--backend", "nft", "--confirm", "3", check=False)
+            time.sleep(2)
+        assert "not confirmed" in told
+        check(passing)
+        assert "pvefw" not in node.run("nft", "list", "tables").replace("PVEFW", "")
+        assert "-A INPUT -j PVEFW-INPUT" in node.rules()
+        assert node.is_active("pve-firewall")
+
+
+def test_boot(node: Node) -> None:
+    """The service starts as at a boot, with a guest started after it: flag, firewall bridge, first packet filtered."""
+    with filtered_by(node, "pve-firewall") as network:
+        node.run("pvefw", "take-over", "--backend", "nft")
+        # as after a reboot: nothing loaded, /run empty, the guest not there
+        node.run("systemctl", "stop", "pvefw")
+        node.run("sh", "-c", "nft delete table bridge pvefw; nft delete table inet pvefw; rm -rf /run/pvefw " + FLAG)
+        node.run("ip", "link", "delete", "fwln100i0")
+        node.run("ip", "link", "delete", "fwbr100i0")
+        node.run("ip", "link", "set", "tap100i0", "nomaster")
+        node.systemd.write(
+            "/run/systemd/system/pve-guests.service",
+            "[Unit]\nAfter=pvefw.service\n[Service]\nType=oneshot\n"
+            f"ExecStart=/bin/sh -c 'test -e {FLAG} && echo flagged >/run/guests; nft list tables >>/run/guests; "
+            "ip link set tap100i0 master vmbr0'\n",
+        )
+        node.run("systemctl", "daemon-reload")
+        with streams_of_denied(network) as leaked:
+            node.run("systemctl", "start", "pvefw", "pve-guests")
+            eventually(lambda: "fwbr100i0" in node.run("ip", "link", "show", "tap100i0"))
+            time.sleep(1)
+        said = node.run("cat", "/run/guests")
+        assert "flagged" in said
+        assert "table bridge pvefw" in said
+        print(f"denied packets that passed between the NIC's appearance and its plugging: {leaked}")
+        assert not node.is_active("pve-firewall")
+
+
+@contextmanager
+def streams_of_denied(network: Network) -> Iterator[list[str]]:
+    """Send denied datagrams from the outside to the guest; the list has those that arrived."""
+    from threading import Event, Thread
+
+    from tests.host.network import Denied
+
+    denied, over, leaked = Denied(network, [("outside", "guest")]), Event(), list[str]()
+
+    def send() -> None:
+        while not over.is_set():
+            denied.send()
+            leaked.extend(denied.arrived(0.01))
+
+    thread = Thread(target=send, daemon=True)
+    thread.start()
+    try:
+        yield leaked
+    finally:
+        over.set()
+        thread.join()
+        denied.close()
