@@ -3,10 +3,15 @@
 Usage: ``bootstrap.py VENV [EXTRA ...]``
 
 Installs this checkout into VENV, editable, with its dependencies and extras. Without EXTRA those come along
-that the commands on a host need; where they cannot be had, it is made without them and says so.
+that the commands on a host need; where they cannot be had, it is made without them, says so, and tries again later.
 
-Several runs at once wait for one another. What a killed run left behind is made anew. Only an environment of
-this script's own making is ever touched. Reports on stderr; exits 0 when VENV is ready, else 3.
+Packages come with the versions and hashes of requirements/*.lock, and as wheels only: nothing of them runs while they
+are installed. pip sees neither the environment nor the user's configuration. $PVEFW_WHEELHOUSE names a folder with the
+files (scripts/wheelhouse makes it), $PVEFW_INDEX_URL an index to ask instead of pip's own.
+
+Several runs at once wait for one another. What a killed run left behind is made again. Only an environment of
+this script's own making is ever touched; run as root, only one that no other user may write to. Reports on stderr;
+exits 0 when VENV is ready, else 3.
 """
 
 from __future__ import annotations
@@ -17,12 +22,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
 CHECKOUT: Final = Path(__file__).resolve().parent.parent
 PYPROJECT: Final = CHECKOUT / "pyproject.toml"
+LOCKS: Final = CHECKOUT / "requirements"
 HOST_EXTRAS: Final = ("host", "nft")
+RETRY_AFTER: Final = 3600
+"""Seconds after which packages that could not be had are tried again."""
 
 
 class BootstrapError(Exception):
@@ -31,6 +40,7 @@ class BootstrapError(Exception):
 
 def main(arguments: list[str]) -> int:
     """Make the environment of the first argument with the extras of the others. Return the exit code."""
+    os.umask(0o022)  # nobody else may write to the environment, whatever the caller's umask
     if not arguments:
         return fail("usage: bootstrap.py VENV [EXTRA ...]")
     try:
@@ -63,6 +73,7 @@ def say(line: str) -> None:
 def prepare(venv: Path, extras: frozenset[str]) -> None:
     """Bring ``venv`` up to date with this checkout, unless it is; one process at a time."""
     venv.mkdir(parents=True, exist_ok=True)
+    check_owners(venv)
     lock = os.open(venv, os.O_RDONLY | os.O_DIRECTORY)
     try:
         wait_for(lock)
@@ -71,6 +82,20 @@ def prepare(venv: Path, extras: frozenset[str]) -> None:
             build(venv, stamp, extras | stamp.extras(), lock)
     finally:
         os.close(lock)
+
+
+def check_owners(venv: Path) -> None:
+    """Refuse, as root, to run what other users may change. The user of sudo(8) is no other."""
+    if os.geteuid() != 0:
+        return
+    trusted = {0, int(os.environ.get("SUDO_UID") or 0)}
+    for place in (CHECKOUT, venv):
+        status = place.stat()
+        if status.st_uid not in trusted or status.st_mode & 0o002 or (status.st_mode & 0o020 and status.st_gid != 0):
+            raise BootstrapError(
+                f"{place} may be changed by other users, and this is root\n"
+                f"make it root's own (chown -R root: {place}; chmod -R go-w {place}), or run pvefw as its owner"
+            )
 
 
 def wait_for(lock: int) -> None:
@@ -98,7 +123,15 @@ class Stamp:
             and self._read("checkout") == f"{CHECKOUT}\n"
             and self._read("pyproject.toml") == PYPROJECT.read_text("utf-8")
             and extras <= self.extras()
+            and not self.should_retry()
         )
+
+    def should_retry(self) -> bool:
+        """Tell whether packages were missing when the environment was made, long enough ago to try again."""
+        try:
+            return time.time() - (self.folder / "incomplete").stat().st_mtime >= RETRY_AFTER
+        except FileNotFoundError:
+            return False
 
     def is_complete(self) -> bool:
         """Tell whether the environment was once complete, if perhaps for another state of the checkout."""
@@ -116,6 +149,10 @@ class Stamp:
     def finish(self, pyproject: str, extras: frozenset[str]) -> None:
         """Mark the environment as complete. ``pyproject`` is the text it was made from."""
         (self.folder / "pyproject.toml").write_text(pyproject, "utf-8")
+        if extras:
+            (self.folder / "incomplete").unlink(missing_ok=True)
+        else:
+            (self.folder / "incomplete").write_text("packages for commands on a host are missing\n", "utf-8")
         (self.folder / "extras").write_text("".join(f"{extra}\n" for extra in sorted(extras)), "utf-8")
         unfinished = self.folder / "checkout.new"
         unfinished.write_text(f"{CHECKOUT}\n", "utf-8")
@@ -191,26 +228,38 @@ def install(venv: Path, extras: frozenset[str], lock: int) -> frozenset[str]:
         say("retrying without the packages that only commands on a host need")
         pip_install(venv, frozenset(), lock)
         say("compiling and checking work now, commands on a host do not")
-        say(f"to try again, remove {venv}")
+        say(f"the packages are tried again in {RETRY_AFTER // 60} minutes, or at once after rm -r {venv}")
         return frozenset()
     return extras
 
 
 def pip_install(venv: Path, extras: frozenset[str], lock: int) -> None:
-    """Run pip for the checkout, editable, with these extras."""
+    """Install the locked packages of these extras, then the checkout itself, editable."""
     python = str(venv / "bin" / "python")
     own_pip = (venv / "bin" / "pip").exists()
-    pip = [python, "-m", "pip"] if own_pip else [sys.executable, "-m", "pip", "--python", python]
-    target = f"{CHECKOUT}[{','.join(sorted(extras))}]" if extras else str(CHECKOUT)
+    pip = [python, "-I", "-m", "pip"] if own_pip else [sys.executable, "-m", "pip", "--python", python]
+    command = [*pip, "--isolated", "--disable-pip-version-check", "install", "-qq", "--no-input"]
+    name = "dev" if "dev" in extras else "host" if extras else "core"
     say(f"installing {'pvefw with ' + ', '.join(sorted(extras)) if extras else 'pvefw'}")
-    options = ["-qq", "--no-input", "--disable-pip-version-check"]
-    run([*pip, "install", *options, "--editable", target], lock, "pip could not install it, see above")
+    locked = [word for lock in ("build", name) for word in ("-r", str(LOCKS / f"{lock}.lock"))]
+    hashed = ["--require-hashes", "--only-binary", ":all:", *package_source(), *locked]
+    failure = "pip could not install it, see above"
+    run([*command, *hashed], lock, failure)
+    # what builds the checkout was installed just now: without isolation pip fetches nothing that is not locked
+    run([*command, "--no-deps", "--no-build-isolation", "--no-index", "--editable", str(CHECKOUT)], lock, failure)
+
+
+def package_source() -> list[str]:
+    """Return the options that tell pip where packages come from."""
+    wheelhouse, index = os.environ.get("PVEFW_WHEELHOUSE"), os.environ.get("PVEFW_INDEX_URL")
+    if wheelhouse:
+        return ["--no-index", "--find-links", wheelhouse]
+    return ["--retries", "1", "--timeout", "20", *(["--index-url", index] if index else [])]
 
 
 def run(command: list[str], lock: int, failure: str) -> None:
     """Run a command that shares our lock, so that it holds even when we are killed; raise when it fails."""
-    environment = {**os.environ, "PIP_USER": "0"}
-    environment.pop("PYTHONHOME", None)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=sys.stderr, env=environment, pass_fds=[lock], check=False
     )

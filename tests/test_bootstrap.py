@@ -64,6 +64,9 @@ def make_checkout(folder: Path, *, requires: str = "", delay: str = "pass") -> P
     shutil.copy(REPOSITORY / "scripts" / "bootstrap.py", folder / "scripts")
     extra = f"Requires-Dist: {requires} ; extra == 'host'\n" if requires else ""
     (folder / "backend.py").write_text(BACKEND.replace("EXTRA", repr(extra)).replace("DELAY", delay))
+    (folder / "requirements").mkdir()
+    for lock in ("build", "core", "host", "dev"):
+        (folder / "requirements" / f"{lock}.lock").write_text(f"{requires}\n" if lock == "host" else "")
     (folder / "pyproject.toml").write_text(PYPROJECT)
     (folder / "pvefw_nft" / "__init__.py").touch()
     (folder / "pvefw_nft" / "cli.py").write_text(COMMAND)
@@ -277,7 +280,7 @@ def test_a_read_only_checkout_is_an_error_or_has_its_environment_elsewhere(tmp_p
 def fake_path(folder: Path, **commands: str) -> str:
     """Make a search path with just what the script itself needs and these commands, given as shell text."""
     folder.mkdir()
-    for tool in ("cmp", "readlink", "sh"):
+    for tool in ("cmp", "find", "id", "readlink", "sh", "stat"):
         (folder / tool).symlink_to(shutil.which(tool) or f"/bin/{tool}")
     for name, text in commands.items():
         file = folder / name.replace("_", ".")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError, PvefwError
 
-from . import engines, firewall, sysctl, tools
+from . import bindings, engines, firewall, sysctl, tools
 from .bridges.unplugged import find_unplugged, on_open_vswitch
 from .links import open_route, read_links
 from .nftables_state import TABLE, Nftables
@@ -150,6 +150,11 @@ def _kernel(backend: str) -> Iterator[Finding]:
                 "`pvefw start` loads it; if that fails, install the kernel's modules",
             )
         return
+    if not bindings.is_debian():
+        text = "the Python bindings of libnftables are those of PyPI's pip-nftables, a rebuild of nftables' own"
+        yield Finding(
+            Level.NOTE, text, "apt-get install python3-nftables, which Debian signs; it is used where it is there"
+        )
     if not tools.is_installed("nft") or os.geteuid() != 0:
         return
     for what, rule, module in _PROBES:

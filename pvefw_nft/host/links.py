@@ -140,7 +140,10 @@ def open_route() -> Any:  # noqa: ANN401 (pyroute2 is untyped)
     try:
         from pyroute2 import IPRoute
     except ImportError as err:
-        raise HostError("the Python module pyroute2 is not installed", "pip install 'pvefw[host]'") from err
+        raise HostError(
+            "the Python module pyroute2 is not installed",
+            "apt-get install python3-pyroute2; ./pvefw in a checkout brings its own",
+        ) from err
     return IPRoute()
 
 

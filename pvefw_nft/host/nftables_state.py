@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pvefw_nft.errors import HostError, InternalError
 
-from . import nf_tables
+from . import bindings, nf_tables
 from .nf_listing import Listing
 
 if TYPE_CHECKING:
@@ -245,13 +245,11 @@ class Nftables:
     def __init__(self) -> None:
         """Load the library. Raises :class:`HostError` where it or its bindings are not installed."""
         try:
-            import nftables
-
-            self._library = nftables.Nftables()
+            self._library = bindings.load().Nftables()
         except (ImportError, OSError) as error:
             raise HostError(
                 f"libnftables is not usable: {error}",
-                "apt-get install libnftables1 python3-nftables, or pip install 'pvefw[nft]'",
+                "apt-get install libnftables1 python3-nftables",
             ) from error
         self._library.set_json_output(True)
         self._library.set_handle_output(True)
