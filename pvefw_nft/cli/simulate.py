@@ -16,9 +16,11 @@ from pvefw_nft.app.inputs import MAX_TOML, read_input
 from pvefw_nft.cli.options import as_reference_option, make_source, source_options
 from pvefw_nft.cli.rulesets import SPEC_HELP, Named, assume_option, configuration_rulesets, load_ruleset
 from pvefw_nft.errors import EXIT_UNDECIDED, UsageError
+from pvefw_nft.verify.connections import Connections
 from pvefw_nft.verify.guesses import guess_text, simulate_guessing
 from pvefw_nft.verify.packet import ElsewhereError, PacketSpec, make_probe
 from pvefw_nft.verify.report import is_doubtful, outcome_data, outcome_lines
+from pvefw_nft.verify.simulate import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,11 +43,15 @@ _KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class _Test:
-    """A packet of a tests file, with the verdict it shall get (None: any) and what to call it."""
+    """A packet of a tests file, with the verdict it shall get (None: any) and what to call it.
+
+    ``steps`` are packets that are sent before it, in order: its state then follows from theirs.
+    """
 
     spec: PacketSpec
     expect: str | None
     name: str
+    steps: tuple[PacketSpec, ...] = ()
 
 
 @click.command("simulate")
@@ -183,20 +189,31 @@ def _read_tests(path: Path) -> list[_Test]:
 
 
 def _read_test(path: Path, number: int, table: dict[str, Any]) -> _Test:
+    spec = _read_packet(path, number, table, besides=("expect", "name", "steps"))
+    steps = table.get("steps", [])
+    if spec is None or "expect" not in table or not isinstance(steps, list):
+        raise UsageError(f"{path}: packet {number}: needs from, to and expect")
+    before = [_read_packet(path, number, step) for step in steps]
+    if None in before:
+        raise UsageError(f"{path}: packet {number}: each of its steps needs from and to")
+    expect, name = _verdict(str(table["expect"])), str(table.get("name", f"packet {number}"))
+    return _Test(spec, expect, name, tuple(step for step in before if step is not None))
+
+
+def _read_packet(path: Path, number: int, table: object, besides: tuple[str, ...] = ()) -> PacketSpec | None:
+    """Return the packet that a table describes, None where it does not say from where to where it goes."""
     known = set(_PACKET_FIELDS)
     if not isinstance(table, dict):
         raise UsageError(f"{path}: packet {number}: not a table")
     given: dict[str, Any] = {}
     for key, value in table.items():
-        if key in ("expect", "name"):
+        if key in besides:
             continue
         name = _KEYS.get(key, key.replace("-", "_"))
         if name not in known or (key in known and key in _KEYS.values() and key not in _KEYS):
             raise UsageError(f"{path}: packet {number}: unknown key '{key}'")
         given[name] = _checked(path, number, key, name, value)
-    if "source" not in given or "destination" not in given or "expect" not in table:
-        raise UsageError(f"{path}: packet {number}: needs from, to and expect")
-    return _Test(PacketSpec(**given), _verdict(str(table["expect"])), str(table.get("name", f"packet {number}")))
+    return PacketSpec(**given) if "source" in given and "destination" in given else None
 
 
 def _checked(path: Path, number: int, key: str, name: str, value: object) -> Any:  # noqa: ANN401 - TOML
@@ -239,10 +256,23 @@ class Result(NamedTuple):
         return any(is_doubtful(guess) for _, outcome in self.outcomes for guess in outcome.guesses)
 
 
+def _outcome(test: _Test, ruleset: Named) -> Outcome:
+    """Send a packet through a ruleset, after those that come before it."""
+    probe = make_probe(test.spec, ruleset.topology)
+    if not test.steps:
+        return simulate_guessing(ruleset.model, probe)
+    connections = Connections()
+    for step in test.steps:
+        sent = simulate(ruleset.model, make_probe(step, ruleset.topology), connections=connections)
+        connections = sent.connections or connections
+    stated = test.spec.ctstate is not None
+    return simulate(ruleset.model, probe, connections=None if stated else connections)
+
+
 def _run(test: _Test, rulesets: list[Named], *, skip: bool) -> Result | None:
     """Send a packet through all rulesets. With ``skip``, None for a packet that does not pass this node."""
     try:
-        outcomes = [(one.name, simulate_guessing(one.model, make_probe(test.spec, one.topology))) for one in rulesets]
+        outcomes = [(one.name, _outcome(test, one)) for one in rulesets]
     except ElsewhereError:
         if skip:
             return None

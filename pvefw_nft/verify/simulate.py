@@ -85,6 +85,7 @@ from pvefw_nft.verify.routing import martian
 from pvefw_nft.verify.tracking import (
     CONNECTED,
     CONNECTION_FIELDS,
+    DEFAULT_ZONE,
     LATER,
     PLAIN,
     View,
@@ -95,6 +96,7 @@ from pvefw_nft.verify.tracking import (
 )
 
 if TYPE_CHECKING:
+    from pvefw_nft.verify.connections import Connections
     from pvefw_nft.verify.guesses import Guess
     from pvefw_nft.verify.intervals import IntervalSet
     from pvefw_nft.verify.path import Stage
@@ -106,9 +108,8 @@ STANDARD = "standard chain"
 """The origin of rules that every ruleset of ours has: it says nothing about why a packet came there."""
 _USUAL_BITS = {"rate ": 0, "ct helper ": 0, "fib ": 1}
 """What fields made on demand are taken to be: rates are kept, no helper reads the connection, routes exist."""
-FIRST_FRAGMENT = FRAGMENT.names.index("first")
-DEFRAGMENTED = {True: -200, False: -400}
-"""The priority from which on hooks see whole packets: in the bridge family with connection tracking, else before it."""
+EXEMPT = 1
+"""The value of ``TRACKING`` of a packet that is not looked up."""
 MAX_UNKNOWN = 10
 """How many unknown matches one walk may meet: each doubles the walks."""
 
@@ -200,7 +201,8 @@ class Outcome:
     """The whole way of a packet. ``verdict`` is ACCEPT, DROP, REJECT or UNDECIDED, ``kind`` the rejection's
     kind.
 
-    ``stopped`` says what else than a rule dropped it. ``notes`` are what a reader should know: queues, translations,
+    ``connections`` are those known afterwards, for the next packet. ``stopped`` says what else than a rule dropped it.
+    ``notes`` are what a reader should know: queues, translations,
     assumptions the verdict rests on. ``answered`` says whether the answer to a rejected packet reaches its sender
     (None: not rejected, or not known). ``guesses`` say of each made-up address what rests on it.
     """
@@ -213,6 +215,7 @@ class Outcome:
     notes: list[str]
     answered: bool | None = None
     stopped: str | None = None
+    connections: Connections | None = None
     guesses: tuple[Guess, ...] = ()
 
     @property
@@ -253,8 +256,10 @@ LookedUp: TypeAlias = "dict[Field, dict[IntervalSet, None]]"
 """The sets that rules asked for a packet's fields, by field."""
 
 
-def simulate(model: RulesetModel, probe: Probe, looked_up: LookedUp | None = None) -> Outcome:
-    """Return what happens to a packet on its way.
+def simulate(
+    model: RulesetModel, probe: Probe, looked_up: LookedUp | None = None, connections: Connections | None = None
+) -> Outcome:
+    """Return what happens to a packet on its way. With ``connections`` its state follows from those known before it.
 
     Where ``looked_up`` has fields as keys, the sets that rules looked up for them are added to it. Raises UsageError
     where more unknown matches matter than can be tried.
@@ -264,7 +269,7 @@ def simulate(model: RulesetModel, probe: Probe, looked_up: LookedUp | None = Non
     while pending:
         chosen = pending.pop()
         try:
-            outcomes.append((chosen, _Walker(model, probe, chosen, looked_up).run()))
+            outcomes.append((chosen, _Walker(model, probe, chosen, looked_up, connections).run()))
         except _Undecided as question:
             if len(chosen) >= MAX_UNKNOWN:
                 message = f"more than {MAX_UNKNOWN} unknown matches on the packet's way"
@@ -311,7 +316,12 @@ class _Walker:
     """
 
     def __init__(
-        self, model: RulesetModel, probe: Probe, chosen: dict[Field, int], looked_up: LookedUp | None = None
+        self,
+        model: RulesetModel,
+        probe: Probe,
+        chosen: dict[Field, int],
+        looked_up: LookedUp | None = None,
+        connections: Connections | None = None,
     ) -> None:
         self.model = model
         self.probe = probe
@@ -323,33 +333,56 @@ class _Walker:
         self.view: dict[Field, int] = {}
         self.tracking = PLAIN
         self.looked_up: LookedUp = {} if looked_up is None else looked_up
+        self.connections = None if connections is None else connections.copy()
 
     def run(self) -> Outcome:
         stages: list[StageWalk] = []
         for stage, tracked in zip(self.probe.path.stages, self._tracked(), strict=True):
-            walk = StageWalk(stage)
-            stages.append(walk)
+            stages.append(StageWalk(stage))
+            if self.connections is not None and enters(stage):
+                self.connections.confirm()
             self.view = self._see(stage)
             if not self._holds(stage.when):
                 continue
             if self.probe.topology is not None and (reason := martian(stage, self.view)):
                 return replace(self._outcome(stages, "DROP", None), stopped=reason)
-            for table, chain in stage.chains(self.model, self.packet[PROTOCOL]):
-                hook = chain.hook
-                if hook is None:
-                    continue
-                if FRAGMENT in self.packet:
-                    self.view[FRAGMENT] = 0 if hook.priority >= tracked.whole else self.packet[FRAGMENT]
-                self._see_connection(tracked.view(hook.priority))
-                if hook.kind == "nat" and self.view.get(CT_STATE) != CT_STATES.index("new"):
-                    continue  # only a connection's first packet meets nat chains
-                self._put_together(chain)
-                ended = self._ended(stages, self._base_chain(walk, table, chain))
-                if ended is not None:
-                    return ended
+            ended = self._stage(stages, tracked)
+            if ended is not None:
+                return ended
         if self.probe.path.dead_end:
             return replace(self._outcome(stages, "DROP", None), stopped=self.probe.path.dead_end)
+        if self.connections is not None:
+            self.connections.confirm()
         return self._outcome(stages, "ACCEPT", None)
+
+    def _stage(self, stages: list[StageWalk], tracked: Tracked) -> Outcome | None:
+        """Walk the base chains of the last of these stages; return the outcome where one ends the packet's way."""
+        walk = stages[-1]
+        due = tracked.zones is not None
+        for table, chain in walk.stage.chains(self.model, self.packet[PROTOCOL]):
+            hook = chain.hook
+            if hook is None:
+                continue
+            if due and hook.priority >= tracked.since:
+                self._look_up(tracked)
+                due = False
+            if FRAGMENT in self.packet:
+                self.view[FRAGMENT] = 0 if hook.priority >= tracked.whole else self.packet[FRAGMENT]
+            self._see_connection(tracked.view(hook.priority))
+            if hook.kind == "nat" and self.view.get(CT_STATE) != CT_STATES.index("new"):
+                continue  # only a connection's first packet meets nat chains
+            ended = self._ended(stages, self._base_chain(walk, table, chain))
+            if ended is not None:
+                return ended
+        if due:
+            self._look_up(tracked)
+        return None
+
+    def _look_up(self, tracked: Tracked) -> None:
+        """Look the packet up among the connections known, in the zone that it has here."""
+        if self.connections is not None and self.packet[TRACKING] != EXEMPT:
+            zone = min(tracked.zones or {DEFAULT_ZONE})
+            self.packet[CT_STATE] = self.connections.look_up(zone, self.packet)
 
     def _ended(self, stages: list[StageWalk], end: End) -> Outcome | None:
         """Return the outcome where a base chain's end is the packet's; None where it goes on."""
@@ -365,7 +398,7 @@ class _Walker:
                 return None
 
     def _outcome(self, stages: list[StageWalk], verdict: str, kind: str | None) -> Outcome:
-        return Outcome(self.probe, verdict, kind, stages, self.logs, self.notes)
+        return Outcome(self.probe, verdict, kind, stages, self.logs, self.notes, connections=self.connections)
 
     def _tracked(self) -> tuple[Tracked, ...]:
         """Return what connection tracking does at each stage."""
@@ -383,6 +416,8 @@ class _Walker:
         """Show what a base chain sees of the packet's connection."""
         self.tracking = view
         first = CT_STATES.index(first_state(self.packet))
+        if self.connections is not None:
+            view = view._replace(known=True)  # the state is that of a lookup in this very zone
         state = seen_state(self.packet[CT_STATE], first, view, self.packet[TRACKING])
         self.view[CT_STATE] = state
         unknown = not view.known and self.packet[CT_STATE] in LATER
@@ -413,14 +448,6 @@ class _Walker:
                 del view[ETHER_SRC]
                 view.pop(ETHER_DST, None)
         return view
-
-    def _put_together(self, chain: Chain) -> None:
-        """Show the first fragment of a packet as the whole of it from connection tracking on (see :mod:`.model`)."""
-        hook = chain.hook
-        if hook is None or self.packet.get(FRAGMENT) != FIRST_FRAGMENT:
-            return
-        whole = hook.priority >= (DEFRAGMENTED[hook.family is Family.BRIDGE])
-        self.view[FRAGMENT] = 0 if whole else FIRST_FRAGMENT
 
     # --- chains ---------------------------------------------------------------------------------------------
 
