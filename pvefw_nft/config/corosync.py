@@ -55,7 +55,7 @@ def read_corosync(file: str, text: str, files: Files, root: Path, findings: Find
                 _report(file, text, key, value, names, findings)
             else:
                 links[int(found[1])] = address
-        name = block.settings.get("name")
+        name = block.settings.get("name") or block.settings.get("ring0_addr")  # corosync.conf(5), nodelist
         nodes.append(CorosyncNode(name.text if name else "", links))
     return Corosync(transport.text if transport else "knet", tuple(nodes), file)
 

@@ -30,8 +30,10 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _START = re.compile(r"(?:\s|\#[^\n]*\n)*(?:(?:add|delete|destroy|create)[ \t]+table|table|flush[ \t]+ruleset)[ \t\n]")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-fA-F]+")
-_DURATION = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m(?!s))?(?:([0-9]+)s)?(?:([0-9]+)ms)?")
+_NUMBER = re.compile(r"[0-9]{1,40}|0x[0-9a-fA-F]{1,32}")
+_DURATION = re.compile(
+    r"(?:([0-9]{1,9})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m(?!s))?(?:([0-9]{1,9})s)?(?:[0-9]{1,9}ms)?|[0-9]{1,9}"
+)
 _FAMILIES = ("ip", "ip6", "inet", "bridge", "arp", "netdev")
 _PAYLOADS = frozenset(
     [
@@ -141,11 +143,10 @@ class _Parser:
 
     def _number(self) -> int:
         word = self._word()
-        try:
-            return int(word, 0)
-        except ValueError:
+        if not _NUMBER.fullmatch(word):
             self._at -= 1
-            raise self._error("expected a number") from None
+            raise self._error("expected a number")
+        return _integer(word)
 
     def _error(self, message: str) -> RulesetError:
         token = self._next
@@ -292,7 +293,7 @@ class _Parser:
         if found is None:
             self._at -= 1
             raise self._error("expected a time")
-        days, hours, minutes, seconds, _ = (int(part or 0) for part in found.groups())
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
         return int(word) if word.isdigit() else ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
     # --- chains ---
@@ -396,9 +397,9 @@ class _Parser:
         self._expect("rate")
         over = self._skip("over")
         number, slash, unit = self._word().partition("/")
-        if not number.isdigit() or not slash:
+        if not _NUMBER.fullmatch(number) or not slash:
             raise self._error("expected a rate of packets before this")
-        body: dict[str, Json] = {"rate": int(number), "per": unit, "burst": 5}
+        body: dict[str, Json] = {"rate": _integer(number), "per": unit, "burst": 5}
         if self._skip("burst"):
             body["burst"] = self._number()
             self._expect("packets")
@@ -453,7 +454,7 @@ class _Parser:
 
     def _translate(self, word: str) -> Json:
         body: dict[str, Json] = {}
-        if self._is("ip", "ip6") and self._tokens[self._at + 1].text == "to":
+        if self._is("ip", "ip6"):
             body["family"] = self._word()
         if self._skip("to"):
             if self._is(*_PAYLOADS, "meta", "ct"):
@@ -514,8 +515,16 @@ class _Parser:
         if not operator and (_is(selector, "ct", None, "state") or isinstance(right, list)):
             return _matching("in", selector, right if isinstance(right, list) else [right])
         if not operator and _is(selector, "meta", None, "mark") and isinstance(right, dict) and "prefix" in right:
-            return _masked_mark(selector, right["prefix"])
+            return self._masked_mark(selector, right["prefix"])
         return _matching(operator or "==", selector, right)
+
+    def _masked_mark(self, selector: Json, prefix: Json) -> Json:
+        """Return the match of a mark's highest bits, which nft 1.0.6 lists as ``meta mark 0x80000000/1``."""
+        length = prefix["len"] if isinstance(prefix, dict) else None
+        if not isinstance(prefix, dict) or not isinstance(length, int) or length > 32:
+            raise self._error("expected a mark of 32 bits before this")
+        mask = (1 << 32) - (1 << (32 - length))
+        return _matching("==", {"&": [selector, mask]}, prefix["addr"])
 
     def _flags(self, operator: str, selector: Json) -> Json:
         """Read what TCP flags are compared with: a few, or some of a mask (``syn / syn,ack``)."""
@@ -541,7 +550,7 @@ class _Parser:
         if word in names.TCP_FLAG_BITS:
             return names.TCP_FLAG_BITS[word]
         if _NUMBER.fullmatch(word):
-            return int(word, 0)
+            return _integer(word)
         self._at -= 1
         raise self._error("expected a flag of TCP")
 
@@ -663,15 +672,6 @@ def _masked(expression: Json) -> Json:
     return masked[0] if isinstance(masked, list) else None
 
 
-def _masked_mark(selector: Json, prefix: Json) -> Json:
-    """Return the match of a mark's highest bits, which nft 1.0.6 lists as ``meta mark 0x80000000/1``."""
-    assert isinstance(prefix, dict)
-    length = prefix["len"]
-    assert isinstance(length, int)
-    mask = (1 << 32) - (1 << (32 - length))
-    return _matching("==", {"&": [selector, mask]}, prefix["addr"])
-
-
 def _is(expression: Json, kind: str, protocol: str | None, key: str) -> bool:
     """Tell whether an expression is this field of a header, or this property."""
     body = expression.get(kind) if isinstance(expression, dict) else None
@@ -682,13 +682,17 @@ def _is(expression: Json, kind: str, protocol: str | None, key: str) -> bool:
 
 _ADDRESS = r"[0-9]+(?:\.[0-9]+){3}|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*|[0-9]+|0x[0-9a-fA-F]+"
 _RANGE = re.compile(rf"({_ADDRESS})-({_ADDRESS})")
-_PREFIX = re.compile(rf"({_ADDRESS})/([0-9]+)")
+_PREFIX = re.compile(rf"({_ADDRESS})/([0-9]{{1,3}})")
+
+
+def _integer(word: str) -> int:
+    return int(word, 16 if word.startswith("0x") else 10)
 
 
 def _scalar(word: str) -> Json:
     """Return a value of one word: a number, a network, a range, a reference ``@set``, or a name or address."""
     if _NUMBER.fullmatch(word):
-        return int(word, 0)
+        return _integer(word)
     if (prefix := _PREFIX.fullmatch(word)) is not None:
         return {"prefix": {"addr": _scalar(prefix[1]), "len": int(prefix[2])}}
     if (ends := _RANGE.fullmatch(word)) is not None:

@@ -264,6 +264,15 @@ def test_a_corosync_name_of_the_other_family_is_used_where_both_are_allowed(make
     assert [theirs.canonical for _, theirs in corosync_peers(corosync, NODE)] == ["10.0.0.2"]
 
 
+def test_a_corosync_node_without_a_name_has_that_of_its_first_link(make_root: MakeRoot) -> None:
+    text = NAMED.replace("VERSION", "ipv4").replace("    name: n1\n", "").replace("n1.lan", "n1")
+    root = make_root({"corosync": text})
+    write(root, "etc/hosts", HOSTS)
+    corosync = check(root).node.corosync
+    assert corosync is not None
+    assert [ours.canonical for ours, _ in corosync_peers(corosync, NODE)] == ["10.0.0.1"]
+
+
 def test_a_corosync_name_that_is_not_known(make_root: MakeRoot) -> None:
     text = "nodelist {\n  node {\n    name: n1\n    ring0_addr: n1.lan\n  }\n}\n"
     (problem,) = check(make_root({"corosync": text})).diagnostics

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pvefw_nft.verify.nft_text import is_nft_text, parse_nft_text
 from pvefw_nft.verify.read import Text, read_ruleset
@@ -92,6 +94,27 @@ def test_statement(text: str, statement: object) -> None:
     assert one_rule(text) == [statement]
 
 
+DAMAGE = [
+    "",
+    "{",
+    "}",
+    "\n",
+    '"',
+    ",",
+    " . ",
+    "/33",
+    "0x",
+    "010",
+    "9" * 5000,
+    "-",
+    "@",
+    "(",
+    " & ",
+    "vmap",
+    "set",
+    "\0",
+    "²",
+]
 ERRORS = [
     ("table inet t {\n chain c {\n  tcp dport 22 acept\n }\n}\n", 3, "acept"),
     ("table inet t {\n chain c {\n  socket transparent 1 accept\n }\n}\n", 3, "socket"),
@@ -129,3 +152,17 @@ def test_what_is_not_known_is_an_error_with_its_line(text: str, line: int, word:
 )
 def test_whether_a_text_is_nfts(text: str, expected: bool) -> None:
     assert is_nft_text(text) is expected
+
+
+@given(st.data())
+@settings(max_examples=400, deadline=None)
+def test_a_damaged_text_is_read_or_named_as_wrong(data: st.DataObject) -> None:
+    text = (LISTINGS / "nft-1.0.6.nft").read_text("utf-8")
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        end = data.draw(st.integers(start, min(start + 30, len(text))))
+        text = text[:start] + data.draw(st.sampled_from(DAMAGE) | st.text(max_size=5)) + text[end:]
+    try:
+        read_ruleset([Text("rules.nft", text)])
+    except RulesetError as error:
+        assert error.message.startswith("rules.nft")
