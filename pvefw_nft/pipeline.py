@@ -427,6 +427,7 @@ def topology(source: Source) -> Topology:
                 tag=nic.tag or 0,
                 ranges=tuple((prefix.version, prefix.address, prefix.last) for prefix in addresses.networks),
                 node=node,
+                trunks=bool(nic.trunks),
             )
 
     here = list(configuration.guests(rules=False))

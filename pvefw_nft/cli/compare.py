@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,7 @@ from pvefw_nft.app.inputs import MAX_TOML, read_input
 from pvefw_nft.cli.options import as_reference_option, make_source, source_options
 from pvefw_nft.cli.rulesets import Named, assume_option, configuration_rulesets, load_ruleset
 from pvefw_nft.errors import EXIT_UNDECIDED
+from pvefw_nft.verify.ours import only_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,13 +32,18 @@ if TYPE_CHECKING:
 @click.argument("after", metavar="[B]", required=False)
 @click.option("--strict", is_flag=True, help="Compare what is logged, marked and queued, too.")
 @click.option("--known", type=click.Path(path_type=Path), metavar="FILE", help="Differences to expect, with reasons.")
+@click.option(
+    "--only",
+    type=click.Choice(("ours",)),
+    help="Compare the firewall's own rules: leave out what others loaded, such as Docker and fail2ban.",
+)
 @click.option("--bridge-call/--no-bridge-call", default=None, help="bridge-nf-call-iptables on both sides.")
 @click.option("--max-time", type=click.IntRange(min=1), metavar="SECONDS", help="Stop comparing then. Default: 600.")
 @click.option(
     "--max-memory", type=click.IntRange(min=1), metavar="MIB", help="Give up a pair of chains then. Default: 512."
 )
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", help="Default: text.")
-@click.option("-v", "--verbose", is_flag=True, help="List all known differences.")
+@click.option("-v", "--verbose", is_flag=True, help="List every kind of packets that differs.")
 @as_reference_option
 @assume_option
 @source_options
@@ -48,6 +54,7 @@ def compare_command(
     after: str | None,
     strict: bool,
     known: Path | None,
+    only: str | None,
     bridge_call: bool | None,
     max_time: int | None,
     max_memory: int | None,
@@ -87,9 +94,49 @@ def compare_command(
 
     options = Options(strict=strict, known=_known(known))
     options = replace(options, max_seconds=max_time or options.max_seconds, max_memory=max_memory or options.max_memory)
-    report = _prove(sides[0], sides[1], options)
-    _print(report, form, verbose=verbose)
+    if only is not None:
+        sides = [replace(side, model=only_ours(side.model)) for side in sides]
+    common = _common_arguments(ctx.params)
+    report = replace(_prove(sides[0], sides[1], options), rests_on=tuple(_rests_on(sides, only=only)))
+    _print(report, form, _replay_arguments(sides, common), verbose=verbose)
     ctx.exit(_exit_code(report))
+
+
+def _common_arguments(params: dict[str, Any]) -> list[str]:
+    """Return the options of this command that simulate must have, too, to look at the same rulesets."""
+    found = ["--as-reference"] if params["as_reference"] else []
+    if params["local_network"] is not None:
+        found += ["--local-network", params["local_network"]]
+    if params["bridge_call"] is not None:
+        found.append("--bridge-call" if params["bridge_call"] else "--no-bridge-call")
+    return found + (["--assume-unknown", params["assume"]] if params["assume"] is not None else [])
+
+
+def _replay_arguments(sides: list[Named], common: list[str]) -> list[list[str]]:
+    """Return the options that have simulate look at each side: of one configuration, at both sides at once."""
+    found = [list(side.arguments) for side in sides]
+    backends = [words.pop() if words[-2:-1] == ["--backend"] else "" for words in found]
+    if all(backends) and backends[0] != backends[1] and found[0] == found[1]:
+        return [[*found[0], "both", *common]]
+    return [[*words, *([backend] if backend else []), *common] for words, backend in zip(found, backends, strict=True)]
+
+
+def _rests_on(sides: list[Named], *, only: str | None) -> Iterator[str]:
+    """Yield what every comparison takes for granted, a line each; docs/compare.md explains them by these names."""
+    hosts = dict.fromkeys(side.host for side in sides)
+    yield f"host: the guests, bridges and addresses of {' and '.join(hosts)}"
+    for side in sides:
+        if side.listed:
+            yield f"host: {side.name} is taken to run on a host with these guests and bridges"
+    calls = [side.topology.call_iptables for side in sides]
+    if calls[0] == calls[1]:
+        yield f"br_netfilter: bridged packets {'meet' if calls[0] else 'do not meet'} the rules of iptables"
+    else:
+        met = sides[calls.index(True)]
+        yield f"br_netfilter: bridged packets meet the rules of iptables with {met.name} only"
+    yield "rates: the same limit on both sides is reached by the same packets"
+    if only is not None:
+        yield "only ours: rules that others loaded were left out on both sides"
 
 
 def _exit_code(report: Report) -> int:
@@ -142,10 +189,10 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
         click.echo("\r\x1b[K", nl=False, err=True)
 
 
-def _print(report: Report, form: str, *, verbose: bool) -> None:
+def _print(report: Report, form: str, rulesets: list[list[str]], *, verbose: bool) -> None:
     from pvefw_nft.verify.prove.render import report_data, report_text
 
     if form == "json":
-        click.echo(json.dumps(report_data(report), indent=1))
+        click.echo(json.dumps(report_data(report, rulesets), indent=1))
     else:
-        click.echo(report_text(report, verbose=verbose), nl=False)
+        click.echo(report_text(report, verbose=verbose, rulesets=rulesets), nl=False)

@@ -33,11 +33,18 @@ SPEC_HELP = (
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A ruleset, what to call it, and the host it runs on."""
+    """A ruleset, what to call it, and the host it runs on. ``arguments`` have ``pvefw simulate`` look at it.
+
+    ``host`` names the configuration whose guests and bridges that host has. ``listed``: the ruleset was listed on a
+    host, not compiled from that configuration.
+    """
 
     name: str
     model: RulesetModel
     topology: Topology
+    arguments: tuple[str, ...] = ()
+    host: str = ""
+    listed: bool = False
 
 
 def assume_option(command: Callable[..., object]) -> Callable[..., object]:
@@ -86,18 +93,23 @@ def _files(kind: str, names: str) -> list[Text]:
 def _read(spec: str, texts: list[Text], source: Source, assume: str | None, *, only_nft: bool = False) -> Named:
     chosen = Assume(assume) if assume else None
     model = read_ruleset(texts, assume=chosen, without_xtables=only_nft)
-    return _named(spec, model, source)
+    named = _named(spec, model, source)
+    return replace(named, arguments=("--ruleset", spec, *named.arguments), listed=True)
 
 
 def compiled_ruleset(source: Source, backend: str | None, name: str) -> Named:
     """Return the ruleset of a configuration; ``backend`` None: the one that host.fw asks for."""
-    return _named(name, read_back(compile_root(source, backend)), source)
+    named = _named(name, read_back(compile_root(source, backend)), source)
+    return named if backend is None else replace(named, arguments=(*named.arguments, "--backend", backend))
 
 
 def _named(name: str, model: RulesetModel, source: Source) -> Named:
     """Name a ruleset. Its host shows bridged packets to IP hooks (br_netfilter) where iptables needs it to."""
     needs_call = not model.tables or any(table.key.tool != "nft" for table in model.tables)
-    return Named(name, model, replace(_topology(source.root, source.node), call_iptables=needs_call))
+    host = replace(_topology(source.root, source.node), call_iptables=needs_call)
+    node = () if source.node is None else ("--node", source.node)
+    where = str(source.root) if source.node is None else f"{source.root}, node {source.node}"
+    return Named(name, model, host, ("--root", str(source.root), *node), where)
 
 
 @cache

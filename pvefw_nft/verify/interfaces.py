@@ -17,6 +17,7 @@ class _Stanza:
     """What the stanzas of one interface say."""
 
     is_bridge: bool = False
+    vlan_aware: bool = False
     raw_device: str = ""
     vlan_id: str = ""
     ports: list[str] = field(default_factory=list)
@@ -46,6 +47,8 @@ def read_interfaces(text: str) -> tuple[Link, ...]:
         elif option == "bridge-ports":
             current.is_bridge = True
             current.ports += [port for port in words[1:] if port != "none"]
+        elif option == "bridge-vlan-aware":
+            current.vlan_aware = words[1].lower() in ("yes", "on", "1", "true")
         elif option == "vlan-raw-device":
             current.raw_device = words[1]
         elif option == "vlan-id":
@@ -56,7 +59,14 @@ def read_interfaces(text: str) -> tuple[Link, ...]:
         elif option == "netmask" and "/" not in address:
             _add(current, f"{address}/{words[1]}")
     return tuple(
-        Link(name, stanza.is_bridge, tuple(stanza.ports), tuple(stanza.networks), _vlan(name, stanza))
+        Link(
+            name,
+            stanza.is_bridge,
+            tuple(stanza.ports),
+            tuple(stanza.networks),
+            _vlan(name, stanza),
+            stanza.vlan_aware,
+        )
         for name, stanza in stanzas.items()
         if stanza.is_bridge or (stanza.networks and name != "lo")
     )

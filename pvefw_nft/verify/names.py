@@ -240,10 +240,16 @@ def ether_type(name: str) -> int:
 
 
 def icmp_set(text: str, types: dict[str, tuple[int, int, int]]) -> IntervalSet:
-    """Return the values of field ICMP or ICMP6 for a name, ``type`` or ``type/code``; raises ValueError."""
+    """Return the values of field ICMP or ICMP6 for a name, ``type``, ``type/code`` or ``name/code``.
+
+    Raises ValueError.
+    """
     known = types.get(text) or next((v for k, v in types.items() if k.lower() == text.lower()), None)
     if known is None:
         kind, _, code = text.partition("/")
+        named = types.get(kind)
+        if named is not None and named[1:] == (0, 0xFF):
+            kind = str(named[0])
         if not kind.isdecimal() or int(kind) > 255 or (code and (not code.isdecimal() or int(code) > 255)):
             raise ValueError(f"unknown ICMP type '{text}'")
         known = (int(kind), int(code), int(code)) if code else (int(kind), 0, 0xFF)

@@ -304,7 +304,7 @@ class _Maker:
         versions = {a[0] for a in (self.source_address, self.destination_address) if a is not None}
         if spec.family is not None:
             versions.add(spec.family)
-        if spec.protocol in ("icmpv6", "ipv6-icmp", "58"):
+        if spec.protocol in ("icmpv6", "ipv6-icmp") or (spec.protocol == "58" and not versions):
             versions.add(6)
         if len(versions) > 1:
             raise ValueError("IPv4 and IPv6 do not go together in one packet")
@@ -339,10 +339,7 @@ class _Maker:
             if self.dport is None and self.spec.sport is None and self.spec.tcp_flags is None:
                 return 1 if version == 4 else 58
             return 6
-        number = names.protocol_number("icmpv6" if name == "icmp" and version == 6 else name)
-        if number == 1 and version == 6:
-            return 58
-        return number
+        return names.protocol_number("icmpv6" if name == "icmp" and version == 6 else name)
 
     def _transport_header(self, fields: dict[Field, int], number: int, version: int) -> None:
         spec = self.spec

@@ -19,6 +19,7 @@ prerouting inside the bridge and not again after it (``ip_sabotage_in``).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -66,6 +67,7 @@ class Nic:
     ``addresses`` are what the guest is known to use (IP version and address), ``ranges`` what it may take one from
     (version, first and last), ``mac`` is None where unknown, ``tag`` its VLAN (0: none). Only a ``filtered`` NIC is
     plugged through a firewall bridge. ``node`` is the other node that the guest runs on, empty for one of this host.
+    ``trunks``: it sends and receives tagged frames.
     """
 
     zone: str
@@ -79,6 +81,7 @@ class Nic:
     tag: int = 0
     ranges: tuple[tuple[int, int, int], ...] = ()
     node: str = ""
+    trunks: bool = False
 
     @property
     def name(self) -> str:
@@ -119,6 +122,7 @@ class Network:
 class Link:
     """An interface of the host with addresses: a bridge with its uplink ``ports``, or (no bridge) a plain
     one. ``vlan`` is the interface and the tag of the frames that it takes, such as ``("vmbr0", 5)`` for vmbr0.5.
+    ``vlan_aware``: the bridge filters by VLAN.
     """
 
     name: str
@@ -126,6 +130,7 @@ class Link:
     ports: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
     vlan: tuple[str, int] | None = None
+    vlan_aware: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,12 @@ class Topology:
     call_iptables: bool = True
     filter_vlan_tagged: bool = False
     elsewhere: tuple[Nic, ...] = ()
+
+    @property
+    def has_vlans(self) -> bool:
+        """Whether the files speak of any VLAN, so that tagged frames are to be expected."""
+        guests = any(nic.tag or nic.trunks for nic in self.nics)
+        return guests or any(link.vlan is not None or link.vlan_aware for link in self.links)
 
     def link(self, name: str) -> Link | None:
         """Return the host's interface of this name."""
@@ -213,10 +224,14 @@ End: TypeAlias = HostEnd | NicEnd | PortEnd | RoutedEnd
 def find_ends(topology: Topology, zone: str) -> list[End]:
     """Return the ends that a zone may mean, best first: ``host``, ``outside``, ``vm100``, ``vmbr0/eth0`` etc.
 
+    ``iface/NAME`` is an interface of the host, ``port/BRIDGE/NAME`` a port of a bridge and ``nic/BRIDGE/INTERFACE`` a
+    filtered NIC, whether or not any file names them.
     Raises UsageError where there is no such zone, naming those there are.
     """
     if zone == "host":
         return [HostEnd()]
+    if (assumed := _assumed_end(zone)) is not None:
+        return [assumed]
     ends: list[End] = []
     if zone == "outside":
         ends += [PortEnd(link.name, port) for link in topology.links if link.is_bridge for port in link.ports]
@@ -241,6 +256,25 @@ def find_ends(topology: Topology, zone: str) -> list[End]:
         known += [str(end) for end in find_ends_outside(topology)]
         raise UsageError(f"there is no zone '{zone}'", hint=f"zones here: {', '.join(known)}")
     return ends
+
+
+_ASSUMED = re.compile(
+    r"iface/(?P<device>[^/\s]{1,15})|port/(?P<of>[^/\s]{1,15})/(?P<port>[^/\s]{1,15})"
+    r"|nic/(?P<bridge>[^/\s]{1,15})/(?P<nic>(?P<kind>tap|veth)(?P<vmid>\d{1,9})i(?P<index>\d{1,2}))"
+)
+
+
+def _assumed_end(zone: str) -> End | None:
+    """Return the end that a zone means which no file needs to name; None for another zone."""
+    found = _ASSUMED.fullmatch(zone)
+    if found is None:
+        return None
+    if found["device"]:
+        return RoutedEnd(found["device"])
+    if found["port"]:
+        return PortEnd(found["of"], found["port"])
+    name = f"{'vm' if found['kind'] == 'tap' else 'ct'}{found['vmid']}"
+    return NicEnd(Nic(name, int(found["vmid"]), int(found["index"]), found["nic"], found["bridge"], filtered=True))
 
 
 def find_ends_elsewhere(topology: Topology, nics: Iterable[Nic]) -> dict[End, Nic]:

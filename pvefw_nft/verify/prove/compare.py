@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.errors import InternalError, UsageError
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.describe import packet_text, rule_text, value_text
+from pvefw_nft.verify.describe import packet_text, value_text
 from pvefw_nft.verify.packet import Probe
 from pvefw_nft.verify.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
 from pvefw_nft.verify.prove.budget import MAX_MEMORY, MAX_SECONDS, Budget, BudgetExceededError
+from pvefw_nft.verify.prove.cause import find_cause, place_of
 from pvefw_nft.verify.prove.congruent import Congruence
 from pvefw_nft.verify.prove.documented import kind_condition
 from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow, programs_of, tests_of_programs
@@ -31,6 +32,7 @@ from pvefw_nft.verify.prove.explain import Class, Explainer, differing, tests_of
 from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_way
 from pvefw_nft.verify.prove.hardening import compared
 from pvefw_nft.verify.prove.network import make_network, unplaced_text
+from pvefw_nft.verify.prove.replay import zone_text
 from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
 from pvefw_nft.verify.prove.residual import Residuals
 from pvefw_nft.verify.prove.zones import UNKNOWN as UNKNOWN_ZONES
@@ -151,7 +153,7 @@ class Comparison:
             tracked,
             strict=options.strict,
             exempts=self.tested.exempts,
-            kind=kind_condition if self.exceptions.texts else None,
+            kind=kind_condition if self.exceptions.across else None,
         )
         self.before, self.after = before, after
         self.flows_before, self.flows_after = Flows(before, residuals), Flows(after, residuals)
@@ -189,6 +191,7 @@ class Comparison:
             self.left_out(),
             (*self.undecided, *(_unfinished_text(reason, ways) for reason, ways in self.unfinished.items())),
             self.network.plumbing,
+            untagged_only=self.exceptions.untagged_only,
         )
 
     def left_out(self) -> tuple[str, ...]:
@@ -276,7 +279,7 @@ class Comparison:
                 self.reasons[flows] = str(error)
                 self.evaluations.clear()
                 found, always = Result.UNDECIDED, False
-            self.results[*flows, None if always or not self.exceptions.texts else case] = found
+            self.results[*flows, None if always or not self.exceptions.across else case] = found
         return found
 
     def tracked(self, way: Way, case: Case) -> tuple[Track, Track]:
@@ -311,7 +314,7 @@ class Comparison:
         one, two = self.starting(evaluation, before, fixed=fixed), self.starting(evaluation, after, fixed=fixed)
         if one == two:
             return Result.SAME, True
-        if self.exceptions.texts:
+        if self.exceptions.across:
             if not differing(evaluation, one, two, self.exceptions, case):
                 return Result.SAME, False
             evaluation = Evaluation([before, after], partial(self.tests, case, usual=False), self.budget)
@@ -343,14 +346,14 @@ class Comparison:
 
     def tests(self, case: Case, fields: set[m.Field], *, usual: bool) -> Iterator[m.Test]:
         """Yield the tests that a proof needs besides those of the rules."""
-        if usual or self.exceptions.texts:
+        if usual or self.exceptions.across:
             yield from tests_of_possible(fields, case, self.exceptions, usual=usual)
 
     def alike(self, evaluation: Evaluation, one: int, two: int, case: Case) -> bool:
         """Whether two diagrams are the same for all packets that are compared."""
         if one == two:
             return True
-        if not self.exceptions.texts:
+        if not self.exceptions.across:
             return False
         explainer = Explainer(evaluation, one, two, case, self.exceptions, from_host=False)
         return explainer.differing == evaluation.false
@@ -460,11 +463,17 @@ class Comparison:
 
     def difference(self, one: Class, way: Way, case: Case, known: str | None) -> Difference:
         """Make a class of packets a difference, with the rules that decide about its packet."""
+        other = self.network.counterparts
+        source, destination = (other.get(end, end) for end in (way.source, way.destination))
         paths = [
             Path(way.source, way.destination, way.before, way.back_before),
-            Path(way.source, way.destination, way.after, way.back_after),
+            Path(source, destination, way.after, way.back_after),
         ]
-        places = []
+        zones = [
+            (zone_text(side.topology, path.source), zone_text(side.topology, path.destination))
+            for side, path in zip((self.before, self.after), paths, strict=True)
+        ]
+        runs = []
         for side, path, outcome in zip((self.before, self.after), paths, (one.before, one.after), strict=True):
             run = simulate(side.model, Probe(one.packet, path))
             verdict = f"reject {run.kind}" if run.verdict == "REJECT" else run.verdict.lower()
@@ -474,7 +483,7 @@ class Comparison:
                     f" to {way.destination}: {packet_text(one.packet)}",
                     hint="please report this, with both rulesets",
                 )
-            places.append(deciding(run))
+            runs.append(run)
         return Difference(
             (str(way.source),),
             (str(way.destination),),
@@ -484,9 +493,10 @@ class Comparison:
             one.fields,
             verdict_text(one.before),
             verdict_text(one.after),
-            places[0],
-            places[1],
-            Witness(paths[0], paths[1], one.packet),
+            deciding(runs[0]),
+            deciding(runs[1]),
+            Witness(paths[0], paths[1], one.packet, (zones[0], zones[1])),
+            find_cause(runs[0], runs[1], (self.before.model, self.after.model)),
             known,
         )
 
@@ -538,9 +548,7 @@ def deciding(run: Simulated) -> tuple[Place, ...]:
     """Return the rule that decides about a simulated packet, or the policy; nothing where none does."""
     step = run.decider
     if step is not None:
-        return (
-            Place(str(step.table.key), step.chain.name, step.number, rule_text(step.rule), step.origin, step.rule.line),
-        )
+        return (place_of(step),)
     if run.verdict == "ACCEPT":
         return ()
     walk = run.deciding[-1][1]

@@ -26,36 +26,36 @@ MULTICASTS6 = IntervalSet.of((0xFF << 120, (1 << 128) - 1))
 
 KIND = {name: number for number, name in enumerate(m.ADDRESS_TYPES)}
 
-BROADCAST = (
-    "IPv4 frames sent to everybody whose address the host does not take for a broadcast address, and the other"
-    " way round: iptables asks the host's routes, nft looks at the frame, since bridges have no routes"
-)
-SOURCE = "IPv4 packets from the broadcast address of one of the host's networks: nft cannot ask the host's routes"
-ANYCAST = "packets to anycast addresses: nft cannot ask the host's routes on a bridge"
+BROADCAST = "broadcast: iptables decides by the IPv4 destination address, nft by the frame's destination MAC address"
+SOURCE = "broadcast senders: packets from the broadcast address of a network of the host; only iptables knows these"
+ANYCAST = "anycast: packets to anycast addresses of the host; only iptables knows these"
 TAGGED = (
-    "VLAN-tagged IP packets that iptables lets by, since it does not see them"
-    " (bridge-nf-filter-vlan-tagged is 0); nft treats them like untagged ones"
+    "VLAN tags: iptables does not see tagged IP packets on a bridge (bridge-nf-filter-vlan-tagged is 0) and lets them"
+    " pass; nft treats them like untagged ones"
 )
-TAGGED_ARP = "VLAN-tagged ARP packets that ebtables lets by, since it takes them for VLAN; nft looks behind the tag"
-ARP = "ARP packets with hardware addresses of other than 6 bytes, whose senders nft does not take for known"
+TAGGED_ARP = "VLAN tags, ARP: ebtables takes tagged ARP for VLAN and lets it pass; nft looks behind the tag"
+ARP = "ARP lengths: nft does not know the sender of ARP packets whose hardware addresses are not 6 bytes long"
 
 
 @dataclass(frozen=True, slots=True)
 class Exceptions:
-    """What is left out: ``texts`` say it. ``lenient`` is the side (0 or 1) that may let tagged packets by, those
-    of IP only where ``unseen``.
+    """What is left out of a comparison ``across`` tools: ``texts`` say what of it can occur. ``lenient`` is the side
+    (0 or 1) that may let tagged packets by, those of IP only where ``unseen``. ``untagged_only``: tagged ones cannot
+    occur in the configuration, and no text speaks of them.
     """
 
     texts: tuple[str, ...] = ()
     lenient: int | None = None
     unseen: bool = False
+    across: bool = False
+    untagged_only: bool = False
 
     def compared(self, fields: Iterable[m.Field], case: Case) -> Iterator[m.Condition]:
         """Yield what holds of the packets that are compared, as far as these fields go."""
         present = set(fields)
-        if self.texts and case.protocol == m.ARP and m.ARP_HLEN in present:
+        if self.across and case.protocol == m.ARP and m.ARP_HLEN in present:
             yield m.equals(m.ARP_HLEN, 6)
-        if not self.texts or not case.is_ip:
+        if not self.across or not case.is_ip:
             return
         if m.DADDR_TYPE in present:
             yield m.Not(m.equals(m.DADDR_TYPE, KIND["anycast"]))
@@ -116,7 +116,38 @@ def exceptions(before: Side, after: Side) -> Exceptions:
     if xtables[0] == xtables[1] or not all(tools):
         return Exceptions()
     number = xtables.index(True)
-    topology = (before, after)[number].topology
-    unseen = topology.call_iptables and not topology.filter_vlan_tagged
-    texts = (BROADCAST, SOURCE, ANYCAST, ARP, TAGGED_ARP)
-    return Exceptions((*texts, TAGGED) if unseen else texts, number, unseen)
+    topologies = [side.topology for side in (before, after)]
+    unseen = topologies[number].call_iptables and not topologies[number].filter_vlan_tagged
+    tested: dict[m.Field, list[IntervalSet]] = {}
+    for model in (before.model, after.model):
+        for test in tests_in_use(model):
+            tested.setdefault(test.field, []).append(test.values)
+
+    def asks(on: m.Field, kind: str) -> bool:
+        return any(KIND[kind] in values for values in tested.get(on, ()))
+
+    vlans = any(topology.has_vlans for topology in topologies) or m.VLAN_ID in tested
+    occurring = (
+        (BROADCAST, asks(m.DADDR_TYPE, "broadcast")),
+        (SOURCE, asks(m.SADDR_TYPE, "broadcast")),
+        (ANYCAST, asks(m.DADDR_TYPE, "anycast")),
+        (ARP, m.ARP_HLEN in tested),
+        (TAGGED_ARP, vlans),
+        (TAGGED, vlans and unseen),
+    )
+    texts = tuple(text for text, occurs in occurring if occurs)
+    return Exceptions(texts, number, unseen, across=True, untagged_only=not vlans)
+
+
+def tests_in_use(model: m.RulesetModel) -> Iterator[m.Test]:
+    """Yield the tests of all rules that a hook leads to."""
+    for table in model.tables:
+        todo = [name for name, chain in table.chains.items() if chain.hook is not None]
+        seen = set(todo)
+        while todo:
+            for rule in table.chains[todo.pop()].rules:
+                for condition in rule.conditions:
+                    yield from m.tests_of(condition)
+                new = set(m.targets(rule.verdict)) & table.chains.keys() - seen
+                seen |= new
+                todo += new

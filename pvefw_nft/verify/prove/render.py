@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.describe import packet_text, set_text, value_text
 from pvefw_nft.verify.prove.program import CAST
+from pvefw_nft.verify.prove.replay import replay_commands, simulate_arguments
 from pvefw_nft.verify.prove.report import ANYWHERE, Answer
+from pvefw_nft.verify.prove.summary import Change, change_of, filters, groups_of, lines_of, zones_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pvefw_nft.verify.intervals import IntervalSet
     from pvefw_nft.verify.prove.report import Difference, Place, Report
+    from pvefw_nft.verify.prove.summary import Group
 
 _ADDRESSES = {m.SADDR4: "from", m.SADDR6: "from", m.DADDR4: "to", m.DADDR6: "to"}
 _WORDS = {m.SPORT: "source port", m.DPORT: "port", m.ETHER_SRC: "sender's MAC", m.CT_STATE: "state", CAST: "sent as"}
@@ -114,109 +117,190 @@ def place_text(place: Place) -> str:
     return f"{where}{place.table} {place.chain}{number}{line}: {place.text}"
 
 
-_OPTIONS = {
-    m.SADDR4: "--source", m.SADDR6: "--source", m.DADDR4: "--dest", m.DADDR6: "--dest", m.SPORT: "--sport",
-    m.DPORT: "--dport", m.ICMP: "--icmp-type", m.ICMP6: "--icmp-type", m.TCP_FLAGS: "--tcp-flags",
-    m.CT_STATE: "--ctstate", m.ETHER_SRC: "--mac", m.ETHER_DST: "--dest-mac", m.VLAN_ID: "--vlan",
-    m.FRAGMENT: "--fragment", m.ARP_SPA: "--arp-sender",
-}  # fmt: skip
-_IMPLIED = (m.PROTOCOL, m.ETHER_TYPE, m.L4PROTO, *m.MARK)
-_USUAL = {
-    m.PKTTYPE: 0, m.FRAGMENT: 0, m.CT_DIRECTION: 0, m.TTL: 64, m.LENGTH: 60, m.DSCP: 0, m.TCP_FLAGS: 0x02,
-    m.CT_STATE: m.CT_STATES.index("new"), m.SADDR_TYPE: m.ADDRESS_TYPES.index("unicast"),
-    m.DADDR_TYPE: m.ADDRESS_TYPES.index("unicast"),
-}  # fmt: skip
+LIMIT = 10
+"""How many groups are shown without ``verbose``."""
 
 
-def simulate_arguments(one: Difference) -> list[str]:
-    """Return the options with which ``pvefw simulate`` shows what becomes of the witness."""
-    packet = one.witness.packet
-    is_ip = m.L4PROTO in packet
-    words = ["--from", str(one.witness.before.source), "--to", str(one.witness.before.destination)]
-    if is_ip:
-        words += ["-p", value_text(m.L4PROTO, packet[m.L4PROTO])]
-        words += ["--family", "4" if packet[m.PROTOCOL] == m.IPV4 else "6"]
-    else:
-        words += ["--ether-type", value_text(m.PROTOCOL, packet[m.PROTOCOL])]
-    mark = sum(packet.get(bit, 0) << place for place, bit in enumerate(m.MARK))
-    words += ["--mark", f"{mark:#x}"] if mark else []
-    for on, value in packet.items():
-        if on in _IMPLIED or _USUAL.get(on, 0 if on.kind is m.FieldKind.BIT else None) == value:
-            continue
-        if on is m.CT_STATE and not is_ip:
-            continue
-        text = value_text(on, value)
-        words += [_OPTIONS[on], text] if on in _OPTIONS else ["--field", f"{on.name}={text}"]
-    return words
+def report_text(report: Report, *, verbose: bool = False, rulesets: Sequence[Sequence[str]] = ()) -> str:
+    """Return a report for people: the answer first and last, the worst differences between.
 
-
-def report_text(report: Report, *, verbose: bool = False) -> str:
-    """Return a report for people; ``verbose`` lists the rules of every difference and all known ones."""
+    ``rulesets`` are the options that have ``pvefw simulate`` look at each side. ``verbose`` lists every class of
+    packets and all expected differences.
+    """
     names = SetNames(report)
-    lines: list[str] = []
-    unexpected = report.unexpected
-    match report.answer:
-        case Answer.EQUAL:
-            counts = report.counts
-            lines.append(f"{report.before} and {report.after} treat every packet alike.")
-            lines.append(
-                f"Proved for {counts.cases} kinds of frames on {counts.ways} ways through the host"
-                f" ({counts.diagrams} differing pairs of chains by decision diagrams)."
-            )
-        case Answer.DIFFERENT:
-            lines.append(f"{report.before} and {report.after} differ: {report.before} → {report.after}")
-        case Answer.UNDECIDED:
-            lines.append(f"Not decided: no difference between {report.before} and {report.after} was found, but")
-            lines.append("not everything could be compared.")
-    lines += _section("The hosts differ:", report.plumbing)
-    for one in unexpected:
-        lines += ["", class_text(one, names), *_details(one)]
+    answer = answer_text(report)
+    lines = [answer]
+    if report.answer is Answer.EQUAL and not any(map(filters, report.models)):
+        return f"{answer}\n"
+    if report.plumbing:
+        lines += ["", "The hosts differ:", *(f"  {text}" for text in report.plumbing)]
+    groups = groups_of(report)
+    if groups:
+        lines += [*_summary(report, groups), *_group_lines(groups, names, rulesets, verbose=verbose)]
     if report.omitted:
-        lines += ["", f"… and more ({report.omitted} lists of differences were cut short)"]
-    known = [one for one in report.differences if one.known is not None]
-    if known:
-        lines += ["", f"Known differences: {len(known)}"]
-        for one in known if verbose else known[:10]:
-            lines.append(f"  {class_text(one, names)} ({one.known})")
-        if not verbose and len(known) > 10:
-            lines.append(f"  … {len(known) - 10} more")
-    lines += _section("Not compared:", report.undecided)
-    lines += _section("Not compared, since these tools cannot treat them alike:", report.left_out)
-    lines += _section("This rests on:", report.assumptions)
+        lines += ["", f"There are more: {_count(report.omitted, 'list')} of packets were cut short."]
+    lines += _expected(report, names, verbose=verbose)
+    for title, texts in (
+        ("Not compared:", (*report.undecided, *report.assumptions)),
+        (f"Known differences {_between(report)}, not counted:", report.left_out),
+        ("This rests on (explained in docs/compare.md):", report.rests_on if verbose or not groups else ()),
+    ):
+        if texts:
+            lines += ["", title, *(f"  {text}" for text in texts)]
+    if len(lines) > LIMIT:
+        lines += ["", f"Result: {answer}"]
     return "\n".join(lines) + "\n"
 
 
-def _section(title: str, lines: Sequence[str]) -> list[str]:
-    """Return lines below a title; nothing where there are none."""
-    return ["", title, *(f"  {line}" for line in lines)] if lines else []
+def answer_text(report: Report) -> str:
+    """Return the answer in one sentence, with all that limits it."""
+    both = f"{report.before} and {report.after}"
+    match report.answer:
+        case Answer.DIFFERENT:
+            counts = Counter(change_of(one) for one in report.unexpected)
+            parts = [f"{counts[change]} {change.value}" for change in Change if counts[change]]
+            unfinished = " Not everything could be compared." if report.undecided or report.assumptions else ""
+            kinds = f" Kinds of packets: {', '.join(parts)}." if parts else ""
+            hosts = f" The hosts differ in {_count(len(report.plumbing), 'place')}." if report.plumbing else ""
+            return f"{both} differ.{kinds}{hosts}{unfinished}"
+        case Answer.UNDECIDED:
+            return f"Not decided: no difference between {both} was found, but not everything could be compared."
+        case Answer.EQUAL:
+            return f"{both} {_equal(report)}."
 
 
-def _details(one: Difference) -> list[str]:
-    lines = [f"    example: {packet_text(one.witness.packet)}"]
-    for word, places in (("before", one.rules_before), ("after", one.rules_after)):
-        if not places:
-            lines.append(f"    {word}: no rule decides")
+def _equal(report: Report) -> str:
+    if not any(map(filters, report.models)):
+        return "are both off: neither has any rule, and nothing is filtered"
+    reasons = []
+    if report.left_out:
+        reasons.append(f"{_count(len(report.left_out), 'known difference')} {_between(report)}")
+    if expected := len(report.differences):
+        reasons.append(f"{_count(expected, 'expected difference')}")
+    untagged = "untagged " if report.untagged_only else ""
+    if reasons:
+        return f"treat {untagged}packets alike, but for {' and '.join(reasons)}"
+    return f"treat every {untagged}packet alike"
+
+
+def _between(report: Report) -> str:
+    """Return between what the known differences are: ``between iptables and nft``."""
+    tools = ["nft" if all(table.key.tool == "nft" for table in model.tables) else "iptables" for model in report.models]
+    return "in connection tracking zones" if tools[0] == tools[1] else f"between {tools[0]} and {tools[1]}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _summary(report: Report, groups: list[Group]) -> Iterator[str]:
+    """Say who is concerned, and which lines are the causes, each with its number of classes."""
+    classes = report.unexpected
+    causes = len({group.missing or group.cause.key for group in groups})
+    yield f"  {_count(len(classes), 'kind')} of packets, {_count(causes, 'cause')}; {report.before} → {report.after}"
+    for title, counts in (("concerned", zones_of(classes)), ("lines", lines_of(groups))):
+        if counts:
+            listed = ", ".join(f"{name} ({number})" for name, number in counts.most_common(LIMIT))
+            more = f" and {len(counts) - LIMIT} more" if len(counts) > LIMIT else ""
+            yield f"  {title}: {listed}{more}"
+
+
+def _group_lines(
+    groups: list[Group], names: SetNames, rulesets: Sequence[Sequence[str]], *, verbose: bool
+) -> Iterator[str]:
+    shown = groups if verbose else groups[:LIMIT]
+    for number, group in enumerate(shown, 1):
+        yield ""
+        yield from _one_group(number, group, names, rulesets, verbose=verbose)
+    if len(shown) < len(groups):
+        rest = Counter(group.change for group in groups[LIMIT:])
+        listed = ", ".join(f"{rest[change]} {change.value}" for change in Change if rest[change])
+        yield ""
+        yield f"{len(groups) - LIMIT} more groups ({listed}): -v lists them."
+
+
+def _one_group(
+    number: int, group: Group, names: SetNames, rulesets: Sequence[Sequence[str]], *, verbose: bool
+) -> Iterator[str]:
+    """Describe a group by its most ordinary class, or by what is missing."""
+    head = f"[{number}] {group.change.value}"
+    if group.missing and not verbose:
+        yield f"{head}, {_count(len(group.classes), 'kind')} of packets: {group.missing}"
+        return
+    first, *others = group.classes
+    yield f"{head}: {class_text(first, names)}"
+    if group.missing:
+        yield f"    cause:   {group.missing}"
+    elif group.cause.table:
+        yield f"    cause:   table {group.cause.table} is on one side only"
+    yield from _details(first, rulesets)
+    if verbose:
+        for one in others:
+            yield f"    also:    {class_text(one, names)}"
+            yield f"             example: {packet_text(one.witness.packet)}"
+    elif others:
+        yield f"    {_count(len(others), 'more kind')} of packets with this cause: see -v"
+
+
+def _details(one: Difference, rulesets: Sequence[Sequence[str]]) -> Iterator[str]:
+    cause = one.cause
+    same_text = cause.before is not None and cause.after is not None and cause.before.text == cause.after.text
+    note = " (the same text, but a set in it differs)" if same_text else ""
+    yield f"    example: {packet_text(one.witness.packet)}"
+    sides = (("before:", one.rules_before, cause.before), ("after:", one.rules_after, cause.after))
+    for word, places, changed in sides:
+        if changed is not None and changed not in places:
+            yield f"    {word:<8} changed rule: {place_text(changed)}{note}"
+            word = ""
         for place in places:
-            lines.append(f"    {word}: {place_text(place)}")
-            word = " " * len(word)
-    return [*lines, f"    replay: pvefw simulate {shlex.join(simulate_arguments(one))}"]
+            yield f"    {word:<8} {place_text(place)}"
+            word = ""
+        if not places:
+            yield f"    {word:<8} no rule decides"
+    word = "replay:"
+    for command in replay_commands(one, rulesets or ((),)):
+        yield f"    {word:<8} {command}"
+        word = ""
 
 
-def report_data(report: Report) -> dict[str, object]:
-    """Return a report as plain data for JSON."""
+def _expected(report: Report, names: SetNames, *, verbose: bool) -> Iterator[str]:
+    """List the differences that the user's file expects."""
+    known = [one for one in report.differences if one.known is not None]
+    if not known:
+        return
+    yield ""
+    yield f"Expected differences (--known): {len(known)}"
+    for one in known if verbose else known[:LIMIT]:
+        yield f"  {class_text(one, names)} ({one.known})"
+    if not verbose and len(known) > LIMIT:
+        yield f"  {len(known) - LIMIT} more: -v lists them"
+
+
+def report_data(report: Report, rulesets: Sequence[Sequence[str]] = ()) -> dict[str, object]:
+    """Return a report as plain data for JSON; ``rulesets`` as for :func:`report_text`."""
     names = SetNames(report)
+    groups = groups_of(report)
+    changes = Counter(change_of(one) for one in report.unexpected)
     return {
         "equal": report.equal,
         "answer": report.answer.value,
         "before": report.before,
         "after": report.after,
         "strict": report.strict,
-        "differences": [_difference_data(one, names) for one in report.differences],
-        "plumbing": list(report.plumbing),
+        "text": answer_text(report),
+        "summary": {
+            "classes": len(report.unexpected),
+            **{change.name.lower(): changes[change] for change in Change},
+            "zones": dict(zones_of(report.unexpected)),
+            "lines": dict(lines_of(groups)),
+        },
+        "groups": [_group_data(group, report) for group in groups],
+        "differences": [_difference_data(one, names, rulesets) for one in report.differences],
         "omitted": report.omitted,
         "assumptions": list(report.assumptions),
         "left_out": list(report.left_out),
         "undecided": list(report.undecided),
+        "rests_on": list(report.rests_on),
         "proof": {
             "ways": report.counts.ways,
             "frames": report.counts.cases,
@@ -226,7 +310,22 @@ def report_data(report: Report) -> dict[str, object]:
     }
 
 
-def _difference_data(one: Difference, names: SetNames) -> dict[str, object]:
+def _group_data(group: Group, report: Report) -> dict[str, object]:
+    """Return a group; ``differences`` are the places of its classes in the report's list, counted from 0."""
+    cause = group.cause
+    own = {id(one) for one in group.classes}
+    return {
+        "change": group.change.name.lower(),
+        "missing": group.missing or None,
+        "table": cause.table or None,
+        "lines": list(cause.lines) if not group.missing else [],
+        "before": cause.before._asdict() if cause.before else None,
+        "after": cause.after._asdict() if cause.after else None,
+        "differences": [at for at, one in enumerate(report.differences) if id(one) in own],
+    }
+
+
+def _difference_data(one: Difference, names: SetNames, rulesets: Sequence[Sequence[str]]) -> dict[str, object]:
     return {
         "text": class_text(one, names),
         "from": list(one.sources),
@@ -237,6 +336,7 @@ def _difference_data(one: Difference, names: SetNames) -> dict[str, object]:
         "fields": {on.name: _set_data(on, values) for on, values in one.fields},
         "before": one.before,
         "after": one.after,
+        "change": change_of(one).name.lower(),
         "known": one.known,
         "rules_before": [place._asdict() for place in one.rules_before],
         "rules_after": [place._asdict() for place in one.rules_after],
@@ -245,6 +345,7 @@ def _difference_data(one: Difference, names: SetNames) -> dict[str, object]:
             "to": str(one.witness.before.destination),
             "text": packet_text(one.witness.packet),
             "simulate": simulate_arguments(one),
+            "commands": replay_commands(one, rulesets) if rulesets else [],
             "fields": {
                 on.name: value_text(on, value)
                 for on, value in one.witness.packet.items()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.intervals import IntervalSet
     from pvefw_nft.verify.model import Field, RulesetModel
     from pvefw_nft.verify.path import Path
+    from pvefw_nft.verify.prove.cause import Cause
 
 ANYWHERE = "anywhere"
 
@@ -44,11 +45,15 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """One packet of a class, on one way through the host; ``packet`` is complete, to be simulated."""
+    """One packet of a class, on one way through the host; ``packet`` is complete, to be simulated.
+
+    ``zones`` are, for each side, the names by which ``simulate`` knows the two ends on that side's host.
+    """
 
     before: Path
     after: Path
     packet: Mapping[Field, int]
+    zones: tuple[tuple[str, str], tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +64,8 @@ class Difference:
     that only VLAN-tagged frames differ. ``fields`` describes the packets: fields not listed are free, or, where
     ``usual``, as in the first packet of an ordinary connection (new, unicast, TCP SYN, whole).
     ``before`` and ``after`` are verdicts: ``accept``, ``drop``, ``reject KIND``, in a strict comparison with what
-    else is done. The rules are those that decide about the witness. ``known`` is the reason where the
-    difference is expected.
+    else is done. The rules are those that decide about the witness, ``cause`` is where its walks part. ``known`` is the
+    reason where the difference is expected.
     """
 
     sources: tuple[str, ...]
@@ -74,6 +79,7 @@ class Difference:
     rules_before: tuple[Place, ...]
     rules_after: tuple[Place, ...]
     witness: Witness
+    cause: Cause
     known: str | None = None
 
 
@@ -97,7 +103,9 @@ class Report:
     ``assumptions`` says, a line each, what the result rests on, ``left_out`` which packets the sides' tools cannot
     treat alike (see :mod:`~pvefw_nft.verify.prove.documented`). ``omitted`` counts classes of packets beyond
     the limit of classes shown. ``undecided`` says, a line each, what was not compared and why, ``plumbing`` which
-    guests, bridges and interfaces the two hosts do not have in common.
+    guests, bridges and interfaces the two hosts do not have in common. ``rests_on`` are the assumptions of every
+    comparison that count in this one. ``untagged_only``: the tools treat VLAN-tagged frames differently, and there are
+    no VLANs on this host.
     """
 
     before: str
@@ -112,6 +120,8 @@ class Report:
     left_out: tuple[str, ...]
     undecided: tuple[str, ...] = ()
     plumbing: tuple[str, ...] = ()
+    rests_on: tuple[str, ...] = ()
+    untagged_only: bool = False
 
     @property
     def unexpected(self) -> tuple[Difference, ...]:

@@ -28,12 +28,12 @@ UNKNOWN = (
     " whether its connection is known there is not"
 )
 FINER = (
-    "packets that belong only to a connection which another bridge has seen, such as a forged answer: {finer} keeps the"
-    " connections of each zone apart and does not take them for established, {coarser} does"
+    "zones: packets that belong only to a connection which another bridge has seen, such as a forged answer:"
+    " {finer} keeps the connections of each zone apart and does not take them for established, {coarser} does"
 )
 OTHERWISE = (
-    "packets that belong only to a connection which another bridge has seen: the rulesets divide connections into zones"
-    " differently, and each takes other ones for established"
+    "zones: packets that belong only to a connection which another bridge has seen: the rulesets divide"
+    " connections into zones differently, and each takes other ones for established"
 )
 
 
