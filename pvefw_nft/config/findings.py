@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from pvefw_nft.config.budget import MAX_PROBLEMS
+from pvefw_nft.config.hints import hint_for
 from pvefw_nft.errors import Diagnostic, Severity, Span
 
 _LONG_WORD = re.compile(r"(\S{60})\S{20,}")
@@ -21,11 +22,13 @@ class Findings:
 
     Each code is declared, with its severity, in :mod:`pvefw_nft.config.codes`.
 
-    ``cautious``: an ``enable`` that cannot be read counts as 1, not as the default that it has where it is left out.
+    ``section`` is the kind of section that is being read, where hints depend on it. ``cautious``: an ``enable`` that
+    cannot be read counts as 1, not as the default that it has where it is left out.
     """
 
     diagnostics: list[Diagnostic] = field(default_factory=list)
     cautious: bool = False
+    section: str | None = None
     _found: dict[tuple[str, Severity], int] = field(default_factory=dict)
 
     def add(self, severity: Severity, code: str, span: Span, message: str, hint: str | None = None) -> None:
@@ -44,6 +47,8 @@ class Findings:
                     )
                 )
             return
+        if severity is not Severity.NOTE and span.text:
+            hint = hint_for(code, span, self.section) or hint
         self.diagnostics.append(Diagnostic(severity, code, span, _shortened(message), hint and _shortened(hint)))
 
     def error(self, code: str, span: Span, message: str, hint: str | None = None) -> None:

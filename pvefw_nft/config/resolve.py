@@ -7,6 +7,7 @@ whoever applies a ruleset decides by the diagnostics whether to use it. Problems
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pvefw_nft.config import grammar
@@ -34,7 +35,7 @@ from pvefw_nft.config.model import (
     VnetOptions,
 )
 from pvefw_nft.config.options import OPTIONS, STRICT_VALUES, Doubtful, FileKind, has_no_effect, is_enabled, option_hint
-from pvefw_nft.config.rules import Names, Rejected, RuleReader
+from pvefw_nft.config.rules import Names, Rejected, RuleReader, unknown_type
 from pvefw_nft.config.values import (
     BadValue,
     Prefix,
@@ -92,6 +93,8 @@ _OPTION_CLASSES: Mapping[FileKind, type] = {
     FileKind.GUEST_HARDENING: GuestHardening,
 }
 _GROUP_RULE_TYPES = ("IN", "OUT", "FORWARD")
+_TYPES = _RULE_TYPES[FileKind.CLUSTER]
+_TYPE_WORD = re.compile(r"[ \t]*([^\s#]+)")
 
 _T = TypeVar("_T")
 
@@ -129,8 +132,11 @@ class _FileReader:
                 "text before the first section; it is ignored",
                 f"a section begins with a header such as {self._headers()}",
             )
+        self._rules.defined_below = partial(_defined_below, sections)
         for section in sections:
+            self.findings.section = None if section.kind is None else section.kind.value
             self._read_section(section)
+        self.findings.section = None
 
     def _headers(self) -> str:
         return ", ".join(map(_spelled, _SECTIONS[self.kind]))
@@ -460,8 +466,11 @@ class _FileReader:
     def _read_rule(self, line: Line, types: tuple[str, ...], columns: tuple[str, ...]) -> RuleItem | None:
         try:
             written = grammar.read_rule(line, columns)
-        except SyntaxProblem as problem:
+        except SyntaxProblem as rejected:
+            problem = rejected
             severity = Severity.WARNING if line.text.lstrip().startswith("|") else Severity.ERROR
+            if severity is Severity.ERROR and (found := _TYPE_WORD.match(line.text)) and found[1].upper() not in _TYPES:
+                problem = unknown_type(found[1], found.start(1), types)
             self.findings.add(
                 severity, problem.code, line.span(problem.start, problem.end), problem.message, problem.hint
             )
@@ -488,6 +497,23 @@ class _FileReader:
 
     def _bad_value(self, line: Line, word: Word, bad: BadValue) -> None:
         self.findings.error(bad.code, line.span(word.start + bad.start, word.start + bad.end), bad.message, bad.hint)
+
+
+def _defined_below(sections: tuple[Section, ...], kind: SectionKind, name: str, above: int) -> int | None:
+    """Return the line that defines an alias or ipset below line ``above``, or None where none does."""
+    for section in sections:
+        if section.kind is not kind:
+            continue
+        if kind is SectionKind.IPSET and section.name is not None and section.name.text.lower() == name:
+            found = [section.header]
+        elif kind is SectionKind.ALIASES:
+            found = [line for line in section.lines if line.text.split(None, 1)[0].lower() == name]
+        else:
+            found = []
+        for line in found:
+            if line.number > above:
+                return line.number
+    return None
 
 
 def _counts_as(value: object) -> str:

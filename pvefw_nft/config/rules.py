@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pvefw_nft.config import macros
+from pvefw_nft.config.grammar import SectionKind, SyntaxProblem
 from pvefw_nft.config.model import Addresses, Alias, GroupRule, Ipset, Rule, RuleAction, RuleItem, RuleType, Service
 from pvefw_nft.config.options import FileKind, read_log_level
 from pvefw_nft.config.sdn import SdnSets
@@ -83,19 +84,20 @@ class RuleReader:
         self._findings = findings
         self.cluster = cluster
         self.guest = guest
+        self.defined_below: Callable[[SectionKind, str, int], int | None] = lambda _kind, _name, _line: None
 
     def read(self, written: RuleLine, types: tuple[str, ...], columns: tuple[str, ...]) -> RuleItem:
         """Return a rule; ``types`` and ``columns`` are those of its section. Raises Rejected."""
         kind = written.type.text.upper()
         if kind not in types:
-            known = kind in ("IN", "OUT", "FORWARD", "GROUP")
+            if kind not in _TYPES and kind != "GROUP":
+                unknown = unknown_type(written.type.text, written.type.start, types)
+                raise Rejected(written.span("type"), unknown.code, unknown.message, unknown.hint)
             raise Rejected(
                 written.span("type"),
                 "bad-rule-type",
-                f"rules of type {kind} are not allowed here"
-                if known
-                else f"unknown rule type `{written.type.text[:40]}`",
-                (None if known else nearest(kind, types)) or "types here are " + ", ".join(types),
+                f"rules of type {kind} are not allowed here",
+                "types here are " + ", ".join(types),
             )
         has_interface = columns[0] == "iface"
         if kind == "GROUP":
@@ -203,7 +205,13 @@ class RuleReader:
             if alias is not None:
                 return alias.prefix
         known = [alias for names in self._scopes(scope) for alias in names.aliases]
-        hint = nearest(name, known) or self._elsewhere(scope, name, "aliases") or f"write {_ADDRESS_HINT}"
+        hint = (
+            self._below(SectionKind.ALIASES, name.lower(), line)
+            or self._other_kind(scope, name, "ipsets")
+            or nearest(name, known)
+            or self._elsewhere(scope, name, "aliases")
+            or f"write {_ADDRESS_HINT}"
+        )
         raise Rejected(
             line.span(word.start, word.end),
             "unknown-alias",
@@ -225,7 +233,9 @@ class RuleReader:
             f"no set `{word.text[:80]}` is known"
             if scope == "sdn"
             else f"no ipset `{word.text[:80]}` is defined above this line",
-            self._set_hint(scope, name),
+            self._below(SectionKind.IPSET, name.lower(), written.line)
+            or self._other_kind(scope, name.lower(), "aliases")
+            or self._set_hint(scope, name),
         )
 
     def _warn_if_empty(self, written: RuleLine, word: Word, ipset: Ipset) -> None:
@@ -250,6 +260,21 @@ class RuleReader:
             return reason or nearest(name, known) or "sets of the SDN are named like vnet-all or guest-ipam-100"
         return nearest(name, known) or self._elsewhere(scope, name, "ipsets") or reason
 
+    def _below(self, kind: SectionKind, name: str, line: Line) -> str | None:
+        number = self.defined_below(kind, name, line.number)
+        return None if number is None else f"it is defined below, in line {number}: move that section above this line"
+
+    def _other_kind(self, scope: str, name: str, kind: str) -> str | None:
+        """Tell where an ipset is used as an alias, or an alias as an ipset; ``kind`` is the one that it is."""
+        if not any(name in getattr(names, kind) for names in self._scopes(scope)):
+            return None
+        prefix = f"{scope}/" if scope else ""
+        if kind == "ipsets":
+            if self._findings.section == SectionKind.IPSET.value:
+                return f"`{name}` is an ipset, and ipsets hold addresses and aliases only"
+            return f"`{name}` is an ipset: write `+{prefix}{name}`"
+        return f"`{name}` is an alias: write `{prefix}{name}`"
+
     def _scopes(self, scope: str) -> list[Names]:
         guest = [] if self.guest is None else [self.guest]
         return {"": [*guest, self.cluster], "dc": [self.cluster], "guest": guest}.get(scope, [])
@@ -263,6 +288,17 @@ class RuleReader:
         if any(name.lower() in getattr(names, kind) for names in others):
             return f"it is defined in the other scope: leave out `{scope}/`"
         return None
+
+
+def unknown_type(word: str, start: int, types: tuple[str, ...]) -> SyntaxProblem:
+    """Return what is wrong with a line whose first word, at column ``start``, is no type of rules."""
+    return SyntaxProblem(
+        f"unknown rule type `{word[:40]}`",
+        start=start,
+        end=start + len(word),
+        hint=nearest(word, types) or f"lines begin with {', '.join(types[:-1])} or {types[-1]}",
+        code="bad-rule-type",
+    )
 
 
 def _scoped(text: str) -> tuple[str, str]:

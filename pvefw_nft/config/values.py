@@ -424,7 +424,7 @@ def _read_port(element: str, start: int, protocol: int) -> PortRange:
                 start=start,
                 end=end,
                 code="bad-port",
-                hint=nearest(element, netdb.service_names()) or "use the port's number",
+                hint=_service_hint(element) or nearest(element, netdb.service_names()) or "use the port's number",
             )
         return PortRange(port, port, element)
     low = _port_number(low_text, start)
@@ -438,6 +438,15 @@ def _read_port(element: str, start: int, protocol: int) -> PortRange:
             hint=f"write {high}:{low}",
         )
     return PortRange(low, high, element)
+
+
+def _service_hint(name: str) -> str | None:
+    """Return for which protocols a service is listed, or None where it is listed for none."""
+    protocols = netdb.service_protocols(name)
+    if not protocols:
+        return None
+    number = netdb.port(name, protocols[0])
+    return f"`{name}` is listed for {', '.join(protocols)} only: write the port's number, {number}"
 
 
 def _port_number(text: str, start: int) -> int:
@@ -515,5 +524,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     near = list(near)
     if not comparisons.take(len(near)):
         return None
-    found = difflib.get_close_matches(meant, near, n=1, cutoff=0.7)
+    letters = sorted(meant)
+    swapped = [name for name in near if sorted(name) == letters]  # SHS for SSH: too far apart for a word so short
+    found = swapped or difflib.get_close_matches(meant, near, n=1, cutoff=0.7)
     return f"did you mean `{folded[found[0]]}`?" if found else None
