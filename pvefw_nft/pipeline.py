@@ -235,6 +235,19 @@ def guests_to_close(vmids: Sequence[int], failure: Exception, attempt: Callable[
     return closed_but(())
 
 
+def hardening_of(compiled: Compiled, *, asked: bool) -> str:
+    """Return what hardens a compiled ruleset from beside it, as a transaction of nft; empty where it is not wanted.
+
+    ``asked``: it is wanted in any case, not only where host.pvefw says so. The nft ruleset needs none.
+    """
+    checked = compiled.checked
+    if compiled.backend.name != "iptables" or not (asked or checked.node.host.hardening.harden):
+        return ""
+    from backends.nft.backend import hardening  # deferred: few ask for it
+
+    return hardening(checked.ruleset)
+
+
 def default_backend(node: NodeConfig) -> str:
     """Return the name of the backend that host.fw asks for."""
     return "nft" if node.host.options.nftables else "iptables"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backends.nft.lower import tables
+from backends.nft.lower import hardening_table, tables
 from backends.nft.syntax.objects import transaction
 from pvefw_nft.errors import Diagnostic, Severity, Span
 from pvefw_nft.ir.nodes import Goto, Jump, Layer, Provenance, Reject
@@ -80,6 +80,12 @@ class NftBackend:
             store.begin()
             ruleset = store.known(ruleset)
         return NftArtefact(ruleset, store)
+
+
+def hardening(ruleset: Ruleset) -> str:
+    """Return the transaction that loads what hardens another backend's ruleset; empty where there is nothing."""
+    table = hardening_table(ruleset)
+    return "" if table is None else "".join(transaction(table.commands()))
 
 
 def _rejects(rules: tuple[Rule, ...]) -> bool:

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 TABLE: Final = "pvefw"
 """The name of both tables."""
 
+HARDENING: Final = "pvefw-hardening"
+"""The name of a table with nothing but the chain ``stateless``, beside the ruleset of another backend."""
+
 _STATELESS = Hook("prerouting", -350)
 _RAW = Hook("prerouting", -300)
 _LINK = Hook("prerouting", -250)
@@ -103,9 +106,15 @@ class TableLowering:
     """Plans one table: which chains it has, and the sets, maps and helpers that their rules name."""
 
     def __init__(
-        self, ruleset: Ruleset, family: TableFamily, sets: AddressSets, store: LineStore | None = None
+        self,
+        ruleset: Ruleset,
+        family: TableFamily,
+        sets: AddressSets,
+        store: LineStore | None = None,
+        name: str = TABLE,
     ) -> None:
         """Start with an empty table. What ``store`` knows of chains is not made again."""
+        self._name = name
         self._ruleset = ruleset
         self._store = store
         self._family = family
@@ -123,7 +132,7 @@ class TableLowering:
         planned = tuple(self._planned.values())
         return Table(
             family=self._family,
-            name=TABLE,
+            name=self._name,
             sets=(*self._sets, *self._address_sets.named(self._used_sets)),
             helpers=tuple(self._helpers.values()),
             declared=tuple(Chain(chain.name, (), chain.hook) for chain in planned),
@@ -147,11 +156,11 @@ class TableLowering:
 
     def _plan(self, name: str, block: Callable[[], str], hook: Hook | None = None) -> None:
         if name in self._planned:
-            raise InternalError(f"two chains of table {self._family} {TABLE} are named {name}")
+            raise InternalError(f"two chains of table {self._family} {self._name} are named {name}")
         self._planned[name] = _Planned(name, block, hook)
 
     def _block(self, name: str, rules: Iterable[Rule]) -> str:
-        return Chain(name, tuple(rules)).block(self._family, TABLE)
+        return Chain(name, tuple(rules)).block(self._family, self._name)
 
     def plan_base(
         self,
@@ -366,3 +375,16 @@ def tables(ruleset: Ruleset, store: LineStore | None = None) -> tuple[Table, Tab
             case _:
                 raise InternalError(f"no hook of nft stands for {hook.layer.value} {hook.point.value}")
     return bridge.table(), host.table()
+
+
+def hardening_table(ruleset: Ruleset) -> Table | None:
+    """Return a table with nothing but what is dropped before anything else, to stand beside another backend's ruleset.
+
+    None where there is nothing of the kind.
+    """
+    bridge = TableLowering(ruleset, "bridge", AddressSets(ruleset.sets), name=HARDENING)
+    for hook in ruleset.hooks:
+        if hook.layer is Layer.STATELESS:
+            bridge.plan_stateless(hook.chain)
+            return bridge.table()
+    return None

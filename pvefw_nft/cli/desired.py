@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pvefw_nft.errors import Diagnostic, HostError, Severity, Span
 from pvefw_nft.host import record, state
 from pvefw_nft.host.settings import Conntrack
-from pvefw_nft.pipeline import CLOSED_CODES, Observations, closing_failures, compile_root
+from pvefw_nft.pipeline import CLOSED_CODES, Observations, closing_failures, compile_root, hardening_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,15 +70,15 @@ def compiled(source: Source, backend: str | None, store: Store | None = None) ->
 
     def attempt(closed: Closed) -> Result:
         made = compile_root(observed, backend, None if closed else store, closed)
-        return Result(desired_of(made), made.checked.diagnostics, observations)
+        return Result(desired_of(made, harden=source.harden), made.checked.diagnostics, observations)
 
     found = closing_failures(observed, attempt)
     observations.finish()
     return found
 
 
-def desired_of(compiled: Compiled) -> Desired:
-    """Return a compiled configuration as what a host is brought to."""
+def desired_of(compiled: Compiled, *, harden: bool = False) -> Desired:
+    """Return a compiled configuration as what a host is brought to; ``harden``: hardened, whatever host.pvefw says."""
     options = compiled.checked.node.host.options
     conntrack = Conntrack(
         options.nf_conntrack_max,
@@ -90,6 +90,7 @@ def desired_of(compiled: Compiled) -> Desired:
         compiled.artefact.loadable(),
         enabled=compiled.checked.ruleset.enabled,
         conntrack=conntrack,
+        hardening=hardening_of(compiled, asked=harden),
     )
 
 
@@ -129,7 +130,7 @@ def _on_record(source: Source, backend: str | None) -> Result | None:
 
 
 def _question(source: Source, backend: str | None) -> list[str | None]:
-    return [str(source.root.absolute()), source.node, backend]
+    return [str(source.root.absolute()), source.node, backend, *(["harden"] if source.harden else [])]
 
 
 def _as_json(diagnostic: Diagnostic) -> list[Any]:

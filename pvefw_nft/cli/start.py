@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import select
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -58,6 +58,12 @@ def _apply_options(command: _F) -> _F:
             "--skip-invalid", is_flag=True, help="Apply the rest of a configuration that has errors, as at boot."
         ),
         confirm_option,
+        click.option(
+            "--harden",
+            is_flag=True,
+            help="Harden the iptables ruleset by a table of nft beside it, as host.pvefw's harden does; until the next "
+            "apply without it.",
+        ),
         beside_option,
         backend_option,
         source_options,
@@ -163,13 +169,14 @@ def _apply(
     force: bool,
     no_plug: bool,
     unplugged: str | None,
+    harden: bool,
     beside: bool,
     only_if_running: bool = False,
     anew: bool = False,
 ) -> int:
     if not beside and not dry_run:
         refuse_beside_proxmox()
-    source = make_source(root, node, local_network)
+    source = replace(make_source(root, node, local_network), harden=harden)
     result = find_ruleset(source, backend, skip_invalid=skip_invalid)
     if result is None:
         return 1
@@ -292,6 +299,8 @@ def _print_status(
         return
     names = " and ".join(found.backends)
     click.echo(f"running ({names})" if found.enabled and names else "running (disabled in cluster.fw)")
+    if found.hardened:
+        click.echo("hardened: table bridge pvefw-hardening")
     if waiting is not None:
         click.echo(f"waiting for `pvefw confirm`: {waiting.seconds_left:.0f} s left")
     if invalid:

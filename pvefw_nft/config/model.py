@@ -256,8 +256,11 @@ class ClusterHardening:
 
 @dataclass(frozen=True, slots=True)
 class HostHardening:
-    """Options of host.pvefw. ``synflood_sources``: how many sources ``protection_synflood`` counts at once."""
+    """Options of host.pvefw. ``harden``: harden the iptables ruleset, too. ``synflood_sources``: how many sources
+    ``protection_synflood`` counts at once.
+    """
 
+    harden: bool = False
     synflood_sources: int = 262_144
 
 

@@ -359,7 +359,7 @@ _FOR_ALL_GUESTS: Readers = {
 }
 OPTIONS |= {
     FileKind.CLUSTER_HARDENING: _FOR_ALL_GUESTS,
-    FileKind.HOST_HARDENING: {"synflood_sources": _sources},
+    FileKind.HOST_HARDENING: {"harden": _bool, "synflood_sources": _sources},
     FileKind.GUEST_HARDENING: {"qinq": _bool, **_FOR_ALL_GUESTS},
 }
 
@@ -368,6 +368,7 @@ STRICT_VALUES: Mapping[str, object] = {
     "ipfilter_established": True,
     "max_connections": 10_000,
     "max_fragments": 1_000,
+    "harden": True,
     "synflood_sources": 262_144,
     "qinq": False,
 }

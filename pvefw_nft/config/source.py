@@ -37,6 +37,7 @@ class Source:
     for a CIDR, or None, where cluster.fw has no alias ``local_network``. ``real_interface`` returns the name of the
     link that has an alternative name, or None; ``now`` the epoch time. ``cautious``: an ``enable`` that cannot be read
     counts as 1. ``as_reference``: leave out what makes a ruleset stricter than the reference's.
+    ``harden``: the iptables ruleset is hardened from beside it, whether or not host.pvefw says so.
     """
 
     root: Path
@@ -47,6 +48,7 @@ class Source:
     now: Callable[[], float] = time.time
     cautious: bool = False
     as_reference: bool = False
+    harden: bool = False
 
     @property
     def files(self) -> Files:

@@ -7,13 +7,14 @@ to be done is worked out from what the kernel holds, never from what should have
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pvefw_nft.errors import HostError
 
-from . import record, settings, state, sysctl
+from . import hardening, record, settings, state, sysctl
 from .bridges import drop
 from .engines import Engine, Remember, engine, others
 from .proxmox.flag import keep_flag
@@ -66,6 +67,7 @@ class Status:
     drifted: tuple[str, ...] | None
     dropped: dict[str, int]
     unseen: tuple[Unseen, ...] = ()
+    hardened: bool = False
 
 
 def is_running() -> bool:
@@ -89,8 +91,13 @@ def preview(desired: Desired, *, anew: bool = False) -> Outcome:
     chosen = engine(desired.backend)
     memory, previous = _known(desired.backend)
     planned = chosen.plan(desired, memory, previous, anew=anew)
+    hardening_change = hardening.change(desired.hardening)
     switched = next((other.name for other in others(desired.backend) if is_present(other)), None)
-    return Outcome(is_running(), planned.changes, str(planned), switched)
+    text, changes = str(planned), planned.changes
+    if hardening_change is not None:
+        text += f"### nft: {hardening_change}\n{desired.hardening}"
+        changes = (*changes, hardening_change)
+    return Outcome(is_running(), changes, text, switched)
 
 
 def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = None, beside: bool = False) -> Outcome:
@@ -108,6 +115,8 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
         back = _put_back_what_others_needed(desired)
         problems = [*flag_problems, *back.problems, *_keep_settings(desired), *_conntrack(desired)]
         return Outcome(running=True, problems=tuple(problems), notes=back.notes)
+    hardening_change = hardening.change(desired.hardening)
+    hardening.load(desired.hardening)
     memory, previous = _known(desired.backend)
     names = chosen.names()  # before anything is loaded: where they change meanwhile, it is loaded again
     planned = chosen.plan(desired, memory, previous, anew=anew)
@@ -121,6 +130,8 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
         except BaseException:
             if prepared is not None:
                 prepared.discard()
+            if hardening_change is not None:
+                _harden_as_before(previous)
             raise
         if prepared is not None:
             prepared.commit()
@@ -134,17 +145,28 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     remembered = None if remember is None else remember(desired.identity, None if anew else memory)
     # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
     notes = [*planned.notes, *_remove_replaced(leftover, desired)]
+    if not desired.hardening:
+        hardening.remove()
     back = _put_back_what_others_needed(desired)
     problems = [*flag_problems, *back.problems, *_keep_settings(desired), *_conntrack(desired)]
     if remembered is not None:
         problems += _note(replace(remembered, names=names))
     return Outcome(
         running=True,
-        changes=planned.changes,
+        changes=(*planned.changes, *filter(None, [hardening_change])),
         switched_from=leftover[0].name if leftover else None,
         problems=tuple(problems),
         notes=(*notes, *back.notes),
     )
+
+
+def _harden_as_before(previous: Desired | None) -> None:
+    """Undo what hardens a ruleset that could not be loaded; what cannot be undone only drops."""
+    with contextlib.suppress(HostError):
+        if previous is not None and previous.hardening:
+            hardening.load(previous.hardening)
+        else:
+            hardening.remove()
 
 
 def _remove_replaced(engines: list[Engine], desired: Desired) -> Iterator[str]:
@@ -171,9 +193,11 @@ def remove_all() -> Outcome:
     present = [candidate for candidate in _all_engines() if is_present(candidate)]
     _check_removable(present)
     notes = [note for candidate in present for note in candidate.remove()]
+    was_hardened = hardening.is_loaded()
+    hardening.remove()
     drop.remove_drops()
     back = settings.put_back()
-    was_running = bool(present) or record.marker_path().exists()
+    was_running = bool(present) or was_hardened or record.marker_path().exists()
     for path in (record.marker_path(), record.memory_path(), record.inputs_path(), record.pending_path()):
         state.remove(path)
     state.remove_unfinished()
@@ -190,6 +214,8 @@ def withdraw(*, remove: bool) -> None:
     if remove and applied is not None:
         for _ in engine(applied.backend).remove():
             pass  # what had to stay is referred to by rules of others
+    if remove:
+        hardening.remove()
     drop.remove_drops()
     settings.forget()
     for path in (record.marker_path(), record.memory_path(), record.inputs_path(), record.pending_path()):
@@ -223,6 +249,9 @@ def status(desired: Desired | None) -> Status:
     dropped: dict[str, int] = {}
     for candidate in present:
         dropped.update(looking.seen(candidate.dropped, dict[str, int]()))
+    hardened = looking.seen(hardening.is_loaded, otherwise=False)
+    if hardened:
+        dropped.update(looking.seen(hardening.dropped, dict[str, int]()))
     for candidate in _all_engines():
         concerned = candidate in present or (desired is not None and desired.backend == candidate.name)
         if concerned and candidate not in standing:
@@ -235,6 +264,7 @@ def status(desired: Desired | None) -> Status:
         drifted=None if drifted is None else tuple(drifted),
         dropped=dropped,
         unseen=tuple(looking.unseen),
+        hardened=hardened,
     )
 
 
@@ -259,7 +289,8 @@ def _pending(desired: Desired) -> tuple[Change, ...] | None:
     if stands(desired):
         return ()
     memory, previous = _known(desired.backend)
-    return engine(desired.backend).plan(desired, memory, previous).changes
+    changes = engine(desired.backend).plan(desired, memory, previous).changes
+    return (*changes, *filter(None, [hardening.change(desired.hardening)]))
 
 
 def is_present(candidate: Engine) -> bool:
@@ -303,7 +334,9 @@ def stands(desired: Desired) -> bool:
     if not record.marker_path().exists():
         return False
     memory = record.read_memory()
-    return memory is not None and memory.identity == desired.identity and engine(desired.backend).unchanged(memory)
+    if memory is None or memory.identity != desired.identity or not engine(desired.backend).unchanged(memory):
+        return False
+    return hardening.change(desired.hardening) is None
 
 
 def _prepare_kernel(desired: Desired) -> None:

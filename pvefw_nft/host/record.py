@@ -27,7 +27,7 @@ class Desired:
     """A compiled ruleset and what goes with it.
 
     ``pieces`` are the artefact's (:meth:`backends.base.Artefact.loadable`); ``conntrack`` are host.fw's options; equal
-    rulesets have one ``fingerprint``.
+    rulesets have one ``fingerprint``. ``hardening`` is the transaction of nft that hardens it from beside; empty: none.
     """
 
     backend: str
@@ -35,6 +35,7 @@ class Desired:
     pieces: tuple[str, ...]
     fingerprint: str
     conntrack: Conntrack | None = None
+    hardening: str = ""
 
     @property
     def identity(self) -> str:
@@ -42,14 +43,17 @@ class Desired:
         return json.dumps([self.fingerprint, self.enabled, None if self.conntrack is None else asdict(self.conntrack)])
 
 
-def desired(backend: str, pieces: Iterable[str], *, enabled: bool, conntrack: Conntrack | None = None) -> Desired:
+def desired(
+    backend: str, pieces: Iterable[str], *, enabled: bool, conntrack: Conntrack | None = None, hardening: str = ""
+) -> Desired:
     """Return a ruleset from the pieces of its artefact."""
     kept = tuple(pieces)
-    return Desired(backend, enabled, kept, _fingerprint(backend, kept), conntrack)
+    return Desired(backend, enabled, kept, _fingerprint(backend, kept, hardening), conntrack, hardening)
 
 
-def _fingerprint(backend: str, pieces: Sequence[str]) -> str:
-    return hashlib.sha256(_BETWEEN.join([backend, *pieces]).encode()).hexdigest()
+def _fingerprint(backend: str, pieces: Sequence[str], hardening: str) -> str:
+    parts = [backend, *pieces, hardening] if hardening else [backend, *pieces]
+    return hashlib.sha256(_BETWEEN.join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,7 @@ def prepare(path: Path, ruleset: Desired) -> Prepared:
         "enabled": ruleset.enabled,
         "fingerprint": ruleset.fingerprint,
         "conntrack": None if conntrack is None else [conntrack.maximum, conntrack.established, conntrack.syn_recv],
+        "hardening": ruleset.hardening,
     }
     return Prepared(state.prepare_text(path, _BETWEEN.join([json.dumps(head), *ruleset.pieces])), ruleset)
 
@@ -166,10 +171,11 @@ def _read(path: Path, text: str) -> Desired:
         if value["version"] != _VERSION:
             raise HostError(f"{path} was written by another version of pvefw", f"remove it: {path}")
         conntrack = None if value["conntrack"] is None else Conntrack(*value["conntrack"])
-        found = Desired(value["backend"], value["enabled"], tuple(pieces), value["fingerprint"], conntrack)
+        hardening = str(value.get("hardening", ""))
+        found = Desired(value["backend"], value["enabled"], tuple(pieces), value["fingerprint"], conntrack, hardening)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise state.damaged(path, repr(error)) from error
-    if found.fingerprint != _fingerprint(found.backend, found.pieces):
+    if found.fingerprint != _fingerprint(found.backend, found.pieces, found.hardening):
         raise state.damaged(path, "its ruleset is not the one that was written")
     return found
 

@@ -1,0 +1,81 @@
+"""What hardens the iptables ruleset: a table of nft beside it, ``bridge pvefw-hardening``, with a chain ``stateless``.
+
+The iptables ruleset stays the reference's; this only drops, before any of its rules. It is loaded before the ruleset
+and removed after it, as a whole, in one transaction.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pvefw_nft.errors import HostError
+
+from . import nf_tables
+from .changes import Change
+from .nf_tables import NO_NFTABLES
+from .nftables_state import Nftables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NAME = "pvefw-hardening"
+"""The table's name."""
+
+_FAMILY = "bridge"
+
+
+def is_loaded() -> bool:
+    """Tell whether the table is there. Raises HostError where the kernel does not tell."""
+    try:
+        return _FAMILY in nf_tables.tables(NAME)
+    except HostError as error:
+        if error.hint == NO_NFTABLES:
+            return False  # without it there cannot be one
+        raise
+
+
+def change(wanted: str) -> Change | None:
+    """Return what an apply would change, None where nothing; ``wanted`` is the transaction, empty for no table.
+
+    Raises HostError where the kernel does not tell.
+    """
+    loaded = is_loaded()
+    if not wanted:
+        return Change("remove", "nft", f"table {_FAMILY} {NAME}") if loaded else None
+    if not loaded:
+        return Change("add", "nft", f"table {_FAMILY} {NAME}")
+    return None if _comments() == _wanted_comments(wanted) else Change("change", "nft", f"table {_FAMILY} {NAME}")
+
+
+def load(wanted: str) -> None:
+    """Load the table, if there is one to load and it is not there as wanted, and read it back. Raises HostError."""
+    if not wanted or change(wanted) is None:
+        return
+    Nftables().run(json.loads(wanted)["nftables"])
+    if change(wanted) is not None:
+        raise HostError(
+            f"table {_FAMILY} {NAME} is not in the kernel as it was loaded", "see that no other program changes it"
+        )
+
+
+def remove() -> None:
+    """Remove the table, if it is there. Raises HostError."""
+    if is_loaded():
+        Nftables().run([{"delete": {"table": {"family": _FAMILY, "name": NAME}}}])
+
+
+def dropped() -> dict[str, int]:
+    """Return packets dropped, by chain."""
+    return {f"{NAME} {chain}": number for chain, number in nf_tables.refused(_FAMILY, NAME).items()}
+
+
+def _comments() -> list[tuple[str, str]]:
+    """Return chain and comment of each rule; a chain's first one ends with a digest of all its rules."""
+    return sorted((rule.chain, rule.comment) for rule in nf_tables.rules(_FAMILY, NAME))
+
+
+def _wanted_comments(wanted: str) -> list[tuple[str, str]]:
+    commands: Sequence[dict[str, Any]] = json.loads(wanted)["nftables"]
+    rules = [command["add"]["rule"] for command in commands if "rule" in command.get("add", {})]
+    return sorted((rule["chain"], rule["comment"]) for rule in rules)
