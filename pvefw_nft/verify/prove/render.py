@@ -132,11 +132,12 @@ def report_text(report: Report, *, verbose: bool = False, rulesets: Sequence[Seq
     lines = [answer]
     if report.answer is Answer.EQUAL and not any(map(filters, report.models)):
         return f"{answer}\n"
-    if report.plumbing:
-        lines += ["", "The hosts differ:", *(f"  {text}" for text in report.plumbing)]
     groups = groups_of(report)
     if groups:
-        lines += [*_summary(report, groups), *_group_lines(groups, names, rulesets, verbose=verbose)]
+        lines += _summary(report, groups)
+    lines += _hosts(report, verbose=verbose)
+    if groups:
+        lines += _group_lines(groups, names, rulesets, verbose=verbose)
     if report.omitted:
         lines += ["", f"There are more: {_count(report.omitted, 'list')} of packets were cut short."]
     lines += _expected(report, names, verbose=verbose)
@@ -203,6 +204,17 @@ def _summary(report: Report, groups: list[Group]) -> Iterator[str]:
             listed = ", ".join(f"{name} ({number})" for name, number in counts.most_common(LIMIT))
             more = f" and {len(counts) - LIMIT} more" if len(counts) > LIMIT else ""
             yield f"  {title}: {listed}{more}"
+
+
+def _hosts(report: Report, *, verbose: bool) -> Iterator[str]:
+    """List what only one of the hosts has."""
+    shown = report.plumbing if verbose else report.plumbing[:LIMIT]
+    if shown:
+        yield ""
+        yield "The hosts differ:"
+        yield from (f"  {text}" for text in shown)
+    if len(shown) < len(report.plumbing):
+        yield f"  {len(report.plumbing) - len(shown)} more: -v lists them"
 
 
 def _group_lines(
