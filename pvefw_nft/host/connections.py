@@ -88,7 +88,9 @@ def sessions(
 
 
 def tracked(proc: Path = Path("/proc")) -> list[Flow] | None:
-    """Return the established connections of connection tracking, each once; None where the kernel lists none.
+    """Return the established connections of connection tracking, each once; None where the kernel does not list them.
+
+    Without the module nf_conntrack nothing is tracked, and none are returned.
 
     Of TCP those in state ESTABLISHED, of other protocols those that were answered (ASSURED). A connection that passes
     several firewall bridges is tracked several times, in zones of their own.
@@ -97,7 +99,7 @@ def tracked(proc: Path = Path("/proc")) -> list[Flow] | None:
         with (proc / "net/nf_conntrack").open(encoding="ascii", errors="replace") as file:
             return list(dict.fromkeys(_tracked_flows(file)))
     except OSError:
-        return None
+        return None if (proc / "sys/net/netfilter/nf_conntrack_count").exists() else []
 
 
 def _tracked_flows(lines: Iterable[str]) -> Iterator[Flow]:
