@@ -19,8 +19,8 @@ from pvefw_nft.cli.plugging import NicService, chosen, plugging_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import PvefwError
 from pvefw_nft.host import control, firewall, lock, watch
-from pvefw_nft.host.proxmox.hand_back import handing_back_path
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox
+from pvefw_nft.host.proxmox.units import handing_back_path
 from pvefw_nft.pipeline import Source, Store, node_name
 
 if TYPE_CHECKING:

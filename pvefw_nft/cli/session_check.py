@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pvefw_nft.errors import HostError
+from pvefw_nft.errors import HostError, PvefwError
 from pvefw_nft.host import firewall
 
 if TYPE_CHECKING:
@@ -34,11 +34,10 @@ def check_sessions(desired: Desired, source: Source, *, go_on: bool) -> None:
     from pvefw_nft.host.live_network import read_live_network
 
     try:
-        network = read_live_network()
-    except HostError as error:
+        judgement = judge(desired, firewall.running_ruleset(), source, read_live_network())
+    except PvefwError as error:
         click.echo(f"warning: connections were not judged: {error.message}", err=True)
         return
-    judgement = judge(desired, firewall.running_ruleset(), source, network)
     _print(judgement)
     if judgement.cuts and not go_on:
         raise HostError(

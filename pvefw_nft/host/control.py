@@ -23,6 +23,7 @@ from pvefw_nft.errors import HostError, PvefwError
 from . import firewall, lock, record, state, tools
 from .firewall import Outcome
 from .proxmox.flag import remove_flag
+from .proxmox.services import keeps_flag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +106,8 @@ def stop(*, wait: float = lock.WAIT) -> Outcome:
 
 def _remove_all() -> Outcome:
     outcome = firewall.remove_all()
-    remove_flag()
+    if not keeps_flag():
+        remove_flag()
     return outcome
 
 

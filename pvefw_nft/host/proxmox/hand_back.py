@@ -19,7 +19,6 @@ from .take_over import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from ..control import Pending
 
@@ -28,11 +27,6 @@ LOAD_WITHIN = 120.0
 
 
 _GUARD = "pvefw-hand-back-guard"
-
-
-def handing_back_path() -> Path:
-    """Return the file that tells pvefw's service that its rules stay, whatever it was asked to do at its end."""
-    return state.run_directory() / "handing-back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +67,7 @@ class HandBack:
         yield Step("forget the take-over", _forget)
 
     def _end_own(self) -> tuple[str, ...]:
-        state.write(handing_back_path(), {})
+        state.write(units.handing_back_path(), {})
         units.end_own_unit()
         return ()
 
@@ -135,5 +129,5 @@ def _start_if_it_ran(name: str) -> tuple[str, ...]:
 
 def _forget() -> tuple[str, ...]:
     units.forget()
-    state.remove(handing_back_path())
+    state.remove(units.handing_back_path())
     return ()

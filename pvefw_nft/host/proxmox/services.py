@@ -63,6 +63,13 @@ def read_services(*names: str) -> list[Service]:
     return found
 
 
+def keeps_flag() -> bool:
+    """Tell whether pve-firewall runs, which has the flag file for itself."""
+    with contextlib.suppress(HostError):
+        return any(service.running for service in read_services(IPTABLES_SERVICE))
+    return False
+
+
 def loaded_tables() -> list[tuple[str, str]]:
     """Return which tables of proxmox-firewall are loaded, whoever loaded them. None where the kernel does not tell."""
     with contextlib.suppress(HostError):

@@ -39,6 +39,11 @@ def record_path() -> Path:
     return state.state_directory() / "taken-over.json"
 
 
+def handing_back_path() -> Path:
+    """Return the file that tells pvefw's service that its rules stay, whatever it was asked to do at its end."""
+    return state.run_directory() / "handing-back"
+
+
 def is_taken_over() -> bool:
     """Tell whether ``pvefw take-over`` was run, and ``pvefw hand-back`` not since."""
     return record_path().exists()
@@ -71,16 +76,19 @@ def note_services(*, unit: bool) -> None:
 
 def end_service(service: Service) -> None:
     """Stop a service without its own clean-up, and mask it. May be repeated, and killed anywhere. Raises HostError."""
-    drop_in = _drop_in(service.name)
-    if service.load != "masked":  # systemd reads no drop-ins of a masked unit
-        _write(drop_in, _DROP_IN.format(record=record_path()))
+    masked = service.load == "masked"
+    if masked and service.running:
+        _systemctl("unmask", service.name)  # systemd reads no drop-ins of a masked unit
+        masked = False
+    if not masked:
+        _write(_drop_in(service.name), _DROP_IN.format(record=record_path()))
         _systemctl("daemon-reload")
     _systemctl("stop", service.name)
     left = [again for again in read_services(service.name) if again.running]
     if left:
         raise HostError(f"{service.name} does not stop", f"see `systemctl status {service.name}`")
     # a unit file in /etc is in the way of the mask; its drop-in keeps such a unit from being started
-    if Path(service.fragment).parent != _ETC and service.load != "masked":
+    if Path(service.fragment).parent != _ETC and not masked:
         _systemctl("mask", service.name)
 
 
@@ -120,6 +128,7 @@ def start_logger() -> bool:
 
 def enable_own_unit(text: str) -> None:
     """Write the unit of pvefw's service, and have it run, also after a boot. Raises HostError."""
+    state.remove(handing_back_path())  # of a hand-back that was not completed
     path = _ETC / OWN_UNIT
     if not path.exists() or path.read_text("utf-8", "replace") != text:
         _write(path, text)
