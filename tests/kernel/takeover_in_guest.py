@@ -315,6 +315,31 @@ def test_an_unconfirmed_take_over_leaves_proxmox_filtering(node: Node) -> None:
         assert node.is_active("pve-firewall")
 
 
+if LONG:
+
+    def test_an_unconfirmed_hand_back_takes_over_again(node: Node) -> None:
+        with filtered_by(node, "pve-firewall") as network:
+            node.run("pvefw", "take-over", "--backend", "nft")
+            with streams(network) as passing:
+                told = node.run("pvefw", "hand-back", "--confirm", "3", check=False)
+                time.sleep(2)
+            assert "not confirmed" in told
+            check(passing)
+            assert_taken_over(node, "nft")
+            with confirmed_by_another_shell(node):
+                node.run("pvefw", "hand-back", "--confirm", "60")
+            assert_handed_back(node, "pve-firewall")
+            assert "pvefw-hand-back-guard" not in node.run("systemctl", "list-timers", "--all", "--no-legend")
+
+
+@contextmanager
+def confirmed_by_another_shell(node: Node) -> Iterator[None]:
+    loop = "until pvefw confirm; do sleep 1; done"
+    with subprocess.Popen(node.systemd.command("sh", "-c", loop), stderr=subprocess.DEVNULL) as confirming:
+        yield
+        confirming.wait()
+
+
 def test_boot(node: Node) -> None:
     """The service starts as at a boot, with a guest started after it: flag, firewall bridge, first packet filtered."""
     with filtered_by(node, "pve-firewall") as network:

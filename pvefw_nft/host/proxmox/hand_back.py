@@ -89,7 +89,9 @@ class HandBack:
         with lock.hold(wait=self.wait):
             change = control.await_with_rules(self.confirm_within)
         if not self.confirmed(change):
-            raise HostError("not confirmed: a timer takes over again, which ends their services", None)
+            tools.run(["systemctl", "--quiet", "start", f"{_GUARD}.service"])  # what the timer would do
+            _stop_timer()
+            raise HostError("not confirmed: pvefw has taken over again, and their services are ended", None)
         _stop_timer()
         return ()
 
