@@ -17,7 +17,7 @@ from pvefw_nft.cli.confirm import report_problems
 from pvefw_nft.cli.options import backend_option, beside_option, make_source, source_options
 from pvefw_nft.cli.plugging import NicService, chosen, plugging_options
 from pvefw_nft.cli.render import show
-from pvefw_nft.errors import PvefwError
+from pvefw_nft.errors import PvefwError, UsageError
 from pvefw_nft.host import control, firewall, lock, watch
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox
 from pvefw_nft.host.proxmox.units import handing_back_path
@@ -61,7 +61,7 @@ def run_command(
     which systemd keeps in the journal.
     """
     if print_unit:
-        click.echo(unit_text(backend), nl=False)
+        click.echo(unit_text(*(() if backend is None else ("--backend", backend))), nl=False)
         return
     if not beside:
         refuse_beside_proxmox()
@@ -74,11 +74,13 @@ def run_command(
         report_problems(control.stop(wait=_LOCK_WAIT))
 
 
-def unit_text(backend: str | None) -> str:
-    """Return the systemd unit that runs the service; ``backend`` None: the one that host.fw asks for."""
+def unit_text(*options: str) -> str:
+    """Return the systemd unit that runs the service with these options. Raises UsageError for one with a blank."""
+    for option in options:
+        if not option.isprintable() or set(option) & set(" \t\"'\\%$;"):
+            raise UsageError(f"an option that cannot stand in a unit: {option!r}", "leave it out, or write the unit")
     text = files("pvefw_nft.host").joinpath("systemd/pvefw.service").read_text("utf-8")
-    if backend is not None:
-        text = text.replace("@PVEFW@ run\n", f"@PVEFW@ run --backend {backend}\n")
+    text = text.replace("@PVEFW@ run\n", " ".join(["@PVEFW@ run", *options]) + "\n")
     return text.replace("@PVEFW@", f"{sys.executable} -m pvefw_nft.cli")
 
 

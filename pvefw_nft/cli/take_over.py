@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -18,7 +19,6 @@ from pvefw_nft.host.proxmox.take_over import Step, TakeOver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pvefw_nft.app.plugging import PlugOptions
     from pvefw_nft.cli.desired import Result
@@ -62,9 +62,12 @@ def take_over_command(
     if result is None:
         ctx.exit(1)
     check_sessions(result.desired, source, go_on=force or dry_run or confirm_within is not None)
+    given = {"--backend": backend, "--node": node, "--local-network": local_network, "--unplugged": unplugged}
+    kept = [word for name, value in given.items() if value is not None for word in (name, value)]
+    kept += ["--root", str(root)] if root != Path("/") else []
     taking = TakeOver(
         result.desired,
-        unit_text(backend),
+        unit_text(*kept, *(["--no-plug"] if no_plug else [])),
         confirm_within,
         lambda pending: wait_for_confirmation(pending, wait),
         wait,
@@ -88,7 +91,7 @@ def _with_plugging(
         plugged.append(plug_and_report(source, backend, options, dry_run=dry_run, wait=wait))
         return ()
 
-    for number, step in enumerate(taking.steps()):
+    for step in taking.steps():
         yield step
-        if number == 0 and result.desired.enabled:
+        if step.loads and result.desired.enabled:
             yield Step("plug NICs with firewall=1 that are not behind their firewall bridges", plug)

@@ -22,6 +22,7 @@ from pvefw_nft.errors import HostError, PvefwError
 
 from . import firewall, lock, record, state, tools
 from .firewall import Outcome
+from .proxmox import units
 from .proxmox.flag import remove_flag
 from .proxmox.services import keeps_flag
 
@@ -41,7 +42,7 @@ class Pending:
     """A change that waits for its confirmation until ``deadline``, in seconds since boot.
 
     ``beside``: another firewall runs, whose rules stay when it is undone. Empty: none does. ``remove``: ours go then;
-    ``leave``: ours have the names of its own, and it goes on with them.
+    ``leave``: ours have the names of its own, and it goes on with them once it is started again.
     """
 
     token: str
@@ -300,6 +301,8 @@ def _undo(change: Pending) -> Outcome:
         outcome = firewall.bring_to(before, record_of=record.previous_path(), beside=bool(change.beside))
     elif change.beside:
         firewall.withdraw(remove=change.beside == "remove")
+        if change.beside == "leave":
+            units.resume_iptables_service()
         outcome = Outcome(running=False)
     else:
         outcome = _remove_all()

@@ -180,7 +180,7 @@ def test_a_service_is_ended_without_its_clean_up_and_masked(
 
 
 def test_the_unit_neither_stops_theirs_nor_runs_beside_them() -> None:
-    text = unit_text("nft")
+    text = unit_text("--backend", "nft")
     assert "Conflicts=" not in text
     assert "After=pve-firewall.service proxmox-firewall.service" in text
     assert "ExecCondition=/bin/sh -c '! systemctl --quiet is-active pve-firewall.service" in text

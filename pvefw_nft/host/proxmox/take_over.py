@@ -2,6 +2,8 @@
 
 Ours is loaded beside theirs and read back; from then on a packet must pass both. Their services are ended by a signal
 that leaves them no time to remove rules. Only then what they loaded is removed, once ours is known to be loaded again.
+The iptables backend cannot be loaded beside pve-firewall, which rewrites or removes chains of these names. So that is
+ended first; what it loaded stays until ours replaces it, each table in one transaction.
 Each step looks at what there is, so that all of them may be repeated after a run that was killed anywhere.
 """
 
@@ -15,7 +17,7 @@ from pvefw_nft.errors import HostError, PvefwError
 from .. import control, firewall, lock
 from . import theirs, units
 from .flag import flag_path, keep_flag
-from .services import LOGGER, has_systemd, loaded_tables, read_services
+from .services import IPTABLES_SERVICE, LOGGER, has_systemd, loaded_tables, read_services
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,10 +30,14 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: what it does, in words, and the function that does it and returns what to tell."""
+    """One step: what it does, in words, and the function that does it and returns what to tell.
+
+    ``loads``: our rules are loaded from here on.
+    """
 
     text: str
     carry_out: Callable[[], tuple[str, ...]]
+    loads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +59,17 @@ class TakeOver:
             raise HostError("systemd does not run this host", "stop Proxmox VE's services yourself, then `pvefw start`")
         backend = self.desired.backend
         confirming = "" if self.confirm_within is None else f", and wait {self.confirm_within:g} s for `pvefw confirm`"
-        yield Step(f"load the {backend} ruleset beside what runs, and read it back{confirming}", self._load_beside)
-        yield Step(f"make {flag_path()}, so that proxmox-firewall does nothing and guests get firewall bridges", _flag)
         yield Step("put on record what Proxmox VE's services are", self._note)
+        if backend == "iptables":
+            for service in (one for one in read_services(IPTABLES_SERVICE) if one.running):
+                yield Step(
+                    f"stop {service.name} without its clean-up, and mask it: its chains, which have the names of ours, "
+                    "stay and go on filtering",
+                    lambda: _end(IPTABLES_SERVICE),
+                )
+        text = f"load the {backend} ruleset beside what runs, and read it back{confirming}"
+        yield Step(text, self._load_beside, loads=True)
+        yield Step(f"make {flag_path()}, so that proxmox-firewall does nothing and guests get firewall bridges", _flag)
         for service in units.services_to_end():
             yield Step(
                 f"stop {service.name} without its clean-up, and mask it",
@@ -68,7 +82,7 @@ class TakeOver:
 
     def _load_beside(self) -> tuple[str, ...]:
         shared = self.desired.backend == "iptables" and theirs.has_iptables_chains() and not firewall.was_started()
-        # chains of the same names stay when the change is undone: they are pve-firewall's as well
+        # chains of the same names stay when the change is undone, for pve-firewall, which is then started again
         beside = "leave" if shared else "remove"
         outcome, pending = control.apply(
             self.desired, confirm_within=self.confirm_within, beside=beside, wait=self.wait

@@ -14,7 +14,7 @@ from typing import Any
 from pvefw_nft.errors import HostError
 
 from .. import state, tools
-from .services import LOGGER, SERVICES, Service, read_services
+from .services import IPTABLES_SERVICE, LOGGER, SERVICES, Service, read_services
 
 OWN_UNIT = "pvefw.service"
 _ETC = Path("/etc/systemd/system")
@@ -103,6 +103,17 @@ def restore_service(name: str) -> None:
     _systemctl("daemon-reload")
     if noted.get("enabled") == "enabled":
         _systemctl("enable", name)
+
+
+def resume_iptables_service() -> None:
+    """Have pve-firewall run again after a take-over that was not confirmed, if that ended it. Raises HostError."""
+    noted = _noted()
+    if noted is None:
+        return
+    if was_active(IPTABLES_SERVICE):
+        restore_service(IPTABLES_SERVICE)
+        start_service(IPTABLES_SERVICE)
+    state.remove(record_path())
 
 
 def start_service(name: str) -> None:
