@@ -28,13 +28,13 @@ from pvefw_nft.config.model import (
     HostOptions,
     Ipset,
     IpsetEntry,
-    Policy,
     Rule,
     RuleItem,
     VnetConfig,
     VnetOptions,
 )
-from pvefw_nft.config.options import OPTIONS, STRICT_VALUES, Doubtful, FileKind, has_no_effect, is_enabled, option_hint
+from pvefw_nft.config.option_lines import OptionReader
+from pvefw_nft.config.options import FileKind, is_enabled
 from pvefw_nft.config.rules import Names, Rejected, RuleReader, unknown_type
 from pvefw_nft.config.values import (
     BadValue,
@@ -83,23 +83,11 @@ _RULE_TYPES = {
     FileKind.HOST_HARDENING: (),
     FileKind.GUEST_HARDENING: (),
 }
-_OPTION_CLASSES: Mapping[FileKind, type] = {
-    FileKind.CLUSTER: ClusterOptions,
-    FileKind.HOST: HostOptions,
-    FileKind.GUEST: GuestOptions,
-    FileKind.VNET: VnetOptions,
-    FileKind.CLUSTER_HARDENING: ClusterHardening,
-    FileKind.HOST_HARDENING: HostHardening,
-    FileKind.GUEST_HARDENING: GuestHardening,
-}
 _GROUP_RULE_TYPES = ("IN", "OUT", "FORWARD")
 _TYPES = _RULE_TYPES[FileKind.CLUSTER]
 _TYPE_WORD = re.compile(r"[ \t]*([^\s#]+)")
 
 _T = TypeVar("_T")
-
-_UNREADABLE = object()
-"""Stands for the value of an option that cannot be read."""
 
 
 def _spelled(kind: SectionKind) -> str:
@@ -114,8 +102,7 @@ class _FileReader:
         self.findings = findings
         self.own = guest or cluster
         self._rules = RuleReader(kind, findings, cluster, guest)
-        self.options: dict[str, object] = {}
-        self.option_lines: dict[str, int] = {}
+        self.options = OptionReader(kind, findings)
         self._is_clean = False
         self.groups: dict[str, Group] = {}
         self.rules: list[RuleItem] = []
@@ -157,7 +144,7 @@ class _FileReader:
         match kind:
             case SectionKind.OPTIONS:
                 for line in self._clean(section):
-                    self._read_option(line)
+                    self.options.read(line)
             case SectionKind.ALIASES:
                 for line in self._clean(section):
                     self._read_alias(line)
@@ -228,87 +215,7 @@ class _FileReader:
                 )
         return lines
 
-    # --- options, aliases, sets, groups ---
-
-    def _read_option(self, line: Line) -> None:
-        try:
-            setting = grammar.read_setting(line)
-        except SyntaxProblem as problem:
-            self._syntax(line, problem)
-            return
-        name = setting.name.text.lower()
-        span = line.span(setting.name.start, setting.name.end)
-        if has_no_effect(self.kind, name):
-            self.findings.warning("old-option", span, f"option `{name}` has no effect", "remove the line")
-            return
-        reader = OPTIONS[self.kind].get(name)
-        if reader is None:
-            self.findings.error(
-                "unknown-option",
-                span,
-                f"{self.kind.value} has no option `{name[:60]}`",
-                option_hint(self.kind, name),
-            )
-            return
-        try:
-            value = reader(setting.value.text)
-        except BadValue as bad:
-            self._unreadable_option(line, setting, bad)
-            return
-        if isinstance(value, Doubtful):
-            span = line.span(setting.value.start, setting.value.end)
-            self.findings.warning("unusual-value", span, value.message, value.hint)
-            value = value.value
-        self._set_option(line, name, value)
-
-    def _set_option(self, line: Line, name: str, value: object) -> None:
-        self.options[name] = value
-        self.option_lines[name] = line.number
-
-    def _unreadable_option(self, line: Line, setting: grammar.Setting, bad: BadValue) -> None:
-        """Report an option whose value cannot be read: it keeps its default, save where a default could open.
-
-        A policy counts as DROP, an option of a companion file as what is strict, and ``enable`` as 1 where a ruleset is
-        to be applied. A comment behind the value is
-        what cannot be read most often; Proxmox skips the line then, so a line that says the default does no harm.
-        """
-        name, text = setting.name.text.lower(), setting.value.text
-        if self.kind.is_companion:
-            self._set_option(line, name, STRICT_VALUES[name])
-            self._bad_value(line, setting.value, bad)
-            return
-        default = self._default(name)
-        before = text.partition("#")[0].strip()
-        meant = self._value(name, before) if before != text else _UNREADABLE
-        kept = default
-        if isinstance(default, Policy) and meant != default:
-            kept = Policy.DROP
-            self._set_option(line, name, kept)
-        elif name == "enable" and self.findings.cautious and meant != default:
-            kept = True
-            self.options[name] = kept
-        if meant is _UNREADABLE:
-            self._bad_value(line, setting.value, bad)
-            return
-        start = setting.value.start + text.index("#")
-        span = line.span(start, setting.value.end)
-        message = f"a comment behind the value: Proxmox cannot read the line, so `{name}` {_counts_as(kept)}"
-        hint = "put the comment on a line of its own"
-        if meant == kept:
-            self.findings.warning("option-comment-same", span, message + " anyway", hint)
-        else:
-            self.findings.error("option-comment", span, message, hint)
-
-    def _value(self, name: str, text: str) -> object:
-        """Return the value of an option, or the mark of one that cannot be read."""
-        try:
-            value = OPTIONS[self.kind][name](text)
-        except BadValue:
-            return _UNREADABLE
-        return value.value if isinstance(value, Doubtful) else value
-
-    def _default(self, name: str) -> object:
-        return getattr(_OPTION_CLASSES[self.kind](), name)
+    # --- aliases, sets, groups ---
 
     def _read_alias(self, line: Line) -> None:
         try:
@@ -516,17 +423,6 @@ def _defined_below(sections: tuple[Section, ...], kind: SectionKind, name: str, 
     return None
 
 
-def _counts_as(value: object) -> str:
-    """Say what the value of an option is where its line cannot be read."""
-    match value:
-        case bool():
-            return f"counts as {int(value)}"
-        case Policy():
-            return f"counts as {value.value}"
-        case _:
-            return "keeps its default"
-
-
 def _bad_alias(text: str) -> BadValue:
     return BadValue(
         f"an alias cannot stand for `{text[:60]}`",
@@ -557,9 +453,9 @@ def read_cluster(file: str, text: str, findings: Findings, names: Names, now: Ca
             f"the SDN has a set `{name}` too, whose addresses are used in the place of these",
             "give this ipset another name",
         )
-    enable = reader.options.get("enable")
+    enable = reader.options.values.get("enable")
     if isinstance(enable, int):
-        reader.options["enable"] = is_enabled(enable, now)
+        reader.options.values["enable"] = is_enabled(enable, now)
     return ClusterConfig(
         _options(ClusterOptions, reader),
         names.aliases,
@@ -567,7 +463,7 @@ def read_cluster(file: str, text: str, findings: Findings, names: Names, now: Ca
         reader.groups,
         _known_groups(tuple(reader.rules), reader.groups, findings),
         file,
-        reader.option_lines,
+        reader.options.lines,
     )
 
 
@@ -576,7 +472,7 @@ def read_host(file: str, text: str, findings: Findings, cluster: ClusterConfig, 
     reader = _FileReader(FileKind.HOST, findings, names, None)
     reader.read(file, text)
     rules = _known_groups(tuple(reader.rules), cluster.groups, findings)
-    return HostConfig(_options(HostOptions, reader), rules, file, reader.option_lines)
+    return HostConfig(_options(HostOptions, reader), rules, file, reader.options.lines)
 
 
 def read_guest(
@@ -587,7 +483,7 @@ def read_guest(
     reader = _FileReader(FileKind.GUEST, findings, names, own)
     reader.read(file, text)
     rules = _known_groups(tuple(reader.rules), cluster.groups, findings)
-    return GuestConfig(_options(GuestOptions, reader), own.aliases, own.ipsets, rules, file, reader.option_lines)
+    return GuestConfig(_options(GuestOptions, reader), own.aliases, own.ipsets, rules, file, reader.options.lines)
 
 
 def read_vnet(file: str, text: str, findings: Findings, cluster: ClusterConfig, names: Names, name: str) -> VnetConfig:
@@ -599,7 +495,7 @@ def read_vnet(file: str, text: str, findings: Findings, cluster: ClusterConfig, 
         _options(VnetOptions, reader),
         _known_groups(tuple(reader.rules), cluster.groups, findings),
         file,
-        reader.option_lines,
+        reader.options.lines,
     )
 
 
@@ -619,7 +515,7 @@ def read_companion(kind: type[_Hardening], file: str, text: str, findings: Findi
 
 
 def _options(kind: type[_T], reader: _FileReader) -> _T:
-    return kind(**reader.options)
+    return kind(**reader.options.values)
 
 
 def _known_groups(rules: tuple[RuleItem, ...], groups: Mapping[str, Group], findings: Findings) -> tuple[RuleItem, ...]:
