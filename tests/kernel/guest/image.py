@@ -1,6 +1,8 @@
 """Debian's kernel as files QEMU can boot: fetched once, unpacked, never installed.
 
-The folder ``$PVEFW_LAB_CACHE`` (default ``~/.cache/pvefw-lab``) keeps what is made here and may be deleted.
+``$PVEFW_LAB_KERNEL`` names the file of another kernel package (``linux-image-VERSION_….deb``), such as that of another
+Debian release. The folder ``$PVEFW_LAB_CACHE`` (default ``~/.cache/pvefw-lab``) keeps what is made here and may be
+deleted.
 What QEMU boots is the uncompressed ``vmlinux`` (QEMU enters it directly, which saves unpacking it in
 the emulated processor) and an initial RAM disk with just the modules that mount this machine's files.
 """
@@ -78,10 +80,11 @@ def prepare() -> Image:
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "lock"):
-        package = _kernel_package(cache)
+        archive = _kernel_file()
+        package = archive.name.partition("_")[0] if archive is not None else _kernel_package(cache)
         target = cache / package
         if not (target / "initrd").exists():
-            _build(package, target)
+            _build(package, target, archive)
     (modules,) = (target / "root/lib/modules").iterdir()
     return Image(target / "vmlinux", target / "initrd", modules)
 
@@ -126,6 +129,16 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _kernel_file() -> Path | None:
+    """Return the kernel package that ``$PVEFW_LAB_KERNEL`` names, if it names one."""
+    name = os.environ.get("PVEFW_LAB_KERNEL")
+    if not name:
+        return None
+    if re.fullmatch(r"linux-image-[\w.+-]+_[\w.+~:%-]+\.deb", Path(name).name) is None or not Path(name).is_file():
+        raise LabUnavailableError(f"PVEFW_LAB_KERNEL: no file linux-image-VERSION_….deb: {name}")
+    return Path(name).resolve()
+
+
 def _kernel_package(cache: Path) -> str:
     """Return the name of the kernel package: the archive's, else the newest in the cache."""
     answer = _apt("apt-cache", "depends", KERNEL_METAPACKAGE)
@@ -155,24 +168,18 @@ def _apt(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[
     )
 
 
-def _build(package: str, target: Path) -> None:
-    """Download ``package`` and make ``target`` of it: ``root`` (unpacked), ``vmlinux`` and ``initrd``.
+def _build(package: str, target: Path, archive: Path | None) -> None:
+    """Make ``target``: ``root`` (unpacked), ``vmlinux`` and ``initrd``, of ``archive`` or a downloaded ``package``.
 
     Everything is made in a scratch folder first, so that ``target`` is never half made.
     """
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as name:
         scratch = Path(name)
-        got = _apt("apt-get", "download", "-o", "APT::Sandbox::User=root", package, cwd=scratch)
-        if got.returncode != 0:
-            _apt("apt-get", "update")
-            got = _apt("apt-get", "download", "-o", "APT::Sandbox::User=root", package, cwd=scratch)
-        archives = list(scratch.glob("*.deb"))
-        if got.returncode != 0 or not archives:
-            raise LabUnavailableError(f"`apt-get download {package}` failed: {got.stderr.strip()[-500:]}")
+        archive = archive or _download(package, scratch)
         made = scratch / "made"
         root = made / "root"
         root.mkdir(parents=True)
-        subprocess.run(["dpkg-deb", "-x", str(archives[0]), str(root)], check=True)
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(root)], check=True)
         version = package.removeprefix("linux-image-")
         # A merged-/usr package keeps its modules under usr/lib.
         if not (root / "lib/modules").exists():
@@ -183,6 +190,19 @@ def _build(package: str, target: Path) -> None:
         (made / "initrd").write_bytes(_initrd(root / "lib/modules" / version))
         shutil.rmtree(target, ignore_errors=True)
         made.rename(target)
+
+
+def _download(package: str, folder: Path) -> Path:
+    """Return the file of a package, which apt puts into the folder."""
+    download = ("apt-get", "download", "-o", "APT::Sandbox::User=root", package)
+    got = _apt(*download, cwd=folder)
+    if got.returncode != 0:
+        _apt("apt-get", "update")
+        got = _apt(*download, cwd=folder)
+    archives = list(folder.glob("*.deb"))
+    if got.returncode != 0 or not archives:
+        raise LabUnavailableError(f"`apt-get download {package}` failed: {got.stderr.strip()[-500:]}")
+    return archives[0]
 
 
 _DECOMPRESSORS = (
