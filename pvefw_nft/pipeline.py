@@ -113,7 +113,10 @@ def check_root(source: Source, store: Store | None = None, closed: Closed = NONE
         closed_guest(guest, error, findings)
 
     parts = None if store is None else store.parts
-    ruleset = build(configuration.node, guests, parts, report_failure, as_reference=source.as_reference)
+    zones = {} if source.as_reference else source.zones()
+    ruleset = build(
+        configuration.node, guests, parts, report_failure, as_reference=source.as_reference, zones_in_force=zones
+    )
     validate(ruleset, None if store is None else store.sound)
     return Checked(configuration.node, ruleset, in_file_order(findings.diagnostics))
 

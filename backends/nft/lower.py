@@ -2,6 +2,7 @@
 
 ``bridge pvefw``
     ``stateless`` (prerouting, -350) what nobody may send, before anything is remembered of it
+    ``zones`` (prerouting, -300)     a connection tracking zone for each firewall bridge
     ``raw`` (prerouting, -300)       rates of new connections, before connection tracking
     ``link`` (prerouting, -250)      what guests may send below IP: MAC addresses, ARP senders, Ethernet types
     ``helpers`` (prerouting, -160)   conntrack helpers, after connection tracking made the connection (-200)
@@ -11,6 +12,8 @@
 
 ``inet pvefw``
     ``raw``, ``helpers``             the same for packets that come by no bridge
+    ``nat-prerouting`` (-110),
+    ``nat-postrouting`` (90)         no address translation on firewall bridges
     ``input``, ``output`` (0)        the host
     ``forward`` (0)                  what the host routes
 
@@ -33,12 +36,13 @@ from backends.nft.scope import Scope
 from backends.nft.syntax import statements as nft
 from backends.nft.syntax.expressions import anonymous_set, bits, meta, named_set
 from backends.nft.syntax.objects import Chain, DynamicSet, Helper, Hook, Rule, Set, Table, VerdictMap
+from backends.nft.zones import NO_NAT, ZONES, ZONES_HOOK, no_nat_rules, zone_rules
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir import nodes as ir
 from pvefw_nft.ir.nodes import HookPoint, Layer, RateOver, Side
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from backends.base import LineStore
     from backends.nft.syntax.expressions import Selector, Value
@@ -274,6 +278,15 @@ class TableLowering:
             case _:
                 raise InternalError("a helper without the protocol it reads")
 
+    def plan_zones(self, zones: Mapping[str, int]) -> None:
+        """Plan what gives each firewall bridge its connection tracking zone."""
+        self.plan(ZONES, lambda: zone_rules(zones), ZONES_HOOK)
+
+    def plan_no_nat(self) -> None:
+        """Plan what keeps bridged packets from being translated on firewall bridges."""
+        for name, hook in NO_NAT.items():
+            self.plan(name, partial(no_nat_rules, name), hook)
+
     # --- guests ---
 
     def plan_guests(self, chain: str) -> None:
@@ -351,6 +364,9 @@ def tables(ruleset: Ruleset, store: LineStore | None = None) -> tuple[Table, Tab
     """
     sets = AddressSets(ruleset.sets, store)
     bridge, host = TableLowering(ruleset, "bridge", sets, store), TableLowering(ruleset, "inet", sets, store)
+    if ruleset.zones is not None:
+        bridge.plan_zones(ruleset.zones)
+        host.plan_no_nat()
     for hook in ruleset.hooks:
         match hook.layer, hook.point:
             case Layer.RAW, HookPoint.PREROUTING:

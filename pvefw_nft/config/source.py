@@ -21,7 +21,7 @@ from pvefw_nft.config.files import Files, files_of
 from pvefw_nft.errors import ConfigurationError, InternalError, PvefwError, UnusableFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _T = TypeVar("_T")
 
@@ -38,6 +38,8 @@ class Source:
     link that has an alternative name, or None; ``now`` the epoch time. ``cautious``: an ``enable`` that cannot be read
     counts as 1. ``as_reference``: leave out what makes a ruleset stricter than the reference's.
     ``harden``: the iptables ruleset is hardened from beside it, whether or not host.pvefw says so.
+    ``zones`` gives the connection tracking zones of NICs, by VMID and number, in the ruleset that runs. They are no
+    question of a compile: made again with the zones it has, a ruleset is the same.
     """
 
     root: Path
@@ -49,6 +51,7 @@ class Source:
     cautious: bool = False
     as_reference: bool = False
     harden: bool = False
+    zones: Callable[[], Mapping[tuple[int, int], int]] = dict
 
     @property
     def files(self) -> Files:

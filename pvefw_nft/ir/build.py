@@ -35,12 +35,14 @@ from pvefw_nft.ir.nodes import (
 from pvefw_nft.ir.rules import ACCEPT, DROP, Context, builtin
 from pvefw_nft.ir.standard import add_standard_chains
 from pvefw_nft.ir.stateless import LIMIT, STATELESS, add_limit_chain, add_stateless_chain
+from pvefw_nft.ir.zones import allocate, firewall_bridge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from pvefw_nft.config.model import Guest, NodeConfig
     from pvefw_nft.ir.guest import PartStore
+    from pvefw_nft.ir.zones import NicKey
 
 
 def build(
@@ -50,12 +52,14 @@ def build(
     report_failure: Callable[[Guest, Exception], None] = lambda _guest, _error: None,
     *,
     as_reference: bool = False,
+    zones_in_force: Mapping[NicKey, int] | None = None,
 ) -> Ruleset:
     """Return the ruleset of a node. ``guests`` may be an iterator; each is looked at once, in the order given.
 
     What ``store`` knows of guests is not made again. A guest that asks for too much, or whose build raises, which is a
     bug of pvefw, is closed and told to ``report_failure``. ``as_reference``: leave out what makes the ruleset stricter
-    than the reference's, which is layer ``stateless``.
+    than the reference's, which are layer ``stateless`` and the connection tracking zones. ``zones_in_force`` are those
+    of the ruleset that runs.
     """
     if not node.cluster.options.enable:
         for _ in guests:  # what is wrong with them is still to be found
@@ -67,7 +71,9 @@ def build(
     context.add(Layer.FILTER, "PVEFW-FWBR-IN", [*input_filters(context), dispatch_in])
     context.add(Layer.FILTER, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
     builder = GuestBuilder(context, store)
+    firewalled: list[NicKey] = []
     for guest in guests:
+        firewalled += [(guest.vmid, nic.index) for nic in guest.nics if nic.firewall]
         builder.add(guest)
     for guest, error in builder.failed:
         report_failure(guest, error)
@@ -100,7 +106,12 @@ def build(
         nics=tuple(builder.nics),
         vnets=vnets,
         host_forward=host_forward,
+        zones=None if as_reference else _zones(firewalled, zones_in_force),
     )
+
+
+def _zones(firewalled: Iterable[NicKey], in_force: Mapping[NicKey, int] | None) -> dict[str, int]:
+    return {firewall_bridge(key): zone for key, zone in allocate(firewalled, in_force).items()}
 
 
 _FILTER_POINTS = (HookPoint.INPUT, HookPoint.OUTPUT, HookPoint.FORWARD)

@@ -611,7 +611,8 @@ class Ruleset:
     """All that a configuration means. Disabled: no chains, no sets, nothing is filtered.
 
     ``chains`` holds the chains of each layer by name. ``host_forward`` names the chain of layer ``forward``
-    that sees what the host routes, if there is one.
+    that sees what the host routes, if there is one. ``zones`` gives by firewall bridge the connection tracking zone of
+    what crosses it, for all NICs with firewall=1 (see :mod:`.zones`); None: one for all.
     """
 
     enabled: bool
@@ -621,3 +622,4 @@ class Ruleset:
     nics: tuple[Nic, ...] = ()
     vnets: tuple[Vnet, ...] = ()
     host_forward: str | None = None
+    zones: Mapping[str, int] | None = None

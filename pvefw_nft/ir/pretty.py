@@ -75,6 +75,8 @@ def pretty(ruleset: Ruleset) -> Iterator[str]:
         of_frames = f"link {nic.link_chain or '-'} stateless {nic.stateless_chain or '-'}"
         of_frames += "" if nic.limit_chain is None else f" limit {nic.limit_chain}"
         yield f"nic {nic.interface} in {nic.in_chain} out {nic.out_chain} {of_frames}"
+    for bridge, zone in (ruleset.zones or {}).items():
+        yield f"zone {bridge} {zone}"
     for made in ruleset.sets:
         entries = (f"{'!' if entry.nomatch else ''}{entry.prefix.canonical}" for entry in made.entries)
         yield f"set {made.key.scope}/{made.key.name} {{{', '.join(entries)}}}"

@@ -539,9 +539,20 @@ class NftRuleParser:
     def _nat(self, kind: str, body: Json) -> None:
         options = body if isinstance(body, dict) else {}
         version = 6 if options.get("family") == "ip6" or self.table.family is Family.IP6 else 4
+        if options.get("port") is None and options.get("addr") == _own_address(kind, version):
+            # nothing changes, and no rule behind this one translates the packet
+            self._require(equals(PROTOCOL, IPV6 if version == 6 else IPV4))
+            self.verdict = ACCEPT
+            return
         addresses = nat_range(options.get("addr"), lambda text: names.network_range(text, version))
         ports = nat_range(options.get("port"), lambda text: (int(text), int(text)))
         self.verdict = Nat(kind, None, addresses, ports)
+
+
+def _own_address(kind: str, version: int) -> Json:
+    """Return the expression for the address that a translation of this kind would replace."""
+    field = "daddr" if kind == "dnat" else "saddr"
+    return {"payload": {"protocol": "ip6" if version == 6 else "ip", "field": field}}
 
 
 _BITWISE = (FieldKind.NUMBER, FieldKind.IPV4, FieldKind.IPV6, FieldKind.MAC)

@@ -35,12 +35,12 @@ def _command(command: dict[str, Any]) -> Iterator[str]:
 
 def _pair(value: Any) -> str:  # noqa: ANN401 - any JSON
     if isinstance(value, list):
-        key, verdict = value
-        return f"{_value(key)} : {_statement(verdict)}"
+        key, mapped = value
+        return f"{_value(key)} : {_statement(mapped) if isinstance(mapped, dict) else _value(mapped)}"
     return _value(value)
 
 
-def _statement(statement: dict[str, Any]) -> str:
+def _statement(statement: dict[str, Any]) -> str:  # noqa: C901 - one case for each kind
     ((kind, body),) = statement.items()
     match kind:
         case "match":
@@ -64,6 +64,8 @@ def _statement(statement: dict[str, Any]) -> str:
             return f"{_value(body['key'])} set {_value(body['value'])}"
         case "ct helper":
             return f"ct helper set {body}"
+        case "dnat" | "snat":
+            return f"{kind} {body['family']} to {_value(body['addr'])}"
         case "set":
             within = " ".join(_statement(one) for one in body["stmt"])
             return f"{body['op']} {body['set']} {{ {_value(body['elem'])} {within} }}"
@@ -89,6 +91,8 @@ def _value(value: Any) -> str:  # noqa: ANN401, C901 - any JSON, one case for ea
             return f"{address}/{length}"
         case {"range": [first, last]}:
             return f"{first}-{last}"
+        case {"map": {"key": key, "data": data}}:
+            return f"{_value(key)} map {_value(data)}"
         case {"set": members}:
             return "{ " + ", ".join(_pair(one) for one in members) + " }"
         case {"concat": parts}:

@@ -162,6 +162,11 @@ CASES: dict[str, tuple[Files, tuple[str, ...], tuple[str, ...]]] = {
         ("filter PVEFW-FORWARD", "filter PVEFW-IPS", "filter tap100i0-IN"),
         ("bridge chain PVEFW-FORWARD", "bridge chain PVEFW-IPS", "bridge chain tap100i0-IN", "inet chain forward"),
     ),
+    "zones": (
+        {"100.conf": VM, "100.fw": ON, "101.conf": VM, "200.ct": CONTAINER, "200.fw": ON},
+        ("zone",),
+        ("bridge chain zones", "inet chain nat-"),
+    ),
     "synflood": (
         {"host": "[OPTIONS]\nprotection_synflood: 1\n", "100.conf": VM, "100.fw": ON},
         ("raw",),

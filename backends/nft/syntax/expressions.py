@@ -22,7 +22,7 @@ class Meta(TypedDict):
 
 
 class _CtKey(TypedDict):
-    key: Literal["state", "mark"]
+    key: Literal["state", "mark", "zone"]
 
 
 class Ct(TypedDict):
@@ -111,6 +111,23 @@ class AnonymousSet(TypedDict):
     set: list[Value]
 
 
+class _MapBody(TypedDict):
+    key: Selector
+    data: MapData
+
+
+class MapData(TypedDict):
+    """Pairs of a key and its value; no two keys overlap."""
+
+    set: list[tuple[Value, Constant]]
+
+
+class Map(TypedDict):
+    """The value that an anonymous map has for the key; none: the rule ends."""
+
+    map: _MapBody
+
+
 BitAnd = TypedDict("BitAnd", {"&": "list[Selector | Constant]"})
 """Bits of a value."""
 
@@ -133,7 +150,7 @@ def meta(key: MetaKey) -> Meta:
     return {"meta": {"key": key}}
 
 
-def ct(key: Literal["state", "mark"]) -> Ct:
+def ct(key: Literal["state", "mark", "zone"]) -> Ct:
     """Return the expression for a property of the connection, such as ``ct state``."""
     return {"ct": {"key": key}}
 
@@ -191,6 +208,11 @@ def joined(values: list[Single]) -> Values:
 def anonymous_set(values: list[Value]) -> AnonymousSet:
     """Return the value for a set. nft refuses overlapping members, and an empty set (nft 1.0.6)."""
     return {"set": values}
+
+
+def value_map(key: Selector, pairs: list[tuple[Value, Constant]]) -> Map:
+    """Return the expression that looks a key up."""
+    return {"map": {"key": key, "data": {"set": pairs}}}
 
 
 def named_set(name: str) -> str:

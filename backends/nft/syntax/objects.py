@@ -51,10 +51,14 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """Where the kernel hands packets to a base chain. What is not decided there passes."""
+    """Where the kernel hands packets to a base chain. What is not decided there passes.
 
-    point: Literal["prerouting", "input", "forward", "output"]
+    A chain of type ``nat`` sees the first packet of a connection only (nft(8)).
+    """
+
+    point: Literal["prerouting", "input", "forward", "output", "postrouting"]
     priority: int
+    type: Literal["filter", "nat"] = "filter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class Chain:
         body: dict[str, object] = {"family": family, "table": table, "name": self.name}
         if self.hook is not None:
             hook = self.hook
-            body |= {"type": "filter", "hook": hook.point, "prio": hook.priority, "policy": "accept"}
+            body |= {"type": hook.type, "hook": hook.point, "prio": hook.priority, "policy": "accept"}
         return _encode({"add": {"chain": body}})
 
     def block(self, family: Family, table: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypeAlias, TypedDict
 
-from backends.nft.syntax.expressions import AnonymousSet, BitAnd, BitOr, Constant, Range, Right, Selector, Value
+from backends.nft.syntax.expressions import AnonymousSet, BitAnd, BitOr, Constant, Map, Range, Right, Selector, Value
 
 
 class _MatchBody(TypedDict):
@@ -139,13 +139,30 @@ class Queue(TypedDict):
 
 class _MangleBody(TypedDict):
     key: Selector
-    value: Constant | BitAnd | BitOr
+    value: Constant | BitAnd | BitOr | Map
 
 
 class Mangle(TypedDict):
     """Set a property of packet or connection."""
 
     mangle: _MangleBody
+
+
+class _TranslationBody(TypedDict):
+    family: Literal["ip", "ip6"]
+    addr: Selector
+
+
+class DestinationNat(TypedDict):
+    """Translate the destination of a connection."""
+
+    dnat: _TranslationBody
+
+
+class SourceNat(TypedDict):
+    """Translate the source of a connection."""
+
+    snat: _TranslationBody
 
 
 CtHelper = TypedDict("CtHelper", {"ct helper": str})
@@ -166,7 +183,20 @@ class SetUpdate(TypedDict):
 
 
 Statement: TypeAlias = (
-    Match | Verdict | Vmap | Reject | Limit | ConnectionCount | Log | Counter | Queue | Mangle | CtHelper | SetUpdate
+    Match
+    | Verdict
+    | Vmap
+    | Reject
+    | Limit
+    | ConnectionCount
+    | Log
+    | Counter
+    | Queue
+    | Mangle
+    | CtHelper
+    | SetUpdate
+    | DestinationNat
+    | SourceNat
 )
 
 ACCEPT: Accept = {"accept": None}
@@ -226,7 +256,7 @@ def queue(first: int, last: int | None, *, bypass: bool) -> Queue:
     return {"queue": body}
 
 
-def mangle(key: Selector, value: Constant | BitAnd | BitOr) -> Mangle:
+def mangle(key: Selector, value: Constant | BitAnd | BitOr | Map) -> Mangle:
     """Return a statement that sets a property."""
     return {"mangle": {"key": key, "value": value}}
 
@@ -234,6 +264,16 @@ def mangle(key: Selector, value: Constant | BitAnd | BitOr) -> Mangle:
 def ct_helper(name: str) -> CtHelper:
     """Return a statement that assigns a helper object."""
     return {"ct helper": name}
+
+
+def destination_nat(family: Literal["ip", "ip6"], address: Selector) -> DestinationNat:
+    """Return a statement that translates the destination to an address of the packet."""
+    return {"dnat": {"family": family, "addr": address}}
+
+
+def source_nat(family: Literal["ip", "ip6"], address: Selector) -> SourceNat:
+    """Return a statement that translates the source to an address of the packet."""
+    return {"snat": {"family": family, "addr": address}}
 
 
 def update(set_name: str, element: Selector, within: Limit) -> SetUpdate:
@@ -250,6 +290,7 @@ __all__ = [
     "Statement",
     "Verdict",
     "ct_helper",
+    "destination_nat",
     "goto",
     "jump",
     "limit",
@@ -258,6 +299,7 @@ __all__ = [
     "match",
     "queue",
     "reject",
+    "source_nat",
     "update",
     "vmap",
 ]

@@ -360,10 +360,12 @@ class Comparison:
 
     def marks_matter(self) -> bool:
         """Whether some segment that packets come to with a mark looks at it."""
+        # what a zone or a helper leaves behind lasts until the lookup, which is in the same segment
+        unseen = () if self.tested.untracks or not self.tested.exempts else ((m.TRACKING, 0),)
         for before, after in self.later:
             try:
                 evaluation = Evaluation([before, after], None, self.budget)
-                nodes = (evaluation.flow(before), evaluation.flow(after))
+                nodes = [evaluation.assign(evaluation.flow(flow), unseen) for flow in (before, after)]
             except BudgetExceededError:
                 return True
             if any(evaluation.space.marks[node] & TESTS_MARK for node in nodes):

@@ -76,6 +76,7 @@ class Tested:
     sets: dict[m.Field, dict[IntervalSet, None]] = field(default_factory=dict)
     marks: set[m.Field] = field(default_factory=set)
     exempts: bool = False
+    untracks: bool = False
     zones: bool = False
 
     @classmethod
@@ -100,8 +101,9 @@ class Tested:
             for rule in chain.rules
             for effect in rule.effects
         ]
+        self.untracks = any(isinstance(effect, m.NoTrack) for effect in effects)
         # A zone or a helper only shows in the state before the lookup, which few rules ask for.
-        self.exempts = any(isinstance(effect, m.NoTrack) for effect in effects) or (
+        self.exempts = self.untracks or (
             any(
                 isinstance(effect, m.SetZone) or (isinstance(effect, m.SetHelper) and effect.template)
                 for effect in effects

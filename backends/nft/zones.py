@@ -1,0 +1,71 @@
+"""Connection tracking on firewall bridges: a zone for each, and no address translation on them.
+
+A packet crosses a firewall bridge, the guest's bridge and perhaps the host, and is tracked on each. In one zone for all
+of them, the firewall bridge would make the connection before the host routes its first packet, and NAT leaves alone
+what is confirmed; and an answer forged on one bridge would make a connection established on another. So each firewall
+bridge has a zone of its own, given to IP packets at both of its ports before connection tracking looks them up::
+
+    chain zones  { type filter hook prerouting priority -300
+      meta protocol { ip, ip6 } ct zone set meta ibrname map { "fwbr100i0" : 7297, "fwbr101i0" : 7329 } accept
+      meta protocol { ip, ip6 } meta ibrname "fwbr*" ct zone set 4096 }
+
+The bridge is asked for and not the port: a NIC that is not behind its firewall bridge stays in the zone of all others,
+as its peers on the same bridge. Frames that are not IP get no zone: bridge connection tracking would not give back the
+reference that a zone takes (nf_ct_bridge_pre, Linux 6.1).
+
+Where br_netfilter is on, bridged packets pass the host's NAT rules on each bridge. Translated on a firewall bridge, a
+packet would be handed to the host there and be lost. So a translation to its own address comes first, which is none::
+
+    chain nat-prerouting  { type nat hook prerouting priority -110
+      iifname "fwbr*" dnat ip to ip daddr }
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from backends.nft.keys import ADDRESS_FIELDS
+from backends.nft.syntax import statements as nft
+from backends.nft.syntax.expressions import anonymous_set, ct, meta, value_map
+from backends.nft.syntax.objects import Hook, Rule
+from pvefw_nft.ir.nodes import Side
+from pvefw_nft.ir.zones import SHARED_ZONE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ZONES: Final = "zones"
+"""The chain that sets zones, of the table of family bridge."""
+ZONES_HOOK: Final = Hook("prerouting", -300)
+
+NO_NAT: Final = {
+    "nat-prerouting": Hook("prerouting", -110, "nat"),  # before destination NAT, -100
+    "nat-postrouting": Hook("postrouting", 90, "nat"),  # before source NAT, 100
+}
+"""The chains that keep bridged packets from being translated on firewall bridges, of the table of family inet."""
+
+_FIREWALL_BRIDGES = "fwbr*"
+_IP = nft.match(meta("protocol"), anonymous_set(["ip", "ip6"]))
+
+
+def zone_rules(zones: Mapping[str, int]) -> tuple[Rule, ...]:
+    """Return the rules of the chain :data:`ZONES`; ``zones`` are those of the firewall bridges by name."""
+    shared = nft.match(meta("ibrname"), _FIREWALL_BRIDGES)
+    others = Rule((_IP, shared, nft.mangle(ct("zone"), SHARED_ZONE)), "other firewall bridges")
+    if not zones:
+        return (others,)
+    of_bridge = value_map(meta("ibrname"), [*zones.items()])
+    return Rule((_IP, nft.mangle(ct("zone"), of_bridge), nft.ACCEPT), "firewall bridges"), others
+
+
+def no_nat_rules(chain: str) -> tuple[Rule, ...]:
+    """Return the rules of one of the chains :data:`NO_NAT`."""
+    if NO_NAT[chain].point == "prerouting":
+        here = nft.match(meta("iifname"), _FIREWALL_BRIDGES)
+        v4 = nft.destination_nat("ip", ADDRESS_FIELDS[4, Side.DESTINATION])
+        v6 = nft.destination_nat("ip6", ADDRESS_FIELDS[6, Side.DESTINATION])
+        return Rule((here, v4), "firewall bridges"), Rule((here, v6), "firewall bridges")
+    here = nft.match(meta("oifname"), _FIREWALL_BRIDGES)
+    from_v4 = nft.source_nat("ip", ADDRESS_FIELDS[4, Side.SOURCE])
+    from_v6 = nft.source_nat("ip6", ADDRESS_FIELDS[6, Side.SOURCE])
+    return Rule((here, from_v4), "firewall bridges"), Rule((here, from_v6), "firewall bridges")
