@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import Diagnostic, HostError, Severity, Span
-from pvefw_nft.host import record, state
+from pvefw_nft.host import record, state, zone_change
 from pvefw_nft.host.settings import Conntrack
 from pvefw_nft.pipeline import CLOSED_CODES, Observations, closing_failures, compile_root, hardening_of
 
@@ -66,7 +66,7 @@ def compiled(source: Source, backend: str | None, store: Store | None = None) ->
     """
     observations = Observations()
 
-    observed = observations.observed(replace(source, cautious=True))
+    observed = observations.observed(replace(source, cautious=True, zones=zone_change.zones_in_force))
 
     def attempt(closed: Closed) -> Result:
         made = compile_root(observed, backend, None if closed else store, closed)

@@ -17,8 +17,8 @@ from pvefw_nft.cli.options import backend_option, beside_option, make_source, so
 from pvefw_nft.cli.plugging import chosen, plug_and_report, plugging_options, unplugged_lines
 from pvefw_nft.cli.render import show
 from pvefw_nft.cli.session_check import check_sessions, force_option
-from pvefw_nft.errors import ConfigurationError, PvefwError
-from pvefw_nft.host import control, firewall, lock
+from pvefw_nft.errors import ConfigurationError, HostError, PvefwError
+from pvefw_nft.host import control, firewall, lock, nat_zone
 from pvefw_nft.host.bridges import drop
 from pvefw_nft.host.bridges.unplugged import read_unplugged
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox, running_firewalls
@@ -73,6 +73,13 @@ def _apply_options(command: _F) -> _F:
 
 
 @click.command("start")
+@click.option(
+    "--nat-zone/--no-nat-zone",
+    "nat_zone_wanted",
+    default=None,
+    help="With the iptables backend: have (or no longer have) a rule that makes NAT work for guests behind firewall "
+    "bridges. Remembered; `stop` removes the rule.",
+)
 @_apply_options
 @click.pass_context
 def start_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - those of _apply_options
@@ -145,12 +152,16 @@ def status_command(
     theirs = _theirs()
     waiting = control.pending()
     unplugged = _unplugged(make_source(root, node, local_network), desired) if found.running else []
+    nat = _nat_problems() if found.running and "iptables" in found.backends else []
     if form == "json":
-        click.echo(json.dumps(_status_json(found, waiting, unplugged, theirs, invalid=invalid), indent=2))
+        shown = {**_status_json(found, waiting, unplugged, theirs, invalid=invalid), "nat": nat}
+        click.echo(json.dumps(shown, indent=2))
     else:
         for name in theirs:
             click.echo(f"warning: {name} beside pvefw, see `pvefw take-over`")
         _print_status(found, waiting, unplugged, diff=diff, invalid=invalid)
+        for line in nat:
+            click.echo(f"NAT: {line}\n  help: {nat_zone.REMEDY}")
     clean = not (found.changes or found.drifted or invalid or unplugged or theirs)
     ctx.exit((0 if clean else 1) if found.running and not found.unseen else 3)
 
@@ -173,6 +184,7 @@ def _apply(
     beside: bool,
     only_if_running: bool = False,
     anew: bool = False,
+    nat_zone_wanted: bool | None = None,
 ) -> int:
     if not beside and not dry_run:
         refuse_beside_proxmox()
@@ -196,6 +208,8 @@ def _apply(
             if outcome.switched_from is not None:
                 click.echo(f"# then the rules of the {outcome.switched_from} backend are removed")
         return int(invalid)
+    if nat_zone_wanted is not None:
+        nat_zone.want(wanted=nat_zone_wanted)
     outcome, pending = control.apply(
         desired,
         only_if_running=only_if_running,
@@ -211,10 +225,29 @@ def _apply(
     if not desired.enabled:
         click.echo("the firewall is disabled in cluster.fw: nothing is filtered", err=True)
     report(outcome)
+    _look_at_nat(desired, quiet=only_if_running)
     if pending is not None and not wait_for_confirmation(pending, wait):
         click.echo("not confirmed: the ruleset that ran before is back", err=True)
         return 3
     return int(invalid or not filtered)
+
+
+def _look_at_nat(desired: Desired, *, quiet: bool) -> None:
+    """Have the zone rule for NAT where it is wanted, and warn where NAT of guests does not work without it."""
+    if not desired.enabled or desired.backend != "iptables":
+        return
+    if nat_zone.is_wanted():
+        nat_zone.add()
+    for line in () if quiet else _nat_problems():
+        click.echo(f"warning: {line}\n  help: {nat_zone.REMEDY}", err=True)
+
+
+def _nat_problems() -> list[str]:
+    """Return where NAT of guests does not work; nothing where that cannot be seen."""
+    try:
+        return nat_zone.missing()
+    except HostError:
+        return []
 
 
 def find_ruleset(source: Source, backend: str | None, *, skip_invalid: bool) -> Result | None:

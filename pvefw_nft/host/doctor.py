@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError, PvefwError
 
-from . import bindings, engines, firewall, sysctl, tools
+from . import bindings, engines, firewall, nat_zone, sysctl, tools
 from .bridges.unplugged import find_unplugged, on_open_vswitch
 from .links import open_route, read_links
 from .nftables_state import TABLE, Nftables
@@ -79,6 +79,7 @@ def examine(
     yield from _kernel(backend)
     yield from _bridge_settings(backend)
     yield from _other_rules(backend)
+    yield from _nat(backend)
     yield from _other_firewalls()
     yield from _plumbing(nics, misconfigured, backend)
 
@@ -234,6 +235,17 @@ def _other_tables() -> Iterator[Finding]:
             f"nftables: chain {chain['family']} {chain['table']} {chain['name']} drops by policy at {chain['hook']}",
             "what pvefw accepts may be dropped there",
         )
+
+
+def _nat(backend: str) -> Iterator[Finding]:
+    """Look for address translation that guests with firewall bridges are left out of; nft needs nothing for it."""
+    if backend != "iptables":
+        return
+    try:
+        for line in nat_zone.missing():
+            yield Finding(Level.BAD, line, nat_zone.REMEDY)
+    except HostError as error:
+        yield Finding(Level.WARNING, f"it cannot be seen whether NAT works for guests: {error.message}", error.hint)
 
 
 def _other_firewalls() -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pvefw_nft.errors import HostError
 
-from . import hardening, record, settings, state, sysctl
+from . import hardening, nat_zone, record, settings, state, sysctl, zone_change
 from .bridges import drop
 from .engines import Engine, Remember, engine, others
 from .proxmox.flag import keep_flag
@@ -114,6 +114,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     if not (anew or leftover) and stands(desired):
         back = _put_back_what_others_needed(desired)
         problems = [*flag_problems, *back.problems, *_keep_settings(desired), *_conntrack(desired)]
+        zone_change.remove_if_over()
         return Outcome(running=True, problems=tuple(problems), notes=back.notes)
     hardening_change = hardening.change(desired.hardening)
     hardening.load(desired.hardening)
@@ -121,11 +122,14 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     names = chosen.names()  # before anything is loaded: where they change meanwhile, it is loaded again
     planned = chosen.plan(desired, memory, previous, anew=anew)
     remember: Remember | None = None
+    connections = zone_change.ZoneChange()
     if planned.changes or leftover or _differs(desired, previous) or memory is None:
         # written and synced before the kernel is touched: a full disk leaves everything as it is
         prepared = record.prepare(record.running_path(), desired) if record_of is None else None
+        connections = zone_change.begin(desired)
         try:
             _prepare_kernel(desired)
+            connections.before_load()
             remember = chosen.apply(planned, previous)
         except BaseException:
             if prepared is not None:
@@ -143,12 +147,15 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     if not record.marker_path().exists():
         state.write(record.marker_path(), {"backend": desired.backend})
     remembered = None if remember is None else remember(desired.identity, None if anew else memory)
+    connections.after_load()  # it changes rules of its own: not before it is remembered how ours are listed
     # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
     notes = [*planned.notes, *_remove_replaced(leftover, desired)]
     if not desired.hardening:
         hardening.remove()
+    connections.after_removal()
     back = _put_back_what_others_needed(desired)
-    problems = [*flag_problems, *back.problems, *_keep_settings(desired), *_conntrack(desired)]
+    problems = [*flag_problems, *connections.problems, *back.problems]
+    problems += [*_keep_settings(desired), *_conntrack(desired), *_zone_rules(desired)]
     if remembered is not None:
         problems += _note(replace(remembered, names=names))
     return Outcome(
@@ -167,6 +174,26 @@ def _harden_as_before(previous: Desired | None) -> None:
             hardening.load(previous.hardening)
         else:
             hardening.remove()
+
+
+def _zone_rules(desired: Desired | None) -> list[str]:
+    """Have the zone rule for NAT where it is wanted, and nothing of a change of zones that is over; return problems.
+
+    ``desired`` None: nothing of ours is to be there.
+    """
+    backend = desired.backend if desired is not None and desired.enabled else None
+    try:
+        if backend == "iptables" and nat_zone.is_wanted():
+            nat_zone.add()
+        else:
+            nat_zone.remove()
+        if backend == "nft":
+            zone_change.remove_if_over()
+        else:
+            zone_change.remove_transition()
+    except HostError as error:
+        return [error.message]
+    return []
 
 
 def _remove_replaced(engines: list[Engine], desired: Desired) -> Iterator[str]:
@@ -196,12 +223,13 @@ def remove_all() -> Outcome:
     was_hardened = hardening.is_loaded()
     hardening.remove()
     drop.remove_drops()
+    problems = _zone_rules(None)
     back = settings.put_back()
     was_running = bool(present) or was_hardened or record.marker_path().exists()
     for path in (record.marker_path(), record.memory_path(), record.inputs_path(), record.pending_path()):
         state.remove(path)
     state.remove_unfinished()
-    return Outcome(running=was_running, problems=back.problems, notes=(*notes, *back.notes))
+    return Outcome(running=was_running, problems=(*problems, *back.problems), notes=(*notes, *back.notes))
 
 
 def withdraw(*, remove: bool) -> None:
@@ -217,6 +245,7 @@ def withdraw(*, remove: bool) -> None:
     if remove:
         hardening.remove()
     drop.remove_drops()
+    _zone_rules(None)
     settings.forget()
     for path in (record.marker_path(), record.memory_path(), record.inputs_path(), record.pending_path()):
         state.remove(path)

@@ -25,6 +25,8 @@ _KILLED = "nft or switch" if "PVEFW_TEST_KILLS" in os.environ else "every_step_t
 FILES = {
     "test_plumbing_kernel.py": "",
     "test_traffic.py": "",
+    "test_nat.py": "",
+    "test_zone_change.py": "",
     "test_coexistence.py": "commands or policy",
     "test_failures.py": "nft",
     "test_guarded_start.py": "force and nft",
