@@ -193,7 +193,7 @@ def test_unchanged_rules_are_known_without_the_library(real: Namespace, tmp_path
         subprocess.run([f"{os.sep}usr/sbin/nft", "add", "table", "inet", "mine"], check=True)
         found = firewall.status(ONLY_NFT)
         assert (found.running, found.changes) == (True, None)
-        assert [missed.hint for missed in found.unseen] == [f"apt-get install {LIBRARY}, or pip install 'pvefw[nft]'"]
+        assert [missed.hint for missed in found.unseen] == [f"apt-get install {LIBRARY}"]
 
 
 def test_status_of_a_host_that_was_never_started(
