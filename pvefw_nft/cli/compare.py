@@ -31,16 +31,26 @@ if TYPE_CHECKING:
 @click.argument("before", metavar="[A]", required=False)
 @click.argument("after", metavar="[B]", required=False)
 @click.option("--strict", is_flag=True, help="Compare what is logged, marked and queued, too.")
-@click.option("--known", type=click.Path(path_type=Path), metavar="FILE", help="Differences to expect, with reasons.")
+@click.option(
+    "--known",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Differences to expect, with reasons (docs/compare.md tells the format).",
+)
 @click.option(
     "--only",
     type=click.Choice(("ours",)),
     help="Compare the firewall's own rules: leave out what others loaded, such as Docker and fail2ban.",
 )
 @click.option("--bridge-call/--no-bridge-call", default=None, help="bridge-nf-call-iptables on both sides.")
-@click.option("--max-time", type=click.IntRange(min=1), metavar="SECONDS", help="Stop comparing then. Default: 600.")
 @click.option(
-    "--max-memory", type=click.IntRange(min=1), metavar="MIB", help="Give up a pair of chains then. Default: 512."
+    "--max-time", type=click.IntRange(min=1), metavar="SECONDS", help="Stop comparing after that. Default: 600."
+)
+@click.option(
+    "--max-memory",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="Give up a pair of rule lists that needs more. Default: 512.",
 )
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", help="Default: text.")
 @click.option("-v", "--verbose", is_flag=True, help="List every kind of packets that differs.")
@@ -66,13 +76,14 @@ def compare_command(
     node: str | None,
     local_network: str | None,
 ) -> None:
-    """Prove that two rulesets treat every packet alike, or show packets that they treat differently.
+    """Prove that two rulesets treat packets alike, or show packets that they treat differently.
 
     A and B are a folder with a configuration (by the backend of its host.fw), iptables:DIR, nft:DIR,
     save:FILE[,FILE…], nft-json:FILE, live, live:iptables or live:nft. Without them, the configuration below --root is
     compared through both backends; with A alone, A with that configuration.
 
-    Exit code 0: equal; 1: they differ; 5: not decided (no difference was found, but something was not compared).
+    Exit code 0: equal; 1: they differ; 5: not decided (no difference was found, but something was not compared, as
+    where a limit of time or memory was reached).
     """
     gc.disable()  # reading rulesets makes no garbage, and looking for it takes a third of the time
 

@@ -110,6 +110,9 @@ def simulate_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: AN
 
     Zones: the host, a guest (vm100, ct200; one of its NICs: vm100i1), the outside, or one port of a bridge
     (vmbr0/eth0). An address means whoever has it.
+
+    Exit code 0: done; 1: another verdict than --expect or --tests says, or the rulesets disagree; 5: not decided, since
+    the verdict depends on a match that is not modelled.
     """
     if options["tests_file"] and (given := _packet_options(options)):
         raise UsageError(f"--tests does not go with options of a packet ({', '.join(given)})", "put them into the file")
