@@ -509,8 +509,10 @@ class _Walker:
         return Step(table, chain, position + 1, rule, verdict=verdict)
 
     def _lookup(self, verdict: VerdictMap) -> PlainVerdict | None:
-        for test in (test for condition, _ in verdict.entries for test in tests_of(condition)):
-            self._note(test)
+        index = verdict.index
+        if self.looked_up and (index is None or index[0] in self.looked_up):
+            for test in (test for condition, _ in verdict.entries for test in tests_of(condition)):
+                self._note(test)
         return verdict.lookup(self.view)
 
     def _holds(self, condition: Condition) -> bool:
