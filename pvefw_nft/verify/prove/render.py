@@ -139,7 +139,7 @@ def report_text(report: Report, *, verbose: bool = False, rulesets: Sequence[Seq
     if groups:
         lines += _group_lines(groups, names, rulesets, verbose=verbose)
     if report.omitted:
-        lines += ["", f"There are more: {_count(report.omitted, 'list')} of packets were cut short."]
+        lines += ["", f"More packets differ than are listed: {_count(report.omitted, 'list')} of them cut short."]
     lines += _expected(report, names, verbose=verbose)
     for title, texts in (
         ("Not compared:", (*report.undecided, *report.assumptions)),
