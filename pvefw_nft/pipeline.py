@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from pvefw_nft.config.findings import Findings
+from pvefw_nft.config.model import Layer2
 from pvefw_nft.config.source import Observations as Observations
 from pvefw_nft.config.source import Source as Source  # noqa: TC001 - for those who compile
 from pvefw_nft.errors import ConfigurationError, Diagnostic, InternalError, PvefwError, Severity, Span, UsageError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pvefw_nft.config.codes import Code as Code
     from pvefw_nft.config.files import Files
     from pvefw_nft.config.load import Configuration, GuestStore, Root
-    from pvefw_nft.config.model import Guest, NodeConfig
+    from pvefw_nft.config.model import ClusterHardening, Guest, NodeConfig
     from pvefw_nft.config.values import Prefix
     from pvefw_nft.ir.nodes import Origin, Ruleset
     from pvefw_nft.verify.model import RulesetModel
@@ -129,6 +130,24 @@ class Inventory:
     guests: tuple[Guest, ...]
     corosync_peers: tuple[tuple[Prefix, Prefix], ...]
     diagnostics: tuple[Diagnostic, ...]
+
+    def open_layer2(self, backend: str) -> tuple[int, ...]:
+        """Return the VMIDs of filtered guests whose frames without IP pass, with the ruleset of a backend."""
+        node = self.node
+        if backend != "nft" and not node.host.hardening.harden:
+            cluster: ClusterHardening | None = None  # nobody carries the option out
+        else:
+            cluster = node.cluster.hardening
+        return tuple(guest.vmid for guest in self.guests if _has_open_layer2(guest, cluster))
+
+
+def _has_open_layer2(guest: Guest, cluster: ClusterHardening | None) -> bool:
+    """Tell whether a filtered guest's frames without IP pass; ``cluster`` None: whatever its files say of ``l2``."""
+    config = guest.firewall
+    if config is None or not config.options.enable or not any(nic.firewall for nic in guest.nics):
+        return False
+    strict = cluster is not None and config.hardening.over(cluster).l2 is Layer2.STRICT
+    return not strict and not config.options.layer2_protocols
 
 
 def read_inventory(source: Source) -> Inventory:

@@ -31,6 +31,7 @@ def doctor_command(
     Nothing is changed. Exit code 1 where there is a problem or a warning.
     """
     inventory = read_inventory(make_source(root, node, local_network))
+    chosen = backend or default_backend(inventory.node)
     switches = Switches(
         cluster=inventory.node.cluster.options.enable,
         host=inventory.node.host.options.enable,
@@ -39,9 +40,10 @@ def doctor_command(
             for guest in inventory.guests
             if any(nic.firewall for nic in guest.nics)
         },
+        open_layer2=inventory.open_layer2(chosen),
     )
     found = filtered_nics(inventory.guests)
-    findings = list(examine(backend or default_backend(inventory.node), switches, found.nics, found.misconfigured))
+    findings = list(examine(chosen, switches, found.nics, found.misconfigured))
     if form == "json":
         listed = [{"level": f.level.value, "text": f.text, "remedy": f.remedy} for f in findings]
         click.echo(json.dumps(listed, indent=2))

@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING
 
 from pvefw_nft.config.model import GroupRule, GuestKind, Policy, Rule, RuleAction, RuleType
+from pvefw_nft.config.own_addresses import cut_off
 from pvefw_nft.errors import Span, UnusableFileError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def survey(root: Root, configuration: Configuration, findings: Findings) -> None
     groups = configuration.node.cluster.groups
     for guest in (*own, *others):
         _judge_guest(guest, groups, findings)
+        _judge_answers(guest, configuration.node.cluster, findings)
     for file, hint in strays:
         findings.warning("unread-file", Span(str(file), 0), "nothing reads this file", hint)
 
@@ -173,6 +175,20 @@ def _judge_guest(guest: Guest, groups: Mapping[str, Group], findings: Findings) 
         return
     _judge_interfaces(guest, config.rules, filtered, findings)
     _judge_policies(config, config.rules, groups, findings)
+
+
+def _judge_answers(guest: Guest, cluster: ClusterConfig, findings: Findings) -> None:
+    """Report rules whose answers the IP filter drops, where it holds within connections, too."""
+    config = guest.firewall
+    if config is None or guest.closed or not config.hardening.over(cluster.hardening).ipfilter_established:
+        return
+    for rule, nic, prefix in cut_off(guest, config, cluster.groups):
+        findings.warning(
+            "answers-cut-off",
+            rule.written.line.span(),
+            f"net{nic.index} may not send from {prefix.canonical}, so nothing of it answers what the rule lets in",
+            f"add {prefix.canonical} to the ipset ipfilter-net{nic.index}, or switch ipfilter_established off",
+        )
 
 
 def _report_off(

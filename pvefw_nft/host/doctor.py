@@ -57,11 +57,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """The enable switches of a configuration: the cluster's, the node's, and by VMID the guests' with filtered NICs."""
+    """The enable switches of a configuration: the cluster's, the node's, and by VMID the guests' with filtered NICs.
+
+    ``open_layer2`` are the VMIDs of filtered guests whose frames without IP pass, those of spanning tree among them.
+    """
 
     cluster: bool
     host: bool
     guests: dict[int, bool]
+    open_layer2: tuple[int, ...] = ()
 
 
 def examine(
@@ -82,6 +86,7 @@ def examine(
     yield from _nat(backend)
     yield from _other_firewalls()
     yield from _plumbing(nics, misconfigured, backend)
+    yield from _spanning_tree(switches)
 
 
 def _switches(switches: Switches) -> Iterator[Finding]:
@@ -300,6 +305,16 @@ def _nic(nic: Nic, links: Links, backend: str) -> Finding | None:
             f"pvefw plug {nic.interface}",
         )
     return None
+
+
+def _spanning_tree(switches: Switches) -> Iterator[Finding]:
+    """Warn of BPDUs: a switch with BPDU guard closes the host's own port for those of a guest."""
+    if switches.cluster and switches.open_layer2:
+        yield Finding(
+            Level.WARNING,
+            f"frames of spanning tree (BPDUs) of guests pass: {_few(switches.open_layer2)}",
+            "write `l2: strict` in etc/pve/firewall/cluster.pvefw (with iptables also `harden: 1` in host.pvefw)",
+        )
 
 
 def _saved(tool: str) -> str:

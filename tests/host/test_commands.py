@@ -15,8 +15,12 @@ from pvefw_nft.host import doctor
 from pvefw_nft.host.doctor import Finding, Level, Switches
 from pvefw_nft.host.links import Links, open_route, read_links
 from pvefw_nft.host.plumbing import Nic
+from pvefw_nft.pipeline import Source, read_inventory
+from tests.support import NODE, VM
 
 if TYPE_CHECKING:
+    from tests.support import MakeRoot
+
     from .conftest import Namespace
 
 pytest.importorskip("pyroute2")
@@ -184,3 +188,17 @@ def test_doctor_finds_a_bridge_setting_that_lets_packets_by(monkeypatch: pytest.
     found = list(doctor.examine("iptables", Switches(cluster=True, host=True, guests={}), [Nic("tap1i0", "b", 1, 0)]))
     assert "net.bridge.bridge-nf-call-ip6tables is 0: bridged packets pass ip6tables by" in texts(found, Level.BAD)
     assert any("tags with a VLAN itself" in text for text in texts(found, Level.WARNING))
+
+
+def test_doctor_warns_of_guests_that_speak_spanning_tree(make_root: MakeRoot) -> None:
+    root = make_root({"100.conf": VM, "100.fw": "[OPTIONS]\nenable: 1\n"})
+
+    def warned(backend: str) -> tuple[int, ...]:
+        return read_inventory(Source(root, NODE, lambda: None)).open_layer2(backend)
+
+    assert (warned("nft"), warned("iptables")) == ((100,), (100,))
+    (root / "etc/pve/firewall/cluster.pvefw").write_text("[OPTIONS]\nl2: strict\n")
+    assert (warned("nft"), warned("iptables")) == ((), (100,))
+    switches = Switches(cluster=True, host=True, guests={}, open_layer2=(100,))
+    texts = [finding.text for finding in doctor.examine("iptables", switches, [])]
+    assert "frames of spanning tree (BPDUs) of guests pass: 100" in texts

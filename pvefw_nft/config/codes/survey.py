@@ -17,6 +17,7 @@ from pvefw_nft.config.codes.declaration import (
 )
 
 _SILENT = "nothing is said."
+_FILTER = "[IPSET ipfilter-net0]\n"
 _RULES = "[RULES]\nIN SSH(ACCEPT)\n"
 
 CODES: tuple[Code, ...] = (
@@ -36,6 +37,20 @@ CODES: tuple[Code, ...] = (
         "cluster's `enable` switches all firewalls, that of a guest its own.",
         _SILENT,
         Example(GUEST, _RULES, ON + _RULES),
+    ),
+    warning(
+        "answers-cut-off",
+        "a rule for an address that the guest may not answer from",
+        "With `ipfilter_established` the IP filter holds within connections, too. What this rule lets in goes to an "
+        "address which is not in the NIC's set, so the guest's answers are dropped. That happens with addresses that "
+        "move between guests.",
+        "it has no such option: answers within a connection are not filtered.",
+        Example(
+            GUEST,
+            ON + _FILTER + "192.0.2.1\n[RULES]\nIN SSH(ACCEPT) -dest 192.0.2.9\n",
+            ON + _FILTER + "192.0.2.1\n192.0.2.9\n[RULES]\nIN SSH(ACCEPT) -dest 192.0.2.9\n",
+            {"etc/pve/firewall/100.pvefw": "[OPTIONS]\nipfilter_established: 1\n"},
+        ),
     ),
     note(
         "switched-off",

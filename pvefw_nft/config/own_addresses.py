@@ -1,0 +1,54 @@
+"""Whom the option ``ipfilter_established`` would cut off: guests let in at addresses they may not answer from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pvefw_nft.config.model import GroupRule, Rule, RuleAction, RuleType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from pvefw_nft.config.model import Group, Guest, GuestConfig, IpsetEntry, Nic, RuleItem
+    from pvefw_nft.config.values import Prefix
+
+
+def cut_off(guest: Guest, config: GuestConfig, groups: Mapping[str, Group]) -> Iterator[tuple[RuleItem, Nic, Prefix]]:
+    """Yield the guest's rules that let in what goes to an address which a NIC's IP filter does not hold.
+
+    With each the NIC and the address. The NIC answers from there, which the reference lets by as part of a connection.
+    """
+    for nic in guest.nics:
+        ipset = config.ipsets.get(f"ipfilter-net{nic.index}")
+        if not nic.firewall or (ipset is None and not config.options.ipfilter):
+            continue
+        entries = () if ipset is None else ipset.entries
+        for written, rule in _rules(config.rules, groups):
+            if rule.type is not RuleType.IN or rule.action is not RuleAction.ACCEPT or not isinstance(rule.dest, tuple):
+                continue
+            if written.iface in (None, f"net{nic.index}"):
+                for prefix in rule.dest:
+                    if not _holds(entries, nic.addresses, prefix):
+                        yield written, nic, prefix
+
+
+def _rules(rules: Iterable[RuleItem], groups: Mapping[str, Group]) -> Iterator[tuple[RuleItem, Rule]]:
+    """Yield the rules, those of groups too, each with the line of the guest's file that brings it in."""
+    for written in rules:
+        if isinstance(written, GroupRule):
+            yield from ((written, rule) for rule in groups[written.group].rules)
+        else:
+            yield written, written
+
+
+def _holds(entries: Iterable[IpsetEntry], own: Iterable[Prefix], prefix: Prefix) -> bool:
+    """Whether a set with these entries holds an address or a whole network: of those around it the longest counts."""
+    around = [entry for entry in entries if _contains(entry.prefix, prefix)]
+    if around:
+        return not max(around, key=lambda entry: entry.prefix.length).nomatch
+    return any(_contains(address, prefix) for address in own)
+
+
+def _contains(outer: Prefix, inner: Prefix) -> bool:
+    same = outer.version == inner.version and outer.length <= inner.length
+    return same and outer.address <= inner.address and inner.last <= outer.last
