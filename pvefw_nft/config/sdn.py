@@ -22,7 +22,7 @@ from pvefw_nft.config.values import BadValue, Prefix, Range, read_addresses, rea
 from pvefw_nft.errors import ConfigurationError, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from pvefw_nft.config.files import Files
@@ -40,6 +40,9 @@ _VNET = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 _VMID = re.compile(r"[1-9][0-9]{0,8}")
 _PROPERTY = re.compile(r"([a-z-]+)=([^,\s]+)")
 _VNET_SET = re.compile(r".+-(?:all|gateway|no-gateway|dhcp)")
+_MAX_DOUBTS = 100
+"""Parts of a file that are reported one by one: the file is searched for each."""
+
 _APPLY = "apply the SDN configuration again (Datacenter → SDN → Apply)"
 
 
@@ -81,13 +84,10 @@ def _text(files: Files, path: Path) -> str | ConfigurationError | None:
 def read_sdn(pve: Path, texts: tuple[str | ConfigurationError | None, ...], findings: Findings) -> SdnSets:
     """Return the sets. What is wrong with a state file is reported, and the rest of it used."""
     running, *ipams = texts
-    made: dict[str, Ipset] = {}
-    reader = _Reader(pve, RUNNING_CONFIG, findings)
-    missing_vnets = reader.read(running, lambda state: made.update(_vnet_sets(reader, state)))
+    of_vnets, missing_vnets = _Reader(pve, RUNNING_CONFIG, findings).read(running, _vnet_sets)
     at = next((index for index, text in enumerate(ipams) if text is not None), 0)
-    reader = _Reader(pve, IPAM_STATES[at], findings)
-    missing_guests = reader.read(ipams[at], lambda state: made.update(_guest_sets(reader, state)))
-    return SdnSets(made, missing_vnets, missing_guests)
+    of_guests, missing_guests = _Reader(pve, IPAM_STATES[at], findings).read(ipams[at], _guest_sets)
+    return SdnSets({**of_vnets, **of_guests}, missing_vnets, missing_guests)
 
 
 class _Reader:
@@ -98,20 +98,23 @@ class _Reader:
         self._name = f"etc/pve/{name}"
         self._findings = findings
         self._text = ""
+        self._doubts = 0
 
-    def read(self, text: str | ConfigurationError | None, use: Any) -> str | None:  # noqa: ANN401 - a function
-        """Have a file's state used. Returns why there are no sets, or None where the file was usable."""
+    def read(
+        self, text: str | ConfigurationError | None, make: Callable[[_Reader, dict[str, Any]], dict[str, Ipset]]
+    ) -> tuple[dict[str, Ipset], str | None]:
+        """Return the sets that ``make`` makes of a file's state, and why there are none where the file is unusable."""
         if text is None:
-            return f"{self._name} does not exist: {_APPLY}, or copy the file along"
+            return {}, f"{self._name} does not exist: {_APPLY}, or copy the file along"
         if isinstance(text, ConfigurationError):
             self._findings.warning("unreadable-sdn-state", Span(self.file, 0), text.message, text.hint)
-            return f"{self._name} cannot be read"
+            return {}, f"{self._name} cannot be read"
         self._text = text
         try:
             state = json.loads(text, object_pairs_hook=dict)
             if not isinstance(state, dict):
                 raise _Unusable("the file holds no JSON object")
-            use(state)
+            return make(self, state), None
         except json.JSONDecodeError as error:
             line = Line(self.file, error.lineno, (text.split("\n")[error.lineno - 1 :] or [""])[0].rstrip("\r"))
             span = line.span(error.colno - 1, error.colno) if line.text else Span(self.file, error.lineno)
@@ -119,12 +122,15 @@ class _Reader:
         except (_Unusable, RecursionError, ValueError) as error:
             why = str(error) if isinstance(error, _Unusable) else "the file is no state of Proxmox's SDN"
             self._findings.error("bad-sdn-state", Span(self.file, 0), f"{why}; no set is made of it", _APPLY)
-        else:
-            return None
-        return f"{self._name} is not usable"
+        return {}, f"{self._name} is not usable"
 
     def doubt(self, key: str, message: str) -> None:
         """Report a part that is left out; ``key`` is a key of the file, by which its line is found."""
+        self._doubts += 1
+        if self._doubts > _MAX_DOUBTS:
+            if self._doubts == _MAX_DOUBTS + 1:
+                self._findings.error("bad-sdn-state", Span(self.file, 0), "more of the file cannot be used", _APPLY)
+            return
         at = self._text.find(json.dumps(key, ensure_ascii=False))
         number = self._text.count("\n", 0, at) + 1
         span = Span(self.file, 0) if at < 0 else Line(self.file, number, self._text.split("\n")[number - 1]).span()

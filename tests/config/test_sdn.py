@@ -268,3 +268,9 @@ def test_check_root_reads_the_state_once_for_all_guests(make_root: MakeRoot) -> 
     files: dict[str, str | bytes] = {f"{vmid}.conf": VM for vmid in (100, 101)}
     root = write(make_root(files), RUNNING, "{")
     assert problem_lines(check_root(Source(root, NODE, lambda: None)).diagnostics) == [1]
+
+
+def test_a_file_of_bad_parts_is_not_searched_for_each(make_root: MakeRoot) -> None:
+    subnets = {f"za-10.0.0.{number}-99": {"vnet": "web"} for number in range(5_000)}
+    root = write(make_root(), RUNNING, STATE | {"subnets": {"ids": subnets}})
+    assert len(check(root).diagnostics) == 101
