@@ -96,6 +96,10 @@ class UnusableFileError(ConfigurationError):
         self.reason = reason
 
 
+class UnreadableError(ConfigurationError):
+    """The file system that holds the configuration fails or is not mounted: nothing is known of the configuration."""
+
+
 class UsageError(PvefwError):
     """The command line asks for something that does not exist or does not go together."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.cli import desired
+from pvefw_nft.app import desired
 from pvefw_nft.config import resolve
 from pvefw_nft.errors import ConfigurationError, InternalError
 from pvefw_nft.ir.guest import GuestBuilder

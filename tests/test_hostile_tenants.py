@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pvefw_nft.cli import desired
+from pvefw_nft.app import desired
 from pvefw_nft.pipeline import BACKENDS, Source
 from tests.support import VM
 

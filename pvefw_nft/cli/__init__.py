@@ -10,6 +10,7 @@ import gc
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -74,13 +75,17 @@ def cli() -> None:
 
 def discard_output() -> None:
     """Give up standard output, so that what is still buffered does not fail again when the process ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed before pvefw started
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. Raises SystemExit with its exit code; see the README for the codes."""
     try:
-        code = cli.main(arguments, prog_name="pvefw", standalone_mode=False)
+        try:
+            code = cli.main(arguments, prog_name="pvefw", standalone_mode=False)
+        finally:
+            _tell_warnings()
         sys.stdout.flush()
     except click.exceptions.Abort:
         sys.exit(130)
@@ -88,15 +93,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except PvefwError as error:
-        click.echo(f"{click.style('error', fg='red', bold=True)}: {error.message}", err=True)
-        if error.hint:
-            click.echo(f"  help: {error.hint}", err=True)
+        _tell_error(error.message, error.hint)
         sys.exit(error.exit_code)
-    except OSError as error:  # commands report those of files themselves; what is left is their own output
-        discard_output()
-        click.echo(f"{click.style('error', fg='red', bold=True)}: cannot print: {error.strerror}", err=True)
+    except Exception as error:  # a command's own failures were told above
+        _tell_unexpected(error)
         sys.exit(HostError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell_warnings() -> None:
+    """Print which records of the host were damaged, where a command read any."""
+    state = sys.modules.get("pvefw_nft.host.state")
+    for warning in state.take_warnings() if state is not None else ():
+        with contextlib.suppress(OSError, ValueError):
+            click.echo(f"warning: {warning}", err=True)
+
+
+def _tell_unexpected(error: Exception) -> None:
+    """Say that nothing could be printed, or else what went wrong and where, in one line."""
+    import traceback  # deferred: it takes milliseconds
+
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    if _is_of_output(error, frame.filename):
+        discard_output()
+        reason = error.strerror if isinstance(error, OSError) else "standard output is closed"
+        _tell_error(f"cannot print: {reason}")
+        return
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _tell_error(f"{where}{error.strerror or error}")
+    else:
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        _tell_error(
+            f"pvefw failed: {type(error).__name__}: {error} ({place})", "this is a bug of pvefw; please report it"
+        )
+
+
+def _is_of_output(error: Exception, place: str) -> bool:
+    """Tell whether writing the output failed, by the file that did: of click, or of this package, which alone prints.
+
+    A socket or file of the host may fail with the same errors, and must not be taken for it.
+    """
+    prints = Path(place).parent in (Path(click.__file__).parent, Path(__file__).parent)
+    return prints and (isinstance(error, ValueError) or (isinstance(error, OSError) and error.filename is None))
+
+
+def _tell_error(message: str, hint: str | None = None) -> None:
+    with contextlib.suppress(OSError, ValueError):  # standard error may be closed as well
+        click.echo(f"{click.style('error', fg='red', bold=True)}: {message}", err=True)
+        if hint is not None:
+            click.echo(f"  help: {hint}", err=True)
 
 
 def run() -> None:
@@ -105,10 +151,14 @@ def run() -> None:
     All is written by then; to take a large ruleset apart first would take a tenth of the time.
     """
     clean_output()
+    code = 1
     try:
         main()
     except SystemExit as end:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, OSError):  # closed, or its reader is gone
-                stream.flush()
-        os._exit(end.code if isinstance(end.code, int) else 1)
+        code = end.code if isinstance(end.code, int) else 1
+    except KeyboardInterrupt:  # while a command ends
+        code = 130
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or its reader is gone
+            stream.flush()
+    os._exit(code)

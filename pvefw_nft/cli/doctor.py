@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from pvefw_nft.app.nics import filtered_nics
+from pvefw_nft.app.steady_source import patient, read_patiently
 from pvefw_nft.cli.options import backend_option, make_source, source_options
+from pvefw_nft.errors import PvefwError
+from pvefw_nft.host import firewall
 from pvefw_nft.host.doctor import Finding, Level, Switches, examine
-from pvefw_nft.pipeline import default_backend, read_inventory
+from pvefw_nft.pipeline import BACKENDS, Inventory, default_backend, read_inventory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _COLOURS = {Level.GOOD: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.BAD: "red"}
@@ -30,7 +34,23 @@ def doctor_command(
 
     Nothing is changed. Exit code 1 where there is a problem or a warning.
     """
-    inventory = read_inventory(make_source(root, node, local_network))
+    try:
+        inventory = read_patiently(patient(make_source(root, node, local_network)), read_inventory)
+    except PvefwError as error:  # whatever is broken: the rest is looked at all the same
+        findings = [Finding(Level.BAD, error.message, error.hint)]
+        findings += examine(backend or firewall.applied_backend() or BACKENDS[0], None, ())
+    else:
+        findings = list(_examined(inventory, backend))
+    if form == "json":
+        listed = [{"level": f.level.value, "text": f.text, "remedy": f.remedy} for f in findings]
+        click.echo(json.dumps(listed, indent=2))
+    else:
+        for finding in findings:
+            _print(finding)
+    ctx.exit(int(any(finding.level in (Level.WARNING, Level.BAD) for finding in findings)))
+
+
+def _examined(inventory: Inventory, backend: str | None) -> Iterator[Finding]:
     chosen = backend or default_backend(inventory.node)
     switches = Switches(
         cluster=inventory.node.cluster.options.enable,
@@ -43,14 +63,7 @@ def doctor_command(
         open_layer2=inventory.open_layer2(chosen),
     )
     found = filtered_nics(inventory.guests)
-    findings = list(examine(chosen, switches, found.nics, found.misconfigured))
-    if form == "json":
-        listed = [{"level": f.level.value, "text": f.text, "remedy": f.remedy} for f in findings]
-        click.echo(json.dumps(listed, indent=2))
-    else:
-        for finding in findings:
-            _print(finding)
-    ctx.exit(int(any(finding.level in (Level.WARNING, Level.BAD) for finding in findings)))
+    return examine(chosen, switches, found.nics, found.misconfigured)
 
 
 def _print(finding: Finding) -> None:

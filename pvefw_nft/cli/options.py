@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pvefw_nft.app.steady_source import SETTLE_SECONDS
+from pvefw_nft.errors import HostError
 from pvefw_nft.pipeline import BACKENDS, Source
 
 if TYPE_CHECKING:
@@ -84,3 +87,17 @@ def _real_interface(name: str) -> str | None:
     from pvefw_nft.host.altnames import real_name  # deferred: needed where a rule names no link of this host
 
     return real_name(name)
+
+
+def settle_option(command: _F) -> _F:
+    """Add ``--settle``."""
+    return click.option(
+        "--settle", type=click.FloatRange(min=0, max=60), default=SETTLE_SECONDS, show_default=True, metavar="SECONDS",
+        help="How long a file must be missing, empty or cut off before it counts as that: it may be being saved.",
+    )(command)  # fmt: skip
+
+
+def need_root() -> None:
+    """Raise HostError where this does not run as root: nothing would work, and each tool would say so differently."""
+    if os.geteuid() != 0:
+        raise HostError("this needs root", "run this as root")

@@ -10,6 +10,7 @@ import click
 
 from pvefw_nft.app.nics import FilteredNics, read_filtered_nics
 from pvefw_nft.app.plugging import PlugOptions, settle
+from pvefw_nft.app.steady_source import read_patiently
 from pvefw_nft.errors import PvefwError
 from pvefw_nft.host.bridges.arrivals import ArrivalWatch
 
@@ -47,7 +48,7 @@ def chosen(*, no_plug: bool, unplugged: str | None) -> PlugOptions:
 def plug_and_report(source: Source, backend: str, options: PlugOptions, *, dry_run: bool, wait: float) -> bool:
     """Plug this host's filtered NICs and print what was done. Return whether all of them are filtered then."""
     try:
-        result = settle(read_filtered_nics(source), backend, options, dry_run=dry_run, wait=wait)
+        result = settle(read_patiently(source, read_filtered_nics), backend, options, dry_run=dry_run, wait=wait)
     except PvefwError as error:
         click.echo(f"warning: the guests' NICs could not be looked at: {error.message}", err=True)
         return False
@@ -103,7 +104,7 @@ class NicService:
         """
         try:
             if changed:
-                self._found = read_filtered_nics(self._source)
+                self._found = read_patiently(self._source, read_filtered_nics)
                 self._by_name = {nic.interface: nic for nic in self._found.nics}
             result = settle(self._found, backend, self._options, only_bridged=True)
             if self._options.plug and self._has_waited_long(result.left):

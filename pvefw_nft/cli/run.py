@@ -12,13 +12,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pvefw_nft.cli import desired as desired_ruleset
+from pvefw_nft.app import desired as desired_ruleset
+from pvefw_nft.app.steady_source import SteadySource
 from pvefw_nft.cli.confirm import report_problems
-from pvefw_nft.cli.options import backend_option, beside_option, make_source, source_options
+from pvefw_nft.cli.options import (
+    backend_option,
+    beside_option,
+    make_source,
+    need_root,
+    settle_option,
+    source_options,
+)
 from pvefw_nft.cli.plugging import NicService, chosen, plugging_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import PvefwError, UsageError
-from pvefw_nft.host import control, firewall, lock, watch
+from pvefw_nft.host import control, firewall, lock, state, watch
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox
 from pvefw_nft.host.proxmox.units import handing_back_path
 from pvefw_nft.pipeline import Source, Store, node_name
@@ -26,10 +34,11 @@ from pvefw_nft.pipeline import Source, Store, node_name
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pvefw_nft.app.desired import Result
     from pvefw_nft.app.plugging import PlugOptions
-    from pvefw_nft.cli.desired import Result
 
 _LOCK_WAIT = 60.0
+_RETRY = 5.0  # seconds after a failure
 
 
 @click.command("run")
@@ -39,6 +48,7 @@ _LOCK_WAIT = 60.0
     "--poll", type=click.FloatRange(min=0.1), default=10.0, show_default=True, metavar="SECONDS",
     help="How often to look at the files where nothing tells of changes.",
 )  # fmt: skip
+@settle_option
 @click.option("--stop-at-end", is_flag=True, help="Remove the rules when the service ends; else they stay.")
 @plugging_options
 @beside_option
@@ -49,6 +59,7 @@ def run_command(
     local_network: str | None,
     backend: str | None,
     poll: float,
+    settle: float,
     stop_at_end: bool,
     print_unit: bool,
     no_plug: bool,
@@ -63,12 +74,12 @@ def run_command(
     if print_unit:
         click.echo(unit_text(*(() if backend is None else ("--backend", backend))), nl=False)
         return
+    need_root()
     if not beside:
         refuse_beside_proxmox()
-    service = _Service(
-        make_source(root, node, local_network), backend, chosen(no_plug=no_plug, unplugged=unplugged), beside=beside
-    )
-    watcher = watch.Watcher(service.folders, service.refresh, poll=poll)
+    options = chosen(no_plug=no_plug, unplugged=unplugged)
+    service = _Service(make_source(root, node, local_network), backend, settle, options, beside=beside)
+    watcher = watch.Watcher(service.folders, service.refresh, look=service.steady.look, warn=service.warn, poll=poll)
     watcher.run(service.started)
     if stop_at_end and not handing_back_path().exists():
         report_problems(control.stop(wait=_LOCK_WAIT))
@@ -96,10 +107,14 @@ def _give_back_memory() -> None:
 class _Service:
     """What the service does when something changed. A failure is told, and tried again at the next change."""
 
-    def __init__(self, source: Source, backend: str | None, options: PlugOptions, *, beside: bool) -> None:
-        self._source = source
+    def __init__(
+        self, source: Source, backend: str | None, settle: float, options: PlugOptions, *, beside: bool
+    ) -> None:
+        self.steady = SteadySource(source, backend, settle)
+        self._source = self.steady.source
         self._beside = beside
-        self._plugging = NicService(source, options, self._tell)
+        self._plugging = NicService(self._source, options, self._tell)
+        self._folders = watch.folders_above(source.root)
         self._backend = backend
         self._told: set[str] = set()
         self._shown: object = None
@@ -108,8 +123,13 @@ class _Service:
         self._store = Store()
 
     def folders(self) -> list[Path]:
-        """Return the folders to watch."""
-        return watch.folders_of(self._source.root, node_name(self._source))
+        """Return the folders to watch. Raises what :func:`node_name` raises."""
+        self._folders = watch.folders_of(self._source.root, node_name(self._source))
+        return self._folders
+
+    def warn(self, message: str) -> None:
+        """Tell of something that keeps the service from noticing changes at once."""
+        self._tell(f"warning: {message}")
 
     def started(self) -> None:
         """Tell that the ruleset is in place, and prepare for changes."""
@@ -121,13 +141,15 @@ class _Service:
         gc.freeze()  # what is kept of the configuration has no cycles: it need not be searched again and again
 
     @desired_ruleset.no_garbage()
-    def refresh(self, reason: str) -> None:
-        """Compile and apply."""
+    def refresh(self, reason: str) -> float | None:
+        """Compile and apply. Returns the seconds after which to look again; None: whenever something changes."""
+        again: float | None = None
         begun = time.monotonic()
         if reason == "SIGHUP":
             watch.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
             self._apply(reason, begun)
+            again = self._tell_doubts()
         except Exception as error:  # whatever goes wrong, the service stays and the rules too
             message, hint = (
                 (error.message, error.hint)
@@ -137,8 +159,18 @@ class _Service:
             self._tell(f"error: {message}" + (f" ({hint})" if hint else ""))
             self._fall_back()
             watch.notify(f"STATUS={message.splitlines()[0]}")
+            again = _RETRY
+        for warning in state.take_warnings():
+            self._tell(f"warning: {warning}")
         if reason == "SIGHUP":
             watch.notify("READY=1")
+        return again
+
+    def _tell_doubts(self) -> float | None:
+        paths, seconds = self.steady.doubtful()
+        for path in paths:
+            self._tell(f"{path} is missing, empty or cut off: what it said before holds while it may be being saved")
+        return seconds
 
     def _apply(self, reason: str, begun: float) -> None:
         result = self._find()
@@ -168,9 +200,15 @@ class _Service:
 
     def _find(self) -> Result:
         """Return the ruleset; that of the last time, if nothing changed in what it was compiled from."""
-        if self._last is None or not self._last.observations.still_hold(self._source):
-            self._last = desired_ruleset.compiled(self._source, self._backend, self._store)
+        if self._last is None:
+            self._last = self.steady.find_first(self._store, self._wait_for)
+        else:
+            self._last = self.steady.find(self._last, self._store)
         return self._last
+
+    def _wait_for(self, path: str) -> None:
+        self._tell(f"{path} is missing, empty or cut off, and was not: waiting whether somebody is saving it")
+        self._fall_back()
 
     def _fall_back(self) -> None:
         """Have a host whose configuration cannot be used at boot come up with what was confirmed last."""

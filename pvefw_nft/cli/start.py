@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pvefw_nft.app import desired as desired_ruleset
 from pvefw_nft.app.nics import read_filtered_nics
-from pvefw_nft.cli import desired as desired_ruleset
+from pvefw_nft.app.steady_source import find_once, patient, read_patiently
 from pvefw_nft.cli.confirm import report, report_problems, wait_option
-from pvefw_nft.cli.options import backend_option, beside_option, make_source, source_options
+from pvefw_nft.cli.options import (
+    backend_option,
+    beside_option,
+    make_source,
+    need_root,
+    settle_option,
+    source_options,
+)
 from pvefw_nft.cli.plugging import chosen, plug_and_report, plugging_options, unplugged_lines
 from pvefw_nft.cli.render import show
 from pvefw_nft.cli.session_check import check_sessions, force_option
-from pvefw_nft.errors import ConfigurationError, HostError, PvefwError
+from pvefw_nft.errors import ConfigurationError, HostError, PvefwError, UnreadableError
 from pvefw_nft.host import control, firewall, lock, nat_zone
 from pvefw_nft.host.bridges import drop
 from pvefw_nft.host.bridges.unplugged import read_unplugged
@@ -28,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from pvefw_nft.cli.desired import Result
+    from pvefw_nft.app.desired import Result
     from pvefw_nft.host.bridges.unplugged import Unplugged
     from pvefw_nft.host.control import Pending
     from pvefw_nft.host.firewall import Status
@@ -51,6 +59,7 @@ def _apply_options(command: _F) -> _F:
     """Add the options of commands that apply a ruleset."""
     for option in (
         wait_option,
+        settle_option,
         force_option,
         plugging_options,
         click.option("--dry-run", is_flag=True, help="Print what would be fed to the tools; change nothing."),
@@ -111,6 +120,7 @@ def restart_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN
 @wait_option
 def stop_command(wait: float) -> None:
     """Remove all rules, sets and tables of pvefw, and nothing else. The host is then unfiltered."""
+    need_root()
     outcome = control.stop(wait=wait)
     click.echo("stopped: this host is not filtered" if outcome.running else "nothing was running")
     if is_taken_over():
@@ -140,18 +150,22 @@ def status_command(
     errors, or a NIC with firewall=1 is not behind its firewall bridge; 3: not running, or not all of it could be looked
     at.
     """
+    need_root()
+    source = patient(make_source(root, node, local_network))
     desired, invalid = None, False
     try:
-        result = desired_ruleset.find(make_source(root, node, local_network), backend)
+        result = find_once(source, backend)
         invalid = result.has_errors
         desired = result.desired
-    except ConfigurationError as error:
+    except PvefwError as error:  # whatever is broken: what can be seen of the kernel counts now
         invalid = True
         click.echo(f"error: {error.message}", err=True)
+        if error.hint is not None:
+            click.echo(f"  help: {error.hint}", err=True)
     found = firewall.status(desired)
     theirs = _theirs()
-    waiting = control.pending()
-    unplugged = _unplugged(make_source(root, node, local_network), desired) if found.running else []
+    waiting = control.pending_if_sound()
+    unplugged = _unplugged(source, desired) if found.running else []
     nat = _nat_problems() if found.running and "iptables" in found.backends else []
     if form == "json":
         shown = {**_status_json(found, waiting, unplugged, theirs, invalid=invalid), "nat": nat}
@@ -177,6 +191,7 @@ def _apply(
     skip_invalid: bool,
     dry_run: bool,
     wait: float,
+    settle: float,
     force: bool,
     no_plug: bool,
     unplugged: str | None,
@@ -186,10 +201,11 @@ def _apply(
     anew: bool = False,
     nat_zone_wanted: bool | None = None,
 ) -> int:
-    if not beside and not dry_run:
-        refuse_beside_proxmox()
-    source = replace(make_source(root, node, local_network), harden=harden)
-    result = find_ruleset(source, backend, skip_invalid=skip_invalid)
+    if not dry_run:
+        _need_host(beside=beside)
+    source = patient(replace(make_source(root, node, local_network), harden=harden))
+    starts = not dry_run and not only_if_running
+    result = find_ruleset(source, backend, skip_invalid=skip_invalid, settle=settle, starts=starts)
     if result is None:
         return 1
     desired, invalid = result.desired, result.has_errors
@@ -227,9 +243,17 @@ def _apply(
     report(outcome)
     _look_at_nat(desired, quiet=only_if_running)
     if pending is not None and not wait_for_confirmation(pending, wait):
-        click.echo("not confirmed: the ruleset that ran before is back", err=True)
+        before = "the ruleset that ran before is back" if pending.was_running else "this host is open again"
+        click.echo(f"not confirmed: {before}", err=True)
         return 3
     return int(invalid or not filtered)
+
+
+def _need_host(*, beside: bool) -> None:
+    """Raise HostError where nothing can be applied here: no root, or Proxmox VE's own firewall runs."""
+    need_root()
+    if not beside:
+        refuse_beside_proxmox()
 
 
 def _look_at_nat(desired: Desired, *, quiet: bool) -> None:
@@ -250,12 +274,21 @@ def _nat_problems() -> list[str]:
         return []
 
 
-def find_ruleset(source: Source, backend: str | None, *, skip_invalid: bool) -> Result | None:
-    """Return the ruleset, or None where there were errors, and they count."""
+def find_ruleset(
+    source: Source, backend: str | None, *, skip_invalid: bool, settle: float = 0.0, starts: bool = True
+) -> Result | None:
+    """Return the ruleset, or None where there were errors, and they count.
+
+    A start whose configuration cannot be read, on a host where nothing runs, puts in place what was confirmed last.
+    """
+
+    def waiting(path: str) -> None:
+        click.echo(f"{path} is missing, empty or cut off, and was not: waiting {settle:g} s in case it is being saved")
+
     try:
-        result = desired_ruleset.find(source, backend)
-    except ConfigurationError:
-        if skip_invalid:
+        result = find_once(source, backend, settle=settle, waiting=waiting)
+    except ConfigurationError as error:
+        if starts and (skip_invalid or isinstance(error, UnreadableError)):
             with lock.hold():
                 if control.fall_back():
                     click.echo("the ruleset that was confirmed last is in place", err=True)
@@ -271,8 +304,9 @@ def find_ruleset(source: Source, backend: str | None, *, skip_invalid: bool) -> 
 def wait_for_confirmation(pending: Pending, wait: float) -> bool:
     """Wait for the confirmation: by `pvefw confirm`, or by Enter where there is a terminal."""
     seconds = f"{pending.seconds_left:.0f} s"
+    then = "the one before it comes back" if pending.was_running else "this host is open again, as before"
     if sys.stdin.isatty():
-        click.echo(f"press Enter to keep this ruleset; in {seconds} the one before it comes back", err=True)
+        click.echo(f"press Enter to keep this ruleset; in {seconds} {then}", err=True)
         while control.waits(pending):
             ready, _, _ = select.select([sys.stdin], [], [], 0.1)
             if ready and sys.stdin.readline():
@@ -280,7 +314,7 @@ def wait_for_confirmation(pending: Pending, wait: float) -> bool:
             if ready:
                 break  # the terminal is gone: the guard decides
     else:
-        click.echo(f"run `pvefw confirm` to keep this ruleset; in {seconds} the one before it comes back", err=True)
+        click.echo(f"run `pvefw confirm` to keep this ruleset; in {seconds} {then}", err=True)
     return control.await_confirmation(pending)
 
 
@@ -298,7 +332,7 @@ def _unplugged(source: Source, desired: Desired | None) -> list[Unplugged]:
     if desired is not None and not desired.enabled:
         return []
     try:
-        nics = read_filtered_nics(source)
+        nics = read_patiently(source, read_filtered_nics)
         return read_unplugged(nics.nics, nics.misconfigured, None if desired is None else desired.backend)
     except PvefwError as error:
         click.echo(f"warning: the guests' NICs could not be looked at: {error.message}", err=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pvefw_nft.cli import desired as desired_ruleset
+from pvefw_nft.app import desired as desired_ruleset
 from pvefw_nft.cli.confirm import wait_option
 from pvefw_nft.cli.handover import dry_run_option, take_steps
 from pvefw_nft.cli.options import backend_option, make_source, source_options
@@ -20,8 +20,8 @@ from pvefw_nft.host.proxmox.take_over import Step, TakeOver
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pvefw_nft.app.desired import Result
     from pvefw_nft.app.plugging import PlugOptions
-    from pvefw_nft.cli.desired import Result
     from pvefw_nft.pipeline import Source
 
 

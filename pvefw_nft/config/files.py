@@ -6,6 +6,7 @@ error: leaving out a guest's file would leave the guest unfiltered.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -13,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvefw_nft.errors import ConfigurationError, UnusableFileError
+from pvefw_nft.errors import UnreadableError, UnusableFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,10 @@ MAX_FILE_SIZE = 16 * 1024 * 1024
 
 MAX_UNDECODABLE = 0.1
 """Share of characters that may not be UTF-8 (a comment in an older encoding) in a file that is still read."""
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_DENIED = (errno.EACCES, errno.EPERM)
+_FAILING = "see whether the file system is mounted and its daemon runs: systemctl status pve-cluster"
 
 
 class Files:
@@ -37,12 +42,12 @@ class Files:
         return list_folder(folder)
 
     def is_folder(self, path: Path) -> bool:
-        """Tell whether a path leads to a folder."""
-        return path.is_dir()
+        """Tell whether a path leads to a folder. Raises UnreadableError."""
+        return is_folder(path)
 
     def link(self, path: Path) -> str | None:
-        """Return where a symbolic link points to, or None where the path is none."""
-        return str(path.readlink()) if path.is_symlink() else None
+        """Return where a symbolic link points to, or None where the path is none. Raises UnreadableError."""
+        return read_link(path)
 
     def host_name(self) -> str:
         """Return this host's name."""
@@ -74,11 +79,15 @@ class FilesBelow(Files):
         return list_folder(folder, self._list)
 
     def is_folder(self, path: Path) -> bool:
-        """Tell whether a path leads to a folder below the root."""
+        """Tell whether a path leads to a folder below the root. Raises UnreadableError."""
         try:
             os.close(self._pinned(path, os.O_DIRECTORY))
-        except (OSError, ConfigurationError):
+        except UnusableFileError:  # it leads out of the root
             return False
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return False
+            raise _unreadable(path, error) from None
         return True
 
     def _open(self, path: Path | str) -> int:
@@ -123,7 +132,7 @@ def files_of(root: Path) -> Files:
 
 
 def list_folder(folder: Path, names: Callable[[Path], list[str]] = os.listdir) -> list[str]:
-    """Return what is in a folder; nothing where it does not exist. Raises ConfigurationError.
+    """Return what is in a folder; nothing where it does not exist. Raises UnreadableError.
 
     ``names`` lists the folder, and raises OSError.
     """
@@ -132,24 +141,49 @@ def list_folder(folder: Path, names: Callable[[Path], list[str]] = os.listdir) -
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise ConfigurationError(f"{folder}: cannot be read: {error.strerror}", "check its permissions") from None
+        raise _unreadable(folder, error) from None
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a path leads to a folder. Raises UnreadableError."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return False
+        raise _unreadable(path, error) from None
+
+
+def read_link(path: Path) -> str | None:
+    """Return where a symbolic link points to, or None where the path is none. Raises UnreadableError."""
+    try:
+        return str(path.readlink())
+    except OSError as error:
+        if error.errno in (*_ABSENT, errno.EINVAL):
+            return None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path | str, error: OSError) -> UnreadableError:
+    hint = "check its permissions, and run this as root" if error.errno in _DENIED else _FAILING
+    return UnreadableError(f"{path}: cannot be read: {error.strerror}", hint)
 
 
 def read_text(path: Path | str, opened: Callable[[Path | str], int] | None = None) -> str | None:
     """Return the text of a file, without a byte-order mark, or None where it does not exist.
 
     Bytes that are not UTF-8 become U+FFFD, which the readers of lines report. ``opened`` returns a descriptor that
-    reads the file. Raises ConfigurationError where the file cannot be read, and its subclass UnusableFileError where it
-    can, but is too large, is no text, no regular file, or a link to nowhere.
+    reads the file. Raises UnreadableError where the file system fails, and UnusableFileError where the file can be
+    read, but is too large, is no text, no regular file, or a link to nowhere.
     """
     try:
         data = read_bytes(path, MAX_FILE_SIZE, opened)
     except FileNotFoundError:
-        if Path(path).is_symlink():
+        if read_link(Path(path)) is not None:
             raise UnusableFileError(str(path), 0, "the link leads nowhere", "mend it or remove it") from None
         return None
     except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from None
+        raise _unreadable(path, error) from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UnusableFileError(str(path), 1, "the file is UTF-16", "save it as UTF-8")
     nul = data.find(b"\0")

@@ -32,7 +32,7 @@ from pvefw_nft.config.model import (
 from pvefw_nft.config.options import read_boolean
 from pvefw_nft.config.rules import Names
 from pvefw_nft.config.values import BadValue, Prefix, read_mac, read_prefix
-from pvefw_nft.errors import ConfigurationError, Span, UnusableFileError, UsageError
+from pvefw_nft.errors import ConfigurationError, Span, UnreadableError, UnusableFileError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
@@ -177,7 +177,7 @@ class Configuration:
         budget.comparisons.begin_run()
         files = root.files
         if not files.listed(root.pve):
-            raise ConfigurationError(
+            raise UnreadableError(
                 f"{root.pve}: nothing is there",
                 "name the folder that holds etc/pve with --root; on Proxmox VE, see that pve-cluster.service runs",
             )

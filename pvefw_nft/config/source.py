@@ -95,6 +95,15 @@ class Observations:
         for name, text in netdb.texts_read().items():
             self.note("names", name, text)
 
+    def had_other_text(self, path: str, text: str | None) -> bool:
+        """Tell whether the file is known to have had a text, and another one than this."""
+        noted = self.answers.get(("text", path), _NO_TEXT)
+        return noted not in (_NO_TEXT, _EMPTY_TEXT, "", _digest(text))
+
+    def paths_with_text(self) -> list[str]:
+        """Return the paths of the files that are known to have had a text."""
+        return [name for (kind, name), answer in self.answers.items() if kind == "text" and answer != _NO_TEXT]
+
     def still_hold(self, source: Source) -> bool:
         """Tell whether each answer is the same now; where nothing was noted, nothing is known."""
         if not self.answers:
@@ -180,6 +189,9 @@ def _digest(answer: Any) -> str:  # noqa: ANN401 - text, or what JSON can hold
     if isinstance(answer, str):
         return hashlib.sha256(answer.encode("utf-8", "surrogatepass")).hexdigest()
     return hashlib.sha256(b"\0" + json.dumps(answer).encode()).hexdigest()
+
+
+_NO_TEXT, _EMPTY_TEXT = _digest(None), _digest("")
 
 
 @cache

@@ -8,6 +8,7 @@ systemd runs, else a process of its own session. It is started before anything c
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import select
@@ -58,8 +59,27 @@ class Pending:
 
 def pending() -> Pending | None:
     """Return the change that waits for its confirmation, if there is one. Raises HostError."""
-    value = state.read(record.pending_path())
-    return None if value is None else Pending(**value)
+
+    def check(value: Any) -> Pending:  # noqa: ANN401 - JSON
+        deadline = float(state.typed(value["deadline"], int | float))  # type: ignore[arg-type]  # a union is one type here
+        if not math.isfinite(deadline):
+            raise ValueError("a deadline that is no time")
+        return Pending(state.typed(value["token"], str), deadline, state.typed(value["was_running"], bool))
+
+    return state.read_record(record.pending_path(), check)
+
+
+def _held() -> str | None:
+    """Return the fingerprint of the ruleset that nobody confirmed, if there is one. Raises HostError."""
+    return state.read_record(record.held_path(), lambda value: state.typed(value["fingerprint"], str))
+
+
+def pending_if_sound() -> Pending | None:
+    """Return what :func:`pending` returns, or None where that cannot be read: for those who only want to tell."""
+    try:
+        return pending()
+    except HostError:
+        return None
 
 
 def apply(
@@ -122,8 +142,8 @@ def confirm(*, wait: float = lock.WAIT) -> bool:
 
 
 def keep() -> None:
-    """Take what runs as confirmed; the caller holds the lock."""
-    if record.running_path().exists():
+    """Take what runs as confirmed; the caller holds the lock. Raises HostError where its record is damaged."""
+    if record.load(record.running_path()) is not None:
         record.copy(record.running_path(), record.confirmed_path())
     state.remove(record.pending_path())
     state.remove(record.held_path())
@@ -181,8 +201,7 @@ def fall_back() -> bool:
 
 def is_held_back(desired: Desired) -> bool:
     """Tell whether nobody confirmed this ruleset when it ran, so that only a person may apply it again."""
-    held: Any = state.read(record.held_path())
-    return held is not None and held.get("fingerprint") == desired.fingerprint
+    return _held() == desired.fingerprint
 
 
 def guard(token: str, seconds: float, ready: int | None = None) -> Outcome | None:
@@ -222,7 +241,7 @@ def await_confirmation(change: Pending) -> bool:
     # whoever ended the wait holds the lock until all is done
     with lock.hold(wait=_GUARD_LOCK_WAIT):
         # confirming forgets that the ruleset was held back, undoing does not
-        return state.read(record.held_path()) is None
+        return _held() is None
 
 
 def _apply_guarded(
@@ -237,7 +256,7 @@ def _apply_guarded(
         record.copy(record.running_path(), record.previous_path())
     change = Pending(secrets.token_hex(8), _since_boot() + seconds, was_running, beside)
     # on disk, so that the daemon does not apply it after a reboot either
-    held = state.read(record.held_path())
+    held = _held()
     state.write(record.held_path(), {"fingerprint": desired.fingerprint})
     state.write(record.pending_path(), asdict(change))
     try:
@@ -286,11 +305,11 @@ def _is_overdue(change: Pending) -> bool:
     return _since_boot() > change.deadline + _GRACE
 
 
-def _hold_as_before(held: Any) -> None:  # noqa: ANN401 - what was read from its file
+def _hold_as_before(held: str | None) -> None:
     if held is None:
         state.remove(record.held_path())
     else:
-        state.write(record.held_path(), held)
+        state.write(record.held_path(), {"fingerprint": held})
 
 
 def _undo(change: Pending) -> Outcome:

@@ -69,15 +69,17 @@ class Switches:
 
 
 def examine(
-    backend: str, switches: Switches, nics: Sequence[Nic], misconfigured: Sequence[Misconfigured] = ()
+    backend: str, switches: Switches | None, nics: Sequence[Nic], misconfigured: Sequence[Misconfigured] = ()
 ) -> Iterator[Finding]:
     """Look at everything.
 
     ``nics`` are the NICs with firewall=1 of the configuration, ``misconfigured`` those of them that it puts nowhere.
+    ``switches`` None: the configuration cannot be read.
     """
     if os.geteuid() != 0:
         yield Finding(Level.WARNING, "not run as root: most of it cannot be seen", "run it as root")
-    yield from _switches(switches)
+    if switches is not None:
+        yield from _switches(switches)
     yield from _tools(backend)
     yield from _left_rules(backend)
     yield from _kernel(backend)
@@ -86,7 +88,8 @@ def examine(
     yield from _nat(backend)
     yield from _other_firewalls()
     yield from _plumbing(nics, misconfigured, backend)
-    yield from _spanning_tree(switches)
+    if switches is not None:
+        yield from _spanning_tree(switches)
 
 
 def _switches(switches: Switches) -> Iterator[Finding]:

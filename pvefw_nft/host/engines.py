@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _DROPS = (" -j DROP", " -j REJECT", " -j PVEFW-reject", " -g PVEFW-reject")
 
+_OTHERS_AT_WORK = ("No such file", "Device or resource busy", "File exists")
+"""The kernel's words where a transaction names something that is gone, is used, or is there already."""
+
 Remember: TypeAlias = "Callable[[str, Memory | None], Memory]"
 """Gets the ruleset's identity and what was remembered before; returns what to remember now."""
 
@@ -219,7 +222,11 @@ def _chains_on_record() -> Collection[str]:
 
 
 def _wanted(desired: Desired) -> xtables.State:
-    return xtables.wanted(json.loads("".join(desired.pieces)))
+    try:
+        artefact = json.loads("".join(desired.pieces))
+    except (ValueError, RecursionError) as error:
+        raise InternalError(f"an artefact that is not JSON: {error}") from error
+    return xtables.wanted(artefact)
 
 
 class NftEngine:
@@ -305,8 +312,8 @@ class NftEngine:
             return apply_nft.carry_out(planned, nft)
         except apply_nft.NotAsLoadedError:
             raise
-        except HostError:
-            if planned.whole:
+        except HostError as error:
+            if planned.whole or not any(reason in error.message for reason in _OTHERS_AT_WORK):
                 raise
             # somebody deleted or added something since it was looked at: nothing has changed yet
             return apply_nft.carry_out(apply_nft.replacing(read_kernel(), planned.target), nft)

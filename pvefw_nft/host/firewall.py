@@ -223,13 +223,32 @@ def remove_all() -> Outcome:
     was_hardened = hardening.is_loaded()
     hardening.remove()
     drop.remove_drops()
-    problems = _zone_rules(None)
-    back = settings.put_back()
+    problems = list(_zone_rules(None))
     was_running = bool(present) or was_hardened or record.marker_path().exists()
-    for path in (record.marker_path(), record.memory_path(), record.inputs_path(), record.pending_path()):
-        state.remove(path)
-    state.remove_unfinished()
-    return Outcome(running=was_running, problems=(*problems, *back.problems), notes=(*notes, *back.notes))
+    back = _put_back_what_was_set()
+    paths = (record.marker_path(), record.memory_path(), record.inputs_path(), record.pending_path())
+    problems += [*back.problems, *_forget(*paths)]
+    return Outcome(running=was_running, problems=tuple(problems), notes=(*notes, *back.notes))
+
+
+def _put_back_what_was_set() -> PutBack:
+    """Put back all kernel settings; what cannot be noted about that is not worth failing for, since no rule is left."""
+    try:
+        return settings.put_back()
+    except HostError as error:
+        return PutBack(problems=(error.message,))
+
+
+def _forget(*paths: Path) -> list[str]:
+    """Remove records of a ruleset that is gone; return why one stays, as on a disk that cannot be written to."""
+    problems = []
+    steps: list[Callable[[], None]] = [*(partial(state.remove, path) for path in paths), state.remove_unfinished]
+    for remove in steps:
+        try:
+            remove()
+        except HostError as error:
+            problems.append(error.message)
+    return problems
 
 
 def withdraw(*, remove: bool) -> None:
@@ -335,6 +354,12 @@ def missing_for(candidate: Engine) -> list[HostError]:
 def running_ruleset() -> Desired | None:
     """Return the ruleset of ours that runs as far as the records know, None where none runs."""
     return _applied() if was_started() else None
+
+
+def applied_backend() -> str | None:
+    """Return the backend of the ruleset that was applied last; None: nothing is on record."""
+    applied = _applied()
+    return None if applied is None else applied.backend
 
 
 def _applied() -> Desired | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ def lock_path(name: str = "pvefw") -> Path:
     return Path(os.environ.get("PVEFW_RUN_DIRECTORY", RUN_DIRECTORY)) / f"{name}.lock"
 
 
-@contextmanager
+@contextlib.contextmanager
 def hold(path: Path | None = None, wait: float = WAIT) -> Iterator[None]:
     """Hold a lock while the block runs; ``wait`` is in seconds.
 
@@ -42,8 +42,9 @@ def hold(path: Path | None = None, wait: float = WAIT) -> Iterator[None]:
         raise HostError(f"cannot open the lock file {path}: {err.strerror}", hint) from err
     try:
         _acquire(descriptor, path, wait)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk, or no regular file: the lock holds all the same
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
@@ -56,7 +57,7 @@ def _acquire(descriptor: int, path: Path, wait: float) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                holder = _holder(descriptor)
                 raise LockedError(
                     f"another run of pvefw (process {holder}) holds the lock {path}",
                     f"waited {wait:g} s; try again when it has ended, or wait longer with --wait",
@@ -64,3 +65,12 @@ def _acquire(descriptor: int, path: Path, wait: float) -> None:
             time.sleep(_POLL)
         else:
             return
+
+
+def _holder(descriptor: int) -> str:
+    """Return what the process that holds the lock wrote about itself."""
+    try:
+        text = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+    except OSError:
+        text = ""
+    return text if text.isdecimal() else "unknown"

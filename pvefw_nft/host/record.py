@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import HostError, InternalError
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _VERSION = 3
+BACKENDS = ("iptables", "nft")
+"""The backends whose rulesets can be on record."""
 _BETWEEN = "\0"  # no JSON text holds it
 
 
@@ -170,10 +172,15 @@ def _read(path: Path, text: str) -> Desired:
         value = json.loads(head)
         if value["version"] != _VERSION:
             raise HostError(f"{path} was written by another version of pvefw", f"remove it: {path}")
-        conntrack = None if value["conntrack"] is None else Conntrack(*value["conntrack"])
-        hardening = str(value.get("hardening", ""))
-        found = Desired(value["backend"], value["enabled"], tuple(pieces), value["fingerprint"], conntrack, hardening)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        numbers = value["conntrack"]
+        conntrack = None if numbers is None else Conntrack(*(state.typed(number, int) for number in numbers))
+        backend, fingerprint = state.typed(value["backend"], str), state.typed(value["fingerprint"], str)
+        hardening = state.typed(value.get("hardening", ""), str)
+        enabled = state.typed(value["enabled"], bool)
+        found = Desired(backend, enabled, tuple(pieces), fingerprint, conntrack, hardening)
+        if backend not in BACKENDS:
+            raise ValueError(f"there is no backend {backend[:40]!r}")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise state.damaged(path, repr(error)) from error
     if found.fingerprint != _fingerprint(found.backend, found.pieces, found.hardening):
         raise state.damaged(path, "its ruleset is not the one that was written")
@@ -192,8 +199,10 @@ def copy(source: Path, target: Path) -> None:
     """Give a record a second name; needs no room on the disk. Raises :class:`HostError`."""
     temporary = target.with_name(f".{target.name}.link")
     try:
-        if target.exists() and target.samefile(source):
+        if target.exists() and target.samefile(source) and not target.is_symlink():
             return
+        for place in (temporary, target):
+            state.set_aside(place)
         temporary.unlink(missing_ok=True)
         temporary.hardlink_to(source)
         temporary.replace(target)
@@ -226,13 +235,16 @@ def write_memory(memory: Memory) -> None:
 
 def read_memory() -> Memory | None:
     """Return what was remembered since this boot of the ruleset on record; None where nothing sound is there."""
-    try:
-        value = state.read(memory_path())
-        if value is None:
-            return None
-        chains = {key: Remembered(*pair) for key, pair in value["chains"].items()}
+
+    def check(value: Any) -> Memory | None:  # noqa: ANN401 - JSON
+        chains = {
+            key: Remembered(state.typed(signature, str), state.typed(listing, str))
+            for key, (signature, listing) in value["chains"].items()
+        }
+        names = {key: state.typed(digest, str) for key, digest in value["names"].items()}
+        witness = Witness.of_json(value["witness"])
         if value["record"] != stamp(running_path()):
             return None  # a run that was killed had written another ruleset
-        return Memory(value["identity"], chains, Witness.of_json(value["witness"]), dict(value["names"]))
-    except (HostError, KeyError, TypeError, AttributeError):
-        return None
+        return Memory(state.typed(value["identity"], str), chains, witness, names)
+
+    return state.read_record(memory_path(), check)

@@ -9,15 +9,24 @@ import contextlib
 import errno
 import json
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pvefw_nft.errors import HostError
 
 from .lock import RUN_DIRECTORY
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_T = TypeVar("_T")
+
 STATE_DIRECTORY = Path("/var/lib/pvefw")
+MAX_SIZE = 1 << 30
+"""Size in bytes that no file of ours reaches: the ruleset of 10,000 guests takes an eighth of it."""
+_AS_ROOT = "run this as root"
 
 
 def state_directory() -> Path:
@@ -61,7 +70,9 @@ def prepare_text(path: Path, text: str) -> Prepared:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in path.parent.glob(f".{path.name}.*"):  # of a run that was killed
+            set_aside(left)
             left.unlink(missing_ok=True)
+        set_aside(path)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
@@ -89,21 +100,84 @@ def read(path: Path) -> Any:  # noqa: ANN401 (any JSON value)
         return None
     try:
         return json.loads(text)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise damaged(path, err) from err
+
+
+def read_record(path: Path, check: Callable[[Any], _T]) -> _T | None:
+    """Return what ``check`` makes of a file's JSON value, or None where there is no file or it is damaged.
+
+    ``check`` raises KeyError, TypeError, ValueError or AttributeError for a value of another shape. A damaged file is
+    as if it were not there, with a warning (:func:`take_warnings`).
+    """
+    try:
+        value = read(path)
+        return None if value is None else check(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as err:
+        _warn(damaged(path, f"{type(err).__name__}: {err}"))
+    except HostError as err:
+        if err.hint == _AS_ROOT:
+            raise
+        _warn(err)
+    return None
+
+
+def typed(value: Any, kind: type[_T]) -> _T:  # noqa: ANN401 (any JSON value)
+    """Return a JSON value that must be of this type. Raises TypeError."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{str(value)[:40]!r} is not {kind.__name__}")
+    return value
+
+
+_warnings: dict[str, None] = {}
+
+
+def _warn(error: HostError) -> None:
+    _warnings[f"{error.message}; it is left out of account"] = None
+
+
+def take_warnings() -> list[str]:
+    """Return what was found damaged and left out of account since the last call."""
+    found = list(_warnings)
+    _warnings.clear()
+    return found
 
 
 def read_text(path: Path) -> str | None:
-    """Return the text of a file, or None where there is none. Raises what :func:`read` raises."""
+    """Return the text of a file, or None where there is none. Raises what :func:`read` raises.
+
+    Only a regular file of this user is read, that no other may write to, never through a link, and up to a size.
+    """
     try:
-        return path.read_bytes().decode()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as err:
-        hint = "run this as root" if err.errno in {errno.EACCES, errno.EPERM} else None
+        if err.errno in (errno.ELOOP, errno.ENXIO):
+            raise damaged(path, "it is no regular file") from err
+        hint = _AS_ROOT if err.errno in {errno.EACCES, errno.EPERM} else None
         raise HostError(f"cannot read {path}: {err.strerror}", hint) from err
+    try:
+        _check_status(path, os.fstat(descriptor))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_SIZE).decode()
+    except OSError as err:
+        raise HostError(f"cannot read {path}: {err.strerror}") from err
     except ValueError as err:
         raise damaged(path, err) from err
+    finally:
+        os.close(descriptor)
+
+
+def _check_status(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise damaged(path, "it is no regular file")
+    if found.st_uid not in (0, os.geteuid()):
+        raise damaged(path, f"it belongs to user {found.st_uid}")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise damaged(path, f"others may write to it (mode {found.st_mode & 0o7777:o})")
+    if found.st_size >= MAX_SIZE:
+        raise damaged(path, f"it is larger than {MAX_SIZE >> 20} MiB")
 
 
 def damaged(path: Path, reason: object) -> HostError:
@@ -112,18 +186,27 @@ def damaged(path: Path, reason: object) -> HostError:
 
 
 def remove(path: Path) -> None:
-    """Remove a file if it is there. Raises :class:`HostError`."""
+    """Remove a file if it is there; a folder in its place is moved aside. Raises :class:`HostError`."""
     try:
+        set_aside(path)
         path.unlink(missing_ok=True)
     except OSError as err:
         raise _cannot_write(path, err) from err
+
+
+def set_aside(path: Path) -> None:
+    """Move a folder away that is where a file belongs, under a name that says so. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        names = (path.with_name(f"{path.name}.was-a-folder{number or ''}") for number in range(1000))
+        path.rename(next(name for name in names if not name.exists()))
 
 
 def remove_unfinished() -> None:
     """Remove what runs that were killed left beside the files they were writing; the caller holds the lock."""
     for directory in (state_directory(), run_directory()):
         for left in directory.glob(".*"):
-            remove(left)
+            if not left.is_dir():
+                remove(left)
 
 
 def _cannot_write(path: Path, err: OSError) -> HostError:
@@ -131,8 +214,8 @@ def _cannot_write(path: Path, err: OSError) -> HostError:
         errno.ENOSPC: f"make room on the disk of {path.parent}",
         errno.EDQUOT: f"make room on the disk of {path.parent}",
         errno.EROFS: f"{path.parent} must be on a file system that can be written",
-        errno.EACCES: "run this as root",
-        errno.EPERM: "run this as root",
+        errno.EACCES: _AS_ROOT,
+        errno.EPERM: _AS_ROOT,
     }
     return HostError(f"cannot write {path}: {err.strerror}", hints.get(err.errno or 0))
 

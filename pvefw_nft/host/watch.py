@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import ctypes.util
+import errno
 import os
 import selectors
 import signal
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from pvefw_nft.errors import HostError
+from pvefw_nft.errors import PvefwError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+_T = TypeVar("_T")
 
 # include/uapi/linux/inotify.h
 _IN_MODIFY, _IN_ATTRIB, _IN_CLOSE_WRITE = 0x2, 0x4, 0x8
@@ -28,26 +31,33 @@ _STATE_FILES = (".running-config", "pve-ipam-state.json", "ipam.db", "hosts")  #
 
 
 class Inotify:
-    """Watches folders that may come and go. Where the kernel has no inotify, nothing is ever seen."""
+    """Watches folders that may come and go. What the kernel has no room for is not watched: see ``problems``."""
 
     def __init__(self) -> None:
-        """Open the inotify descriptor. Raises :class:`HostError` where the kernel has no more of them."""
-        self._libc = ctypes.CDLL(ctypes.util.find_library("c") or None, use_errno=True)
+        """Open the inotify descriptor, where the kernel has one left."""
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self.problems: set[str] = set()
+        """Why changes of files may be noticed only by looking at them."""
         self.descriptor: int = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self.descriptor < 0:
-            reason = os.strerror(ctypes.get_errno())
-            raise HostError(f"inotify is not usable: {reason}", "raise fs.inotify.max_user_instances")
+            self._note("inotify is not usable", "max_user_instances")
 
     def watch(self, folders: Sequence[Path]) -> None:
         """Watch these folders; those watched already stay so, those that do not exist are left out."""
-        for folder in folders:
-            self._libc.inotify_add_watch(self.descriptor, os.fsencode(folder), _EVENTS)
+        for folder in folders if self.descriptor >= 0 else ():
+            number = self._libc.inotify_add_watch(self.descriptor, os.fsencode(folder), _EVENTS)
+            if number < 0 and ctypes.get_errno() in (errno.ENOSPC, errno.ENOMEM):
+                self._note("the kernel does not watch more folders", "max_user_watches")
+
+    def _note(self, what: str, setting: str) -> None:
+        reason = os.strerror(ctypes.get_errno())
+        self.problems.add(f"{what} ({reason}): changes are noticed at the next look (raise fs.inotify.{setting})")
 
     def drain(self) -> bool:
         """Take all events off the queue; tell whether there were any."""
         seen = False
         try:
-            while os.read(self.descriptor, 65536):
+            while self.descriptor >= 0 and os.read(self.descriptor, 65536):
                 seen = True
         except BlockingIOError:
             pass
@@ -55,7 +65,8 @@ class Inotify:
 
     def close(self) -> None:
         """Close the descriptor."""
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
 
 def link_events() -> socket.socket:
@@ -115,6 +126,11 @@ def folders_of(root: Path, node: str) -> list[Path]:
     ]
 
 
+def folders_above(root: Path) -> list[Path]:
+    """Return the folders in which those of a configuration may appear."""
+    return [root / "etc", root / "etc" / "pve"]
+
+
 def notify(message: str) -> None:
     """Tell the service manager (sd_notify(3)); without one nothing happens."""
     address = os.environ.get("NOTIFY_SOCKET")
@@ -129,14 +145,27 @@ def notify(message: str) -> None:
         return
 
 
+class Look(Protocol):
+    """Runs a function that touches the file system, and returns what it returns."""
+
+    def __call__(self, function: Callable[[], _T], /) -> _T:
+        """Raises :class:`PvefwError` where the file system does not answer."""
+
+
+def _look(function: Callable[[], _T], /) -> _T:
+    return function()
+
+
 class Watcher:
     """Calls ``refresh`` when something changed, until it is told to end."""
 
     def __init__(
         self,
         folders: Callable[[], Sequence[Path]],
-        refresh: Callable[[str], None],
+        refresh: Callable[[str], float | None],
         *,
+        look: Look = _look,
+        warn: Callable[[str], None] = lambda _: None,
         poll: float = 10.0,
         full: float = 60.0,
         quiet: float = 0.05,
@@ -144,11 +173,15 @@ class Watcher:
     ) -> None:
         """Watch ``folders``; ``refresh`` gets the reason. All times are in seconds.
 
-        Files are looked at every ``poll``, and ``refresh`` is called every ``full`` whatever happened. After an
-        event it is called when nothing more came for ``quiet``, at the latest after ``longest``.
+        Files are looked at every ``poll``, and ``refresh`` is called every ``full`` whatever happened, and after as
+        many seconds as it asks for by what it returns. After an event it is called when nothing more came for
+        ``quiet``, at the latest after ``longest``. ``look`` runs what touches the file system, and may raise
+        :class:`PvefwError` where that does not answer. ``warn`` is told what cannot be watched.
         """
         self._folders = folders
         self._refresh = refresh
+        self._look = look
+        self._warn = warn
         self._poll = poll
         self._full = full
         self._quiet = quiet
@@ -158,38 +191,58 @@ class Watcher:
         self._wake_reading, self._wake_writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self, started: Callable[[], None] = lambda: None) -> None:
-        """Call ``refresh`` once, then ``started``, then watch until SIGTERM or SIGINT; SIGHUP refreshes at once."""
-        inotify = Inotify()
-        links = link_events()
-        selector = selectors.DefaultSelector()
-        selector.register(inotify.descriptor, selectors.EVENT_READ)
-        selector.register(links, selectors.EVENT_READ)
-        selector.register(self._wake_reading, selectors.EVENT_READ)
-        with self._signals():
-            inotify.watch(self._folders())
-            seen = snapshot(self._folders())
-            self._refresh("started")
+        """Call ``refresh`` once, then ``started``, then watch until SIGTERM or SIGINT; SIGHUP refreshes at once.
+
+        The first ``refresh`` comes before anything that may fail: the rules matter most.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._signals())
+            inotify = Inotify()
+            stack.callback(inotify.close)
+            links = stack.enter_context(link_events())
+            selector = stack.enter_context(selectors.DefaultSelector())
+            for source in (inotify.descriptor, links, self._wake_reading):
+                if source != -1:
+                    selector.register(source, selectors.EVENT_READ)
+            seen = self._seen(inotify)
+            due = self._due(self._refresh("started"))
             started()
-            refreshed = time.monotonic()
+            self._tell_problems(inotify)
             while not self._ended:
-                selector.select(self._poll)
+                selector.select(max(0.0, min(self._poll, due - time.monotonic())))
                 reason = self._gather(inotify, links)
-                inotify.watch(self._folders())
-                now = snapshot(self._folders())
+                now = self._seen(inotify)
+                self._tell_problems(inotify)
                 if reason is None and now != seen:
                     reason = "files changed"
-                if reason is None and time.monotonic() - refreshed >= self._full:
+                if reason is None and time.monotonic() >= due:
                     reason = "time to look"
                 notify("WATCHDOG=1")
                 if self._ended or reason is None:
                     continue
                 seen = now
-                self._refresh(reason)
-                refreshed = time.monotonic()
+                due = self._due(self._refresh(reason))
         notify("STOPPING=1")
-        selector.close()
-        links.close()
-        inotify.close()
+
+    def _due(self, wanted: float | None) -> float:
+        return time.monotonic() + (self._full if wanted is None else min(wanted, self._full))
+
+    def _seen(self, inotify: Inotify) -> dict[str, tuple[int, int, int]] | None:
+        """Watch the folders and return what is in them; None where the file system does not tell."""
+
+        def look() -> dict[str, tuple[int, int, int]]:
+            folders = self._folders()
+            inotify.watch(folders)
+            return snapshot(folders)
+
+        try:
+            return self._look(look)
+        except PvefwError:
+            return None  # the refresh says what is wrong
+
+    def _tell_problems(self, inotify: Inotify) -> None:
+        for problem in sorted(inotify.problems):
+            self._warn(problem)
 
     def _gather(self, inotify: Inotify, links: socket.socket) -> str | None:
         """Return why to refresh, once no more events come; None where there is no reason."""
@@ -219,11 +272,15 @@ class Watcher:
 
     def _end(self) -> None:
         self._ended = True
-        os.write(self._wake_writing, b"!")
+        self._wake()
 
     def _hang_up(self) -> None:
         self._hung_up = True
-        os.write(self._wake_writing, b"!")
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: there is enough in it to wake up
+            os.write(self._wake_writing, b"!")
 
 
 def _calling(handler: Callable[[], None]) -> Callable[[int, object], None]:

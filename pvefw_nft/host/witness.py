@@ -54,7 +54,12 @@ class Witness:
     @classmethod
     def of_json(cls, value: Any) -> Witness | None:  # noqa: ANN401 - JSON
         """Return the witness that was written; None: there was none. Raises TypeError for what is none."""
-        return None if value is None else cls(*value)
+        if value is None:
+            return None
+        boot, namespace, generation, rest = value
+        if not (isinstance(boot, str) and isinstance(rest, str) and {type(namespace), type(generation)} == {int}):
+            raise TypeError("a witness of other types")
+        return cls(boot, namespace, generation, rest)
 
 
 def call(rest: str = "") -> Witness | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.app import session_guard
-from pvefw_nft.cli.desired import desired_of
+from pvefw_nft.app.desired import desired_of
 from pvefw_nft.host import connections
 from pvefw_nft.host.connections import Flow, Session
 from pvefw_nft.host.live_network import LiveLink, LiveNetwork

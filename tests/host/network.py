@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from pvefw_nft.cli.desired import desired_of
+from pvefw_nft.app.desired import desired_of
 from pvefw_nft.errors import HostError
 from pvefw_nft.host import control, record, sysctl, tools, wiring
 from pvefw_nft.host.links import open_route
@@ -172,11 +172,11 @@ def switch_off() -> None:
 
 
 @contextlib.contextmanager
-def small_file_system(path: Path) -> Iterator[Path]:
+def small_file_system(path: Path, size: str = "64k") -> Iterator[Path]:
     """Mount one of 64 KiB there while the block runs."""
     path.mkdir(parents=True, exist_ok=True)
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", path], check=True, capture_output=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True, capture_output=True)
     except subprocess.CalledProcessError as error:
         pytest.skip(f"cannot mount a tmpfs: {error.stderr.decode()}")
     try:

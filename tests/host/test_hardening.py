@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.cli.desired import desired_of
+from pvefw_nft.app.desired import desired_of
 from pvefw_nft.errors import HostError
 from pvefw_nft.host import control, firewall, hardening, record
 from pvefw_nft.host.engines import engine

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pvefw_nft.cli import desired as desired_ruleset
+from pvefw_nft.app import desired as desired_ruleset
 from pvefw_nft.cli import main
 from pvefw_nft.cli.options import make_source
 from pvefw_nft.config import netdb

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from pvefw_nft.cli.desired import desired_of
+from pvefw_nft.app.desired import desired_of
 from pvefw_nft.host import control, nf_tables, record, zone_change
 from pvefw_nft.ir.zones import first_choice
 from pvefw_nft.pipeline import Source, compile_root

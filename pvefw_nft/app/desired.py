@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import gc
 from dataclasses import astuple, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvefw_nft.errors import Diagnostic, HostError, Severity, Span
+from pvefw_nft.config.steady import SettledFiles
+from pvefw_nft.errors import Diagnostic, HostError, InternalError, Severity, Span
 from pvefw_nft.host import record, state, zone_change
 from pvefw_nft.host.settings import Conntrack
 from pvefw_nft.pipeline import CLOSED_CODES, Observations, closing_failures, compile_root, hardening_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pvefw_nft.host.record import Desired
     from pvefw_nft.pipeline import Closed, Compiled, Source, Store
@@ -110,23 +112,63 @@ def note(result: Result, source: Source, backend: str | None) -> None:
         )
 
 
+def settled(source: Source, backend: str | None, seconds: float, waiting: Callable[[str], None]) -> Source:
+    """Return a source that waits for a file that is missing, empty or cut off, and was not at the last apply.
+
+    ``waiting`` is called with the path of each file that is waited for, ``seconds`` at the longest while it stays as it
+    is. What was applied before the last boot is known by its record only: whether the firewall was on.
+    """
+    noted = _read_notes(source, backend)
+    observations = noted.observations if noted is not None else Observations()
+    confirmed = record.load_if_sound(record.confirmed_path()) if noted is None else None
+    was_on = confirmed is not None and confirmed.enabled
+
+    def knew(path: str, text: str | None) -> bool:
+        if noted is None:
+            return was_on and Path(path).name == "cluster.fw" and not (text or "").strip()
+        return observations.had_other_text(path, text)
+
+    files = SettledFiles(source.files, knew, observations.paths_with_text(), seconds, waiting)
+    return replace(source, observed_files=files)
+
+
+@dataclass(frozen=True, slots=True)
+class _Notes:
+    """What the ruleset of an ``identity`` was compiled from, and what was found wrong then."""
+
+    identity: str
+    observations: Observations
+    diagnostics: tuple[Diagnostic, ...]
+
+
+def _read_notes(source: Source, backend: str | None) -> _Notes | None:
+    """Return the notes about the ruleset that was applied last since boot, if they are sound and of this source."""
+
+    def check(noted: Any) -> _Notes | None:  # noqa: ANN401 - JSON
+        answers = {
+            (state.typed(kind, str), state.typed(name, str)): state.typed(answer, str)
+            for kind, name, answer in noted["answers"]
+        }
+        diagnostics = tuple(map(_of_json, noted["diagnostics"]))
+        if noted["question"] != _question(source, backend):
+            return None
+        return _Notes(state.typed(noted["identity"], str), Observations(answers), diagnostics)
+
+    return state.read_record(record.inputs_path(), check)
+
+
 def _on_record(source: Source, backend: str | None) -> Result | None:
     """Return the ruleset that was applied last, if a compile would be certain to make the same again."""
+    noted = _read_notes(source, backend)
     try:
-        noted = state.read(record.inputs_path())
-        if noted is None or noted["question"] != _question(source, backend):
+        if noted is None or not noted.observations.still_hold(source):
             return None
-        observations = Observations({(kind, name): answer for kind, name, answer in noted["answers"]})
-        diagnostics = tuple(map(_of_json, noted["diagnostics"]))
-        identity = noted["identity"]
-    except (HostError, KeyError, TypeError, ValueError):
-        return None
-    if not observations.still_hold(source):
+    except InternalError:  # a kind of question that this version does not ask
         return None
     applied = record.load_if_sound(record.running_path())
-    if applied is None or applied.identity != identity:
+    if applied is None or applied.identity != noted.identity:
         return None
-    return Result(applied, diagnostics, observations, from_record=True)
+    return Result(applied, noted.diagnostics, noted.observations, from_record=True)
 
 
 def _question(source: Source, backend: str | None) -> list[str | None]:
@@ -138,5 +180,8 @@ def _as_json(diagnostic: Diagnostic) -> list[Any]:
 
 
 def _of_json(value: list[Any]) -> Diagnostic:
-    severity, code, span, message, hint = value
-    return Diagnostic(Severity(severity), code, Span(*span), message, hint)
+    severity, code, (file, line, column, end_column, text), message, hint = value
+    line, column, end_column = (state.typed(number, int) for number in (line, column, end_column))
+    span = Span(state.typed(file, str), line, column, end_column, state.typed(text, str))
+    hint = None if hint is None else state.typed(hint, str)
+    return Diagnostic(Severity(severity), state.typed(code, str), span, state.typed(message, str), hint)

@@ -1,0 +1,98 @@
+"""Reading a configuration while its file system may fail, hang, or show a file that is being written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from pvefw_nft.app import desired as desired_ruleset
+from pvefw_nft.config.patience import Patience, PatientFiles
+from pvefw_nft.config.steady import SECONDS, SteadyFiles
+from pvefw_nft.host import file_probe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pvefw_nft.app.desired import Result
+    from pvefw_nft.pipeline import Source, Store
+
+_T = TypeVar("_T")
+
+SETTLE_SECONDS = SECONDS
+"""How long a file must be missing, empty or cut off before it counts as that."""
+
+
+def patient(source: Source) -> Source:
+    """Return a source that does not wait for ever: UnreadableError where the file system does not answer."""
+    return replace(source, observed_files=_patience(source).files(source.files))
+
+
+def _patience(source: Source) -> Patience:
+    return Patience(source.root / "etc" / "pve", partial(file_probe.answers, source.root))
+
+
+def read_patiently(source: Source, read: Callable[[Source], _T]) -> _T:
+    """Return what ``read`` makes of a source of :func:`patient`, with one thread for all that it asks."""
+    files = source.files.files if isinstance(source.files, SteadyFiles) else source.files
+    return files.patience.run(lambda: read(source)) if isinstance(files, PatientFiles) else read(source)
+
+
+def find_once(
+    source: Source, backend: str | None, *, settle: float = 0.0, waiting: Callable[[str], None] = lambda _: None
+) -> Result:
+    """Return what the configuration asks for, for a command that runs once; ``source`` is one of :func:`patient`.
+
+    With ``settle`` seconds it waits for files that are missing, empty or cut off and were not at the last apply, and
+    calls ``waiting`` with the path of each. Raises what :func:`.desired.find` raises; UnreadableError where the file
+    system does not answer.
+    """
+    settled = desired_ruleset.settled(source, backend, settle, waiting) if settle else source
+    return read_patiently(source, lambda _: desired_ruleset.find(settled, backend))
+
+
+class SteadySource:
+    """The configuration as a service sees it: a file that is missing, empty or cut off has to stay so to count."""
+
+    def __init__(self, source: Source, backend: str | None, settle: float = SETTLE_SECONDS) -> None:
+        """Read with ``source``; ``settle`` is in seconds."""
+        self.patience = _patience(source)
+        self._backend = backend
+        self._settle = settle
+        self._patient = replace(source, observed_files=self.patience.files(source.files))
+        self._files = SteadyFiles(self._patient.files, settle)
+        self.source = replace(source, observed_files=self._files)
+
+    def look(self, function: Callable[[], _T], /) -> _T:
+        """Run a function that touches the folders of the configuration; UnreadableError where they do not answer."""
+
+        def looking() -> _T:
+            with self.patience.call(self.source.root / "etc" / "pve"):
+                return function()
+
+        return self.patience.run(looking)
+
+    def find(self, last: Result | None, store: Store) -> Result:
+        """Return the ruleset; ``last``, if nothing changed in what it was compiled from.
+
+        Raises what :func:`.desired.compiled` raises; UnreadableError where the file system does not answer.
+        """
+
+        def read() -> Result:
+            if last is not None and last.observations.still_hold(self.source):
+                return last
+            return desired_ruleset.compiled(self.source, self._backend, store)
+
+        return self.patience.run(read)
+
+    def find_first(self, store: Store, waiting: Callable[[str], None]) -> Result:
+        """Return the first ruleset: ``waiting`` is called with each path that is waited for. Raises as :meth:`find`."""
+        self._files.files = desired_ruleset.settled(self._patient, self._backend, self._settle, waiting).files
+        try:
+            return self.find(None, store)
+        finally:
+            self._files.files = self._patient.files
+
+    def doubtful(self) -> tuple[list[str], float | None]:
+        """Return the paths whose content is not believed yet, and the seconds until the first of them is."""
+        return self._files.doubtful(), self._files.doubt_ends()

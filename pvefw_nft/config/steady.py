@@ -1,0 +1,189 @@
+"""Files that are saved in two steps: not taking one for gone, empty or short while somebody writes it.
+
+``cp`` and some editors truncate a file and then write it, and others rename it away first. A compile in that moment
+would find a firewall that is off, or a guest without rules. Whatever takes something away by a file that is missing,
+empty or cut off has to stay so for some seconds before it counts.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pvefw_nft.config.files import Files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_T = TypeVar("_T")
+
+SECONDS = 3.0
+"""How long a file must be missing, empty or cut off before it counts as that."""
+_LONGEST = 10  # a file that changes all the time is given up after so many times the wait
+_LOOK = 0.1  # seconds between two looks of a command that waits
+
+
+def is_cut_off(text: str | None, before: str | None) -> bool:
+    """Tell whether a file looks as if it had been written in part only, as compared with what it held before."""
+    if before is None or text == before:
+        return False
+    if text is None or not text.strip():
+        return bool(before.strip())
+    return before.startswith(text) or (before.endswith("\n") and not text.endswith("\n"))
+
+
+class SteadyFiles(Files):
+    """Files as they are, but for what looks cut off or is missing: that is as it was, until it has stayed so.
+
+    For a service, which remembers what it read before and can look again: :meth:`doubt_ends` says when.
+    """
+
+    def __init__(self, files: Files, seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        """Take an answer that takes something away only after it was the same for ``seconds``."""
+        self.files = files
+        """What is asked."""
+        self._seconds = seconds
+        self._clock = clock
+        self._known: dict[tuple[str, str], Any] = {}
+        self._doubts: dict[tuple[str, str], _Doubt] = {}
+
+    def doubt_ends(self) -> float | None:
+        """Return the seconds until the next doubtful answer is taken; None where there is none."""
+        if not self._doubts:
+            return None
+        return max(0.0, min(doubt.ends(self._seconds) for doubt in self._doubts.values()) - self._clock())
+
+    def doubtful(self) -> list[str]:
+        """Return the paths whose content is not believed yet."""
+        return sorted({path for _, path in self._doubts})
+
+    def text(self, path: Path | str) -> str | None:
+        """Return the text of a file, or None where it does not exist. Raises what the files that are asked raise."""
+        return self._settled("text", path, self.files.text(path), is_cut_off)
+
+    def listed(self, folder: Path) -> list[str]:
+        """Return the names in a folder; none where it does not exist. Raises as :meth:`text`."""
+        before: list[str] = self._known.get(("folder", str(folder)), [])
+        now = self.files.listed(folder)
+        # one doubt for each name, so that others come and go meanwhile
+        gone = [name for name in before if name not in now and self._settled("name", folder / name, "", _was_there)]
+        for name in now:
+            self._settled("name", folder / name, name, _was_there)
+        answer = [*now, *gone]
+        self._known["folder", str(folder)] = answer
+        return answer
+
+    def is_folder(self, path: Path) -> bool:
+        """Tell whether a path leads to a folder. Raises as :meth:`text`."""
+        return self._settled("is folder", path, self.files.is_folder(path), _was_there)
+
+    def link(self, path: Path) -> str | None:
+        """Return where a symbolic link points to, or None. Raises as :meth:`text`."""
+        return self._settled("link", path, self.files.link(path), _was_there)
+
+    def host_name(self) -> str:
+        """Return this host's name."""
+        return self.files.host_name()
+
+    def _settled(self, kind: str, path: Path | str, now: _T, is_doubtful: Callable[[_T, _T], bool]) -> _T:
+        key = (kind, str(path))
+        before: _T = self._known.get(key, now)
+        if before != now and is_doubtful(now, before):
+            doubt = self._doubts.get(key)
+            if doubt is None:
+                doubt = self._doubts[key] = _Doubt(now, self._clock())
+            doubt.look(now, self._clock())
+            if self._clock() < doubt.ends(self._seconds):
+                return before
+        self._doubts.pop(key, None)
+        if before == now:
+            now = before  # the same object: a service holds each text once
+        self._known[key] = now
+        return now
+
+
+class _Doubt:
+    """An answer that is not taken yet, since when it has been the same, and since when there has been any."""
+
+    def __init__(self, answer: object, now: float) -> None:
+        self._answer = answer
+        self._since = self._begun = now
+
+    def look(self, answer: object, now: float) -> None:
+        if answer != self._answer:
+            self._answer, self._since = answer, now
+
+    def ends(self, seconds: float) -> float:
+        """Return the time at which the answer is to be taken."""
+        return min(self._since + seconds, self._begun + _LONGEST * seconds)
+
+
+def _was_there(now: object, before: object) -> bool:
+    return bool(before) and not now
+
+
+class SettledFiles(Files):
+    """Files for a command that runs once: it waits where a file is missing, empty or cut off that was not before.
+
+    ``knew`` tells of a path what is known of the text that it had when the ruleset was last applied.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        knew: Callable[[str, str | None], bool],
+        names: Iterable[str],
+        seconds: float = SECONDS,
+        waiting: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """``knew`` (path, text) tells whether the path had a text, and not this one; ``names`` are paths that had one.
+
+        ``waiting`` is called with each path that is waited for.
+        """
+        self._files = files
+        self._knew = knew
+        self._names: dict[str, set[str]] = {}
+        for name in names:
+            self._names.setdefault(str(Path(name).parent), set()).add(Path(name).name)
+        self._seconds = seconds
+        self._waiting = waiting
+
+    def text(self, path: Path | str) -> str | None:
+        """Return the text of a file, or None where it does not exist. Raises what the files that are asked raise."""
+
+        def doubtful(text: str | None) -> bool:
+            looks_cut = text is None or not text.strip() or not text.endswith("\n")
+            return looks_cut and self._knew(str(path), text)
+
+        return self._settled(str(path), lambda: self._files.text(path), doubtful)
+
+    def listed(self, folder: Path) -> list[str]:
+        """Return the names in a folder; none where it does not exist. Raises as :meth:`text`."""
+        expected = self._names.get(str(folder), set())
+        return self._settled(str(folder), lambda: self._files.listed(folder), lambda names: not expected <= set(names))
+
+    def is_folder(self, path: Path) -> bool:
+        """Tell whether a path leads to a folder. Raises as :meth:`text`."""
+        return self._files.is_folder(path)
+
+    def link(self, path: Path) -> str | None:
+        """Return where a symbolic link points to, or None. Raises as :meth:`text`."""
+        return self._files.link(path)
+
+    def host_name(self) -> str:
+        """Return this host's name."""
+        return self._files.host_name()
+
+    def _settled(self, path: str, ask: Callable[[], _T], is_doubtful: Callable[[_T], bool]) -> _T:
+        answer = ask()
+        if not is_doubtful(answer) or not self._seconds:
+            return answer
+        self._waiting(path)
+        begun = since = time.monotonic()
+        while is_doubtful(answer) and time.monotonic() < min(since + self._seconds, begun + _LONGEST * self._seconds):
+            time.sleep(min(_LOOK, self._seconds))
+            now = ask()
+            if now != answer:
+                answer, since = now, time.monotonic()
+        return answer

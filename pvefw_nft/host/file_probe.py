@@ -1,0 +1,74 @@
+"""Asking in a process of its own whether a file system answers.
+
+A call to a FUSE file system whose daemon has taken the request and does not answer cannot be ended, not even by SIGKILL
+(request_wait_answer in fs/fuse/dev.c): a process with a thread in such a call does not end before the daemon answers.
+So a child makes the first calls, and is left behind where they hang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_left_behind: set[int] = set()
+
+
+def answers(root: Path, seconds: float) -> bool:
+    """Tell whether the folders of a configuration and cluster.fw can be asked for; what the answers are is no matter.
+
+    ``root`` holds ``etc/pve``. While a child of an earlier call still hangs, nothing is asked again.
+    """
+    _reap()
+    if _left_behind:
+        return False
+    pve = root / "etc" / "pve"
+    return _try([pve, pve / "firewall", pve / "nodes", pve / "local", pve / "firewall" / "cluster.fw"], seconds)
+
+
+def _try(paths: Sequence[Path], seconds: float) -> bool:
+    try:
+        child = os.fork()
+    except OSError:
+        return True  # no process left: whoever asks finds out for itself
+    if child == 0:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                _touch(path)
+        os._exit(0)
+    ended = os.pidfd_open(child)
+    try:
+        ready, _, _ = select.select([ended], [], [], seconds)
+    finally:
+        os.close(ended)
+    if ready:
+        os.waitpid(child, 0)
+        return True
+    os.kill(child, signal.SIGKILL)
+    _left_behind.add(child)
+    return False
+
+
+def _touch(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if path.suffix == ".fw":
+            os.read(descriptor, 1)
+        else:
+            os.listdir(descriptor)  # noqa: PTH208 - a descriptor has no Path
+    finally:
+        os.close(descriptor)
+
+
+def _reap() -> None:
+    for child in list(_left_behind):
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(child, os.WNOHANG)[0] == 0:
+                continue
+        _left_behind.discard(child)

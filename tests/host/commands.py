@@ -1,0 +1,117 @@
+"""Commands of pvefw as processes that inherit this thread's namespaces, without the time that Python takes to start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pvefw_nft.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended: its exit status (negative: by this signal), and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        return self.out + self.err
+
+
+class Command:
+    """A command that runs."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, first: Callable[[], object] = lambda: None) -> None:
+        """Start it; its output goes to files in ``folder``. ``first`` is called in its process."""
+        self._files = [folder / f"{len(list(folder.iterdir()))}.{name}" for name in ("out", "err")]
+        descriptors = [os.open(file, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o600) for file in self._files]
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(descriptors, arguments, first)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def said(self) -> str:
+        """Return what it has printed."""
+        return "".join(file.read_text(errors="replace") for file in self._files)
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def is_running(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    def waits_for(self, condition: Callable[[], object], seconds: float = 30) -> None:
+        """Wait for something while it runs."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.is_running(), self.said()
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.02)
+
+    def ended(self, seconds: float = 60) -> Done:
+        """Wait for its end; one that does not end is killed, and fails the test."""
+        end = time.monotonic() + seconds
+        while self.is_running() and time.monotonic() < end:
+            time.sleep(0.01)
+        hangs = self.is_running()
+        if hangs:
+            self.send(signal.SIGKILL)
+        _, status = os.waitpid(self.pid, 0)
+        out, err = (file.read_text(errors="replace") for file in self._files)
+        assert not hangs, f"it did not end: {out}{err}"
+        return Done(os.waitstatus_to_exitcode(status), out, err)
+
+
+def pvefw(folder: Path, *arguments: str, seconds: float = 60) -> Done:
+    """Run a command to its end."""
+    return Command(arguments, folder).ended(seconds)
+
+
+@contextlib.contextmanager
+def service(folder: Path, *arguments: str) -> Iterator[Command]:
+    """Have ``pvefw run`` run while the block does, and end it by SIGTERM."""
+    command = Command(["run", *arguments], folder)
+    try:
+        yield command
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            command.send(signal.SIGTERM)
+        done = command.ended()
+    assert done.status == 0, done.said
+    assert "Traceback" not in done.said
+
+
+def _become(descriptors: Sequence[int], arguments: Sequence[str], first: Callable[[], object]) -> None:
+    status = 99
+    try:
+        for number, descriptor in enumerate(descriptors, 1):
+            os.dup2(descriptor, number)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - pytest's own would keep it in memory
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        first()
+        main(arguments)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)

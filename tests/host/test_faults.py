@@ -1,0 +1,405 @@
+"""Whatever fails around pvefw (the cluster file system, the disks, what it remembers, limits of the kernel): the rules
+stay, a host that comes up gets the ruleset confirmed last, ``stop`` works, and the message says what is wrong.
+
+:data:`FAULTS` are what fails, :data:`EXPECTED` is what each command then does, by the kind of fault. The nft backend's
+compiled rulesets need bridge conntrack: where the kernel lacks it, its tests are skipped (the lab runs some of them).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import resource
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("pyroute2")
+pytest.importorskip("nftables")
+
+from pvefw_nft.host import control, firewall, record, state, tools
+
+from .commands import Command, Done, pvefw, service
+from .conftest import need
+from .fuse import HANG, Faulty, own_mounts
+from .listing import everything
+from .network import configure, has_bridge_conntrack, small_file_system
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from .conftest import Namespace
+
+FILE_TIMEOUT = 1.0
+ALL = os.environ.get("PVEFW_TEST_FAULTS") == "all"
+"""Try every fault; else those that take different ways through the program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host whose etc/pve is a FUSE file system, and the options that name its configuration."""
+
+    faulty: Faulty
+    folder: Path
+    options: tuple[str, ...]
+    stack: contextlib.ExitStack
+
+    def pvefw(self, command: str, *more: str) -> Done:
+        reads = command not in ("stop", "confirm")
+        return pvefw(self.folder, command, *more, *(self.options if reads else ()))
+
+    def configure(self, number: int) -> None:
+        configure(self.folder.parent / "c", number, other=bool(number % 2))
+
+
+@pytest.fixture(params=["iptables", "nft"])
+def host_of(
+    request: pytest.FixtureRequest, host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Host]:
+    backend: str = request.param
+    need("iptables -L; ip6tables -L; ipset list; ebtables -L; nft add table inet probe; nft delete table inet probe")
+    if backend == "nft" and not has_bridge_conntrack():
+        pytest.skip("this kernel does not take compiled nft rulesets")
+    monkeypatch.setenv("PVEFW_FILE_TIMEOUT", str(FILE_TIMEOUT))
+    configure(tmp_path / "c")
+    (tmp_path / "root/etc").mkdir(parents=True)
+    (tmp_path / "said").mkdir()
+    with own_mounts(), contextlib.ExitStack() as stack:
+        faulty = Faulty(tmp_path / "root/etc/pve", tmp_path / "c/etc/pve", tmp_path / "faults.json")
+        stack.callback(faulty.close)
+        options = (
+            "--root",
+            str(tmp_path / "root"),
+            "--node",
+            "n",
+            "--local-network",
+            "192.0.2.0/24",
+            "--backend",
+            backend,
+        )
+        made = Host(faulty, tmp_path / "said", options, stack)
+        done = made.pvefw("start")
+        assert done.status == 0, done.said
+        yield made
+        faulty.mend()
+
+
+# --- what fails ---------------------------------------------------------------------------------------------
+
+Fault = "Callable[[Host], object]"
+
+
+def fails(operation: str, fault: str | int, *names: str) -> Callable[[Host], object]:
+    return lambda host: host.faulty.break_(operation, fault, names)
+
+
+def killed(host: Host) -> None:
+    host.faulty.kill()
+
+
+def unmounted(host: Host) -> None:
+    host.faulty.kill()
+    host.faulty.unmount()
+
+
+CLUSTER_FILE_SYSTEM: dict[str, tuple[Callable[[Host], object], str]] = {
+    "stat fails": (fails("stat", errno.EIO), "Input/output error"),
+    "open fails": (fails("open", errno.EIO), "Input/output error"),
+    "read fails": (fails("read", errno.EIO), "Input/output error"),
+    "readdir fails": (fails("readdir", errno.EIO), "Input/output error"),
+    "one file cannot be read": (fails("read", errno.EIO, "100.fw"), "100.fw: cannot be read: Input/output error"),
+    "one guest cannot be looked up": (fails("stat", errno.EIO, "100.conf"), "100.conf: cannot be read"),
+    "read would block": (fails("read", errno.EAGAIN), "Resource temporarily unavailable"),
+    "open is not permitted": (fails("open", errno.EACCES), "Permission denied"),
+    "stat is not permitted": (fails("stat", errno.EACCES), "Permission denied"),
+    "all times out": (fails("all", errno.ETIMEDOUT), "timed out"),
+    "stat times out": (fails("stat", errno.ETIMEDOUT), "timed out"),
+    "not connected": (fails("all", errno.ENOTCONN), "not connected"),
+    "daemon killed": (killed, "not connected"),
+    "unmounted": (unmounted, "etc/pve: nothing is there"),
+    "all hangs": (fails("all", HANG), "does not answer within 1 s"),
+    "read hangs": (fails("read", HANG), "does not answer within 1 s"),
+    "readdir hangs": (fails("readdir", HANG), "does not answer within 1 s"),
+}
+
+
+def damaged(name: str, content: Callable[[Path], object]) -> Callable[[Host], object]:
+    def damage(_: Host) -> None:
+        for folder in (state.state_directory(), state.run_directory()):
+            for path in folder.glob(name):
+                path.unlink()
+                content(path)
+
+    return damage
+
+
+def full(directory: Callable[[], Path]) -> Callable[[Host], object]:
+    def fill(host: Host) -> None:
+        kept = [(path.name, path.read_bytes()) for path in directory().iterdir() if path.is_file()]
+        disk = host.stack.enter_context(small_file_system(directory(), "1m"))
+        for name, content in kept:
+            (disk / name).write_bytes(content)
+        with contextlib.suppress(OSError):
+            (disk / "filler").write_bytes(b"x" * 2_000_000)
+
+    return fill
+
+
+def read_only(directory: Callable[[], Path]) -> Callable[[Host], object]:
+    def protect(host: Host) -> None:
+        for command in (["mount", "--bind"], ["mount", "-o", "remount,bind,ro"]):
+            tools.run([*command, *([str(directory())] * (2 if "--bind" in command else 1))])
+        host.stack.callback(tools.run, ["umount", str(directory())])
+
+    return protect
+
+
+def writes(text: str | bytes) -> Callable[[Path], object]:
+    data = text.encode() if isinstance(text, str) else text
+    return lambda path: path.write_bytes(data)
+
+
+DEEP = "[" * 100_000
+RECORDS: dict[str, Callable[[Host], object]] = {
+    "all records empty": damaged("*", writes("")),
+    "all records are numbers": damaged("*", writes("7")),
+    "all records are empty objects": damaged("*", writes("{}")),
+    "all records are lists": damaged("*", writes('[{"a": [1]}]')),
+    "all records nested deeply": damaged("*", writes(DEEP)),
+    "all records are not text": damaged("*", writes(b"\xff\xfe\0\xff" * 100)),
+    "all records are FIFOs": damaged("*", lambda path: os.mkfifo(path)),
+    "all records are folders": damaged("*", lambda path: (path / "x").mkdir(parents=True)),
+    "all records are links to nowhere": damaged("*", lambda path: path.symlink_to("/nonexistent/x")),
+    "all records are endless": damaged("*", lambda path: path.symlink_to("/dev/zero")),
+    "all records are gone": damaged("*", lambda _: None),
+}
+DISKS: dict[str, Callable[[Host], object]] = {
+    "state is full": full(state.state_directory),
+    "run directory is full": full(state.run_directory),
+    "state is read-only": read_only(state.state_directory),
+    "run directory is read-only": read_only(state.run_directory),
+}
+
+
+# --- what each command does ---------------------------------------------------------------------------------
+
+KEPT, CONFIRMED, GONE = "as they were", "those confirmed last", "gone"
+EXPECTED: dict[str, dict[str, tuple[set[int], str]]] = {
+    # of a host whose rules run: by command, the exit codes it may end with, and the rules after it
+    "cluster file system": {
+        "update": ({1}, KEPT),
+        "start": ({1}, KEPT),
+        "status": ({1}, KEPT),
+        "doctor": ({1}, KEPT),
+        "confirm": ({3}, KEPT),
+        "run": ({0}, KEPT),
+        "stop": ({0}, GONE),
+    },
+    "records": {
+        "status": ({0, 1, 3}, KEPT),
+        "doctor": ({0, 1}, KEPT),
+        "confirm": ({3}, KEPT),
+        "update": ({0, 3}, KEPT),
+        "start": ({0, 3}, KEPT),
+        "run": ({0}, KEPT),
+        "stop": ({0}, GONE),
+    },
+    "disks": {
+        "status": ({0, 1}, KEPT),
+        "doctor": ({0, 1}, KEPT),
+        "confirm": ({3}, KEPT),
+        "update": ({0, 3}, KEPT),
+        "start": ({0, 3}, KEPT),
+        "run": ({0}, KEPT),
+        "stop": ({0}, GONE),
+    },
+}
+
+
+def rules() -> dict[str, Any]:
+    """Return what the kernel holds of rules."""
+    found = everything_of_the_kernel()
+    return {key: found[key] for key in ("iptables", "ip6tables", "ebtables", "ipset", "bridge", "inet")}
+
+
+def everything_of_the_kernel() -> dict[str, Any]:
+    # the records are looked at for themselves: here they may be damaged
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(record, "load", lambda _: None)
+        patched.setattr(control, "pending", lambda: None)
+        return everything()
+
+
+def have_no_rules() -> bool:
+    return not any("PVEFW" in line or "tap100i0" in line for line in repr(rules()).split(","))
+
+
+def some(faults: Iterable[str], *short: str) -> list[str]:
+    """Return the faults to try."""
+    return [fault for fault in faults if ALL or fault in short]
+
+
+def run_for(host: Host, seconds: float, message: str) -> str:
+    with service(host.folder, *host.options, "--poll", "0.3") as running:
+        if message:
+            running.waits_for(lambda: re.search(message, running.said()))
+        end = time.monotonic() + seconds
+        running.waits_for(lambda: time.monotonic() >= end)
+    return running.said()
+
+
+def check_all_commands(host: Host, kind: str, message: str) -> None:
+    before = rules()
+    for command, (codes, after) in EXPECTED[kind].items():
+        if command == "run":
+            said = run_for(host, 1.0, message)
+        else:
+            done = host.pvefw(command)
+            assert done.status in codes, (command, done)
+            said = done.said
+        assert "Traceback" not in said, (command, said)
+        assert "cannot print" not in said, (command, said)
+        assert "pvefw failed" not in said, (command, said)
+        if command in ("update", "start", "status", "doctor", "run"):
+            assert re.search(message, said), (command, said)
+            assert not message or said.count(message) <= 2, (command, said)
+        if after == KEPT:
+            assert rules() == before, command
+        else:
+            assert have_no_rules(), command
+
+
+@pytest.mark.parametrize(
+    "fault",
+    some(
+        CLUSTER_FILE_SYSTEM,
+        "open is not permitted",
+        "stat fails",
+        "one file cannot be read",
+        "daemon killed",
+        "unmounted",
+        "all hangs",
+        "readdir hangs",
+    ),
+)
+def test_cluster_file_system_fails(host_of: Host, fault: str) -> None:
+    inject, message = CLUSTER_FILE_SYSTEM[fault]
+    before = rules()
+    inject(host_of)
+    check_all_commands(host_of, "cluster file system", message)
+    # at boot: nothing runs, and the ruleset confirmed last is put in place
+    shutil.rmtree(state.run_directory())
+    done = host_of.pvefw("update")
+    assert have_no_rules()
+    done = host_of.pvefw("start")
+    assert done.status == 1
+    assert re.search(message, done.said)
+    assert "the ruleset that was confirmed last is in place" in done.said
+    assert rules() == before
+    assert host_of.pvefw("stop").status == 0
+    said = run_for(host_of, 0.5, "confirmed last is in place")
+    assert re.search(message, said)
+    assert rules() == before
+
+
+@pytest.mark.parametrize(
+    "fault",
+    some(
+        RECORDS,
+        "all records are lists",
+        "all records nested deeply",
+        "all records are FIFOs",
+        "all records are endless",
+        "all records are folders",
+    ),
+)
+def test_records_are_damaged(host_of: Host, fault: str) -> None:
+    RECORDS[fault](host_of)
+    check_all_commands(host_of, "records", "")
+    # what a start writes is sound again
+    assert host_of.pvefw("start").status == 0
+    assert host_of.pvefw("status").status == 0
+
+
+@pytest.mark.parametrize("fault", DISKS)
+def test_disks_are_full_or_read_only(host_of: Host, fault: str) -> None:
+    DISKS[fault](host_of)
+    check_all_commands(host_of, "disks", "")
+
+
+@pytest.mark.parametrize("fault", DISKS)
+def test_change_on_a_full_or_read_only_disk_is_not_half_done(host_of: Host, fault: str) -> None:
+    before = rules()
+    DISKS[fault](host_of)
+    host_of.configure(1)
+    done = host_of.pvefw("update")
+    assert "Traceback" not in done.said
+    if "state" in fault:
+        assert done.status == 3
+        assert str(state.state_directory()) in done.said
+        assert rules() == before
+    else:
+        assert str(state.run_directory()) in done.said
+        assert rules() != before
+    stopped = host_of.pvefw("stop")
+    assert stopped.status == 0, stopped
+    assert have_no_rules()
+
+
+def test_service_comes_back_with_the_file_system(host_of: Host) -> None:
+    before = rules()
+    host_of.configure(1)
+    host_of.faulty.break_("all", errno.EIO)
+    with service(host_of.folder, *host_of.options, "--poll", "0.2") as running:
+        running.waits_for(lambda: "Input/output error" in running.said())
+        assert rules() == before
+        host_of.faulty.mend()
+        running.waits_for(lambda: "changes in" in running.said())
+        assert rules() != before
+        # and dies and is mounted again
+        changed = rules()
+        host_of.faulty.kill()
+        running.waits_for(lambda: "not connected" in running.said())
+        host_of.configure(2)
+        time.sleep(0.5)
+        assert rules() == changed
+        host_of.faulty.unmount()
+        host_of.faulty.mount()
+        running.waits_for(lambda: rules() != changed)
+
+
+def test_no_inotify_left(host_of: Host) -> None:
+    """The rules come first, then a warning, then files are looked at every --poll seconds."""
+    before = rules()
+    limit = Path("/proc/sys/fs/inotify/max_user_instances")
+    kept = limit.read_text()
+    limit.write_text("0")
+    try:
+        with service(host_of.folder, *host_of.options, "--poll", "0.2") as running:
+            running.waits_for(lambda: "max_user_instances" in running.said())
+            assert running.said().index("started:") < running.said().index("max_user_instances")
+            host_of.configure(1)
+            running.waits_for(lambda: rules() != before)
+    finally:
+        limit.write_text(kept)
+
+
+def test_no_descriptors_left(host_of: Host) -> None:
+    """An update that the limits of the process do not let happen changes nothing, and says so."""
+    before = rules()
+    host_of.configure(1)
+    command = Command(
+        ["update", *host_of.options], host_of.folder, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))
+    )
+    done = command.ended()
+    assert done.status in (1, 3), done
+    assert "Traceback" not in done.said
+    assert "Too many open files" in done.said, done
+    assert rules() == before
+    assert firewall.is_running()
