@@ -42,15 +42,18 @@ from pvefw_nft.verify.model import (
     Reject,
     Return,
     Rule,
+    SetField,
     SetHelper,
     SetMark,
     SetZone,
     Test,
     UnknownVerdict,
+    UpdateSet,
     Verdict,
     VerdictMap,
     interface_name,
     interface_number,
+    rate_of,
 )
 
 if TYPE_CHECKING:
@@ -194,9 +197,9 @@ def set_text(on: Field, values: IntervalSet, limit: int = 6) -> str:
 def condition_text(condition: Condition) -> str:
     """Return a condition in words: ``dport 22``, ``mark 0x80000000/0x80000000``, ``not (…)``."""
     if isinstance(condition, Test):
-        if condition.field.name.startswith("rate "):
+        if (rate := rate_of(condition.field)) is not None:
             words = [word for value, word in ((0, "within"), (1, "over")) if value in condition.values]
-            return f"{' or '.join(words)} {condition.field}"
+            return f"{' or '.join(words)} {rate}"
         mark = _mark_text((condition,))
         return mark or f"{condition.field} {set_text(condition.field, condition.values)}"
     if isinstance(condition, Not):
@@ -288,7 +291,9 @@ def effect_text(effect: Effect) -> str:
             return "notrack"
         case SetZone(entries):
             return f"ct zone {entries[0][1]}" if len(entries) == 1 else f"ct zone map of {len(entries)}"
-        case Alter(text):
+        case SetField(on, value):
+            return f"{on} set {value_text(on, value)}" if isinstance(value, int) else f"{on} changed"
+        case UpdateSet(_, text) | Alter(text):
             return text
         case Guard(condition):
             return f"only if {condition_text(condition)}"

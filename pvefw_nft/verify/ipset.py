@@ -11,7 +11,7 @@ Example: with ``add x 10.0.0.0/8`` and ``add x 10.1.0.0/16 nomatch``, ``--match-
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ from pvefw_nft.verify.model import (
     Not,
     Test,
     equals,
+    expiry_field,
     interface_set,
     mark_condition,
 )
@@ -73,10 +74,11 @@ _DIMENSIONS = {
 
 @dataclass(slots=True)
 class Entry:
-    """A member: its parts as written, one a dimension, and whether it is a hole (``nomatch``)."""
+    """A member: its parts as written, one a dimension, whether it is a hole (``nomatch``), and whether it expires."""
 
     parts: tuple[str, ...]
     nomatch: bool = False
+    expires: bool = False
 
 
 @dataclass(slots=True)
@@ -100,6 +102,7 @@ class IpSets:
 
     def __init__(self, sets: dict[str, IpSet] | None = None) -> None:
         self.sets = sets if sets is not None else {}
+        self.lookups: set[str] = set()
         self._addresses: dict[str, IntervalSet] = {}
 
     def addresses(self, name: str) -> IntervalSet:
@@ -116,6 +119,9 @@ class IpSets:
         Raises KeyError where there is no such set, ValueError where the directions are too few for it.
         """
         ipset = self.sets[name]
+        self.lookups.add(name)
+        if any(entry.expires for entry in ipset.entries.values()):
+            return self._expiring(ipset, version, directions)
         if ipset.kind == "list:set":
             members = [self.sets[entry.parts[0]] for entry in ipset.entries.values()]
             fitting = [member.name for member in members if len(member.dimensions) <= len(directions)]
@@ -127,6 +133,16 @@ class IpSets:
         if len(ipset.dimensions) == 1 and ipset.dimensions[0] in ("ip", "net"):
             return Test(_address_field(version, directions[0]), self.addresses(name))
         return _several(ipset, version, directions)
+
+    def _expiring(self, ipset: IpSet, version: int, directions: tuple[str, ...]) -> Condition:
+        """Return the condition of a set of which members expire. When, is not compared: saved is only what is left."""
+        lasting = replace(ipset, entries={k: entry for k, entry in ipset.entries.items() if not entry.expires})
+        whole = replace(ipset, entries={k: replace(entry, expires=False) for k, entry in ipset.entries.items()})
+        parts = [
+            IpSets({**self.sets, ipset.name: one}).condition(ipset.name, version, directions)
+            for one in (whole, lasting)
+        ]
+        return Any((All((parts[0], equals(expiry_field("a timeout"), 0))), parts[1]))
 
 
 def read_ipsets(text: str, reading: Reading, first_line: int = 1) -> IpSets:
@@ -154,7 +170,8 @@ def _command(sets: dict[str, IpSet], words: list[str]) -> None:
     elif command in ("add", "A"):
         ipset = sets[words[1]]
         parts = tuple(words[2].split(","))
-        ipset.entries[parts] = Entry(parts, "nomatch" in words[3:])
+        left = words[words.index("timeout", 3) + 1] if "timeout" in words[3:] else ipset.options.get("timeout", "0")
+        ipset.entries[parts] = Entry(parts, "nomatch" in words[3:], left != "0")
     elif command in ("del", "D"):
         sets[words[1]].entries.pop(tuple(words[2].split(",")), None)
     elif command in ("flush", "F"):

@@ -137,6 +137,16 @@ SADDR6 = Field("ip6 saddr", 1 << 128, FieldKind.IPV6)
 DADDR6 = Field("ip6 daddr", 1 << 128, FieldKind.IPV6)
 L4PROTO = Field("l4proto", 256, FieldKind.PROTOCOL)
 """The transport protocol (the last next-header of IPv6 that is no extension)."""
+EXTENSION = Field("ip6 extension", 257)
+"""The extension header that an IPv6 packet begins with, by its number; :data:`NO_EXTENSION` where it has none."""
+NO_EXTENSION = 256
+EXTENSIONS = IntervalSet.from_ranges((number, number) for number in (0, 43, 51, 60, 135, 139, 140))
+"""Hop-by-hop, routing, authentication, destination, mobility, HIP and Shim6 (IANA's list). Fragments are apart."""
+TH_SOURCE = Field("th sport bytes", 1 << 16)
+"""The first two bytes behind the network header, of protocols without ports and other than ICMP; the next two are
+:data:`TH_DESTINATION`, those of ICMP (its checksum) included.
+"""
+TH_DESTINATION = Field("th dport bytes", 1 << 16)
 FRAGMENT = _enum("fragment", "whole", "first", "later")
 """Unfragmented, the first fragment, or a later one, which has no transport header."""
 TTL = Field("ttl", 256)
@@ -222,6 +232,15 @@ PRESENCE: Mapping[Field, tuple[tuple[Field, IntervalSet], ...]] = {
             (FRAGMENT, IntervalSet.of((0, 1))),
         ),
     ),
+    EXTENSION: ((PROTOCOL, IntervalSet.single(IPV6)),),
+    TH_SOURCE: (
+        (L4PROTO, L4PROTO.everything - IntervalSet.from_ranges((n, n) for n in (1, 58, *PORT_PROTOCOLS))),
+        (FRAGMENT, IntervalSet.of((0, 1))),
+    ),
+    TH_DESTINATION: (
+        (L4PROTO, L4PROTO.everything - IntervalSet.from_ranges((n, n) for n in PORT_PROTOCOLS)),
+        (FRAGMENT, IntervalSet.of((0, 1))),
+    ),
     TCP_FLAGS: ((L4PROTO, IntervalSet.single(6)), (FRAGMENT, IntervalSet.of((0, 1)))),
     ICMP: (
         (PROTOCOL, IntervalSet.single(IPV4)),
@@ -256,14 +275,37 @@ def field_named(name: str) -> Field:
 def rate_field(description: str) -> Field:
     """Return the field that is 1 for a packet that exceeds a rate, 0 for one within it.
 
-    Descriptions are canonical: ``200/second burst 1000 per ip saddr/32``; equal text is the same field.
+    Descriptions are canonical: ``200/second burst 1000 per ip saddr/32``. Equal text is the same field to a reader;
+    that each rule counts for itself, or with those that name the same counter, is what :func:`counter_field` is for.
     """
     return Field(f"rate {description}", 2, FieldKind.BIT)
 
 
-def rate_test(description: str, *, over: bool) -> Test:
-    """Return the test that a packet exceeds a rate, or is within it."""
-    return equals(rate_field(description), int(over))
+def counter_field(rate: Field, counter: str) -> Field:
+    """Return the field of a rate as one counter has it: two rules with the same limit do not exceed it together."""
+    return Field(f"{rate.name}{_COUNTER}{counter}", 2, FieldKind.BIT)
+
+
+def rate_of(on: Field) -> Field | None:
+    """Return the rate, whichever counter it is of; None for another field."""
+    if not on.name.startswith("rate "):
+        return None
+    name = on.name.partition(_COUNTER)[0]
+    return on if name == on.name else rate_field(name.removeprefix("rate "))
+
+
+_COUNTER = " of counter "
+
+
+def rate_test(description: str, *, over: bool, counter: str | None = None) -> Test:
+    """Return the test that a packet exceeds a rate, or is within it; rules with the same ``counter`` share it."""
+    on = rate_field(description)
+    return equals(on if counter is None else counter_field(on, counter), int(over))
+
+
+def expiry_field(timeout: str) -> Field:
+    """Return the field that is 1 where elements of sets with this timeout have expired by the time of the packet."""
+    return Field(f"expired after {timeout}", 2, FieldKind.BIT)
 
 
 def unknown_field(text: str) -> Field:
@@ -668,8 +710,31 @@ class SetZone:
 
 
 @dataclass(frozen=True, slots=True)
+class SetField:
+    """A field of the packet is changed, where it has it: to ``value``, or to that of a table by the old value."""
+
+    field: Field
+    value: int | tuple[int, ...]
+
+    def result(self, old: int) -> int:
+        """Return what an old value becomes."""
+        return self.value if isinstance(self.value, int) else self.value[old]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSet:
+    """A set gets an element made of the packet, or loses it: which packets it has later depends on that.
+
+    ``set`` names the set (``ipset bad``, ``nft inet t bad``), ``text`` what is done, with its timeout.
+    """
+
+    set: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Alter:
-    """Something else is changed or recorded that no modelled field shows (TTL, MSS, a counter, a set)."""
+    """Something else is changed or recorded that no modelled field shows (MSS, priority, a counter)."""
 
     text: str
 
@@ -681,7 +746,7 @@ class Guard:
     condition: Condition
 
 
-Effect: TypeAlias = Log | SetMark | CopyMark | SetHelper | NoTrack | SetZone | Alter | Guard
+Effect: TypeAlias = Log | SetMark | CopyMark | SetHelper | NoTrack | SetZone | SetField | UpdateSet | Alter | Guard
 
 
 # --- structure ----------------------------------------------------------------------------------------------
@@ -701,6 +766,21 @@ class Rule(NamedTuple):
     text: str = ""
     origin: str = ""
     line: int = 0
+
+
+def own_counter(on: Field, rule: Rule) -> Field:
+    """Return the field of a rate as a rule counts it, which has a counter of its own unless it names one.
+
+    Rules that only log are taken to log together. Rates kept for each source, say, count for themselves where what is
+    within them is accepted: where it is dropped beyond, a second one with the same rate finds nothing more to drop.
+    """
+    rate = rate_of(on)
+    only_logs = rule.verdict is None and all(isinstance(effect, (Log, Guard, Alter)) for effect in rule.effects)
+    if rate is None or only_logs:
+        return on
+    if not isinstance(rule.verdict, Accept) and " per " in rate.name.partition(" burst ")[2]:
+        return rate
+    return counter_field(on, f"rule {id(rule):x}") if rate is on else on
 
 
 class Family(Enum):
@@ -776,11 +856,14 @@ class TableKey:
 
 @dataclass(slots=True)
 class Table:
-    """Chains by name. ``sets`` keeps the named sets the rules refer to, to name them in reports."""
+    """Chains by name. ``sets`` keeps the named sets the rules refer to, to name them in reports; ``lookups`` the names
+    of those that rules look packets up in, as :class:`UpdateSet` has them.
+    """
 
     key: TableKey
     chains: dict[str, Chain] = field(default_factory=dict)
     sets: dict[str, IntervalSet] = field(default_factory=dict)
+    lookups: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)

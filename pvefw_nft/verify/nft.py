@@ -27,7 +27,7 @@ from pvefw_nft.verify.nft_rule import NftRuleParser, NftTable
 from pvefw_nft.verify.nft_values import text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator
 
     from pvefw_nft.verify.nft_values import Json
     from pvefw_nft.verify.reading import Reading
@@ -185,6 +185,8 @@ class NftReader:
         if not isinstance(elements, list):
             elements = [elements]
         known = table.objects.elements
+        if "timeout" in body and what != "element":
+            table.objects.timeouts[name] = str(body["timeout"])
         if command in ("add", "create"):
             if what == "element" and name not in known:
                 raise ValueError("no such set")
@@ -207,6 +209,10 @@ class NftReader:
         flags = raw.definition.get("flags", [])
         dormant = flags == "dormant" or (isinstance(flags, list) and "dormant" in flags)
         raw.objects.counting |= _counting_sets(rule for chain in raw.chains.values() for rule in chain.rules)
+        for chain in raw.chains.values():
+            for rule in chain.rules:
+                looked_up = set(_looked_up(rule.get("expr"))) - raw.objects.counting
+                raw.objects.lookups |= {raw.objects.set_name(name) for name in looked_up}
         parser = NftRuleParser(raw.objects, self.reading)
         for chain in raw.chains.values():
             made = Chain(chain.name, [])
@@ -226,6 +232,7 @@ class NftReader:
                 )
         for (reference, _), values in raw.objects.values.items():
             table.sets.setdefault(reference[1:], values)
+        table.lookups = raw.objects.lookups
         return table
 
     def _hook(self, table: Table, chain: _RawChain) -> Hook | None:
@@ -259,3 +266,16 @@ def _counting_sets(rules: Iterable[dict[str, Json]]) -> set[str]:
             if isinstance(body, dict) and body.get("stmt"):
                 found.add(str(body.get("set")))
     return found
+
+
+def _looked_up(node: Json) -> Iterator[str]:
+    """Yield the references of sets and maps in a rule's expressions, but for those of sets that it updates."""
+    if isinstance(node, str) and node.startswith("@"):
+        yield node
+    elif isinstance(node, list):
+        for part in node:
+            yield from _looked_up(part)
+    elif isinstance(node, dict):
+        for key, part in node.items():
+            if not (key == "set" and isinstance(part, dict) and "op" in part):
+                yield from _looked_up(part)

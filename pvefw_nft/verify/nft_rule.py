@@ -7,16 +7,21 @@ becomes the tests ``l4proto in [6]`` and ``dport in [22]``.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from pvefw_nft.verify import names
 from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.model import (
     ACCEPT,
+    DPORT,
     DROP,
+    DSCP,
+    EXTENSION,
+    EXTENSIONS,
     FRAGMENT,
     HAS_CONNECTION,
+    ICMP,
     ICMP6,
     INNER_TYPE,
     INNER_VLAN_ID,
@@ -24,12 +29,18 @@ from pvefw_nft.verify.model import (
     IPV6,
     L4PROTO,
     MARK,
+    NO_EXTENSION,
     PROTOCOL,
     RETURN,
+    SPORT,
     TAGS,
     TCP_FLAGS,
+    TH_DESTINATION,
+    TH_SOURCE,
     TRUE,
+    TTL,
     VLAN_ID,
+    All,
     Alter,
     Any,
     Condition,
@@ -49,13 +60,16 @@ from pvefw_nft.verify.model import (
     PlainVerdict,
     Queue,
     Reject,
+    SetField,
     SetHelper,
     SetZone,
     Test,
     UnknownVerdict,
+    UpdateSet,
     Verdict,
     VerdictMap,
     equals,
+    expiry_field,
     negate,
     rate_test,
 )
@@ -82,6 +96,7 @@ from pvefw_nft.verify.nft_parts import (
 from pvefw_nft.verify.nft_values import (
     ND_TARGET_SELECTOR,
     ND_TYPES,
+    PORTED,
     Json,
     Selector,
     UnknownExpressionError,
@@ -116,9 +131,16 @@ class NftTable:
     helpers: dict[str, str] = field(default_factory=dict)
     values: dict[tuple[str, Field], IntervalSet] = field(default_factory=dict)
     counting: set[str] = field(default_factory=set)
+    timeouts: dict[str, str] = field(default_factory=dict)
+    lookups: set[str] = field(default_factory=set)
+
+    def set_name(self, reference: str) -> str:
+        """Return what to call a set by its reference, among those of all tables."""
+        return f"nft {self.family.value} {self.name} {reference[1:]}"
 
     def members(self, reference: str) -> list[Json]:
         """Return the elements of a set or map by its reference, ``@name``; raises ValueError."""
+        self.lookups.add(self.set_name(reference))
         known = self.elements.get(reference[1:])
         if known is None:
             raise ValueError(f"there is no set or map '{reference[1:]}'")
@@ -197,7 +219,23 @@ class NftRuleParser:
                 self._require(special)
                 return
         on = self._selector(left)
-        self._require(self._compare(on, operator, right))
+        self._require(self._everywhere(left, on, operator, right))
+
+    def _everywhere(self, left: Json, on: Selector, operator: str, right: Json) -> Condition:
+        """Return the condition of a match, also where what it reads is in another field of the model.
+
+        ``ip6 nexthdr`` is the number of the first header, which may be one of an extension; ``th dport`` are bytes of
+        whatever follows the network header (nft_payload_eval and nft_meta_get_eval of net/netfilter).
+        """
+        if is_expression(left, "payload", "ip6", "nexthdr"):
+            first = self._compare(on, operator, right)
+            assert isinstance(first, Test)
+            extended = Test(EXTENSION, first.values & EXTENSIONS)
+            return Any((All((equals(EXTENSION, NO_EXTENSION), first)), extended))
+        if on.of_any_protocol and not self._has(PORTED):
+            others = (SPORT, ICMP, ICMP6, TH_SOURCE) if on.field is SPORT else (DPORT, TH_DESTINATION)
+            return Any(tuple(self._compare(replace(on, field=other), operator, right) for other in others))
+        return self._compare(on, operator, right)
 
     def _selector(self, expression: Json) -> Selector:
         """Return what an expression reads, having required what it depends on."""
@@ -221,6 +259,9 @@ class NftRuleParser:
         return False
 
     def _compare(self, on: Selector, operator: str, right: Json) -> Condition:
+        timed = self._timed(right)
+        if timed:
+            return self._expiring(on, operator, right, timed)
         values = self._values(on, right)
         if operator in ("==", "in"):
             return Test(on.field, values)
@@ -249,6 +290,34 @@ class NftRuleParser:
             return known
         return values_of(on, right)
 
+    def _timed(self, right: Json) -> dict[str, list[Json]]:
+        """Return the elements of a set that expire, by their timeout."""
+        found: dict[str, list[Json]] = {}
+        if isinstance(right, str) and right.startswith("@"):
+            for element in self.table.members(right):
+                inner = element.get("elem") if isinstance(element, dict) else None
+                if isinstance(inner, dict) and {"timeout", "expires"} & inner.keys():
+                    timeout = inner.get("timeout", self.table.timeouts.get(right[1:], "a timeout"))
+                    found.setdefault(f"{timeout} s", []).append(inner["val"])
+        return found
+
+    def _expiring(self, on: Selector, operator: str, right: Json, timed: dict[str, list[Json]]) -> Condition:
+        """Return the condition of a set of which elements expire: they match as long as they have not."""
+        if operator not in ("==", "in", "!=", "!"):
+            raise UnknownExpressionError(f"{on.field} {operator} {right}")
+        expiring = [value for values in timed.values() for value in values]
+        lasting = [
+            element
+            for element in self.table.members(str(right))
+            if not (isinstance(element, dict) and "elem" in element and as_object(element["elem"])["val"] in expiring)
+        ]
+        parts: list[Condition] = [Test(on.field, values_of(on, lasting))]
+        parts += [
+            All((Test(on.field, values_of(on, values)), equals(expiry_field(timeout), 0)))
+            for timeout, values in timed.items()
+        ]
+        return Any(tuple(parts)) if operator in ("==", "in") else Not(Any(tuple(parts)))
+
     def _concat(self, parts: Json, right: Json) -> Condition:
         """Return the condition of a concatenation in a set: one of the members, part by part."""
         selectors = [self._selector(part) for part in as_list(parts)]
@@ -258,7 +327,19 @@ class NftRuleParser:
             members = as_list(right["set"])
         else:
             members = [right]
-        return Any(tuple(member_condition(selectors, member) for member in members))
+        return Any(tuple(self._member(selectors, member) for member in members))
+
+    def _member(self, selectors: list[Selector], element: Json) -> Condition:
+        """Return the condition of one member of a set or map. Raises UnknownExpressionError.
+
+        ``th dport`` is read there only beside a protocol that has ports, or behind a match of such.
+        """
+        condition = member_condition(selectors, element)
+        if any(on.of_any_protocol for on in selectors) and not self._has(PORTED):
+            tests = condition.of if isinstance(condition, All) else (condition,)
+            if not any(isinstance(t, Test) and t.field is L4PROTO and not t.values - PORTED.values for t in tests):
+                raise UnknownExpressionError("th ports without a protocol")
+        return condition
 
     def _special(self, left: dict[str, Json], operator: str, right: Json) -> Condition | None:
         """Return the condition of a match on marks, flags, fragments or with a mask; None: a plain match."""
@@ -341,7 +422,12 @@ class NftRuleParser:
 
     def _masked(self, inner: Json, mask: Json, operator: str, right: Json) -> Condition:
         on = self._selector(inner)
-        if on.widen is not None or on.field.kind not in _BITWISE or operator not in ("==", "!="):
+        if (
+            (on.of_any_protocol and not self._has(PORTED))
+            or on.widen is not None
+            or on.field.kind not in _BITWISE
+            or operator not in ("==", "!=")
+        ):
             raise UnknownExpressionError(f"{on.field} & {text_of(mask)} {operator}")
         bits = (on.domain - 1).bit_length()
         number = ranges_of(on, mask)[0][0]
@@ -377,7 +463,7 @@ class NftRuleParser:
             elif bits is not None:
                 entries.append((mark_match(bits, None, "==", element), verdict))
             else:
-                entries.append((member_condition(selectors, element), verdict))
+                entries.append((self._member(selectors, element), verdict))
         if default is not None:
             entries.append((Not(Any(tuple(condition for condition, _ in entries))), default))
         self.verdict = VerdictMap(tuple(entries))
@@ -407,8 +493,9 @@ class NftRuleParser:
         """``update @set { key limit rate over … }``: a rate of its own for each key."""
         body = as_object(body)
         statements = body.get("stmt")
+        if not statements or self.table.set_name(str(body.get("set"))) in self.table.lookups:
+            self.effects.append(self._update(body))
         if not statements:
-            self.effects.append(Alter(f"{body.get('op')} {body.get('set')}"))
             return
         element = body.get("elem")
         if isinstance(element, dict) and "elem" in element:
@@ -419,9 +506,17 @@ class NftRuleParser:
                 raise UnknownExpressionError(text_of(statement))
             if "limit" in statement:
                 limit = statement["limit"]
-                self._require(rate_test(f"{limit_text(limit)} per {key}", over=is_over(limit)))
+                counter = self.table.set_name(str(body.get("set")))
+                self._require(rate_test(f"{limit_text(limit)} per {key}", over=is_over(limit), counter=counter))
             elif "counter" not in statement:
                 raise UnknownExpressionError(text_of(statement))
+
+    def _update(self, body: dict[str, Json]) -> UpdateSet:
+        """Return that a set gets or loses an element, for how long; without one said, for the set's timeout."""
+        name = str(body.get("set"))
+        timeout = self.table.timeouts.get(name[1:])
+        text = f"{body.get('op')} {text_of(body.get('elem'))}" + (f" timeout {timeout}" if timeout else "")
+        return UpdateSet(self.table.set_name(name), text)
 
     def _rate_key(self, element: Json) -> str:
         mask: Json = None
@@ -429,6 +524,8 @@ class NftRuleParser:
         if isinstance(element, dict) and "&" in element:
             inner, mask = as_pair(element["&"])
         on = self._selector(inner)
+        if on.of_any_protocol and not self._has(PORTED):
+            raise UnknownExpressionError(text_of(inner))
         bits = (on.domain - 1).bit_length()
         length = bits
         if mask is not None:
@@ -487,10 +584,22 @@ class NftRuleParser:
             self.effects.append(change)
         elif is_expression(key, "ct", None, "zone"):
             self._zone(as_object(as_object(key)["ct"]).get("dir"), value)
+        elif isinstance(key, dict) and key.keys() & {"payload"}:
+            self.effects.append(self._set_field(key, value))
         elif isinstance(key, dict) and harmless(key):
             self.effects.append(Alter(f"{text_of(key)} set {text_of(value)}"))
         else:
             raise UnknownExpressionError(text_of(key))
+
+    def _set_field(self, key: dict[str, Json], value: Json) -> SetField:
+        """``ip dscp set cs1``: of fields that a packet has all the way, to a constant."""
+        on = self._selector(key)
+        if on.field not in _SETTABLE or on.widen is not None:
+            raise UnknownExpressionError(text_of(key))
+        ranges = ranges_of(on, value)
+        if len(ranges) != 1 or ranges[0][0] != ranges[0][1]:
+            raise UnknownExpressionError(text_of(value))
+        return SetField(on.field, ranges[0][0])
 
     def _zone(self, direction: Json, value: Json) -> None:
         """``ct zone set 5``, or by a map, anonymous or named; where the map has no entry, the rule ends."""
@@ -514,7 +623,7 @@ class NftRuleParser:
         concat = key.get("concat") if isinstance(key, dict) else None
         selectors = [self._selector(part) for part in (concat if isinstance(concat, list) else [key])]
         return [
-            (member_condition(selectors, element), value)
+            (self._member(selectors, element), value)
             for element, value in (as_pair(member) for member in as_list(members))
         ]
 
@@ -555,6 +664,8 @@ def _own_address(kind: str, version: int) -> Json:
     return {"payload": {"protocol": "ip6" if version == 6 else "ip", "field": field}}
 
 
+_SETTABLE = (DSCP, TTL)
+"""Fields that a rule may set: what decides about a packet's way, or about its connection, is not among them."""
 _BITWISE = (FieldKind.NUMBER, FieldKind.IPV4, FieldKind.IPV6, FieldKind.MAC)
 """Kinds of fields whose values are nft's own numbers, so that a mask means the same for both."""
 

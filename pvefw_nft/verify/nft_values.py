@@ -82,7 +82,8 @@ class Selector:
     on.
 
     ``widen`` turns a range of the expression's own values into ranges of the field (an ICMP type into those
-    of type and code); ``symbols`` are names beyond those of the field's kind.
+    of type and code); ``symbols`` are names beyond those of the field's kind. ``of_any_protocol``: a
+    packet of another transport protocol has something else there, which is in other fields.
     """
 
     field: Field
@@ -91,6 +92,7 @@ class Selector:
     widen: Callable[[int, int], list[tuple[int, int]]] | None = None
     protocol: str | None = None
     size: int = 0
+    of_any_protocol: bool = False
 
     @property
     def domain(self) -> int:
@@ -115,7 +117,7 @@ _ICMP6_CODES = {
     "reject-route": 6,
 }  # fmt: skip
 _ARP_OPS = {"request": 1, "reply": 2, "rrequest": 3, "rreply": 4, "inrequest": 8, "inreply": 9, "nak": 10}
-_DSCP = {
+DSCP_CLASSES = {
     **{f"cs{n}": n * 8 for n in range(8)},
     **{f"af{x}{y}": x * 8 + y * 2 for x in range(1, 5) for y in range(1, 4)},
     "ef": 46, "be": 0, "df": 0, "lephb": 1, "va": 44,
@@ -127,7 +129,7 @@ _IP, _IP6, _ARP = equals(PROTOCOL, IPV4), equals(PROTOCOL, IPV6), equals(PROTOCO
 _TAGGED = equals(ETHER_TYPE, VLAN)
 ND_TYPES = IntervalSet.of((135 << 8, 136 << 8 | 0xFF))
 """Neighbour solicitations and advertisements, of whatever code."""
-_PORTED = Test(L4PROTO, IntervalSet.from_ranges((n, n) for n in PORT_PROTOCOLS))
+PORTED = Test(L4PROTO, IntervalSet.from_ranges((n, n) for n in PORT_PROTOCOLS))
 
 
 def _icmp_symbols(types: dict[str, tuple[int, int, int]]) -> dict[str, int]:
@@ -156,14 +158,14 @@ _PAYLOADS: dict[tuple[str, str], Selector] = {
     ("ip", "protocol"): Selector(L4PROTO, (_IP,)),
     ("ip", "ttl"): Selector(TTL, (_IP,)),
     ("ip", "length"): Selector(LENGTH, (_IP,)),
-    ("ip", "dscp"): Selector(DSCP, (_IP,), _DSCP),
+    ("ip", "dscp"): Selector(DSCP, (_IP,), DSCP_CLASSES),
     ("ip6", "saddr"): Selector(SADDR6, (_IP6,)),
     ("ip6", "daddr"): Selector(DADDR6, (_IP6,)),
     ("ip6", "nexthdr"): Selector(L4PROTO, (_IP6,)),
     ("ip6", "hoplimit"): Selector(TTL, (_IP6,)),
-    ("ip6", "dscp"): Selector(DSCP, (_IP6,), _DSCP),
-    ("th", "sport"): Selector(SPORT, (_PORTED,)),
-    ("th", "dport"): Selector(DPORT, (_PORTED,)),
+    ("ip6", "dscp"): Selector(DSCP, (_IP6,), DSCP_CLASSES),
+    ("th", "sport"): Selector(SPORT, of_any_protocol=True),
+    ("th", "dport"): Selector(DPORT, of_any_protocol=True),
     **{
         (name, field): Selector(on, (equals(L4PROTO, number),), protocol=name)
         for name, number in (("tcp", 6), ("udp", 17), ("udplite", 136), ("sctp", 132), ("dccp", 33))

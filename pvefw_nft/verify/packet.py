@@ -40,6 +40,7 @@ from pvefw_nft.verify.model import (
     ETHER_DST,
     ETHER_SRC,
     ETHER_TYPE,
+    EXTENSION,
     FRAGMENT,
     ICMP,
     ICMP6,
@@ -51,6 +52,7 @@ from pvefw_nft.verify.model import (
     LENGTH,
     MARK,
     ND_TARGET,
+    NO_EXTENSION,
     PKTTYPE,
     PORT_PROTOCOLS,
     PROTOCOL,
@@ -323,6 +325,8 @@ class _Maker:
             fields[here] = fields[on]
         number = self._transport(version)
         fields[L4PROTO] = number
+        if version == 6:
+            fields[EXTENSION] = NO_EXTENSION
         fragment = self.spec.fragment or "whole"
         if fragment not in FRAGMENT.names:
             raise ValueError(f"fragment is one of {', '.join(FRAGMENT.names)}, not {fragment}")

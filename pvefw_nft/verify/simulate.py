@@ -57,6 +57,7 @@ from pvefw_nft.verify.model import (
     Effect,
     Family,
     Field,
+    FieldKind,
     Goto,
     Guard,
     Jump,
@@ -70,14 +71,18 @@ from pvefw_nft.verify.model import (
     Return,
     Rule,
     RulesetModel,
+    SetField,
     SetHelper,
     SetMark,
     SetZone,
     Table,
     Test,
     UnknownVerdict,
+    UpdateSet,
     VerdictMap,
     holds,
+    own_counter,
+    rate_of,
     tests_of,
 )
 from pvefw_nft.verify.packet import HOST_MAC, Probe
@@ -106,8 +111,11 @@ _PLACE = re.compile(r"\S:\d+")
 """What an origin that names file and line looks like."""
 STANDARD = "standard chain"
 """The origin of rules that every ruleset of ours has: it says nothing about why a packet came there."""
-_USUAL_BITS = {"rate ": 0, "ct helper ": 0, "fib ": 1}
-"""What fields made on demand are taken to be: rates are kept, no helper reads the connection, routes exist."""
+_USUAL_BITS = {"rate ": 0, "expired ": 0, "ct helper ": 0, "fib ": 1}
+"""What fields made on demand are taken to be: rates are kept, elements have not expired, no helper reads the
+connection, routes exist.
+"""
+LATER_FRAGMENT = FRAGMENT.names.index("later")
 EXEMPT = 1
 """The value of ``TRACKING`` of a packet that is not looked up."""
 MAX_UNKNOWN = 10
@@ -205,6 +213,8 @@ class Outcome:
     ``notes`` are what a reader should know: queues, translations,
     assumptions the verdict rests on. ``answered`` says whether the answer to a rejected packet reaches its sender
     (None: not rejected, or not known). ``guesses`` say of each made-up address what rests on it.
+    ``put_together``: it was a later fragment, which is no packet of its own from connection tracking on. A proof's
+    probe, which has no topology, ends there; else it goes on as the packet without its ports.
     """
 
     probe: Probe
@@ -217,6 +227,7 @@ class Outcome:
     stopped: str | None = None
     connections: Connections | None = None
     guesses: tuple[Guess, ...] = ()
+    put_together: bool = False
 
     @property
     def deciding(self) -> list[tuple[StageWalk, ChainWalk]]:
@@ -334,6 +345,7 @@ class _Walker:
         self.tracking = PLAIN
         self.looked_up: LookedUp = {} if looked_up is None else looked_up
         self.connections = None if connections is None else connections.copy()
+        self.rule_at: Rule | None = None
 
     def run(self) -> Outcome:
         stages: list[StageWalk] = []
@@ -366,8 +378,11 @@ class _Walker:
             if due and hook.priority >= tracked.since:
                 self._look_up(tracked)
                 due = False
+            whole = hook.priority >= tracked.whole
+            if whole and self.packet.get(FRAGMENT) == LATER_FRAGMENT and self.probe.topology is None:
+                return replace(self._outcome(stages, "ACCEPT", None), put_together=True)
             if FRAGMENT in self.packet:
-                self.view[FRAGMENT] = 0 if hook.priority >= tracked.whole else self.packet[FRAGMENT]
+                self.view[FRAGMENT] = 0 if whole else self.packet[FRAGMENT]
             self._see_connection(tracked.view(hook.priority))
             if hook.kind == "nat" and self.view.get(CT_STATE) != CT_STATES.index("new"):
                 continue  # only a connection's first packet meets nat chains
@@ -491,7 +506,7 @@ class _Walker:
                     return decided
 
     def _rule(self, table: Table, chain: Chain, position: int) -> Step:
-        rule = chain.rules[position]
+        rule = self.rule_at = chain.rules[position]
         for condition in rule.conditions:
             if not self._holds(condition):
                 return Step(table, chain, position + 1, rule, failed=condition)
@@ -520,6 +535,9 @@ class _Walker:
         if isinstance(condition, Test):
             self._note(condition)
             on = condition.field
+            if on.kind is FieldKind.BIT and self.rule_at is not None and rate_of(on) is not None:
+                own = own_counter(on, self.rule_at)
+                on = own if own in self.view else on
             if on not in self.view:
                 if on.name.startswith("unknown "):
                     if on not in self.chosen:
@@ -528,7 +546,7 @@ class _Walker:
                 for prefix, usual in _USUAL_BITS.items():
                     if on.name.startswith(prefix):
                         return self._usual(on, usual) in condition.values
-            return holds(condition, self.view)
+            return holds(Test(on, condition.values), self.view)
         if isinstance(condition, All):
             return all(self._holds(part) for part in condition.of)
         if isinstance(condition, Any):
@@ -566,7 +584,10 @@ class _Walker:
             case SetHelper(template=template):
                 if template:
                     self._exempt(2)
-            case Alter() | Guard():
+            case SetField(on):
+                if on in self.view:
+                    self._set(on, effect.result(self.view[on]))
+            case UpdateSet() | Alter() | Guard():
                 pass
 
     def _mark(self, effect: SetMark | CopyMark) -> None:

@@ -51,10 +51,17 @@ class View(NamedTuple):
     """What a base chain sees of connection tracking.
 
     ``looked_up``: it comes after the lookup. ``known``: the lookup finds connections that packets belong to.
+    ``fresh``: a connection that the packet begins is not confirmed yet, so that it can be given a helper.
     """
 
     looked_up: bool
     known: bool
+    fresh: bool = True
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether rules see the true state."""
+        return self.looked_up and self.known
 
 
 PLAIN = View(looked_up=True, known=True)
@@ -63,17 +70,18 @@ PLAIN = View(looked_up=True, known=True)
 class Tracked(NamedTuple):
     """A stage's part in connection tracking: base chains from priority ``since`` come after the lookup, those from
     ``whole`` after fragments were put together. ``known`` as in :class:`View`; ``zones`` are those packets may be
-    looked up in, where this stage looks them up.
+    looked up in, where this stage looks them up. ``fresh``: no connection was confirmed since.
     """
 
     since: float
     whole: float
     known: bool
     zones: frozenset[Zone] | None
+    fresh: bool = True
 
     def view(self, priority: int) -> View:
         """Return what a base chain of this priority sees."""
-        return View(priority >= self.since, self.known)
+        return View(priority >= self.since, self.known, self.fresh)
 
 
 Track = tuple[Tracked, ...]
@@ -110,16 +118,17 @@ class Tracking:
     ) -> Track:
         """Return what each stage of a path does. ``back`` is the way back, ``runs`` says which stages packets run."""
         found: list[Tracked] = []
-        since, whole, known = math.inf, math.inf, True
+        since, whole, known, fresh = math.inf, math.inf, True, True
         zones = frozenset((DEFAULT_ZONE,))
         answers: frozenset[Zone] | None = None
         for stage in stages:
             if enters(stage):
-                since, whole, known = math.inf, math.inf, True
+                since, whole, known, fresh = math.inf, math.inf, True, True
                 zones = frozenset((DEFAULT_ZONE,))
             at = self.looks_up(stage, protocol) if since == math.inf and runs(stage) else None
             if at is None:
-                found.append(Tracked(since, whole, known, None))
+                found.append(Tracked(since, whole, known, None, fresh))
+                fresh = fresh and stage.point not in (m.Point.INPUT, m.Point.POSTROUTING)
                 if since == math.inf and self.has_zones and runs(stage):
                     zones = self._assigned(stage, protocol, zones, math.inf)
                 continue

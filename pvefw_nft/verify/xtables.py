@@ -131,6 +131,8 @@ class XtablesReader:
     def finish(self) -> list[Table]:
         """Return the tables read, after checking that targets were chains where they were no extension."""
         self._parser.check_targets(self.tables.values())
+        for table in self.tables.values():
+            table.lookups = {f"ipset {name}" for name in self.sets.lookups}
         return list(self.tables.values())
 
     def table(self, name: str, line: int) -> Table:

@@ -406,7 +406,7 @@ MATCHES: dict[str, dict[str, Handler]] = {
         "--hashlimit-mode": _hold("hash-mode"),
         "--hashlimit-srcmask": _hold("hash-srcip-mask"),
         "--hashlimit-dstmask": _hold("hash-dstip-mask"),
-        "--hashlimit-name": _skip_value,
+        "--hashlimit-name": _hold("hash-name"),
         "--hashlimit-htable-size": _skip_value,
         "--hashlimit-htable-max": _skip_value,
         "--hashlimit-htable-expire": _skip_value,

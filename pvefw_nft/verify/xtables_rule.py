@@ -142,7 +142,9 @@ class RuleParser:
             state.conditions.append(rate_test(f"{rate} burst {int(burst)}", over="limit-over" in held))
         if "hash-rate" in held:
             over = held["hash-kept"] == ["over"]
-            state.conditions.append(rate_test(hashlimit_text(held, self._context.version), over=over))
+            counter = "".join(held.get("hash-name", [])) or None
+            text = hashlimit_text(held, self._context.version)
+            state.conditions.append(rate_test(text, over=over, counter=counter))
 
     # --- targets -------------------------------------------------------------------------------------------
 

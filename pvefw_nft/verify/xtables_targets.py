@@ -8,8 +8,10 @@ from pvefw_nft.verify import names
 from pvefw_nft.verify.model import (
     ACCEPT,
     DROP,
+    DSCP,
     RETURN,
     TRUE,
+    TTL,
     Alter,
     CopyMark,
     Effect,
@@ -19,15 +21,24 @@ from pvefw_nft.verify.model import (
     NoTrack,
     Queue,
     Reject,
+    SetField,
     SetHelper,
     SetMark,
     SetZone,
+    UpdateSet,
     Verdict,
 )
+from pvefw_nft.verify.nft_values import DSCP_CLASSES
 from pvefw_nft.verify.xtables_state import FULL, Context, masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+TOS_NAMES = {
+    "minimize-delay": 0x10, "maximize-throughput": 0x08, "maximize-reliability": 0x04, "minimize-cost": 0x02,
+    "normal-service": 0x00,
+}  # fmt: skip
+"""Values of the TOS field by name (iptables-extensions(8))."""
 
 Options: TypeAlias = dict[str, list[str]]
 Made: TypeAlias = tuple[tuple[Effect, ...], Verdict | None]
@@ -155,6 +166,55 @@ def _nat_to(kind: str, to: str, version: int) -> Nat:
     )
 
 
+def _dscp(_context: Context, options: Options) -> Made:
+    name = _one(options, "--set-dscp-class")
+    number = DSCP_CLASSES[name.lower()] if name is not None else int(_one(options, "--set-dscp") or "", 0)
+    return (SetField(DSCP, number),), None
+
+
+def _tos(_context: Context, options: Options) -> Made:
+    """TOS: ``(tos & ~mask) ^ value``; its upper six bits are the DSCP (xt_DSCP.c)."""
+    keep, flip = 0, 0
+    if (value := _one(options, "--set-tos")) is not None:
+        number, _, mask = value.partition("/")
+        flip = TOS_NAMES[number.lower()] if number.lower() in TOS_NAMES else int(number, 0)
+        keep = ~int(mask, 0) if mask else (~0x3F if number.lower() in TOS_NAMES else 0)
+    elif (value := _one(options, "--and-tos")) is not None:
+        keep = int(value, 0)
+    elif (value := _one(options, "--or-tos")) is not None:
+        keep, flip = ~int(value, 0), int(value, 0)
+    else:
+        keep, flip = ~0, int(_one(options, "--xor-tos") or "", 0)
+    table = tuple(((old << 2) & keep & 0xFF ^ flip) >> 2 & 0x3F for old in range(64))
+    return (SetField(DSCP, table[0] if len(set(table)) == 1 else table),), None
+
+
+def _ttl(option: str) -> Callable[[Context, Options], Made]:
+    def maker(_context: Context, options: Options) -> Made:
+        if (value := _one(options, f"--{option}-set")) is not None:
+            return (SetField(TTL, int(value, 0)),), None
+        more, less = _one(options, f"--{option}-inc"), _one(options, f"--{option}-dec")
+        by = int(more, 0) if more is not None else -int(less or "", 0)
+        return (SetField(TTL, tuple(min(255, max(0, old + by)) for old in range(256))),), None
+
+    return maker
+
+
+def _set_update(_context: Context, options: Options) -> Made:
+    """SET: the ipset gets or loses the packet's addresses, or its mark and the like are set from it."""
+    for option in ("--add-set", "--del-set", "--map-set"):
+        if option in options:
+            name, *directions = options.pop(option)
+            words = [option.removeprefix("--"), *directions]
+            timeout = _one(options, "--timeout")
+            words += ["timeout", timeout] if timeout is not None else []
+            words += [flag.removeprefix("--") for flag in ("--exist",) if options.pop(flag, None) is not None]
+            if option == "--map-set":
+                raise ValueError("--map-set is not modelled")
+            return (UpdateSet(f"ipset {name}", " ".join(words)),), None
+    raise ValueError("a SET target without a set")
+
+
 def _altering(target: str) -> Callable[[Context, Options], Made]:
     def maker(_context: Context, options: Options) -> Made:
         text = " ".join([target, *(" ".join((name, *values)) for name, values in options.items())])
@@ -179,8 +239,10 @@ TARGETS: dict[str, Callable[[Context, Options], Made]] = {
     "SNAT": _nat("snat", "--to-source"),
     "MASQUERADE": _nat("masquerade", "--to-ports"),
     "REDIRECT": _nat("redirect", "--to-ports"),
-    **{
-        name: _altering(name)
-        for name in ("TCPMSS", "TTL", "HL", "TOS", "DSCP", "CHECKSUM", "CLASSIFY", "TRACE", "SET", "AUDIT")
-    },
+    **{name: _altering(name) for name in ("TCPMSS", "CHECKSUM", "CLASSIFY", "TRACE", "AUDIT")},
+    "DSCP": _dscp,
+    "TOS": _tos,
+    "TTL": _ttl("ttl"),
+    "HL": _ttl("hl"),
+    "SET": _set_update,
 }

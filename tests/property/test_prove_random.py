@@ -34,7 +34,7 @@ WAYS: tuple[tuple[End, End], ...] = (
 )
 KEY = m.TableKey("nft", m.Family.INET, "t")
 ACCEPT_MARK = m.MARK[31]
-RATE = m.rate_field("over 10/second burst 5")
+RATE = m.counter_field(m.rate_field("10/second burst 5"), "all rules together")
 
 
 def address(version: int, host: int) -> int:

@@ -26,7 +26,7 @@ CAST = z3.BitVec("cast", 2)
 """Whom a frame is sent to: 0 somebody, 1 everybody, 2 a group."""
 ALL_ONES = (1 << 48) - 1
 CONNECTION = (*m.CT_MARK, *m.CT_STATUS.values(), m.CT_DIRECTION)
-GOES_ON, QUEUED, DROPPED = 0, 1, 2
+GOES_ON, QUEUED, DROPPED, PUT_TOGETHER = 0, 1, 2, 255
 KINDS: dict[str, int] = {}
 """The numbers of the rejections met, from 3 on."""
 
@@ -94,6 +94,7 @@ class Encoder:
         self.state[m.TRACKING] = z3.BitVecVal(0, 3)
         self.known: dict[m.Field, int | None] = {}
         self.looked_up = self.found = self.whole = True
+        self.updates: dict[m.UpdateSet, z3.BoolRef] = {}
         self.verdict: z3.BitVecRef = z3.BitVecVal(GOES_ON, 8)
         self.queued: z3.BoolRef = z3.BoolVal(False)
         self.accepted: z3.BoolRef = z3.BoolVal(False)
@@ -111,6 +112,10 @@ class Encoder:
                 assert chain.hook is not None
                 self.looked_up, self.found = chain.hook.priority >= part.since, part.known
                 self.whole = chain.hook.priority >= part.whole
+                if self.whole and self.way.protocol in (m.IPV4, m.IPV6):
+                    later = z3.And(alive, self.way.variable(m.FRAGMENT) == 2)
+                    self.verdict = z3.If(later, PUT_TOGETHER, self.verdict)
+                    alive = z3.And(alive, z3.Not(later))
                 if chain.hook.kind == "nat":
                     raise AssertionError("nat chains are not encoded")
                 self.accepted = z3.BoolVal(False)
@@ -119,7 +124,8 @@ class Encoder:
                     self.verdict = z3.If(returned, DROPPED, self.verdict)
                     returned = z3.BoolVal(False)
                 alive = z3.Or(self.accepted, returned)
-        return z3.If(z3.And(self.verdict == GOES_ON, self.queued), QUEUED, self.verdict)
+        verdict = z3.If(self.verdict == PUT_TOGETHER, GOES_ON, self.verdict)
+        return z3.If(z3.And(verdict == GOES_ON, self.queued), QUEUED, verdict)
 
     def _runs(self, stage: Stage) -> bool:
         """Take up what a stage's hooks see, and return whether packets run it."""
@@ -271,22 +277,27 @@ class Encoder:
     def act(self, effect: m.Effect, hit: z3.BoolRef) -> None:
         """Change the fields that an effect changes, of the packets that it hits."""
         match effect:
+            case m.UpdateSet() | m.SetField():
+                self.record(effect, hit)
             case m.NoTrack() | m.SetZone() | m.SetHelper():
                 if self.looked_up or (isinstance(effect, m.SetHelper) and not effect.template):
                     return
                 before = self.value(m.TRACKING)
                 now = z3.BitVecVal(1 if isinstance(effect, m.NoTrack) else 2, 3)
                 self.state[m.TRACKING] = z3.If(z3.And(hit, before == 0), now, before)
-            case m.SetMark(target) if target is m.MarkTarget.CONNECTION and not self.looked_up:
-                return
-            case m.CopyMark() if not self.looked_up:
+            case m.SetMark(target) | m.CopyMark(target) if not self.looked_up and (
+                target is m.MarkTarget.CONNECTION or isinstance(effect, m.CopyMark)
+            ):
                 return
             case m.SetMark(target, keep, flip):
+                if target is m.MarkTarget.CONNECTION:
+                    hit = z3.And(hit, self.inside(m.CT_MARK[0], m.CT_MARK[0].everything))
                 for place, bit in enumerate(target.bits):
                     kept = self.value(bit) if keep >> place & 1 else z3.BitVecVal(0, 1)
                     if flip >> place & 1 or not keep >> place & 1:
                         self.state[bit] = z3.If(hit, kept ^ (flip >> place & 1), self.value(bit))
             case m.CopyMark(target, keep, take):
+                hit = z3.And(hit, self.inside(m.CT_MARK[0], m.CT_MARK[0].everything))
                 others = m.CT_MARK if target is m.MarkTarget.PACKET else m.MARK
                 before = [self.value(bit) for bit in others]
                 for place, bit in enumerate(target.bits):
@@ -294,16 +305,52 @@ class Encoder:
                     taken = before[place] if take >> place & 1 else z3.BitVecVal(0, 1)
                     self.state[bit] = z3.If(hit, kept ^ taken, self.value(bit))
 
+    def record(self, effect: m.UpdateSet | m.SetField, hit: z3.BoolRef) -> None:
+        """Note an update of a set, or give the packets that an effect hits another value of a field."""
+        if isinstance(effect, m.UpdateSet):
+            self.updates[effect] = z3.Or(self.updates.get(effect, z3.BoolVal(False)), hit)
+            return
+        before = self.value(effect.field)
+        after = before
+        for old in range(effect.field.size):
+            after = z3.If(before == old, z3.BitVecVal(effect.result(old), before.size()), after)
+        self.state[effect.field] = z3.If(hit, after, before)
+
+
+def lasting(sides: list[Encoder], *models: m.RulesetModel) -> Iterator[z3.BoolRef]:
+    """Yield what is left to later packets otherwise by one side: marks of connections, and elements of sets."""
+    tests = [
+        test
+        for model in models
+        for table in model.tables
+        for chain in table.chains.values()
+        for rule in chain.rules
+        for condition in rule.conditions
+        for test in m.tests_of(condition)
+    ]
+    tested = {test.field for test in tests if test.values is not test.field.everything}
+    for bit in m.CT_MARK:
+        if bit in tested and any(bit in side.state for side in sides):
+            yield sides[0].value(bit) != sides[1].value(bit)
+    looked_at = {name for model in models for table in model.tables for name in table.lookups}
+    none = z3.BoolVal(False)
+    for update in dict.fromkeys(update for side in sides for update in side.updates):
+        if update.set in looked_at:
+            yield sides[0].updates.get(update, none) != sides[1].updates.get(update, none)
+
 
 def differing_packet(
     one: m.RulesetModel, two: m.RulesetModel, paths: tuple[Path, Path], way: Way
 ) -> z3.ModelRef | None:
     """Return a packet that two rulesets treat differently on their paths of one way, None where there is none."""
-    ends = [Encoder(way).run(model, path) for model, path in zip((one, two), paths, strict=True)]
-    if ends[0].eq(ends[1]):
+    sides = [Encoder(way) for _ in paths]
+    ends = [side.run(model, path) for side, model, path in zip(sides, (one, two), paths, strict=True)]
+    different = [] if ends[0].eq(ends[1]) else [ends[0] != ends[1]]
+    different += lasting(sides, one, two)
+    if not different:
         return None
     solver = z3.SolverFor("QF_BV")
-    solver.add(*way.possible(), ends[0] != ends[1])
+    solver.add(*way.possible(), z3.Or(different))
     answer = solver.check()
     assert answer != z3.unknown
     return solver.model() if answer == z3.sat else None

@@ -77,7 +77,9 @@ def test_swap_and_destroy_as_an_update_does_them() -> None:
 
 def test_entries_with_timeouts_and_comments() -> None:
     sets = 'create x hash:ip timeout 600 counters comment\nadd x 10.0.0.1 timeout 30 packets 5 comment "a; b"\n'
-    assert matches(xtables_rule("-m set --match-set x src -j DROP", sets=sets), packet(ip_saddr="10.0.0.1"))
+    rule = xtables_rule("-m set --match-set x src -j DROP", sets=sets)
+    assert matches(rule, packet(ip_saddr="10.0.0.1", expired_after_a_timeout=0))
+    assert not matches(rule, packet(ip_saddr="10.0.0.1", expired_after_a_timeout=1))
 
 
 def test_a_set_that_is_not_there_is_an_error() -> None:

@@ -74,6 +74,8 @@ def nft_rule(*expr: Json, family: str = "bridge", objects: tuple[Json, ...] = ()
 
 
 IP = {"protocol": 0x0800}
+NO_EXTENSION = {"protocol": 0x86DD, "ip6_extension": 256}
+EXTENDED = {"protocol": 0x86DD, "ip6_extension": 60, "l4proto": 6}
 TCP = {"l4proto": 6}
 
 MATCHES: list[tuple[str, Json, dict[str, Json], dict[str, Json]]] = [
@@ -107,7 +109,13 @@ MATCHES: list[tuple[str, Json, dict[str, Json], dict[str, Json]]] = [
     ),
     ("above", match(payload("tcp", "dport"), 1024, ">"), {**TCP, "dport": 1025}, {**TCP, "dport": 1024}),
     ("at most", match(payload("tcp", "dport"), 1024, "<="), {**TCP, "dport": 1024}, {**TCP, "dport": 1025}),
-    ("th", match(payload("th", "dport"), 53), {"l4proto": 17, "dport": 53}, {"l4proto": 1, "dport": 53}),
+    ("th", match(payload("th", "dport"), 53), {"l4proto": 17, "dport": 53}, {"l4proto": 17, "dport": 54}),
+    ("th of another protocol", match(payload("th", "dport"), 53), {"th_dport_bytes": 53}, {"th_dport_bytes": 54}),
+    ("th of ICMP", match(payload("th", "sport"), 0x0800), {"icmp": 0x0800}, {"icmp": 0x0801}),
+    ("th not", match(payload("th", "dport"), 53, "!="), {"th_dport_bytes": 54}, {"dport": 53}),
+    ("nexthdr", match(payload("ip6", "nexthdr"), "tcp"), {**NO_EXTENSION, "l4proto": 6}, {**EXTENDED, "l4proto": 6}),
+    ("nexthdr of an extension", match(payload("ip6", "nexthdr"), 60), EXTENDED, {**NO_EXTENSION, "l4proto": 6}),
+    ("nexthdr not", match(payload("ip6", "nexthdr"), "tcp", "!="), EXTENDED, {**NO_EXTENSION, "l4proto": 6}),
     ("l4proto", match(meta("l4proto"), {"set": ["tcp", "udp"]}), {"l4proto": 17}, {"l4proto": 1}),
     ("meta protocol", match(meta("protocol"), "arp"), {"protocol": 0x0806}, IP),
     (
@@ -327,10 +335,10 @@ def test_rates_are_named_as_iptables_rates_are() -> None:
 @pytest.mark.parametrize(
     ("element", "text"),
     [
-        (payload("ip", "saddr"), "rate 200/second burst 1000 per ip saddr/32 in [1]"),
+        (payload("ip", "saddr"), "rate 200/second burst 1000 per ip saddr/32 of counter nft bridge t s in [1]"),
         (
             {"&": [payload("ip6", "saddr"), "ffff:ffff:ffff:ffff::"]},
-            "rate 200/second burst 1000 per ip6 saddr/64 in [1]",
+            "rate 200/second burst 1000 per ip6 saddr/64 of counter nft bridge t s in [1]",
         ),
     ],
 )
@@ -348,7 +356,9 @@ def test_a_named_set_and_elements_added_later() -> None:
     more = ("element", {"name": "s", "elem": [{"prefix": {"addr": "10.1.0.0", "len": 16}}]})
     rule = nft_rule(match(payload("ip", "saddr"), "@s"), {"drop": None}, objects=(SET, more), family="ip")
     addresses = ("10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.1.2.3")
-    assert [a for a in addresses if matches(rule, packet(ip_saddr=a))] == ["10.0.0.1", "10.0.0.2", "10.1.2.3"]
+    fresh, gone = ({"expired after 5 s": value} for value in (0, 1))
+    assert [a for a in addresses if matches(rule, packet(ip_saddr=a, **fresh))] == ["10.0.0.1", "10.0.0.2", "10.1.2.3"]
+    assert [a for a in addresses if matches(rule, packet(ip_saddr=a, **gone))] == ["10.0.0.1", "10.1.2.3"]
 
 
 def test_a_verdict_map_on_interfaces() -> None:

@@ -129,7 +129,7 @@ def test_hashlimit_counts_by_source() -> None:
         "--hashlimit-htable-size 2097152 --hashlimit-srcmask 64 --hashlimit-htable-expire 30000 -j DROP"
     )
     (condition,) = xtables_rule(text, version=6).conditions
-    assert repr(condition) == "rate 200/second burst 1000 per ip6 saddr/64 in [1]"
+    assert repr(condition) == "rate 200/second burst 1000 per ip6 saddr/64 of counter syn in [1]"
 
 
 TARGETS: list[tuple[str, object, object]] = [

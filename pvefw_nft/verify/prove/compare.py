@@ -26,12 +26,14 @@ from pvefw_nft.verify.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
 from pvefw_nft.verify.prove.budget import MAX_MEMORY, MAX_SECONDS, Budget, BudgetExceededError
 from pvefw_nft.verify.prove.cause import find_cause, place_of
 from pvefw_nft.verify.prove.congruent import Congruence
+from pvefw_nft.verify.prove.counters import Counters
 from pvefw_nft.verify.prove.documented import kind_condition
 from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow, programs_of, tests_of_programs
 from pvefw_nft.verify.prove.explain import Class, Explainer, differing, tests_of_possible
-from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_way
+from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_way, shared_counters
 from pvefw_nft.verify.prove.hardening import compared
 from pvefw_nft.verify.prove.network import make_network, unplaced_text
+from pvefw_nft.verify.prove.program import TOGETHER
 from pvefw_nft.verify.prove.replay import zone_text
 from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
 from pvefw_nft.verify.prove.residual import Residuals
@@ -42,7 +44,7 @@ from pvefw_nft.verify.simulate import simulate
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from pvefw_nft.verify.path import End, Nic
+    from pvefw_nft.verify.path import End, Nic, Stage
     from pvefw_nft.verify.prove.known import Known
     from pvefw_nft.verify.prove.program import Case, Outcome
     from pvefw_nft.verify.simulate import Outcome as Simulated
@@ -147,16 +149,20 @@ class Comparison:
         self.ends = self.network.ends
         tracked = frozenset((*m.MARK, *m.CT_MARK) if options.strict else self.tested.marks)
         self.packet_marks = tuple((bit, 0) for bit in m.MARK if bit in tracked)
+        self.connection_marks = tuple(bit for bit in m.CT_MARK if bit in tracked) if self.tested.sets_ct_mark else ()
+        self.carried = frozenset((*m.MARK, m.TRACKING, *self.connection_marks, *self.tested.later.fields))
         if self.tested.exempts:
             self.packet_marks += ((m.TRACKING, 0),)
         self.residuals = residuals = Residuals(
             tracked,
             strict=options.strict,
             exempts=self.tested.exempts,
+            later=self.tested.later,
             kind=kind_condition if self.exceptions.across else None,
         )
         self.before, self.after = before, after
-        self.flows_before, self.flows_after = Flows(before, residuals), Flows(after, residuals)
+        naming = Counters(shared_counters(before.model, after.model))
+        self.flows_before, self.flows_after = Flows(before, residuals, naming), Flows(after, residuals, naming)
         self.cases = self.tested.cases()
         self.results: dict[tuple[Flow, Flow, bool, Case | None], Result] = {}
         self.reasons: dict[tuple[Flow, Flow, bool], str] = {}
@@ -250,10 +256,9 @@ class Comparison:
                 if only is not None and number != only % len(segments):
                     continue
                 first, last = number == 0, number == len(segments) - 1
-                left = self.flows_before.flow(segment.before, case, parts[0])
-                right = self.flows_after.flow(segment.after, case, parts[1])
+                left, right, seen = self.flows((segment.before, segment.after), case, parts)
                 fixed = first and not isinstance(way.source, HostEnd)
-                result = self.prove(left, right, case, fixed=fixed)
+                result = self.prove(left, right, seen, fixed=fixed)
                 if result is Result.UNDECIDED:
                     self.unfinished_way(self.reasons[left, right, fixed], way, case)
                 elif result is not Result.SAME:
@@ -314,9 +319,10 @@ class Comparison:
         one, two = self.starting(evaluation, before, fixed=fixed), self.starting(evaluation, after, fixed=fixed)
         if one == two:
             return Result.SAME, True
+        excusing = bool(self.exceptions.across or self.connection_marks or case.fragments)
+        if excusing and not differing(evaluation, one, two, self.exceptions, case):
+            return Result.SAME, False
         if self.exceptions.across:
-            if not differing(evaluation, one, two, self.exceptions, case):
-                return Result.SAME, False
             evaluation = Evaluation([before, after], partial(self.tests, case, usual=False), self.budget)
             one = self.starting(evaluation, before, fixed=fixed)
             two = self.starting(evaluation, after, fixed=fixed)
@@ -354,7 +360,8 @@ class Comparison:
         if one == two:
             return True
         if not self.exceptions.across:
-            return False
+            excusing = self.connection_marks or case.fragments
+            return bool(excusing) and not differing(evaluation, one, two, self.exceptions, case)
         explainer = Explainer(evaluation, one, two, case, self.exceptions, from_host=False)
         return explainer.differing == evaluation.false
 
@@ -364,7 +371,7 @@ class Comparison:
         unseen = () if self.tested.untracks or not self.tested.exempts else ((m.TRACKING, 0),)
         for before, after in self.later:
             try:
-                evaluation = Evaluation([before, after], None, self.budget)
+                evaluation = Evaluation([before, after], None, self.budget, self.carried)
                 nodes = [evaluation.assign(evaluation.flow(flow), unseen) for flow in (before, after)]
             except BudgetExceededError:
                 return True
@@ -418,8 +425,7 @@ class Comparison:
     def differences(self, way: Way, case: Case, found: _Found) -> list[Difference]:
         """Return how the sides differ on a whole way."""
         tracked = self.tracked(way, case)
-        before = self.flows_before.flow(way.before, case, tracked[0])
-        after = self.flows_after.flow(way.after, case, tracked[1])
+        before, after, case = self.flows((way.before, way.after), case, tracked)
         if before == after:
             return []
         try:
@@ -428,6 +434,17 @@ class Comparison:
         except BudgetExceededError as error:
             self.unfinished_way(str(error), way, case)
             return []
+
+    def flows(
+        self, stages: tuple[tuple[Stage, ...], tuple[Stage, ...]], case: Case, tracked: tuple[Track, Track]
+    ) -> tuple[Flow, Flow, Case]:
+        """Return the flows of both sides, and the case: of fragments, where rules of a side look into those."""
+        sides = (self.flows_before, self.flows_after)
+        for seen in (case, case._replace(fragments=True)):
+            before, after = (side.flow(of, seen, parts) for side, of, parts in zip(sides, stages, tracked, strict=True))
+            if not any(side.fragments for side in sides):
+                break
+        return before, after, seen
 
     def explained(self, before: Flow, after: Flow, way: Way, case: Case, found: _Found) -> list[Difference]:
         """Return how two flows of a way differ. Raises BudgetExceededError."""
@@ -455,7 +472,7 @@ class Comparison:
             yield from self.tests(case, fields | {test.field for test in known}, usual=True)
 
         evaluation = Evaluation([before, after], more, self.budget)
-        nodes = [evaluation.flow(before), evaluation.flow(after)]
+        nodes = [evaluation.flow(flow) for flow in (before, after)]
         if not isinstance(way.source, HostEnd):
             nodes = [evaluation.assign(node, self.packet_marks) for node in nodes]
         if not self.options.strict:
@@ -476,9 +493,15 @@ class Comparison:
             for side, path in zip((self.before, self.after), paths, strict=True)
         ]
         runs = []
-        for side, path, outcome in zip((self.before, self.after), paths, (one.before, one.after), strict=True):
-            run = simulate(side.model, Probe(one.packet, path))
+        flows = (self.flows_before, self.flows_after)
+        for side, made, path, outcome in zip(
+            (self.before, self.after), flows, paths, (one.before, one.after), strict=True
+        ):
+            rates = {counter: one.packet.get(name, 0) for counter, name in made.counters.items()}
+            run = simulate(side.model, Probe({**one.packet, **rates}, path))
             verdict = f"reject {run.kind}" if run.verdict == "REJECT" else run.verdict.lower()
+            if run.put_together:
+                verdict = TOGETHER.verdict
             if verdict != outcome.verdict and not outcome.verdict.startswith("unknown"):
                 raise InternalError(
                     f"the proof says {outcome.verdict} where the simulator says {verdict}, from {way.source}"

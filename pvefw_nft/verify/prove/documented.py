@@ -79,10 +79,14 @@ class Exceptions:
         return case.tagged and (case.protocol == m.ARP or (self.unseen and case.is_ip))
 
     def excused(self, before: Outcome, after: Outcome, case: Case) -> bool:
-        """Whether two outcomes may stand beside each other."""
+        """Whether two outcomes may stand beside each other.
+
+        What the lenient side does not see on a bridge it may still stop where the host routes it, without the tag.
+        """
         if self.lenient is None or not self.may(case):
             return False
-        return (before, after)[self.lenient].verdict == "accept"
+        stopped = all(one.verdict == "drop" or one.verdict.startswith("reject") for one in (before, after))
+        return (before, after)[self.lenient].verdict == "accept" or (stopped and case.is_ip)
 
 
 @cache

@@ -30,9 +30,10 @@ from pvefw_nft.verify.prove.program import (
     Only,
     Outcome,
     Program,
+    Remap,
     Set,
-    SetWhere,
     Step,
+    Where,
     rank,
 )
 
@@ -42,10 +43,12 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.intervals import IntervalSet
     from pvefw_nft.verify.prove.budget import Budget
 
+SET_UPDATE = "set "
+"""How notes of updates of sets begin, which last whatever becomes of the packet."""
 OPEN = {"accept": 1, "return": 2}
 """Verdicts after which something follows, as marks of diagrams."""
 TESTS_MARK = 4
-"""Mark of nodes that test a bit of a packet's mark."""
+"""Mark of nodes that test what a packet carries from one segment to the next, such as its mark."""
 
 
 class Base(NamedTuple):
@@ -89,17 +92,26 @@ def tests_of_programs(programs: Iterable[Program]) -> Iterator[m.Test]:
             for condition in step.conditions:
                 yield from m.tests_of(condition)
             for action in step.actions:
-                if isinstance(action, Only):
-                    yield from action.tests
-                    for condition in action.conditions:
-                        yield from m.tests_of(condition)
-                elif isinstance(action, Copy):
-                    yield from (m.equals(source, 1) for _, source in action.pairs)
-                    yield from (m.equals(bit, 1) for bit, _ in action.pairs if action.flip)
-                elif isinstance(action, Flip):
-                    yield from (m.equals(bit, 1) for bit in action.bits)
-                elif isinstance(action, SetWhere):
-                    yield action.test
+                yield from _tests_of_action(action)
+
+
+def _tests_of_action(action: Action) -> Iterator[m.Test]:
+    """Yield the tests that an action makes of a packet as it comes."""
+    match action:
+        case Only(tests, conditions) | Where(tests, conditions):
+            yield from tests
+            yield from (test for condition in conditions for test in m.tests_of(condition))
+            if isinstance(action, Where):
+                yield from (test for inner in action.actions for test in _tests_of_action(inner))
+        case Copy(pairs, flip):
+            yield from (m.equals(source, 1) for _, source in pairs)
+            yield from (m.equals(bit, 1) for bit, _ in pairs if flip)
+        case Remap():
+            yield from action.groups().values()
+        case Flip(bits):
+            yield from (m.equals(bit, 1) for bit in bits)
+        case Set() | Note():
+            pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +126,8 @@ class Evaluation:
     """The diagrams of one proof: all its flows share levels and nodes, so equal ones have equal numbers.
 
     ``more`` gives, for the fields that the flows test, further tests that the proof needs. Operations raise
-    BudgetExceededError where they exceed ``budget``.
+    BudgetExceededError where they exceed ``budget``. ``carried`` are fields that packets carry from one segment to the
+    next: nodes that test one have :data:`TESTS_MARK`.
     """
 
     def __init__(
@@ -122,6 +135,7 @@ class Evaluation:
         flows: Sequence[Flow],
         more: Callable[[set[m.Field]], Iterable[m.Test]] | None = None,
         budget: Budget = UNBOUNDED,
+        carried: frozenset[m.Field] = frozenset(m.MARK),
     ) -> None:
         sets: dict[m.Field, dict[IntervalSet, None]] = {}
         for test in tests_of_programs(programs_of(flows)):
@@ -132,10 +146,9 @@ class Evaluation:
             Level(on, Atoms(on.size, tuple(sets[on]), absent=on in SOMETIMES_ABSENT)) for on in sorted(sets, key=rank)
         ]
         self.number = {level.field: number for number, level in enumerate(self.levels)}
-        packet_mark = frozenset((*m.MARK, m.TRACKING))
         self.space = Diagrams(
             [level.atoms.width for level in self.levels],
-            [TESTS_MARK if level.field in packet_mark else 0 for level in self.levels],
+            [TESTS_MARK if level.field in carried else 0 for level in self.levels],
             budget,
         )
         self._nodes: dict[Program, int] = {}
@@ -233,8 +246,13 @@ class Evaluation:
         match action:
             case Set(pairs):
                 return self.assign(then, pairs)
-            case SetWhere(test, pairs):
-                return self.where((test,), (), self.assign(then, pairs), then)
+            case Where(tests, conditions, actions):
+                changed = then
+                for inner in reversed(actions):
+                    changed = self.action(inner, changed, rest)
+                return self.where(tests, conditions, changed, then)
+            case Remap():
+                return self.remap(action, then)
             case Note(text):
                 return self.change(then, {}, partial(_noted, text))
             case Only(tests, conditions):
@@ -249,6 +267,13 @@ class Evaluation:
                     off = then if flip else self.assign(then, ((bit, 0),))
                     then = self.where((m.equals(source, 1),), (), on, off)
                 return then
+
+    def remap(self, action: Remap, then: int) -> int:
+        """Return ``then`` for packets before a field gets another value, by its old one."""
+        changed = then
+        for new, test in action.groups().items():
+            changed = self.where((test,), (), self.assign(then, ((action.field, new),)), changed)
+        return changed
 
     def flip(self, bit: m.Field, then: int) -> int:
         """Return ``then`` with a bit seen inverted."""
@@ -321,23 +346,28 @@ class Evaluation:
         return result
 
     def strip(self, node: int) -> int:
-        """Return ``node`` without what was assigned on the way."""
+        """Return ``node`` without what was assigned on the way to the packet; its connection's mark stays."""
         return self.change(node, {}, partial(_stripped))
 
 
 def _assigned(pairs: tuple[tuple[str, int], ...], outcome: Outcome) -> Outcome:
     if outcome.verdict not in OPEN:
-        return outcome
+        pairs = tuple(pair for pair in pairs if _lasts(pair))  # what is dropped leaves its connection's mark
     return outcome._replace(assigned=tuple(sorted((dict(pairs) | dict(outcome.assigned)).items())))
 
 
 def _noted(text: str, outcome: Outcome) -> Outcome:
-    if outcome.verdict not in OPEN and not text.startswith("log "):
+    if outcome.verdict not in OPEN and not text.startswith(("log ", SET_UPDATE)):
         return outcome
-    if text in outcome.trace and (text in ("queue", "queue bypass") or text.startswith("helper ")):
+    if text in outcome.trace and (text in ("queue", "queue bypass") or text.startswith(("helper ", SET_UPDATE))):
         return outcome  # once more makes no difference
     return outcome._replace(trace=(text, *outcome.trace))
 
 
 def _stripped(outcome: Outcome) -> Outcome:
-    return outcome._replace(assigned=())
+    return outcome._replace(assigned=tuple(pair for pair in outcome.assigned if _lasts(pair)))
+
+
+def _lasts(pair: tuple[str, int]) -> bool:
+    """Whether later packets see an assignment: that of a connection's mark."""
+    return pair[0].startswith("ct mark ")

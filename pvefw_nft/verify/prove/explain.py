@@ -8,16 +8,18 @@ without mentioning that; other packets count only where they are not in those cl
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.prove.documented import BROADCASTS4, KIND, MULTICASTS4, MULTICASTS6, Exceptions
-from pvefw_nft.verify.prove.program import CAST, SOMETIMES_ABSENT, Case, Outcome
+from pvefw_nft.verify.prove.program import CAST, SOMETIMES_ABSENT, TOGETHER, Case, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from pvefw_nft.verify.prove.diagram import Cube
     from pvefw_nft.verify.prove.evaluate import Evaluation
 
 MOST_CLASSES = 16
@@ -36,6 +38,7 @@ USUAL: Mapping[m.Field, IntervalSet] = {
     m.CT_DIRECTION: IntervalSet.single(0),
     CAST: IntervalSet.single(0),
     m.FRAGMENT: IntervalSet.single(0),
+    m.EXTENSION: IntervalSet.single(m.NO_EXTENSION),
     m.TCP_FLAGS: IntervalSet.single(0x02),
     m.SPORT: IntervalSet.of((1, 0xFFFF)),
     m.SADDR4: _UNICAST4,
@@ -87,8 +90,11 @@ def possible(fields: Iterable[m.Field], case: Case, *, from_host: bool) -> Itera
     present = set(fields)
     for on in present & {m.SKUID, m.SKGID}:
         yield _present(on) if from_host else m.Not(_present(on))
+    if m.EXTENSION in present:
+        yield m.Test(m.EXTENSION, m.EXTENSIONS | IntervalSet.single(m.NO_EXTENSION))
     for on in present & SOMETIMES_ABSENT & set(m.PRESENCE):
-        needs = [m.Test(*need) for need in m.PRESENCE[on] if need[0] is not m.PROTOCOL]
+        whole = () if case.fragments else (m.FRAGMENT,)
+        needs = [m.Test(*need) for need in m.PRESENCE[on] if need[0] not in (m.PROTOCOL, *whole)]
         yield _iff(_present(on), m.All(tuple(needs)))
     pairs = (
         (m.SADDR_TYPE, m.SADDR4, m.SADDR6),
@@ -142,9 +148,37 @@ def pairs_of(evaluation: Evaluation, before: int, after: int, exceptions: Except
         one, two = space.values.get(left), space.values.get(right)
         if not isinstance(one, Outcome) or not isinstance(two, Outcome):
             return None
+        if {one.verdict, two.verdict} == {TOGETHER.verdict, "accept"}:
+            return false  # a later fragment passes, or waits for the first one, with which it is decided about it
         return false if exceptions.excused(one, two, case) else space.terminal((one, two))
 
-    return space.apply(pair, before, after)
+    found = space.apply(pair, before, after)
+    for terminal in space.terminals(found):
+        cube = _unchanged(evaluation, space.values[terminal])
+        if cube is not None:
+            only = space.replace(found, {}, partial(_either, terminal, evaluation.true, false), {})
+            same = space.select(only, space.rule(cube, evaluation.true, false), false, evaluation.true)
+            found = space.select(same, false, found, evaluation.true)
+    return found
+
+
+def _either(wanted: int, then: int, other: int, node: int) -> int:
+    return then if node == wanted else other
+
+
+def _unchanged(evaluation: Evaluation, pair: object) -> Cube | None:
+    """Return the packets for which two outcomes leave the same mark of the connection, since it was so before."""
+    if not isinstance(pair, tuple):
+        return None
+    one, two = pair
+    changed = set(one.assigned) ^ set(two.assigned)
+    marks = {m.Field(name, 2): value for name, value in changed if name.startswith("ct mark ")}
+    if not marks or len(marks) < len(changed) or (one.verdict, one.trace) != (two.verdict, two.trace):
+        return None
+    if not marks.keys() <= evaluation.number.keys():
+        return None
+    levels = sorted((evaluation.number[on], value) for on, value in marks.items())
+    return tuple((level, 1 << evaluation.levels[level].atoms.atom(value)) for level, value in levels)
 
 
 def differing(evaluation: Evaluation, before: int, after: int, exceptions: Exceptions, case: Case) -> bool:
@@ -302,6 +336,7 @@ class Explainer:
 
 _LIKED: Mapping[m.Field, tuple[int, ...]] = {
     m.CT_STATE: (m.CT_STATES.index("new"), m.CT_STATES.index("established")),
+    m.EXTENSION: (m.NO_EXTENSION, 60, 0),
     m.L4PROTO: (6, 17, 1, 58),
     m.TCP_FLAGS: (0x02, 0x10),
     m.ICMP: (8 << 8, 0),
@@ -341,7 +376,14 @@ def choose(on: m.Field, values: IntervalSet) -> int:
     return first + 1 if is_address and first < last else first
 
 
-_IP_DEFAULTS: Mapping[m.Field, int] = {m.L4PROTO: 6, m.FRAGMENT: 0, m.TTL: 64, m.LENGTH: 60, m.DSCP: 0}
+_IP_DEFAULTS: Mapping[m.Field, int] = {
+    m.EXTENSION: m.NO_EXTENSION,
+    m.L4PROTO: 6,
+    m.FRAGMENT: 0,
+    m.TTL: 64,
+    m.LENGTH: 60,
+    m.DSCP: 0,
+}
 _STATE_BITS = (*m.MARK, *m.CT_MARK, *m.CT_STATUS.values())
 
 

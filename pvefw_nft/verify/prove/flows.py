@@ -23,14 +23,35 @@ from pvefw_nft.verify.path import (
     find_stages,
 )
 from pvefw_nft.verify.prove.atoms import Atoms, distinct
-from pvefw_nft.verify.prove.evaluate import Base, Flow
-from pvefw_nft.verify.prove.program import ACCEPT, INTERFACES, RETURN, Call, Case, Outcome, Program, Set, Step
-from pvefw_nft.verify.prove.residual import ALL_STATES, Context, Residuals, Specialiser, conditions_of, known_fields
+from pvefw_nft.verify.prove.evaluate import Base, Flow, programs_of, tests_of_programs
+from pvefw_nft.verify.prove.program import (
+    ACCEPT,
+    INTERFACES,
+    RETURN,
+    SOMETIMES_ABSENT,
+    TOGETHER,
+    Call,
+    Case,
+    Outcome,
+    Program,
+    Set,
+    Step,
+)
+from pvefw_nft.verify.prove.residual import (
+    ALL_STATES,
+    Context,
+    Later,
+    Residuals,
+    Specialiser,
+    conditions_of,
+    known_fields,
+)
 from pvefw_nft.verify.tracking import LOOKUP, Tracking, enters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pvefw_nft.verify.prove.counters import Counters
     from pvefw_nft.verify.prove.network import Network
     from pvefw_nft.verify.prove.residual import Known
     from pvefw_nft.verify.tracking import Track
@@ -62,6 +83,20 @@ def _asks_early(model: m.RulesetModel) -> bool:
     )
 
 
+def shared_counters(before: m.RulesetModel, after: m.RulesetModel) -> frozenset[m.Field]:
+    """Return the rates that both rulesets count by a counter of the same name."""
+    found = [
+        {
+            test.field
+            for condition in all_conditions(model)
+            for test in m.tests_of(condition)
+            if test.field.kind is m.FieldKind.BIT and m.rate_of(test.field) not in (None, test.field)
+        }
+        for model in (before, after)
+    ]
+    return frozenset(found[0] & found[1])
+
+
 def all_conditions(model: m.RulesetModel) -> Iterator[m.Condition]:
     """Yield every condition of a ruleset."""
     for table in model.tables:
@@ -78,6 +113,8 @@ class Tested:
     exempts: bool = False
     untracks: bool = False
     zones: bool = False
+    sets_ct_mark: bool = False
+    later: Later = field(default_factory=Later)
 
     @classmethod
     def of(cls, *models: m.RulesetModel) -> Tested:
@@ -92,7 +129,7 @@ class Tested:
                     if known is None:
                         known = sets[test.field] = {}
                     known[test.values] = None
-        self.marks = every_mark & set(sets)
+        self.marks = {bit for bit in every_mark & set(sets) if any(v is not bit.everything for v in sets[bit])}
         effects = [
             effect
             for model in models
@@ -111,6 +148,19 @@ class Tested:
             and any(_asks_early(model) for model in models)
         )
         self.zones = any(isinstance(effect, m.SetZone) for effect in effects)
+        self.sets_ct_mark = any(
+            isinstance(effect, (m.SetMark, m.CopyMark)) and effect.target is m.MarkTarget.CONNECTION
+            for effect in effects
+        )
+        related = [
+            m.CT_STATES.index(name) in values for name in ("related", "new") for values in sets.get(m.CT_STATE, ())
+        ]
+        half = len(related) // 2
+        self.later = Later(
+            frozenset(name for model in models for table in model.tables for name in table.lookups),
+            frozenset(effect.field for effect in effects if isinstance(effect, m.SetField)) & sets.keys(),
+            related[:half] != related[half:] or any(on.name.startswith("ct helper ") for on in sets),
+        )
         self._follow_copies([effect for effect in effects if isinstance(effect, m.CopyMark)])
         return self
 
@@ -225,11 +275,21 @@ def _passing(program: Program, states: IntervalSet) -> IntervalSet:
     return states | passed
 
 
+def _looks_into(program: Program) -> bool:
+    """Whether a program tests what packets in fragments may lack."""
+    return any(
+        test.field is m.FRAGMENT or test.field in SOMETIMES_ABSENT
+        for test in tests_of_programs(programs_of(((Base(program, accepts=True),),)))
+    )
+
+
 def _runs(stage: Stage, case: Case) -> bool:
     """Whether packets of a case run a stage."""
     return stage.when is m.TRUE or m.holds(stage.when, _present(known_fields(stage, case)))
 
 
+_TOGETHER = Base(Program((Step((m.equals(m.FRAGMENT, 2),), (), (), TOGETHER),)), accepts=True)
+"""Where fragments are put together, later ones are no packets any more."""
 _TRACKED_AGAIN = Base(Program((Step((), (), (Set(((m.TRACKING, 0),)),), None),)), accepts=True)
 """Where a packet crosses to the next bridge, what rules did about its tracking before is forgotten."""
 
@@ -239,12 +299,19 @@ def _present(known: Known) -> dict[m.Field, int]:
 
 
 class Flows:
-    """Makes the flows of one side: what is left, for a case, of the base chains along stages."""
+    """Makes the flows of one side: what is left, for a case, of the base chains along stages.
 
-    def __init__(self, side: Side, residuals: Residuals) -> None:
+    Of the flow made last, ``fragments`` says whether rules look into packets before fragments are put together, and
+    ``counters`` what the counters of its rates are called.
+    """
+
+    def __init__(self, side: Side, residuals: Residuals, naming: Counters) -> None:
         self.side = side
+        self.naming = naming
+        self.counters: dict[m.Field, m.Field] = {}
         self.residuals = residuals
         self.tracking = Tracking(side.model)
+        self.fragments = False
         self._chains: dict[tuple[object, ...], list[tuple[m.Table, m.Chain]]] = {}
 
     def track(self, stages: Sequence[Stage], back: Sequence[Stage], case: Case) -> Track:
@@ -252,21 +319,29 @@ class Flows:
         return self.tracking.track(case.protocol, stages, back, lambda stage: _runs(stage, case))
 
     def flow(self, stages: Sequence[Stage], case: Case, tracked: Track) -> Flow:
-        """Return the base chains that have something left, in order. ``tracked`` says what each stage tracks."""
+        """Return the base chains that have something left, in order. ``tracked`` says what each stage tracks.
+
+        With a case of fragments, also where they are put together.
+        """
         found: list[Base] = []
         states = ALL_STATES
+        self.fragments = False
         for stage, part in zip(stages, tracked, strict=True):
             if self.residuals.exempts and enters(stage):
                 found.append(_TRACKED_AGAIN)
             for table, chain, context in self.contexts((stage,), case, (part,)):
+                if case.fragments and m.FRAGMENT in context.known and _TOGETHER not in found:
+                    found.append(_TOGETHER)
                 base = self.base(table, chain, context._replace(states=states))
+                self.fragments |= m.FRAGMENT not in context.known and _looks_into(base.program)
                 states = _passing(base.program, states)
                 if base.accepts and all(
                     step.end in (ACCEPT, RETURN) and not step.actions for step in base.program.steps
                 ):
                     continue  # whatever it tests, every packet passes
                 found.append(base)
-        return tuple(found)
+        flow, self.counters = self.naming.name(tuple(found))
+        return flow
 
     def contexts(
         self, stages: Sequence[Stage], case: Case, tracked: Track

@@ -68,7 +68,7 @@ def without_stricter_rules(side: Side) -> tuple[Side, bool]:
                 rules = [rule for rule in chain.rules if not _drops_newcomers(rule)]
                 kept[name] = m.Chain(name, rules, chain.policy, chain.hook)
                 found = True
-        tables.append(m.Table(table.key, kept, table.sets))
+        tables.append(m.Table(table.key, kept, table.sets, table.lookups))
     if not found:
         return side, False
     return replace(side, model=m.RulesetModel(tuple(tables), side.model.assumptions)), True
@@ -81,7 +81,7 @@ def _is_of_rates(table: m.Table, name: str) -> bool:
 def _drops_newcomers(rule: m.Rule) -> bool:
     """Whether a rule drops sources that are not known where too many of them come by one port."""
     tests = [condition for condition in rule.conditions if isinstance(condition, m.Test)]
-    names = {test.field.name for test in tests}
+    names = {(m.rate_of(test.field) or test.field).name for test in tests}
     strangers = any(name.startswith("rate of who is in @sources-") for name in names)
     too_many = any(name.startswith("rate ") and name.endswith(f" per {m.IIF}/128") for name in names)
     return rule.verdict == m.DROP and not rule.effects and strangers and too_many

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias, final
 
 from pvefw_nft.verify import model as m
+from pvefw_nft.verify.intervals import IntervalSet
 
 CAST = m.Field("cast", 3, m.FieldKind.ENUM, ("unicast", "broadcast", "multicast"))
 """Whom a frame is addressed to, whether or not that is this host: ``PKTTYPE`` without the hook's part in it."""
@@ -20,19 +21,21 @@ IP_FIELDS = (
 ARP_FIELDS = (
     m.ARP_OP, m.ARP_HTYPE, m.ARP_PTYPE, m.ARP_HLEN, m.ARP_PLEN, m.ARP_SPA, m.ARP_TPA, m.ARP_SHA, m.ARP_THA,
 )  # fmt: skip
-SOMETIMES_ABSENT = frozenset((m.SPORT, m.DPORT, m.TCP_FLAGS, m.ICMP, m.ICMP6, m.ND_TARGET, m.SKUID, m.SKGID))
+SOMETIMES_ABSENT = frozenset(
+    (m.TH_SOURCE, m.TH_DESTINATION, m.SPORT, m.DPORT, m.TCP_FLAGS, m.ICMP, m.ICMP6, m.ND_TARGET, m.SKUID, m.SKGID)
+)
 """Fields that packets of one case may have or lack."""
 
 
 class Case(NamedTuple):
     """One kind of frame: its network ``protocol`` (``PROTOCOL``), and whether a VLAN tag is before it.
 
-    ``fragments``: rules may see packets in fragments, since nothing puts them together before.
+    ``fragments``: rules may look into packets before fragments are put together; else packets are whole.
     """
 
     protocol: int
     tagged: bool
-    fragments: bool = True
+    fragments: bool = False
 
     @property
     def is_ip(self) -> bool:
@@ -56,6 +59,8 @@ class Outcome(NamedTuple):
     trace: tuple[str, ...] = ()
 
 
+TOGETHER = Outcome("put together")
+"""How a later fragment ends where fragments are put together: what becomes of it is decided with the first one."""
 ACCEPT, DROP, RETURN = Outcome("accept"), Outcome("drop"), Outcome("return")
 
 
@@ -65,17 +70,40 @@ class Set(NamedTuple):
     pairs: tuple[tuple[m.Field, int], ...]
 
 
+class Remap(NamedTuple):
+    """A field gets the value that a table has for its old one."""
+
+    field: m.Field
+    values: tuple[int, ...]
+
+    def groups(self) -> dict[int, m.Test]:
+        """Return for each value the test for the old ones that become it."""
+        olds: dict[int, list[int]] = {}
+        for old, new in enumerate(self.values):
+            olds.setdefault(new, []).append(old)
+        return {
+            new: m.Test(self.field, IntervalSet.from_ranges((old, old) for old in group)) for new, group in olds.items()
+        }
+
+
+class Note(NamedTuple):
+    """Something is done that no field shows; the proof compares the text."""
+
+    text: str
+
+
 class Flip(NamedTuple):
     """These bits change."""
 
     bits: tuple[m.Field, ...]
 
 
-class SetWhere(NamedTuple):
-    """Where a test holds these fields get these values; the rest of the step is for all packets all the same."""
+class Where(NamedTuple):
+    """Where all of these hold, actions happen; the rest of the step is for all packets all the same."""
 
-    test: m.Test
-    pairs: tuple[tuple[m.Field, int], ...]
+    tests: tuple[m.Test, ...]
+    conditions: tuple[m.Condition, ...]
+    actions: tuple[Set | Flip | Copy | Note, ...]
 
 
 class Copy(NamedTuple):
@@ -85,12 +113,6 @@ class Copy(NamedTuple):
     flip: bool
 
 
-class Note(NamedTuple):
-    """Something is done that no field shows; the proof compares the text."""
-
-    text: str
-
-
 class Only(NamedTuple):
     """The rest of the step is for packets where these hold."""
 
@@ -98,7 +120,7 @@ class Only(NamedTuple):
     conditions: tuple[m.Condition, ...]
 
 
-Action: TypeAlias = Set | SetWhere | Flip | Copy | Note | Only
+Action: TypeAlias = Set | Where | Remap | Flip | Copy | Note | Only
 
 
 class Call(NamedTuple):
@@ -161,7 +183,8 @@ _ORDER = (
     m.ETHER_SRC, m.ETHER_DST, m.CT_STATE, m.TRACKING, m.CT_DIRECTION, *m.CT_STATUS.values(), m.VLAN_ID,
     m.INNER_VLAN_ID, m.INNER_TYPE, *ARP_FIELDS,
     m.L4PROTO, m.SADDR4, m.SADDR6, m.DPORT, m.DADDR4, m.DADDR6, m.SPORT, m.ICMP, m.ICMP6, m.ND_TARGET, m.TCP_FLAGS,
-    m.FRAGMENT, m.SADDR_TYPE, m.DADDR_TYPE, CAST, m.TTL, m.LENGTH, m.DSCP, m.SKUID, m.SKGID,
+    m.FRAGMENT, m.TH_SOURCE, m.TH_DESTINATION, m.EXTENSION, m.SADDR_TYPE, m.DADDR_TYPE, CAST, m.TTL, m.LENGTH, m.DSCP,
+    m.SKUID, m.SKGID,
 )  # fmt: skip
 _RANKS = {on: place for place, on in enumerate(_ORDER)}
 _RANKS |= {bit: 100 + place for place, bit in enumerate((*m.MARK, *m.CT_MARK))}

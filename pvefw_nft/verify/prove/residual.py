@@ -45,12 +45,13 @@ from pvefw_nft.verify.prove.program import (
     Only,
     Outcome,
     Program,
+    Remap,
     Set,
-    SetWhere,
     Step,
+    Where,
     rank,
 )
-from pvefw_nft.verify.tracking import CONNECTION_FIELDS, PLAIN, View, seen
+from pvefw_nft.verify.tracking import CONNECTED, CONNECTION_FIELDS, PLAIN, View, seen, untracked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -105,7 +106,7 @@ def _absent_fields(protocol: int) -> list[m.Field]:
     if protocol != m.IPV4:
         absent += (m.SADDR4, m.DADDR4, m.ICMP)
     if protocol != m.IPV6:
-        absent += (m.SADDR6, m.DADDR6, m.ICMP6, m.ND_TARGET)
+        absent += (m.EXTENSION, m.SADDR6, m.DADDR6, m.ICMP6, m.ND_TARGET)
     if protocol != m.ARP:
         absent += ARP_FIELDS
     if protocol not in m.TAGS:
@@ -139,11 +140,20 @@ class _Footprint(NamedTuple):
     kinds: bool
 
 
+class Later(NamedTuple):
+    """Effects that count later: which ``sets`` are looked at, which ``fields`` tested, and whether ``helpers`` show."""
+
+    sets: frozenset[str] = frozenset()
+    fields: frozenset[m.Field] = frozenset()
+    helpers: bool = False
+
+
 class Residuals:
     """Makes programs of a ruleset's chains. ``tracked`` are the mark bits that matter, by field.
 
     ``strict`` keeps logs, helpers and the like as notes. ``exempts``: rules exempt packets from connection tracking,
-    so that what they did is followed (:data:`~pvefw_nft.verify.model.TRACKING`). ``kind`` says what to take a test of
+    so that what they did is followed (:data:`~pvefw_nft.verify.model.TRACKING`). ``later`` are effects that count for
+    later rules and packets. ``kind`` says what to take a test of
     the kind of an address for, given the network protocol.
     """
 
@@ -153,11 +163,13 @@ class Residuals:
         *,
         strict: bool,
         exempts: bool = False,
+        later: Later | None = None,
         kind: Callable[[m.Test, int], m.Condition] | None = None,
     ) -> None:
         self.tracked = tracked
         self.strict = strict
         self.exempts = exempts
+        self.later = Later() if later is None else later
         self.kind = kind
         self._programs: dict[tuple[object, ...], Program] = {}
         self._footprints: dict[tuple[int, int], _Footprint] = {}
@@ -222,6 +234,8 @@ class Residuals:
         return chain.rules if not isinstance(index, _Index) else index.lookup(chain, known)
 
 
+_FIRST = IntervalSet.of((m.CT_STATES.index("related"), m.CT_STATES.index("new")))
+"""The states of a connection's first packets."""
 _CONNECTION = frozenset((m.CT_STATE, *CONNECTION_FIELDS))
 _TRACKING_EFFECTS = (m.NoTrack, m.SetZone, m.SetHelper, m.SetMark)
 """What does nothing, or something else, before the lookup."""
@@ -308,6 +322,7 @@ class Specialiser:
         self.known = context.known
         self.states = context.states
         self.depth = depth
+        self.rule_at: m.Rule | None = None
 
     def steps(self, chain: m.Chain) -> list[Step]:
         """Return what is left of a chain, with what its last step calls in the place of that."""
@@ -327,6 +342,7 @@ class Specialiser:
         """Return the steps of a chain's own rules, and its policy."""
         found: list[Step] = []
         for rule in self.residuals.rules(chain, self.known):
+            self.rule_at = rule
             tests, conditions, possible = self.conditions(rule.conditions) if rule.conditions else ((), (), True)
             if not possible:
                 continue
@@ -350,7 +366,7 @@ class Specialiser:
         choice = step.conditions[0] if len(step.conditions) == 1 else None
         if final and isinstance(choice, m.Any) and not step.actions:
             for part in choice.of:
-                tests, conditions, possible = self.conditions((*step.tests, part))
+                tests, conditions, possible = self.conditions((), (*step.tests, part))
                 if possible:
                     yield from self.spread(step._replace(tests=tests, conditions=conditions))
         else:
@@ -371,35 +387,27 @@ class Specialiser:
 
     # --- conditions ---
 
-    def conditions(self, conditions: Sequence[m.Condition]) -> tuple[tuple[m.Test, ...], tuple[m.Condition, ...], bool]:
-        """Return the tests left, the other conditions left, and False where they cannot all hold."""
+    def conditions(
+        self, conditions: Sequence[m.Condition], left: Sequence[m.Condition] = ()
+    ) -> tuple[tuple[m.Test, ...], tuple[m.Condition, ...], bool]:
+        """Return the tests left, the other conditions left, and False where they cannot all hold.
+
+        ``conditions`` are a rule's, ``left`` what is left of others already.
+        """
         tests: list[m.Test] = []
         others: list[m.Condition] = []
-        todo = list(conditions)
-        for condition in todo:
-            if isinstance(condition, m.Test):
-                meaning = self.meaning(condition)
-                if meaning is not condition:
-                    rest = self.residue(meaning)
-                    if rest == m.FALSE:
-                        return (), (), False
-                    tests_left, others_left = _conjuncts(rest)
-                    tests += tests_left
-                    others += others_left
+        for of_rule, several in ((True, conditions), (False, left)):
+            for condition in several:
+                if isinstance(condition, m.Test):
+                    rest = self.left_of_test(condition) if of_rule else self.residue(condition)
+                else:
+                    rest = self.condition(condition) if of_rule else self.residue(condition)
+                if rest is True:
                     continue
-                left: m.Test | bool = self.test(condition)
-                if left is False:
+                if rest is False or rest == m.FALSE:
                     return (), (), False
-                if left is not True:
-                    tests.append(left)
-            elif isinstance(condition, m.All):
-                todo += condition.of
-            else:
-                rest = self.condition(condition)
-                if rest == m.FALSE:
-                    return (), (), False
-                tests_left, others_left = _conjuncts(rest)
-                tests += tests_left
+                more, others_left = _conjuncts(rest)
+                tests += more
                 others += others_left
         if len(tests) > 1:
             tests = _merge_tests(tests)
@@ -419,6 +427,8 @@ class Specialiser:
             return test if self.states - test.values else True
         if on is m.TRACKING and not self.residuals.exempts:
             return 0 in test.values
+        if on.kind is m.FieldKind.BIT and self.rule_at is not None and m.rate_of(on) is not None:
+            return m.Test(m.own_counter(on, self.rule_at), test.values)
         if on is m.PKTTYPE:
             return _cast_test(test.values, self.context.unicast)
         if not test.values:
@@ -426,6 +436,11 @@ class Specialiser:
         if on not in SOMETIMES_ABSENT and test.values is on.everything:
             return True
         return test
+
+    def left_of_test(self, test: m.Test) -> m.Condition | bool:
+        """Return what is left of a rule's test."""
+        meaning = self.meaning(test)
+        return self.test(test) if meaning is test else self.residue(meaning)
 
     def meaning(self, test: m.Test) -> m.Condition:
         """Return what a rule's test means for the packet as it is, where it is not the test itself.
@@ -435,7 +450,7 @@ class Specialiser:
         on = test.field
         if on in _KINDS and self.residuals.kind is not None and self.context.case.is_ip:
             return self.residuals.kind(test, self.context.case.protocol)
-        if on in _CONNECTION and (on is not m.CT_STATE or self.context.view != PLAIN or self.residuals.exempts):
+        if on in _CONNECTION and (on is not m.CT_STATE or not self.context.view.is_plain or self.residuals.exempts):
             return seen(test, self.context.view)
         return test
 
@@ -488,7 +503,9 @@ class Specialiser:
             else:
                 actions += self.effect(effect)
         while actions and isinstance(actions[0], Only):
-            merged, others, possible = self.conditions((*tests, *actions[0].tests, *conditions, *actions[0].conditions))
+            merged, others, possible = self.conditions(
+                (), (*tests, *actions[0].tests, *conditions, *actions[0].conditions)
+            )
             if not possible:
                 return
             tests, conditions = merged, others
@@ -564,7 +581,7 @@ class Specialiser:
             entries.setdefault(verdict, []).append(condition)
         for verdict, of in entries.items():
             own = () if step.actions else (*step.tests, *step.conditions)
-            tests, conditions, possible = self.conditions((*own, _union(of)))
+            tests, conditions, possible = self.conditions((_union(of),), own)
             if possible:
                 yield from self.verdict(verdict, step._replace(tests=tests, conditions=conditions))
 
@@ -582,8 +599,12 @@ class Specialiser:
             case m.Log(prefix, level, group):
                 return [Note(f"log {prefix!r} level {level} group {group}")] if self.residuals.strict else []
             case m.SetHelper(name, template):
-                actions = self.exempt(2) if template else []
-                return [*actions, Note(f"helper {name}")] if self.residuals.strict else actions
+                return self.helper(name, template=template)
+            case m.SetField(on, value):
+                return self.set_field(on, value)
+            case m.UpdateSet(name, text):
+                counts = self.residuals.strict or name in self.residuals.later.sets
+                return [Note(f"set {name}: {text}")] if counts else []
             case m.Alter(text):
                 return [Note(f"alter {text}")] if self.residuals.strict else []
             case m.Guard():
@@ -593,12 +614,29 @@ class Specialiser:
         """Return what a rule does about a packet's tracking: before the lookup, and where no rule did so before."""
         if not self.residuals.exempts or self.context.view.looked_up:
             return []
-        return [SetWhere(m.equals(m.TRACKING, 0), ((m.TRACKING, tracking),))]
+        return [Where((m.equals(m.TRACKING, 0),), (), (Set(((m.TRACKING, tracking),)),))]
+
+    def helper(self, name: str, *, template: bool) -> list[Action]:
+        """Return what it does to give a connection a helper: to its first packet, before or after the lookup."""
+        actions = self.exempt(2) if template else []
+        if template == self.context.view.looked_up or not (template or self.context.view.fresh):
+            return actions  # too late, or too early
+        if not (self.residuals.strict or self.residuals.later.helpers):
+            return actions
+        tests, conditions = _conjuncts(self.residue(m.Test(m.CT_STATE, _FIRST)))
+        return [*actions, Where(tuple(tests), tuple(conditions), (Note(f"helper {name}"),))]
+
+    def set_field(self, on: m.Field, value: int | tuple[int, ...]) -> list[Action]:
+        """Return what a change of a field does that some rule tests."""
+        actions: list[Action] = [Note(f"{on} set {value}")] if self.residuals.strict else []
+        if on not in self.residuals.later.fields or self.known.get(on, 0) is None:
+            return actions
+        if isinstance(value, int):
+            return [*actions, Set(((on, value),))]
+        return [*actions, Remap(on, value)]
 
     def set_mark(self, target: m.MarkTarget, keep: int, flip: int) -> list[Action]:
         """Return what a change of a mark does to the bits that matter."""
-        if target is m.MarkTarget.CONNECTION and not self.context.view.looked_up:
-            return []  # there is no connection yet
         fixed: list[tuple[m.Field, int]] = []
         flipped: list[m.Field] = []
         for place, bit in enumerate(target.bits):
@@ -608,13 +646,21 @@ class Specialiser:
                 fixed.append((bit, flip >> place & 1))
             elif flip >> place & 1:
                 flipped.append(bit)
-        actions: list[Action] = [Set(tuple(fixed))] if fixed else []
-        return [*actions, Flip(tuple(flipped))] if flipped else actions
+        actions: list[Set | Flip | Copy] = [Set(tuple(fixed))] if fixed else []
+        actions += [Flip(tuple(flipped))] if flipped else []
+        return self.of_connection(actions) if target is m.MarkTarget.CONNECTION else [*actions]
+
+    def of_connection(self, actions: Sequence[Set | Flip | Copy]) -> list[Action]:
+        """Return what actions on a connection's mark do: nothing to packets that have no connection."""
+        if not actions or not self.context.view.looked_up:
+            return []
+        connected = m.All((m.Test(m.CT_STATE, CONNECTED), m.Not(untracked())))
+        rest = self.residue(connected)
+        tests, conditions = _conjuncts(rest)
+        return [] if rest == m.FALSE else [Where(tuple(tests), tuple(conditions), tuple(actions))]
 
     def copy_mark(self, target: m.MarkTarget, keep: int, take: int) -> list[Action]:
         """Return what a copy of a mark does to the bits that matter."""
-        if not self.context.view.looked_up:
-            return []
         other = m.CT_MARK if target is m.MarkTarget.PACKET else m.MARK
         fixed: list[tuple[m.Field, int]] = []
         copied: list[tuple[m.Field, m.Field]] = []
@@ -630,10 +676,10 @@ class Specialiser:
                 copied.append((bit, source))
             else:
                 fixed.append((bit, 0))
-        actions: list[Action] = [Set(tuple(fixed))] if fixed else []
-        if copied:
-            actions.append(Copy(tuple(copied), flip=False))
-        return [*actions, Copy(tuple(flipped), flip=True)] if flipped else actions
+        actions: list[Set | Flip | Copy] = [Set(tuple(fixed))] if fixed else []
+        actions += [Copy(tuple(copied), flip=False)] if copied else []
+        actions += [Copy(tuple(flipped), flip=True)] if flipped else []
+        return self.of_connection(actions)
 
 
 def _merge_steps(steps: list[Step]) -> list[Step]:

@@ -20,7 +20,7 @@ from pvefw_nft.verify import model as m
 from pvefw_nft.verify.prove.budget import BudgetExceededError
 from pvefw_nft.verify.prove.evaluate import Evaluation
 from pvefw_nft.verify.prove.explain import USUAL
-from pvefw_nft.verify.prove.program import Action, Copy, Flip, Note, Only, Outcome, Set, SetWhere
+from pvefw_nft.verify.prove.program import Action, Copy, Flip, Note, Only, Outcome, Remap, Set, Where
 from pvefw_nft.verify.prove.residual import Context, Specialiser, find_chain
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ class Walk:
         special = Specialiser(self.comparison.residuals, table, context, 0)
         numbers = {id(rule): number for number, rule in enumerate(chain.rules, 1)}
         for rule in self.comparison.residuals.rules(chain, context.known):
+            special.rule_at = rule
             tests, conditions, possible = special.conditions(rule.conditions)
             if not possible or (rule.verdict is None and not rule.effects):
                 continue  # it is not for this context, or just a comment
@@ -200,20 +201,7 @@ class Walk:
             parts = [(prepared.tests, prepared.conditions)]
             parts += [(choice.tests, choice.conditions) for choice in prepared.choices]
             for action in prepared.actions:
-                match action:
-                    case Only(tests, conditions):
-                        parts.append((tests, conditions))
-                    case Set(pairs):
-                        yield from (m.equals(on, value) for on, value in pairs)
-                    case SetWhere(test, pairs):
-                        yield test
-                        yield from (m.equals(on, value) for on, value in pairs)
-                    case Flip(bits):
-                        yield from (m.equals(bit, 1) for bit in bits)
-                    case Copy(pairs):
-                        yield from (m.equals(bit, 1) for pair in pairs for bit in pair)
-                    case Note():
-                        pass
+                yield from tests_of_action(action)
             for tests, conditions in parts:
                 yield from tests
                 for condition in conditions:
@@ -328,23 +316,33 @@ class Walk:
                 case Only(tests, conditions):
                     failed = self.union(failed, self.beyond(hit, tests, conditions))
                     hit = self.within(hit, tests, conditions)
-                case Set(pairs):
-                    for on, value in pairs:
-                        hit = self.given(hit, on, value)
-                case SetWhere(test, pairs):
-                    rest, hit = self.beyond(hit, (test,), ()), self.within(hit, (test,), ())
-                    for on, value in pairs:
-                        hit = self.given(hit, on, value)
+                case Where(tests, conditions, inner):
+                    rest, hit = self.beyond(hit, tests, conditions), self.within(hit, tests, conditions)
+                    hit, _ = self.act(inner, hit)
                     hit = self.union(hit, rest)
-                case Flip(bits):
-                    for bit in bits:
-                        hit = self.split(hit, bit, partial(self.flipped, bit))
-                case Copy(pairs, flip):
-                    for bit, source in pairs:
-                        hit = self.split(hit, source, partial(self.flipped_by if flip else self.copied, bit))
+                case Set() | Remap() | Flip() | Copy():
+                    hit = self.changed(action, hit)
                 case Note():
                     pass
         return hit, failed
+
+    def changed(self, action: Set | Remap | Flip | Copy, hit: int) -> int:
+        """Return the packets after fields of theirs have been changed."""
+        match action:
+            case Set(pairs):
+                for on, value in pairs:
+                    hit = self.given(hit, on, value)
+            case Remap(on):
+                before, hit = hit, self.evaluation.false
+                for new, test in action.groups().items():
+                    hit = self.union(hit, self.given(self.within(before, (test,), ()), on, new))
+            case Flip(bits):
+                for bit in bits:
+                    hit = self.split(hit, bit, partial(self.flipped, bit))
+            case Copy(pairs, flip):
+                for bit, source in pairs:
+                    hit = self.split(hit, source, partial(self.flipped_by if flip else self.copied, bit))
+        return hit
 
     def flipped(self, bit: m.Field, here: int, was: int) -> int:
         """Return the packets with a bit, which was ``was``, inverted."""
@@ -477,6 +475,30 @@ class Walk:
                         found = self.before(table, place, one, found)
             self.wholes[key] = found
         return found
+
+
+def tests_of_action(action: Action) -> Iterator[m.Test]:
+    """Yield every test that an action makes, and of each value that it gives."""
+    match action:
+        case Only(tests, conditions):
+            yield from tests
+            yield from (test for condition in conditions for test in m.tests_of(condition))
+        case Where(tests, conditions, actions):
+            yield from tests
+            yield from (test for condition in conditions for test in m.tests_of(condition))
+            yield from (test for inner in actions for test in tests_of_action(inner))
+        case Set(pairs):
+            yield from (m.equals(on, value) for on, value in pairs)
+        case Remap(on):
+            for new, test in action.groups().items():
+                yield test
+                yield m.equals(on, new)
+        case Flip(bits):
+            yield from (m.equals(bit, 1) for bit in bits)
+        case Copy(pairs):
+            yield from (m.equals(bit, 1) for pair in pairs for bit in pair)
+        case Note():
+            pass
 
 
 def _shows(effect: m.Effect) -> bool:
