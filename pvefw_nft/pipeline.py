@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 BACKENDS = ("iptables", "nft")
 """The names of the backends."""
 
+BORROWED_CODES = ("borrowed-network", "borrowed-names")
+"""Codes about what a ruleset for another host takes from this machine."""
+
 _T = TypeVar("_T")
 
 Closed: TypeAlias = "Mapping[int, Exception]"
@@ -119,7 +122,32 @@ def check_root(source: Source, store: Store | None = None, closed: Closed = NONE
         configuration.node, guests, parts, report_failure, as_reference=source.as_reference, zones_in_force=zones
     )
     validate(ruleset, None if store is None else store.sound)
+    _report_borrowed(source, configuration.node, findings)
     return Checked(configuration.node, ruleset, in_file_order(findings.diagnostics))
+
+
+def _report_borrowed(source: Source, node: NodeConfig, findings: Findings) -> None:
+    """Report what was taken from this machine though the root is that of another host."""
+    from pvefw_nft.config import netdb
+
+    span = Span(node.cluster.file, 0)
+    network = node.local_network
+    if source.borrows_network and network is not None and "local_network" not in node.cluster.aliases:
+        findings.warning(
+            "borrowed-network",
+            span,
+            f"the local network {network.spelling} is that of this machine, since nothing in {source.root} names one",
+            "name the host's network with --local-network, or as alias local_network in cluster.fw",
+        )
+    names = netdb.own_names() if source.borrows_names else ()
+    if names:
+        findings.warning(
+            "borrowed-names",
+            span,
+            f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}: known by this machine's /etc only, or by another "
+            "number than Debian's",
+            "write numbers, which mean the same on every host",
+        )
 
 
 @dataclass(frozen=True, slots=True)

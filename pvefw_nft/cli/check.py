@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pvefw_nft.cli.options import make_source, source_options
+from pvefw_nft.cli.options import make_offline_source, source_options
 from pvefw_nft.cli.render import as_json, as_sarif, show
 from pvefw_nft.errors import Severity
 from pvefw_nft.pipeline import analyse_root, check_root, closing_failures, in_file_order, survey_root
@@ -31,7 +31,7 @@ def check_command(
     host that nobody can log in to. Warnings and notes leave the exit code at 0. `pvefw explain CODE` explains a code.
     """
     gc.disable()  # the IR has no cycles
-    source = make_source(root, node, local_network)
+    source = make_offline_source(root, node, local_network)
     checked = closing_failures(source, lambda closed: check_root(source, closed=closed))
     survey = survey_root(source)
     diagnostics = in_file_order([*checked.diagnostics, *survey])

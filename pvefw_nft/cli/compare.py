@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pvefw_nft.app.inputs import MAX_TOML, read_input
-from pvefw_nft.cli.options import as_reference_option, make_source, source_options
+from pvefw_nft.cli.options import as_reference_option, make_offline_source, source_options
 from pvefw_nft.cli.rulesets import Named, assume_option, configuration_rulesets, load_ruleset
 from pvefw_nft.errors import EXIT_UNDECIDED
 from pvefw_nft.verify.ours import only_ours
@@ -88,7 +88,7 @@ def compare_command(
     gc.disable()  # reading rulesets makes no garbage, and looking for it takes a third of the time
 
     def source_of(folder: Path) -> Source:
-        return make_source(folder, node, local_network, as_reference=as_reference)
+        return make_offline_source(folder, node, local_network, as_reference=as_reference)
 
     def load(spec: str) -> Named:
         return load_ruleset(spec, source_of, assume, default_root=root)

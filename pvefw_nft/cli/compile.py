@@ -11,7 +11,7 @@ import click
 
 from pvefw_nft.app.outputs import write_file
 from pvefw_nft.cli import discard_output
-from pvefw_nft.cli.options import as_reference_option, backend_option, make_source, source_options
+from pvefw_nft.cli.options import as_reference_option, backend_option, make_offline_source, source_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import HostError
 from pvefw_nft.pipeline import closing_failures, compile_root
@@ -45,7 +45,7 @@ def compile_command(
     Bad lines are reported on standard error and left out; then the exit code is 1.
     """
     gc.disable()  # the IR has no cycles, and looking for them takes a fifth of the time
-    source = make_source(root, node, local_network, as_reference=as_reference)
+    source = make_offline_source(root, node, local_network, as_reference=as_reference)
     compiled = closing_failures(source, lambda closed: compile_root(source, backend, closed=closed))
     pieces = (
         compiled.artefact.text() if (form or compiled.backend.default_format) == "text" else compiled.artefact.json()

@@ -81,6 +81,18 @@ def make_source(root: Path, node: str | None, local_network: str | None, *, as_r
     return replace(made, real_interface=_real_interface) if root == Path("/") else made
 
 
+def make_offline_source(
+    root: Path, node: str | None, local_network: str | None, *, as_reference: bool = False
+) -> Source:
+    """As :func:`make_source`, for commands that change no host.
+
+    The root may be that of another one: then what is taken from this machine is reported.
+    """
+    source = make_source(root, node, local_network, as_reference=as_reference)
+    elsewhere = root.resolve() != Path("/")
+    return replace(source, borrows_network=elsewhere and local_network is None, borrows_names=elsewhere)
+
+
 def _real_interface(name: str) -> str | None:
     if "/" in name or name.endswith("+") or Path("/sys/class/net", name).exists():
         return None  # a link's own name, a pattern, or no name of a link

@@ -13,14 +13,25 @@ from typing import TYPE_CHECKING
 import click
 
 from pvefw_nft.app.inputs import read_input
+from pvefw_nft.cli.render import printable
 from pvefw_nft.errors import UsageError
-from pvefw_nft.pipeline import BACKENDS, Source, check_root, compile_root, default_backend, read_back, topology
+from pvefw_nft.pipeline import (
+    BACKENDS,
+    BORROWED_CODES,
+    Source,
+    check_root,
+    compile_root,
+    default_backend,
+    read_back,
+    topology,
+)
 from pvefw_nft.verify.read import Text, read_ruleset
 from pvefw_nft.verify.reading import Assume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pvefw_nft.errors import Diagnostic
     from pvefw_nft.verify.model import RulesetModel
     from pvefw_nft.verify.path import Topology
 
@@ -99,8 +110,18 @@ def _read(spec: str, texts: list[Text], source: Source, assume: str | None, *, o
 
 def compiled_ruleset(source: Source, backend: str | None, name: str) -> Named:
     """Return the ruleset of a configuration; ``backend`` None: the one that host.fw asks for."""
-    named = _named(name, read_back(compile_root(source, backend)), source)
+    compiled = compile_root(source, backend)
+    _show_borrowed(tuple(one for one in compiled.checked.diagnostics if one.code in BORROWED_CODES))
+    named = _named(name, read_back(compiled), source)
     return named if backend is None else replace(named, arguments=(*named.arguments, "--backend", backend))
+
+
+@cache
+def _show_borrowed(diagnostics: tuple[Diagnostic, ...]) -> None:
+    """Say once what a ruleset owes to this machine; what else is wrong with a configuration, a check says."""
+    for diagnostic in diagnostics:
+        click.echo(f"{diagnostic.severity.value}: {printable(diagnostic.message)}", err=True)
+        click.echo(f"  help: {printable(diagnostic.hint or '')}", err=True)
 
 
 def _named(name: str, model: RulesetModel, source: Source) -> Named:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from pvefw_nft.app.inputs import MAX_TOML, read_input
-from pvefw_nft.cli.options import as_reference_option, make_source, source_options
+from pvefw_nft.cli.options import as_reference_option, make_offline_source, source_options
 from pvefw_nft.cli.rulesets import SPEC_HELP, Named, assume_option, configuration_rulesets, load_ruleset
 from pvefw_nft.errors import EXIT_UNDECIDED, UsageError
 from pvefw_nft.verify.connections import Connections
@@ -142,7 +142,9 @@ def _exit_code(results: list[Result]) -> int:
 
 def _rulesets(options: dict[str, Any]) -> list[Named]:
     def source_of(root: Path) -> Any:  # noqa: ANN401
-        return make_source(root, options["node"], options["local_network"], as_reference=options["as_reference"])
+        return make_offline_source(
+            root, options["node"], options["local_network"], as_reference=options["as_reference"]
+        )
 
     if options["ruleset"]:
         if options["backend"]:

@@ -33,6 +33,7 @@ def port(name: str, protocol: str | None) -> int | None:
     for the protocols it is listed with: the kernel tools refuse ``ssh`` with ``udp``. With None, the
     service's first entry counts.
     """
+    _asked_services.add((name, protocol))
     return _services().get((name, protocol))
 
 
@@ -46,6 +47,7 @@ def protocol(name: str) -> int | None:
 
     ``ip`` and ``hopopt`` are 0, which the kernel tools read as any protocol.
     """
+    _asked_protocols.add(name)
     return _protocols().by_name.get(name)
 
 
@@ -59,6 +61,7 @@ def ethertype(name: str) -> int | None:
 
     Letter case does not matter because it does not to ebtables(8).
     """
+    _asked_ethertypes.add(name.lower())
     return _ethertypes().get(name.lower())
 
 
@@ -74,7 +77,7 @@ def protocol_names() -> tuple[str, ...]:
 
 def ethertype_names() -> tuple[str, ...]:
     """Return the names and aliases of all Ethernet protocols, as the file spells them."""
-    return tuple(name for line in _entries("ethertypes") for name in _names(line))
+    return tuple(name for line in _entries(_text("ethertypes")) for name in _names(line))
 
 
 def icmp_type(version: int, name: str) -> tuple[int | None, int | None] | None:
@@ -111,6 +114,9 @@ class _Remembering(Protocol):
 _T = TypeVar("_T", bound=_Remembering)
 
 _texts: dict[str, str | None] = {}
+_asked_services: set[tuple[str, str | None]] = set()
+_asked_protocols: set[str] = set()
+_asked_ethertypes: set[str] = set()
 _remembering: list[_Remembering] = []
 _forgotten = 0
 
@@ -137,6 +143,8 @@ def forget() -> None:
     global _forgotten
     _forgotten += 1
     _texts.clear()
+    for asked in (_asked_services, _asked_protocols, _asked_ethertypes):
+        asked.clear()
     for function in _remembering:
         function.cache_clear()
 
@@ -144,9 +152,13 @@ def forget() -> None:
 @rests_on_names
 @cache
 def _services() -> dict[tuple[str, str | None], int]:
-    """Read the services: port by name and protocol, and by name and None for the first entry of the name."""
+    return _read_services(_text("services"))
+
+
+def _read_services(text: str) -> dict[tuple[str, str | None], int]:
+    """Return the port by name and protocol, and by name and None for the first entry of the name."""
     services: dict[tuple[str, str | None], int] = {}
-    for line in _entries("services"):
+    for line in _entries(text):
         number, _, protocol = line[1].partition("/")
         value = _number(number, 10, 0xFFFF)
         if value is None or not protocol:
@@ -160,9 +172,13 @@ def _services() -> dict[tuple[str, str | None], int]:
 @rests_on_names
 @cache
 def _protocols() -> _Protocols:
+    return _read_protocols(_text("protocols"))
+
+
+def _read_protocols(text: str) -> _Protocols:
     by_name: dict[str, int] = {}
     by_number: dict[int, str] = {}
-    for line in _entries("protocols"):
+    for line in _entries(text):
         value = _number(line[1], 10, 0xFF)
         if value is None:
             continue
@@ -178,8 +194,12 @@ def _protocols() -> _Protocols:
 @rests_on_names
 @cache
 def _ethertypes() -> dict[str, int]:
+    return _read_ethertypes(_text("ethertypes"))
+
+
+def _read_ethertypes(text: str) -> dict[str, int]:
     ethertypes: dict[str, int] = {}
-    for line in _entries("ethertypes"):
+    for line in _entries(text):
         value = _number(line[1], 16, 0xFFFF)
         if value is not None:
             for name in _names(line):
@@ -187,9 +207,9 @@ def _ethertypes() -> dict[str, int]:
     return ethertypes
 
 
-def _entries(file: str) -> Iterator[list[str]]:
+def _entries(text: str) -> Iterator[list[str]]:
     """Yield the words of each line that has a name and a number; comments start at ``#``."""
-    for line in _text(file).splitlines():
+    for line in text.splitlines():
         words = line.partition("#")[0].split()
         if len(words) >= 2:
             yield words
@@ -198,6 +218,30 @@ def _entries(file: str) -> Iterator[list[str]]:
 def texts_read() -> dict[str, str | None]:
     """Return the host's files that were read so far, by name, with their texts; None: the packaged copy was used."""
     return dict(_texts)
+
+
+def own_names() -> tuple[str, ...]:
+    """Return the names asked for so far that this machine's files know otherwise than Debian's do, or alone know."""
+    found: set[str] = set()
+    if _differs("services"):
+        ports = _read_services(_packaged("services"))
+        found |= {key[0] for key in _asked_services if _services().get(key, ports.get(key)) != ports.get(key)}
+    if _differs("protocols"):
+        known, numbers = _protocols().by_name, _read_protocols(_packaged("protocols")).by_name
+        found |= {name for name in _asked_protocols if known.get(name, numbers.get(name)) != numbers.get(name)}
+    if _differs("ethertypes"):
+        types = _read_ethertypes(_packaged("ethertypes"))
+        found |= {name for name in _asked_ethertypes if _ethertypes().get(name, types.get(name)) != types.get(name)}
+    return tuple(sorted(found))
+
+
+def _differs(file: str) -> bool:
+    """Return whether this machine's file was read and is not the packaged copy."""
+    return _texts.get(file) not in (None, _packaged(file))
+
+
+def _packaged(file: str) -> str:
+    return (PACKAGED / file).read_text("utf-8")
 
 
 def host_text(file: str) -> str | None:
@@ -211,7 +255,7 @@ def host_text(file: str) -> str | None:
 def _text(file: str) -> str:
     """Return the host's file, or the packaged copy where the host has none that can be read."""
     text = _texts[file] = host_text(file)
-    return (PACKAGED / file).read_text("utf-8") if text is None else text
+    return _packaged(file) if text is None else text
 
 
 def _names(words: list[str]) -> list[str]:

@@ -40,6 +40,8 @@ class Source:
     ``harden``: the iptables ruleset is hardened from beside it, whether or not host.pvefw says so.
     ``zones`` gives the connection tracking zones of NICs, by VMID and number, in the ruleset that runs. They are no
     question of a compile: made again with the zones it has, a ruleset is the same.
+    ``borrows_network`` and ``borrows_names``: the root is that of another host, so what is taken from this machine's
+    network, or from its tables of services and protocols, is reported.
     """
 
     root: Path
@@ -52,6 +54,8 @@ class Source:
     as_reference: bool = False
     harden: bool = False
     zones: Callable[[], Mapping[tuple[int, int], int]] = dict
+    borrows_network: bool = False
+    borrows_names: bool = False
 
     @property
     def files(self) -> Files:

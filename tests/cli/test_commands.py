@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pvefw_nft.cli import main
+from pvefw_nft.cli import main, rulesets
+from pvefw_nft.host import localnet
 from tests.support import NODE, VM
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def test_usage(make_root: MakeRoot, arguments: tuple[str, ...], code: int) -> No
 def test_reader_that_has_enough(make_root: MakeRoot) -> None:
     root = make_root({f"{vmid}.{kind}": text for vmid in range(100, 400) for kind, text in (("conf", VM), ("fw", ON))})
     command = [sys.executable, "-m", "pvefw_nft.cli", "compile", "--root", str(root), "--node", NODE]
+    command += ["--local-network", "10.0.0.0/24"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -178,7 +180,32 @@ def test_commands_are_imported_when_they_are_used() -> None:
 
 def test_the_process_ends_with_all_printed_and_the_exit_code(make_root: MakeRoot) -> None:
     command = [sys.executable, "-m", "pvefw_nft.cli", "compile", "--root", str(make_root(BAD)), "--node", NODE]
+    command += ["--local-network", "10.0.0.0/24"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.splitlines()[0]) == (1, "### ipset restore")
     assert done.stdout.endswith("-A FORWARD -j PVEFW-FORWARD\n")
     assert done.stderr.endswith("1 error, 1 warning\n")
+
+
+def test_what_is_taken_from_this_machine_for_another_host_is_named(
+    make_root: MakeRoot, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(localnet, "detect", lambda: "203.0.113.0/24")
+    root = str(make_root({"100.conf": VM, "100.fw": ON}))
+    arguments = [
+        ["check"],
+        ["compile"],
+        ["simulate", "--from", "outside", "--to", "vm100", "-p", "tcp", "--dport", "22"],
+        ["compare"],
+    ]
+    for command in arguments:
+        rulesets._show_borrowed.cache_clear()  # a process runs one command
+        with pytest.raises(SystemExit) as end:
+            main([*command, "--root", root, "--node", NODE])
+        assert end.value.code == 0
+        out, err = capsys.readouterr()
+        assert (out + err).count("the local network 203.0.113.0/24 is that of this machine") == 1, command
+        with pytest.raises(SystemExit):
+            main([*command, "--root", root, "--node", NODE, "--local-network", "10.0.0.0/24"])
+        out, err = capsys.readouterr()
+        assert "of this machine" not in out + err, command

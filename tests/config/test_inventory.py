@@ -37,7 +37,9 @@ def cluster(tmp_path: Path) -> Path:
 
 
 def invoke(root: Path, *arguments: str) -> Result:
-    result = CliRunner().invoke(simulate_command, ["--root", str(root), "--node", "one", *arguments])
+    result = CliRunner().invoke(
+        simulate_command, ["--root", str(root), "--node", "one", "--local-network", "10.0.0.0/16", *arguments]
+    )
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

@@ -170,3 +170,15 @@ def test_unknown_icmp_types_are_none() -> None:
     assert netdb.icmp_type(4, "no-route") is None
     assert netdb.icmp_type(6, "any") is None
     assert netdb.icmp_type(4, "8") is None
+
+
+def test_names_that_only_this_machine_knows_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netdb, "ETC", tmp_path)
+    (tmp_path / "services").write_text("mine 4711/tcp\nssh 22/tcp\nhttp 8080/tcp\n")
+    netdb.forget()
+    for name in ("mine", "ssh", "http", "nobody"):
+        netdb.port(name, "tcp")
+    netdb.protocol("tcp")
+    assert netdb.own_names() == ("http", "mine")
+    netdb.forget()
+    assert netdb.own_names() == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pvefw_nft.config.codes.declaration import (
+    CLUSTER,
     CONFIG,
     GUEST,
     HOST,
@@ -21,6 +22,27 @@ _FILTER = "[IPSET ipfilter-net0]\n"
 _RULES = "[RULES]\nIN SSH(ACCEPT)\n"
 
 CODES: tuple[Code, ...] = (
+    warning(
+        "borrowed-network",
+        "the local network of this machine, for another host",
+        "The host's management set holds its local network. With a root other than / nothing but the alias "
+        "local_network and --local-network say which that is; else it is taken from the machine that runs pvefw.",
+        "each node detects its own local network.",
+        Example(CLUSTER, ON, ON + "[ALIASES]\nlocal_network 192.0.2.0/24\n"),
+    ),
+    warning(
+        "borrowed-names",
+        "a name that only this machine knows",
+        "Names of services, protocols and Ethernet protocols are looked up in this machine's /etc. There they have "
+        "been added, or have another number than in Debian's files. On the host that the configuration is for, they "
+        "may be unknown or mean something else.",
+        "each node looks names up in its own files.",
+        Example(
+            GUEST,
+            ON + "[RULES]\nIN ACCEPT -p tcp -dport localthing\n",
+            ON + "[RULES]\nIN ACCEPT -p tcp -dport 4711\n",
+        ),
+    ),
     warning(
         "guest-not-filtered",
         "a guest with rules, and no filtered NIC",
