@@ -29,15 +29,19 @@ from pvefw_nft.errors import PvefwError, UsageError
 from pvefw_nft.host import control, firewall, lock, state, watch
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox
 from pvefw_nft.host.proxmox.units import handing_back_path
+from pvefw_nft.host.rule_guard import RuleGuard
 from pvefw_nft.pipeline import Source, Store, node_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from pvefw_nft.app.desired import Result
     from pvefw_nft.app.plugging import PlugOptions
+    from pvefw_nft.host.rule_events import Transaction
 
 _LOCK_WAIT = 60.0
+_RULES_CHANGED = "rules changed"
 _RETRY = 5.0  # seconds after a failure
 
 
@@ -79,7 +83,14 @@ def run_command(
         refuse_beside_proxmox()
     options = chosen(no_plug=no_plug, unplugged=unplugged)
     service = _Service(make_source(root, node, local_network), backend, settle, options, beside=beside)
-    watcher = watch.Watcher(service.folders, service.refresh, look=service.steady.look, warn=service.warn, poll=poll)
+    watcher = watch.Watcher(
+        service.folders,
+        service.refresh,
+        look_at_rules=service.look_at_rules,
+        look=service.steady.look,
+        warn=service.warn,
+        poll=poll,
+    )
     watcher.run(service.started)
     if stop_at_end and not handing_back_path().exists():
         report_problems(control.stop(wait=_LOCK_WAIT))
@@ -121,6 +132,7 @@ class _Service:
         self._last: Result | None = None
         self._noted: Result | None = None
         self._store = Store()
+        self._rules = RuleGuard()
 
     def folders(self) -> list[Path]:
         """Return the folders to watch. Raises what :func:`node_name` raises."""
@@ -166,6 +178,28 @@ class _Service:
             watch.notify("READY=1")
         return again
 
+    def look_at_rules(self, made: Sequence[Transaction]) -> float | None:
+        """Mend the rules where others changed them; ``made`` are the transactions of others since the last look.
+
+        Returns the seconds after which to look again, where it is too early to look now.
+        """
+        desired = None if self._last is None else self._last.desired
+        if desired is None:
+            return None
+        wait = self._rules.wait(made)
+        if wait:
+            if self._rules.fights:
+                self._tell(
+                    f"warning: {self._rules.maker} changes our rules again and again: they are mended less often"
+                )
+            return wait
+        with self._rules.looking():
+            try:
+                unchanged = firewall.stands(desired)
+            except PvefwError:
+                unchanged = False  # the refresh says what is wrong
+            return None if unchanged else self.refresh(_RULES_CHANGED)
+
     def _tell_doubts(self) -> float | None:
         paths, seconds = self.steady.doubtful()
         for path in paths:
@@ -190,7 +224,11 @@ class _Service:
             self._noted = result
         if outcome.changes or reason == "started":
             spent = time.monotonic() - begun
-            self._tell(f"{reason}: {len(outcome.changes)} changes in {spent:.2f} s", again=True)
+            by = f" by {self._rules.maker}" if reason == _RULES_CHANGED and self._rules.maker else ""
+            again = not (reason == _RULES_CHANGED and self._rules.fights)
+            self._tell(f"{reason}{by}: {len(outcome.changes)} changes in {spent:.2f} s", again=again)
+            if reason == _RULES_CHANGED:
+                self._rules.mended()
             _give_back_memory()
         for problem in outcome.problems:
             self._tell(f"warning: {problem}")

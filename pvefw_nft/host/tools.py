@@ -7,6 +7,7 @@ import re
 import select
 import shutil
 import subprocess
+from collections import deque
 from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError
@@ -31,6 +32,14 @@ def is_installed(tool: str) -> bool:
 def _path(tool: str) -> str | None:
     """Return the path of a tool: the system's own folders come first, whatever the environment says."""
     return shutil.which(tool, path=f"{_PATH}:{os.environ.get('PATH', '')}")
+
+
+_started: deque[int] = deque(maxlen=256)
+
+
+def was_started(process: int) -> bool:
+    """Tell whether a process is one of the last 256 tools that ran here."""
+    return process in _started
 
 
 def find(tool: str) -> str:
@@ -86,6 +95,7 @@ class _Running:
                 stderr=errors,
                 env={"PATH": _PATH, "LC_ALL": "C.UTF-8"},
             )
+            _started.append(self._process.pid)
         except OSError as err:
             self._close_files()
             raise HostError(f"cannot run {tool}: {err.strerror}") from err

@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pvefw_nft.errors import PvefwError
 
+from .rule_events import RuleEvents, Transaction
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
 _T = TypeVar("_T")
+
+_LOOK_AT_RULES = 4.0  # seconds between looks at what the kernel does not tell of
 
 # include/uapi/linux/inotify.h
 _IN_MODIFY, _IN_ATTRIB, _IN_CLOSE_WRITE = 0x2, 0x4, 0x8
@@ -156,6 +160,51 @@ def _look(function: Callable[[], _T], /) -> _T:
     return function()
 
 
+class _RuleWatch:
+    """When to look at the rules: after transactions of others, when a look asks for another one, and every 4 s."""
+
+    def __init__(self, look: Callable[[Sequence[Transaction]], float | None], warn: Callable[[str], None]) -> None:
+        self._look = look
+        self._events: RuleEvents | None = None
+        self._made: list[Transaction] = []
+        self._asked: float | None = None
+        self._again = time.monotonic() + _LOOK_AT_RULES
+        try:
+            self._events = RuleEvents()
+        except OSError as error:
+            warn(f"the kernel does not tell of changes of rules: {error.strerror}")
+
+    @property
+    def descriptor(self) -> int:
+        """What becomes readable with the transactions of others; -1: nothing does."""
+        return -1 if self._events is None else self._events.socket.fileno()
+
+    @property
+    def due(self) -> float:
+        """When to look next, if no transaction comes before."""
+        return self._again if self._asked is None else min(self._asked, self._again)
+
+    def look(self) -> None:
+        """Look, if it is time to or others made transactions since the last look."""
+        if self._events is not None:
+            self._made += self._events.drain()
+        now = time.monotonic()
+        if now < self.due and (not self._made or self._asked is not None):
+            return
+        made, self._made = self._made, []
+        wanted = self._look(made)
+        if wanted is not None:
+            self._made = made[-1:]  # who it was is told when it is looked at
+        now = time.monotonic()
+        self._asked = None if wanted is None else now + wanted
+        self._again = now + _LOOK_AT_RULES
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._events is not None:
+            self._events.close()
+
+
 class Watcher:
     """Calls ``refresh`` when something changed, until it is told to end."""
 
@@ -164,6 +213,7 @@ class Watcher:
         folders: Callable[[], Sequence[Path]],
         refresh: Callable[[str], float | None],
         *,
+        look_at_rules: Callable[[Sequence[Transaction]], float | None] = lambda _: None,
         look: Look = _look,
         warn: Callable[[str], None] = lambda _: None,
         poll: float = 10.0,
@@ -175,11 +225,18 @@ class Watcher:
 
         Files are looked at every ``poll``, and ``refresh`` is called every ``full`` whatever happened, and after as
         many seconds as it asks for by what it returns. After an event it is called when nothing more came for
-        ``quiet``, at the latest after ``longest``. ``look`` runs what touches the file system, and may raise
-        :class:`PvefwError` where that does not answer. ``warn`` is told what cannot be watched.
+        ``quiet``, at the latest after ``longest``.
+
+        ``look_at_rules`` gets the transactions of nf_tables that others made, as soon as the kernel tells of some, and
+        none every 4 s, for rules and sets of which the kernel does not tell; it returns the seconds after which it
+        wants to be called again (None: no sooner).
+
+        ``look`` runs what touches the file system, and may raise :class:`PvefwError` where that does not answer.
+        ``warn`` is told what cannot be watched.
         """
         self._folders = folders
         self._refresh = refresh
+        self._look_at_rules = look_at_rules
         self._look = look
         self._warn = warn
         self._poll = poll
@@ -201,15 +258,17 @@ class Watcher:
             stack.callback(inotify.close)
             links = stack.enter_context(link_events())
             selector = stack.enter_context(selectors.DefaultSelector())
-            for source in (inotify.descriptor, links, self._wake_reading):
-                if source != -1:
+            rules = _RuleWatch(self._look_at_rules, self._warn)
+            stack.callback(rules.close)
+            for source in (inotify.descriptor, links.fileno(), self._wake_reading, rules.descriptor):
+                if source >= 0:
                     selector.register(source, selectors.EVENT_READ)
             seen = self._seen(inotify)
             due = self._due(self._refresh("started"))
             started()
             self._tell_problems(inotify)
             while not self._ended:
-                selector.select(max(0.0, min(self._poll, due - time.monotonic())))
+                selector.select(max(0.0, min(self._poll, due - time.monotonic(), rules.due - time.monotonic())))
                 reason = self._gather(inotify, links)
                 now = self._seen(inotify)
                 self._tell_problems(inotify)
@@ -219,6 +278,7 @@ class Watcher:
                     reason = "time to look"
                 notify("WATCHDOG=1")
                 if self._ended or reason is None:
+                    rules.look()
                     continue
                 seen = now
                 due = self._due(self._refresh(reason))

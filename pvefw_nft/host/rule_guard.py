@@ -1,0 +1,68 @@
+"""How soon rules are looked at and mended that others change: at once, but ever more seldom where that goes on."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from .rule_events import name_of_maker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from .rule_events import Transaction
+
+_AT_ONCE = 3  # repairs in a row without a wait
+_LONGEST = 60.0  # seconds between repairs
+_QUIET = 120.0  # seconds after which a change by others counts as the first one again
+_SHARE = 4  # after a look, so many times as long as it took until the next one
+_MOST = 30.0  # seconds between looks
+
+
+class RuleGuard:
+    """Counts repairs and the time that looks take, and says how long to wait before the next one.
+
+    Programs that change rules of theirs all the time must not keep this one busy; one that changes ours again and again
+    must not make it do so as often.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start without repairs. ``clock`` is in seconds."""
+        self._clock = clock
+        self._repairs = 0
+        self._mended = -_QUIET
+        self._next_look = 0.0
+        self.maker = ""
+        """Who made the last transaction that was told, as far as the kernel said."""
+
+    @property
+    def fights(self) -> bool:
+        """Whether rules were mended so often that it is done more seldom."""
+        return self._repairs >= _AT_ONCE and self._clock() - self._mended < _QUIET
+
+    def wait(self, made: Sequence[Transaction]) -> float:
+        """Return the seconds until the rules may be looked at; ``made`` are the transactions of others."""
+        if made:
+            self.maker = name_of_maker(made[-1])
+        due = self._next_look
+        if self.fights:
+            due = max(due, self._mended + min(2.0 ** (self._repairs - _AT_ONCE + 1), _LONGEST))
+        return max(0.0, due - self._clock())
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Note how long a look takes, unless it has led to a repair: that is counted for itself."""
+        begun = self._clock()
+        try:
+            yield
+        finally:
+            ended = self._clock()
+            if self._mended < begun:
+                self._next_look = ended + min(_SHARE * (ended - begun), _MOST)
+
+    def mended(self) -> None:
+        """Count a repair."""
+        now = self._clock()
+        self._repairs = self._repairs + 1 if now - self._mended < _QUIET else 1
+        self._mended = now

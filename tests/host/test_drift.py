@@ -1,0 +1,128 @@
+"""Rules that others change while the service runs come back by themselves: within a second where the kernel tells of
+it, within five seconds else; and a program that changes them again and again is named, and not fought without end.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.importorskip("pyroute2")
+pytest.importorskip("nftables")
+
+from pvefw_nft.host.rule_events import RuleEvents
+from pvefw_nft.host.rule_guard import RuleGuard
+
+from .commands import service
+from .conftest import need
+from .listing import everything
+from .network import configure, has_bridge_conntrack
+from .test_other_hands import shell, use_legacy_tools
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .commands import Command
+    from .conftest import Namespace
+
+SLOW = 10.0  # a machine that runs other things may take so many times as long
+CHANGES = {
+    "iptables": [
+        ("iptables -F; ip6tables -F; ebtables -F", 1.0),
+        ("nft flush ruleset", 1.0),
+        ("ipset flush", 5.0),
+    ],
+    "legacy": [("iptables -F", 5.0), ("ipset flush", 5.0)],
+    "nft": [("nft flush ruleset", 1.0), ("nft delete table inet pvefw", 1.0)],
+}
+
+
+@pytest.fixture(params=CHANGES)
+def running(
+    request: pytest.FixtureRequest, host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, Command]]:
+    kind: str = request.param
+    need("iptables -L; ip6tables -L; ipset list; ebtables -L; nft add table inet probe; nft delete table inet probe")
+    if kind == "nft" and not has_bridge_conntrack():
+        pytest.skip("this kernel does not take compiled nft rulesets")
+    if kind == "legacy":
+        use_legacy_tools(tmp_path / "tools", monkeypatch)
+    configure(tmp_path)
+    (tmp_path / "said").mkdir()
+    options = ["--root", str(tmp_path), "--node", "n", "--local-network", "192.0.2.0/24"]
+    with service(tmp_path / "said", *options, "--backend", "nft" if kind == "nft" else "iptables") as command:
+        command.waits_for(lambda: "started:" in command.said())
+        yield kind, command
+
+
+def without_records() -> str:
+    return json.dumps({key: value for key, value in everything().items() if "ruleset" not in key})
+
+
+def test_changed_rules_come_back_by_themselves(running: tuple[str, Command]) -> None:
+    kind, command = running
+    wanted = without_records()
+    for script, seconds in CHANGES[kind]:
+        shell(script)
+        begun = time.monotonic()
+        command.waits_for(lambda: without_records() == wanted)
+        took = time.monotonic() - begun
+        print(f"{kind}: {script}: {took:.2f} s")
+        assert took < seconds + SLOW
+
+
+def test_program_that_fights_is_named_and_not_answered_each_time(host: Namespace, tmp_path: Path) -> None:
+    need("iptables -L; ip6tables -L; ipset list; ebtables -L")
+    configure(tmp_path)
+    (tmp_path / "said").mkdir()
+    options = ["--root", str(tmp_path), "--node", "n", "--local-network", "192.0.2.0/24", "--backend", "iptables"]
+    with service(tmp_path / "said", *options) as command:
+        command.waits_for(lambda: "started:" in command.said())
+        end = time.monotonic() + 12
+        while time.monotonic() < end:
+            subprocess.run(["iptables", "-F", "PVEFW-FORWARD"], check=True, capture_output=True)
+            time.sleep(0.2)
+        assert "`iptables` (process" in command.said()
+        assert "again and again" in command.said()
+        assert command.said().count("rules changed") <= 6
+        command.waits_for(
+            lambda: "-A PVEFW-FORWARD" in subprocess.run(["iptables-save"], capture_output=True, text=True).stdout, 40
+        )
+
+
+def test_kernel_names_who_changes_rules(host: Namespace) -> None:
+    need("nft add table inet probe; nft delete table inet probe")
+    events = RuleEvents()
+    try:
+        shell("nft add table inet mine; nft list ruleset")
+        (found,) = events.drain()
+        assert found.name == "nft"
+        assert found.process > 0
+    finally:
+        events.close()
+
+
+def test_repairs_come_ever_more_seldom() -> None:
+    now = 1000.0
+    guard = RuleGuard(lambda: now)
+    waits = []
+    for _ in range(10):
+        waits.append(guard.wait(()))
+        now += waits[-1]
+        guard.mended()
+    assert waits == [0, 0, 0, 2, 4, 8, 16, 32, 60, 60]
+    now += 200
+    assert guard.wait(()) == 0
+
+
+def test_looks_take_a_share_of_the_time() -> None:
+    now = 0.0
+    guard = RuleGuard(lambda: now)
+    with guard.looking():
+        now += 0.5
+    assert guard.wait(()) == 2.0
