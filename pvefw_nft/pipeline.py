@@ -589,9 +589,12 @@ def _line_of(origin: Origin) -> str:
 
 def _without_effect(span: Span, kind: str, by: tuple[str, ...]) -> Diagnostic:
     lines = [origin for origin in by if "\0" in origin]
-    shadows = [origin.rpartition("/")[2].replace("\0", ":") for origin in lines or by]
+    takers = ", ".join(origin.rpartition("/")[2].replace("\0", ":") for origin in lines or by)
+    if takers and not lines:
+        takers = f"standard rules or the policy ({takers})"
     if kind == "never-matches":
-        hint = f"what it speaks of is decided before it, by {', '.join(shadows)}" if shadows else None
+        hint = f"what it speaks of is decided before it, by {takers}" if takers else None
         return Diagnostic(Severity.WARNING, kind, span, "the rule can never match", hint)
     message = "the rule changes nothing: without it, every packet has the same verdict and the log the same entries"
-    return Diagnostic(Severity.NOTE, kind, span, message, "remove it, or keep it as documentation")
+    what = f"{takers} would do the same: " if takers else ""
+    return Diagnostic(Severity.NOTE, kind, span, message, f"{what}remove it, or keep it as documentation")

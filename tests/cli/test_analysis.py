@@ -102,3 +102,21 @@ def test_an_error_in_a_file_of_another_node_is_an_error(
         main(["check", "--root", str(root), "--node", NODE, "--local-network", "10.0.0.0/24"])
     assert end.value.code == 1
     assert "100.fw:1:1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rule", "hint"),
+    [
+        ("IN DROP -p udp -dport 137", "(PVEFW-DropBroadcast, PVEFW-Drop)"),
+        ("IN DROP -p tcp -dport 445", "PVEFW-Drop)"),
+        ("IN DROP -p tcp -dport 99", "the policy"),
+        ("IN ACCEPT -p tcp -dport 22 -source 192.0.2.1", "100.fw:5"),
+    ],
+)
+def test_a_rule_that_changes_nothing_is_told_what_does_the_same(
+    make_root: MakeRoot, capsys: pytest.CaptureFixture[str], rule: str, hint: str
+) -> None:
+    root = make_root({"100.conf": VM, "100.fw": f"{ON}[RULES]\n{rule}\nIN SSH(ACCEPT)\n"})
+    (one,) = check(root, capsys)
+    assert one["code"] == "no-effect"
+    assert f"{hint} would do the same" in one["hint"] or f"{hint} (" in one["hint"]

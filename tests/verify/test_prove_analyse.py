@@ -97,7 +97,7 @@ def test_a_mark_that_a_called_chain_sets_counts() -> None:
 
 def test_a_rule_that_does_what_would_happen_anyway_changes_nothing() -> None:
     findings = analysed("-A A -p tcp --dport 23 -j DROP", "-A A -p tcp --dport 22 -j ACCEPT", "-A A -j DROP")
-    assert found(Kind.NO_EFFECT, findings) == {"A rule 1": ()}
+    assert found(Kind.NO_EFFECT, findings) == {"A rule 1": ("A rule 3",)}
 
 
 def test_of_two_equal_rules_only_one_is_called_useless() -> None:
@@ -142,7 +142,7 @@ def test_a_rule_before_an_equal_one_that_takes_more_changes_nothing() -> None:
     findings = analysed(
         "-A A -p tcp --dport 22 -s 10.0.0.1 -j ACCEPT", "-A A -p tcp --dport 22 -j ACCEPT", "-A A -j DROP"
     )
-    assert found(Kind.NO_EFFECT, findings) == {"A rule 1": ()}
+    assert found(Kind.NO_EFFECT, findings) == {"A rule 1": ("A rule 2",)}
 
 
 def test_neighbouring_rules_of_one_line_are_judged_together() -> None:
@@ -153,7 +153,7 @@ def test_neighbouring_rules_of_one_line_are_judged_together() -> None:
         "-A B -j DROP",
     )
     origins = {("A", 1): "100.fw:3", ("A", 2): "100.fw:3"}
-    assert found(Kind.NO_EFFECT, analysed(*rules, origins=origins)) == {"100.fw:3": ()}
+    assert found(Kind.NO_EFFECT, analysed(*rules, origins=origins)) == {"100.fw:3": ("A rule 3",)}
 
 
 def test_the_rule_that_set_a_mark_is_named_not_the_one_that_tests_it() -> None:

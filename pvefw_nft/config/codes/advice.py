@@ -22,8 +22,10 @@ CODES = (
     note(
         "no-effect",
         "a rule that changes nothing",
-        "Without the rule every packet would have the same verdict and leave the same log entries. Remove it, or "
-        "keep it as documentation.",
+        "Without the rule every packet would have the same verdict and leave the same log entries. The diagnostic "
+        "names what does the same behind it: another line, the policy, or standard rules that surprise many. Before "
+        "a policy DROP the chain PVEFW-Drop drops broadcasts and multicasts, udp 135, 137 to 139, 445 and 1900, tcp "
+        "135, 139 and 445, and udp from port 53, without a log entry. Remove the rule, or keep it as documentation.",
         _TAKEN,
         Example(
             GUEST,

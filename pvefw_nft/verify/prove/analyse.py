@@ -24,6 +24,7 @@ from pvefw_nft.verify.path import HostEnd, NicEnd
 from pvefw_nft.verify.prove.compare import Comparison, Options, without_gc
 from pvefw_nft.verify.prove.report import Place
 from pvefw_nft.verify.prove.walk import Rules, Walk, is_line
+from pvefw_nft.verify.simulate import STANDARD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +50,8 @@ class Kind(Enum):
 class Finding:
     """Something about all rules of one ``origin`` (a line of the configuration, or one rule where that is not known).
 
-    ``places`` are these rules; ``by`` the origins, or rules, that take the packets before them.
+    ``places`` are these rules; ``by`` the origins, chains or rules that take the packets: before them where they never
+    match, in their stead where they have no effect.
     """
 
     kind: Kind
@@ -166,16 +168,18 @@ class _Analysis:
         places = tuple(self.place(key) for key in keys)
         name = line if isinstance(line, str) else f"{places[0].table} {places[0].chain} rule {places[0].number}"
         if self.rules.is_alive(line):
-            return Finding(Kind.NO_EFFECT, name, places)
-        return Finding(Kind.NEVER_MATCHES, name, places, self.shadowing(keys, name))
+            takers = [taker for key in keys for taker in self.rules[key].successors]
+            return Finding(Kind.NO_EFFECT, name, places, self.names(takers, name))
+        takers = [taker for key in keys for taker in self.rules[key].shadows]
+        return Finding(Kind.NEVER_MATCHES, name, places, self.names(takers, name))
 
-    def shadowing(self, keys: Iterable[RuleKey], name: str) -> tuple[str, ...]:
-        """Return what takes the packets of a rule before it: lines of the configuration, else standard rules."""
+    def names(self, takers: Iterable[RuleKey], name: str) -> tuple[str, ...]:
+        """Return what takes the packets of a rule: lines of the configuration, else standard rules or their chain."""
         named: dict[str, None] = {}
-        for key in keys:
-            for shadow in self.rules[key].shadows:
-                place = self.place(shadow)
-                named[place.origin or f"{place.chain} rule {place.number}"] = None
+        for taker in takers:
+            place = self.place(taker)
+            origin = place.chain if place.origin == STANDARD else place.origin
+            named[origin or f"{place.chain} rule {place.number}"] = None
         named.pop(name, None)
         lines = [origin for origin in named if is_line(origin)]
         return tuple(lines or named)[:MOST_NAMED]

@@ -59,6 +59,8 @@ class Judged:
     alive: bool = False
     needed: bool = False
     shadows: dict[RuleKey, None] = field(default_factory=dict)
+    successors: dict[RuleKey, None] = field(default_factory=dict)
+    """The rules that take its packets where it is not there."""
 
 
 class Rules:
@@ -129,7 +131,7 @@ class Walk:
     ) -> None:
         """Prepare a walk through ``entries``, base chains in order; what it finds out goes to ``rules``.
 
-        Rules of the lines ``removed`` are judged like the others, and count as not there for those before them.
+        Rules of the lines ``removed`` are judged like the others, and count as not there for the others.
         """
         self.comparison = comparison
         self.rules = rules
@@ -138,6 +140,7 @@ class Walk:
         self.prepared: dict[tuple[int, int, int], list[_Prepared]] = {}
         self.taken: list[tuple[RuleKey, int]] = []
         self.wholes: dict[tuple[int, int, int], int] = {}
+        self.passed: list[tuple[Judged, int, int]] = []
         self.accepted = 0
         for place, (table, chain, context) in enumerate(entries):
             self.prepare(table, chain, context, place)
@@ -239,6 +242,8 @@ class Walk:
             if not isinstance(chain.policy, m.Drop):
                 self.accepted = self.union(self.accepted, returned)
             here = self.accepted
+        for judged, hit, start in self.passed:
+            self.note_successors(judged, hit, start)
 
     def union(self, one: int, two: int) -> int:
         """Return the packets of both."""
@@ -270,6 +275,9 @@ class Walk:
             hit = self.within(here, one.tests, one.conditions)
             if hit == false:
                 self.note_shadows(judged, one)
+                continue
+            if (one.rule.origin or key) in self.removed:
+                self.passed.append((judged, hit, len(self.taken)))
                 continue
             judged.alive = True
             here = self.beyond(here, one.tests, one.conditions)
@@ -389,6 +397,21 @@ class Walk:
                     judged.shadows[key] = None
                     left = rest
             if judged.shadows:
+                return
+
+    def note_successors(self, judged: Judged, hit: int, start: int) -> None:
+        """Note which rules took the packets ``hit`` of a rule that is not there: those from number ``start`` on."""
+        if len(judged.successors) >= MAX_SHADOWS:
+            return
+        false = self.evaluation.false
+        for usual in (self.usual, ()):
+            left = self.evaluation.space.rule(usual, hit, false)
+            for key, taken in self.taken[start:]:
+                rest = self.evaluation.space.select(taken, false, left, self.evaluation.true)
+                if rest != left:
+                    judged.successors[key] = None
+                    left = rest
+            if judged.successors:
                 return
 
     def is_of_line(self, key: RuleKey) -> bool:
