@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pvefw_nft.errors import HostError
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.describe import nat_text
 from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.packet import HOST_MAC
+from pvefw_nft.verify.prove.actions import ActionMaker, conjuncts, translate
 from pvefw_nft.verify.prove.program import (
     ACCEPT,
     ARP_FIELDS,
@@ -39,19 +39,14 @@ from pvefw_nft.verify.prove.program import (
     Call,
     Case,
     Choice,
-    Copy,
-    Flip,
     Note,
     Only,
     Outcome,
     Program,
-    Remap,
-    Set,
     Step,
-    Where,
     rank,
 )
-from pvefw_nft.verify.tracking import CONNECTED, CONNECTION_FIELDS, PLAIN, View, seen, untracked
+from pvefw_nft.verify.tracking import CONNECTION_FIELDS, PLAIN, View, seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -234,8 +229,6 @@ class Residuals:
         return chain.rules if not isinstance(index, _Index) else index.lookup(chain, known)
 
 
-_FIRST = IntervalSet.of((m.CT_STATES.index("related"), m.CT_STATES.index("new")))
-"""The states of a connection's first packets."""
 _CONNECTION = frozenset((m.CT_STATE, *CONNECTION_FIELDS))
 _TRACKING_EFFECTS = (m.NoTrack, m.SetZone, m.SetHelper, m.SetMark)
 """What does nothing, or something else, before the lookup."""
@@ -312,7 +305,7 @@ _ENDS: Mapping[type[object], Outcome] = {m.Accept: ACCEPT, m.Drop: DROP, m.Retur
 """The verdicts that are the end of a packet's way through a chain, and nothing else."""
 
 
-class Specialiser:
+class Specialiser(ActionMaker):
     """Makes the steps of one chain in one context."""
 
     def __init__(self, residuals: Residuals, table: m.Table, context: Context, depth: int) -> None:
@@ -406,7 +399,7 @@ class Specialiser:
                     continue
                 if rest is False or rest == m.FALSE:
                     return (), (), False
-                more, others_left = _conjuncts(rest)
+                more, others_left = conjuncts(rest)
                 tests += more
                 others += others_left
         if len(tests) > 1:
@@ -541,7 +534,7 @@ class Specialiser:
                 note = Note(f"{text} bypass" if bypass else text)
                 yield step._replace(actions=(*step.actions, note), end=ACCEPT)
             case m.Nat():
-                yield step._replace(actions=(*step.actions, *_translate(verdict, self.context.case)), end=ACCEPT)
+                yield step._replace(actions=(*step.actions, *translate(verdict, self.context.case)), end=ACCEPT)
             case m.UnknownVerdict(text):
                 yield step._replace(end=Outcome(f"unknown {text}"))
 
@@ -584,102 +577,6 @@ class Specialiser:
             tests, conditions, possible = self.conditions((_union(of),), own)
             if possible:
                 yield from self.verdict(verdict, step._replace(tests=tests, conditions=conditions))
-
-    def effect(self, effect: m.Effect) -> list[Action]:
-        """Return what a proof keeps of an effect."""
-        match effect:
-            case m.SetMark(target, keep, flip):
-                return self.set_mark(target, keep, flip)
-            case m.CopyMark(target, keep, take):
-                return self.copy_mark(target, keep, take)
-            case m.NoTrack():
-                return self.exempt(1)
-            case m.SetZone():
-                return self.exempt(2)
-            case m.Log(prefix, level, group):
-                return [Note(f"log {prefix!r} level {level} group {group}")] if self.residuals.strict else []
-            case m.SetHelper(name, template):
-                return self.helper(name, template=template)
-            case m.SetField(on, value):
-                return self.set_field(on, value)
-            case m.UpdateSet(name, text):
-                counts = self.residuals.strict or name in self.residuals.later.sets
-                return [Note(f"set {name}: {text}")] if counts else []
-            case m.Alter(text):
-                return [Note(f"alter {text}")] if self.residuals.strict else []
-            case m.Guard():
-                raise AssertionError("a guard is no effect by itself")
-
-    def exempt(self, tracking: int) -> list[Action]:
-        """Return what a rule does about a packet's tracking: before the lookup, and where no rule did so before."""
-        if not self.residuals.exempts or self.context.view.looked_up:
-            return []
-        return [Where((m.equals(m.TRACKING, 0),), (), (Set(((m.TRACKING, tracking),)),))]
-
-    def helper(self, name: str, *, template: bool) -> list[Action]:
-        """Return what it does to give a connection a helper: to its first packet, before or after the lookup."""
-        actions = self.exempt(2) if template else []
-        if template == self.context.view.looked_up or not (template or self.context.view.fresh):
-            return actions  # too late, or too early
-        if not (self.residuals.strict or self.residuals.later.helpers):
-            return actions
-        tests, conditions = _conjuncts(self.residue(m.Test(m.CT_STATE, _FIRST)))
-        return [*actions, Where(tuple(tests), tuple(conditions), (Note(f"helper {name}"),))]
-
-    def set_field(self, on: m.Field, value: int | tuple[int, ...]) -> list[Action]:
-        """Return what a change of a field does that some rule tests."""
-        actions: list[Action] = [Note(f"{on} set {value}")] if self.residuals.strict else []
-        if on not in self.residuals.later.fields or self.known.get(on, 0) is None:
-            return actions
-        if isinstance(value, int):
-            return [*actions, Set(((on, value),))]
-        return [*actions, Remap(on, value)]
-
-    def set_mark(self, target: m.MarkTarget, keep: int, flip: int) -> list[Action]:
-        """Return what a change of a mark does to the bits that matter."""
-        fixed: list[tuple[m.Field, int]] = []
-        flipped: list[m.Field] = []
-        for place, bit in enumerate(target.bits):
-            if bit not in self.residuals.tracked:
-                continue
-            if not keep >> place & 1:
-                fixed.append((bit, flip >> place & 1))
-            elif flip >> place & 1:
-                flipped.append(bit)
-        actions: list[Set | Flip | Copy] = [Set(tuple(fixed))] if fixed else []
-        actions += [Flip(tuple(flipped))] if flipped else []
-        return self.of_connection(actions) if target is m.MarkTarget.CONNECTION else [*actions]
-
-    def of_connection(self, actions: Sequence[Set | Flip | Copy]) -> list[Action]:
-        """Return what actions on a connection's mark do: nothing to packets that have no connection."""
-        if not actions or not self.context.view.looked_up:
-            return []
-        connected = m.All((m.Test(m.CT_STATE, CONNECTED), m.Not(untracked())))
-        rest = self.residue(connected)
-        tests, conditions = _conjuncts(rest)
-        return [] if rest == m.FALSE else [Where(tuple(tests), tuple(conditions), tuple(actions))]
-
-    def copy_mark(self, target: m.MarkTarget, keep: int, take: int) -> list[Action]:
-        """Return what a copy of a mark does to the bits that matter."""
-        other = m.CT_MARK if target is m.MarkTarget.PACKET else m.MARK
-        fixed: list[tuple[m.Field, int]] = []
-        copied: list[tuple[m.Field, m.Field]] = []
-        flipped: list[tuple[m.Field, m.Field]] = []
-        for place, (bit, source) in enumerate(zip(target.bits, other, strict=True)):
-            if bit not in self.residuals.tracked:
-                continue
-            taken = take >> place & 1
-            if keep >> place & 1:
-                if taken:
-                    flipped.append((bit, source))
-            elif taken:
-                copied.append((bit, source))
-            else:
-                fixed.append((bit, 0))
-        actions: list[Set | Flip | Copy] = [Set(tuple(fixed))] if fixed else []
-        actions += [Copy(tuple(copied), flip=False)] if copied else []
-        actions += [Copy(tuple(flipped), flip=True)] if flipped else []
-        return self.of_connection(actions)
 
 
 def _merge_steps(steps: list[Step]) -> list[Step]:
@@ -727,21 +624,6 @@ def _merged_tests(one: tuple[m.Test, ...], two: tuple[m.Test, ...]) -> tuple[m.T
     return (*one[:place], joined, *one[place + 1 :])
 
 
-def _conjuncts(condition: m.Condition) -> tuple[list[m.Test], list[m.Condition]]:
-    """Return the tests that a condition demands, and the other conditions."""
-    tests: list[m.Test] = []
-    others: list[m.Condition] = []
-    todo = [condition]
-    for one in todo:
-        if isinstance(one, m.Test):
-            tests.append(one)
-        elif isinstance(one, m.All):
-            todo += one.of
-        else:
-            others.append(one)
-    return tests, others
-
-
 def _merge_tests(tests: list[m.Test]) -> list[m.Test]:
     """Intersect tests of one field, and bring all into the order of the levels."""
     merged: dict[m.Field, m.Test] = {}
@@ -765,16 +647,3 @@ def _union(conditions: list[m.Condition]) -> m.Condition:
     if len(tests) == len(conditions) and len({t.field for t in tests}) == 1:
         return m.Test(tests[0].field, IntervalSet.from_ranges(r for t in tests for r in t.values))
     return m.Any(tuple(conditions))
-
-
-def _translate(nat: m.Nat, case: Case) -> list[Action]:
-    """A translation is noted; later hooks see the first address and port that it may give."""
-    to_destination = nat.kind in ("dnat", "redirect")
-    pairs = [(m.CT_STATUS["dnat" if to_destination else "snat"], 1)]
-    if nat.addresses is not None:
-        both = (m.SADDR4, m.DADDR4) if case.protocol == m.IPV4 else (m.SADDR6, m.DADDR6)
-        pairs.append((both[to_destination], nat.addresses[0]))
-    if nat.ports is not None:
-        pairs.append((m.DPORT if to_destination else m.SPORT, nat.ports[0]))
-    note = nat_text(nat, m.SADDR4 if case.protocol == m.IPV4 else m.SADDR6)
-    return [Note(note), Set(tuple(pairs))]
