@@ -39,6 +39,8 @@ ANSWER = udp("outside", "host", 6000, 5000, answering=True)
 ONE, OTHER = udp("outside", "host", 5001, 7), udp("outside", "host", 5002, 8)
 FROM_HOST = udp("host", "outside", 5003, 6003)
 NO_PORTS = Packet("outside", "host", protocol=99)
+EXTENDED = Packet("outside", "host", family=6, protocol=60)
+"""A packet with an extension header, of destination options, in which the lab's mark stands for options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,11 @@ PAIRS = {
         chain("input", 0, f"th dport {BYTES} drop"),
         chain("input", 0, f"meta l4proto {{ tcp, udp }} th dport {BYTES} drop"),
         (NO_PORTS,),
+    ),
+    "the first header of IPv6": Pair(
+        chain("input", 0, "ip6 nexthdr 60 drop"),
+        chain("input", 0, "meta nfproto ipv6 meta l4proto 60 drop"),
+        (EXTENDED,),
     ),
     "a guest that only the rules name": Pair(
         chain("prerouting", -150, 'iifname "tap9999i0" drop'),
