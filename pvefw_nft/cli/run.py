@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from pvefw_nft.app import desired as desired_ruleset
 from pvefw_nft.app.steady_source import SteadySource
@@ -33,7 +34,7 @@ from pvefw_nft.host.rule_guard import RuleGuard
 from pvefw_nft.pipeline import Source, Store, node_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from pvefw_nft.app.desired import Result
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from pvefw_nft.host.rule_events import Transaction
 
 _LOCK_WAIT = 60.0
+_STARTS_GUESTS = ("pve-guests", "libvirt-guests")
 _RULES_CHANGED = "rules changed"
 _RETRY = 5.0  # seconds after a failure
 
@@ -56,8 +58,15 @@ _RETRY = 5.0  # seconds after a failure
 @click.option("--stop-at-end", is_flag=True, help="Remove the rules when the service ends; else they stay.")
 @plugging_options
 @beside_option
-@click.option("--print-unit", is_flag=True, help="Print a systemd unit that runs this, and end.")
+@click.option(
+    "--fail-closed",
+    is_flag=True,
+    help="Be ready only once rules are in place; the unit then keeps guests from starting.",
+)
+@click.option("--print-unit", is_flag=True, help="Print a systemd unit that runs this with these options, and end.")
+@click.pass_context
 def run_command(
+    ctx: click.Context,
     root: Path,
     node: str | None,
     local_network: str | None,
@@ -65,6 +74,7 @@ def run_command(
     poll: float,
     settle: float,
     stop_at_end: bool,
+    fail_closed: bool,
     print_unit: bool,
     no_plug: bool,
     unplugged: str | None,
@@ -76,13 +86,15 @@ def run_command(
     which systemd keeps in the journal.
     """
     if print_unit:
-        click.echo(unit_text(*(() if backend is None else ("--backend", backend))), nl=False)
+        click.echo(unit_text(*_given_options(ctx)), nl=False)
         return
     need_root()
     if not beside:
         refuse_beside_proxmox()
     options = chosen(no_plug=no_plug, unplugged=unplugged)
-    service = _Service(make_source(root, node, local_network), backend, settle, options, beside=beside)
+    service = _Service(
+        make_source(root, node, local_network), backend, settle, options, beside=beside, fail_closed=fail_closed
+    )
     watcher = watch.Watcher(
         service.folders,
         service.refresh,
@@ -96,12 +108,27 @@ def run_command(
         report_problems(control.stop(wait=_LOCK_WAIT))
 
 
+def _given_options(ctx: click.Context) -> Iterator[str]:
+    """Yield the options of the command line, but for --print-unit; paths as they are from anywhere."""
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        if name == "print_unit" or ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = ctx.params[name]
+        yield parameter.opts[0]
+        if not isinstance(value, bool):
+            yield str(value.absolute() if name == "root" else value)
+
+
 def unit_text(*options: str) -> str:
     """Return the systemd unit that runs the service with these options. Raises UsageError for one with a blank."""
     for option in options:
         if not option.isprintable() or set(option) & set(" \t\"'\\%$;"):
             raise UsageError(f"an option that cannot stand in a unit: {option!r}", "leave it out, or write the unit")
     text = files("pvefw_nft.host").joinpath("systemd/pvefw.service").read_text("utf-8")
+    if "--fail-closed" in options:
+        guests = " ".join(f"{name}.service" for name in _STARTS_GUESTS)
+        text = text.replace("WantedBy=multi-user.target", f"WantedBy=multi-user.target\nRequiredBy={guests}")
     text = text.replace("@PVEFW@ run\n", " ".join(["@PVEFW@ run", *options]) + "\n")
     return text.replace("@PVEFW@", f"{sys.executable} -m pvefw_nft.cli")
 
@@ -119,7 +146,14 @@ class _Service:
     """What the service does when something changed. A failure is told, and tried again at the next change."""
 
     def __init__(
-        self, source: Source, backend: str | None, settle: float, options: PlugOptions, *, beside: bool
+        self,
+        source: Source,
+        backend: str | None,
+        settle: float,
+        options: PlugOptions,
+        *,
+        beside: bool,
+        fail_closed: bool,
     ) -> None:
         self.steady = SteadySource(source, backend, settle)
         self._source = self.steady.source
@@ -133,6 +167,8 @@ class _Service:
         self._noted: Result | None = None
         self._store = Store()
         self._rules = RuleGuard()
+        self._fail_closed = fail_closed
+        self._started = self._ready = False
 
     def folders(self) -> list[Path]:
         """Return the folders to watch. Raises what :func:`node_name` raises."""
@@ -145,7 +181,8 @@ class _Service:
 
     def started(self) -> None:
         """Tell that the ruleset is in place, and prepare for changes."""
-        watch.notify("READY=1")
+        self._started = True
+        self._tell_ready()
         self._plugging.watch_arrivals()
         if self._last is not None:
             with contextlib.suppress(PvefwError):
@@ -174,6 +211,7 @@ class _Service:
             again = _RETRY
         for warning in state.take_warnings():
             self._tell(f"warning: {warning}")
+        self._tell_ready()
         if reason == "SIGHUP":
             watch.notify("READY=1")
         return again
@@ -199,6 +237,12 @@ class _Service:
             except PvefwError:
                 unchanged = False  # the refresh says what is wrong
             return None if unchanged else self.refresh(_RULES_CHANGED)
+
+    def _tell_ready(self) -> None:
+        """Tell the service manager that guests may start; with --fail-closed only where rules are in place."""
+        if self._started and not self._ready and (not self._fail_closed or firewall.was_started()):
+            self._ready = True
+            watch.notify("READY=1")
 
     def _tell_doubts(self) -> float | None:
         paths, seconds = self.steady.doubtful()
