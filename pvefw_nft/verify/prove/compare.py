@@ -151,8 +151,8 @@ class Comparison:
         self.packet_marks = tuple((bit, 0) for bit in m.MARK if bit in tracked)
         self.connection_marks = tuple(bit for bit in m.CT_MARK if bit in tracked) if self.tested.sets_ct_mark else ()
         self.carried = frozenset((*m.MARK, m.TRACKING, *self.connection_marks, *self.tested.later.fields))
-        if self.tested.exempts:
-            self.packet_marks += ((m.TRACKING, 0),)
+        self.untouched = ((m.TRACKING, 0),) if self.tested.exempts else ()
+        self.packet_marks += self.untouched
         self.residuals = residuals = Residuals(
             tracked,
             strict=options.strict,
@@ -473,8 +473,10 @@ class Comparison:
 
         evaluation = Evaluation([before, after], more, self.budget)
         nodes = [evaluation.flow(flow) for flow in (before, after)]
-        if not isinstance(way.source, HostEnd):
-            nodes = [evaluation.assign(node, self.packet_marks) for node in nodes]
+        # what the host itself sends may have a mark already, but no rule has touched its tracking
+        marks = self.packet_marks if not isinstance(way.source, HostEnd) else self.untouched
+        if marks:
+            nodes = [evaluation.assign(node, marks) for node in nodes]
         if not self.options.strict:
             nodes = [evaluation.strip(node) for node in nodes]
         from_host = isinstance(way.source, HostEnd)
