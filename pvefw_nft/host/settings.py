@@ -98,7 +98,7 @@ def set_all(settings: Mapping[str, str], *, required: bool) -> list[str]:
 
 def _remember(settings: Mapping[str, str], standing: Callable[[str], str | None]) -> None:
     """Note settings of ours, each with what stands there, unless that is known from before. Raises HostError."""
-    remembered = _remembered()
+    remembered = read_remembered()
     fresh = dict(remembered)
     for key, value in settings.items():
         before = remembered[key]["before"] if key in remembered else standing(key)
@@ -121,7 +121,7 @@ def put_back(running: str | None = None) -> PutBack:
     ``running`` is the backend whose ruleset goes on filtering: then only what others alone need is put back.
     Raises :class:`HostError` where what was changed is not known.
     """
-    remembered = _remembered()
+    remembered = read_remembered()
     ours = [key for key in remembered if running is None or key in _not_needed_by(running)]
     if running is not None and not ours:
         return PutBack()
@@ -161,7 +161,7 @@ def _passing_by(keys: Sequence[str]) -> tuple[str, ...]:
     return (f"as before pvefw was started, bridged packets pass no chains of {chains} ({names})",)
 
 
-def _remembered() -> dict[str, dict[str, str | None]]:
+def read_remembered() -> dict[str, dict[str, str | None]]:
     """Return the settings that were changed here, each with what stood there (None: nothing did) and our value."""
 
     def check(value: Any) -> dict[str, dict[str, str | None]]:  # noqa: ANN401 - JSON

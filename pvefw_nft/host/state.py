@@ -187,6 +187,8 @@ def damaged(path: Path, reason: object) -> HostError:
 
 def remove(path: Path) -> None:
     """Remove a file if it is there; a folder in its place is moved aside. Raises :class:`HostError`."""
+    if not (path.exists() or path.is_symlink()):
+        return  # on a read-only file system unlink(2) fails even then
     try:
         set_aside(path)
         path.unlink(missing_ok=True)

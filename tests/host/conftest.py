@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import sysctl, tools
+from pvefw_nft.host import state, sysctl, tools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,6 +87,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]
     (tmp_path / "run").mkdir()
     monkeypatch.setenv("PVEFW_RUN_DIRECTORY", str(tmp_path / "run"))
     monkeypatch.setenv("PVEFW_STATE_DIRECTORY", str(tmp_path / "state"))
+    state.take_warnings()  # of another test: they are for whoever runs the next command
     with namespace.entered():
         yield namespace
     namespace.close()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from .conftest import Namespace
 
-FILE_TIMEOUT = 1.0
+FILE_TIMEOUT = 3.0
 ALL = os.environ.get("PVEFW_TEST_FAULTS") == "all"
 """Try every fault; else those that take different ways through the program."""
 
@@ -123,9 +123,9 @@ CLUSTER_FILE_SYSTEM: dict[str, tuple[Callable[[Host], object], str]] = {
     "not connected": (fails("all", errno.ENOTCONN), "not connected"),
     "daemon killed": (killed, "not connected"),
     "unmounted": (unmounted, "etc/pve: nothing is there"),
-    "all hangs": (fails("all", HANG), "does not answer within 1 s"),
-    "read hangs": (fails("read", HANG), "does not answer within 1 s"),
-    "readdir hangs": (fails("readdir", HANG), "does not answer within 1 s"),
+    "all hangs": (fails("all", HANG), "does not answer within 3 s"),
+    "read hangs": (fails("read", HANG), "does not answer within 3 s"),
+    "readdir hangs": (fails("readdir", HANG), "does not answer within 3 s"),
 }
 
 
