@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pvefw_nft.config import resolve
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.load import read_nics
-from pvefw_nft.config.model import Guest, GuestKind
+from pvefw_nft.config.model import Guest
 from pvefw_nft.config.rules import Names
 from pvefw_nft.config.values import BadValue, Prefix, read_prefix
 from pvefw_nft.errors import ConfigurationError
@@ -61,14 +61,8 @@ def guests_elsewhere(root: Root) -> Iterator[tuple[str, Guest]]:
 
     Their NICs are read, their rules are not: another node filters them.
     """
-    nodes = root.pve / "nodes"
-    for node in sorted(root.files.listed(nodes)):
-        if node == root.node:
-            continue
-        for kind, folder in ((GuestKind.VM, "qemu-server"), (GuestKind.CONTAINER, "lxc")):
-            for vmid, path in sorted(root.configs_in(nodes / node / folder)):
-                nics = read_nics(vmid, kind, path, _text(root, path))
-                yield node, Guest(vmid, kind, nics, None, path)
+    for node, kind, vmid, path in root.configs_elsewhere():
+        yield node, Guest(vmid, kind, read_nics(vmid, kind, path, _text(root, path)), None, path)
 
 
 def _firewall(root: Root, cluster: ClusterConfig, vmid: int) -> GuestConfig | None:

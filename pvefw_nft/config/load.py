@@ -92,6 +92,16 @@ class Root:
             if suffix == "conf" and dot and _VMID.fullmatch(stem):
                 yield int(stem), f"{folder}/{name}"
 
+    def configs_elsewhere(self) -> Iterator[tuple[str, GuestKind, int, str]]:
+        """Yield node, kind, VMID and path of each guest config of other nodes, nodes by name."""
+        nodes = self.pve / "nodes"
+        for node in sorted(self.files.listed(nodes)):
+            if node == self.node:
+                continue
+            for kind, folder in ((GuestKind.VM, "qemu-server"), (GuestKind.CONTAINER, "lxc")):
+                for vmid, path in sorted(self.configs_in(nodes / node / folder)):
+                    yield node, kind, vmid, path
+
     def vnet_files(self) -> dict[str, Path]:
         """Return the firewall files of VNets by the VNet's name."""
         folder = self.pve / "sdn" / "firewall"

@@ -11,7 +11,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from pvefw_nft.config.model import GroupRule, GuestKind, Policy, Rule, RuleAction, RuleType
+from pvefw_nft.config.model import GroupRule, Policy, Rule, RuleAction, RuleType
 from pvefw_nft.config.own_addresses import cut_off
 from pvefw_nft.errors import Span, UnusableFileError
 
@@ -68,15 +68,10 @@ def survey(root: Root, configuration: Configuration, findings: Findings) -> None
 
 def _other_guests(root: Root, configuration: Configuration, known: set[int]) -> Iterator[Guest]:
     """Yield the guests of other nodes, with their firewall files."""
-    nodes = root.pve / "nodes"
-    for node in sorted(root.files.listed(nodes)):
-        if node == root.node:
-            continue
-        for kind, folder in ((GuestKind.VM, "qemu-server"), (GuestKind.CONTAINER, "lxc")):
-            for vmid, path in sorted(root.configs_in(nodes / node / folder)):
-                if vmid not in known:
-                    known.add(vmid)
-                    yield configuration.read_guest(vmid, kind, path)
+    for _, kind, vmid, path in root.configs_elsewhere():
+        if vmid not in known:
+            known.add(vmid)
+            yield configuration.read_guest(vmid, kind, path)
 
 
 def _other_host_files(root: Root) -> Iterator[Path]:
