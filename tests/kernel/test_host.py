@@ -68,7 +68,7 @@ def test_take_over_from_proxmox(guest: Guest) -> None:
     limits = [f"{name}={os.environ[name]}" for name in ("PVEFW_TEST_TAKE_OVER",) if name in os.environ]
     pytest_command = [sys.executable, "-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider"]
     command = ["env", *limits, *pytest_command, "tests/kernel/takeover_in_guest.py"]
-    status, output = guest.run(command, seconds=7200 if limits else 900)
+    status, output = guest.run(command, seconds=7200 if limits else 1200)
     print(output.decode(errors="replace"))
     assert status == 0
     assert b"skipped" not in output
