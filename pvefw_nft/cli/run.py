@@ -129,6 +129,8 @@ def unit_text(*options: str) -> str:
     if "--fail-closed" in options:
         guests = " ".join(f"{name}.service" for name in _STARTS_GUESTS)
         text = text.replace("WantedBy=multi-user.target", f"WantedBy=multi-user.target\nRequiredBy={guests}")
+    if "--beside" in options:
+        text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("ExecCondition="))
     text = text.replace("@PVEFW@ run\n", " ".join(["@PVEFW@ run", *options]) + "\n")
     return text.replace("@PVEFW@", f"{sys.executable} -m pvefw_nft.cli")
 

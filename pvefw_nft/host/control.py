@@ -64,7 +64,10 @@ def pending() -> Pending | None:
         deadline = float(state.typed(value["deadline"], int | float))  # type: ignore[arg-type]  # a union is one type here
         if not math.isfinite(deadline):
             raise ValueError("a deadline that is no time")
-        return Pending(state.typed(value["token"], str), deadline, state.typed(value["was_running"], bool))
+        beside = value.get("beside", "")
+        if beside not in ("", "remove", "leave"):
+            raise ValueError("no way to undo it")
+        return Pending(state.typed(value["token"], str), deadline, state.typed(value["was_running"], bool), beside)
 
     return state.read_record(record.pending_path(), check)
 

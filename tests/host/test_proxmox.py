@@ -187,6 +187,7 @@ def test_the_unit_neither_stops_theirs_nor_runs_beside_them() -> None:
     assert "ExecStartPre=/bin/touch /run/proxmox-nftables-firewall-force-disable" in text
     assert text.index("Before=pve-guests.service") > 0
     assert " run --backend nft\n" in text
+    assert "ExecCondition" not in unit_text("--beside")
 
 
 def test_without_systemd_the_commands_say_so(host: Namespace, tmp_path: Path) -> None:
