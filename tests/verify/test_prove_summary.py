@@ -146,6 +146,16 @@ def test_a_firewall_that_is_off_is_said_to_be_off(tmp_path: Path) -> None:
     assert one.output.count("example:") == 0
 
 
+@pytest.mark.parametrize("backends", [("nft", "iptables"), ("iptables", "nft"), ("nft", "nft")])
+def test_what_the_host_sends_is_not_exempt_from_tracking_at_the_start(
+    tmp_path: Path, backends: tuple[str, str]
+) -> None:
+    """An established packet of the host's own is one on both sides: only rules before the lookup can exempt it."""
+    on, off = root(tmp_path, "on"), root(tmp_path, "off", fcluster=("enable: 1", "enable: 0"))
+    (on / "etc/pve/local/host.fw").write_text("[RULES]\nOUT REJECT -p tcp -dport 25\n")
+    assert compare(f"{backends[0]}:{on}", f"{backends[1]}:{off}").exit_code == 1
+
+
 def test_tables_of_others_are_one_cause(tmp_path: Path) -> None:
     path = root(tmp_path, "r")
     ours = (

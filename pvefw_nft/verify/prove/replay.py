@@ -25,9 +25,8 @@ _OPTIONS = {
 _IMPLIED = (m.PROTOCOL, m.ETHER_TYPE, m.L4PROTO, m.CT_STATE, m.TCP_FLAGS, *m.MARK)
 _USUAL = {
     m.PKTTYPE: 0, m.FRAGMENT: 0, m.CT_DIRECTION: 0, m.TTL: 64, m.LENGTH: 60, m.DSCP: 0,
-    m.SADDR_TYPE: m.ADDRESS_TYPES.index("unicast"),
-    m.DADDR_TYPE: m.ADDRESS_TYPES.index("unicast"),
 }  # fmt: skip
+_UNICAST, _LOCAL = (m.ADDRESS_TYPES.index(name) for name in ("unicast", "local"))
 
 
 def simulate_arguments(one: Difference, side: int = 0) -> list[str]:
@@ -48,8 +47,10 @@ def simulate_arguments(one: Difference, side: int = 0) -> list[str]:
     words += ["--ctstate", state] if given else []
     if m.TCP_FLAGS in packet and packet[m.TCP_FLAGS] != (0x10 if given and state != "new" else 0x02):
         words += ["--tcp-flags", value_text(m.TCP_FLAGS, packet[m.TCP_FLAGS])]
+    types = {m.SADDR_TYPE: source, m.DADDR_TYPE: destination}
+    usual = _USUAL | {on: _LOCAL if zone == "host" else _UNICAST for on, zone in types.items()}
     for on, value in packet.items():
-        if on in _IMPLIED or _USUAL.get(on, 0 if on.kind is m.FieldKind.BIT else None) == value:
+        if on in _IMPLIED or usual.get(on, 0 if on.kind is m.FieldKind.BIT else None) == value:
             continue
         text = value_text(on, value)
         words += [_OPTIONS[on], text] if on in _OPTIONS else ["--field", f"{on.name}={text}"]
