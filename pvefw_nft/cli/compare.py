@@ -146,6 +146,9 @@ def _rests_on(sides: list[Named], *, only: str | None) -> Iterator[str]:
         met = sides[calls.index(True)]
         yield f"br_netfilter: bridged packets meet the rules of iptables with {met.name} only"
     yield "rates: the same limit on both sides is reached by the same packets"
+    yield "states: both sides know a connection whose way back leads through the same zone"
+    if any(side.listed for side in sides):
+        yield "sets: what is in a set is what the listing says"
     if only is not None:
         yield "only ours: rules that others loaded were left out on both sides"
 
