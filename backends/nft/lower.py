@@ -9,6 +9,8 @@
     ``limits`` (prerouting, -155)    how many connections guests may open
     ``guests`` (prerouting, -150)    IP of guests, in both directions, at the ports of firewall bridges
     ``forward`` (forward, -150)      invalid packets between all other ports; VNets
+    ``vnets-to-host`` (input, -150),
+    ``vnets-from-host`` (output, -150)   VNets, between their guests and the host
 
 ``inet pvefw``
     ``raw``, ``helpers``             the same for packets that come by no bridge
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from backends.base import LineStore
-    from backends.nft.syntax.expressions import Selector, Value
+    from backends.nft.syntax.expressions import MetaKey, Selector, Value
     from backends.nft.syntax.objects import Family as TableFamily
     from backends.nft.syntax.objects import SetType
     from backends.nft.syntax.statements import Limit, Verdict
@@ -64,6 +66,8 @@ _HELPERS = Hook("prerouting", -160)
 _LIMITS = Hook("prerouting", -155)
 _GUESTS = Hook("prerouting", -150)
 _BRIDGE_FORWARD = Hook("forward", -150)
+_BRIDGE_INPUT = Hook("input", -150)
+_BRIDGE_OUTPUT = Hook("output", -150)
 _INPUT = Hook("input", 0)
 _OUTPUT = Hook("output", 0)
 _FORWARD = Hook("forward", 0)
@@ -72,6 +76,9 @@ _IP_ONLY = Rule((nft.match(meta("protocol"), anonymous_set(["ip", "ip6"]), "!=")
 
 _MAX_PORTS = 65_536
 """Ports of the host that are told apart."""
+
+_BRIDGE_KEYS: tuple[MetaKey, ...] = ("ibrname", "obrname")
+"""What a bridge is asked for by: where a packet enters it, and where it leaves."""
 
 _MAX_SOURCES = 16_777_216
 """Sources whose rates are kept as by the reference's hashlimit: 8 for each of 2,097,152 buckets.
@@ -311,21 +318,19 @@ class TableLowering:
     def plan_bridge_forward(self, chain: str) -> None:
         """Plan what is bridged elsewhere: the forward hook's chain less what concerns guests, then the VNets.
 
-        Packets of firewall bridges come here too, but they have passed these rules in prerouting already.
+        Where the host firewall is on, a VNet's rules also hold between the host's own interface on that bridge and its
+        guests. Packets of firewall bridges come here too, but they have passed these rules in prerouting already.
         """
         vnets = self.lowering(Place.BRIDGE, Layer.FORWARD)
         jumps: list[tuple[Value, Verdict]] = [
             (vnet.bridge, nft.jump(chain_name(Layer.FORWARD, vnet.chain))) for vnet in self._ruleset.vnets
         ]
-        after = (Rule((nft.vmap(meta("ibrname"), jumps),), "VNets"),) if jumps else ()
-        self.plan_base(
-            "forward",
-            _BRIDGE_FORWARD,
-            self.lowering(Place.BRIDGE, Layer.FILTER),
-            chain,
-            before=(_IP_ONLY,),
-            after=after,
-        )
+        filtering = self.lowering(Place.BRIDGE, Layer.FILTER)
+        into, out_of = ((Rule((nft.vmap(meta(key), jumps),), "VNets"),) for key in _BRIDGE_KEYS)
+        self.plan_base("forward", _BRIDGE_FORWARD, filtering, chain, before=(_IP_ONLY,), after=into if jumps else ())
+        if jumps and self._ruleset.vnets_cover_host:
+            self.plan_base("vnets-to-host", _BRIDGE_INPUT, filtering, chain, before=(_IP_ONLY,), after=into)
+            self.plan_base("vnets-from-host", _BRIDGE_OUTPUT, filtering, chain, before=(_IP_ONLY,), after=out_of)
         for vnet in self._ruleset.vnets:
             self.plan_reached(vnets, vnets.scope.reachable(vnet.chain))
 

@@ -106,6 +106,7 @@ def build(
         nics=tuple(builder.nics),
         vnets=vnets,
         host_forward=host_forward,
+        vnets_cover_host=host_enabled,
         zones=None if as_reference else _zones(firewalled, zones_in_force),
     )
 

@@ -613,6 +613,7 @@ class Ruleset:
     ``chains`` holds the chains of each layer by name. ``host_forward`` names the chain of layer ``forward``
     that sees what the host routes, if there is one. ``zones`` gives by firewall bridge the connection tracking zone of
     what crosses it, for all NICs with firewall=1 (see :mod:`.zones`); None: one for all.
+    ``vnets_cover_host``: rules of VNets also hold between their guests and the host's own interface on that bridge.
     """
 
     enabled: bool
@@ -623,3 +624,4 @@ class Ruleset:
     vnets: tuple[Vnet, ...] = ()
     host_forward: str | None = None
     zones: Mapping[str, int] | None = None
+    vnets_cover_host: bool = False

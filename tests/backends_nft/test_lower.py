@@ -215,7 +215,7 @@ CASES: dict[str, tuple[Files, tuple[str, ...], tuple[str, ...]]] = {
     "vnets": (
         {"vnet1.vnet": VNET + RULES + "FORWARD ACCEPT -p tcp -dport 443\nFORWARD REJECT -source 10.6.6.0/24\n"},
         ("vnet", "forward"),
-        ("bridge chain forward", "inet chain forward"),
+        ("bridge chain forward", "bridge chain vnets-", "inet chain forward"),
     ),
     "runs-of-one-key": (
         guest(

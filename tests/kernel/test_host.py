@@ -26,6 +26,8 @@ FILES = {
     "test_plumbing_kernel.py": "",
     "test_traffic.py": "",
     "test_nat.py": "",
+    "test_vnet.py": "",
+    "test_migration.py": "",
     "test_zone_change.py": "",
     "test_coexistence.py": "commands or policy",
     "test_failures.py": "nft",

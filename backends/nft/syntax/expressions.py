@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, TypedDict
 
-MetaKey: TypeAlias = Literal["protocol", "nfproto", "l4proto", "iifname", "oifname", "ibrname", "pkttype", "mark"]
+MetaKey: TypeAlias = Literal[
+    "protocol", "nfproto", "l4proto", "iifname", "oifname", "ibrname", "obrname", "pkttype", "mark"
+]
 
 
 class _MetaKey(TypedDict):
