@@ -101,6 +101,8 @@ from pvefw_nft.verify.tracking import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pvefw_nft.verify.connections import Connections
     from pvefw_nft.verify.guesses import Guess
     from pvefw_nft.verify.intervals import IntervalSet
@@ -215,6 +217,7 @@ class Outcome:
     (None: not rejected, or not known). ``guesses`` say of each made-up address what rests on it.
     ``put_together``: it was a later fragment, which is no packet of its own from connection tracking on. A proof's
     probe, which has no topology, ends there; else it goes on as the packet without its ports.
+    ``fields`` are the packet's at the end, its connection's mark among them.
     """
 
     probe: Probe
@@ -228,6 +231,7 @@ class Outcome:
     connections: Connections | None = None
     guesses: tuple[Guess, ...] = ()
     put_together: bool = False
+    fields: Mapping[Field, int] = field(default_factory=dict)
 
     @property
     def deciding(self) -> list[tuple[StageWalk, ChainWalk]]:
@@ -413,7 +417,9 @@ class _Walker:
                 return None
 
     def _outcome(self, stages: list[StageWalk], verdict: str, kind: str | None) -> Outcome:
-        return Outcome(self.probe, verdict, kind, stages, self.logs, self.notes, connections=self.connections)
+        return Outcome(
+            self.probe, verdict, kind, stages, self.logs, self.notes, connections=self.connections, fields=self.packet
+        )
 
     def _tracked(self) -> tuple[Tracked, ...]:
         """Return what connection tracking does at each stage."""

@@ -16,7 +16,7 @@ from pvefw_nft.verify.path import End, HostEnd, Link, Path, PortEnd, RoutedEnd, 
 from pvefw_nft.verify.prove.compare import Options, compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.simulate import simulate
-from tests.verify.second_opinion import Way, differing_packet
+from tests.verify.second_opinion import Way, differing_packet, marks_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -212,10 +212,13 @@ def fields_of(*models: m.RulesetModel) -> set[m.Field]:
     return found
 
 
-def fate(model: m.RulesetModel, packet: dict[m.Field, int], path: Path) -> tuple[str, str | None, bool]:
+def fate(
+    model: m.RulesetModel, packet: dict[m.Field, int], path: Path, *, marks: bool
+) -> tuple[str, str | None, bool, int]:
+    """Return what becomes of a packet, and (``marks``) the mark that its connection has after it."""
     run = simulate(model, Probe(packet, path))
     queued = any("queue" in note for note in run.notes)
-    return run.verdict, run.kind, queued and run.verdict == "ACCEPT"
+    return run.verdict, run.kind, queued and run.verdict == "ACCEPT", run.fields[m.CT_MARK[31]] if marks else 0
 
 
 def meets_change(one: m.RulesetModel, two: m.RulesetModel, path: Path) -> bool:
@@ -233,12 +236,14 @@ def meets_change(one: m.RulesetModel, two: m.RulesetModel, path: Path) -> bool:
 
 def differ_somewhere(one: m.RulesetModel, two: m.RulesetModel) -> bool:
     fields = fields_of(one, two)
+    marks = m.CT_MARK[31] in marks_in_use(one, two)
+    fields |= {m.CT_STATE} if marks else set()  # only a packet with a connection can mark it
     for source, destination in WAYS:
         path = find_path(TOPOLOGY, source, destination)
         if not meets_change(one, two, path):
             continue
         for packet in packets(fields, from_host=isinstance(source, HostEnd)):
-            if fate(one, packet, path) != fate(two, packet, path):
+            if fate(one, packet, path, marks=marks) != fate(two, packet, path, marks=marks):
                 return True
     return False
 

@@ -317,18 +317,27 @@ class Encoder:
         self.state[effect.field] = z3.If(hit, after, before)
 
 
+def marks_in_use(*models: m.RulesetModel) -> set[m.Field]:
+    """Return the bits of marks that some rule tests, or copies to one that is tested."""
+    chains = [chain for model in models for table in model.tables for chain in table.chains.values()]
+    rules = [rule for chain in chains for rule in chain.rules]
+    conditions = [condition for rule in rules for condition in rule.conditions]
+    conditions += [effect.condition for rule in rules for effect in rule.effects if isinstance(effect, m.Guard)]
+    maps = [rule.verdict for rule in rules if isinstance(rule.verdict, m.VerdictMap)]
+    conditions += [condition for one in maps for condition, _ in one.entries]
+    tests = [test for condition in conditions for test in m.tests_of(condition)]
+    tested = {test.field for test in tests if test.values is not test.field.everything} & {*m.MARK, *m.CT_MARK}
+    for _ in range(2):  # from one mark to the other, and back
+        for copy in (effect for rule in rules for effect in rule.effects if isinstance(effect, m.CopyMark)):
+            others = m.CT_MARK if copy.target is m.MarkTarget.PACKET else m.MARK
+            pairs = zip(copy.target.bits, others, range(32), strict=True)
+            tested |= {other for bit, other, place in pairs if bit in tested and copy.take >> place & 1}
+    return tested
+
+
 def lasting(sides: list[Encoder], *models: m.RulesetModel) -> Iterator[z3.BoolRef]:
     """Yield what is left to later packets otherwise by one side: marks of connections, and elements of sets."""
-    tests = [
-        test
-        for model in models
-        for table in model.tables
-        for chain in table.chains.values()
-        for rule in chain.rules
-        for condition in rule.conditions
-        for test in m.tests_of(condition)
-    ]
-    tested = {test.field for test in tests if test.values is not test.field.everything}
+    tested = marks_in_use(*models)
     for bit in m.CT_MARK:
         if bit in tested and any(bit in side.state for side in sides):
             yield sides[0].value(bit) != sides[1].value(bit)
