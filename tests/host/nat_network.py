@@ -18,7 +18,6 @@ import socket
 import struct
 import subprocess
 import threading
-import time
 from typing import TYPE_CHECKING, Any, Self
 
 from pvefw_nft.host import sysctl, wiring
@@ -28,7 +27,6 @@ from pvefw_nft.host.plumbing import Nic
 from .conftest import Namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 SERVED = (21, 22, 23, 24, 25, 80)
@@ -256,7 +254,8 @@ class _Servers:
                         listening.sendto(sender[0].encode(), sender)
                     continue
                 connection, sender = listening.accept()
-                connection.sendall(sender[0].encode())
+                with contextlib.suppress(OSError):  # the client may have gone already
+                    connection.sendall(sender[0].encode())
                 answer = self._ftp if port == 21 else self._echo
                 threading.Thread(target=answer, args=(connection, place), daemon=True).start()
 
@@ -319,11 +318,3 @@ def _answer(asking: socket.socket) -> str:
 def run(*command: str) -> str:
     """Run a command and return what it prints. Raises CalledProcessError."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def within(seconds: float) -> Iterator[None]:
-    """Yield until this many seconds have passed."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        yield
-        time.sleep(0.05)
