@@ -27,6 +27,8 @@ CAST = z3.BitVec("cast", 2)
 ALL_ONES = (1 << 48) - 1
 CONNECTION = (*m.CT_MARK, *m.CT_STATUS.values(), m.CT_DIRECTION)
 GOES_ON, QUEUED, DROPPED, PUT_TOGETHER = 0, 1, 2, 255
+TRANSLATED = "translated"
+"""What translations are recorded under; the addresses that they give are not followed."""
 KINDS: dict[str, int] = {}
 """The numbers of the rejections met, from 3 on."""
 
@@ -116,10 +118,10 @@ class Encoder:
                     later = z3.And(alive, self.way.variable(m.FRAGMENT) == 2)
                     self.verdict = z3.If(later, PUT_TOGETHER, self.verdict)
                     alive = z3.And(alive, z3.Not(later))
-                if chain.hook.kind == "nat":
-                    raise AssertionError("nat chains are not encoded")
-                self.accepted = z3.BoolVal(False)
-                returned = self.chain(table, chain, alive)
+                # only a connection's first packet meets nat chains
+                met = self._state() == m.CT_STATES.index("new") if chain.hook.kind == "nat" else z3.BoolVal(True)
+                self.accepted = z3.And(alive, z3.Not(met))
+                returned = self.chain(table, chain, z3.And(alive, met))
                 if isinstance(chain.policy, m.Drop):
                     self.verdict = z3.If(returned, DROPPED, self.verdict)
                     returned = z3.BoolVal(False)
@@ -259,6 +261,10 @@ class Encoder:
                 if isinstance(verdict, m.Queue):
                     self.queued = z3.Or(self.queued, hit)
                 return left, none
+            case m.Nat():
+                self.accepted = z3.Or(self.accepted, hit)
+                self.record(m.UpdateSet(TRANSLATED, repr(verdict)), hit)
+                return left, none
             case m.Drop():
                 self.verdict = z3.If(hit, DROPPED, self.verdict)
                 return left, none
@@ -344,7 +350,7 @@ def lasting(sides: list[Encoder], *models: m.RulesetModel) -> Iterator[z3.BoolRe
     looked_at = {name for model in models for table in model.tables for name in table.lookups}
     none = z3.BoolVal(False)
     for update in dict.fromkeys(update for side in sides for update in side.updates):
-        if update.set in looked_at:
+        if update.set in looked_at or update.set == TRANSLATED:
             yield sides[0].updates.get(update, none) != sides[1].updates.get(update, none)
 
 
