@@ -262,4 +262,4 @@ def fates_of(difference: Difference, *sides: Side) -> list[str]:
         simulate(side.model, Probe(witness.packet, path))
         for side, path in zip(sides, (witness.before, witness.after), strict=True)
     ]
-    return [f"{run.verdict} {run.kind or ''}".lower().strip() for run in runs]
+    return ["put together" if run.put_together else f"{run.verdict} {run.kind or ''}".lower().strip() for run in runs]
