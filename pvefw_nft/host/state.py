@@ -158,9 +158,11 @@ def read_text(path: Path) -> str | None:
         hint = _AS_ROOT if err.errno in {errno.EACCES, errno.EPERM} else None
         raise HostError(f"cannot read {path}: {err.strerror}", hint) from err
     try:
-        _check_status(path, os.fstat(descriptor))
+        status = os.fstat(descriptor)
+        _check_status(path, status)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(MAX_SIZE).decode()
+            # read(n) reserves n bytes at once, which a small machine does not have: never more than the file's size
+            return file.read(min(MAX_SIZE, status.st_size)).decode()
     except OSError as err:
         raise HostError(f"cannot read {path}: {err.strerror}") from err
     except ValueError as err:
