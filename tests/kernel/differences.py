@@ -24,7 +24,7 @@ TABLE = Path(__file__).parent / "known_differences.toml"
 
 FACTS = {
     "tagged", "damage", "small_fragments", "family", "protocol", "steps", "source_kind", "destination_kind", "sender",
-    "receiver", "arp", "tags", "forged", "fragment", "dhcp",
+    "receiver", "arp", "tags", "forged", "fragment", "dhcp", "answering",
 }  # fmt: skip
 
 
@@ -90,6 +90,7 @@ def facts(probe: Probe, plan: Plan) -> dict[str, Any]:
         "arp": packet.arp is not None,
         "tags": len(packet.tags) + (packet.vlan is not None),
         "forged": _forged(packet, plan),
+        "answering": packet.answering,
     }
 
 
