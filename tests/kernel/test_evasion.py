@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel import configurations, evasion
-from tests.kernel.artefact import IPTABLES, NFT
+from pvefw_nft.pipeline import Source, compile_root, hardening_of
+from tests.kernel import cases, configurations, evasion
+from tests.kernel.artefact import IPTABLES, NFT, Part
 from tests.kernel.outcome import ACCEPT
-from tests.kernel.packets import LARGE_FRAGMENT, Packet, Probe, Proto, describe
+from tests.kernel.packets import LARGE_FRAGMENT, Numbered, Packet, Probe, Proto, describe, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,6 +36,79 @@ def test_attempts(name: str, backend: str, lab: Lab) -> None:
         if not wrong:
             break
     assert not found, "\n".join(found)
+
+
+def test_the_hardened_iptables_ruleset_drops_what_needs_no_connection(lab: Lab) -> None:
+    """Beside the reference's ruleset stands a table of nft: what it drops is what the nft ruleset drops."""
+    configuration, case = configurations.of_case("hostile"), cases.load("hostile")
+    compiled = compile_root(Source(case.root, case.node, lambda: case.local_network), IPTABLES)
+    lab.set_up(configuration.plan)
+    lab.load(configurations.compiled(configuration, IPTABLES))
+    lab.change(Part(("nft", "-j", "-f", "-"), hardening_of(compiled, asked=True)))
+    try:
+        outcomes = lab.run([probe for probe, _ in case.expected])
+    finally:
+        lab.guest.run(["ip", "netns", "exec", "pvlab-host", "nft", "delete", "table", "bridge", "pvefw-hardening"])
+    wrong = [
+        f"{describe(probe)}: not {verdict}, {outcome}"
+        for (probe, verdict), outcome in zip(case.expected, outcomes, strict=True)
+        # what stands behind one tag is looked at by the chains of IP, which iptables does not show it to
+        if str(outcome) != verdict and not (probe.judged.outer_vlan is not None and str(outcome) == ACCEPT)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+# --- what a receiver's own stack makes of it ----------------------------------------------------------------------
+
+ZERO_TAGS = [((0x8100, 0), (0x8100, 0)), ((0x88A8, 0), (0x8100, 0)), ((0x8100, 0), (0x8100, 0), (0x8100, 0))]
+
+
+@pytest.mark.parametrize(("backend", "passes"), [(NFT, False), (IPTABLES, True)])
+def test_linux_hears_what_stands_behind_tags_of_vlan_zero(backend: str, *, passes: bool, lab: Lab) -> None:
+    configuration = configurations.of_case("hostile")
+    plan = configuration.plan
+    lab.set_up(plan)
+    lab.load(configurations.compiled(configuration, backend))
+    denied = Packet("vm100", "outside", 4, Proto.UDP, sport=5000, dport=4321)
+    for tags in ((), *ZERO_TAGS):
+        sent = encode(replace(denied, tags=tags), Numbered(plan, 1, 1)).sent
+        frames = [(one.namespace, one.data) for one in sent]
+        heard = lab.guest.call("tests.kernel.sockets:received", frames, plan.endpoint("outside"), 4321)
+        assert bool(heard) is (passes and bool(tags)), tags
+
+
+VLAN_AWARE = (
+    "ip link set vmbr0 type bridge vlan_filtering 1 && for port in eno1 fwpr100p0 fwpr101p0 fwpr102p0; do"
+    " bridge vlan add vid 10 dev $port; done"
+)
+
+
+@pytest.mark.parametrize("backend", configurations.backends())
+def test_on_a_vlan_aware_bridge_a_second_tag_is_dropped_behind_a_real_one(backend: str, lab: Lab) -> None:
+    configuration = configurations.of_case("hostile")
+    lab.set_up(configuration.plan)
+    lab.load(configurations.compiled(configuration, backend))
+    try:
+        lab.guest.run(["ip", "netns", "exec", "pvlab-host", "sh", "-c", VLAN_AWARE])
+        web = Packet("vm100", "outside", 4, Proto.TCP, dport=80)
+        denied = replace(web, dport=22)
+        tried = {
+            "allowed, untagged": (web, True),
+            "allowed in its VLAN": (replace(web, tags=((0x8100, 10),)), True),
+            "not in another one": (replace(web, tags=((0x8100, 11),)), False),
+            "denied behind two": (replace(denied, tags=((0x8100, 10), (0x8100, 0))), backend == IPTABLES),
+            "allowed behind two": (replace(web, tags=((0x8100, 10), (0x88A8, 0))), backend == IPTABLES),
+            "towards a guest": (
+                Packet("outside", "vm100", 4, Proto.TCP, dport=4321, tags=((0x8100, 10), (0x8100, 0))),
+                backend == IPTABLES,
+            ),
+        }
+        outcomes = lab.run([Probe((packet,)) for packet, _ in tried.values()])
+        assert {name: outcome.verdict == ACCEPT for name, outcome in zip(tried, outcomes, strict=True)} == {
+            name: expected for name, (_, expected) in tried.items()
+        }
+    finally:
+        lab.plan = None  # the next test gets a network of its own
 
 
 # --- floods: what one guest uses up that all share -----------------------------------------------------------------

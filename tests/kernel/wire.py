@@ -243,6 +243,11 @@ def _set_quietly(one: socket.socket, level: int, option: int, value: bytes) -> N
             raise
 
 
+def send_frame(namespace: str, data: bytes) -> None:
+    """Send a frame from an endpoint."""
+    _watch.endpoints[namespace].send(data)
+
+
 def _send(one: Sent) -> None:
     """Send one packet. That the ruleset forbids it (EPERM) is an outcome, not an error."""
     try:
