@@ -196,8 +196,8 @@ def test_exception_in_a_lowering_closes_the_guests_that_cause_it(
     whole, _ = ruleset(root, backend)
     of = desired.desired_of
 
-    def fail(compiled: Compiled) -> object:
-        made = of(compiled)
+    def fail(compiled: Compiled, *, harden: bool = False) -> object:
+        made = of(compiled, harden=harden)
         if "10.9.9.9" in "".join(made.pieces):
             raise ValueError("this address is not liked")
         return made
