@@ -145,6 +145,7 @@ def _rests_on(sides: list[Named], *, only: str | None) -> Iterator[str]:
     else:
         met = sides[calls.index(True)]
         yield f"br_netfilter: bridged packets meet the rules of iptables with {met.name} only"
+        yield f"NAT: beside {met.name} the host has the zone rule, where it translates addresses of filtered guests"
     yield "rates: the same limit on both sides is reached by the same packets"
     yield "states: both sides know a connection whose way back leads through the same zone"
     if any(side.listed for side in sides):
