@@ -85,6 +85,7 @@ class Packet:
     type and VLAN id, the outermost first. ``wrapping`` is a header around the IP packet, or before the mark of a frame
     without IP. ``nd_target`` is the address that neighbour discovery is about. ``first_fragment`` makes it two
     fragments; it is the bytes in the first one, a multiple of 16. ``only_first`` leaves the second one out.
+    ``says`` is what a UDP datagram begins with, before the mark: the request of a protocol that has a helper.
     """
 
     sender: str
@@ -113,6 +114,7 @@ class Packet:
     sequence: int = 0
     acknowledgement: int = 2048
     answering: bool = False
+    says: bytes = b""
 
     @property
     def is_ip(self) -> bool:
@@ -424,6 +426,7 @@ def _body(packet: Packet, source: Address, destination: Address, who: Numbered) 
         case Proto.TCP:
             body, at = _tcp(packet, who) + mark, 16
         case Proto.UDP | Proto.UDPLITE:
+            mark = packet.says + mark
             length = 8 + len(mark)  # of UDP-Lite the part its checksum covers: all of it
             body, at = struct.pack("!HHHH", packet.sport, packet.dport, length, 0) + mark, 6
         case Proto.ICMP | Proto.ICMPV6:

@@ -38,6 +38,9 @@ ASKED = udp("host", "outside", 5000, 6000)
 ANSWER = udp("outside", "host", 6000, 5000, answering=True)
 ONE, OTHER = udp("outside", "host", 5001, 7), udp("outside", "host", 5002, 8)
 FROM_HOST = udp("host", "outside", 5003, 6003)
+TFTP_REQUEST = replace(udp("host", "outside", 5000, 69), says=b"\0\1")
+"""A read request (RFC 1350): the server answers from a port of its own choice."""
+TFTP_ANSWER = udp("outside", "host", 6001, 5000)
 NO_PORTS = Packet("outside", "host", protocol=99)
 EXTENDED = Packet("outside", "host", family=6, protocol=60)
 """A packet with an extension header, of destination options, in which the lab's mark stands for options."""
@@ -74,6 +77,8 @@ TEN = chain("input", 0, "ip dscp 10 drop", name="b")
 SET = "set s {{ type ipv4_addr; flags {}; {} }}\n"
 DYNAMIC = SET.format("dynamic", "size 1000;")
 ONCE = "udp dport { 7, 8 } limit rate 1/hour burst 1 packets accept"
+HELPER = 'ct helper tftp {\n  type "tftp" protocol udp; l3proto ip;\n }\n '
+RELATED = chain("input", 0, "ct state related udp dport 5000 drop", name="b")
 LIMITED = "udp dport { 7, 8 } drop"
 
 PAIRS = {
@@ -107,6 +112,11 @@ PAIRS = {
         + chain("input", 0, "udp dport 7 ip saddr @s drop"),
         (ONE,),
         wait=3.0,
+    ),
+    "a helper that relates a later connection": Pair(
+        HELPER + chain("output", 0, 'udp dport 69 ct helper set "tftp"') + RELATED,
+        HELPER + RELATED,
+        (TFTP_REQUEST, TFTP_ANSWER),
     ),
     "two limits with the same text": Pair(
         chain("input", 0, ONCE, LIMITED), chain("input", 0, ONCE, ONCE, LIMITED), (ONE, OTHER)
@@ -149,7 +159,8 @@ def test_packets_tell_apart_what_compare_tells_apart(name: str, lab: Lab) -> Non
     sides, outcomes = [], []
     for number, chains in enumerate((pair.drops, pair.passes)):
         lab.unload()
-        on_host(lab, f"nft -f - <<'END'\ntable {pair.family} t {{\n {chains}}}\nEND\nconntrack -F 2>&1 || true")
+        table = f"table {pair.family} t {{\n {chains}}}"
+        on_host(lab, f"modprobe nf_conntrack_tftp || true\nnft -f - <<'END'\n{table}\nEND\nconntrack -F 2>&1 || true")
         listed = read_ruleset([Text(f"ruleset {number}", listing(lab))])
         sides.append(Side(f"ruleset {number}", listed, topology))
         time.sleep(pair.wait)
