@@ -24,7 +24,7 @@ TABLE = Path(__file__).parent / "known_differences.toml"
 
 FACTS = {
     "tagged", "damage", "small_fragments", "family", "protocol", "steps", "source_kind", "destination_kind", "sender",
-    "receiver", "arp", "tags", "forged", "fragment", "dhcp", "answering",
+    "receiver", "arp", "tags", "forged", "fragment", "dhcp", "answering", "kept_out",
 }  # fmt: skip
 
 
@@ -37,9 +37,9 @@ class Difference:
     verdicts: dict[str, str]
     reason: str
 
-    def covers(self, probe: Probe, plan: Plan) -> bool:
-        """Whether the probe is one of those the entry speaks of."""
-        known = facts(probe, plan)
+    def covers(self, probe: Probe, plan: Plan, *, kept_out: bool = False) -> bool:
+        """Whether the probe is one of those the entry speaks of; ``kept_out``: its first packet was not let in."""
+        known = {**facts(probe, plan), "kept_out": kept_out}
         return all(known[key] == value for key, value in self.when.items())
 
     def allows(self, backend: str, outcome: str) -> bool:
@@ -63,10 +63,13 @@ def table() -> tuple[Difference, ...]:
     return tuple(entries)
 
 
-def excuse(probe: Probe, plan: Plan, outcomes: dict[str, str]) -> Difference | None:
-    """Return the entry that allows these outcomes (by backend) of a probe; None where they may not be."""
+def excuse(probe: Probe, plan: Plan, outcomes: dict[str, str], *, kept_out: bool = False) -> Difference | None:
+    """Return the entry that allows these outcomes (by backend) of a probe; None where they may not be.
+
+    ``kept_out``: the first of several packets was not let in.
+    """
     for entry in table():
-        if entry.covers(probe, plan) and all(entry.allows(*item) for item in outcomes.items()):
+        if entry.covers(probe, plan, kept_out=kept_out) and all(entry.allows(*item) for item in outcomes.items()):
             return entry
     return None
 

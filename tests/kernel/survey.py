@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import cases, configurations
+from .packets import Probe
 
 if TYPE_CHECKING:
     from .configurations import Configuration
     from .lab import Lab
     from .outcome import Outcome
-    from .packets import Probe
 
 GENERATED_PROBES = 500
 STANDARD_PROBES = 150
@@ -52,6 +52,15 @@ class Surveys:
             self.lab.load(artefact)
             self._outcomes[key] = self.lab.run(self.probes(configuration))
         return self._outcomes[key]
+
+    def first_outcomes(self, configuration: Configuration, backend: str, numbers: list[int]) -> dict[int, Outcome]:
+        """Return by number what becomes of the first packets of some probes, each sent alone."""
+        probes = [Probe(self.probes(configuration)[number].packets[:1]) for number in numbers]
+        if not probes:
+            return {}
+        self.lab.set_up(configuration.plan)
+        self.lab.load(configurations.compiled(configuration, backend))
+        return dict(zip(numbers, self.lab.run(probes), strict=True))
 
     def settle(self, configuration: Configuration, numbers: list[int]) -> None:
         """Send some probes again, by each backend that was asked before, and note what becomes of them now.

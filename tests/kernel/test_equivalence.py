@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel import configurations
+from tests.kernel.artefact import IPTABLES
 from tests.kernel.differences import Difference, excuse, table
+from tests.kernel.outcome import ACCEPT
 from tests.kernel.packets import describe
 
 if TYPE_CHECKING:
@@ -34,13 +36,28 @@ def test_both_do_the_same(configuration: configurations.Configuration, surveys: 
 
 def differences(configuration: configurations.Configuration, surveys: Surveys) -> dict[int, dict[str, str]]:
     """Return by number the probes that the backends treat differently, with their outcomes, and nothing says why."""
+    return {number: outcomes for number, outcomes, entry in excused(configuration, surveys) if entry is None}
+
+
+def excused(
+    configuration: configurations.Configuration, surveys: Surveys
+) -> list[tuple[int, dict[str, str], Difference | None]]:
+    """Return the probes that the backends treat differently: number, outcomes, and the entry that says why."""
     by_backend = {name: surveys.outcomes(configuration, name) for name in configurations.backends()}
-    found = {}
-    for number, probe in enumerate(surveys.probes(configuration)):
+    probes = surveys.probes(configuration)
+    different = {}
+    for number in range(len(probes)):
         outcomes = {name: str(results[number]) for name, results in by_backend.items()}
-        if len(set(outcomes.values())) > 1 and excuse(probe, configuration.plan, outcomes) is None:
-            found[number] = outcomes
-    return found
+        if len(set(outcomes.values())) > 1:
+            different[number] = outcomes
+    several = [number for number in different if len(probes[number].packets) > 1]
+    first = surveys.first_outcomes(configuration, IPTABLES, several)
+    kept_out = {number for number, outcome in first.items() if outcome.verdict != ACCEPT}
+    plan = configuration.plan
+    return [
+        (number, outcomes, excuse(probes[number], plan, outcomes, kept_out=number in kept_out))
+        for number, outcomes in different.items()
+    ]
 
 
 @both_backends
@@ -62,10 +79,4 @@ def test_each_documented_difference_is_one(entry: Difference, surveys: Surveys) 
 
 def seen_because_of(entry: Difference, configuration: configurations.Configuration, surveys: Surveys) -> list[int]:
     """Return the numbers of the probes that the backends treat differently, which the entry speaks of."""
-    by_backend = {name: surveys.outcomes(configuration, name) for name in configurations.backends()}
-    found = []
-    for number, probe in enumerate(surveys.probes(configuration)):
-        outcomes = {name: str(results[number]) for name, results in by_backend.items()}
-        if len(set(outcomes.values())) > 1 and excuse(probe, configuration.plan, outcomes) is entry:
-            found.append(number)
-    return found
+    return [number for number, _, found in excused(configuration, surveys) if found is entry]

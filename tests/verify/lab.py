@@ -6,14 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import names
-from pvefw_nft.verify.model import (
-    CT_STATE,
-    CT_STATES,
-    IPV4,
-    PROTOCOL,
-    Point,
-    RulesetModel,
-)
+from pvefw_nft.verify.connections import Connections
+from pvefw_nft.verify.model import CT_STATES, IPV4, PROTOCOL, RulesetModel
 from pvefw_nft.verify.packet import PacketSpec, make_probe
 from pvefw_nft.verify.packet import Probe as Simulated
 from pvefw_nft.verify.path import Link, Network, Nic, Topology
@@ -22,6 +16,10 @@ from tests.kernel.network.plan import HOST, ROUTER, WAN_PORT, Plan
 from tests.kernel.packets import SMALL_FRAGMENT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pvefw_nft.verify.model import Field
+    from pvefw_nft.verify.tracking import Zone
     from tests.kernel.outcome import Outcome as Seen
     from tests.kernel.packets import Packet, Probe
 
@@ -40,6 +38,7 @@ own is right, so a packet with a wrong one is INVALID (nf_ip_checksum, net/netfi
 
 
 VRRP = 112
+RELATED = CT_STATES.index("related")
 
 
 def lost_before_rules(packet: Packet, topology: Topology) -> bool:
@@ -151,26 +150,38 @@ def one(packet: Packet, plan: Plan, topology: Topology, state: str | None) -> Si
     return make_probe(spec_of(packet, plan, state), topology)
 
 
+class Quoted(Connections):
+    """Connections as a packet meets them that quotes one: where it is known, the packet is related to it."""
+
+    def copy(self) -> Quoted:
+        """Return the same connections, to try a packet on."""
+        return Quoted(super().copy().known)
+
+    def look_up(self, zone: Zone, packet: Mapping[Field, int]) -> int:
+        """Return the state of the packet in a zone."""
+        return RELATED if any(zone[0] in known.zone for known in self.known) else super().look_up(zone, packet)
+
+
 def outcome_of(probe: Probe, plan: Plan, topology: Topology, model: RulesetModel) -> Outcome:
-    """Return the fate of a probe's last packet; those before it make the connection it belongs to."""
-    known = False
+    """Return the fate of a probe's last packet; those before it make the connection it belongs to.
+
+    A connection is known from the first bridge that a packet of it left, in the zone it has there, wherever it was
+    dropped later.
+    """
+    connections = Connections()
     for packet in probe.packets[:-1]:
-        if known:
-            break
-        outcome = simulate(model, one(packet, plan, topology, None))
-        # A connection is known from the first bridge that a packet of it left, wherever it was dropped later.
-        passed = [walk.stage.point for walk in outcome.stages[:-1]]
+        outcome = simulate(model, one(packet, plan, topology, None), connections=connections)
         # A reset before any answer deletes it.
-        known = outcome.verdict == "ACCEPT" or (Point.POSTROUTING in passed and outcome.kind != "tcp-reset")
-        # What opens none is INVALID, and passes where no rule minds that.
-        known = known and outcome.probe.fields[CT_STATE] == CT_STATES.index("new")
+        connections = Connections() if outcome.kind == "tcp-reset" else outcome.connections or connections
     judged = probe.judged
-    state = None
-    if known:
-        state = "related" if judged.quoted is not None else "established"
     if judged.damage == "l4" or (judged.damage == "ip" and judged.protocol in SUMMED_WITH_HEADER):
-        state = "invalid"
-    return simulate(model, one(judged, plan, topology, state))
+        return simulate(model, one(judged, plan, topology, "invalid"))
+    last = one(judged, plan, topology, None)
+    if len(probe.packets) == 1:
+        return simulate(model, last)
+    if judged.quoted is not None:
+        connections = Quoted(connections.known)
+    return simulate(model, last, connections=connections)
 
 
 def text_of(outcome: Outcome) -> str:
