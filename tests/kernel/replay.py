@@ -31,7 +31,7 @@ def as_packets(witness: Witness, plan: Plan) -> Iterator[Packet]:
     """
     fields = witness.packet
     sender, receiver = _name(witness.before.source, plan), _name(witness.before.destination, plan)
-    if sender is None or receiver is None or fields.get(m.FRAGMENT) or fields.get(m.VLAN_ID) == 0:
+    if sender == receiver or sender is None or receiver is None or fields.get(m.FRAGMENT) or fields.get(m.VLAN_ID) == 0:
         return
     if fields.get(m.L4PROTO) == (58 if fields[m.PROTOCOL] == m.IPV4 else 1):
         return  # ICMP of the other family
