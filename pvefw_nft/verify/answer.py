@@ -90,10 +90,13 @@ class AnswerWay:
     unsent: str = ""
 
 
-def answer_way(topology: Topology, path: Path, at: int, kind: str, packet: Mapping[Field, int]) -> AnswerWay | None:
+def answer_way(
+    topology: Topology, path: Path, at: int, kind: str, packet: Mapping[Field, int], *, apart: bool = False
+) -> AnswerWay | None:
     """Return the way of the answer to a packet rejected at stage number ``at`` of its path.
 
-    ``kind`` is the rejection's, ``packet`` the rejected packet. None: the sender is the host itself, which learns
+    ``kind`` is the rejection's, ``packet`` the rejected packet; ``apart``: firewall bridges have other connection
+    tracking zones than the guests' bridges. None: the sender is the host itself, which learns
     of it at once. Where nothing can be answered, the way has no legs.
     """
     source = path.source
@@ -121,7 +124,7 @@ def answer_way(topology: Topology, path: Path, at: int, kind: str, packet: Mappi
         return AnswerWay(fields, nowhere, (), "the kernel rejects in silence what has no checksum that it can check")
     if from_host and _unanswerable(packet):
         return AnswerWay(fields, nowhere, (), "the host cannot reach that address from there")
-    legs = tuple(_legs(stages, kind, known=known, attached=from_host))
+    legs = tuple(_legs(stages, kind, known=known, attached=from_host, apart=apart))
     return AnswerWay(fields, Path(path.destination, source, tuple(stages)), legs)
 
 
@@ -159,10 +162,11 @@ def _unanswerable(packet: Mapping[Field, int]) -> bool:
     return SADDR6 in packet and packet[SADDR6] >> 118 == 0xFE80 >> 6
 
 
-def _legs(stages: Sequence[Stage], kind: str, *, known: bool, attached: bool) -> list[Leg]:
-    """Split a way at each hook where connection tracking looks the answer up anew.
+def _legs(stages: Sequence[Stage], kind: str, *, known: bool, attached: bool, apart: bool) -> list[Leg]:
+    """Split a way at each hook where connection tracking looks the answer up again.
 
-    ``known``: the connection is in its table; ``attached``: the answer starts with its connection attached.
+    ``known``: the connection is in its table; ``attached``: the answer starts with its connection attached. A reset
+    ends the connection in the zone where it is looked up: ``apart``, the next bridge still has its own.
     """
     state = ("established" if kind == RESET else "related") if attached else "untracked"
     legs: list[Leg] = []
@@ -173,7 +177,7 @@ def _legs(stages: Sequence[Stage], kind: str, *, known: bool, attached: bool) ->
             legs.append(Leg(tuple(current), state))
             current, hop = [], stage.hop
             if kind == RESET:
-                state, known = ("established" if known else "invalid"), False
+                state, known = ("established" if known else "invalid"), known and apart
             else:
                 state = "related" if known else "invalid"
         current.append(stage)

@@ -211,7 +211,7 @@ def agrees(foreseen: Outcome, seen: Seen, packet: Packet) -> bool:
     """
     if seen.verdict == "DROP" and (unheard(foreseen, packet) or lost(foreseen, packet)):
         return True
-    if packet.vlan is not None and foreseen.probe.path.dead_end and foreseen.stopped:
+    if packet.outer_vlan is not None and foreseen.probe.path.dead_end and foreseen.stopped:
         return seen.verdict == "ACCEPT"  # the lab sees it come to the bridge, where nobody takes it
     told = foreseen.answered in (None, seen.told) or packet.source is not None
     return text_of(foreseen) == str(seen) and told
