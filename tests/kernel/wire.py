@@ -252,7 +252,9 @@ def _send(one: Sent) -> None:
     """Send one packet. That the ruleset forbids it (EPERM) is an outcome, not an error."""
     try:
         if one.namespace is not None:
-            _watch.endpoints[one.namespace].send(one.data)
+            endpoint = _watch.endpoints[one.namespace]
+            select.select([], [endpoint], [], 5)  # a flood fills the socket's buffer faster than the machine empties it
+            endpoint.send(one.data)
         elif isinstance(one.destination, IPv6Address):
             assert _watch.host6 is not None
             scope = _watch.scope if one.destination.is_multicast or one.destination.is_link_local else 0
