@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 EXIT_UNDECIDED = 5
 """Exit code of a command whose question could not be decided (compare, simulate)."""
@@ -58,6 +61,11 @@ class Diagnostic:
     span: Span
     message: str
     hint: str | None = None
+
+
+def has_errors(diagnostics: Iterable[Diagnostic]) -> bool:
+    """Tell whether something was skipped or refused."""
+    return any(diagnostic.severity is Severity.ERROR for diagnostic in diagnostics)
 
 
 class PvefwError(Exception):

@@ -19,7 +19,16 @@ from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.model import Layer2
 from pvefw_nft.config.source import Observations as Observations
 from pvefw_nft.config.source import Source as Source  # noqa: TC001 - for those who compile
-from pvefw_nft.errors import ConfigurationError, Diagnostic, InternalError, PvefwError, Severity, Span, UsageError
+from pvefw_nft.errors import (
+    ConfigurationError,
+    Diagnostic,
+    InternalError,
+    PvefwError,
+    Severity,
+    Span,
+    UsageError,
+    has_errors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -63,7 +72,7 @@ class Checked:
     @property
     def has_errors(self) -> bool:
         """Tell whether something was skipped or refused."""
-        return any(diagnostic.severity is Severity.ERROR for diagnostic in self.diagnostics)
+        return has_errors(self.diagnostics)
 
 
 @dataclass(frozen=True, slots=True)

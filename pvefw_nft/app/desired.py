@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.config.steady import SettledFiles
-from pvefw_nft.errors import Diagnostic, HostError, InternalError, Severity, Span
+from pvefw_nft.errors import Diagnostic, HostError, InternalError, Severity, Span, has_errors
 from pvefw_nft.host import record, state, zone_change
 from pvefw_nft.host.settings import Conntrack
 from pvefw_nft.pipeline import CLOSED_CODES, Observations, closing_failures, compile_root, hardening_of
@@ -33,15 +33,12 @@ class Result:
     @property
     def has_errors(self) -> bool:
         """Tell whether something was skipped or refused."""
-        return any(diagnostic.severity is Severity.ERROR for diagnostic in self.diagnostics)
+        return has_errors(self.diagnostics)
 
     @property
     def may_open(self) -> bool:
         """Tell whether lines were left out that may have denied something. What was closed instead opens nothing."""
-        return any(
-            diagnostic.severity is Severity.ERROR and diagnostic.code not in CLOSED_CODES
-            for diagnostic in self.diagnostics
-        )
+        return has_errors(diagnostic for diagnostic in self.diagnostics if diagnostic.code not in CLOSED_CODES)
 
 
 @contextlib.contextmanager

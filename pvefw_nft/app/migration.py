@@ -13,12 +13,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pvefw_nft.config.files import read_text
 from pvefw_nft.pipeline import corosync_links
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pvefw_nft.host.connections import Address
     from pvefw_nft.host.live_network import LiveNetwork
     from pvefw_nft.pipeline import Source
@@ -45,7 +42,7 @@ def migration_peers(source: Source, network: LiveNetwork) -> list[Peer]:
     Where a migration network is named, these are the nodes with an address in it; where none of them is known, its
     first and last address stand for all. Raises what reading the configuration raises.
     """
-    secure, named = _settings(source.root)
+    secure, named = _settings(source)
     nodes = _node_addresses(source)
     peers: dict[tuple[Address, Address], Peer] = {}
     for version, own, length in (address for link in network.links for address in link.addresses):
@@ -65,9 +62,9 @@ def migration_peers(source: Source, network: LiveNetwork) -> list[Peer]:
     return list(peers.values())
 
 
-def _settings(root: Path) -> tuple[bool, ipaddress.IPv4Network | ipaddress.IPv6Network | None]:
+def _settings(source: Source) -> tuple[bool, ipaddress.IPv4Network | ipaddress.IPv6Network | None]:
     """Return whether migrations are encrypted, and the migration network. What cannot be read counts as default."""
-    found = _LINE.search(read_text(root / "etc/pve/datacenter.cfg") or "")
+    found = _LINE.search(source.files.text(source.root / "etc/pve/datacenter.cfg") or "")
     secure, network = True, None
     for word in found[1].split(",") if found is not None else ():
         key, equals, value = word.partition("=")
@@ -84,7 +81,7 @@ def _settings(root: Path) -> tuple[bool, ipaddress.IPv4Network | ipaddress.IPv6N
 def _node_addresses(source: Source) -> list[Address]:
     found = [(theirs.version, theirs.address) for _, theirs in corosync_links(source)]
     try:
-        members = json.loads(read_text(source.root / "etc/pve/.members") or "{}")
+        members = json.loads(source.files.text(source.root / "etc/pve/.members") or "{}")
         for node in members["nodelist"].values():
             ip = ipaddress.ip_address(node["ip"])
             found.append((ip.version, int(ip)))

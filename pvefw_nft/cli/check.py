@@ -9,7 +9,7 @@ import click
 
 from pvefw_nft.cli.options import make_offline_source, source_options
 from pvefw_nft.cli.render import as_json, as_sarif, show
-from pvefw_nft.errors import Severity
+from pvefw_nft.errors import has_errors
 from pvefw_nft.pipeline import analyse_root, check_root, closing_failures, in_file_order, survey_root
 
 if TYPE_CHECKING:
@@ -50,4 +50,4 @@ def check_command(
             show(diagnostics, err=False)
             if not diagnostics:
                 click.echo("no problems")
-    ctx.exit(1 if any(diagnostic.severity is Severity.ERROR for diagnostic in diagnostics) else 0)
+    ctx.exit(int(has_errors(diagnostics)))

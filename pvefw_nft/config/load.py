@@ -278,9 +278,8 @@ class Configuration:
         try:
             return self._read_guest(origin, findings)
         except Exception as error:
-            nics: tuple[Nic, ...]
             try:
-                nics = _Nics(origin.vmid, origin.kind, Findings()).read(*origin.config)
+                nics = read_nics(origin.vmid, origin.kind, *origin.config)
             except Exception:
                 nics = _every_nic()
             return closed_guest(Guest(origin.vmid, origin.kind, nics, None, origin.config[0]), error, findings)

@@ -308,13 +308,7 @@ def _answer(model: RulesetModel, outcome: Outcome) -> None:
     probe, kind = outcome.probe, outcome.kind
     if probe.topology is None or kind is None:
         return
-    apart = any(
-        isinstance(effect, SetZone)
-        for table in model.tables
-        for chain in table.chains.values()
-        for rule in chain.rules
-        for effect in rule.effects
-    )
+    apart = tracking_of(model).has_zones
     way = answer_way(probe.topology, probe.path, len(outcome.stages) - 1, kind, probe.fields, apart=apart)
     outcome.answered = way is None or bool(way.legs)
     if way is not None and not way.legs:
