@@ -24,6 +24,7 @@ class Surveys:
 
     lab: Lab
     _outcomes: dict[tuple[str, str], list[Outcome]] = field(default_factory=dict)
+    _first: dict[tuple[str, str], dict[int, Outcome]] = field(default_factory=dict)
     _probes: dict[str, list[Probe]] = field(default_factory=dict)
 
     def probes(self, configuration: Configuration) -> list[Probe]:
@@ -54,13 +55,15 @@ class Surveys:
         return self._outcomes[key]
 
     def first_outcomes(self, configuration: Configuration, backend: str, numbers: list[int]) -> dict[int, Outcome]:
-        """Return by number what becomes of the first packets of some probes, each sent alone."""
-        probes = [Probe(self.probes(configuration)[number].packets[:1]) for number in numbers]
-        if not probes:
-            return {}
-        self.lab.set_up(configuration.plan)
-        self.lab.load(configurations.compiled(configuration, backend))
-        return dict(zip(numbers, self.lab.run(probes), strict=True))
+        """Return by number the outcomes of the first packets of some probes, each sent alone."""
+        known = self._first.setdefault((configuration.name, backend), {})
+        unknown = [number for number in numbers if number not in known]
+        if unknown:
+            self.lab.set_up(configuration.plan)
+            self.lab.load(configurations.compiled(configuration, backend))
+            probes = [Probe(self.probes(configuration)[number].packets[:1]) for number in unknown]
+            known.update(zip(unknown, self.lab.run(probes), strict=True))
+        return {number: known[number] for number in numbers}
 
     def settle(self, configuration: Configuration, numbers: list[int]) -> None:
         """Send some probes again, by each backend that was asked before, and note what becomes of them now.
@@ -68,6 +71,9 @@ class Surveys:
         On a machine that is busy with other things a packet may come when nobody waits for it any more, which
         looks like a drop. Twice in a row is no accident.
         """
+        for (name, _), first in self._first.items():
+            for number in numbers if name == configuration.name else ():
+                first.pop(number, None)
         for (name, backend), outcomes in self._outcomes.items():
             if name != configuration.name or not numbers:
                 continue
