@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "verify": {"errors"},
     "pipeline": LIBRARY,
     "app": {"pipeline", "config", "host", "verify", "errors"},
+    "api": {"pipeline", "config", "verify", "errors"},
     "cli": {"app", "pipeline", "host", "verify", "errors"},
 }
 """The places of the code, and the other places that each may import."""
