@@ -86,8 +86,8 @@ class Artefact(Protocol):
     def loadable(self) -> Iterator[str]:
         """Yield what an apply takes, in pieces of JSON text of which each changes as little as possible.
 
-        Where the documented spelling is one that a tool refuses, it has another one. For iptables that is the one
-        document of :meth:`json`, for nft blocks of commands.
+        Where the documented spelling is one that a tool refuses, it has another one. For iptables these are the pieces
+        of the one document of :meth:`json`, for nft blocks of commands.
         """
 
 

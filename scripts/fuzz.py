@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import os
@@ -32,11 +33,14 @@ from pvefw_nft.host import control, record, settings, state
 from pvefw_nft.pipeline import Source, compile_root
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 Case: TypeAlias = "dict[str, Any]"
 """One input: its ``kind``, and what is fed."""
 
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - what is made in it has a random name
+"""Where the inputs are written: each is a dozen files, which a disk would take longer for than pvefw does."""
+_SAVED_XTABLES = ("rules.v4", "rules.v6", "ipset", "ebtables")
 LONGEST = 30  # seconds for one input
 FILES = {
     "firewall/cluster.fw": "[OPTIONS]\nenable: 1\npolicy_in: DROP\n[ALIASES]\nadmin 10.0.0.7\n[IPSET friends]\n"
@@ -54,16 +58,87 @@ FILES = {
     "net1: e1000,bridge=vmbr1\n",
 }
 TENANT = ("firewall/101.fw", "nodes/n/qemu-server/101.conf")
-SAVED = (
+SAVED = {
+    "rules.v4": "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -i fwbr+ -j CT --notrack\nCOMMIT\n"
     "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [1:60]\n:X - [0:0]\n-A INPUT -i lo -j ACCEPT\n"
-    "-A INPUT -p tcp -m multiport --dports 22,80 -m conntrack --ctstate NEW -j X\n-A X -s 10.0.0.0/8 -j RETURN\n"
-    "-A X -j REJECT --reject-with icmp-port-unreachable\nCOMMIT\n"
-)
+    "-A INPUT -p tcp -m multiport --dports 22,80:90 -m conntrack --ctstate NEW -j X\n-A X -s 10.0.0.0/8 -j RETURN\n"
+    "-A X -m set --match-set friends src -m mark ! --mark 0x1/0x1 -j MARK --set-xmark 0x1/0x1\n"
+    "-A FORWARD -m physdev --physdev-in tap+ --physdev-is-bridged -p icmp -m icmp --icmp-type 8 -g X\n"
+    '-A X -m limit --limit 1/sec --limit-burst 5 -j NFLOG --nflog-prefix ":0:6:X: "\n'
+    "-A X -j REJECT --reject-with icmp-port-unreachable\nCOMMIT\n",
+    "rules.v6": "*filter\n:INPUT DROP [0:0]\n-A INPUT -s fe80::/10 -p ipv6-icmp -m icmp6 --icmpv6-type 135 -j ACCEPT\n"
+    "COMMIT\n",
+    "ipset": "create friends hash:net family inet hashsize 64 maxelem 64\nadd friends 10.1.0.0/16\n"
+    "add friends 10.1.2.3 nomatch\n",
+    "ebtables": "*filter\n:FORWARD ACCEPT\n:A DROP\n-A FORWARD -i tap1+ -j A\n-A A -s ! bc:24:11:0:0:1 -j DROP\n"
+    "-A A -p ARP --arp-ip-src 10.0.0.1 -j RETURN\n",
+    "nft.json": json.dumps(
+        {
+            "nftables": [
+                {"metainfo": {"version": "1.0.6", "json_schema_version": 1}},
+                {"table": {"family": "inet", "name": "t", "handle": 1}},
+                {
+                    "chain": {
+                        "family": "inet",
+                        "table": "t",
+                        "name": "in",
+                        "handle": 1,
+                        "type": "filter",
+                        "hook": "input",
+                        "prio": 0,
+                        "policy": "drop",
+                    }
+                },
+                {
+                    "set": {
+                        "family": "inet",
+                        "name": "s",
+                        "table": "t",
+                        "type": "ipv4_addr",
+                        "handle": 2,
+                        "flags": ["interval"],
+                        "elem": [{"prefix": {"addr": "10.0.0.0", "len": 8}}, {"range": ["11.0.0.1", "11.0.0.9"]}],
+                    }
+                },
+                {
+                    "rule": {
+                        "family": "inet",
+                        "table": "t",
+                        "chain": "in",
+                        "handle": 3,
+                        "expr": [
+                            {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "eth*"}},
+                            {
+                                "match": {
+                                    "op": "==",
+                                    "left": {"payload": {"protocol": "ip", "field": "saddr"}},
+                                    "right": "@s",
+                                }
+                            },
+                            {
+                                "match": {
+                                    "op": "in",
+                                    "left": {"ct": {"key": "state"}},
+                                    "right": ["established", "related"],
+                                }
+                            },
+                            {"counter": {"packets": 0, "bytes": 0}},
+                            {"vmap": {"key": {"meta": {"key": "mark"}}, "data": {"set": [[1, {"accept": None}]]}}},
+                            {"reject": {"type": "icmpx", "expr": "port-unreachable"}},
+                        ],
+                    }
+                },
+            ]
+        }
+    ),
+}
 WORDS = (
-    "compile",
-    "check",
-    "simulate",
-    "compare",
+    "explain",
+    "localnet",
+    "nft:.",
+    "iptables:.",
+    "save:rules.v4",
+    "nft-json:nft.json",
     "--backend",
     "nft",
     "iptables",
@@ -95,6 +170,33 @@ WORDS = (
     "::1",
     "vm4294967296",
 )
+_WHERE = ("--root", ".", "--node", "n", "--local-network", "10.0.0.0/8")
+COMMANDS = (
+    ("compile", *_WHERE, "--backend", "nft", "--format", "json", "-o", "made"),
+    ("check", *_WHERE, "--format", "sarif"),
+    ("simulate", "--from", "outside", "--to", "vm100", "-p", "tcp", "--dport", "22", *_WHERE, "--source", "10.0.0.1"),
+    ("simulate", "--tests", "rules.v4", *_WHERE),
+    ("compare", "nft:.", "iptables:.", *_WHERE, "--max-time", "5"),
+    ("explain", "option-value"),
+)
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    1 << 70,
+    1e308,
+    float("nan"),
+    "",
+    "x" * 3000,
+    "\0",
+    "\ud800",
+    [],
+    {},
+    [[[]]],
+    {"": None},
+)
+"""Values that a JSON document may hold where it should hold others."""
 PIECES = (
     "\0",
     "\n",
@@ -154,6 +256,38 @@ def mutated(chance: random.Random, text: str) -> str:
     return text
 
 
+def odd(chance: random.Random, text: str) -> str:
+    """Return a JSON document with some values left out, doubled or of another type; what is none is mutated."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return mutated(chance, text)
+    for _ in range(chance.randint(1, 3)):
+        places = list(_places(document))
+        if not places:
+            return json.dumps(chance.choice(ODD))
+        holder, key = chance.choice(places)
+        match chance.randint(0, 3):
+            case 0:
+                del holder[key]
+            case 1:
+                other_holder, other_key = chance.choice(places)
+                holder[key] = copy.deepcopy(other_holder[other_key])
+            case 2 if isinstance(holder, dict):
+                holder[chance.choice(("", "x", "drop", "jump", "set", "\0"))] = holder.pop(key)
+            case _:
+                holder[key] = copy.deepcopy(chance.choice(ODD))
+    return json.dumps(document)
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401 - JSON
+    """Yield each list or object of a document with each of its indexes or names."""
+    if isinstance(value, dict | list):
+        for key in list(value) if isinstance(value, dict) else range(len(value)):
+            yield value, key
+            yield from _places(value[key])
+
+
 def made(chance: random.Random) -> Case:
     """Return an input of a random kind."""
     kind = chance.choice(("files", "files", "tenant", "records", "records", "saved", "command"))
@@ -164,11 +298,20 @@ def made(chance: random.Random) -> Case:
         case "tenant":
             return {"kind": kind, "files": {name: mutated(chance, FILES[name]) for name in TENANT}}
         case "records":
-            return {"kind": kind, "files": {name: mutated(chance, text) for name, text in records().items()}}
+            damage = chance.choice((mutated, odd))
+            return {"kind": kind, "files": {name: damage(chance, text) for name, text in records().items()}}
         case "saved":
-            return {"kind": kind, "text": mutated(chance, SAVED)}
+            name = chance.choice(sorted(SAVED))
+            damage = odd if name == "nft.json" and chance.random() < 0.8 else mutated
+            text = damage(chance, SAVED[name])
+            return {"kind": kind, "name": name, "text": text, "compare": chance.random() < 0.2}
         case _:
-            return {"kind": kind, "words": [chance.choice(WORDS) for _ in range(chance.randint(1, 8))]}
+            words = [chance.choice(WORDS) for _ in range(chance.randint(0, 8))]
+            if chance.random() < 0.3:
+                return {"kind": kind, "words": words}
+            sound = list(chance.choice(COMMANDS))
+            at = chance.randint(1, len(sound))
+            return {"kind": kind, "words": [*sound[:at], *words[:3], *sound[at + chance.randint(0, 2) :]]}
 
 
 def records() -> dict[str, str]:
@@ -194,7 +337,7 @@ def problem_of(case: Case) -> str | None:
     signal.signal(signal.SIGALRM, _hangs)
     signal.alarm(LONGEST)
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=_MEMORY) as folder:
             return _FEED[case["kind"]](case, Path(folder))
     except TimeoutError:
         return f"it took longer than {LONGEST} s"
@@ -257,12 +400,26 @@ def _feed_records(case: Case, folder: Path) -> str | None:
 
 
 def _feed_saved(case: Case, folder: Path) -> str | None:
-    (folder / "a.v4").write_bytes(case["text"].encode("utf-8", "surrogatepass"))
-    (folder / "b.v4").write_text(SAVED)
-    return _run(["compare", str(folder / "a.v4"), str(folder / "b.v4")])
+    _write(folder, {})
+    for name, text in {**SAVED, case["name"]: case["text"]}.items():
+        (folder / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    is_nft = case["name"] == "nft.json"
+    files = f"nft-json:{folder}/nft.json" if is_nft else "save:" + ",".join(f"{folder}/{n}" for n in _SAVED_XTABLES)
+    where = ["--root", str(folder), "--node", "n", "--local-network", "10.0.0.0/8"]
+    question = ["--from", "outside", "--to", "vm100", "-p", "tcp", "--dport", "22"]
+    for choice in ([], ["--assume-unknown", "both"]):
+        problem = _run(["simulate", *question, "--ruleset", files, *where, *choice])
+        if case["compare"]:
+            problem = problem or _run(["compare", files, f"iptables:{folder}", *where, *choice])
+        if problem:
+            return problem
+    return None
 
 
 def _feed_command(case: Case, folder: Path) -> str | None:
+    _write(folder, {})
+    for name, text in SAVED.items():
+        (folder / name).write_text(text)
     os.chdir(folder)
     try:
         return _run(case["words"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pvefw_nft.config import netdb
+from pvefw_nft.config import netdb, resolve
 from pvefw_nft.pipeline import Observations, Source, Store, compile_root
 from tests.support import CONTAINER, VM, file_path
 
@@ -59,6 +59,18 @@ EDITS: list[tuple[str, str, str | None]] = [
     ("group gone", "cluster", CLUSTER.partition("[group mail]")[0]),
     ("alias", "cluster", CLUSTER.replace("10.0.0.80", "10.0.0.81")),
     ("ipset of the cluster gone", "cluster", CLUSTER.replace("admins", "others")),
+    ("alias of the same name in another spelling", "cluster", CLUSTER.replace("10.0.0.80", "10.0.0.80/32")),
+    ("alias becomes an ipset", "cluster", CLUSTER.replace("[IPSET admins]", "admins 10.0.0.9\n[IPSET web]")),
+    ("group moved", "cluster", CLUSTER.replace("mail", "post")),
+    ("ipset moved", "cluster", CLUSTER.replace("[IPSET admins]\n10.0.0.0/28\n", "") + "[IPSET admins]\n10.0.0.3\n"),
+    (
+        "guest names an alias",
+        "100.fw",
+        "[OPTIONS]\nenable: 1\n[RULES]\nIN ACCEPT -source dc/web\nOUT DROP -dest webb\n",
+    ),
+    ("it changes", "cluster", CLUSTER.replace("10.0.0.80", "10.0.0.82")),
+    ("a name like the unknown one", "cluster", CLUSTER.replace("web 10.0.0.80", "web 10.0.0.82\nwebb 10.0.0.1")),
+    ("it goes", "cluster", CLUSTER.replace("web 10.0.0.80\n", "").replace("IN ACCEPT -dest web", "IN ACCEPT")),
     ("log limit", "cluster", CLUSTER.replace("enable: 1", "enable: 1\nlog_ratelimit: enable=1,rate=9/second,burst=3")),
     ("layer 2 off", "cluster", CLUSTER.replace("enable: 1", "enable: 1\nebtables: 0")),
     ("off", "cluster", CLUSTER.replace("enable: 1", "enable: 0")),
@@ -100,9 +112,40 @@ def test_guest_that_comes_out_as_it_was_keeps_its_chains(make_root: MakeRoot) ->
     root = make_root(FILES)
     store = Store()
     before = {chain.name: chain for chain in chains(compiled(root, "nft", store))}
-    (root / file_path("cluster")).write_text(CLUSTER.replace("10.0.0.0/28", "10.0.0.0/27"))  # all guests are read again
+    # guest 101 is read again: a line of its file is wrong, and what is said about it may depend on any name
+    (root / file_path("cluster")).write_text(CLUSTER.replace("web 10", "wob 10"))
     after = {chain.name: chain for chain in chains(compiled(root, "nft", store))}
     assert after["tap101i0-IN"] is before["tap101i0-IN"]
+
+
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [
+        (("IN ACCEPT -dest web", "IN DROP -dest web"), set()),
+        (("[OPTIONS]\n", "[OPTIONS]\npolicy_in: REJECT\n"), set()),
+        (("10.0.0.0/28", "10.0.0.0/27"), set()),
+        (("web 10.0.0.80", "web 10.0.0.80\nmore 10.0.0.90"), {101}),  # in which a line is wrong
+        (("admins", "others"), {100, 101}),
+        (("group mail", "group post"), {101}),
+    ],
+)
+def test_change_of_the_cluster_reads_the_guests_that_it_concerns(
+    make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch, change: tuple[str, str], read: set[int]
+) -> None:
+    root = make_root(FILES)
+    store = Store()
+    compiled(root, "nft", store)
+    found: set[int] = set()
+    read_guest = resolve.read_guest
+
+    def noted(*arguments: Any) -> Any:  # noqa: ANN401
+        found.add(arguments[-1])
+        return read_guest(*arguments)
+
+    monkeypatch.setattr(resolve, "read_guest", noted)
+    (root / file_path("cluster")).write_text(CLUSTER.replace(*change))
+    compiled(root, "nft", store)
+    assert found == read
 
 
 def compiled(root: Path, backend: str, store: Store | None = None) -> Compiled:

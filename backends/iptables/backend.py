@@ -113,8 +113,8 @@ class IptablesArtefact:
         return self._json(loadable=False)
 
     def loadable(self) -> Iterator[str]:
-        """Yield the same object, as a whole, with lines that the tools accept, as :meth:`text` has them."""
-        yield "".join(self._json(loadable=True))
+        """Yield the same object with lines that the tools accept, as :meth:`text` has them; each chain is a piece."""
+        return self._json(loadable=True)
 
     def _json(self, *, loadable: bool) -> Iterator[str]:
         yield f'{{"enabled": {json.dumps(self._ruleset.enabled)}'

@@ -18,6 +18,7 @@ from pvefw_nft.config.model import (
     ClusterConfig,
     ClusterHardening,
     Corosync,
+    GroupRule,
     Guest,
     GuestConfig,
     GuestHardening,
@@ -35,9 +36,10 @@ from pvefw_nft.config.values import BadValue, Prefix, read_mac, read_prefix
 from pvefw_nft.errors import ConfigurationError, Span, UnreadableError, UnusableFileError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+    from collections.abc import Callable, Container, Iterator, Mapping
     from pathlib import Path
 
+    from pvefw_nft.config.model import Group
     from pvefw_nft.errors import Diagnostic
 
 COMPANION_SUFFIX = ".pvefw"
@@ -112,24 +114,34 @@ class Root:
 class GuestStore:
     """Guests as they were read last, for a service that reads its configuration again and again.
 
-    A guest follows from its own two files, the names of cluster.fw and those of the host's services. Where none of
-    these changed, the guest that was made is returned, the same object, with what was found wrong with it.
+    A guest follows from its own two files, the names of cluster.fw and those of the host's services. Of the former, one
+    in whose files nothing is wrong follows from those that it names: it is read again where one of these stands for
+    something else, any other where any name does. What is known is returned, the same object, with what was found wrong
+    with it.
     """
 
     def __init__(self) -> None:
         """Start with none."""
-        self._names: tuple[object, int] | None = None
-        self._known: dict[int, tuple[_Origin, Guest, tuple[Diagnostic, ...]]] = {}
+        self._beside: object = None
+        self._names = Names(0)
+        self._groups: Mapping[str, Group] = {}
+        self._all: object = None
+        self._known: dict[int, _KnownGuest] = {}
 
-    def begin(self, cluster: object) -> None:
-        """Forget all guests unless they were read with the same names, those of the host included.
+    def begin(self, beside: object, names: Names, groups: Mapping[str, Group]) -> None:
+        """Look guests up with these names of the cluster from now on.
 
-        ``cluster`` is what the names of the cluster follow from: equal where they are the same.
+        ``beside`` is what guests follow from besides, such as the texts that the sets of the SDN are read from: where
+        it changed, or where names of the host's services did, all guests are forgotten.
         """
-        names = (cluster, netdb.times_forgotten())
-        if names != self._names:
-            self._names = names
+        if (beside, netdb.times_forgotten()) != self._beside:
+            self._beside = (beside, netdb.times_forgotten())
             self._known = {}
+        self._names, self._groups = names, groups
+        prefixes = {name: alias.prefix for name, alias in names.aliases.items()}
+        everything = ([*prefixes.items()], [*names.ipsets], [*groups])  # in this order, in which a hint names them
+        if everything != self._all:
+            self._all = everything
 
     def end(self, vmids: Container[int]) -> None:
         """Forget the guests that are none of these."""
@@ -138,12 +150,36 @@ class GuestStore:
     def get(self, origin: _Origin, findings: Findings, read: Callable[[Findings], Guest]) -> Guest:
         """Return the guest of these files; ``read`` makes it where it is not known."""
         known = self._known.get(origin.vmid)
-        if known is None or known[0] != origin:
+        if known is None or known.origin != origin or not self._holds(known):
             own = Findings(cautious=findings.cautious)
+            self._names.answers.clear()
             guest = read(own)
-            known = self._known[origin.vmid] = (origin, guest, tuple(own.diagnostics))
-        findings.diagnostics += known[2]
-        return known[1]
+            answers = tuple(self._names.answers.items())
+            known = _KnownGuest(origin, guest, tuple(own.diagnostics), answers, self._all)
+            self._known[origin.vmid] = known
+        findings.diagnostics += known.diagnostics
+        return known.guest
+
+    def _holds(self, known: _KnownGuest) -> bool:
+        if known.names is self._all:
+            return True
+        if known.diagnostics:
+            return False
+        rules = () if known.guest.firewall is None else known.guest.firewall.rules
+        return all(self._names.find(*question) == answer for question, answer in known.answers) and all(
+            rule.group in self._groups for rule in rules if isinstance(rule, GroupRule)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _KnownGuest:
+    """A guest as it was read, what was found wrong with it, and the names of the cluster: those it asked, and all."""
+
+    origin: _Origin
+    guest: Guest
+    diagnostics: tuple[Diagnostic, ...]
+    answers: tuple[tuple[tuple[str, str], object], ...]
+    names: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +234,9 @@ class Configuration:
         self._names = Names(0, real_interface=real_interface, sdn=sets)
         text = files.text(file) or ""
         self._store = store
-        if store is not None:
-            store.begin((text, tuple(map(str, states))))
         cluster = resolve.read_cluster(str(file), text, findings, self._names, now)
+        if store is not None:
+            store.begin(tuple(map(str, states)), self._names, cluster.groups)
         cluster = replace(cluster, hardening=self._companion(ClusterHardening, file))
         host_file = root.host_file()
         host = resolve.read_host(str(host_file), files.text(host_file) or "", findings, cluster, self._names)

@@ -48,7 +48,8 @@ class Names:
     """The aliases and ipsets that a file has defined so far; ``scope`` is the VMID, 0 for the cluster.
 
     ``real_interface`` returns the name of the link that has an alternative name, or None where none has it. ``sdn``
-    holds the sets of the software-defined network, which belong to the cluster.
+    holds the sets of the software-defined network, which belong to the cluster. ``answers`` collects what was found
+    here: each kind and name, and what it stands for.
     """
 
     scope: int
@@ -56,6 +57,18 @@ class Names:
     ipsets: dict[str, Ipset] = field(default_factory=dict)
     real_interface: Callable[[str], str | None] = field(default=lambda _: None)
     sdn: SdnSets = field(default_factory=SdnSets)
+    answers: dict[tuple[str, str], object] = field(default_factory=dict, compare=False)
+
+    def find(self, kind: str, name: str) -> object:
+        """Return what an ``alias`` stands for; of an ``ipset``, whether there is one. None where there is none."""
+        if kind == "alias":
+            alias = self.aliases.get(name)
+            found: object = None if alias is None else alias.prefix
+        else:
+            found = name in self.ipsets or None
+        if found is not None:
+            self.answers[kind, name] = found
+        return found
 
 
 class Rejected(Exception):  # noqa: N818 - a finding about a rule, turned into a diagnostic
@@ -201,9 +214,8 @@ class RuleReader:
         """Return what an alias stands for. Raises Rejected where none of that name is known."""
         scope, name = _scoped(word.text)
         for names in self._scopes(scope):
-            alias = names.aliases.get(name.lower())
-            if alias is not None:
-                return alias.prefix
+            if names.find("alias", name.lower()) is not None:
+                return names.aliases[name.lower()].prefix
         known = [alias for names in self._scopes(scope) for alias in names.aliases]
         hint = (
             self._below(SectionKind.ALIASES, name.lower(), line)
@@ -222,7 +234,7 @@ class RuleReader:
     def _set(self, written: RuleLine, word: Word) -> SetKey:
         scope, name = _scoped(word.text[1:])
         for names in self._scopes(scope):
-            if name in names.ipsets:
+            if names.find("ipset", name):
                 return SetKey(names.scope, name)
         if scope in ("", "sdn") and name in self.cluster.sdn.ipsets:
             self._warn_if_empty(written, word, self.cluster.sdn.ipsets[name])

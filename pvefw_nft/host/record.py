@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import HostError, InternalError
 
-from . import state
+from . import bases, state
+from .bases import BETWEEN, stamp
 from .changes import Remembered
 from .settings import Conntrack
 from .witness import Witness
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-_VERSION = 3
+    from .bases import Base
+
+_VERSION = 4
+_WITHOUT_BASES = 3
+"""The version whose records hold all pieces, which is still read."""
 BACKENDS = ("iptables", "nft")
 """The backends whose rulesets can be on record."""
-_BETWEEN = "\0"  # no JSON text holds it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,10 @@ def desired(
 
 
 def _fingerprint(backend: str, pieces: Sequence[str], hardening: str) -> str:
+    if backend == "iptables":  # its pieces are cuts of one document
+        pieces = ["".join(pieces)]
     parts = [backend, *pieces, hardening] if hardening else [backend, *pieces]
-    return hashlib.sha256(_BETWEEN.join(parts).encode()).hexdigest()
+    return hashlib.sha256(BETWEEN.join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,28 +119,54 @@ def inputs_path() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
+class _Known:
+    """A record that this process read or wrote last, with its stamp: reading that of a large node takes long."""
+
+    path: Path
+    stamp: list[int] | None
+    ruleset: Desired
+    base: Base | None
+
+
+_last: _Known | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A record that is written beside its place."""
 
     file: state.Prepared
     ruleset: Desired
+    base: Base | None = None
 
     def commit(self) -> None:
         """Put it in place, as :meth:`.state.Prepared.commit`."""
         global _last
         written = stamp(self.file.temporary)  # a new name does not change it
         self.file.commit()
-        _last = (self.file.path, written, self.ruleset)
+        _last = _Known(self.file.path, written, self.ruleset, self.base)
+        _remove_unused_bases()
 
     def discard(self) -> None:
         """Remove it."""
         self.file.discard()
+        _remove_unused_bases()
 
 
 def prepare(path: Path, ruleset: Desired) -> Prepared:
-    """Write a record beside its place. Raises :class:`HostError` (full or read-only disk)."""
-    if any(_BETWEEN in piece for piece in ruleset.pieces):
+    """Write a record beside its place: what differs from the base of the record that was read or written last.
+
+    A new base is written where there is none, or too much differs. Raises :class:`HostError` (full or read-only disk).
+    """
+    if any(BETWEEN in piece for piece in ruleset.pieces):
         raise InternalError("an artefact that is not JSON")
+    base = None if _last is None else _last.base
+    if base is not None and not base.still_holds():
+        base = None
+    parts, new = bases.parts_of(ruleset.pieces, base)
+    if bases.differs_too_much(ruleset.pieces, new):
+        base = bases.write(ruleset.pieces)  # in place before a record names it
+        parts, new = bases.parts_of(ruleset.pieces, base)
     conntrack = ruleset.conntrack
     head = {
         "version": _VERSION,
@@ -143,48 +175,74 @@ def prepare(path: Path, ruleset: Desired) -> Prepared:
         "fingerprint": ruleset.fingerprint,
         "conntrack": None if conntrack is None else [conntrack.maximum, conntrack.established, conntrack.syn_recv],
         "hardening": ruleset.hardening,
+        "base": None if base is None else base.name,
+        "parts": parts,
     }
-    return Prepared(state.prepare_text(path, _BETWEEN.join([json.dumps(head), *ruleset.pieces])), ruleset)
-
-
-_last: tuple[Path, list[int] | None, Desired] | None = None
-"""The record that this process read or wrote last, with its stamp: reading that of a large node takes long."""
+    return Prepared(state.prepare_text(path, BETWEEN.join([json.dumps(head), *new])), ruleset, base)
 
 
 def load(path: Path) -> Desired | None:
     """Return a record, or None where there is none. Raises :class:`HostError` where it is damaged."""
     global _last
     found = stamp(path)
-    if found is not None and _last is not None and _last[:2] == (path, found):
-        return _last[2]
+    if found is not None and _last is not None and (_last.path, _last.stamp) == (path, found):
+        return _last.ruleset
     text = state.read_text(path)
     if text is None:
         return None
-    ruleset = _read(path, text)
+    ruleset, base = _read(path, text)
     if found == stamp(path):  # else it may have been another one
-        _last = (path, found, ruleset)
+        _last = _Known(path, found, ruleset, base)
     return ruleset
 
 
-def _read(path: Path, text: str) -> Desired:
-    head, *pieces = text.split(_BETWEEN)
+def _read(path: Path, text: str) -> tuple[Desired, Base | None]:
+    head, *new = text.split(BETWEEN)
     try:
         value = json.loads(head)
-        if value["version"] != _VERSION:
+        if value["version"] not in (_VERSION, _WITHOUT_BASES):
             raise HostError(f"{path} was written by another version of pvefw", f"remove it: {path}")
         numbers = value["conntrack"]
         conntrack = None if numbers is None else Conntrack(*(state.typed(number, int) for number in numbers))
         backend, fingerprint = state.typed(value["backend"], str), state.typed(value["fingerprint"], str)
         hardening = state.typed(value.get("hardening", ""), str)
         enabled = state.typed(value["enabled"], bool)
-        found = Desired(backend, enabled, tuple(pieces), fingerprint, conntrack, hardening)
         if backend not in BACKENDS:
             raise ValueError(f"there is no backend {backend[:40]!r}")
+        base = _base_of(value)
+        pieces = tuple(new) if value["version"] == _WITHOUT_BASES else bases.put_together(value["parts"], new, base)
+        found = Desired(backend, enabled, pieces, fingerprint, conntrack, hardening)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise state.damaged(path, repr(error)) from error
     if found.fingerprint != _fingerprint(found.backend, found.pieces, found.hardening):
         raise state.damaged(path, "its ruleset is not the one that was written")
-    return found
+    return found, base
+
+
+def _base_of(head: Any) -> Base | None:  # noqa: ANN401 - JSON
+    """Return the base that a record names; the one in memory where it is that one."""
+    name = head.get("base")
+    if name is None:
+        return None
+    known = None if _last is None else _last.base
+    return known if known is not None and known.name == name and known.still_holds() else bases.read(name)
+
+
+def _remove_unused_bases() -> None:
+    """Remove the bases that no record names; none where a record cannot be read."""
+    known = None if _last is None or _last.base is None else _last.base.name
+    if bases.names() <= {known}:
+        return
+    named = set()
+    for path in (running_path(), confirmed_path(), previous_path()):
+        try:
+            head = json.loads((state.read_text(path) or "{}").partition(BETWEEN)[0])
+            named.add(head.get("base"))
+        except (AttributeError, ValueError, RecursionError):
+            continue  # no record: it names nothing
+        except HostError:
+            return
+    bases.remove_others(named)
 
 
 def load_if_sound(path: Path) -> Desired | None:
@@ -206,17 +264,9 @@ def copy(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
         temporary.hardlink_to(source)
         temporary.replace(target)
+        _remove_unused_bases()
     except OSError as error:
         raise HostError(f"cannot write {target}: {error.strerror}", "check the disk") from error
-
-
-def stamp(path: Path) -> list[int] | None:
-    """Return what tells a record from one written later in its place, or None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
 
 
 def write_memory(memory: Memory) -> None:

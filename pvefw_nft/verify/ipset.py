@@ -149,11 +149,10 @@ def read_ipsets(text: str, reading: Reading, first_line: int = 1) -> IpSets:
     """Return the sets of ``ipset save`` (or restore) text. Raises RulesetError, with the line."""
     sets: dict[str, IpSet] = {}
     for number, line in enumerate(text.splitlines(), first_line):
-        words = line.split() if '"' not in line else shlex.split(line)
-        if not words or words[0].startswith("#") or words[0] == "COMMIT":
-            continue
         try:
-            _command(sets, words)
+            words = line.split() if '"' not in line else shlex.split(line)
+            if words and not words[0].startswith("#") and words[0] != "COMMIT":
+                _command(sets, words)
         except (ValueError, KeyError, IndexError) as error:
             raise reading.error(f"line {number}", f"cannot read '{line}': {error}") from None
     for ipset in sets.values():

@@ -247,8 +247,7 @@ def some(faults: Iterable[str], *short: str) -> list[str]:
 
 def run_for(host: Host, seconds: float, message: str) -> str:
     with service(host.folder, *host.options, "--poll", "0.3") as running:
-        if message:
-            running.waits_for(lambda: re.search(message, running.said()))
+        running.waits_for(lambda: running.said() and re.search(message, running.said()))
         end = time.monotonic() + seconds
         running.waits_for(lambda: time.monotonic() >= end)
     return running.said()
