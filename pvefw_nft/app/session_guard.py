@@ -23,6 +23,7 @@ from pvefw_nft.verify.path import Link, Network, NicEnd
 
 from .migration import Peer, migration_peers
 from .partial_model import read_in_part
+from .steady_source import read_patiently
 from .verdicts import Verdicts
 
 if TYPE_CHECKING:
@@ -80,6 +81,11 @@ def judge(desired: Desired, before: Desired | None, source: Source, network: Liv
     """
     if not desired.enabled:
         return Judgement()
+    # one thread and one probe of the file system for all files
+    return read_patiently(source, lambda _: _judge(desired, before, source, network))
+
+
+def _judge(desired: Desired, before: Desired | None, source: Source, network: LiveNetwork) -> Judgement:
     sessions = connections.sessions(own=network.own_addresses)
     tracked = connections.tracked()
     host = _live_topology(topology(source), network, desired.backend)

@@ -111,6 +111,7 @@ class Tracking:
             m.IPV6: everywhere or m.Family.IP6 in families,
         }
         self._zones: dict[tuple[object, ...], frozenset[Zone]] = {}
+        self._set_zones: dict[tuple[int, str], bool] = {}
         self._lookups: dict[tuple[object, ...], frozenset[Zone]] = {}
 
     def track(
@@ -164,7 +165,7 @@ class Tracking:
     def _assigned(self, stage: Stage, protocol: int, zones: frozenset[Zone], before: float) -> frozenset[Zone]:
         """Return the zones that packets may have after this stage's base chains before a priority."""
         for table, chain in stage.chains(self.model, protocol):
-            if chain.hook is None or chain.hook.priority >= before or not sets_zone(table, chain.name):
+            if chain.hook is None or chain.hook.priority >= before or not self._sets_zone(table, chain.name):
                 continue
             key = (id(table), id(chain), stage.fields, protocol, zones)
             found = self._zones.get(key)
@@ -176,6 +177,14 @@ class Tracking:
                 self._zones[key] = found
             zones = found
         return zones
+
+    def _sets_zone(self, table: m.Table, name: str) -> bool:
+        """As :func:`sets_zone`, remembered: a map that leads to each guest's chain takes long to follow."""
+        key = (id(table), name)
+        found = self._set_zones.get(key)
+        if found is None:
+            found = self._set_zones[key] = sets_zone(table, name)
+        return found
 
 
 def _answered(zones: Iterable[Zone], answers: frozenset[Zone]) -> bool:
@@ -219,15 +228,17 @@ def _tracks(chain: m.Chain) -> bool:
     return False
 
 
-def sets_zone(table: m.Table, name: str, seen: frozenset[str] = frozenset()) -> bool:
+def sets_zone(table: m.Table, name: str) -> bool:
     """Whether a chain, or one it leads to, gives packets a zone."""
-    chain = table.chains[name]
-    return any(isinstance(effect, m.SetZone) for rule in chain.rules for effect in rule.effects) or any(
-        sets_zone(table, target, seen | {name})
-        for rule in chain.rules
-        for target in m.targets(rule.verdict)
-        if target not in seen and target != name
-    )
+    seen, due = {name}, [name]
+    while due:
+        for rule in table.chains[due.pop()].rules:
+            if any(isinstance(effect, m.SetZone) for effect in rule.effects):
+                return True
+            new = [target for target in m.targets(rule.verdict) if target not in seen]
+            seen.update(new)
+            due += new
+    return False
 
 
 class _ZoneWalk:

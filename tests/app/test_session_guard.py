@@ -10,7 +10,8 @@ import pytest
 
 from pvefw_nft.app import session_guard
 from pvefw_nft.app.desired import desired_of
-from pvefw_nft.host import connections
+from pvefw_nft.app.steady_source import patient
+from pvefw_nft.host import connections, file_probe
 from pvefw_nft.host.connections import Flow, Session
 from pvefw_nft.host.live_network import LiveLink, LiveNetwork
 from pvefw_nft.pipeline import Source, compile_root
@@ -190,3 +191,21 @@ def test_a_thousand_connections_take_less_than_a_second(configured: Configured) 
     assert time.process_time() - begun < 1
     assert len(judgement.cuts) == 500
     assert sum(len(loss.connections) for loss in judgement.guests) == 500
+
+
+def test_judging_probes_the_file_system_once_not_once_a_file(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(configured.root, "n", lambda: None)
+    desired = desired_of(compile_root(source, configured.backend))
+    probes: list[Path] = []
+
+    def answers(root: Path, _: float) -> bool:
+        probes.append(root)
+        return True
+
+    monkeypatch.setattr(connections, "sessions", lambda **_: [ssh()])
+    monkeypatch.setattr(connections, "tracked", list)
+    monkeypatch.setattr(file_probe, "answers", answers)
+    session_guard.judge(desired, None, patient(source), NETWORK)
+    assert len(probes) == 1
