@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.shown import Session, assert_shown, sessions_of
 from tests.support import complaints
 
 if TYPE_CHECKING:
@@ -35,23 +35,14 @@ def pvefw(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
 
 
-def shown(name: str) -> list[tuple[list[str], list[str]]]:
-    """Return each command of an example's README and the lines of output shown below it."""
-    return sessions_of(REPOSITORY / "examples" / name / "README.md")
-
-
-def sessions_of(readme: Path) -> list[tuple[list[str], list[str]]]:
-    """Return each ``pvefw`` command that a README shows, and the lines of output below it."""
-    sessions = []
-    for block in re.findall(r"^```console\n(\$ ./pvefw .*?)^```$", readme.read_text("utf-8"), re.MULTILINE | re.DOTALL):
-        prompt, *lines = block.splitlines()
-        sessions.append((shlex.split(prompt)[2:], [line for line in lines if line != "…"]))
-    return sessions
+def shown(name: str) -> list[Session]:
+    """Return the commands of an example's README."""
+    return [session for session in sessions_of(REPOSITORY / "examples" / name / "README.md") if session.is_run]
 
 
 def compile_command(name: str) -> list[str]:
     """Return the arguments of the first ``compile`` in an example's README, which gives restore text."""
-    return next(command for command, _ in shown(name) if command[0] == "compile")
+    return next(list(session.arguments) for session in shown(name) if session.arguments[0] == "compile")
 
 
 def test_there_are_four_examples() -> None:
@@ -60,21 +51,9 @@ def test_there_are_four_examples() -> None:
 
 @each_example
 def test_a_readme_shows_what_its_command_prints(name: str) -> None:
-    assert_shown(shown(name))
-
-
-def test_the_projects_readme_shows_what_its_commands_print() -> None:
-    assert_shown(sessions_of(REPOSITORY / "README.md"))
-
-
-def assert_shown(sessions: list[tuple[list[str], list[str]]]) -> None:
-    assert sessions
-    for command, lines in sessions:
-        run = pvefw(*command)
-        assert (run.returncode, run.stderr) == (0, ""), command
-        output = iter(run.stdout.splitlines())
-        for line in lines:
-            assert line in output, f"{' '.join(command)}: not there, or not in this place: {line}"
+    assert shown(name)
+    for session in shown(name):
+        assert_shown(session)
 
 
 @each_example
