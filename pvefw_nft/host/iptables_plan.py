@@ -297,7 +297,11 @@ def _plan_sets(current: State, target: State, changes: list[Change]) -> tuple[Pa
             changes.append(Change("add", SETS, name))
             continue
         if there.kind[:2] != wanted.kind[:2]:
-            raise HostError(f"the ipset {name} is of another kind ({there.create})", f"remove it: ipset destroy {name}")
+            _check_unused(current, name, there.create)
+            fill += [f"destroy {name}", f"create {name} {wanted.create}"]
+            fill += [f"add {name} {entry}" for entry in wanted.entries]
+            changes.append(Change("change", SETS, name, (f"it was of another kind ({there.create})",)))
+            continue
         swap = f"{name}{SWAP_SUFFIX}"
         fill.append(f"create {swap} {wanted.create}")
         fill += [f"add {swap} {entry}" for entry in wanted.entries]
@@ -311,3 +315,25 @@ def _plan_sets(current: State, target: State, changes: list[Change]) -> tuple[Pa
         Part("ipset restore", ("ipset", "restore"), "".join(f"{line}\n" for line in fill)),
         Part("ipset restore", ("ipset", "restore"), "".join(f"destroy {name}\n" for name in gone), may_fail=True),
     )
+
+
+def _check_unused(current: State, name: str, kind: str) -> None:
+    """Raise :class:`HostError` where a set is used that must go since it is of another kind.
+
+    The kernel swaps only sets of one type and family, and destroys none that is used.
+    """
+    user = current.set_users.get(name)
+    if user is not None:
+        raise HostError(
+            f"the ipset {name} is of another kind ({kind}), and is used by {user}",
+            "remove what uses it; then it is made again",
+        )
+    for (tool, table), there in current.tables.items():
+        for chain in there.chains.values():
+            for rule in chain.rules:
+                if f"-set {name} " in f"{rule} ":
+                    raise HostError(
+                        f"the ipset {name} is of another kind ({kind}), and a rule of ours uses it: "
+                        f"{tool} -t {table} {rule}",
+                        "run `pvefw stop`, then `pvefw start`; in between nothing is filtered",
+                    )

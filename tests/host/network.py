@@ -298,13 +298,22 @@ class Echo:
 class Streams:
     """Packets without a pause: denied datagrams, new connections, and connections that stay, all of IPv4 and IPv6."""
 
-    def __init__(self, network: Network, pause: float = 0.001, patience: float = 10) -> None:
+    def __init__(
+        self,
+        network: Network,
+        pause: float = 0.001,
+        patience: float = 10,
+        *,
+        denied: Iterable[tuple[str, str]] = DENIED_WAYS,
+        allowed: Iterable[tuple[str, str]] = ALLOWED_WAYS,
+    ) -> None:
         """Pause so many seconds between denied datagrams; an answer must come within ``patience`` seconds."""
         self._patience = patience
+        self._allowed = list(allowed)
         self._network = network
         self._pause = pause
         self._over = threading.Event()
-        self._denied = Denied(network)
+        self._denied = Denied(network, denied)
         self._echo = Echo(network)
         self.connected = self.echoed = 0
         self.leaked: Counter[str] = Counter()
@@ -359,7 +368,7 @@ class Streams:
             self.leaked.update(self._denied.arrived(0.1))
 
     def _connect(self) -> None:
-        for way, family in itertools.cycle(itertools.product(ALLOWED_WAYS, _FAMILIES)):
+        for way, family in itertools.cycle(itertools.product(self._allowed, _FAMILIES)):
             if self._over.is_set():
                 return
             begun = time.monotonic()
@@ -373,7 +382,7 @@ class Streams:
         with contextlib.ExitStack() as stack:
             connections = [
                 stack.enter_context(self._network.connect(way, family, self._patience))
-                for way, family in itertools.product(ALLOWED_WAYS, _FAMILIES)
+                for way, family in itertools.product(self._allowed, _FAMILIES)
             ]
             for connection in itertools.cycle(connections):
                 if self._over.is_set():

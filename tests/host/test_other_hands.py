@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from .conftest import Namespace
 
+_SET = "PVEFW-0-friends-v4"
 IPTABLES_HANDS = {
     "flush filter": "iptables -F; ip6tables -F",
     "flush and delete": "iptables -F; iptables -X; ip6tables -F; ip6tables -X",
@@ -45,6 +46,15 @@ IPTABLES_HANDS = {
     "set entry added": "ipset add PVEFW-0-friends-v4 192.0.2.77",
     "set entry removed": "ipset del PVEFW-0-friends-v4 10.0.1.0/24",
     "left of a swap": "ipset create PVEFW-0-friends-v4_swap hash:net",
+    **{
+        f"set made again as {kind}": f"iptables -F; ip6tables -F; ipset destroy; ipset create {_SET} {kind}; {more}"
+        for kind, more in {
+            "hash:ip": f"ipset add {_SET} 192.0.2.1",
+            "hash:net family inet6": f"ipset add {_SET} 2001:db8::/32",
+            "hash:ip,port": f"ipset add {_SET} 192.0.2.1,tcp:80",
+            "list:set": "true",
+        }.items()
+    },
     "ebtables flush": "ebtables -F",
     "ebtables flush and delete": "ebtables -F; ebtables -X",
     "ebtables jump removed": "ebtables -D FORWARD -j PVEFW-FORWARD",
@@ -264,6 +274,35 @@ def test_set_used_out_of_sight_stays_and_stop_removes_the_rest(
     found = everything()
     assert "PVEFW" not in json.dumps([found[tool] for tool in ("iptables", "ip6tables", "ebtables")])
     assert {line.split()[1] for line in found["ipset"] if line} == {"PVEFW-0-friends-v4"}
+
+
+@pytest.mark.parametrize("user", ["iptables -A INPUT -m set --match-set PVEFW-0-friends-v4 src -j DROP", "set mine"])
+def test_set_of_another_kind_that_others_use_is_named_with_its_user(host: Namespace, tmp_path: Path, user: str) -> None:
+    need("iptables -L; ipset list; ebtables -L")
+    shell("ipset create PVEFW-0-friends-v4 hash:ip")
+    shell("ipset create mine list:set; ipset add mine PVEFW-0-friends-v4" if user == "set mine" else user)
+    theirs = everything()
+    desired = compiled(tmp_path, "iptables")
+    with pytest.raises(HostError, match=r"PVEFW-0-friends-v4 is of another kind .hash:ip .*is used by your") as caught:
+        control.apply(desired)
+    assert user.removeprefix("iptables ") in caught.value.message
+    assert everything() == theirs
+    shell("ipset destroy mine" if user == "set mine" else user.replace("-A", "-D"))
+    control.apply(desired)
+    assert firewall.status(desired).changes == ()
+
+
+def test_set_of_another_kind_that_our_rule_uses_is_named_with_it(host: Namespace, tmp_path: Path) -> None:
+    need("iptables -L; ipset list; ebtables -L")
+    desired = compiled(tmp_path, "iptables")
+    start(desired)
+    wanted = everything()
+    document = "".join(desired.pieces)
+    assert "create PVEFW-0-friends-v4 hash:net" in document
+    other = document.replace("create PVEFW-0-friends-v4 hash:net", "create PVEFW-0-friends-v4 hash:ip")
+    with pytest.raises(HostError, match="a rule of ours uses it: iptables -t filter -A tap100i0-IN"):
+        control.apply(record.desired("iptables", [other], enabled=True))
+    assert everything() == wanted
 
 
 def test_chain_of_somebody_with_our_name_is_theirs(host: Namespace, tmp_path: Path) -> None:
