@@ -11,17 +11,21 @@ changed: no command that applies anything is run. Exit status: 0 nothing failed,
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import copy
+import hashlib
 import io
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,10 +34,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pvefw_nft.cli import main
 from pvefw_nft.errors import HostError, PvefwError
 from pvefw_nft.host import control, record, settings, state
-from pvefw_nft.pipeline import Source, compile_root
+from pvefw_nft.pipeline import BACKENDS, Source, compile_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from pvefw_nft.pipeline import Compiled
 
 Case: TypeAlias = "dict[str, Any]"
 """One input: its ``kind``, and what is fed."""
@@ -41,6 +47,7 @@ Case: TypeAlias = "dict[str, Any]"
 _MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - what is made in it has a random name
 """Where the inputs are written: each is a dozen files, which a disk would take longer for than pvefw does."""
 _SAVED_XTABLES = ("rules.v4", "rules.v6", "ipset", "ebtables")
+_IN_SAME_FOLDER = ("files", "tenant", "saved")
 LONGEST = 30  # seconds for one input
 FILES = {
     "firewall/cluster.fw": "[OPTIONS]\nenable: 1\npolicy_in: DROP\n[ALIASES]\nadmin 10.0.0.7\n[IPSET friends]\n"
@@ -258,14 +265,15 @@ def mutated(chance: random.Random, text: str) -> str:
 
 def odd(chance: random.Random, text: str) -> str:
     """Return a JSON document with some values left out, doubled or of another type; what is none is mutated."""
+    text, between, rest = text.partition("\0")  # of a record of a ruleset: its head
     try:
         document = json.loads(text)
     except ValueError:
-        return mutated(chance, text)
+        return mutated(chance, text + between + rest)
     for _ in range(chance.randint(1, 3)):
         places = list(_places(document))
         if not places:
-            return json.dumps(chance.choice(ODD))
+            return json.dumps(chance.choice(ODD)) + between + rest
         holder, key = chance.choice(places)
         match chance.randint(0, 3):
             case 0:
@@ -277,7 +285,7 @@ def odd(chance: random.Random, text: str) -> str:
                 holder[chance.choice(("", "x", "drop", "jump", "set", "\0"))] = holder.pop(key)
             case _:
                 holder[key] = copy.deepcopy(chance.choice(ODD))
-    return json.dumps(document)
+    return json.dumps(document) + between + rest
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401 - JSON
@@ -294,17 +302,22 @@ def made(chance: random.Random) -> Case:
     match kind:
         case "files":
             changed = chance.sample(sorted(FILES), chance.randint(1, 3))
-            return {"kind": kind, "files": {name: mutated(chance, FILES[name]) for name in changed}}
+            files = {name: mutated(chance, FILES[name]) for name in changed}
+            return {"kind": kind, "files": files, "way": chance.choice((*BACKENDS, "check"))}
         case "tenant":
             return {"kind": kind, "files": {name: mutated(chance, FILES[name]) for name in TENANT}}
         case "records":
             damage = chance.choice((mutated, odd))
-            return {"kind": kind, "files": {name: damage(chance, text) for name, text in records().items()}}
+            damaged = {
+                name: damage(chance, text) if chance.random() < 0.5 else text for name, text in records().items()
+            }
+            return {"kind": kind, "files": damaged}
         case "saved":
             name = chance.choice(sorted(SAVED))
             damage = odd if name == "nft.json" and chance.random() < 0.8 else mutated
             text = damage(chance, SAVED[name])
-            return {"kind": kind, "name": name, "text": text, "compare": chance.random() < 0.2}
+            assume = chance.choice((None, "both", "match"))
+            return {"kind": kind, "name": name, "text": text, "assume": assume, "compare": chance.random() < 0.1}
         case _:
             words = [chance.choice(WORDS) for _ in range(chance.randint(0, 8))]
             if chance.random() < 0.3:
@@ -316,10 +329,22 @@ def made(chance: random.Random) -> Case:
 
 def records() -> dict[str, str]:
     """Return sound records of the host side, by name."""
-    digest = record.desired("nft", ['{"x": 1}'], enabled=True)
-    head = {"version": 3, "backend": "nft", "enabled": True, "fingerprint": digest.fingerprint, "conntrack": [1, 2, 3]}
+    pieces = ['{"x": 1}', '{"y": 2}', '{"z": 3}']
+    base = "\0".join(pieces)
+    name = f"base.{hashlib.sha256(base.encode()).hexdigest()[:32]}"
+    digest = record.desired("nft", ['{"x": 1}', '{"new": 1}', '{"z": 3}'], enabled=True)
+    head = {"version": 4, "backend": "nft", "enabled": True, "fingerprint": digest.fingerprint, "conntrack": [1, 2, 3]}
+    head |= {"hardening": "", "base": name, "parts": [[0, 1], 1, [2, 3]]}
+    before = {
+        **head,
+        "version": 3,
+        "base": None,
+        "fingerprint": record.desired("nft", pieces, enabled=True).fingerprint,
+    }
     return {
-        "running.ruleset": json.dumps(head) + '\0{"x": 1}',
+        name: base,
+        "running.ruleset": json.dumps(head) + '\0{"new": 1}',
+        "confirmed.ruleset": "\0".join([json.dumps(before), *pieces]),
         "held.json": '{"fingerprint": "x"}',
         "pending.json": '{"token": "a", "deadline": 5.5, "was_running": true}',
         "memory.json": '{"identity": "x", "record": null, "witness": ["b", 1, 2, ""], '
@@ -337,6 +362,8 @@ def problem_of(case: Case) -> str | None:
     signal.signal(signal.SIGALRM, _hangs)
     signal.alarm(LONGEST)
     try:
+        if case["kind"] in _IN_SAME_FOLDER:
+            return _FEED[case["kind"]](case, _same_folder())
         with tempfile.TemporaryDirectory(dir=_MEMORY) as folder:
             return _FEED[case["kind"]](case, Path(folder))
     except TimeoutError:
@@ -351,33 +378,67 @@ def _hangs(*_: object) -> None:
     raise TimeoutError
 
 
+@cache
+def _same_folder() -> Path:
+    """Return a folder for all inputs that are only read: to make and remove a dozen files takes longer than that."""
+    made = Path(tempfile.mkdtemp(dir=_MEMORY))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
+_written: dict[Path, bytes] = {}
+
+
 def _write(folder: Path, files: dict[str, str]) -> None:
     for name, text in {**FILES, **files}.items():
-        path = folder / "etc/pve" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        _write_file(folder / "etc/pve" / name, text)
+
+
+def _write_file(path: Path, text: str) -> None:
+    """Write a file, unless it is there as it should be."""
+    data = text.encode("utf-8", "surrogatepass")
+    if _written.get(path) == data and path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    _written[path] = data
 
 
 def _feed_files(case: Case, folder: Path) -> str | None:
     _write(folder, case["files"])
-    for backend in ("iptables", "nft"):
-        with contextlib.suppress(PvefwError):
-            compile_root(Source(folder, "n", lambda: "10.0.0.0/8", cautious=True), backend)
-    return _run(["check", "--root", str(folder), "--node", "n", "--local-network", "10.0.0.0/8"])
+    if case["way"] == "check":
+        return _run(["check", "--root", str(folder), "--node", "n", "--local-network", "10.0.0.0/8"])
+    with contextlib.suppress(PvefwError):
+        for _ in compile_root(_source(folder), case["way"]).artefact.loadable():
+            pass
+    return None
 
 
 def _feed_tenant(case: Case, folder: Path) -> str | None:
     """Whatever a guest's own files hold, the firewall is on and the other guest keeps its rules."""
-    chains = []
-    nothing: dict[str, str] = {}
-    for files in (nothing, case["files"]):
-        _write(folder, files)
-        made_of = compile_root(Source(folder, "n", lambda: "10.0.0.0/8", cautious=True), "iptables")
-        if not made_of.checked.ruleset.enabled:
-            return "a guest's file switched the firewall off"
-        found = json.loads("".join(made_of.artefact.loadable()))["iptables"]["filter"]
-        chains.append({name: rules for name, rules in found.items() if name.startswith("tap100i0-")})
-    return None if chains[0] == chains[1] else "a guest's file changed the rules of another guest"
+    _write(folder, case["files"])
+    made_of = compile_root(_source(folder), "iptables")
+    if not made_of.checked.ruleset.enabled:
+        return "a guest's file switched the firewall off"
+    if _other_guests_chains(made_of) != _undamaged_chains():
+        return "a guest's file changed the rules of another guest"
+    return None
+
+
+@cache
+def _undamaged_chains() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=_MEMORY) as folder:
+        _write(Path(folder), {})
+        return _other_guests_chains(compile_root(_source(Path(folder)), "iptables"))
+
+
+def _other_guests_chains(made_of: Compiled) -> dict[str, Any]:
+    found = json.loads("".join(made_of.artefact.loadable()))["iptables"]["filter"]
+    return {name: rules for name, rules in found.items() if name.startswith("tap100i0-")}
+
+
+def _source(folder: Path) -> Source:
+    return Source(folder, "n", lambda: "10.0.0.0/8", cautious=True)
 
 
 def _feed_records(case: Case, folder: Path) -> str | None:
@@ -387,6 +448,7 @@ def _feed_records(case: Case, folder: Path) -> str | None:
         (folder / "pvefw" / name).write_bytes(text.encode("utf-8", "surrogatepass"))
     reads: Sequence[Callable[[], object]] = (
         lambda: record.load(record.running_path()),
+        lambda: record.load(record.confirmed_path()),
         record.read_memory,
         control.pending,
         settings.read_remembered,
@@ -402,24 +464,21 @@ def _feed_records(case: Case, folder: Path) -> str | None:
 def _feed_saved(case: Case, folder: Path) -> str | None:
     _write(folder, {})
     for name, text in {**SAVED, case["name"]: case["text"]}.items():
-        (folder / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+        _write_file(folder / name, text)
     is_nft = case["name"] == "nft.json"
     files = f"nft-json:{folder}/nft.json" if is_nft else "save:" + ",".join(f"{folder}/{n}" for n in _SAVED_XTABLES)
     where = ["--root", str(folder), "--node", "n", "--local-network", "10.0.0.0/8"]
+    choice = ["--assume-unknown", case["assume"]] if case["assume"] else []
+    if case["compare"]:
+        return _run(["compare", files, f"iptables:{folder}", *where, *choice])
     question = ["--from", "outside", "--to", "vm100", "-p", "tcp", "--dport", "22"]
-    for choice in ([], ["--assume-unknown", "both"]):
-        problem = _run(["simulate", *question, "--ruleset", files, *where, *choice])
-        if case["compare"]:
-            problem = problem or _run(["compare", files, f"iptables:{folder}", *where, *choice])
-        if problem:
-            return problem
-    return None
+    return _run(["simulate", *question, "--ruleset", files, *where, *choice])
 
 
 def _feed_command(case: Case, folder: Path) -> str | None:
     _write(folder, {})
     for name, text in SAVED.items():
-        (folder / name).write_text(text)
+        _write_file(folder / name, text)
     os.chdir(folder)
     try:
         return _run(case["words"])

@@ -236,7 +236,7 @@ class _Service:
         with self._rules.looking():
             try:
                 unchanged = firewall.stands(desired)
-            except PvefwError:
+            except (PvefwError, OSError):
                 unchanged = False  # the refresh says what is wrong
             return None if unchanged else self.refresh(_RULES_CHANGED)
 

@@ -76,7 +76,11 @@ class Patience:
 
         self._call = None
         self._thread = threading.Thread(target=act, name="files", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the limit of processes is reached: better read without a way out than not at all
+            self._thread = None
+            return function()
         while not done.wait(_LOOK):
             self._give_up_where_it_hangs()
         self._thread.join()

@@ -42,7 +42,12 @@ def _try(paths: Sequence[Path], seconds: float) -> bool:
             with contextlib.suppress(OSError):
                 _touch(path)
         os._exit(0)
-    ended = os.pidfd_open(child)
+    try:
+        ended = os.pidfd_open(child)
+    except OSError:
+        os.kill(child, signal.SIGKILL)
+        _left_behind.add(child)
+        return True  # no descriptor left
     try:
         ready, _, _ = select.select([ended], [], [], seconds)
     finally:

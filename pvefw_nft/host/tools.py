@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import select
@@ -21,6 +22,11 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PACKAGES = {"ip6tables": "iptables", "iptables": "iptables", "nft": "nftables", "modprobe": "kmod"}
 # "line 5 failed", "Error occurred at line: 5", "Error in line 5: …"
 _LINE = re.compile(r"\bline:? (\d+)")
+_LIMIT_HINTS = {
+    errno.EAGAIN: "raise the limit of processes: TasksMax= of the service, `ulimit -u`, kernel.threads-max",
+    errno.EMFILE: "raise the limit of open files: LimitNOFILE= of the service, `ulimit -n`",
+    errno.ENFILE: "raise the limit of open files of the system: fs.file-max",
+}
 _NO_PRIVILEGE = re.compile(r"permission denied|operation not permitted|you must be root", re.IGNORECASE)
 
 
@@ -80,9 +86,11 @@ class _Running:
     def __init__(self, command: Sequence[str], text: str | None) -> None:
         self._command = command
         self._text = text
-        self._files = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("input", "output", "errors")]
+        self._files: list[int] = []
         tool, *arguments = command
         try:
+            for name in ("input", "output", "errors"):
+                self._files.append(os.memfd_create(name, os.MFD_CLOEXEC))
             reading, output, errors = self._files
             if text is not None:
                 with open(reading, "wb", closefd=False) as file:
@@ -98,14 +106,18 @@ class _Running:
             _started.append(self._process.pid)
         except OSError as err:
             self._close_files()
-            raise HostError(f"cannot run {tool}: {err.strerror}") from err
+            raise HostError(f"cannot run {tool}: {err.strerror}", _LIMIT_HINTS.get(err.errno or 0)) from err
         except BaseException:
             self._close_files()
             raise
 
     def output(self, timeout: float) -> str:
         """Wait for its end and return what it printed. Raises HostError."""
-        ended = os.pidfd_open(self._process.pid)
+        try:
+            ended = os.pidfd_open(self._process.pid)
+        except OSError as err:
+            message = f"cannot wait for {self._command[0]}: {err.strerror}"
+            raise HostError(message, _LIMIT_HINTS.get(err.errno or 0)) from err
         try:
             # Popen.wait(timeout) looks at growing intervals, and so sleeps on when the tool has long ended
             ready, _, _ = select.select([ended], [], [], timeout)

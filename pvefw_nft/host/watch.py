@@ -297,7 +297,7 @@ class Watcher:
 
         try:
             return self._look(look)
-        except PvefwError:
+        except (PvefwError, OSError):  # the latter where a limit of the process is reached
             return None  # the refresh says what is wrong
 
     def _tell_problems(self, inotify: Inotify) -> None:

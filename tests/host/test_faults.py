@@ -11,11 +11,9 @@ import contextlib
 import errno
 import os
 import re
-import resource
 import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,9 +21,9 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from pvefw_nft.host import control, firewall, record, state, tools
+from pvefw_nft.host import control, record, state, tools
 
-from .commands import Command, Done, pvefw, service
+from .commands import Done, pvefw, service
 from .conftest import need
 from .fuse import HANG, Faulty, own_mounts
 from .listing import everything
@@ -33,6 +31,7 @@ from .network import configure, has_bridge_conntrack, small_file_system
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from .conftest import Namespace
 
@@ -371,34 +370,3 @@ def test_service_comes_back_with_the_file_system(host_of: Host) -> None:
         host_of.faulty.unmount()
         host_of.faulty.mount()
         running.waits_for(lambda: rules() != changed)
-
-
-def test_no_inotify_left(host_of: Host) -> None:
-    """The rules come first, then a warning, then files are looked at every --poll seconds."""
-    before = rules()
-    limit = Path("/proc/sys/fs/inotify/max_user_instances")
-    kept = limit.read_text()
-    limit.write_text("0")
-    try:
-        with service(host_of.folder, *host_of.options, "--poll", "0.2") as running:
-            running.waits_for(lambda: "max_user_instances" in running.said())
-            assert running.said().index("started:") < running.said().index("max_user_instances")
-            host_of.configure(1)
-            running.waits_for(lambda: rules() != before)
-    finally:
-        limit.write_text(kept)
-
-
-def test_no_descriptors_left(host_of: Host) -> None:
-    """An update that the limits of the process do not let happen changes nothing, and says so."""
-    before = rules()
-    host_of.configure(1)
-    command = Command(
-        ["update", *host_of.options], host_of.folder, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))
-    )
-    done = command.ended()
-    assert done.status in (1, 3), done
-    assert "Traceback" not in done.said
-    assert "Too many open files" in done.said, done
-    assert rules() == before
-    assert firewall.is_running()

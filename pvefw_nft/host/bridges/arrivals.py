@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from pvefw_nft.errors import PvefwError
+from pvefw_nft.errors import HostError, PvefwError
 
 from ..links import open_route
 from .keep import plug_all
@@ -41,7 +41,11 @@ class ArrivalWatch:
 
     def start(self) -> None:
         """Begin to watch; the thread ends with the process."""
-        threading.Thread(target=self._watch, name="arrivals", daemon=True).start()
+        try:
+            threading.Thread(target=self._watch, name="arrivals", daemon=True).start()
+        except RuntimeError as error:  # pthread_create(3): EAGAIN
+            message = f"NICs of guests are plugged late: {error}"
+            self._told(HostError(message, "raise the limit of processes: TasksMax= of the service"), 0.0)
 
     def _watch(self) -> None:
         try:
