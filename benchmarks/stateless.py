@@ -21,7 +21,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from backends.nft.lower import HARDENING  # noqa: E402 - found by the path above
+from pvefw_nft.backends.nft.lower import HARDENING  # noqa: E402 - found by the path above
 from pvefw_nft.pipeline import Source, compile_root, hardening_of  # noqa: E402 - found by the path above
 
 FRAMES = 20_000

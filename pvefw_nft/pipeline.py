@@ -33,7 +33,7 @@ from pvefw_nft.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from backends.base import Artefact, Backend
+    from pvefw_nft.backends.base import Artefact, Backend
     from pvefw_nft.config.codes import Code as Code
     from pvefw_nft.config.files import Files
     from pvefw_nft.config.load import Configuration, GuestStore, Root
@@ -92,7 +92,7 @@ class Store:
 
     def __init__(self) -> None:
         """Start with nothing."""
-        from backends.base import LineStore
+        from pvefw_nft.backends.base import LineStore
         from pvefw_nft.config.load import GuestStore
         from pvefw_nft.ir.guest import PartStore
         from pvefw_nft.ir.validate import SoundChains
@@ -302,7 +302,7 @@ def hardening_of(compiled: Compiled, *, asked: bool) -> str:
     checked = compiled.checked
     if compiled.backend.name != "iptables" or not (asked or checked.node.host.hardening.harden):
         return ""
-    from backends.nft.backend import hardening  # deferred: few ask for it
+    from pvefw_nft.backends.nft.backend import hardening  # deferred: few ask for it
 
     return hardening(checked.ruleset)
 
@@ -315,11 +315,11 @@ def default_backend(node: NodeConfig) -> str:
 def make_backend(name: str) -> Backend:
     """Return the backend of that name. Raises UsageError for a name that is none."""
     if name == "iptables":
-        from backends.iptables import IptablesBackend  # deferred: each run needs one backend
+        from pvefw_nft.backends.iptables import IptablesBackend  # deferred: each run needs one backend
 
         return IptablesBackend()
     if name == "nft":
-        from backends.nft import NftBackend
+        from pvefw_nft.backends.nft import NftBackend
 
         return NftBackend()
     raise UsageError(f"unknown backend `{name}`", "backends are " + ", ".join(BACKENDS))
@@ -450,7 +450,7 @@ def _read_back(backend: Backend, artefact: Artefact, spelled: Callable[[Origin],
 
 def _origins(artefact: Artefact, spelled: Callable[[Origin], str]) -> dict[tuple[str, str, str, int], str]:
     """Return where the rules of the iptables backend come from; those of nft say so themselves."""
-    from backends.iptables.backend import IptablesArtefact
+    from pvefw_nft.backends.iptables.backend import IptablesArtefact
     from pvefw_nft.ir.nodes import Family, Layer
 
     origins: dict[tuple[str, str, str, int], str] = {}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pvefw_nft.config import netdb
 from tests.support import MakeRoot, file_path
@@ -34,6 +35,12 @@ def names_unread() -> Iterator[None]:
     netdb.forget()
     yield
     netdb.forget()
+
+
+def pytest_configure() -> None:
+    # On a busy machine making inputs is slow, which is no property of the code.
+    settings.register_profile("pvefw", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("pvefw")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -65,6 +65,8 @@ def check(root: Path, file: Path) -> Iterator[str]:
             yield f"{module}:{line}: {here} must not import {there} ({imported})"
         if here != "host" and imported.split(".")[0] in ("subprocess", "pty", "pyroute2"):
             yield f"{module}:{line}: only host uses {imported}"
+        if imported.split(".")[0] == "backends":
+            yield f"{module}:{line}: a second copy of pvefw_nft.{imported}"
     for node in ast.walk(tree):
         if here != "cli" and (used := output_of(node)):
             yield f"{module}:{node_line(node)}: only cli prints or exits ({used})"
@@ -73,15 +75,16 @@ def check(root: Path, file: Path) -> Iterator[str]:
 
 
 def module_name(root: Path, file: Path) -> str:
+    """Return the dotted name of a file; the folder ``backends`` is linked into the package."""
     parts = list(file.relative_to(root).with_suffix("").parts)
+    if parts[0] == "backends":
+        parts.insert(0, "pvefw_nft")
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def place_of(module: str) -> str | None:
     """Return the place that a module belongs to; None for the bare package and for what is not ours."""
     match module.split("."):
-        case ["backends", *_]:
-            return "backends"
         case ["pvefw_nft", place, *_] if place in MAY_IMPORT:
             return place
         case _:
@@ -164,7 +167,7 @@ def test_the_project_keeps_its_own_rules() -> None:
 
 
 def test_every_module_is_read() -> None:
-    assert {"pvefw_nft.errors", "pvefw_nft.ir.nodes", "backends"} <= {
+    assert {"pvefw_nft.errors", "pvefw_nft.ir.nodes", "pvefw_nft.backends"} <= {
         module_name(REPOSITORY, file)
         for package in ("pvefw_nft", "backends")
         for file in (REPOSITORY / package).rglob("*.py")
@@ -203,20 +206,21 @@ def test_the_command_line_starts_without_heavy_modules(arguments: list[str]) -> 
         ("pvefw_nft/config/a.py", "from .. import ir", "config must not import ir"),
         ("pvefw_nft/config/a.py", "from ..ir.nodes import Rule", "config must not import ir"),
         ("pvefw_nft/config/__init__.py", "from ..ir import nodes", "config must not import ir"),
-        ("pvefw_nft/ir/a.py", "def f():\n    import backends.iptables", "ir must not import backends"),
+        ("pvefw_nft/ir/a.py", "def f():\n    import pvefw_nft.backends.iptables", "ir must not import backends"),
         (
             "backends/iptables/a.py",
             "if TYPE_CHECKING:\n    from pvefw_nft.config.model import Host",
             "backends must not import config",
         ),
         ("pvefw_nft/host/a.py", "import pvefw_nft.verify.model as m", "host must not import verify"),
-        ("pvefw_nft/verify/a.py", "from backends import iptables", "verify must not import backends"),
+        ("pvefw_nft/verify/a.py", "from pvefw_nft.backends import iptables", "verify must not import backends"),
         ("pvefw_nft/verify/a.py", "from pvefw_nft.ir.build import build", "verify must not import ir"),
         ("pvefw_nft/pipeline.py", "from pvefw_nft.cli import main", "pipeline must not import cli"),
         ("pvefw_nft/cli/a.py", "from pvefw_nft.config import model", "cli must not import config"),
-        ("pvefw_nft/ir/a.py", "importlib.import_module('backends.nft')", "ir must not import backends"),
-        ("pvefw_nft/ir/a.py", "import_module(f'backends.{name}')", "ir must not import backends"),
+        ("pvefw_nft/ir/a.py", "importlib.import_module('pvefw_nft.backends.nft')", "ir must not import backends"),
+        ("pvefw_nft/ir/a.py", "import_module(f'pvefw_nft.backends.{name}')", "ir must not import backends"),
         ("pvefw_nft/ir/a.py", "import_module(name)", "ir must not import cli"),
+        ("pvefw_nft/pipeline.py", "from backends.nft import a", "a second copy of pvefw_nft.backends.nft"),
         ("pvefw_nft/other.py", "", "has no place in the table"),
         ("pvefw_nft/config/a.py", "print('x')", "only cli prints or exits (print)"),
         ("pvefw_nft/host/a.py", "import sys\nsys.exit(1)", "only cli prints or exits (sys.exit)"),
@@ -251,6 +255,7 @@ def test_a_breach_is_found(tmp_path: Path, file: str, code: str, finding: str) -
     ):
         place(tmp_path / "pvefw_nft" / f"{module}.py", "")
     place(tmp_path / "backends" / "iptables" / "__init__.py", "")
+    (tmp_path / "pvefw_nft" / "backends").symlink_to("../backends")
     assert violations(tmp_path) == []
     place(tmp_path / file, code)
     assert len(found := violations(tmp_path)) == 1
@@ -262,9 +267,9 @@ def test_a_breach_is_found(tmp_path: Path, file: str, code: str, finding: str) -
     [
         ("pvefw_nft/config/a.py", "from pvefw_nft.errors import Span\nfrom pvefw_nft.config import model"),
         ("pvefw_nft/config/a.py", "from . import model\nimport re, sys\nsys.intern('x')"),
-        ("backends/nft/a.py", "from pvefw_nft.ir.nodes import Rule\nfrom backends import iptables"),
+        ("backends/nft/a.py", "from pvefw_nft.ir.nodes import Rule\nfrom pvefw_nft.backends import iptables"),
         ("pvefw_nft/host/a.py", "import subprocess, os, pyroute2\nos.execv('', [])\nopen('/proc/sys/net')"),
-        ("pvefw_nft/pipeline.py", "import_module(f'backends.{name}')\nfrom pvefw_nft.config import model"),
+        ("pvefw_nft/pipeline.py", "import_module(f'pvefw_nft.backends.{name}')\nfrom pvefw_nft.config import model"),
         ("pvefw_nft/cli/a.py", "import sys\nprint(sys.stdout)\nsys.exit(0)\nfrom pvefw_nft import pipeline"),
     ],
 )

@@ -1,5 +1,5 @@
 """The iptables backend: the PVEFW chains of the reference, for iptables-restore, ipset and ebtables-restore."""
 
-from backends.iptables.backend import IptablesBackend
+from pvefw_nft.backends.iptables.backend import IptablesBackend
 
 __all__ = ["IptablesBackend"]

@@ -10,18 +10,18 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from backends.base import kept
-from backends.iptables.link import link_lines
-from backends.iptables.lower import ChainLowering
-from backends.iptables.sets import SetNames, set_lines
-from backends.signature import signature
+from pvefw_nft.backends.base import kept
+from pvefw_nft.backends.iptables.link import link_lines
+from pvefw_nft.backends.iptables.lower import ChainLowering
+from pvefw_nft.backends.iptables.sets import SetNames, set_lines
+from pvefw_nft.backends.signature import signature
 from pvefw_nft.errors import Diagnostic, Severity, Span
 from pvefw_nft.ir.nodes import Dispatch, Drop, Family, Layer, Provenance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from backends.base import LineStore
+    from pvefw_nft.backends.base import LineStore
     from pvefw_nft.ir.nodes import Chain, Hook, Origin, Ruleset
 
 _TABLES = {Layer.FILTER: "filter", Layer.RAW: "raw"}

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backends.iptables import syntax
-from backends.iptables.lower import LINK_PORTS
+from pvefw_nft.backends.iptables import syntax
+from pvefw_nft.backends.iptables.lower import LINK_PORTS
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
     Accept,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
-from backends.iptables import syntax
+from pvefw_nft.backends.iptables import syntax
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
     ACCEPT_MARK,
@@ -62,7 +62,7 @@ from pvefw_nft.ir.nodes import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backends.iptables.sets import SetNames
+    from pvefw_nft.backends.iptables.sets import SetNames
     from pvefw_nft.ir.nodes import Action, Chain, Log, Match, Nic, Origin, Rule
 
 LINK_PORTS = "fwln+"

@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING
 
-from backends.iptables import syntax
+from pvefw_nft.backends.iptables import syntax
 from pvefw_nft.ir.nodes import Family
 
 if TYPE_CHECKING:

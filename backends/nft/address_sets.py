@@ -8,16 +8,16 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from backends.base import kept
-from backends.nft.intervals import address_values, members
-from backends.nft.syntax.objects import Set
+from pvefw_nft.backends.base import kept
+from pvefw_nft.backends.nft.intervals import address_values, members
+from pvefw_nft.backends.nft.syntax.objects import Set
 from pvefw_nft.ir.nodes import Family
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from backends.base import LineStore
-    from backends.nft.intervals import Interval
+    from pvefw_nft.backends.base import LineStore
+    from pvefw_nft.backends.nft.intervals import Interval
     from pvefw_nft.ir.nodes import AddressSet, SetKey
 
 VERSIONS = ((4, Family.V4), (6, Family.V6))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backends.nft.lower import hardening_table, tables
-from backends.nft.syntax.objects import transaction
+from pvefw_nft.backends.nft.lower import hardening_table, tables
+from pvefw_nft.backends.nft.syntax.objects import transaction
 from pvefw_nft.errors import Diagnostic, Severity, Span
 from pvefw_nft.ir.nodes import Goto, Jump, Layer, Provenance, Reject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backends.base import LineStore
-    from backends.nft.syntax.objects import Table
+    from pvefw_nft.backends.base import LineStore
+    from pvefw_nft.backends.nft.syntax.objects import Table
     from pvefw_nft.ir.nodes import Rule, Ruleset
 
 

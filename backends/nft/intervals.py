@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from backends.nft.syntax.expressions import anonymous_set, interval, prefix
+from pvefw_nft.backends.nft.syntax.expressions import anonymous_set, interval, prefix
 from pvefw_nft.ir.nodes import Prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from backends.nft.syntax.expressions import AnonymousSet, Value
+    from pvefw_nft.backends.nft.syntax.expressions import AnonymousSet, Value
     from pvefw_nft.ir.nodes import SetEntry
 
 Interval: TypeAlias = tuple[int, int]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backends.nft.syntax.expressions import ct, meta, payload
-from backends.nft.syntax.statements import match as compare
+from pvefw_nft.backends.nft.syntax.expressions import ct, meta, payload
+from pvefw_nft.backends.nft.syntax.statements import match as compare
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
     Address,
@@ -34,9 +34,9 @@ from pvefw_nft.ir.nodes import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backends.nft.intervals import Interval
-    from backends.nft.syntax.expressions import Selector
-    from backends.nft.syntax.statements import Statement
+    from pvefw_nft.backends.nft.intervals import Interval
+    from pvefw_nft.backends.nft.syntax.expressions import Selector
+    from pvefw_nft.backends.nft.syntax.statements import Statement
     from pvefw_nft.ir.nodes import Match, Rule
 
 _TRANSPORT = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}

@@ -28,17 +28,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from backends.nft.address_sets import VERSIONS, AddressSets
-from backends.nft.comments import comment
-from backends.nft.keys import ADDRESS_FIELDS
-from backends.nft.lower_matches import GUESTS, LINK_PORTS, PORTS, QINQ_PORTS, family_guard
-from backends.nft.lower_rules import MAPS, RuleLowering
-from backends.nft.place import Place, chain_name
-from backends.nft.scope import Scope
-from backends.nft.syntax import statements as nft
-from backends.nft.syntax.expressions import anonymous_set, bits, meta, named_set
-from backends.nft.syntax.objects import Chain, DynamicSet, Helper, Hook, Rule, Set, Table, VerdictMap
-from backends.nft.zones import NO_NAT, ZONES, ZONES_HOOK, no_nat_rules, zone_rules
+from pvefw_nft.backends.nft.address_sets import VERSIONS, AddressSets
+from pvefw_nft.backends.nft.comments import comment
+from pvefw_nft.backends.nft.keys import ADDRESS_FIELDS
+from pvefw_nft.backends.nft.lower_matches import GUESTS, LINK_PORTS, PORTS, QINQ_PORTS, family_guard
+from pvefw_nft.backends.nft.lower_rules import MAPS, RuleLowering
+from pvefw_nft.backends.nft.place import Place, chain_name
+from pvefw_nft.backends.nft.scope import Scope
+from pvefw_nft.backends.nft.syntax import statements as nft
+from pvefw_nft.backends.nft.syntax.expressions import anonymous_set, bits, meta, named_set
+from pvefw_nft.backends.nft.syntax.objects import Chain, DynamicSet, Helper, Hook, Rule, Set, Table, VerdictMap
+from pvefw_nft.backends.nft.zones import NO_NAT, ZONES, ZONES_HOOK, no_nat_rules, zone_rules
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir import nodes as ir
 from pvefw_nft.ir.nodes import HookPoint, Layer, RateOver, Side
@@ -46,11 +46,11 @@ from pvefw_nft.ir.nodes import HookPoint, Layer, RateOver, Side
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from backends.base import LineStore
-    from backends.nft.syntax.expressions import MetaKey, Selector, Value
-    from backends.nft.syntax.objects import Family as TableFamily
-    from backends.nft.syntax.objects import SetType
-    from backends.nft.syntax.statements import Limit, Verdict
+    from pvefw_nft.backends.base import LineStore
+    from pvefw_nft.backends.nft.syntax.expressions import MetaKey, Selector, Value
+    from pvefw_nft.backends.nft.syntax.objects import Family as TableFamily
+    from pvefw_nft.backends.nft.syntax.objects import SetType
+    from pvefw_nft.backends.nft.syntax.statements import Limit, Verdict
     from pvefw_nft.ir.nodes import Ruleset, SetKey
 
 TABLE: Final = "pvefw"

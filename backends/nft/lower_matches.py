@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeAlias, assert_never
 
-from backends.nft.address_sets import VERSIONS, set_name
-from backends.nft.intervals import address_values, merged, number_values, one_of
-from backends.nft.keys import ADDRESS_FIELDS, Key, intervals_of, key_of, names_of, prefix_lengths, version_of
-from backends.nft.place import Place
-from backends.nft.syntax.expressions import (
+from pvefw_nft.backends.nft.address_sets import VERSIONS, set_name
+from pvefw_nft.backends.nft.intervals import address_values, merged, number_values, one_of
+from pvefw_nft.backends.nft.keys import ADDRESS_FIELDS, Key, intervals_of, key_of, names_of, prefix_lengths, version_of
+from pvefw_nft.backends.nft.place import Place
+from pvefw_nft.backends.nft.syntax.expressions import (
     anonymous_set,
     bits,
     extension_header,
@@ -29,8 +29,8 @@ from backends.nft.syntax.expressions import (
     prefix,
     raw,
 )
-from backends.nft.syntax.statements import connections_over, limit
-from backends.nft.syntax.statements import match as compare
+from pvefw_nft.backends.nft.syntax.statements import connections_over, limit
+from pvefw_nft.backends.nft.syntax.statements import match as compare
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
     ACCEPT_MARK,
@@ -69,10 +69,10 @@ from pvefw_nft.ir.nodes import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backends.nft.intervals import Interval
-    from backends.nft.scope import Scope
-    from backends.nft.syntax.expressions import Constant, Meta, Value
-    from backends.nft.syntax.statements import Statement
+    from pvefw_nft.backends.nft.intervals import Interval
+    from pvefw_nft.backends.nft.scope import Scope
+    from pvefw_nft.backends.nft.syntax.expressions import Constant, Meta, Value
+    from pvefw_nft.backends.nft.syntax.statements import Statement
     from pvefw_nft.ir.nodes import Match, Rule, SetKey
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, assert_never
 
-from backends.nft.comments import comment
-from backends.nft.intervals import without
-from backends.nft.keys import intervals_of, key_of
-from backends.nft.lower_matches import MatchLowering, family_guard, family_key, family_value
-from backends.nft.merge import runs
-from backends.nft.place import Place, chain_name
-from backends.nft.syntax import statements as nft
-from backends.nft.syntax.expressions import anonymous_set, bits, concatenation, ct, joined, meta, with_bits
-from backends.nft.syntax.objects import MAX_PREFIX, Rule
+from pvefw_nft.backends.nft.comments import comment
+from pvefw_nft.backends.nft.intervals import without
+from pvefw_nft.backends.nft.keys import intervals_of, key_of
+from pvefw_nft.backends.nft.lower_matches import MatchLowering, family_guard, family_key, family_value
+from pvefw_nft.backends.nft.merge import runs
+from pvefw_nft.backends.nft.place import Place, chain_name
+from pvefw_nft.backends.nft.syntax import statements as nft
+from pvefw_nft.backends.nft.syntax.expressions import anonymous_set, bits, concatenation, ct, joined, meta, with_bits
+from pvefw_nft.backends.nft.syntax.objects import MAX_PREFIX, Rule
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir import nodes as ir
 from pvefw_nft.ir.nodes import ACCEPT_MARK, Direction, Family, Layer, ProtocolMatch, Provenance, RejectKind
@@ -26,13 +26,13 @@ from pvefw_nft.ir.nodes import ACCEPT_MARK, Direction, Family, Layer, ProtocolMa
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from backends.nft.intervals import Interval
-    from backends.nft.keys import Key
-    from backends.nft.lower_matches import Alternative
-    from backends.nft.merge import Run
-    from backends.nft.scope import Scope
-    from backends.nft.syntax.expressions import Single, Value
-    from backends.nft.syntax.statements import Statement, Verdict
+    from pvefw_nft.backends.nft.intervals import Interval
+    from pvefw_nft.backends.nft.keys import Key
+    from pvefw_nft.backends.nft.lower_matches import Alternative
+    from pvefw_nft.backends.nft.merge import Run
+    from pvefw_nft.backends.nft.scope import Scope
+    from pvefw_nft.backends.nft.syntax.expressions import Single, Value
+    from pvefw_nft.backends.nft.syntax.statements import Statement, Verdict
     from pvefw_nft.ir.nodes import Action, Log
 
 MAPS: Final = {

@@ -24,8 +24,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backends.nft.intervals import merged, without
-from backends.nft.keys import intervals_of, names_of, prefix_lengths
+from pvefw_nft.backends.nft.intervals import merged, without
+from pvefw_nft.backends.nft.keys import intervals_of, names_of, prefix_lengths
 from pvefw_nft.ir.nodes import (
     Accept,
     Address,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pvefw_nft.ir.nodes import Layer
 
 if TYPE_CHECKING:
-    from backends.nft.syntax.objects import Family as TableFamily
+    from pvefw_nft.backends.nft.syntax.objects import Family as TableFamily
 
 
 class Place(Enum):

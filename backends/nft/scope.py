@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from backends.base import kept
-from backends.nft.address_sets import VERSIONS
-from backends.nft.place import Place
+from pvefw_nft.backends.base import kept
+from pvefw_nft.backends.nft.address_sets import VERSIONS
+from pvefw_nft.backends.nft.place import Place
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
     Accept,
@@ -42,8 +42,8 @@ from pvefw_nft.ir.nodes import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from backends.base import LineStore
-    from backends.nft.address_sets import AddressSets
+    from pvefw_nft.backends.base import LineStore
+    from pvefw_nft.backends.nft.address_sets import AddressSets
     from pvefw_nft.ir.nodes import Action, Chain, Match, Nic, SetKey
 
 _T = TypeVar("_T")

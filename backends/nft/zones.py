@@ -24,10 +24,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from backends.nft.keys import ADDRESS_FIELDS
-from backends.nft.syntax import statements as nft
-from backends.nft.syntax.expressions import anonymous_set, ct, meta, value_map
-from backends.nft.syntax.objects import Hook, Rule
+from pvefw_nft.backends.nft.keys import ADDRESS_FIELDS
+from pvefw_nft.backends.nft.syntax import statements as nft
+from pvefw_nft.backends.nft.syntax.expressions import anonymous_set, ct, meta, value_map
+from pvefw_nft.backends.nft.syntax.objects import Hook, Rule
 from pvefw_nft.ir.nodes import Side
 from pvefw_nft.ir.zones import SHARED_ZONE
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_PACKAGES = ("pvefw_nft", "backends", "pyparsing")
+_PACKAGES = ("pvefw_nft", "pvefw_nft.backends", "pyparsing")
 """What decides how a configuration is read and compiled."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backends.signature import signature
+from pvefw_nft.backends.signature import signature
 from pvefw_nft.errors import HostError
 
 from . import names

@@ -18,7 +18,7 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from backends.signature import signature as sign
+from pvefw_nft.backends.signature import signature as sign
 from pvefw_nft.errors import HostError, InternalError
 
 from . import tools

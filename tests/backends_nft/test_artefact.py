@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from backends.nft import NftBackend
-from backends.nft.syntax.objects import MAX_COMMENT, transaction
+from pvefw_nft.backends.nft import NftBackend
+from pvefw_nft.backends.nft.syntax.objects import MAX_COMMENT, transaction
 from tests.support import VM, check
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backends.nft import NftBackend
+from pvefw_nft.backends.nft import NftBackend
 from pvefw_nft.pipeline import Source, check_root
 from tests.kernel import cases, configurations
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.nft.intervals import address_values, members, merged, number_values, without
+from pvefw_nft.backends.nft.intervals import address_values, members, merged, number_values, without
 from pvefw_nft.ir.nodes import Prefix, SetEntry
 
 numbers = st.integers(0, 40)

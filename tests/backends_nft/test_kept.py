@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from backends.base import LineStore
-from backends.nft import NftBackend
+from pvefw_nft.backends.base import LineStore
+from pvefw_nft.backends.nft import NftBackend
 from pvefw_nft.ir import nodes as ir
 from pvefw_nft.ir.nodes import AcceptMark, Direction, Family, InSet, Layer, Prefix, SetEntry, SetKey, Side
 

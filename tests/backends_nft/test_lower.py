@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backends.nft import NftBackend
+from pvefw_nft.backends.nft import NftBackend
 from pvefw_nft.ir.pretty import pretty
 from tests.backends_nft.show import show
 from tests.support import CONTAINER, VM, check

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.nft.intervals import merged
-from backends.nft.keys import intervals_of
-from backends.nft.merge import MAX_RUN, Run, runs
+from pvefw_nft.backends.nft.intervals import merged
+from pvefw_nft.backends.nft.keys import intervals_of
+from pvefw_nft.backends.nft.merge import MAX_RUN, Run, runs
 from pvefw_nft.ir.nodes import (
     Accept,
     Address,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backends.nft.syntax import expressions as e
-from backends.nft.syntax import statements as s
-from backends.nft.syntax.objects import Chain, DynamicSet, Helper, Hook, Rule, Set, Table, VerdictMap
+from pvefw_nft.backends.nft.syntax import expressions as e
+from pvefw_nft.backends.nft.syntax import statements as s
+from pvefw_nft.backends.nft.syntax.objects import Chain, DynamicSet, Helper, Hook, Rule, Set, Table, VerdictMap
 from pvefw_nft.errors import InternalError
 from pvefw_nft.pipeline import Source, compile_root
 from pvefw_nft.verify.read import Text, read_ruleset
@@ -21,7 +21,7 @@ from tests.support import NODE, VM
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from backends.nft.syntax.statements import Statement
+    from pvefw_nft.backends.nft.syntax.statements import Statement
     from tests.support import MakeRoot
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backends.signature import signature
+from pvefw_nft.backends.signature import signature
 from pvefw_nft.errors import HostError, InternalError
 from pvefw_nft.host import apply_iptables, iptables_plan, tools, xtables
 from pvefw_nft.host.xtables import State, Table, parse_ebtables, parse_sets, parse_table, read_state, wanted

@@ -51,7 +51,7 @@ class CompileError(Exception):
 
 def backends() -> list[str]:
     """Return the names of the backends that are there."""
-    return [name for name in BACKENDS if importlib.util.find_spec(f"backends.{name}") is not None]
+    return [name for name in BACKENDS if importlib.util.find_spec(f"pvefw_nft.backends.{name}") is not None]
 
 
 def of_case(name: str) -> Configuration:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backends.nft import NftBackend
+from pvefw_nft.backends.nft import NftBackend
 from pvefw_nft.pipeline import Source, check_root
 from tests.kernel import cases, configurations
 

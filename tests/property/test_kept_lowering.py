@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.base import LineStore
-from backends.nft import NftBackend
+from pvefw_nft.backends.base import LineStore
+from pvefw_nft.backends.nft import NftBackend
 from pvefw_nft.host.nftables_state import Reader
 from pvefw_nft.pipeline import Source, Store, compile_root
 from tests.support import NODE, file_path

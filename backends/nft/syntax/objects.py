@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as _quote
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from backends.nft.syntax.text import table_text
+from pvefw_nft.backends.nft.syntax.text import table_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from backends.nft.syntax.expressions import Value
-    from backends.nft.syntax.statements import Statement, Verdict
+    from pvefw_nft.backends.nft.syntax.expressions import Value
+    from pvefw_nft.backends.nft.syntax.statements import Statement, Verdict
 
 MAX_COMMENT = 128
 """Longest comment of a rule, in bytes (NFTNL_UDATA_COMMENT_MAXLEN in libnftnl/udata.h)."""

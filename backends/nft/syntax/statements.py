@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypeAlias, TypedDict
 
-from backends.nft.syntax.expressions import AnonymousSet, BitAnd, BitOr, Constant, Map, Range, Right, Selector, Value
+from pvefw_nft.backends.nft.syntax.expressions import (
+    AnonymousSet,
+    BitAnd,
+    BitOr,
+    Constant,
+    Map,
+    Range,
+    Right,
+    Selector,
+    Value,
+)
 
 
 class _MatchBody(TypedDict):
