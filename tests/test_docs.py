@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import subprocess
 import unicodedata
@@ -93,6 +94,12 @@ def test_a_command_that_changes_a_host_is_shown_with_a_way_back(page: str) -> No
     for session in sessions_of(REPOSITORY / page):
         if session.words[0] in ("pvefw", "./pvefw") and session.arguments and session.arguments[0] in RISKY:
             assert {*session.arguments} & HARMLESS, f"{page}: {' '.join(session.words)}: without --confirm"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```pycon" in (REPOSITORY / page).read_text("utf-8")])
+def test_python_examples_hold(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert doctest.testfile(str(REPOSITORY / page), module_relative=False, encoding="utf-8").failed == 0
 
 
 @pytest.mark.parametrize("name", sorted(terminal_picture.PICTURES))
