@@ -31,7 +31,7 @@ from pvefw_nft.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
     from pvefw_nft.backends.base import Artefact, Backend
     from pvefw_nft.config.codes import Code as Code
@@ -103,12 +103,14 @@ class Store:
         self.lines = LineStore()
 
 
-def check_root(source: Source, store: Store | None = None, closed: Closed = NONE_CLOSED) -> Checked:
+def check_root(
+    source: Source, store: Store | None = None, closed: Closed = NONE_CLOSED, only: Container[int] | None = None
+) -> Checked:
     """Read a configuration and build its IR, with the help of ``store`` where there is one.
 
     The guests in ``closed`` get no rules of theirs: nothing passes their filtered NICs. So do guests whose files cannot
-    be used. Raises ConfigurationError for another file that cannot be used or a file system that fails, UsageError for
-    a root or node that is not there.
+    be used. With ``only`` guests of other VMIDs are left out. Raises ConfigurationError for another file that cannot be
+    used or a file system that fails, UsageError for a root or node that is not there.
     """
     from pvefw_nft.config.load import closed_guest
     from pvefw_nft.ir.build import build
@@ -116,7 +118,7 @@ def check_root(source: Source, store: Store | None = None, closed: Closed = NONE
 
     findings = Findings(cautious=source.cautious)
     configuration = _configuration(source, findings, None if store is None else store.guests)
-    guests: Iterable[Guest] = configuration.guests()
+    guests: Iterable[Guest] = configuration.guests(only=only)
     if closed:
         guests = (
             closed_guest(guest, closed[guest.vmid], findings) if guest.vmid in closed else guest for guest in guests
@@ -227,13 +229,19 @@ def corosync_links(source: Source) -> tuple[tuple[Prefix, Prefix], ...]:
 
 
 def compile_root(
-    source: Source, backend_name: str | None, store: Store | None = None, closed: Closed = NONE_CLOSED
+    source: Source,
+    backend_name: str | None,
+    store: Store | None = None,
+    closed: Closed = NONE_CLOSED,
+    only: Container[int] | None = None,
 ) -> Compiled:
     """Compile a configuration; ``backend_name`` None: the one that host.fw asks for with ``nftables``.
 
+    With ``only`` guests of other VMIDs are left out: a ruleset that explains, and is not loaded.
+
     Raises what :func:`check_root` raises, and UsageError for an unknown backend.
     """
-    checked = check_root(source, store, closed)
+    checked = check_root(source, store, closed, only)
     backend = make_backend(backend_name or default_backend(checked.node))
     limits = _with_text(list(backend.limits(checked.ruleset)), source.files)
     checked = replace(checked, diagnostics=in_file_order([*checked.diagnostics, *limits]))

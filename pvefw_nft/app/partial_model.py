@@ -19,31 +19,45 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.model import RulesetModel
 
 _NIC_CHAIN = re.compile(r"((?:tap|veth)\d+i\d+)-")
+_JUMP = re.compile(r" -[jg] (\S+)$")
+_RULE_PIECE = re.compile(r'\{"add":\{"rule":\{"family":"\w+","table":"\w+","chain":"([^"]+)"')
+"""The rules of one chain, which are a piece of their own in an nft ruleset."""
 
 
-def read_in_part(desired: Desired, interfaces: frozenset[str]) -> RulesetModel:
-    """Return the ruleset without the rules of guests' NICs that are none of these ``interfaces``."""
+class PartialReader:
+    """Reads parts of one ruleset, which is parsed once."""
 
-    def is_met(chain: str) -> bool:
-        found = _NIC_CHAIN.match(chain)
-        return found is None or found[1] in interfaces
+    def __init__(self, desired: Desired) -> None:
+        """Parse nothing yet."""
+        self._desired = desired
+        self._document: Any = None
 
-    if desired.backend == "iptables":
-        document = json.loads("".join(desired.pieces))
-        for tool in ("iptables", "ip6tables"):
-            document[tool] = {table: _emptied(chains, is_met) for table, chains in document[tool].items()}
-        document["ebtables"] = _emptied(document["ebtables"], is_met)
-        return read_compiled(document, desired.backend)
-    commands = json.loads(f"[{','.join(desired.pieces)}]")
-    met = [command for command in commands if is_met(_rule_chain(command))]
-    return read_compiled({"nftables": met}, desired.backend)
+    def read(self, interfaces: frozenset[str]) -> RulesetModel:
+        """Return the ruleset without the rules of guests' NICs that are none of these ``interfaces``."""
+        desired = self._desired
+
+        def is_met(chain: str) -> bool:
+            found = _NIC_CHAIN.match(chain)
+            return found is None or found[1] in interfaces
+
+        if desired.backend == "iptables":
+            if self._document is None:
+                self._document = json.loads("".join(desired.pieces))
+            document = dict(self._document)
+            for tool in ("iptables", "ip6tables"):
+                document[tool] = {table: _emptied(chains, is_met) for table, chains in document[tool].items()}
+            document["ebtables"] = _emptied(document["ebtables"], is_met)
+            return read_compiled(document, desired.backend)
+        met = [piece for piece in desired.pieces if (found := _RULE_PIECE.match(piece)) is None or is_met(found[1])]
+        commands = json.loads(f"[{','.join(met)}]")
+        return read_compiled({"nftables": commands}, desired.backend)
 
 
 def _emptied(chains: dict[str, list[str]], is_met: Callable[[str], bool]) -> dict[str, list[str]]:
-    return {name: lines if is_met(name) else [] for name, lines in chains.items()}
+    """Return the chains without the rules of those that are not met, and without the jumps to these."""
 
+    def stays(line: str) -> bool:
+        found = _JUMP.search(line)
+        return found is None or is_met(found[1])
 
-def _rule_chain(command: dict[str, Any]) -> str:
-    """Return the chain that a command adds a rule to, an empty name for any other command."""
-    rule = command.get("add", {}).get("rule")
-    return rule["chain"] if rule is not None else ""
+    return {name: [line for line in lines if stays(line)] if is_met(name) else [] for name, lines in chains.items()}

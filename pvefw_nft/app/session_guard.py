@@ -11,6 +11,8 @@ only shuts out the third would lock out whoever loses the connection, so it coun
 from __future__ import annotations
 
 import re
+import time
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,22 +24,26 @@ from pvefw_nft.verify.packet import PacketSpec
 from pvefw_nft.verify.path import Link, Network, NicEnd
 
 from .migration import Peer, migration_peers
-from .partial_model import read_in_part
+from .partial_model import PartialReader
 from .steady_source import read_patiently
 from .verdicts import Verdicts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from pvefw_nft.host.connections import Address, Flow, Session
     from pvefw_nft.host.live_network import LiveNetwork
     from pvefw_nft.host.record import Desired
     from pvefw_nft.pipeline import Source
-    from pvefw_nft.verify.path import Topology
+    from pvefw_nft.verify.path import Nic, Topology
     from pvefw_nft.verify.simulate import Outcome
 
 MAX_GUEST_CONNECTIONS = 20_000
 """How many connections of guests are judged. Equal ones cost nothing, but a flood must not hold up an apply."""
+MAX_SECONDS = 0.3
+"""Processor time after which connections of further guests are not judged: an apply must not wait for a list of them.
+What must not break is judged in any case."""
+_NICS_AT_ONCE = 50
 _COROSYNC_PORT = 5405
 _ANY_PORT = 50000  # of a client; no rule is likely to name it
 _PORT_PROTOCOLS = {TCP: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
@@ -93,20 +99,48 @@ def _judge(desired: Desired, before: Desired | None, source: Source, network: Li
     peers = [*_corosync(source, network), *migration_peers(source, network)]
     if not sessions and not guests and not peers:
         return Judgement(notes=_untracked(tracked, host))
-    judged = _Judge(desired, before, host, network, frozenset(tracked or ()), source, _involved(host, guests, sessions))
-    cuts = judged.cuts(sessions, peers)
-    losses = judged.losses(guests[:MAX_GUEST_CONNECTIONS])
+    rulesets = PartialReader(desired), None if before is None or not before.enabled else PartialReader(before)
+    nics = {address: nic for nic in reversed(host.nics) for address in nic.addresses}
+
+    def judge_of(met: Collection[Nic]) -> _Judge:
+        return _Judge(rulesets, replace(host, nics=tuple(met)), network, frozenset(tracked or ()), source)
+
+    ends = {end for peer in peers for end in (peer.address, peer.own)}
+    ends.update(end for session in sessions for end in (session.flow.source, session.flow.destination))
+    cuts = judge_of({nics[end].interface: nics[end] for end in ends if end in nics}.values()).cuts(sessions, peers)
+    begun, judged = time.process_time(), 0
+    losses: dict[str, list[str]] = {}
+    for met, flows in _batches(guests[:MAX_GUEST_CONNECTIONS], nics):
+        if time.process_time() - begun > MAX_SECONDS:
+            break
+        judge_of(met).add_losses(flows, losses)
+        judged += len(flows)
     notes = list(_untracked(tracked, host))
-    if len(guests) > MAX_GUEST_CONNECTIONS:
-        notes.append(f"of {len(guests)} connections of guests, {MAX_GUEST_CONNECTIONS} were judged")
-    return Judgement(tuple(cuts), tuple(losses), tuple(notes))
+    if judged < len(guests):
+        notes.append(f"of {len(guests)} connections of guests, {judged} were judged: more would hold up the apply")
+    return Judgement(tuple(cuts), tuple(GuestLoss(place, tuple(lost)) for place, lost in losses.items()), tuple(notes))
 
 
-def _involved(host: Topology, guests: Sequence[Flow], sessions: Sequence[Session]) -> frozenset[str]:
-    """Return the NICs that these connections pass."""
-    flows = [*guests, *(session.flow for session in sessions)]
-    addresses = {address for flow in flows for address in (flow.source, flow.destination, flow.answering)}
-    return frozenset(nic.interface for nic in host.nics if not addresses.isdisjoint(nic.addresses))
+def _batches(flows: Sequence[Flow], nics: Mapping[Address, Nic]) -> Iterator[tuple[Collection[Nic], list[Flow]]]:
+    """Yield connections with the NICs that they pass, a number of NICs at a time, those with most connections first."""
+    by_nics: dict[frozenset[str], list[Flow]] = defaultdict(list)
+    known: dict[str, Nic] = {}
+    for flow in flows:
+        passed = [
+            nics[end] for end in (flow.source, flow.destination, flow.answering) if end is not None and end in nics
+        ]
+        known.update((nic.interface, nic) for nic in passed)
+        by_nics[frozenset(nic.interface for nic in passed)].append(flow)
+    met: dict[str, Nic] = {}
+    batch: list[Flow] = []
+    for names, some in sorted(by_nics.items(), key=lambda item: -len(item[1])):
+        met.update((name, known[name]) for name in names)
+        batch += some
+        if len(met) >= _NICS_AT_ONCE:
+            yield met.values(), batch
+            met, batch = {}, []
+    if batch:
+        yield met.values(), batch
 
 
 def _untracked(tracked: Sequence[Flow] | None, host: Topology) -> tuple[str, ...]:
@@ -161,23 +195,24 @@ def _corosync(source: Source, network: LiveNetwork) -> Iterator[Peer]:
 
 
 class _Judge:
-    """Judges connections by a ruleset, and by the one before it."""
+    """Judges connections by a ruleset, and by the one before it.
+
+    ``host`` has the NICs that these connections pass, and no others.
+    """
 
     def __init__(
         self,
-        desired: Desired,
-        before: Desired | None,
+        rulesets: tuple[PartialReader, PartialReader | None],
         host: Topology,
         network: LiveNetwork,
         tracked: frozenset[Flow],
         source: Source,
-        interfaces: frozenset[str],
     ) -> None:
-        self._after = Verdicts(read_in_part(desired, interfaces), host)
-        self._interfaces = interfaces
+        after, self._running = rulesets
+        self._interfaces = frozenset(nic.interface for nic in host.nics)
+        self._after = Verdicts(after.read(self._interfaces), host)
         self._before: Verdicts | None = None
         self._explaining: Verdicts | None = None
-        self._running = before
         self._source = source
         self._host = host
         self._network = network
@@ -191,9 +226,8 @@ class _Judge:
         found += [self._peer(peer, inwards=inwards) for peer in peers for inwards in (True, False)]
         return [cut for cut in found if cut is not None]
 
-    def losses(self, flows: Sequence[Flow]) -> list[GuestLoss]:
-        """Return the connections of guests that would not be allowed any more, by the line that decides."""
-        by_place: dict[str, list[str]] = {}
+    def add_losses(self, flows: Sequence[Flow], by_place: dict[str, list[str]]) -> None:
+        """Add the connections of guests that would not be allowed any more, by the line that decides."""
         for flow in flows:
             there = flow.answering or flow.destination
             packet = self._packet(flow.source, flow.sport, there, flow.dport, _PORT_PROTOCOLS[flow.protocol], "new")
@@ -201,7 +235,6 @@ class _Judge:
             if outcome is not None and self._was_allowed(packet):
                 text = f"{_PORT_PROTOCOLS[flow.protocol]} {_end(flow.source, flow.sport)} → {_end(there, flow.dport)}"
                 by_place.setdefault(self._place(outcome, packet), []).append(text)
-        return [GuestLoss(place, tuple(flows)) for place, flows in by_place.items()]
 
     def _session(self, session: Session) -> Cut | None:
         flow = session.flow
@@ -239,7 +272,8 @@ class _Judge:
         looked for in the former, unless that has no such rule (FORWARD rules).
         """
         if self._explaining is None:
-            compiled = compile_root(replace(self._source, cautious=True), "iptables")
+            met = {nic.vmid for nic in self._host.nics}
+            compiled = compile_root(replace(self._source, cautious=True), "iptables", only=met)
             self._explaining = Verdicts(read_back(compiled), replace(self._host, call_iptables=True))
         explained = self._explaining.outcome(packet.spec, packet.source, packet.destination)
         if explained.verdict in ("DROP", "REJECT") and explained.stopped is None:
@@ -251,7 +285,7 @@ class _Judge:
             if not matched:
                 return f"the policy of {walk.table.key} {walk.chain.name}"
             step = matched[-1]
-        return step.origin or f"{step.chain.name} rule {step.number}"
+        return step.origin or f"a rule of {step.chain.name}"
 
     def _packet(
         self,
@@ -285,10 +319,10 @@ class _Judge:
         return outcome if outcome.verdict in ("DROP", "REJECT") and outcome.stopped is None else None
 
     def _was_allowed(self, packet: _Packet) -> bool:
-        if self._running is None or not self._running.enabled:
+        if self._running is None:
             return True
         if self._before is None:
-            self._before = Verdicts(read_in_part(self._running, self._interfaces), self._host)
+            self._before = Verdicts(self._running.read(self._interfaces), self._host)
         return self._before.outcome(packet.spec, packet.source, packet.destination).verdict not in ("DROP", "REJECT")
 
     def _zone(self, address: Address) -> str:

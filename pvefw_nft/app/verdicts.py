@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.verify.model import DADDR4, DADDR6, DPORT, SADDR4, SADDR6, SPORT, Guard, VerdictMap, tests_of
 from pvefw_nft.verify.packet import make_probe
+from pvefw_nft.verify.shortcuts import Shortcuts
 from pvefw_nft.verify.simulate import simulate
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Verdicts:
         self.topology = topology
         self._bounds = _bounds_of(model)
         self._known: dict[object, Outcome] = {}
+        self._shortcuts = Shortcuts()
 
     def outcome(self, spec: PacketSpec, source: tuple[int, int], destination: tuple[int, int]) -> Outcome:
         """Return what happens to a packet between two addresses (IP version, number), which are those of ``spec``.
@@ -49,7 +51,8 @@ class Verdicts:
         )
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = simulate(self.model, make_probe(spec, self.topology))
+            probe = make_probe(spec, self.topology)
+            found = self._known[key] = simulate(self.model, probe, shortcuts=self._shortcuts)
         return found
 
     def _number(self, on: Field, value: int) -> int:

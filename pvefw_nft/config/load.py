@@ -250,10 +250,11 @@ class Configuration:
         beside = file.with_suffix(COMPANION_SUFFIX)
         return resolve.read_companion(kind, str(beside), self._root.files.text(beside) or "", self._findings)
 
-    def guests(self, *, rules: bool = True) -> Iterator[Guest]:
+    def guests(self, *, rules: bool = True, only: Container[int] | None = None) -> Iterator[Guest]:
         """Yield this node's guests, VMs before containers, by VMID as text; the order of the reference.
 
-        Without ``rules`` their firewall files are not read: as if they had none.
+        Without ``rules`` their firewall files are not read: as if they had none. With ``only`` guests of other VMIDs
+        are left out.
         """
         seen: dict[int, str] = {}
         for kind in GuestKind:
@@ -268,7 +269,8 @@ class Configuration:
                     )
                     continue
                 seen[vmid] = files[vmid]
-                yield self._guest(vmid, kind, files[vmid], rules=rules)
+                if only is None or vmid in only:
+                    yield self._guest(vmid, kind, files[vmid], rules=rules)
         if self._store is not None:
             self._store.end(seen)
 

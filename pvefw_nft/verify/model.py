@@ -872,16 +872,15 @@ class RulesetModel:
 
     tables: tuple[Table, ...] = ()
     assumptions: tuple[str, ...] = ()
+    _hooked: list[tuple[Hook, Table, Chain]] = field(default_factory=list, init=False, compare=False, repr=False)
 
     def base_chains(self, point: Point, *families: Family) -> list[tuple[Table, Chain]]:
         """Return the base chains at a point of these families, in the order packets meet them."""
-        found = [
-            (chain.hook.priority, order, table, chain)
-            for order, table in enumerate(self.tables)
-            for chain in table.chains.values()
-            if chain.hook is not None and chain.hook.point == point and chain.hook.family in families
-        ]
-        return [(table, chain) for _, _, table, chain in sorted(found, key=lambda row: row[:2])]
+        if not self._hooked:
+            # few chains of many have a hook, and each packet asks for them at each hook
+            hooked = [(c.hook, table, c) for table in self.tables for c in table.chains.values() if c.hook is not None]
+            self._hooked.extend(sorted(hooked, key=lambda row: row[0].priority))
+        return [(t, c) for hook, t, c in self._hooked if hook.point == point and hook.family in families]
 
     def merged(self, other: RulesetModel) -> RulesetModel:
         """Return the ruleset with the tables of both (both are loaded; a packet passes both)."""

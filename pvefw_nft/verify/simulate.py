@@ -101,12 +101,13 @@ from pvefw_nft.verify.tracking import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from pvefw_nft.verify.connections import Connections
     from pvefw_nft.verify.guesses import Guess
     from pvefw_nft.verify.intervals import IntervalSet
     from pvefw_nft.verify.path import Stage
+    from pvefw_nft.verify.shortcuts import Shortcuts
     from pvefw_nft.verify.tracking import Tracked
 
 _PLACE = re.compile(r"\S:\d+")
@@ -272,19 +273,23 @@ LookedUp: TypeAlias = "dict[Field, dict[IntervalSet, None]]"
 
 
 def simulate(
-    model: RulesetModel, probe: Probe, looked_up: LookedUp | None = None, connections: Connections | None = None
+    model: RulesetModel,
+    probe: Probe,
+    looked_up: LookedUp | None = None,
+    connections: Connections | None = None,
+    shortcuts: Shortcuts | None = None,
 ) -> Outcome:
     """Return what happens to a packet on its way. With ``connections`` its state follows from those known before it.
 
-    Where ``looked_up`` has fields as keys, the sets that rules looked up for them are added to it. Raises UsageError
-    where more unknown matches matter than can be tried.
+    Where ``looked_up`` has fields as keys, the sets that rules looked up for them are added to it. With ``shortcuts``
+    the outcome has only the steps that matched. Raises UsageError where more unknown matches matter than can be tried.
     """
     outcomes: list[tuple[dict[Field, int], Outcome]] = []
     pending: list[dict[Field, int]] = [{}]
     while pending:
         chosen = pending.pop()
         try:
-            outcomes.append((chosen, _Walker(model, probe, chosen, looked_up, connections).run()))
+            outcomes.append((chosen, _Walker(model, probe, chosen, looked_up, connections, shortcuts).run()))
         except _Undecided as question:
             if len(chosen) >= MAX_UNKNOWN:
                 message = f"more than {MAX_UNKNOWN} unknown matches on the packet's way"
@@ -338,8 +343,10 @@ class _Walker:
         chosen: dict[Field, int],
         looked_up: LookedUp | None = None,
         connections: Connections | None = None,
+        shortcuts: Shortcuts | None = None,
     ) -> None:
         self.model = model
+        self.shortcuts = shortcuts
         self.probe = probe
         self.packet: dict[Field, int] = {TRACKING: 0, **probe.fields}
         self.chosen = chosen
@@ -476,31 +483,34 @@ class _Walker:
     def _base_chain(self, stage: StageWalk, table: Table, chain: Chain) -> End:
         walk = ChainWalk(table, chain)
         stage.chains.append(walk)
-        returns: list[tuple[Chain, int, tuple[Step, ...]]] = []
-        current, position = chain, 0
+        returns: list[tuple[Chain, Iterator[int], tuple[Step, ...]]] = []
+        current, positions = chain, self._positions(chain)
         callers: tuple[Step, ...] = ()
         while True:
-            if position >= len(current.rules):
+            position = next(positions, None)
+            if position is None:
                 decided: PlainVerdict | None = current.policy if current is not chain else Return()
             else:
-                step = replace(self._rule(table, current, position), callers=callers)
-                walk.steps.append(step)
-                position += 1
+                step = self._rule(table, current, position, callers)
+                if self.shortcuts is None or step.failed is None:
+                    walk.steps.append(step)
                 decided = step.verdict
             match decided:
                 case None:
                     continue
                 case Jump(target):
-                    returns.append((current, position, callers))
-                    current, position, callers = table.chains[target], 0, (*callers, walk.steps[-1])
+                    returns.append((current, positions, callers))
+                    current, callers = table.chains[target], (*callers, walk.steps[-1])
+                    positions = self._positions(current)
                 case Goto(target):
-                    current, position, callers = table.chains[target], 0, (*callers, walk.steps[-1])
+                    current, callers = table.chains[target], (*callers, walk.steps[-1])
+                    positions = self._positions(current)
                 case Return():
                     if not returns:
                         walk.policy = walk.decider is None or isinstance(chain.policy, Drop)
                         walk.end = chain.policy if isinstance(chain.policy, Drop) else Accept()
                         return walk.end
-                    current, position, callers = returns.pop()
+                    current, positions, callers = returns.pop()
                 case Queue(first, last, _):
                     numbers = first if first == last else f"{first}-{last}"
                     self.notes.append(f"goes to the program on queue {numbers}, taken to let it pass")
@@ -512,23 +522,28 @@ class _Walker:
                     walk.end = decided
                     return decided
 
-    def _rule(self, table: Table, chain: Chain, position: int) -> Step:
+    def _positions(self, chain: Chain) -> Iterator[int]:
+        if self.shortcuts is not None:
+            return iter(self.shortcuts.positions(chain, self.view))
+        return iter(range(len(chain.rules)))
+
+    def _rule(self, table: Table, chain: Chain, position: int, callers: tuple[Step, ...]) -> Step:
         rule = self.rule_at = chain.rules[position]
         for condition in rule.conditions:
             if not self._holds(condition):
-                return Step(table, chain, position + 1, rule, failed=condition)
+                return Step(table, chain, position + 1, rule, callers, condition)
         for effect in rule.effects:
             if isinstance(effect, Guard):
                 if not self._holds(effect.condition):
-                    return Step(table, chain, position + 1, rule, failed=effect.condition)
+                    return Step(table, chain, position + 1, rule, callers, effect.condition)
             else:
                 self._apply(effect)
         verdict = rule.verdict
         if isinstance(verdict, VerdictMap):
             found = self._lookup(verdict)
             failed = _keys(verdict) if found is None else None
-            return Step(table, chain, position + 1, rule, failed=failed, verdict=found)
-        return Step(table, chain, position + 1, rule, verdict=verdict)
+            return Step(table, chain, position + 1, rule, callers, failed, found)
+        return Step(table, chain, position + 1, rule, callers, verdict=verdict)
 
     def _lookup(self, verdict: VerdictMap) -> PlainVerdict | None:
         index = verdict.index
@@ -553,7 +568,8 @@ class _Walker:
                 for prefix, usual in _USUAL_BITS.items():
                     if on.name.startswith(prefix):
                         return self._usual(on, usual) in condition.values
-            return holds(Test(on, condition.values), self.view)
+            value = self.view.get(on)
+            return value is not None and value in condition.values
         if isinstance(condition, All):
             return all(self._holds(part) for part in condition.of)
         if isinstance(condition, Any):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -65,7 +66,12 @@ class Configured:
         self.write("firewall/cluster.fw", head + more)
 
     def judge(
-        self, sessions: Sequence[Session] = (), tracked: Sequence[Flow] = (), *, before: bool = False
+        self,
+        sessions: Sequence[Session] = (),
+        tracked: Sequence[Flow] = (),
+        *,
+        before: bool = False,
+        network: LiveNetwork = NETWORK,
     ) -> Judgement:
         """Judge the configuration; ``before``: by what changes against the ruleset that was compiled last."""
         source = Source(self.root, "n", lambda: None)
@@ -73,7 +79,7 @@ class Configured:
         self.compiled = desired_of(compile_root(source, self.backend))
         self.monkeypatch.setattr(connections, "sessions", lambda **_: list(sessions))
         self.monkeypatch.setattr(connections, "tracked", lambda: list(tracked))
-        return session_guard.judge(self.compiled, running, source, NETWORK)
+        return session_guard.judge(self.compiled, running, source, network)
 
 
 @pytest.fixture
@@ -179,6 +185,55 @@ def test_the_migration_network_must_get_through(configured: Configured) -> None:
 def test_a_firewall_that_is_off_cuts_nothing(configured: Configured) -> None:
     configured.write("firewall/cluster.fw", "[OPTIONS]\nenable: 0\n[ALIASES]\nlocal_network 192.0.2.0/24\n")
     assert configured.judge([ssh()]).cuts == ()
+
+
+def many_guests(configured: Configured, count: int) -> tuple[LiveNetwork, list[Flow]]:
+    """Add guests from VMID 200 on that accept only their own port, each with a connection to port 80."""
+    met: dict[Address, int] = {GUEST: int(GUEST_MAC.replace(":", ""), 16)}
+    flows = []
+    for number in range(count):
+        mac = f"BC:24:11:00:01:{number:02X}"
+        configured.write(f"nodes/n/qemu-server/{200 + number}.conf", f"net0: virtio={mac},bridge=vmbr0,firewall=1\n")
+        rules = f"IN ACCEPT -p tcp -dport {1000 + number}\nIN DROP -p tcp -dport 80\n"
+        configured.write(f"firewall/{200 + number}.fw", f"[OPTIONS]\nenable: 1\n[RULES]\n{rules}")
+        guest = (4, address("10.0.1.0")[1] + number)
+        met[guest] = int(mac.replace(":", ""), 16)
+        flows.append(Flow(6, FAR, 40000 + number, guest, 80))
+    return replace(NETWORK, neighbours=met), flows
+
+
+def test_connections_of_many_guests_are_judged_by_each_guests_own_rules(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, flows = many_guests(configured, 60)
+    monkeypatch.setattr(session_guard, "MAX_SECONDS", 60)
+    judgement = configured.judge((), [*flows, Flow(6, FAR, 1, flows[7].destination, 1007)], network=network)
+    assert {(loss.place, loss.connections) for loss in judgement.guests} == {
+        (f"{200 + number}.fw:5", (f"tcp 203.0.113.7:{40000 + number} → 10.0.1.{number}:80",)) for number in range(60)
+    }
+    assert judgement.notes == ()
+
+
+def test_connections_between_guests_meet_the_rules_of_both(configured: Configured) -> None:
+    network, (first, second) = many_guests(configured, 2)
+    configured.write("firewall/200.fw", "[OPTIONS]\nenable: 1\n[RULES]\nOUT DROP -p tcp -dport 1001\n")
+    between = [Flow(6, first.destination, 5, second.destination, port) for port in (1001, 80, 1002)]
+    judgement = configured.judge((), between, network=network)
+    assert {(loss.place, len(loss.connections)) for loss in judgement.guests} == {
+        ("200.fw:4", 1), ("201.fw:5", 1), ("201.fw policy_in DROP", 1),
+    }  # fmt: skip
+
+
+def test_what_must_not_break_is_judged_however_many_connections_guests_have(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, flows = many_guests(configured, 60)
+    monkeypatch.setattr(session_guard, "MAX_SECONDS", 0)
+    judgement = configured.judge([ssh()], flows, network=network)
+    assert [cut.place for cut in judgement.cuts] == ["cluster.fw policy_in DROP"]
+    (note,) = judgement.notes
+    assert note.startswith("of 60 connections of guests, ")
+    assert sum(len(loss.connections) for loss in judgement.guests) < 60
 
 
 def test_a_thousand_connections_take_less_than_a_second(configured: Configured) -> None:
