@@ -8,7 +8,16 @@ gives firewall bridges a connection tracking zone of their own::
 
 The ruleset of the iptables backend is the reference's and does not hold it. ``pvefw start --nat-zone`` adds it as a
 rule of ours, known by its comment, and remembers that it is wanted; ``--no-nat-zone`` ends both. The nft ruleset needs
-no such rule (:mod:`.zone_change`).
+no such rule (:mod:`.zone_change`). Two things go with it:
+
+- A packet keeps the first template that a rule attaches (xt_ct_target, net/netfilter/xt_CT.c), so behind the zone rule
+  ``nf_conntrack_helpers`` assigns nothing. Each of its rules is repeated in front, with zone and helper in one.
+- The host's NAT rules meet a packet on the firewall bridge first. A port forward would translate it there, and the
+  bridge, whose rp_filter is on, drops what its routing table sends elsewhere (br_nf_pre_routing_finish,
+  net/bridge/br_netfilter_hooks.c). So NAT leaves out firewall bridges, and translates on the guest's bridge::
+
+    -t nat PREROUTING  -i fwbr+ -j ACCEPT
+    -t nat POSTROUTING -o fwbr+ -j ACCEPT
 """
 
 from __future__ import annotations
@@ -24,18 +33,21 @@ from . import conntrack, state, tools
 from .nftables_state import TABLE, Nftables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 NAT_ZONE: Final = 1
 COMMENT: Final = "pvefw: NAT of guests"
-_RULE: Final = (
-    "PREROUTING", "-i", "fwbr+", "-m", "comment", "--comment", COMMENT, "-j", "CT", "--zone", str(NAT_ZONE),
-)  # fmt: skip
+_OURS: Final = f'-m comment --comment "{COMMENT}"'
+_SHIELDS: Final = (f"PREROUTING -i fwbr+ {_OURS} -j ACCEPT", f"POSTROUTING -o fwbr+ {_OURS} -j ACCEPT")
+"""Rules of table nat that keep NAT from firewall bridges."""
 _TOOLS: Final = ("iptables", "ip6tables")
 _VERSIONS: Final = {"iptables": "ip", "ip6tables": "ip6"}
 _LEGACY_TABLES: Final = {"iptables": "ip_tables_names", "ip6tables": "ip6_tables_names"}
 _TRANSLATES: Final = re.compile(r" -j (?:MASQUERADE|SNAT|DNAT|REDIRECT|NETMAP)\b")
-_ZONE_RULE: Final = re.compile(r"^-A PREROUTING .*-i fwbr\S* .*-j CT .*--zone(?:-orig)? (\d+)", re.MULTILINE)
+_ZONE_RULE: Final = re.compile(r"^-A PREROUTING .*-i fwbr\S* .*-j CT .*--zone(?:-orig)? (\d+)")
+_HELPER_RULE: Final = re.compile(r"^-A PVEFW-PREROUTING (-p \S+ -m \S+ --dport \d+) -j CT --helper (\S+)$")
+_FORWARD: Final = re.compile(r"^-A PREROUTING (?!.*-i ).* -j (?:DNAT|REDIRECT|NETMAP)\b")
+"""A rule that translates destinations wherever packets come in."""
 _TRANSLATIONS: Final = ("snat", "dnat", "masquerade", "redirect", "xt")
 """Statements of rules in a chain of type nat; ``xt`` is what iptables-nft's targets are listed as."""
 
@@ -66,7 +78,15 @@ def zone_of_rule(tool: str = "iptables") -> int:
 
     Raises :class:`HostError` where rules cannot be listed.
     """
-    found = _ZONE_RULE.search(tools.run([f"{tool}-save", "-t", "raw"]))
+    return _zone(_listed(tool, "raw"))
+
+
+def _listed(tool: str, table: str) -> list[str]:
+    return tools.run([f"{tool}-save", "-t", table]).splitlines()
+
+
+def _zone(raw: list[str]) -> int:
+    found = next(filter(None, map(_ZONE_RULE.match, raw)), None)
     return 0 if found is None else int(found[1])
 
 
@@ -77,16 +97,31 @@ def missing() -> list[str]:
     """
     if not any(name.startswith("fwbr") for _, name in socket.if_nameindex()):
         return []
-    found = nat_rules()
-    return [
-        f"{tool}: {len(rules)} rules translate addresses ({rules[0]}{', …' if len(rules) > 1 else ''}), and firewall "
-        "bridges have no connection tracking zone: NAT does not work for guests with firewall=1"
-        for tool, rules in found.items()
-        if rules and not zone_of_rule(tool)
-    ]
+    return [line for tool, rules in nat_rules().items() if rules for line in _problems(tool, rules)]
 
 
-REMEDY: Final = "pvefw start --nat-zone, or `iptables -t raw -I PREROUTING -i fwbr+ -j CT --zone 1`, or the nft backend"
+def _problems(tool: str, rules: list[str]) -> Iterator[str]:
+    raw = _listed(tool, "raw")
+    if not _zone(raw):
+        more = ", …" if len(rules) > 1 else ""
+        yield (
+            f"{tool}: {len(rules)} rules translate addresses ({rules[0]}{more}), and firewall bridges have no "
+            "connection tracking zone: NAT does not work for guests with firewall=1"
+        )
+        return
+    helpers = [found[2] for found in map(_HELPER_RULE.match, raw) if found is not None]
+    if helpers and not any(COMMENT in line and "--helper" in line for line in raw):
+        yield f"{tool}: the zone rule for firewall bridges keeps guests' packets from helpers ({', '.join(helpers)})"
+    nat = _listed(tool, "nat")
+    forward = next((line for line in nat if _FORWARD.match(line)), None)
+    if forward is not None and not any("-i fwbr+" in line and line.endswith("-j ACCEPT") for line in nat):
+        yield (
+            f"{tool}: a port forward ({forward}) translates packets on firewall bridges already: it does not work for "
+            "guests with firewall=1 that use it themselves"
+        )
+
+
+REMEDY: Final = "pvefw start --nat-zone, or the nft backend"
 
 
 def is_wanted() -> bool:
@@ -95,7 +130,7 @@ def is_wanted() -> bool:
 
 
 def want(*, wanted: bool) -> None:
-    """Note whether the rule is to be there, also after a reboot; else it goes now. Raises :class:`HostError`."""
+    """Note whether the rules are to be there, also after a reboot; else they go now. Raises :class:`HostError`."""
     if wanted:
         state.write(_path(), {"zone": NAT_ZONE})
     else:
@@ -104,26 +139,43 @@ def want(*, wanted: bool) -> None:
 
 
 def add() -> None:
-    """Add our rule, unless a rule like it is there; established connections stay. Raises :class:`HostError`."""
+    """Add our rules where they are missing; established connections stay. Raises :class:`HostError`."""
     for tool in _TOOLS:
-        if not zone_of_rule(tool):
+        raw = _listed(tool, "raw")
+        others = _zone([line for line in raw if COMMENT not in line])
+        if not _zone(raw):
             guests = [entry for entry in conntrack.entries() if entry.mark and entry.answered and not entry.zone]
             conntrack.copy(guests, NAT_ZONE)
-            tools.run([tool, "-w", "-t", "raw", "-I", *_RULE])
+        zone = others or NAT_ZONE
+        wanted = [
+            f"PREROUTING -i fwbr+ {found[1]} {_OURS} -j CT --helper {found[2]} --zone {zone}"
+            for found in map(_HELPER_RULE.match, raw)
+            if found is not None
+        ]
+        if not others:
+            wanted.append(f"PREROUTING -i fwbr+ {_OURS} -j CT --zone {zone}")
+        _replace(tool, "raw", raw, wanted)
+        _replace(tool, "nat", _listed(tool, "nat"), _SHIELDS)
 
 
 def remove() -> None:
-    """Remove our rule where it is. Raises :class:`HostError`."""
+    """Remove our rules where they are. Raises :class:`HostError`."""
     for tool in _TOOLS if is_wanted() else ():
-        if _has_ours(tool):
-            tools.run([tool, "-w", "-t", "raw", "-D", *_RULE])
+        for table in ("raw", "nat"):
+            try:
+                listed = _listed(tool, table)
+            except HostError:
+                continue  # without the tool none can have been added
+            _replace(tool, table, listed, ())
 
 
-def _has_ours(tool: str) -> bool:
-    try:
-        return COMMENT in tools.run([f"{tool}-save", "-t", "raw"])
-    except HostError:
-        return False  # without the tool it cannot have been added
+def _replace(tool: str, table: str, listed: Sequence[str], wanted: Sequence[str]) -> None:
+    """Have exactly these rules of ours in front of each chain of a table, in one transaction."""
+    present = [line.removeprefix("-A ") for line in listed if COMMENT in line]
+    if present == list(wanted):
+        return
+    lines = [f"-D {rule}" for rule in present] + [f"-I {rule}" for rule in reversed(wanted)]
+    tools.run([f"{tool}-restore", "-w", "--noflush"], "\n".join([f"*{table}", *lines, "COMMIT", ""]))
 
 
 def _nft_nat_rules() -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.host import sysctl
+from pvefw_nft.host import nat_zone, sysctl
 
 from .forgery import forge_answers
 from .nat_network import ADDRESSES, BRIDGES, WAN, NatNetwork, configure, run
@@ -45,16 +45,16 @@ WAYS: dict[str, tuple[Callable[[NatNetwork], str], str]] = {
     "guest to guest, routed": (lambda net: net.tcp("vm103", VM100, 80), VM103),
     "rejected by the sender": (lambda net: net.tcp("vm100", VM101, 25), REFUSED),
     "host to guest": (lambda net: net.tcp("host", VM100, 80), BRIDGES["vmbr1"]),
+    "FTP from a masqueraded guest": (lambda net: net.ftp_active(), "some data"),
+    "FTP to a forwarded port": (lambda net: net.ftp_passive(), "some data"),
 }
 """What works with either backend, with NAT and its zone rule: who asks, and what comes of it."""
 
 NFT_ONLY: dict[str, tuple[Callable[[NatNetwork], str], str]] = {
     "rejected by the receiver": (lambda net: net.tcp("vm100", VM101, 24), REFUSED),
-    "FTP from a masqueraded guest": (lambda net: net.ftp_active(), "some data"),
-    "FTP to a forwarded port": (lambda net: net.ftp_passive(), "some data"),
 }
-"""What needs a zone for each firewall bridge: in one zone for all, the second bridge takes an expected connection or
-the reset of a rejection for one that is over."""
+"""What needs a zone for each firewall bridge: in one zone for all, the second bridge takes the reset of a rejection for
+a connection that is over."""
 
 SETTINGS = [("0", False), ("1", True)] + ([("0", True), ("1", False)] if "PVEFW_TEST_NAT" in os.environ else [])
 """bridge-nf-call-iptables, and whether others have the zone rule: all of them with PVEFW_TEST_NAT."""
@@ -110,10 +110,15 @@ def test_nft_ruleset_and_nat(network: NatNetwork, tmp_path: Path, bridge_call: s
     assert hairpins == sources
 
 
-def test_iptables_ruleset_and_nat_with_the_zone_rule(network: NatNetwork, tmp_path: Path) -> None:
-    run(*ZONE_RULE)
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "others"])
+def test_iptables_ruleset_and_nat_with_the_zone_rule(network: NatNetwork, tmp_path: Path, others: bool) -> None:
+    if others:
+        run(*ZONE_RULE)
+    nat_zone.want(wanted=True)
     start(recompiled(tmp_path, "iptables"))
     assert outcomes(network, WAYS) == {name: expected for name, (_, expected) in WAYS.items()}
+    hairpins = {place: network.tcp(place, WAN, 8080) for place in HAIRPINS}
+    assert hairpins == dict.fromkeys(HAIRPINS, BRIDGES["vmbr1"])
 
 
 @pytest.mark.parametrize("attacker", ["vm100", "vm102"])

@@ -44,7 +44,13 @@ def start(root: Path, *options: str, command: str = "start") -> str:
 def raw(tool: str = "iptables") -> list[str]:
     from .nat_network import run
 
-    return [line for line in run(f"{tool}-save", "-t", "raw").splitlines() if "CT --zone" in line]
+    return [line for line in run(f"{tool}-save", "-t", "raw").splitlines() if "--zone" in line]
+
+
+def shields() -> list[str]:
+    from .nat_network import run
+
+    return [line for line in run("iptables-save", "-t", "nat").splitlines() if nat_zone.COMMENT in line]
 
 
 def test_start_and_status_tell_of_nat_without_zone_rule(root: Path) -> None:
@@ -89,6 +95,34 @@ def test_nat_zone_adds_a_rule_that_stop_removes(root: Path) -> None:
     assert len(raw()) == 1
     assert WARNING in start(root, "--no-nat-zone")
     assert raw() == []
+    assert shields() == []
+
+
+def test_helpers_are_assigned_in_front_of_the_zone_rule(root: Path) -> None:
+    (root / "etc/pve/nodes/n/host.fw").write_text("[OPTIONS]\nnf_conntrack_helpers: ftp,tftp\n")
+    shell(f"iptables {OTHERS_RULE} && ip6tables {OTHERS_RULE} && {MASQUERADE}")
+    assert "keeps guests' packets from helpers (ftp, tftp)" in start(root)
+    assert "helpers" not in start(root, "--nat-zone")
+    first, second, theirs = raw()
+    assert [line.split(" -j ")[1] for line in (first, second)] == [
+        "CT --helper ftp --zone 1",
+        "CT --helper tftp --zone 1",
+    ]
+    assert nat_zone.COMMENT not in theirs
+    (root / "etc/pve/nodes/n/host.fw").write_text("[OPTIONS]\nnf_conntrack_helpers: ftp\n")
+    start(root)
+    assert len(raw()) == 2
+
+
+def test_port_forwards_leave_firewall_bridges_out(root: Path) -> None:
+    shell(f"iptables {OTHERS_RULE} && ip6tables {OTHERS_RULE}")
+    shell("iptables -t nat -A PREROUTING -d 192.0.2.254 -p tcp --dport 8080 -j DNAT --to-destination 10.0.0.100:80")
+    assert "translates packets on firewall bridges already" in start(root)
+    assert "translates packets" not in start(root, "--nat-zone")
+    assert len(shields()) == 2
+    assert shields()[0].startswith("-A PREROUTING -i fwbr+ ")
+    CliRunner().invoke(cli, ["stop"])
+    assert shields() == []
 
 
 def test_rule_of_others_stays(root: Path) -> None:
