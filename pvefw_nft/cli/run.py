@@ -28,6 +28,8 @@ from pvefw_nft.cli.plugging import NicService, chosen, plugging_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import PvefwError, UsageError
 from pvefw_nft.host import control, firewall, lock, state, watch
+from pvefw_nft.host.proxmox.awake import FirewallWatch
+from pvefw_nft.host.proxmox.flag import keep_flag
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox
 from pvefw_nft.host.proxmox.units import handing_back_path
 from pvefw_nft.host.rule_guard import RuleGuard
@@ -169,6 +171,7 @@ class _Service:
         self._noted: Result | None = None
         self._store = Store()
         self._rules = RuleGuard()
+        self._theirs = FirewallWatch()
         self._fail_closed = fail_closed
         self._started = self._ready = False
 
@@ -194,6 +197,7 @@ class _Service:
     @desired_ruleset.no_garbage()
     def refresh(self, reason: str) -> float | None:
         """Compile and apply. Returns the seconds after which to look again; None: whenever something changes."""
+        self._look_at_proxmox()
         again: float | None = None
         begun = time.monotonic()
         if reason == "SIGHUP":
@@ -226,6 +230,7 @@ class _Service:
         desired = None if self._last is None else self._last.desired
         if desired is None:
             return None
+        self._look_at_proxmox()
         wait = self._rules.wait(made)
         if wait:
             if self._rules.fights:
@@ -239,6 +244,13 @@ class _Service:
             except (PvefwError, OSError):
                 unchanged = False  # the refresh says what is wrong
             return None if unchanged else self.refresh(_RULES_CHANGED)
+
+    def _look_at_proxmox(self) -> None:
+        """Tell which of Proxmox VE's firewalls came to life; the flag file has proxmox-firewall remove its tables."""
+        for line in () if self._beside else self._theirs.news():
+            self._tell(line, again=True)
+            if (problem := keep_flag()) is not None:
+                self._tell(f"warning: {problem}")
 
     def _tell_ready(self) -> None:
         """Tell the service manager that guests may start; with --fail-closed only where rules are in place."""

@@ -30,6 +30,7 @@ from pvefw_nft.host import control, firewall, lock, nat_zone
 from pvefw_nft.host.bridges import drop
 from pvefw_nft.host.bridges.unplugged import read_unplugged
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox, running_firewalls
+from pvefw_nft.host.proxmox.theirs import leftovers
 from pvefw_nft.host.proxmox.units import is_taken_over
 
 if TYPE_CHECKING:
@@ -167,16 +168,22 @@ def status_command(
     waiting = control.pending_if_sound()
     unplugged = _unplugged(source, desired) if found.running else []
     nat = _nat_problems() if found.running and "iptables" in found.backends else []
+    left = _leftovers()
     if form == "json":
-        shown = {**_status_json(found, waiting, unplugged, theirs, invalid=invalid), "nat": nat}
+        shown = {**_status_json(found, waiting, unplugged, theirs, invalid=invalid), "nat": nat, "leftovers": left}
         click.echo(json.dumps(shown, indent=2))
     else:
         for name in theirs:
             click.echo(f"warning: {name} beside pvefw, see `pvefw take-over`")
+        for variant in left:
+            click.echo(
+                f"warning: PVEFW chains of iptables-{variant} are left over: no firewall that runs takes care of them, "
+                "and packets must pass them, too; see `pvefw take-over`"
+            )
         _print_status(found, waiting, unplugged, diff=diff, invalid=invalid)
         for line in nat:
             click.echo(f"NAT: {line}\n  help: {nat_zone.REMEDY}")
-    clean = not (found.changes or found.drifted or invalid or unplugged or theirs)
+    clean = not (found.changes or found.drifted or invalid or unplugged or theirs or left)
     ctx.exit((0 if clean else 1) if found.running and not found.unseen else 3)
 
 
@@ -324,6 +331,14 @@ def _theirs() -> list[str]:
         return running_firewalls()
     except PvefwError as error:
         click.echo(f"warning: Proxmox VE's services could not be looked at: {error.message}", err=True)
+        return []
+
+
+def _leftovers() -> list[str]:
+    """Return the variants of iptables that hold chains of a firewall that runs no more; none where that is not seen."""
+    try:
+        return leftovers()
+    except HostError:
         return []
 
 

@@ -12,6 +12,7 @@ from pvefw_nft.cli.run import unit_text
 from pvefw_nft.errors import HostError
 from pvefw_nft.host import control, firewall, record
 from pvefw_nft.host.proxmox import services, theirs, units
+from pvefw_nft.host.proxmox.awake import FirewallWatch
 from pvefw_nft.host.proxmox.flag import flag_path
 
 from .network import compiled, configure, start
@@ -114,6 +115,41 @@ def test_a_change_beside_is_undone_without_touching_what_was_there(host: Namespa
     assert theirs.has_iptables_chains()  # pve-firewall goes on with them
     assert not firewall.was_started()
     assert not record.pending_path().exists()
+
+
+def test_chains_that_no_running_firewall_takes_care_of_are_named(host: Namespace, tmp_path: Path) -> None:
+    load = ["iptables-restore", "--noflush"]
+    chains = "*filter\n:PVEFW-INPUT - [0:0]\n-A INPUT -j PVEFW-INPUT\n-A PVEFW-INPUT -p udp -j RETURN\nCOMMIT\n"
+    subprocess.run(load, input=chains, text=True, check=True)
+    configure(tmp_path)
+    assert "chains of iptables-nft are left over" in pvefw("status", *options(tmp_path)).stdout
+    assert pvefw("start", *options(tmp_path)).returncode == 0
+    status = pvefw("status", *options(tmp_path))
+    assert status.returncode == 0, status.stdout
+    assert "left over" not in status.stdout
+
+
+def test_the_service_tells_of_a_firewall_that_comes_to_life_and_looks_at_it_ever_more_seldom() -> None:
+    now, looks = 0.0, 0
+    running: list[str] = []
+
+    def look() -> list[str]:
+        nonlocal looks
+        looks += 1
+        return list(running)
+
+    watch = FirewallWatch(look, lambda: now)
+    told = {}
+    for second in range(4000):
+        now = float(second)
+        running[:] = ["pve-firewall.service runs"] if 100 <= second < 2000 else []
+        told.update(dict.fromkeys(watch.news(), second))
+    (came, at), (gone, ended) = told.items()
+    assert came.startswith("warning: pve-firewall.service runs: ")
+    assert gone == "no more: pve-firewall.service runs"
+    assert 100 <= at <= 120
+    assert 2000 <= ended <= 2320
+    assert looks < 5 + 10 + 120
 
 
 SHOWN = """\

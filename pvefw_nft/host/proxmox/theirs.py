@@ -11,7 +11,7 @@ import time
 
 from pvefw_nft.errors import HostError
 
-from .. import nf_tables, tools, xtables
+from .. import firewall, nf_tables, record, tools, xtables
 from ..apply_iptables import plan
 from ..nftables_state import Nftables
 from .services import IPTABLES_SERVICE, NFT_SERVICE, loaded_tables, read_services
@@ -24,6 +24,25 @@ _HOOKED = re.compile(r"^-A INPUT -j PVEFW-INPUT$", re.MULTILINE)
 def has_iptables_chains() -> bool:
     """Tell whether PVEFW chains are in use, by any variant of iptables. Raises HostError."""
     return any(_HOOKED.search(tools.run([tool])) for tool in _save_tools("iptables"))
+
+
+def leftovers() -> list[str]:
+    """Return the variants of iptables (``legacy``, ``nft``) whose PVEFW chains no firewall that runs takes care of.
+
+    Raises HostError.
+    """
+    if any(service.running for service in read_services(IPTABLES_SERVICE)):
+        return []
+    applied = record.load_if_sound(record.running_path()) if firewall.was_started() else None
+    ours = applied is not None and applied.backend == "iptables" and applied.enabled
+    current = _current_variant()
+    return [
+        variant
+        for variant in _VARIANTS
+        if not (ours and variant == current)
+        and _is_installed(f"iptables-{variant}-save")
+        and _HOOKED.search(tools.run([f"iptables-{variant}-save"]))
+    ]
 
 
 def _save_tools(tool: str) -> list[str]:

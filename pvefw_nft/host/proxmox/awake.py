@@ -1,0 +1,56 @@
+"""Noticing in the service that one of Proxmox VE's firewalls comes to life, or ends.
+
+An upgrade of its package, a person or another program may start one long after ``pvefw run`` has begun. Ours stay then:
+what that firewall changes is mended as any other change (:mod:`..rule_guard`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Final
+
+from pvefw_nft.errors import HostError
+
+from .services import running_firewalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_INTERVAL: Final = 20.0  # seconds between looks, each of which is a process
+_LONGEST: Final = 320.0  # seconds between looks while one goes on running
+
+
+class FirewallWatch:
+    """Looks at Proxmox VE's firewalls, and says what is new since the last look."""
+
+    def __init__(
+        self,
+        look: Callable[[], list[str]] = running_firewalls,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start with none that runs. ``clock`` is in seconds."""
+        self._look = look
+        self._clock = clock
+        self._found: tuple[str, ...] = ()
+        self._due = clock() + _INTERVAL
+        self._interval = _INTERVAL
+
+    def news(self) -> Iterator[str]:
+        """Yield a line for each firewall that came to life or ended; none where it is not time to look."""
+        if self._clock() < self._due:
+            return
+        found = self._found
+        with contextlib.suppress(HostError):  # systemd does not answer: the next look may tell
+            found = tuple(self._look())
+        came = [line for line in found if line not in self._found]
+        gone = [line for line in self._found if line not in found]
+        self._interval = min(2 * self._interval, _LONGEST) if found and not came else _INTERVAL
+        self._found = found
+        for line in came:
+            yield (
+                f"warning: {line}: what it changes in our rules is mended, ever more seldom; `pvefw take-over` stops it"
+            )
+        for line in gone:
+            yield f"no more: {line}"
+        self._due = self._clock() + self._interval
