@@ -42,6 +42,7 @@ _COMMANDS = {
     "plumb": ("pvefw_nft.cli.plug", "Plug all filtered NICs that exist."),
     "localnet": ("pvefw_nft.cli.localnet", "Say what the local network is, and which corosync peers get through."),
     "doctor": ("pvefw_nft.cli.doctor", "Look for what keeps this host's firewall from working."),
+    "completion": ("pvefw_nft.cli.completion", "Print the completion script for a shell."),
 }
 
 
@@ -62,13 +63,39 @@ class _Commands(click.Group):
             raise TypeError(cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches  # deferred: needed for a mistake only
+
+            close = get_close_matches(args[0][:60], _COMMANDS, n=1)
+            ctx.fail(f"no command `{args[0][:60]}`{f'; did you mean `{close[0]}`?' if close else ''}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
 
 
+def _print_versions(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001 - click's
+    if value and not ctx.resilient_parsing:
+        from pvefw_nft.host.versions import version_lines  # deferred: few ask
+
+        for line in version_lines():
+            click.echo(line)
+        ctx.exit()
+
+
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="pvefw", prog_name="pvefw")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_versions,
+    help="Print the versions of pvefw, its libraries and the tools it calls.",
+)
 def cli() -> None:
     """Compile Proxmox VE firewall files to iptables or nftables, apply them, and prove what they do."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import pathlib
 from typing import TYPE_CHECKING
 
 import click
 
+from pvefw_nft.cli.formats import FORMATS
 from pvefw_nft.cli.options import make_offline_source, source_options
-from pvefw_nft.cli.render import as_json, as_sarif, show
-from pvefw_nft.errors import has_errors
+from pvefw_nft.cli.render import show
+from pvefw_nft.errors import UsageError, has_errors
 from pvefw_nft.pipeline import analyse_root, check_root, closing_failures, in_file_order, survey_root
 
 if TYPE_CHECKING:
@@ -17,20 +19,39 @@ if TYPE_CHECKING:
 
 
 @click.command("check")
+@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=pathlib.Path))
 @source_options
-@click.option("--format", "form", type=click.Choice(("text", "json", "sarif")), default="text", help="Default: text.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("text", *FORMATS)),
+    default="text",
+    help="Default: text. github, gitlab and junit are what their CI shows beside the lines.",
+)
 @click.option("--analysis/--no-analysis", default=True, help="Look for rules and names without effect. Default: yes.")
 @click.pass_context
 def check_command(
-    ctx: click.Context, root: Path, node: str | None, local_network: str | None, form: str, analysis: bool
+    ctx: click.Context,
+    folder: Path | None,
+    root: Path,
+    node: str | None,
+    local_network: str | None,
+    form: str,
+    analysis: bool,
 ) -> None:
     """Say what is wrong with a configuration: exit 1 where a line is an error, else 0.
+
+    DIR is the folder that holds etc/pve, as with --root.
 
     Every firewall file below etc/pve is read, also those of other nodes' guests and of guests that do not exist.
     Without errors the rules are analysed: lines that never match or change nothing, names that nothing uses, and a
     host that nobody can log in to. Warnings and notes leave the exit code at 0. `pvefw explain CODE` explains a code.
     """
     gc.disable()  # the IR has no cycles
+    if folder is not None:
+        if ctx.get_parameter_source("root") is not click.core.ParameterSource.DEFAULT:
+            raise UsageError("the folder is named twice, as DIR and with --root", "leave one out")
+        root = folder
     source = make_offline_source(root, node, local_network)
     checked = closing_failures(source, lambda closed: check_root(source, closed=closed))
     survey = survey_root(source)
@@ -41,13 +62,10 @@ def check_command(
         diagnostics = in_file_order([*diagnostics, *advice.diagnostics])
         for reason in advice.unfinished:
             click.echo(f"some rules were not analysed: {reason}", err=True)
-    match form:
-        case "json":
-            click.echo(as_json(diagnostics))
-        case "sarif":
-            click.echo(as_sarif(diagnostics))
-        case _:
-            show(diagnostics, err=False)
-            if not diagnostics:
-                click.echo("no problems")
+    if form != "text":
+        click.echo(FORMATS[form](diagnostics))
+    else:
+        show(diagnostics, err=False)
+        if not diagnostics:
+            click.echo("no problems")
     ctx.exit(int(has_errors(diagnostics)))

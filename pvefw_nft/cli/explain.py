@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from pvefw_nft.cli import manual
+from pvefw_nft.cli import completion, manual
 from pvefw_nft.pipeline import diagnostic_codes, find_code
 
 
 @click.command("explain")
-@click.argument("code", required=False)
+@click.argument("code", required=False, shell_complete=completion.codes)
 @click.option("--format", "form", type=click.Choice(("text", "markdown")), default="text", help="Default: text.")
 def explain_command(code: str | None, form: str) -> None:
     """Say what a diagnostic CODE means, what Proxmox does with such a line, and how to write it instead.

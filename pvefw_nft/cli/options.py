@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
 
+def _complete_node(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from pvefw_nft.cli import completion  # deferred: only a shell asks
+
+    return completion.nodes(ctx, param, incomplete)
+
+
 def source_options(command: _F) -> _F:
     """Add ``--root``, ``--node`` and ``--local-network``."""
     for option in (
@@ -28,7 +34,12 @@ def source_options(command: _F) -> _F:
             help="The network of this node's management, where cluster.fw has no alias local_network. "
             "Default: detected from this host's addresses and routes.",
         ),
-        click.option("--node", metavar="NAME", help="The node. Default: etc/pve/local, else this host's short name."),
+        click.option(
+            "--node",
+            metavar="NAME",
+            shell_complete=_complete_node,
+            help="The node. Default: etc/pve/local, else this host's short name.",
+        ),
         click.option(
             "--root",
             type=click.Path(path_type=Path),

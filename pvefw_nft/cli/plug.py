@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pvefw_nft.app.nics import filtered_nics, read_filtered_nics
+from pvefw_nft.cli import completion
 from pvefw_nft.cli.options import make_source, source_options
 from pvefw_nft.errors import HostError, PvefwError, UsageError
 from pvefw_nft.host import lock, wiring
@@ -37,7 +38,7 @@ def _plug_options(command: _F) -> _F:
 
 
 @click.command("plug")
-@click.argument("interface")
+@click.argument("interface", shell_complete=completion.interfaces)
 @click.option("--bridge", metavar="NAME", help="The guest's bridge. Default: what the guest's configuration says.")
 @click.option("--tag", type=click.IntRange(1, MAX_VLAN), metavar="VLAN", help="The VLAN that the guest is in.")
 @click.option("--trunks", metavar="VLANS", help="VLANs that the guest tags itself, like 5;10-20.")
@@ -76,7 +77,7 @@ def plug_command(
 
 
 @click.command("unplug")
-@click.argument("interface")
+@click.argument("interface", shell_complete=completion.interfaces)
 @_plug_options
 def unplug_command(interface: str, older_names: bool, dry_run: bool, wait: float) -> None:  # noqa: ARG001 - both names go
     """Remove the firewall bridge of the guest NIC INTERFACE, which may be gone already.

@@ -1,38 +1,27 @@
-"""Diagnostics for people and for programs.
+"""Diagnostics for people, in the manner of rustc and ruff::
 
-For people, in the manner of rustc and ruff::
-
-    error[unknown-macro]: unknown macro `SHH`
-     --> etc/pve/firewall/100.fw:5:4
-      |
-    5 | IN SHH(ACCEPT) -source 10.0.0.0/8
-      |    ^^^
-      = help: did you mean `SSH`?
+error[unknown-macro]: unknown macro `SHH`
+ --> etc/pve/firewall/100.fw:5:4
+  |
+5 | IN SHH(ACCEPT) -source 10.0.0.0/8
+  |    ^^^
+  = help: did you mean `SSH`?
 """
 
 from __future__ import annotations
 
-import json
-import re
 import unicodedata
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING
 
 import click
 
 from pvefw_nft.errors import Severity
-from pvefw_nft.pipeline import find_code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pvefw_nft.errors import Diagnostic, Span
 
-_MANUAL = Path(__file__).resolve().parents[2] / "docs" / "diagnostics.md"
-"""The manual's page of diagnostics; it exists in a checkout only."""
-
-_SARIF_LINK = re.compile(r"[\[\]\\]")
 _WIDTH = 100
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
@@ -94,79 +83,3 @@ def _cells(text: str) -> int:
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
     )
-
-
-def _as_dict(diagnostic: Diagnostic) -> dict[str, Any]:
-    span = diagnostic.span
-    return {
-        "severity": diagnostic.severity.value,
-        "code": diagnostic.code,
-        "message": diagnostic.message,
-        "hint": diagnostic.hint,
-        "file": span.file,
-        "line": span.line,
-        "column": span.column,
-        "end_column": span.end_column,
-    }
-
-
-def as_json(diagnostics: Sequence[Diagnostic]) -> str:
-    """Return diagnostics as a JSON array; lines and columns count from 1, line 0 is the file as a whole."""
-    return json.dumps([_as_dict(diagnostic) for diagnostic in diagnostics], indent=1)
-
-
-def as_sarif(diagnostics: Sequence[Diagnostic]) -> str:
-    """Return diagnostics as a SARIF 2.1.0 log (OASIS standard)."""
-    from importlib import metadata  # deferred: it takes longer to import than most runs take to print
-
-    codes = sorted({diagnostic.code for diagnostic in diagnostics})
-    driver = {
-        "name": "pvefw",
-        "version": metadata.version("pvefw"),
-        "rules": [_sarif_rule(code) for code in codes],
-    }
-    log = {
-        "$schema": "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema-2.1.0.json",
-        "version": "2.1.0",
-        "runs": [
-            {
-                "tool": {"driver": driver},
-                "columnKind": "unicodeCodePoints",
-                "results": [_sarif_result(diagnostic, codes) for diagnostic in diagnostics],
-            }
-        ],
-    }
-    return json.dumps(log, indent=1)
-
-
-def _sarif_rule(name: str) -> dict[str, Any]:
-    """Return what SARIF calls a reporting descriptor: the declaration of a code (SARIF 2.1.0, 3.49)."""
-    from pvefw_nft.cli import manual
-
-    code = find_code(name)
-    rule: dict[str, Any] = {
-        "id": name,
-        "shortDescription": {"text": code.title},
-        "fullDescription": {"text": code.why},
-        "defaultConfiguration": {"level": code.severity.value},
-        "help": {"text": manual.text(code), "markdown": manual.section(code)},
-    }
-    if _MANUAL.is_file():
-        rule["helpUri"] = f"{_MANUAL.as_uri()}#{name}"
-    return rule
-
-
-def _sarif_result(diagnostic: Diagnostic, codes: list[str]) -> dict[str, Any]:
-    span = diagnostic.span
-    message = diagnostic.message if diagnostic.hint is None else f"{diagnostic.message}; {diagnostic.hint}"
-    message = _SARIF_LINK.sub(r"\\\g<0>", printable(message))  # brackets make links (SARIF 2.1.0, 3.11.6)
-    place: dict[str, Any] = {"artifactLocation": {"uri": quote(span.file, errors="surrogateescape")}}
-    if span.line:
-        place["region"] = {"startLine": span.line, "startColumn": span.column, "endColumn": span.end_column}
-    return {
-        "ruleId": diagnostic.code,
-        "ruleIndex": codes.index(diagnostic.code),
-        "level": diagnostic.severity.value,
-        "message": {"text": message},
-        "locations": [{"physicalLocation": place}],
-    }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from pvefw_nft.app.inputs import MAX_TOML, read_input
+from pvefw_nft.cli import completion
 from pvefw_nft.cli.options import as_reference_option, make_offline_source, source_options
 from pvefw_nft.cli.rulesets import SPEC_HELP, Named, assume_option, configuration_rulesets, load_ruleset
 from pvefw_nft.errors import EXIT_UNDECIDED, UsageError
@@ -56,9 +57,13 @@ class _Test:
 
 @click.command("simulate")
 @click.option(
-    "--from", "source_zone", metavar="ZONE|ADDRESS", help="host, outside, vm100, vm100i1, ct200, vmbr0/eth0 …"
+    "--from",
+    "source_zone",
+    metavar="ZONE|ADDRESS",
+    shell_complete=completion.zones,
+    help="host, outside, vm100, vm100i1, ct200, vmbr0/eth0 …",
 )
-@click.option("--to", "destination", metavar="ZONE|ADDRESS[:PORT]", help="The same.")
+@click.option("--to", "destination", metavar="ZONE|ADDRESS[:PORT]", shell_complete=completion.zones, help="The same.")
 @click.option(
     "-p", "--proto", "protocol", metavar="PROTO", help="tcp, udp, icmp, arp, a number … Default: tcp with a port."
 )

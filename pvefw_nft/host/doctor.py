@@ -144,7 +144,7 @@ def _left_rules(backend: str) -> Iterator[Finding]:
 
 def _version(tool: str) -> str:
     try:
-        return (tools.run([tool, "--version"], timeout=10).splitlines() or ["unknown version"])[0]
+        return tools.version(tool)
     except HostError as error:
         return error.message
 

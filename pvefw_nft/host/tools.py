@@ -40,6 +40,11 @@ def _path(tool: str) -> str | None:
     return shutil.which(tool, path=f"{_PATH}:{os.environ.get('PATH', '')}")
 
 
+def version(tool: str) -> str:
+    """Return the first line that ``TOOL --version`` prints. Raises HostError as :func:`run` does."""
+    return (run([tool, "--version"], timeout=10).splitlines() or ["unknown version"])[0]
+
+
 _started: deque[int] = deque(maxlen=256)
 
 
