@@ -26,8 +26,9 @@ from pvefw_nft.cli.options import (
 )
 from pvefw_nft.cli.plugging import NicService, chosen, plugging_options
 from pvefw_nft.cli.render import show
-from pvefw_nft.errors import PvefwError, UsageError
+from pvefw_nft.errors import HostError, PvefwError, UsageError
 from pvefw_nft.host import control, firewall, lock, state, watch
+from pvefw_nft.host.moved import MovedGuests
 from pvefw_nft.host.proxmox.awake import FirewallWatch
 from pvefw_nft.host.proxmox.flag import keep_flag
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.app.desired import Result
     from pvefw_nft.app.plugging import PlugOptions
+    from pvefw_nft.host.record import Desired
     from pvefw_nft.host.rule_events import Transaction
 
 _LOCK_WAIT = 60.0
@@ -172,6 +174,7 @@ class _Service:
         self._store = Store()
         self._rules = RuleGuard()
         self._theirs = FirewallWatch()
+        self._moved = MovedGuests()
         self._fail_closed = fail_closed
         self._started = self._ready = False
 
@@ -231,6 +234,7 @@ class _Service:
         if desired is None:
             return None
         self._look_at_proxmox()
+        self._look_for_moved(desired)
         wait = self._rules.wait(made)
         if wait:
             if self._rules.fights:
@@ -252,6 +256,16 @@ class _Service:
             if (problem := keep_flag()) is not None:
                 self._tell(f"warning: {problem}")
 
+    def _look_for_moved(self, desired: Desired) -> None:
+        """Have connections of guests that just came here by live migration go on."""
+        try:
+            count = self._moved.look(desired) if desired.enabled else 0
+        except HostError as error:
+            self._tell(f"warning: connections of guests that moved here may break: {error.message}")
+            return
+        if count:
+            self._tell(f"{count} connections of guests that moved here go on", again=True)
+
     def _tell_ready(self) -> None:
         """Tell the service manager that guests may start; with --fail-closed only where rules are in place."""
         if self._started and not self._ready and (not self._fail_closed or firewall.was_started()):
@@ -271,6 +285,7 @@ class _Service:
             self._plugging.refresh(desired.backend, changed=result is not self._noted)
         with lock.hold(wait=_LOCK_WAIT):
             outcome = control.keep_up(desired, beside=self._beside)
+        self._look_for_moved(desired)
         if result.diagnostics != self._shown:  # first the rules, then what is wrong with them
             self._shown = result.diagnostics
             show(result.diagnostics)

@@ -17,6 +17,7 @@ from pvefw_nft.errors import HostError
 from . import hardening, nat_zone, record, settings, state, sysctl, zone_change
 from .bridges import drop
 from .engines import Engine, Remember, engine, others
+from .moved import adopt, arrived
 from .proxmox.flag import keep_flag
 from .settings import PutBack
 
@@ -122,11 +123,12 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     names = chosen.names()  # before anything is loaded: where they change meanwhile, it is loaded again
     planned = chosen.plan(desired, memory, previous, anew=anew)
     remember: Remember | None = None
-    connections = zone_change.ZoneChange()
+    connections, moved = zone_change.ZoneChange(), frozenset[int]()
     if planned.changes or leftover or _differs(desired, previous) or memory is None:
         # written and synced before the kernel is touched: a full disk leaves everything as it is
         prepared = record.prepare(record.running_path(), desired) if record_of is None else None
         connections = zone_change.begin(desired)
+        moved = arrived(previous, desired)
         try:
             _prepare_kernel(desired)
             connections.before_load()
@@ -155,7 +157,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     connections.after_removal()
     back = _put_back_what_others_needed(desired)
     problems = [*flag_problems, *connections.problems, *back.problems]
-    problems += [*_keep_settings(desired), *_conntrack(desired), *_zone_rules(desired)]
+    problems += [*_keep_settings(desired), *_conntrack(desired), *_zone_rules(desired), *_adopt(moved, desired)]
     if remembered is not None:
         problems += _note(replace(remembered, names=names))
     return Outcome(
@@ -165,6 +167,15 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
         problems=tuple(problems),
         notes=(*notes, *back.notes),
     )
+
+
+def _adopt(moved: frozenset[int], desired: Desired) -> list[str]:
+    """Have connections of guests that moved here go on; return problems."""
+    try:
+        adopt(moved, desired)
+    except HostError as error:
+        return [f"established connections of guests that moved here may break: {error.message}"]
+    return []
 
 
 def _harden_as_before(previous: Desired | None) -> None:
