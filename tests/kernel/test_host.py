@@ -74,3 +74,20 @@ def test_take_over_from_proxmox(guest: Guest) -> None:
     print(output.decode(errors="replace"))
     assert status == 0
     assert b"skipped" not in output
+
+
+def test_legacy_variants_of_iptables(guest: Guest) -> None:
+    """Alternatives as Proxmox VE sets them; the long form takes over and hands back with them, too."""
+    files = ["tests/kernel/variants_in_guest.py"]
+    files += ["tests/kernel/takeover_in_guest.py"] if "PVEFW_TEST_TAKE_OVER" in os.environ else []
+    pytest_command = [sys.executable, "-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider"]
+    chosen = "not killed and not boot"
+    set_all = "for tool in iptables ip6tables ebtables; do update-alternatives --{0} $tool {1}; done"
+    guest.run(["sh", "-ec", set_all.format("set", "/usr/sbin/$tool-legacy")], seconds=60)
+    try:
+        status, output = guest.run([*pytest_command, "-k", chosen, *files], seconds=7200 if len(files) > 1 else 600)
+    finally:
+        guest.run(["sh", "-ec", set_all.format("auto", "")], seconds=60)
+    print(output.decode(errors="replace"))
+    assert status == 0
+    assert b"skipped" not in output
