@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -150,3 +152,32 @@ def test_denied_packet_leaves_no_connection_for_its_answer(network: NatNetwork, 
     listed = run("conntrack", "-L", "-p", "tcp", "--dport", "23")
     assert "dport=23" in listed
     assert f"zone={4097 + 101 * 32}" not in listed
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nft"])
+def test_flood_protection_counts_by_source_also_where_bridges_have_zones(
+    network: NatNetwork, tmp_path: Path, backend: str
+) -> None:
+    """The protection comes before tracking: neither zones nor NAT change whom it counts."""
+    options = "protection_synflood: 1\nprotection_synflood_rate: 5\nprotection_synflood_burst: 40"
+    configure(tmp_path, f"nf_conntrack_helpers: ftp\n{options}")
+    nat_zone.want(wanted=backend == "iptables")
+    start(recompiled(tmp_path, backend))
+    call_iptables("1" if backend == "iptables" else "0")
+    assert 1 <= connected(network, "vm102", VM101, 200) <= 60
+    assert network.tcp("vm100", VM101, 80) == VM100
+    assert network.tcp("vm100", INTERNET, 80) == WAN
+    assert network.tcp("internet", WAN, 8080) == INTERNET
+
+
+def connected(network: NatNetwork, place: str, address: str, count: int) -> int:
+    """Return how many of so many connections that are opened at once come about before a SYN is sent again."""
+    opening = [network.socket_of(place, socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
+    for one in opening:
+        one.setblocking(False)
+        one.connect_ex((address, 80))
+    time.sleep(0.8)
+    found = len(select.select([], opening, [], 0)[1])
+    for one in opening:
+        one.close()
+    return found
