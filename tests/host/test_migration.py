@@ -14,7 +14,7 @@ from pvefw_nft.host import conntrack, moved, sysctl, wiring
 from pvefw_nft.host.links import open_route
 from pvefw_nft.host.plumbing import Nic
 
-from .conftest import Namespace
+from .conftest import Namespace, need
 from .nat_network import run
 from .network import has_bridge_conntrack, recompiled, start
 
@@ -204,3 +204,21 @@ def test_connections_of_a_nic_that_appears_are_adopted_for_a_minute(
     now[0] = 61
     guests.look(ruleset)
     assert adopted == [[], [101, 102], [101], []]
+
+
+@pytest.mark.parametrize(("backend", "there", "here"), [("nft", 0, 4097 + 100 * 32), ("iptables", 7, 0)])
+def test_established_connections_are_copied_once_to_the_zone_of_this_host(
+    host: Namespace, tmp_path: Path, backend: str, there: int, here: int
+) -> None:
+    need("conntrack -L && iptables -t raw -nL")
+    configure(tmp_path)
+    ruleset = recompiled(tmp_path, backend)
+    ports = f"--src {GUEST} --dst {OUTSIDE} --sport 50000 --dport 80 --zone {there} --timeout 100"
+    for protocol in ("tcp --state ESTABLISHED", "udp"):  # the latter was not answered
+        status = " --status SEEN_REPLY,ASSURED" if protocol.startswith("tcp") else ""
+        # conntrack(8) 1.4.7 takes the status for the mark where it comes after it
+        run("conntrack", *f"--create --proto {protocol} {ports}{status} --mark {VMID}".split())
+    assert moved.adopt([VMID, VMID + 1], ruleset) == 1
+    assert [entry.tuples[0].protocol for entry in conntrack.entries(VMID) if entry.zone == here] == [6]
+    assert moved.adopt([VMID], ruleset) == 0
+    assert moved.adopt(range(100, 200), ruleset) == 0
