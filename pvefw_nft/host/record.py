@@ -212,9 +212,10 @@ def _read(path: Path, text: str) -> tuple[Desired, Base | None]:
         base = _base_of(value)
         pieces = tuple(new) if value["version"] == _WITHOUT_BASES else bases.put_together(value["parts"], new, base)
         found = Desired(backend, enabled, pieces, fingerprint, conntrack, hardening)
+        sound = fingerprint == _fingerprint(backend, pieces, hardening)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise state.damaged(path, repr(error)) from error
-    if found.fingerprint != _fingerprint(found.backend, found.pieces, found.hardening):
+    if not sound:
         raise state.damaged(path, "its ruleset is not the one that was written")
     return found, base
 

@@ -84,9 +84,9 @@ def pvefw(folder: Path, *arguments: str, seconds: float = 60) -> Done:
 
 
 @contextlib.contextmanager
-def service(folder: Path, *arguments: str) -> Iterator[Command]:
-    """Have ``pvefw run`` run while the block does, and end it by SIGTERM."""
-    command = Command(["run", *arguments], folder)
+def service(folder: Path, *arguments: str, first: Callable[[], object] = lambda: None) -> Iterator[Command]:
+    """Have ``pvefw run`` run while the block does, and end it by SIGTERM. ``first`` is called in its process."""
+    command = Command(["run", *arguments], folder, first)
     try:
         yield command
     finally:

@@ -396,7 +396,7 @@ class Streams:
 
 def check(streams: Streams) -> None:
     """Assert that what is allowed went through, what is denied did not, and that there was enough of both."""
-    assert streams.failed == []
+    assert streams.failed == [], streams.failed
     assert not streams.leaked, streams.leaked
     assert streams.sent > 100
     assert streams.connected > 5

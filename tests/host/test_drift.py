@@ -4,9 +4,11 @@ it, within five seconds else; and a program that changes them again and again is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,13 +21,13 @@ from pvefw_nft.host.rule_guard import RuleGuard
 
 from .commands import service
 from .conftest import need
+from .fuse import own_mounts
 from .listing import everything
 from .network import configure, has_bridge_conntrack
 from .test_other_hands import shell, use_legacy_tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from .commands import Command
     from .conftest import Namespace
@@ -38,6 +40,7 @@ CHANGES = {
         ("ipset flush", 5.0),
     ],
     "legacy": [("iptables -F", 5.0), ("ipset flush", 5.0)],
+    "ebtables-legacy": [("ebtables -F", 5.0), ("ebtables -D FORWARD -j PVEFW-FORWARD", 5.0)],
     "nft": [("nft flush ruleset", 1.0), ("nft delete table inet pvefw", 1.0)],
 }
 
@@ -55,9 +58,34 @@ def running(
     configure(tmp_path)
     (tmp_path / "said").mkdir()
     options = ["--root", str(tmp_path), "--node", "n", "--local-network", "192.0.2.0/24"]
-    with service(tmp_path / "said", *options, "--backend", "nft" if kind == "nft" else "iptables") as command:
-        command.waits_for(lambda: "started:" in command.said())
+    with contextlib.ExitStack() as stack:
+        if kind == "ebtables-legacy":
+            stack.enter_context(legacy_ebtables(tmp_path / "alternatives"))
+        backend = "nft" if kind == "nft" else "iptables"
+        command = stack.enter_context(service(tmp_path / "said", *options, "--backend", backend))
+        command.waits_for(lambda: "started:" in command.said(), 60)
         yield kind, command
+
+
+@contextlib.contextmanager
+def legacy_ebtables(folder: Path) -> Iterator[None]:
+    """Have this process see ebtables' legacy variant as the one that is chosen (update-alternatives(1)).
+
+    Another PATH will not do: ``ebtables-legacy-save`` runs ``/usr/sbin/ebtables``.
+    """
+    need("ebtables-legacy -L")
+    alternatives = Path("/etc/alternatives")
+    folder.mkdir()
+    for link in alternatives.iterdir():
+        if link.is_symlink():
+            (folder / link.name).symlink_to(link.readlink())
+    for tool in ("ebtables", "ebtables-save", "ebtables-restore"):
+        legacy = Path("/usr/sbin") / tool.replace("ebtables", "ebtables-legacy", 1)
+        (folder / tool).unlink()
+        (folder / tool).symlink_to(legacy)
+    with own_mounts():
+        shell(f"mount --bind {folder} {alternatives}")
+        yield
 
 
 def without_records() -> str:

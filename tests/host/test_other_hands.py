@@ -119,7 +119,7 @@ def use_legacy_tools(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for suffix in ("", "-save", "-restore"):
             found = Path(f"/usr/sbin/{tool}-legacy{suffix}")
             if not found.exists():
-                pytest.skip("iptables' legacy variant is not installed")
+                pytest.skip(f"the legacy variant of {tool} is not installed")
             (folder / f"{tool}{suffix}").symlink_to(found)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     monkeypatch.setattr(tools, "_PATH", f"{folder}:{tools._PATH}")
