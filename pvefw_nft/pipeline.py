@@ -11,6 +11,7 @@ The stages are imported where they are used: a command on a host that finds noth
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.backends.base import Artefact, Backend
     from pvefw_nft.config.codes import Code as Code
-    from pvefw_nft.config.files import Files
+    from pvefw_nft.config.files import Files as Files
     from pvefw_nft.config.load import Configuration, GuestStore, Root
     from pvefw_nft.config.model import ClusterHardening, Guest, NodeConfig
     from pvefw_nft.config.values import Prefix
@@ -302,6 +303,23 @@ def guests_to_close(vmids: Sequence[int], failure: Exception, attempt: Callable[
     return closed_but(())
 
 
+def import_stages(*, proof: bool) -> None:
+    """Import what the stages are imported from where they are used, so that processes forked from this one have it."""
+    import_module("pvefw_nft.config.load")
+    import_module("pvefw_nft.config.survey")
+    import_module("pvefw_nft.config.unused")
+    import_module("pvefw_nft.config.inventory")
+    import_module("pvefw_nft.ir.build")
+    import_module("pvefw_nft.ir.validate")
+    import_module("pvefw_nft.backends.iptables")
+    import_module("pvefw_nft.backends.nft")
+    import_module("pvefw_nft.verify.read")
+    import_module("pvefw_nft.verify.interfaces")
+    if proof:
+        import_module("pvefw_nft.verify.prove.analyse")
+        import_module("pvefw_nft.verify.prove.compare")
+
+
 def hardening_of(compiled: Compiled, *, asked: bool) -> str:
     """Return what hardens a compiled ruleset from beside it, as a transaction of nft; empty where it is not wanted.
 
@@ -523,15 +541,36 @@ def topology(source: Source) -> Topology:
 # --- what proof gives for free --------------------------------------------------------------------------------
 
 
-def survey_root(source: Source) -> tuple[Diagnostic, ...]:
+def survey_root(source: Source, *, only_own: bool = False) -> tuple[Diagnostic, ...]:
     """Return what is wrong in firewall files that this node does not compile, and settings that defeat one another.
 
-    Raises what :func:`check_root` raises.
+    ``only_own``: leave out what belongs to other nodes or to none, see :func:`survey_cluster`. Raises what
+    :func:`check_root` raises.
     """
     from pvefw_nft.config.survey import survey  # deferred: only a check needs it
 
     findings = Findings()
-    survey(_root(source), _configuration(_offline(source), findings), findings)
+    survey(_root(source), _configuration(_offline(source), findings), findings, only_own=only_own)
+    return in_file_order(_with_text(findings.diagnostics, source.files))
+
+
+def survey_cluster(source: Source, *, analysis: bool = True) -> tuple[Diagnostic, ...]:
+    """Return what is wrong in a cluster's files and belongs to no node: files that none reads, names that none uses.
+
+    The latter with ``analysis``, where cluster.fw is sound and the firewall on. Raises what :func:`check_root` raises.
+    """
+    from pvefw_nft.config.load import Configuration, Root
+    from pvefw_nft.config.survey import survey_strays
+    from pvefw_nft.config.unused import find_unused_of_cluster
+
+    findings = Findings()
+    root = Root(source.root, "", source.files)
+    configuration = Configuration(root, findings, lambda: None, now=source.now)
+    sound = not has_errors(findings.diagnostics)
+    findings.diagnostics.clear()  # each node reports them
+    survey_strays(root, configuration, findings)
+    if analysis and sound and configuration.node.cluster.options.enable:
+        find_unused_of_cluster(root, configuration.node.cluster, findings)
     return in_file_order(_with_text(findings.diagnostics, source.files))
 
 
@@ -542,13 +581,15 @@ class Advice(NamedTuple):
     unfinished: tuple[str, ...]
 
 
-def analyse_root(source: Source, checked: Checked) -> Advice:
+def analyse_root(source: Source, checked: Checked, *, only_own: bool = False) -> Advice:
     """Return advice about a sound configuration: rules that do nothing, and names that nothing uses.
 
-    ``checked`` is what :func:`check_root` made of the source. The rules are those of the iptables ruleset, so FORWARD
+    ``checked`` is what :func:`check_root` made of the source. ``only_own``: leave out the cluster's names, which
+    :func:`survey_cluster` looks at. The rules are those of the iptables ruleset, so FORWARD
     rules are not judged. Raises what :func:`check_root` raises.
     """
-    from pvefw_nft.config.unused import find_unused  # deferred, as below: this is the slow part of a check
+    # deferred: this is the slow part of a check
+    from pvefw_nft.config.unused import find_unused_of_cluster, find_unused_of_guests
     from pvefw_nft.verify.prove.analyse import analyse
     from pvefw_nft.verify.prove.flows import Side
 
@@ -564,7 +605,10 @@ def analyse_root(source: Source, checked: Checked) -> Advice:
             found.append(_without_effect(Span(file, int(line)), finding.kind.value, finding.by))
     findings = Findings()
     quiet = _configuration(_offline(source), Findings())
-    find_unused(_root(source), quiet.node.cluster, quiet.guests(), findings)
+    root = _root(source)
+    if not only_own:
+        find_unused_of_cluster(root, quiet.node.cluster, findings)
+    find_unused_of_guests(root, quiet.guests(), findings)
     return Advice(in_file_order(_with_text([*findings.diagnostics, *found], source.files)), advice.unfinished)
 
 

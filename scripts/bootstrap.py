@@ -239,14 +239,21 @@ def pip_install(venv: Path, extras: frozenset[str], lock: int) -> None:
     own_pip = (venv / "bin" / "pip").exists()
     pip = [python, "-I", "-m", "pip"] if own_pip else [sys.executable, "-m", "pip", "--python", python]
     command = [*pip, "--isolated", "--disable-pip-version-check", "install", "-qq", "--no-input"]
-    name = "dev" if "dev" in extras else "host" if extras else "core"
     say(f"installing {'pvefw with ' + ', '.join(sorted(extras)) if extras else 'pvefw'}")
-    locked = [word for lock in ("build", name) for word in ("-r", str(LOCKS / f"{lock}.lock"))]
+    locked = [word for lock in ("build", *locks_of(extras)) for word in ("-r", str(LOCKS / f"{lock}.lock"))]
     hashed = ["--require-hashes", "--only-binary", ":all:", *package_source(), *locked]
     failure = "pip could not install it, see above"
     run([*command, *hashed], lock, failure)
     # what builds the checkout was installed just now: without isolation pip fetches nothing that is not locked
     run([*command, "--no-deps", "--no-build-isolation", "--no-index", "--editable", str(CHECKOUT)], lock, failure)
+
+
+def locks_of(extras: frozenset[str]) -> list[str]:
+    """Return the names of the locks that cover these extras."""
+    if "dev" in extras:
+        return ["dev"]
+    names = [name for name, covered in (("host", set(HOST_EXTRAS)), ("fleet", {"fleet"})) if extras & covered]
+    return names or ["core"]
 
 
 def package_source() -> list[str]:

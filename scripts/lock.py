@@ -18,7 +18,7 @@ CHECKOUT: Final = Path(__file__).resolve().parent.parent
 FOLDER: Final = CHECKOUT / "requirements"
 OLDEST_PYTHON: Final = "3.11"
 
-EXTRAS: Final = {"core": (), "host": ("host", "nft"), "dev": ("dev",), "docs": ("docs",)}
+EXTRAS: Final = {"core": (), "host": ("host", "nft"), "fleet": ("fleet",), "dev": ("dev",), "docs": ("docs",)}
 """The locks of pyproject.toml's dependencies, each with the extras that it covers."""
 
 BUILD: Final = ("hatchling>=1.27", "editables>=0.5")

@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "pipeline": LIBRARY,
     "app": {"pipeline", "config", "host", "verify", "errors"},
     "api": {"pipeline", "config", "verify", "errors"},
-    "cli": {"app", "pipeline", "host", "verify", "errors"},
+    "fleet": {"config", "errors"},
+    "cli": {"app", "fleet", "pipeline", "host", "verify", "errors"},
 }
 """The places of the code, and the other places that each may import."""
 

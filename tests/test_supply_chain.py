@@ -43,7 +43,14 @@ def requirements(*extras: str) -> Iterable[Requirement]:
 
 
 @pytest.mark.parametrize(
-    ("name", "extras"), [("core", ()), ("host", ("host", "nft")), ("dev", ("host", "nft", "dev")), ("docs", ("docs",))]
+    ("name", "extras"),
+    [
+        ("core", ()),
+        ("host", ("host", "nft")),
+        ("fleet", ("fleet",)),
+        ("docs", ("docs",)),
+        ("dev", ("host", "nft", "fleet", "dev")),
+    ],
 )
 def test_lock_fits_the_dependencies(name: str, extras: tuple[str, ...]) -> None:
     versions = pinned(name)

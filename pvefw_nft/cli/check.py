@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pvefw_nft.cli.formats import FORMATS
-from pvefw_nft.cli.options import make_offline_source, source_options
+from pvefw_nft.cli.options import all_nodes_options, is_for_all_nodes, make_offline_source, source_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import UsageError, has_errors
 from pvefw_nft.pipeline import analyse_root, check_root, closing_failures, in_file_order, survey_root
@@ -29,15 +29,18 @@ if TYPE_CHECKING:
     help="Default: text. github, gitlab and junit are what their CI shows beside the lines.",
 )
 @click.option("--analysis/--no-analysis", default=True, help="Look for rules and names without effect. Default: yes.")
+@all_nodes_options
 @click.pass_context
 def check_command(
     ctx: click.Context,
+    /,
     folder: Path | None,
     root: Path,
     node: str | None,
     local_network: str | None,
     form: str,
     analysis: bool,
+    **_: Any,  # noqa: ANN401 - those of all_nodes_options
 ) -> None:
     """Say what is wrong with a configuration: exit 1 where a line is an error, else 0.
 
@@ -52,6 +55,11 @@ def check_command(
         if ctx.get_parameter_source("root") is not click.core.ParameterSource.DEFAULT:
             raise UsageError("the folder is named twice, as DIR and with --root", "leave one out")
         root = folder
+    if is_for_all_nodes(ctx.params):
+        from pvefw_nft.cli import all_nodes  # deferred: most checks are of one node
+
+        params = {**ctx.params, "root": root}
+        ctx.exit(all_nodes.run(all_nodes.request("check", params, {"analysis": analysis}, form=form)))
     source = make_offline_source(root, node, local_network)
     checked = closing_failures(source, lambda closed: check_root(source, closed=closed))
     survey = survey_root(source)

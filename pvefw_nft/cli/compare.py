@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pvefw_nft.app.inputs import MAX_TOML, read_input
-from pvefw_nft.cli.options import as_reference_option, make_offline_source, source_options
+from pvefw_nft.cli.options import (
+    all_nodes_options,
+    as_reference_option,
+    is_for_all_nodes,
+    make_offline_source,
+    source_options,
+)
 from pvefw_nft.cli.rulesets import Named, assume_option, configuration_rulesets, load_ruleset
-from pvefw_nft.errors import EXIT_UNDECIDED
+from pvefw_nft.errors import EXIT_UNDECIDED, UsageError
 from pvefw_nft.verify.ours import only_ours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from pvefw_nft.pipeline import Source
     from pvefw_nft.verify.prove.compare import Options
@@ -56,10 +62,12 @@ if TYPE_CHECKING:
 @click.option("-v", "--verbose", is_flag=True, help="List every kind of packets that differs.")
 @as_reference_option
 @assume_option
+@all_nodes_options
 @source_options
 @click.pass_context
 def compare_command(
     ctx: click.Context,
+    /,
     before: str | None,
     after: str | None,
     strict: bool,
@@ -75,6 +83,7 @@ def compare_command(
     root: Path,
     node: str | None,
     local_network: str | None,
+    **_: Any,  # noqa: ANN401 - those of all_nodes_options
 ) -> None:
     """Prove that two rulesets treat packets alike, or show packets that they treat differently.
 
@@ -85,6 +94,8 @@ def compare_command(
     Exit code 0: equal; 1: they differ; 5: not decided (no difference was found, but something was not compared, as
     where a limit of time or memory was reached).
     """
+    if is_for_all_nodes(ctx.params):
+        ctx.exit(_compare_all_nodes(ctx.params))
     gc.disable()  # reading rulesets makes no garbage, and looking for it takes a third of the time
 
     def source_of(folder: Path) -> Source:
@@ -107,13 +118,42 @@ def compare_command(
     options = replace(options, max_seconds=max_time or options.max_seconds, max_memory=max_memory or options.max_memory)
     if only is not None:
         sides = [replace(side, model=only_ours(side.model)) for side in sides]
-    common = _common_arguments(ctx.params)
-    report = replace(_prove(sides[0], sides[1], options), rests_on=tuple(_rests_on(sides, only=only)))
-    _print(report, form, _replay_arguments(sides, common), verbose=verbose)
-    ctx.exit(_exit_code(report))
+    with _progress() as show:
+        report, exit_code, replay = compare_sides(sides, options, ctx.params, show)
+    _print(report, form, replay, verbose=verbose)
+    ctx.exit(exit_code)
 
 
-def _common_arguments(params: dict[str, Any]) -> list[str]:
+def _compare_all_nodes(params: dict[str, Any]) -> int:
+    """Compare both backends' rulesets of each node. Return the exit code."""
+    from pvefw_nft.cli import all_nodes  # deferred: most comparisons are of one node
+
+    if params["before"] is not None:
+        raise UsageError("--all-nodes compares both backends: leave A and B out", "compare others with --node")
+    names = ("strict", "only", "bridge_call", "max_time", "max_memory", "verbose", "as_reference", "assume")
+    path = params["known"]
+    known = None if path is None else (read_input(path, MAX_TOML), str(path))
+    options = {**{name: params[name] for name in names}, "known": known, "local_network": params["local_network"]}
+    return all_nodes.run(all_nodes.request("compare", params, options, form=params["form"]))
+
+
+def compare_sides(
+    sides: list[Named], options: Options, params: Mapping[str, Any], progress: Callable[[int, int], None] | None = None
+) -> tuple[Report, int, list[list[str]]]:
+    """Compare two rulesets; return the report, the exit code, and the options that have simulate look at each side.
+
+    ``params`` are the options of this command.
+    """
+    from pvefw_nft.verify.prove.compare import compare
+    from pvefw_nft.verify.prove.flows import Side
+
+    before, after = (Side(named.name, named.model, named.topology) for named in sides)
+    report = compare(before, after, options, progress)
+    report = replace(report, rests_on=tuple(_rests_on(sides, only=params["only"])))
+    return report, _exit_code(report), _replay_arguments(sides, _common_arguments(params))
+
+
+def _common_arguments(params: Mapping[str, Any]) -> list[str]:
     """Return the options of this command that simulate must have, too, to look at the same rulesets."""
     found = ["--as-reference"] if params["as_reference"] else []
     if params["local_network"] is not None:
@@ -172,15 +212,6 @@ def _known(path: Path | None) -> tuple[Known, ...]:
     from pvefw_nft.verify.prove.known import read_known
 
     return read_known(read_input(path, MAX_TOML), str(path))
-
-
-def _prove(before: Named, after: Named, options: Options) -> Report:
-    from pvefw_nft.verify.prove.compare import compare
-    from pvefw_nft.verify.prove.flows import Side
-
-    sides = [Side(named.name, named.model, named.topology) for named in (before, after)]
-    with _progress() as show:
-        return compare(sides[0], sides[1], options, show)
 
 
 @contextmanager

@@ -28,7 +28,8 @@ _GITHUB = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.NOTE: 
 _GITLAB = {Severity.ERROR: "major", Severity.WARNING: "minor", Severity.NOTE: "info"}
 
 
-def _as_dict(diagnostic: Diagnostic) -> dict[str, Any]:
+def diagnostic_data(diagnostic: Diagnostic) -> dict[str, Any]:
+    """Return a diagnostic as data; lines and columns count from 1, line 0 is the file as a whole."""
     span = diagnostic.span
     return {
         "severity": diagnostic.severity.value,
@@ -44,11 +45,28 @@ def _as_dict(diagnostic: Diagnostic) -> dict[str, Any]:
 
 def as_json(diagnostics: Sequence[Diagnostic]) -> str:
     """Return diagnostics as a JSON array; lines and columns count from 1, line 0 is the file as a whole."""
-    return json.dumps([_as_dict(diagnostic) for diagnostic in diagnostics], indent=1)
+    return json.dumps([diagnostic_data(diagnostic) for diagnostic in diagnostics], indent=1)
 
 
 def as_sarif(diagnostics: Sequence[Diagnostic]) -> str:
     """Return diagnostics as a SARIF 2.1.0 log (OASIS standard)."""
+    return json.dumps({**_SARIF, "runs": [sarif_run(diagnostics)]}, indent=1)
+
+
+_SARIF = {
+    "$schema": "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema-2.1.0.json",
+    "version": "2.1.0",
+}
+
+
+def sarif_log() -> tuple[str, str]:
+    """Return how a SARIF log with several runs begins and ends."""
+    start = json.dumps({**_SARIF, "runs": []}, indent=1)
+    return start.removesuffix("]\n}"), "]\n}"
+
+
+def sarif_run(diagnostics: Sequence[Diagnostic]) -> dict[str, Any]:
+    """Return diagnostics as a run of a SARIF log."""
     from importlib import metadata  # deferred: it takes longer to import than most runs take to print
 
     codes = sorted({diagnostic.code for diagnostic in diagnostics})
@@ -57,18 +75,11 @@ def as_sarif(diagnostics: Sequence[Diagnostic]) -> str:
         "version": metadata.version("pvefw"),
         "rules": [_sarif_rule(code) for code in codes],
     }
-    log = {
-        "$schema": "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema-2.1.0.json",
-        "version": "2.1.0",
-        "runs": [
-            {
-                "tool": {"driver": driver},
-                "columnKind": "unicodeCodePoints",
-                "results": [_sarif_result(diagnostic, codes) for diagnostic in diagnostics],
-            }
-        ],
+    return {
+        "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
+        "results": [_sarif_result(diagnostic, codes) for diagnostic in diagnostics],
     }
-    return json.dumps(log, indent=1)
 
 
 def _sarif_rule(name: str) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pvefw_nft.app.steady_source import SETTLE_SECONDS
-from pvefw_nft.errors import HostError
+from pvefw_nft.errors import HostError, UsageError
 from pvefw_nft.pipeline import BACKENDS, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
@@ -75,6 +75,42 @@ def as_reference_option(command: _F) -> _F:
         is_flag=True,
         help="Leave out what makes the nft ruleset stricter than Proxmox VE's (docs/nft.md lists it).",
     )(command)
+
+
+def all_nodes_options(command: _F) -> _F:
+    """Add ``--all-nodes`` and what goes with it."""
+    for option in (
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="With --all-nodes: have the workers of this Dask scheduler do the work, such as tcp://10.0.0.9:8786.",
+        ),
+        click.option(
+            "-j",
+            "--jobs",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="With --all-nodes: nodes at a time, a process each. Default: all cores.",
+        ),
+        click.option(
+            "--all-clusters", is_flag=True, help="As --all-nodes, for each cluster: --root holds a folder for each."
+        ),
+        click.option("--all-nodes", is_flag=True, help="For each node of the cluster; one summary."),
+    ):
+        command = option(command)
+    return command
+
+
+def is_for_all_nodes(params: Mapping[str, Any]) -> bool:
+    """Tell whether the command is for many nodes. Raises UsageError for options that do not go together."""
+    many = params["all_nodes"] or params["all_clusters"]
+    if many and params["node"] is not None:
+        raise UsageError("--all-nodes and --node do not go together", "leave one out")
+    if not many and (params["jobs"] or params["scheduler"]):
+        raise UsageError("-j and --scheduler go with --all-nodes or --all-clusters only", "add one of these")
+    if params["jobs"] and params["scheduler"]:
+        raise UsageError("-j and --scheduler do not go together", "the scheduler says how many nodes at a time")
+    return bool(many)
 
 
 def make_source(root: Path, node: str | None, local_network: str | None, *, as_reference: bool = False) -> Source:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pvefw_nft.errors import Diagnostic
+    from pvefw_nft.pipeline import Files
     from pvefw_nft.verify.model import RulesetModel
     from pvefw_nft.verify.path import Topology
+
+Tell: TypeAlias = "Callable[[tuple[Diagnostic, ...]], None]"
 
 SPEC_HELP = (
     "iptables:DIR or nft:DIR (the configuration below DIR through that backend), save:FILE[,FILE…] (what "
@@ -108,40 +111,45 @@ def _read(spec: str, texts: list[Text], source: Source, assume: str | None, *, o
     return replace(named, arguments=("--ruleset", spec, *named.arguments), listed=True)
 
 
-def compiled_ruleset(source: Source, backend: str | None, name: str) -> Named:
-    """Return the ruleset of a configuration; ``backend`` None: the one that host.fw asks for."""
-    compiled = compile_root(source, backend)
-    _show_borrowed(tuple(one for one in compiled.checked.diagnostics if one.code in BORROWED_CODES))
-    named = _named(name, read_back(compiled), source)
-    return named if backend is None else replace(named, arguments=(*named.arguments, "--backend", backend))
-
-
-@cache
-def _show_borrowed(diagnostics: tuple[Diagnostic, ...]) -> None:
+def show_borrowed(diagnostics: tuple[Diagnostic, ...]) -> None:
     """Say once what a ruleset owes to this machine; what else is wrong with a configuration, a check says."""
     for diagnostic in diagnostics:
         click.echo(f"{diagnostic.severity.value}: {printable(diagnostic.message)}", err=True)
         click.echo(f"  help: {printable(diagnostic.hint or '')}", err=True)
 
 
+_show_borrowed_once = cache(show_borrowed)
+
+
+def compiled_ruleset(source: Source, backend: str | None, name: str, tell: Tell = _show_borrowed_once) -> Named:
+    """Return the ruleset of a configuration; ``backend`` None: the one that host.fw asks for.
+
+    ``tell`` is called with what the ruleset owes to this machine.
+    """
+    compiled = compile_root(source, backend)
+    tell(tuple(one for one in compiled.checked.diagnostics if one.code in BORROWED_CODES))
+    named = _named(name, read_back(compiled), source)
+    return named if backend is None else replace(named, arguments=(*named.arguments, "--backend", backend))
+
+
 def _named(name: str, model: RulesetModel, source: Source) -> Named:
     """Name a ruleset. Its host shows bridged packets to IP hooks (br_netfilter) where iptables needs it to."""
     needs_call = not model.tables or any(table.key.tool != "nft" for table in model.tables)
-    host = replace(_topology(source.root, source.node), call_iptables=needs_call)
+    host = replace(_topology(source.root, source.node, source.files), call_iptables=needs_call)
     node = () if source.node is None else ("--node", source.node)
     where = str(source.root) if source.node is None else f"{source.root}, node {source.node}"
     return Named(name, model, host, ("--root", str(source.root), *node), where)
 
 
 @cache
-def _topology(root: Path, node: str | None) -> Topology:
+def _topology(root: Path, node: str | None, files: Files) -> Topology:
     """Return a node's topology, which both sides of a comparison often share."""
-    return topology(Source(root, node, lambda: None))
+    return topology(Source(root, node, lambda: None, observed_files=files))
 
 
-def configuration_rulesets(source: Source, backend: str | None) -> list[Named]:
+def configuration_rulesets(source: Source, backend: str | None, tell: Tell = _show_borrowed_once) -> list[Named]:
     """Return the rulesets of a configuration through a backend, through ``both``, or the one of host.fw (None)."""
     if backend == "both":
-        return [compiled_ruleset(source, name, name) for name in BACKENDS]
+        return [compiled_ruleset(source, name, name, tell) for name in BACKENDS]
     name = backend or default_backend(check_root(source).node)
-    return [compiled_ruleset(source, name, name)]
+    return [compiled_ruleset(source, name, name, tell)]

@@ -7,6 +7,7 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,13 @@ import click
 
 from pvefw_nft.app.inputs import MAX_TOML, read_input
 from pvefw_nft.cli import completion
-from pvefw_nft.cli.options import as_reference_option, make_offline_source, source_options
+from pvefw_nft.cli.options import (
+    all_nodes_options,
+    as_reference_option,
+    is_for_all_nodes,
+    make_offline_source,
+    source_options,
+)
 from pvefw_nft.cli.rulesets import SPEC_HELP, Named, assume_option, configuration_rulesets, load_ruleset
 from pvefw_nft.errors import EXIT_UNDECIDED, UsageError
 from pvefw_nft.verify.connections import Connections
@@ -24,7 +31,7 @@ from pvefw_nft.verify.report import is_doubtful, outcome_data, outcome_lines
 from pvefw_nft.verify.simulate import simulate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from pvefw_nft.verify.simulate import Outcome
 
@@ -108,6 +115,7 @@ class _Test:
 @click.option("-v", "--verbose", is_flag=True, help="Show each rule tried.")
 @as_reference_option
 @assume_option
+@all_nodes_options
 @source_options
 @click.pass_context
 def simulate_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - click's options, by name
@@ -121,23 +129,45 @@ def simulate_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: AN
     """
     if options["tests_file"] and (given := _packet_options(options)):
         raise UsageError(f"--tests does not go with options of a packet ({', '.join(given)})", "put them into the file")
+    if is_for_all_nodes(options):
+        ctx.exit(_simulate_all_nodes(options))
     gc.disable()  # reading rulesets makes no garbage, and looking for it takes a third of the time
     rulesets = _rulesets(options)
     if (call := options["bridge_call"]) is not None:
         rulesets = [replace(named, topology=replace(named.topology, call_iptables=call)) for named in rulesets]
-    tests = _read_tests(options["tests_file"]) if options["tests_file"] else [_from_options(options)]
-    results = [result for test in tests if (result := _run(test, rulesets, skip=bool(options["tests_file"])))]
+    if options["tests_file"]:
+        tests = read_tests(read_input(options["tests_file"], MAX_TOML), str(options["tests_file"]))
+        results = run_tests(tests, rulesets)
+    else:
+        tests = [_from_options(options)]
+        results = [result for test in tests if (result := _run(test, rulesets, skip=False))]
     if options["form"] == "json":
-        data = _tests_data(results, len(tests), options) if options["tests_file"] else _data(results[0], options)
+        data = tests_data(results, len(tests), options) if options["tests_file"] else _data(results[0], options)
         click.echo(json.dumps(data, indent=1))
     elif options["tests_file"]:
-        _show_tests(results, len(tests), verbose=options["verbose"])
+        for line in test_lines(results, len(tests), verbose=options["verbose"]):
+            click.echo(line)
     else:
         _show(results[0], verbose=options["verbose"])
-    ctx.exit(_exit_code(results))
+    ctx.exit(exit_code_of(results))
 
 
-def _exit_code(results: list[Result]) -> int:
+def _simulate_all_nodes(options: dict[str, Any]) -> int:
+    """Send the packets of a file through each node's rulesets. Return the exit code."""
+    from pvefw_nft.cli import all_nodes  # deferred: most packets are of one node
+
+    path = options["tests_file"]
+    if path is None or options["ruleset"]:
+        raise UsageError("--all-nodes goes with --tests, and not with --ruleset", "put the packets into a file")
+    text = read_input(path, MAX_TOML)
+    count = len(read_tests(text, str(path)))  # what is wrong with the file is wrong for all nodes
+    names = ("backend", "bridge_call", "verbose", "as_reference", "assume")
+    given = {**{name: options[name] for name in names}, "tests": (text, str(path))}
+    request = all_nodes.request("simulate", options, given, form=options["form"])
+    return all_nodes.run(request, settle=partial(excuse_first_nodes, count))
+
+
+def exit_code_of(results: list[Result]) -> int:
     """Return 1 where a packet got another verdict than expected, 5 where one's is not decided."""
     failed = [result for result in results if not result.passed]
     if any(not result.undecided for result in failed):
@@ -186,10 +216,13 @@ def _override(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _read_tests(path: Path) -> list[_Test]:
-    """Return the packets of a file: tables ``[[packet]]`` with ``from``, ``to``, ``expect`` and the options' names."""
+def read_tests(text: str, path: str) -> list[_Test]:
+    """Return the packets of a file: tables ``[[packet]]`` with ``from``, ``to``, ``expect`` and the options' names.
+
+    Raises UsageError for another text.
+    """
     try:
-        document = tomllib.loads(read_input(path, MAX_TOML))
+        document = tomllib.loads(text)
     except ValueError as error:
         raise UsageError(f"{path}: cannot be read: {error}", "it is a TOML file with tables [[packet]]") from None
     tables = document.get("packet")
@@ -198,7 +231,7 @@ def _read_tests(path: Path) -> list[_Test]:
     return [_read_test(path, number, table) for number, table in enumerate(tables, 1)]
 
 
-def _read_test(path: Path, number: int, table: dict[str, Any]) -> _Test:
+def _read_test(path: str, number: int, table: dict[str, Any]) -> _Test:
     spec = _read_packet(path, number, table, besides=("expect", "name", "steps"))
     steps = table.get("steps", [])
     if spec is None or "expect" not in table or not isinstance(steps, list):
@@ -210,7 +243,7 @@ def _read_test(path: Path, number: int, table: dict[str, Any]) -> _Test:
     return _Test(spec, expect, name, tuple(step for step in before if step is not None))
 
 
-def _read_packet(path: Path, number: int, table: object, besides: tuple[str, ...] = ()) -> PacketSpec | None:
+def _read_packet(path: str, number: int, table: object, besides: tuple[str, ...] = ()) -> PacketSpec | None:
     """Return the packet that a table describes, None where it does not say from where to where it goes."""
     known = set(_PACKET_FIELDS)
     if not isinstance(table, dict):
@@ -226,7 +259,7 @@ def _read_packet(path: Path, number: int, table: object, besides: tuple[str, ...
     return PacketSpec(**given) if "source" in given and "destination" in given else None
 
 
-def _checked(path: Path, number: int, key: str, name: str, value: object) -> Any:  # noqa: ANN401 - TOML
+def _checked(path: str, number: int, key: str, name: str, value: object) -> Any:  # noqa: ANN401 - TOML
     """Return a value of a tests file, of the type that the packet wants. Raises UsageError for another one."""
     if name == "overrides" and isinstance(value, dict):
         return tuple((on, str(text)) for on, text in value.items())
@@ -279,6 +312,11 @@ def _outcome(test: _Test, ruleset: Named) -> Outcome:
     return simulate(ruleset.model, probe, connections=None if stated else connections)
 
 
+def run_tests(tests: Iterable[_Test], rulesets: list[Named]) -> list[Result]:
+    """Send packets through rulesets, and return what became of those that pass this node. Raises UsageError."""
+    return [result for test in tests if (result := _run(test, rulesets, skip=True))]
+
+
 def _run(test: _Test, rulesets: list[Named], *, skip: bool) -> Result | None:
     """Send a packet through all rulesets. With ``skip``, None for a packet that does not pass this node."""
     try:
@@ -297,30 +335,97 @@ def _run(test: _Test, rulesets: list[Named], *, skip: bool) -> Result | None:
 
 
 def _show(result: Result, *, verbose: bool) -> None:
+    for line in _result_lines(result, verbose=verbose):
+        click.echo(line)
+
+
+def _result_lines(result: Result, *, verbose: bool) -> Iterator[str]:
     for name, outcome in result.outcomes:
-        for line in outcome_lines(outcome, verbose=verbose, title=name if len(result.outcomes) > 1 else ""):
-            click.echo(line)
+        yield from outcome_lines(outcome, verbose=verbose, title=name if len(result.outcomes) > 1 else "")
     for line in _complaints(result):
-        click.secho(line, fg="red", bold=True)
+        yield click.style(line, fg="red", bold=True)
 
 
-def _show_tests(results: list[Result], count: int, *, verbose: bool) -> None:
-    """Show the packets that failed, those whose verdict is a guess in a line each, and how many there were."""
+def test_lines(results: list[Result], count: int, *, verbose: bool) -> Iterator[str]:
+    """Yield lines about the packets that failed, those whose verdict is a guess, and how many there were."""
     for result in results:
-        if not result.passed or verbose:
-            click.echo(f"{'ok' if result.passed else 'FAILED'}: {result.test.name}")
-            _show(result, verbose=verbose)
-        elif result.doubtful:
-            texts = [guess_text(guess) for _, one in result.outcomes for guess in one.guesses if is_doubtful(guess)]
-            for text in dict.fromkeys(texts):
-                click.echo(f"warning: {result.test.name}: {text}")
+        yield from _test_lines(result, verbose=verbose)
     failed = sum(not result.passed for result in results)
-    parts = [f"{len(results) - failed} passed", f"{failed} failed"]
-    if guessed := sum(result.doubtful for result in results):
+    guessed = sum(result.doubtful for result in results)
+    yield _count_words(len(results) - failed, failed, guessed, count - len(results))
+
+
+def _test_lines(result: Result, *, verbose: bool) -> Iterator[str]:
+    if not result.passed or verbose:
+        yield f"{'ok' if result.passed else 'FAILED'}: {result.test.name}"
+        yield from _result_lines(result, verbose=verbose)
+    elif result.doubtful:
+        texts = [guess_text(guess) for _, one in result.outcomes for guess in one.guesses if is_doubtful(guess)]
+        for text in dict.fromkeys(texts):
+            yield f"warning: {result.test.name}: {text}"
+
+
+def _count_words(passed: int, failed: int, guessed: int, skipped: int) -> str:
+    parts = [f"{passed} passed", f"{failed} failed"]
+    if guessed:
         parts.append(f"{guessed} rest on made-up addresses")
-    if skipped := count - len(results):
-        parts.append(f"{skipped} skipped (between guests of other nodes)")
-    click.echo(", ".join(parts))
+    if skipped:
+        parts.append(f"{skipped} skipped (they do not pass this node)")
+    return ", ".join(parts)
+
+
+def packet_results(tests: list[_Test], results: list[Result], *, verbose: bool) -> list[dict[str, Any]]:
+    """Return as data what became of the packets that pass a node; ``number`` is that of the packet in its file."""
+    numbers = {id(test): number for number, test in enumerate(tests)}
+    return [
+        {
+            "number": numbers[id(result.test)],
+            "passed": result.passed,
+            "undecided": result.undecided,
+            "doubtful": result.doubtful,
+            "accepted": all(outcome.verdict == "ACCEPT" for _, outcome in result.outcomes),
+            "lines": [click.unstyle(line) for line in _test_lines(result, verbose=verbose)],
+        }
+        for result in results
+    ]
+
+
+def packets_summary(packets: list[dict[str, Any]], count: int) -> dict[str, Any]:
+    """Return the exit code, the words and the text for the packets that pass a node, of ``count`` in the file."""
+    failed = [packet for packet in packets if not packet["passed"]]
+    undecided = any(packet["undecided"] for packet in packets)
+    guessed = sum(packet["doubtful"] for packet in packets)
+    return {
+        "exit": int(any(not packet["undecided"] for packet in failed)) or (EXIT_UNDECIDED if undecided else 0),
+        "words": _count_words(len(packets) - len(failed), len(failed), guessed, count - len(packets)),
+        "text": "".join(f"{line}\n" for packet in packets for line in packet["lines"]),
+    }
+
+
+def excuse_first_nodes(count: int, results: Iterable[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
+    """Return what amends a node's result: another node may stop the packets that this one lets pass, as expected.
+
+    ``results`` are those of all nodes of a cluster, ``count`` is the number of packets in the file.
+    """
+    stopped = {
+        packet["number"]
+        for result in results
+        for packet in result.get("packets", ())
+        if packet["passed"] and not packet["accepted"]
+    }
+
+    def amend(result: dict[str, Any]) -> None:
+        packets = result.get("packets", [])
+        excused = [one for one in packets if one["accepted"] and not one["passed"] and one["number"] in stopped]
+        for packet in excused:
+            packet.update(passed=True, lines=[])
+            result["data"]["packets"][packets.index(packet)].update(passed=True, stopped_elsewhere=True)
+        if excused:
+            result.update(packets_summary(packets, count))
+            result["notes"].append(f"{len(excused)} accepted here and stopped by another node, as expected")
+            result["data"]["failed"] -= len(excused)
+
+    return amend
 
 
 def _complaints(result: Result) -> Iterator[str]:
@@ -331,7 +436,7 @@ def _complaints(result: Result) -> Iterator[str]:
         yield f"expected {test.expect}"
 
 
-def _data(result: Result, options: dict[str, Any]) -> dict[str, Any]:
+def _data(result: Result, options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": result.test.name or None,
         "expect": result.test.expect,
@@ -340,7 +445,8 @@ def _data(result: Result, options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tests_data(results: list[Result], count: int, options: dict[str, Any]) -> dict[str, Any]:
+def tests_data(results: list[Result], count: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results of a file of packets as data; ``verbose`` of the options adds each rule tried."""
     return {
         "packets": [_data(result, options) for result in results],
         "failed": sum(not result.passed for result in results),

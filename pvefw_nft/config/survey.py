@@ -41,24 +41,40 @@ _HOMES = {
 _FILE_HINT = "files here are cluster.fw and VMID.fw, such as 100.fw"
 
 
-def survey(root: Root, configuration: Configuration, findings: Findings) -> None:
+def survey(root: Root, configuration: Configuration, findings: Findings, *, only_own: bool = False) -> None:
     """Report what is wrong in files that this node does not compile, and settings that defeat one another.
 
     ``configuration`` is that of ``root`` and was made with ``findings``. What it found in the node's own files is
-    reported where they are compiled: it is taken out again. Raises ConfigurationError where the file system fails.
+    reported where they are compiled: it is taken out again. ``only_own``: leave out what does not belong to this node;
+    its other nodes and :func:`survey_strays` report that. Raises ConfigurationError where the file system fails.
     """
     own = list(configuration.guests())
     findings.diagnostics.clear()
-    others = list(_other_guests(root, configuration, {guest.vmid for guest in own}))
-    vmids = {guest.vmid for guest in (*own, *others)}
-    for path in _other_host_files(root):
-        configuration.read_host_file(path)
-    strays = list(_unread_files(root, configuration, vmids))
+    others: list[Guest] = []
+    strays: list[tuple[Path, str]] = []
+    if not only_own:
+        others = list(_other_guests(root, configuration, {guest.vmid for guest in own}))
+        for path in _other_host_files(root):
+            configuration.read_host_file(path)
+        strays = list(_unread_files(root, configuration, {guest.vmid for guest in (*own, *others)}))
     _judge_node(configuration.node, [guest.firewall for guest in (*own, *others)], findings)
     groups = configuration.node.cluster.groups
     for guest in (*own, *others):
         _judge_guest(guest, groups, findings)
         _judge_answers(guest, configuration.node.cluster, findings)
+    _report_strays(strays, findings)
+
+
+def survey_strays(root: Root, configuration: Configuration, findings: Findings) -> None:
+    """Report firewall files that no node of the cluster reads, and what is wrong in those of guests.
+
+    ``root`` is that of no node. Raises ConfigurationError where the file system fails.
+    """
+    vmids = {vmid for _, _, vmid, _ in root.configs_elsewhere()}
+    _report_strays(list(_unread_files(root, configuration, vmids)), findings)
+
+
+def _report_strays(strays: Iterable[tuple[Path, str]], findings: Findings) -> None:
     for file, hint in strays:
         findings.warning("unread-file", Span(str(file), 0), "nothing reads this file", hint)
 

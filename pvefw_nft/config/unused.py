@@ -27,14 +27,18 @@ _CODES = {"alias": "unused-alias", "ipset": "unused-ipset", "group": "unused-gro
 _SCOPES = ("", "dc/", "guest/")
 
 
-def find_unused(root: Root, cluster: ClusterConfig, guests: Iterable[Guest], findings: Findings) -> None:
-    """Add a note for each name that nothing refers to. Raises ConfigurationError for an unusable file."""
+def find_unused_of_cluster(root: Root, cluster: ClusterConfig, findings: Findings) -> None:
+    """Add a note for each name of cluster.fw that no file refers to. Raises ConfigurationError for an unusable file."""
     everywhere = {word for path in _firewall_files(root) for word in _words(_text(root, path))}
     for name, group in cluster.groups.items():
         if name not in everywhere:
             _report(findings, "group", name, group.header)
     _ipsets(cluster.ipsets, everywhere, findings)
     _aliases(cluster.aliases, everywhere, findings)
+
+
+def find_unused_of_guests(root: Root, guests: Iterable[Guest], findings: Findings) -> None:
+    """Add a note for each name of a guest's file that it does not refer to itself."""
     for guest in guests:
         config = guest.firewall
         if config is not None and (config.ipsets or config.aliases):

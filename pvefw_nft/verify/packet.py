@@ -156,7 +156,7 @@ class MadeUp:
 
 
 class ElsewhereError(UsageError):
-    """Both ends of a packet are guests of other nodes: it does not pass this one."""
+    """Both ends of a packet are guests of other nodes, or one is and the other outside: it does not pass this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +205,12 @@ class _Maker:
         self.source, self.destination = choose_ends(
             source_ends, [*destination_guests] or self._ends(destination, self.destination_address, source_ends[0])
         )
+        if (source_guests or destination_guests) and self.source == self.destination:
+            nodes = {nic.node for guests in (source_guests, destination_guests) for nic in guests.values()}
+            raise ElsewhereError(
+                f"{spec.source} and {destination} are both beyond {self.source}: this node is not between them",
+                f"name another node with --node: {', '.join(sorted(nodes))}",
+            )
         self.source_guest = source_guests.get(self.source) or _nic_of(self.source)
         self.destination_guest = destination_guests.get(self.destination) or _nic_of(self.destination)
         self.made_up: list[MadeUp] = []

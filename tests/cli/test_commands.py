@@ -199,7 +199,7 @@ def test_what_is_taken_from_this_machine_for_another_host_is_named(
         ["compare"],
     ]
     for command in arguments:
-        rulesets._show_borrowed.cache_clear()  # a process runs one command
+        rulesets._show_borrowed_once.cache_clear()  # a process runs one command
         with pytest.raises(SystemExit) as end:
             main([*command, "--root", root, "--node", NODE])
         assert end.value.code == 0

@@ -84,7 +84,7 @@ def test_one_file_of_packets_for_the_whole_cluster(cluster: Path, tmp_path: Path
     file = tmp_path / "packets.toml"
     file.write_text(packets)
     output = invoke(cluster, "--tests", str(file)).output
-    assert output.endswith("2 passed, 0 failed, 1 skipped (between guests of other nodes)\n")
+    assert output.endswith("2 passed, 0 failed, 1 skipped (they do not pass this node)\n")
 
 
 def test_a_zone_that_no_node_has_is_an_error_that_names_those_there_are(cluster: Path) -> None:
