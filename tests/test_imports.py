@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "host": {"ir", "backends", "errors"},
     "verify": {"errors"},
     "pipeline": LIBRARY,
-    "app": {"pipeline", "config", "host", "verify", "errors"},
+    "app": {"pipeline", "config", "fleet", "host", "verify", "errors"},
     "api": {"pipeline", "config", "verify", "errors"},
     "fleet": {"config", "errors"},
     "cli": {"app", "fleet", "pipeline", "host", "verify", "errors"},

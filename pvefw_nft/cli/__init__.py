@@ -42,6 +42,7 @@ _COMMANDS = {
     "plumb": ("pvefw_nft.cli.plug", "Plug all filtered NICs that exist."),
     "localnet": ("pvefw_nft.cli.localnet", "Say what the local network is, and which corosync peers get through."),
     "doctor": ("pvefw_nft.cli.doctor", "Look for what keeps this host's firewall from working."),
+    "cluster": ("pvefw_nft.cli.cluster", "Ask all nodes over ssh, or apply their configurations one by one."),
     "completion": ("pvefw_nft.cli.completion", "Print the completion script for a shell."),
 }
 

@@ -23,6 +23,11 @@ force_option = click.option(
 )
 
 
+refuse_cuts_option = click.option(
+    "--refuse-cuts", is_flag=True, help="With --confirm, too, refuse a ruleset that cuts such sessions."
+)
+
+
 def check_sessions(desired: Desired, source: Source, *, go_on: bool) -> None:
     """Print which connections a ruleset would cut, before it is loaded.
 

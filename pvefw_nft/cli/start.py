@@ -24,7 +24,7 @@ from pvefw_nft.cli.options import (
 )
 from pvefw_nft.cli.plugging import chosen, plug_and_report, plugging_options, unplugged_lines
 from pvefw_nft.cli.render import show
-from pvefw_nft.cli.session_check import check_sessions, force_option
+from pvefw_nft.cli.session_check import check_sessions, force_option, refuse_cuts_option
 from pvefw_nft.errors import ConfigurationError, HostError, PvefwError, UnreadableError
 from pvefw_nft.host import control, firewall, lock, nat_zone
 from pvefw_nft.host.bridges import drop
@@ -62,6 +62,7 @@ def _apply_options(command: _F) -> _F:
         wait_option,
         settle_option,
         force_option,
+        refuse_cuts_option,
         plugging_options,
         click.option("--dry-run", is_flag=True, help="Print what would be fed to the tools; change nothing."),
         click.option(
@@ -200,6 +201,7 @@ def _apply(
     wait: float,
     settle: float,
     force: bool,
+    refuse_cuts: bool,
     no_plug: bool,
     unplugged: str | None,
     harden: bool,
@@ -218,7 +220,7 @@ def _apply(
     desired, invalid = result.desired, result.has_errors
     filtered = True
     if not (only_if_running and not firewall.is_running()):
-        check_sessions(desired, source, go_on=force or dry_run or confirm_within is not None)
+        check_sessions(desired, source, go_on=force or dry_run or (confirm_within is not None and not refuse_cuts))
         if desired.enabled:  # before the rules are loaded: they then find each NIC where they look for it
             options = chosen(no_plug=no_plug, unplugged=unplugged)
             filtered = plug_and_report(source, desired.backend, options, dry_run=dry_run, wait=wait)
