@@ -42,7 +42,7 @@ def check_command(
     analysis: bool,
     **_: Any,  # noqa: ANN401 - those of all_nodes_options
 ) -> None:
-    """Say what is wrong with a configuration: exit 1 where a line is an error, else 0.
+    """Say what is wrong with a configuration. Exit code 1 if a line is an error, otherwise 0.
 
     DIR is the folder that holds etc/pve, as with --root.
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.command("compare")
 @click.argument("before", metavar="[A]", required=False)
 @click.argument("after", metavar="[B]", required=False)
-@click.option("--strict", is_flag=True, help="Compare what is logged, marked and queued, too.")
+@click.option("--strict", is_flag=True, help="Also compare log lines, marks and queues.")
 @click.option(
     "--known",
     type=click.Path(path_type=Path),
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 @click.option(
     "--only",
     type=click.Choice(("ours",)),
-    help="Compare the firewall's own rules: leave out what others loaded, such as Docker and fail2ban.",
+    help="Leave out rules that other programs loaded, such as Docker and fail2ban.",
 )
-@click.option("--bridge-call/--no-bridge-call", default=None, help="bridge-nf-call-iptables on both sides.")
+@click.option("--bridge-call/--no-bridge-call", default=None, help="The setting bridge-nf-call-iptables of both sides.")
 @click.option(
     "--max-time", type=click.IntRange(min=1), metavar="SECONDS", help="Stop comparing after that. Default: 600."
 )
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     "--max-memory",
     type=click.IntRange(min=1),
     metavar="MIB",
-    help="Give up a pair of rule lists that needs more. Default: 512.",
+    help="Do not compare two rule lists that need more memory. Default: 512.",
 )
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", help="Default: text.")
 @click.option("-v", "--verbose", is_flag=True, help="List every kind of packets that differs.")
@@ -87,12 +87,14 @@ def compare_command(
 ) -> None:
     """Prove that two rulesets treat packets alike, or show packets that they treat differently.
 
-    A and B are a folder with a configuration (by the backend of its host.fw), iptables:DIR, nft:DIR,
-    save:FILE[,FILE…], nft-json:FILE, live, live:iptables or live:nft. Without them, the configuration below --root is
-    compared through both backends; with A alone, A with that configuration.
+    Without A and B, both backends' rulesets of the configuration below --root are compared; with A alone, A and that
+    configuration.
 
-    Exit code 0: equal; 1: they differ; 5: not decided (no difference was found, but something was not compared, as
-    where a limit of time or memory was reached).
+    A and B are a folder with a configuration, iptables:DIR, nft:DIR, save:FILE[,FILE…] (what iptables-save and the like
+    print), nft-json:FILE (nft -j list ruleset), live, live:iptables or live:nft (what this host runs).
+
+    Exit code 0: equal; 1: they differ; 5: not decided. Then no difference was found, but something was not compared,
+    for example because a limit of time or memory was reached.
     """
     if is_for_all_nodes(ctx.params):
         ctx.exit(_compare_all_nodes(ctx.params))

@@ -35,8 +35,11 @@ def hand_back_command(
 ) -> None:
     """Return to Proxmox VE's own firewall: pve-firewall, or with `nftables: 1` in host.fw proxmox-firewall.
 
-    At no time is the host without rules: theirs is started while ours stay loaded, and ours go once theirs are seen in
-    the kernel. Each step is told. A run that was killed anywhere is completed by running it again.
+    The host is never without rules. Proxmox VE's service is started while the rules of pvefw stay loaded, and they are
+    removed only when its rules are in the kernel. Each step is printed. If a run is interrupted, run it again to
+    complete it.
+
+    Over ssh, use `pvefw hand-back --confirm 120`.
     """
     options = read_node(make_source(root, node, local_network))
     again = [sys.executable, "-m", "pvefw_nft.cli", "take-over", "--force", "--skip-invalid", "--root", str(root)]

@@ -31,7 +31,7 @@ def source_options(command: _F) -> _F:
         click.option(
             "--local-network",
             metavar="CIDR",
-            help="The network of this node's management, where cluster.fw has no alias local_network. "
+            help="The network from which this node is administered, if cluster.fw has no alias local_network. "
             "Default: detected from this host's addresses and routes.",
         ),
         click.option(
@@ -57,14 +57,14 @@ def beside_option(command: _F) -> _F:
     return click.option(
         "--beside",
         is_flag=True,
-        help="Go on although Proxmox VE's own firewall runs, and leave its rules. A packet must then pass both.",
+        help="Do not refuse if Proxmox VE's own firewall runs, and leave its rules. Both must then accept a packet.",
     )(command)
 
 
 def backend_option(command: _F) -> _F:
     """Add ``--backend``."""
     return click.option(
-        "--backend", type=click.Choice(BACKENDS), help="Default: what host.fw asks for with its option nftables."
+        "--backend", type=click.Choice(BACKENDS), help="Default: nft if host.fw has `nftables: 1`, else iptables."
     )(command)
 
 

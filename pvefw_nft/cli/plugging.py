@@ -29,11 +29,11 @@ _OWNER_PLUGS_WITHIN = 5.0  # seconds
 def plugging_options(command: _F) -> _F:
     """Add ``--no-plug`` and ``--unplugged``."""
     for option in (
-        click.option("--no-plug", is_flag=True, help="Leave NICs where they are that are not behind their fwbr."),
+        click.option("--no-plug", is_flag=True, help="Do not move NICs that are not behind their firewall bridge."),
         click.option(
             "--unplugged",
             type=click.Choice(("report", "drop")),
-            help="What to do with the traffic of NICs that stay unplugged. Default: as was asked for last, or report.",
+            help="NICs that stay unplugged: report them, or drop their traffic. Default: as given last, else report.",
         ),
     ):
         command = option(command)
@@ -50,7 +50,7 @@ def plug_and_report(source: Source, backend: str, options: PlugOptions, *, dry_r
     try:
         result = settle(read_patiently(source, read_filtered_nics), backend, options, dry_run=dry_run, wait=wait)
     except PvefwError as error:
-        click.echo(f"warning: the guests' NICs could not be looked at: {error.message}", err=True)
+        click.echo(f"warning: the guests' NICs could not be examined: {error.message}", err=True)
         return False
     for step in result.steps:
         click.echo(f"# {step}")

@@ -56,18 +56,18 @@ _RETRY = 5.0  # seconds after a failure
 @backend_option
 @click.option(
     "--poll", type=click.FloatRange(min=0.1), default=10.0, show_default=True, metavar="SECONDS",
-    help="How often to look at the files where nothing tells of changes.",
+    help="How often to look for changes that the file system does not report.",
 )  # fmt: skip
 @settle_option
-@click.option("--stop-at-end", is_flag=True, help="Remove the rules when the service ends; else they stay.")
+@click.option("--stop-at-end", is_flag=True, help="Remove the rules when the service ends. Default: they stay.")
 @plugging_options
 @beside_option
 @click.option(
     "--fail-closed",
     is_flag=True,
-    help="Be ready only once rules are in place; the unit then keeps guests from starting.",
+    help="Report ready only when rules are loaded. With --print-unit: at boot, guests start only then.",
 )
-@click.option("--print-unit", is_flag=True, help="Print a systemd unit that runs this with these options, and end.")
+@click.option("--print-unit", is_flag=True, help="Print a systemd unit with these options, and end.")
 @click.pass_context
 def run_command(
     ctx: click.Context,
@@ -84,10 +84,10 @@ def run_command(
     unplugged: str | None,
     beside: bool,
 ) -> None:
-    """Apply the configuration, then again whenever it or the host's links change.
+    """Apply the configuration, and apply it again when a file, link or address changes.
 
-    Lines with errors are left out, as at boot. SIGHUP applies at once, SIGTERM ends. Messages go to standard error,
-    which systemd keeps in the journal.
+    Lines with errors are left out and reported. SIGHUP applies at once; SIGTERM ends the service, and the rules stay.
+    Messages go to standard error, which systemd keeps in the journal.
     """
     if print_unit:
         click.echo(unit_text(*_given_options(ctx)), nl=False)
@@ -318,7 +318,7 @@ class _Service:
         return self._last
 
     def _wait_for(self, path: str) -> None:
-        self._tell(f"{path} is missing, empty or cut off, and was not: waiting whether somebody is saving it")
+        self._tell(f"{path} is missing, empty or cut off now: waiting, since it may be just being saved")
         self._fall_back()
 
     def _fall_back(self) -> None:

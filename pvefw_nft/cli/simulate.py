@@ -76,9 +76,7 @@ class _Test:
 )
 @click.option("--sport", metavar="PORT")
 @click.option("--dport", metavar="PORT")
-@click.option(
-    "--source", "source_address", metavar="ADDRESS", help="The source address, where the zone's own is not meant."
-)
+@click.option("--source", "source_address", metavar="ADDRESS", help="The source address. Default: the sender's own.")
 @click.option("--dest", "destination_address", metavar="ADDRESS", help="The destination address likewise.")
 @click.option("--icmp-type", metavar="TYPE", help="A name, or type or type/code. Default: echo-request.")
 @click.option("--tcp-flags", metavar="FLAGS", help="A list such as syn,ack. Default: syn.")
@@ -122,7 +120,7 @@ def simulate_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: AN
     """Say what happens to a packet, hop by hop, and which line of which file decides.
 
     Zones: the host, a guest (vm100, ct200; one of its NICs: vm100i1), the outside, or one port of a bridge
-    (vmbr0/eth0). An address means whoever has it.
+    (vmbr0/eth0). An address stands for the guest or host that has it.
 
     Exit code 0: done; 1: another verdict than --expect or --tests says, or the rulesets disagree; 5: not decided, since
     the verdict depends on a match that is not modelled.

@@ -52,7 +52,7 @@ confirm_option = click.option(
     "confirm_within",
     type=click.FloatRange(min=1, max=control.MAX_SECONDS),
     metavar="SECONDS",
-    help="Go back unless `pvefw confirm` (or Enter) comes within this time.",
+    help="Return to the ruleset before, unless `pvefw confirm` (or Enter) comes within this time.",
 )
 
 
@@ -64,16 +64,14 @@ def _apply_options(command: _F) -> _F:
         force_option,
         refuse_cuts_option,
         plugging_options,
-        click.option("--dry-run", is_flag=True, help="Print what would be fed to the tools; change nothing."),
-        click.option(
-            "--skip-invalid", is_flag=True, help="Apply the rest of a configuration that has errors, as at boot."
-        ),
+        click.option("--dry-run", is_flag=True, help="Print what would be loaded; change nothing."),
+        click.option("--skip-invalid", is_flag=True, help="Leave out lines with errors, and apply the rest."),
         confirm_option,
         click.option(
             "--harden",
             is_flag=True,
-            help="Harden the iptables ruleset by a table of nft beside it, as host.pvefw's harden does; until the next "
-            "apply without it.",
+            help="With the iptables backend: also load a table of nft that drops what a hostile guest sends. Holds "
+            "until the next apply without this option; `harden: 1` in host.pvefw keeps it.",
         ),
         beside_option,
         backend_option,
@@ -94,10 +92,12 @@ def _apply_options(command: _F) -> _F:
 @_apply_options
 @click.pass_context
 def start_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - those of _apply_options
-    """Bring this host to the ruleset of its configuration.
+    """Load the ruleset of the configuration, whatever ran before.
 
-    Whatever ran before, and however it ended, the end is the same. A configuration with errors is not applied
-    without --skip-invalid. A guest whose own file cannot be used at all is closed instead: nothing passes its NICs.
+    Repeating it changes nothing. A configuration with errors is not applied without --skip-invalid. If a guest's file
+    cannot be read at all, the guest is closed: nothing passes its NICs.
+
+    Over ssh, use `pvefw start --confirm 60`: unless you confirm, the ruleset before comes back.
     """
     ctx.exit(_apply(**options))
 
@@ -106,7 +106,7 @@ def start_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN40
 @_apply_options
 @click.pass_context
 def update_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401
-    """Bring the running firewall to the current configuration; do nothing where it is not running."""
+    """Apply changes of the configuration if the firewall is running; otherwise do nothing."""
     ctx.exit(_apply(**options, only_if_running=True))
 
 
@@ -149,8 +149,8 @@ def status_command(
     """Say whether the firewall runs, and how it differs from the configuration.
 
     Exit code 0: running and as configured; 1: changes are pending, rules were changed by hand, the configuration has
-    errors, or a NIC with firewall=1 is not behind its firewall bridge; 3: not running, or not all of it could be looked
-    at.
+    errors, or a NIC with firewall=1 is not behind its firewall bridge; 3: not running, or something could not be
+    examined.
     """
     need_root()
     source = patient(make_source(root, node, local_network))
@@ -178,8 +178,8 @@ def status_command(
             click.echo(f"warning: {name} beside pvefw, see `pvefw take-over`")
         for variant in left:
             click.echo(
-                f"warning: PVEFW chains of iptables-{variant} are left over: no firewall that runs takes care of them, "
-                "and packets must pass them, too; see `pvefw take-over`"
+                f"warning: PVEFW chains of iptables-{variant} are left over: no running firewall updates them, and "
+                "packets must still pass them; see `pvefw take-over`"
             )
         _print_status(found, waiting, unplugged, diff=diff, invalid=invalid)
         for line in nat:
@@ -248,7 +248,7 @@ def _apply(
         return int(invalid)
     desired_ruleset.note(result, source, backend)
     if not desired.enabled:
-        click.echo("the firewall is disabled in cluster.fw: nothing is filtered", err=True)
+        click.echo("the firewall is disabled in cluster.fw (enable: 0): nothing is filtered", err=True)
     report(outcome)
     _look_at_nat(desired, quiet=only_if_running)
     if pending is not None and not wait_for_confirmation(pending, wait):
@@ -292,7 +292,7 @@ def find_ruleset(
     """
 
     def waiting(path: str) -> None:
-        click.echo(f"{path} is missing, empty or cut off, and was not: waiting {settle:g} s in case it is being saved")
+        click.echo(f"{path} is missing, empty or cut off now: waiting {settle:g} s, since it may be just being saved")
 
     try:
         result = find_once(source, backend, settle=settle, waiting=waiting)
@@ -305,7 +305,7 @@ def find_ruleset(
     show(result.diagnostics)
     if result.may_open and not skip_invalid:
         click.echo("nothing was changed, because the configuration has errors", err=True)
-        click.echo("  help: mend them, or apply the rest of it with --skip-invalid", err=True)
+        click.echo("  help: mend the lines named above, or leave them out with --skip-invalid", err=True)
         return None
     return result
 
@@ -332,7 +332,7 @@ def _theirs() -> list[str]:
     try:
         return running_firewalls()
     except PvefwError as error:
-        click.echo(f"warning: Proxmox VE's services could not be looked at: {error.message}", err=True)
+        click.echo(f"warning: Proxmox VE's services could not be examined: {error.message}", err=True)
         return []
 
 

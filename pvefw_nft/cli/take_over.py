@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @plugging_options
 @dry_run_option
 @confirm_option
-@click.option("--skip-invalid", is_flag=True, help="Take over with the rest of a configuration that has errors.")
+@click.option("--skip-invalid", is_flag=True, help="Leave out lines with errors, and take over with the rest.")
 @backend_option
 @source_options
 @click.pass_context
@@ -51,11 +51,13 @@ def take_over_command(
     no_plug: bool,
     unplugged: str | None,
 ) -> None:
-    """Replace Proxmox VE's own firewall, whichever of its services runs, by pvefw.
+    """Replace Proxmox VE's own firewall (pve-firewall or proxmox-firewall) by pvefw.
 
-    At no time is the host without rules: ours are loaded beside theirs and read back, their services are stopped so
-    that they cannot remove anything and are masked, and only then their rules go. Each step is told. A run that was
-    killed anywhere is completed by running it again.
+    The host is never without rules. pvefw loads its rules beside those of Proxmox VE and reads them back, stops and
+    masks Proxmox VE's services without their clean-up, and only then removes their rules. Each step is printed. If a
+    run is interrupted, run it again to complete it.
+
+    Over ssh, use `pvefw take-over --confirm 120`, after a look at `pvefw take-over --dry-run`.
     """
     source = make_source(root, node, local_network)
     result = find_ruleset(source, backend, skip_invalid=skip_invalid)
