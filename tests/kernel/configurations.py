@@ -61,11 +61,13 @@ def of_case(name: str) -> Configuration:
 
 
 def examples() -> list[Configuration]:
-    """Return the examples with guests, as their READMEs have them compiled."""
+    """Return the examples with guests, as their READMEs have them compiled; the tutorial has several."""
     found = []
-    for root in sorted((REPOSITORY / "examples").iterdir()):
+    for root in sorted(path.parent.parent for path in (REPOSITORY / "examples").glob("**/etc/pve")):
         nodes = sorted(path.name for path in (root / "etc/pve/nodes").glob("*"))
-        found.append(Configuration(f"examples/{root.name}", root, nodes[0] if nodes else "pve1", "192.168.1.0/24"))
+        found.append(
+            Configuration(str(root.relative_to(REPOSITORY)), root, nodes[0] if nodes else "pve1", "192.168.1.0/24")
+        )
     return found
 
 
