@@ -21,7 +21,10 @@ from pvefw_nft.verify.read import Text, read_ruleset
 
 Json: TypeAlias = Any
 REPOSITORY = Path(__file__).resolve().parents[2]
-EXAMPLES = sorted(path.name for path in (REPOSITORY / "examples").iterdir())
+EXAMPLES = sorted(
+    str(path.parent.parent.relative_to(REPOSITORY / "examples"))
+    for path in (REPOSITORY / "examples").glob("**/etc/pve")
+)
 XTABLES = ("ipset", "iptables-restore", "ip6tables-restore", "ebtables-restore")
 
 
