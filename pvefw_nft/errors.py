@@ -108,6 +108,17 @@ class UnreadableError(ConfigurationError):
     """The file system that holds the configuration fails or is not mounted: nothing is known of the configuration."""
 
 
+class DeniedError(UnreadableError):
+    """The file system refuses what the configuration is read from."""
+
+
+class CompilerError(ConfigurationError):
+    """The process that compiles ended, or said what it must not: no ruleset is known.
+
+    It may have been ended by its limits of memory and time.
+    """
+
+
 class UsageError(PvefwError):
     """The command line asks for something that does not exist or does not go together."""
 

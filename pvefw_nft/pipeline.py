@@ -249,6 +249,16 @@ def compile_root(
     return Compiled(checked, backend, backend.lower(checked.ruleset, None if store is None else store.lines))
 
 
+def load_stages() -> None:
+    """Load the modules of all stages, for a process that cannot read programs later."""
+    import pvefw_nft.config.load
+    import pvefw_nft.ir.build
+    import pvefw_nft.ir.validate  # noqa: F401
+
+    for name in BACKENDS:
+        make_backend(name)
+
+
 def closing_failures(source: Source, attempt: Callable[[Closed], _T]) -> _T:
     """Return what ``attempt`` makes of a configuration, with the guests closed on which it fails.
 

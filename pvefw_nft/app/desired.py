@@ -53,11 +53,6 @@ def no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def find(source: Source, backend: str | None) -> Result:
-    """Return what the configuration asks for. Raises what :func:`compile_root` raises."""
-    return _on_record(source, backend) or compiled(source, backend)
-
-
 def compiled(source: Source, backend: str | None, store: Store | None = None) -> Result:
     """Compile the configuration, with the help of ``store`` if given. Raises what :func:`compile_root` raises.
 
@@ -65,7 +60,8 @@ def compiled(source: Source, backend: str | None, store: Store | None = None) ->
     """
     observations = Observations()
 
-    observed = observations.observed(replace(source, cautious=True, zones=zone_change.zones_in_force))
+    zones = zone_change.zones_in_force if source.zones is dict else source.zones
+    observed = observations.observed(replace(source, cautious=True, zones=zones))
 
     def attempt(closed: Closed) -> Result:
         made = compile_root(observed, backend, None if closed else store, closed)
@@ -103,30 +99,43 @@ def note(result: Result, source: Source, backend: str | None) -> None:
             {
                 "question": _question(source, backend),
                 "identity": result.desired.identity,
-                "diagnostics": [_as_json(diagnostic) for diagnostic in result.diagnostics],
+                "diagnostics": [diagnostic_as_json(diagnostic) for diagnostic in result.diagnostics],
                 "answers": [[*question, answer] for question, answer in result.observations.answers.items()],
             },
         )
 
 
-def settled(source: Source, backend: str | None, seconds: float, waiting: Callable[[str], None]) -> Source:
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What is known of the configuration that was applied last: ``observations`` None: only whether it was on."""
+
+    observations: Observations | None = None
+    was_on: bool = False
+
+    def knew(self, path: str, text: str | None) -> bool:
+        """Tell whether a file is known to have had a text, and another one than this."""
+        if self.observations is None:
+            return self.was_on and Path(path).name == "cluster.fw" and not (text or "").strip()
+        return self.observations.had_other_text(path, text)
+
+
+def known_before(source: Source, backend: str | None) -> Before:
+    """Return what is known of the last apply. Of one before the last boot only its record is."""
+    noted = _read_notes(source, backend)
+    if noted is not None:
+        return Before(noted.observations)
+    confirmed = record.load_if_sound(record.confirmed_path())
+    return Before(was_on=confirmed is not None and confirmed.enabled)
+
+
+def settled(source: Source, before: Before, seconds: float, waiting: Callable[[str], None]) -> Source:
     """Return a source that waits for a file that is missing, empty or cut off, and was not at the last apply.
 
     ``waiting`` is called with the path of each file that is waited for, ``seconds`` at the longest while it stays as it
-    is. What was applied before the last boot is known by its record only: whether the firewall was on.
+    is.
     """
-    noted = _read_notes(source, backend)
-    observations = noted.observations if noted is not None else Observations()
-    confirmed = record.load_if_sound(record.confirmed_path()) if noted is None else None
-    was_on = confirmed is not None and confirmed.enabled
-
-    def knew(path: str, text: str | None) -> bool:
-        if noted is None:
-            return was_on and Path(path).name == "cluster.fw" and not (text or "").strip()
-        return observations.had_other_text(path, text)
-
-    files = SettledFiles(source.files, knew, observations.paths_with_text(), seconds, waiting)
-    return replace(source, observed_files=files)
+    paths = before.observations.paths_with_text() if before.observations is not None else ()
+    return replace(source, observed_files=SettledFiles(source.files, before.knew, paths, seconds, waiting))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +155,7 @@ def _read_notes(source: Source, backend: str | None) -> _Notes | None:
             (state.typed(kind, str), state.typed(name, str)): state.typed(answer, str)
             for kind, name, answer in noted["answers"]
         }
-        diagnostics = tuple(map(_of_json, noted["diagnostics"]))
+        diagnostics = tuple(map(diagnostic_of_json, noted["diagnostics"]))
         if noted["question"] != _question(source, backend):
             return None
         return _Notes(state.typed(noted["identity"], str), Observations(answers), diagnostics)
@@ -154,7 +163,7 @@ def _read_notes(source: Source, backend: str | None) -> _Notes | None:
     return state.read_record(record.inputs_path(), check)
 
 
-def _on_record(source: Source, backend: str | None) -> Result | None:
+def on_record(source: Source, backend: str | None) -> Result | None:
     """Return the ruleset that was applied last, if a compile would be certain to make the same again."""
     noted = _read_notes(source, backend)
     try:
@@ -172,11 +181,13 @@ def _question(source: Source, backend: str | None) -> list[str | None]:
     return [str(source.root.absolute()), source.node, backend, *(["harden"] if source.harden else [])]
 
 
-def _as_json(diagnostic: Diagnostic) -> list[Any]:
+def diagnostic_as_json(diagnostic: Diagnostic) -> list[Any]:
+    """Return a diagnostic as JSON."""
     return [diagnostic.severity.value, *astuple(diagnostic)[1:]]
 
 
-def _of_json(value: list[Any]) -> Diagnostic:
+def diagnostic_of_json(value: list[Any]) -> Diagnostic:
+    """Return a diagnostic from JSON. Raises TypeError and ValueError for what is none."""
     severity, code, (file, line, column, end_column, text), message, hint = value
     line, column, end_column = (state.typed(number, int) for number in (line, column, end_column))
     span = Span(state.typed(file, str), line, column, end_column, state.typed(text, str))

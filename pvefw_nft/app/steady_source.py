@@ -14,7 +14,7 @@ from pvefw_nft.host import file_probe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pvefw_nft.app.desired import Result
+    from pvefw_nft.app.desired import Before, Result
     from pvefw_nft.pipeline import Source, Store
 
 _T = TypeVar("_T")
@@ -25,10 +25,11 @@ SETTLE_SECONDS = SECONDS
 
 def patient(source: Source) -> Source:
     """Return a source that does not wait for ever: UnreadableError where the file system does not answer."""
-    return replace(source, observed_files=_patience(source).files(source.files))
+    return replace(source, observed_files=patience_of(source).files(source.files))
 
 
-def _patience(source: Source) -> Patience:
+def patience_of(source: Source) -> Patience:
+    """Return what gives up on a file system that does not answer."""
     return Patience(source.root / "etc" / "pve", partial(file_probe.answers, source.root))
 
 
@@ -38,25 +39,12 @@ def read_patiently(source: Source, read: Callable[[Source], _T]) -> _T:
     return files.patience.run(lambda: read(source)) if isinstance(files, PatientFiles) else read(source)
 
 
-def find_once(
-    source: Source, backend: str | None, *, settle: float = 0.0, waiting: Callable[[str], None] = lambda _: None
-) -> Result:
-    """Return what the configuration asks for, for a command that runs once; ``source`` is one of :func:`patient`.
-
-    With ``settle`` seconds it waits for files that are missing, empty or cut off and were not at the last apply, and
-    calls ``waiting`` with the path of each. Raises what :func:`.desired.find` raises; UnreadableError where the file
-    system does not answer.
-    """
-    settled = desired_ruleset.settled(source, backend, settle, waiting) if settle else source
-    return read_patiently(source, lambda _: desired_ruleset.find(settled, backend))
-
-
 class SteadySource:
     """The configuration as a service sees it: a file that is missing, empty or cut off has to stay so to count."""
 
     def __init__(self, source: Source, backend: str | None, settle: float = SETTLE_SECONDS) -> None:
         """Read with ``source``; ``settle`` is in seconds."""
-        self.patience = _patience(source)
+        self.patience = patience_of(source)
         self._backend = backend
         self._settle = settle
         self._patient = replace(source, observed_files=self.patience.files(source.files))
@@ -85,9 +73,12 @@ class SteadySource:
 
         return self.patience.run(read)
 
-    def find_first(self, store: Store, waiting: Callable[[str], None]) -> Result:
-        """Return the first ruleset: ``waiting`` is called with each path that is waited for. Raises as :meth:`find`."""
-        self._files.files = desired_ruleset.settled(self._patient, self._backend, self._settle, waiting).files
+    def find_first(self, store: Store, before: Before, waiting: Callable[[str], None]) -> Result:
+        """Return the first ruleset: ``waiting`` is called with each path that is waited for. Raises as :meth:`find`.
+
+        ``before`` tells which files had been there at the last apply.
+        """
+        self._files.files = desired_ruleset.settled(self._patient, before, self._settle, waiting).files
         try:
             return self.find(None, store)
         finally:

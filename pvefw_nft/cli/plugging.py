@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pvefw_nft.app.nics import FilteredNics, read_filtered_nics
+from pvefw_nft.app.compiler import find_nics_once
+from pvefw_nft.app.nics import FilteredNics
 from pvefw_nft.app.plugging import PlugOptions, settle
-from pvefw_nft.app.steady_source import read_patiently
 from pvefw_nft.errors import PvefwError
 from pvefw_nft.host.bridges.arrivals import ArrivalWatch
 
@@ -48,7 +48,7 @@ def chosen(*, no_plug: bool, unplugged: str | None) -> PlugOptions:
 def plug_and_report(source: Source, backend: str, options: PlugOptions, *, dry_run: bool, wait: float) -> bool:
     """Plug this host's filtered NICs and print what was done. Return whether all of them are filtered then."""
     try:
-        result = settle(read_patiently(source, read_filtered_nics), backend, options, dry_run=dry_run, wait=wait)
+        result = settle(find_nics_once(source), backend, options, dry_run=dry_run, wait=wait)
     except PvefwError as error:
         click.echo(f"warning: the guests' NICs could not be examined: {error.message}", err=True)
         return False
@@ -82,9 +82,9 @@ def unplugged_lines(left: Sequence[Unplugged], *, dropped: bool) -> list[str]:
 class NicService:
     """Keeps the filtered NICs plugged while the service runs, and tells what it did."""
 
-    def __init__(self, source: Source, options: PlugOptions, tell: Callable[..., None]) -> None:
-        """Read the NICs of ``source``; ``tell`` prints a message, once."""
-        self._source = source
+    def __init__(self, read: Callable[[], FilteredNics], options: PlugOptions, tell: Callable[..., None]) -> None:
+        """``read`` gives the NICs of the configuration; ``tell`` prints a message, once."""
+        self._read = read
         self._options = options
         self._tell = tell
         self._found = FilteredNics(())
@@ -104,7 +104,7 @@ class NicService:
         """
         try:
             if changed:
-                self._found = read_patiently(self._source, read_filtered_nics)
+                self._found = self._read()
                 self._by_name = {nic.interface: nic for nic in self._found.nics}
             result = settle(self._found, backend, self._options, only_bridged=True)
             if self._options.plug and self._has_waited_long(result.left):

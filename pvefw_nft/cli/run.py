@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from pvefw_nft.app import desired as desired_ruleset
+from pvefw_nft.app.compiler import Compiler
 from pvefw_nft.app.steady_source import SteadySource
 from pvefw_nft.cli.confirm import report_problems
 from pvefw_nft.cli.options import (
@@ -34,7 +35,7 @@ from pvefw_nft.host.proxmox.flag import keep_flag
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox
 from pvefw_nft.host.proxmox.units import handing_back_path
 from pvefw_nft.host.rule_guard import RuleGuard
-from pvefw_nft.pipeline import Source, Store, node_name
+from pvefw_nft.pipeline import Source, node_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -107,7 +108,10 @@ def run_command(
         warn=service.warn,
         poll=poll,
     )
-    watcher.run(service.started)
+    try:
+        watcher.run(service.started)
+    finally:
+        service.close()
     if stop_at_end and not handing_back_path().exists():
         report_problems(control.stop(wait=_LOCK_WAIT))
 
@@ -163,15 +167,15 @@ class _Service:
     ) -> None:
         self.steady = SteadySource(source, backend, settle)
         self._source = self.steady.source
+        self._compiler = Compiler(source, backend, settle)
         self._beside = beside
-        self._plugging = NicService(self._source, options, self._tell)
+        self._plugging = NicService(self._compiler.filtered_nics, options, self._tell)
         self._folders = watch.folders_above(source.root)
         self._backend = backend
         self._told: set[str] = set()
         self._shown: object = None
         self._last: Result | None = None
         self._noted: Result | None = None
-        self._store = Store()
         self._rules = RuleGuard()
         self._theirs = FirewallWatch()
         self._moved = MovedGuests()
@@ -273,7 +277,7 @@ class _Service:
             watch.notify("READY=1")
 
     def _tell_doubts(self) -> float | None:
-        paths, seconds = self.steady.doubtful()
+        paths, seconds = self._compiler.doubts
         for path in paths:
             self._tell(f"{path} is missing, empty or cut off: what it said before holds while it may be being saved")
         return seconds
@@ -311,11 +315,14 @@ class _Service:
 
     def _find(self) -> Result:
         """Return the ruleset; that of the last time, if nothing changed in what it was compiled from."""
-        if self._last is None:
-            self._last = self.steady.find_first(self._store, self._wait_for)
-        else:
-            self._last = self.steady.find(self._last, self._store)
+        self._last = self._compiler.find(self._wait_for)
+        for missing in self._compiler.missing:
+            self._tell(f"warning: the compiler keeps what it should not have: {missing}")
         return self._last
+
+    def close(self) -> None:
+        """End the compiler's process."""
+        self._compiler.close()
 
     def _wait_for(self, path: str) -> None:
         self._tell(f"{path} is missing, empty or cut off now: waiting, since it may be just being saved")

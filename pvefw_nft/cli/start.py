@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pvefw_nft.app import desired as desired_ruleset
-from pvefw_nft.app.nics import read_filtered_nics
-from pvefw_nft.app.steady_source import find_once, patient, read_patiently
+from pvefw_nft.app.compiler import find_nics_once, find_once
+from pvefw_nft.app.steady_source import patient
 from pvefw_nft.cli.confirm import report, report_problems, wait_option
 from pvefw_nft.cli.options import (
     backend_option,
@@ -25,7 +25,14 @@ from pvefw_nft.cli.options import (
 from pvefw_nft.cli.plugging import chosen, plug_and_report, plugging_options, unplugged_lines
 from pvefw_nft.cli.render import show
 from pvefw_nft.cli.session_check import check_sessions, force_option, refuse_cuts_option
-from pvefw_nft.errors import ConfigurationError, HostError, PvefwError, UnreadableError
+from pvefw_nft.errors import (
+    CompilerError,
+    ConfigurationError,
+    HostError,
+    InternalError,
+    PvefwError,
+    UnreadableError,
+)
 from pvefw_nft.host import control, firewall, lock, nat_zone
 from pvefw_nft.host.bridges import drop
 from pvefw_nft.host.bridges.unplugged import read_unplugged
@@ -288,7 +295,8 @@ def find_ruleset(
 ) -> Result | None:
     """Return the ruleset, or None where there were errors, and they count.
 
-    A start whose configuration cannot be read, on a host where nothing runs, puts in place what was confirmed last.
+    A start whose configuration cannot be read or compiled, on a host where nothing runs, puts in place what was
+    confirmed last.
     """
 
     def waiting(path: str) -> None:
@@ -296,8 +304,8 @@ def find_ruleset(
 
     try:
         result = find_once(source, backend, settle=settle, waiting=waiting)
-    except ConfigurationError as error:
-        if starts and (skip_invalid or isinstance(error, UnreadableError)):
+    except (ConfigurationError, InternalError) as error:
+        if starts and (skip_invalid or isinstance(error, UnreadableError | CompilerError | InternalError)):
             with lock.hold():
                 if control.fall_back():
                     click.echo("the ruleset that was confirmed last is in place", err=True)
@@ -349,7 +357,7 @@ def _unplugged(source: Source, desired: Desired | None) -> list[Unplugged]:
     if desired is not None and not desired.enabled:
         return []
     try:
-        nics = read_patiently(source, read_filtered_nics)
+        nics = find_nics_once(source)
         return read_unplugged(nics.nics, nics.misconfigured, None if desired is None else desired.backend)
     except PvefwError as error:
         click.echo(f"warning: the guests' NICs could not be looked at: {error.message}", err=True)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvefw_nft.errors import UnreadableError, UnusableFileError
+from pvefw_nft.errors import DeniedError, UnreadableError, UnusableFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,8 +165,10 @@ def read_link(path: Path) -> str | None:
 
 
 def _unreadable(path: Path | str, error: OSError) -> UnreadableError:
-    hint = "check its permissions, and run this as root" if error.errno in _DENIED else _FAILING
-    return UnreadableError(f"{path}: cannot be read: {error.strerror}", hint)
+    message = f"{path}: cannot be read: {error.strerror}"
+    if error.errno in _DENIED:
+        return DeniedError(message, "check its permissions, and run this as root")
+    return UnreadableError(message, _FAILING)
 
 
 def read_text(path: Path | str, opened: Callable[[Path | str], int] | None = None) -> str | None:

@@ -17,9 +17,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 ETC = Path("/etc")
+FILES = ("services", "protocols", "ethertypes")
+"""The host's files that hold names, below :data:`ETC`."""
 PACKAGED = Path(__file__).with_name("data")
 
 ICMPV6 = 58
@@ -113,6 +115,7 @@ class _Remembering(Protocol):
 
 _T = TypeVar("_T", bound=_Remembering)
 
+_ask: Callable[[str], str | None] | None = None
 _texts: dict[str, str | None] = {}
 _asked_services: set[tuple[str, str | None]] = set()
 _asked_protocols: set[str] = set()
@@ -244,8 +247,16 @@ def _packaged(file: str) -> str:
     return (PACKAGED / file).read_text("utf-8")
 
 
+def read_with(ask: Callable[[str], str | None]) -> None:
+    """Have the host's files read by another process, of which ``ask`` gets their texts by name."""
+    global _ask
+    _ask = ask
+
+
 def host_text(file: str) -> str | None:
     """Return the text of one of the host's files, or None where it cannot be read."""
+    if _ask is not None:
+        return _ask(file)
     try:
         return (ETC / file).read_text("utf-8", "replace")
     except OSError:

@@ -126,25 +126,25 @@ class PatientFiles(Files):
 
     def __init__(self, files: Files, patience: Patience) -> None:
         """Ask ``files``."""
-        self._files = files
+        self.files = files
         self.patience = patience
 
     def text(self, path: Path | str) -> str | None:
         """Return the text of a file, as the files that are asked; UnreadableError where they do not answer."""
-        return self.patience.ask(path, lambda: self._files.text(path))
+        return self.patience.ask(path, lambda: self.files.text(path))
 
     def listed(self, folder: Path) -> list[str]:
         """Return the names in a folder; raises as :meth:`text`."""
-        return self.patience.ask(folder, lambda: self._files.listed(folder))
+        return self.patience.ask(folder, lambda: self.files.listed(folder))
 
     def is_folder(self, path: Path) -> bool:
         """Tell whether a path leads to a folder; raises as :meth:`text`."""
-        return self.patience.ask(path, lambda: self._files.is_folder(path))
+        return self.patience.ask(path, lambda: self.files.is_folder(path))
 
     def link(self, path: Path) -> str | None:
         """Return where a link points to, or None; raises as :meth:`text`."""
-        return self.patience.ask(path, lambda: self._files.link(path))
+        return self.patience.ask(path, lambda: self.files.link(path))
 
     def host_name(self) -> str:
         """Return this host's name."""
-        return self._files.host_name()
+        return self.files.host_name()

@@ -7,9 +7,9 @@ and removed after it, as a whole, in one transaction.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pvefw_nft.errors import HostError
+from pvefw_nft.errors import HostError, InternalError
 
 from . import nf_tables
 from .changes import Change
@@ -19,10 +19,13 @@ from .nftables_state import Nftables
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .nftables_state import Command
+
 NAME = "pvefw-hardening"
 """The table's name."""
 
 _FAMILY = "bridge"
+_KINDS = ("table", "chain", "rule", "set", "map", "element")
 
 
 def is_loaded() -> bool:
@@ -52,7 +55,7 @@ def load(wanted: str) -> None:
     """Load the table, if there is one to load and it is not there as wanted, and read it back. Raises HostError."""
     if not wanted or change(wanted) is None:
         return
-    Nftables().run(json.loads(wanted)["nftables"])
+    Nftables().run(_commands(wanted))
     if change(wanted) is not None:
         raise HostError(
             f"table {_FAMILY} {NAME} is not in the kernel as it was loaded", "see that no other program changes it"
@@ -76,6 +79,22 @@ def _comments() -> list[tuple[str, str]]:
 
 
 def _wanted_comments(wanted: str) -> list[tuple[str, str]]:
-    commands: Sequence[dict[str, Any]] = json.loads(wanted)["nftables"]
-    rules = [command["add"]["rule"] for command in commands if "rule" in command.get("add", {})]
-    return sorted((rule["chain"], rule["comment"]) for rule in rules)
+    rules = [command["add"]["rule"] for command in _commands(wanted) if "rule" in command.get("add", {})]
+    return sorted((str(rule["chain"]), str(rule["comment"])) for rule in rules)
+
+
+def _commands(wanted: str) -> Sequence[Command]:
+    """Return the commands of the transaction. Raises InternalError where one is about anything but our table."""
+    try:
+        commands: Sequence[Command] = json.loads(wanted)["nftables"]
+        for command in commands:
+            ((verb, argument),) = command.items()
+            ((kind, body),) = argument.items()
+            place = body["family"], body["name" if kind == "table" else "table"]
+            if verb not in ("add", "delete") or kind not in _KINDS or place != (_FAMILY, NAME):
+                raise InternalError(f"a hardening with the command {json.dumps(command)[:200]}")
+            if kind == "rule" and not {"chain", "comment"} <= body.keys():
+                raise InternalError(f"a hardening with the rule {json.dumps(body)[:200]}")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InternalError(f"a hardening that cannot be read: {error!r}"[:300]) from error
+    return commands

@@ -31,6 +31,8 @@ DIGESTS = "digests"
 Command: TypeAlias = dict[str, Any]
 _MAX_COMMENT = 127  # NFTNL_UDATA_COMMENT_MAXLEN, libnftnl's udata.h, without the closing NUL
 _SETS = ("set", "map")
+_KINDS = ("table", "chain", "rule", "element", "ct helper", *_SETS)
+_NAME = re.compile(r"[!-~]{1,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +150,16 @@ class _Piece:
 
 
 def _read_piece(piece: str) -> _Piece:
+    """Read a piece. Whoever made it may be hostile: raises InternalError for all that is not ours."""
+    try:
+        return _take_commands(json.loads(f"[{piece}]"))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InternalError(f"an artefact that cannot be read ({error!r}): {piece[:200]}") from error
+
+
+def _take_commands(commands: list[Any]) -> _Piece:
     read = _Piece([], {}, {})
-    for command in json.loads(f"[{piece}]"):
+    for command in commands:
         verb, kind, body = _take_apart(command)
         if verb == "metainfo" or (verb in ("delete", "destroy", "flush") and kind == "table"):
             continue
@@ -158,20 +168,28 @@ def _read_piece(piece: str) -> _Piece:
         family = body.get("family")
         if family not in FAMILIES or body.get("name" if kind == "table" else "table") != TABLE:
             raise InternalError(f"an artefact with a {kind} outside of our tables: {json.dumps(body)[:200]}")
+        if kind not in _KINDS:
+            raise InternalError(f"an artefact with a {kind[:200]}")
         read.added.append((kind, body))
         if kind == "rule":
-            read.content.setdefault((family, "chain", body["chain"]), []).append(body)
+            read.content.setdefault((family, "chain", _name(body["chain"])), []).append(body)
         elif kind == "element":
-            owners = [(family, kind, body["name"]) for kind in _SETS]
+            owners = [(family, kind, _name(body["name"])) for kind in _SETS]
             owner = next((owner for owner in owners if owner in read.definitions), None)
             if owner is None:
                 raise InternalError(f"an artefact with elements of an unknown set {body['name']}")
             read.content.setdefault(owner, []).extend(body["elem"])
         elif kind != "table":
-            owner = (family, kind, body["name"])
+            owner = (family, kind, _name(body["name"]))
             read.definitions[owner] = {key: value for key, value in body.items() if key != "elem"}
             read.content.setdefault(owner, []).extend(body.get("elem", ()))
     return read
+
+
+def _name(value: Any) -> str:  # noqa: ANN401 - JSON
+    if not isinstance(value, str) or _NAME.fullmatch(value) is None:
+        raise InternalError(f"an artefact with the name {str(value)[:200]!r}")
+    return value
 
 
 def _parts(piece: str) -> tuple[_Part, ...]:

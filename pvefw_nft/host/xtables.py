@@ -14,7 +14,7 @@ import ipaddress
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,6 +22,7 @@ from pvefw_nft.backends.signature import signature as sign
 from pvefw_nft.errors import HostError, InternalError
 
 from . import tools
+from .restore_lines import check_rules, check_set
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
@@ -41,6 +42,7 @@ _EBTABLES_OURS = re.compile(r"PVEFW-\S+|(?:tap|veth)\d+i\d+-OUT(?:-ARP|-PROTO)?"
 _ADDRESSES = re.compile(r" -[sd] (\S+)")
 _IPTABLES_NAMES = re.compile(r"PVEFW-\S+|GROUP-\S+-(?:IN|OUT)|(?:tap|veth)\d+i\d+-(?:IN|OUT)")
 _SET_OURS = "PVEFW-"
+_WORD = re.compile(r"[!-~]{1,31}")
 _SET_USE = re.compile(rf" --(?:match|add|del|map)-set ({_SET_OURS}\S+)")
 SWAP_SUFFIX = "_swap"
 
@@ -171,39 +173,47 @@ def wanted(artefact: Mapping[str, Any]) -> State:
     Raises :class:`InternalError` where the artefact is not of that shape, or a line would do something else
     than add one rule to its chain or one entry to its set.
     """
+    try:
+        return _wanted(artefact)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InternalError(f"an artefact that cannot be read: {error!r}"[:300]) from error
+
+
+def _wanted(artefact: Mapping[str, Any]) -> State:
     tables = {}
     for tool in IP_TOOLS:
         for name, chains in _mapping(artefact, tool).items():
             if name not in IP_TABLES:
-                raise InternalError(f"an artefact with a table {tool} {name}")
-            hooks = HOOK_CHAINS[name]
-            tables[tool, name] = _wanted_table(chains, hooks)
+                raise InternalError(f"an artefact with a table {tool} {name[:200]}")
+            tables[tool, name] = _wanted_table(chains, HOOK_CHAINS[name], _IPTABLES_NAMES)
     return State(
         tables=tables,
-        ebtables=_wanted_table(_mapping(artefact, "ebtables"), EBTABLES_HOOKS),
-        sets={name: _wanted_set(name, lines) for name, lines in _mapping(artefact, "ipset").items()},
+        ebtables=_wanted_table(_mapping(artefact, "ebtables"), EBTABLES_HOOKS, _EBTABLES_OURS),
+        sets={name: _wanted_set(name, tuple(lines)) for name, lines in _mapping(artefact, "ipset").items()},
         enabled=bool(artefact.get("enabled")),
     )
 
 
-def _wanted_table(chains: Mapping[str, Any], hooks: Mapping[str, str]) -> Table:
-    read = {}
-    for name, lines in chains.items():
-        _check_word(name)
-        for line in lines:
-            _check_line(line, f"-A {name} ")
-        read[name] = Chain(tuple(lines), sign(list(lines)))
+def _wanted_table(chains: Mapping[str, Any], hooks: Mapping[str, str], ours: re.Pattern[str]) -> Table:
+    for name in chains:
+        if _WORD.fullmatch(name) is None or ours.fullmatch(name) is None:
+            raise InternalError(f"an artefact with the chain {name[:200]!r}")
+    read = {name: _wanted_chain(name, tuple(lines)) for name, lines in chains.items()}
     return Table(read, frozenset(hook for hook, chain in hooks.items() if chain in read))
 
 
-def _wanted_set(name: str, lines: Any) -> AddressSet:  # noqa: ANN401 (JSON)
-    _check_word(name)
-    if not lines or not name.startswith(_SET_OURS):
-        raise InternalError(f"an artefact with a set {name!r} of {lines!r}")
+@lru_cache(maxsize=1 << 16)  # a service reads all chains at each change, of which nearly all are as before
+def _wanted_chain(name: str, lines: tuple[str, ...]) -> Chain:
+    check_rules(name, lines)
+    return Chain(lines, sign(list(lines)))
+
+
+@lru_cache(maxsize=1 << 14)
+def _wanted_set(name: str, lines: tuple[str, ...]) -> AddressSet:
+    if not lines or _WORD.fullmatch(name) is None or not name.startswith(_SET_OURS):
+        raise InternalError(f"an artefact with a set {name[:200]!r} of {str(lines)[:200]}")
+    check_set(name, lines)
     create, *entries = lines
-    _check_line(create, f"create {name} ")
-    for entry in entries:
-        _check_line(entry, f"add {name} ")
     return AddressSet(_after(create, 2), tuple(_after(entry, 2) for entry in entries))
 
 
@@ -212,16 +222,6 @@ def _mapping(artefact: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise InternalError(f"an artefact whose {key!r} is {type(value).__name__}")
     return value
-
-
-def _check_word(name: str) -> None:
-    if re.fullmatch(r"[!-~]{1,31}", name) is None:
-        raise InternalError(f"an artefact with the name {name!r}")
-
-
-def _check_line(line: Any, start: str) -> None:  # noqa: ANN401 (JSON)
-    if not isinstance(line, str) or not line.startswith(start) or "\n" in line or "\r" in line or "\0" in line:
-        raise InternalError(f"an artefact with the line {line!r} where one that begins with {start!r} belongs")
 
 
 def _after(line: str, words: int) -> str:

@@ -164,16 +164,19 @@ class EbtablesReader:
         chain.policy = _POLICIES[words[1]]
 
     def _command(self, table: Table, line: str, number: int) -> None:
-        words = split_words(_COUNTERS.sub("", line))
         where = f"line {number}: table {table.key}"
-        if words[0] == "-N":
+        try:
+            words = split_words(_COUNTERS.sub("", line))
+        except ValueError as error:
+            raise self.reading.error(where, f"cannot read '{line}': {error}") from None
+        if words[:1] == ["-N"] and len(words) == 2:
             table.chains.setdefault(words[1], Chain(words[1], [], ACCEPT))
-        elif words[0] == "-F":
+        elif words[:1] == ["-F"] and table.chains.keys() >= set(words[1:]):
             for name in words[1:] or list(table.chains):
                 table.chains[name].rules.clear()
-        elif words[0] == "-P" and len(words) == 3 and words[1] in table.chains and words[2] in _POLICIES:
+        elif words[:1] == ["-P"] and len(words) == 3 and words[1] in table.chains and words[2] in _POLICIES:
             table.chains[words[1]].policy = _POLICIES[words[2]]
-        elif words[0] in ("-A", "-I") and len(words) > 1 and words[1] in table.chains:
+        elif len(words) > 1 and words[0] in ("-A", "-I") and words[1] in table.chains:
             chain = table.chains[words[1]]
             index = len(chain.rules) + 1 if words[0] == "-A" else 1
             place = f"table {table.key}, chain {chain.name}, rule {index}"

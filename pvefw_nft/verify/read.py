@@ -157,7 +157,7 @@ def _guess(name: str, lines: list[str]) -> str:
     for tool, pattern in _TOOL_NAMES:
         if pattern.search(short):
             return tool
-    content = [line for line in lines if line and not line.startswith("#")]
+    content = [line for line in lines if line.strip() and not line.startswith("#")]
     if content and content[0].split()[0] in ("create", "add", "-N", "-A"):
         return "ipset"
     if any(re.match(r":\S+ (ACCEPT|DROP|RETURN)$", line) for line in content):

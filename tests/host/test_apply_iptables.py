@@ -319,14 +319,14 @@ def test_what_is_read_back_must_be_what_was_loaded(real: Namespace, monkeypatch:
     run = tools.run
 
     def losing(command: Any, text: str | None = None, timeout: float = 60.0) -> str:  # noqa: ANN401
-        if text is not None and "new-chain" in text:
-            text = text.replace("-A new-chain -j DROP\n", "")
+        if text is not None and "PVEFW-new" in text:
+            text = text.replace("-A PVEFW-new -j DROP\n", "")
         return run(command, text, timeout)
 
     monkeypatch.setattr(tools, "run", losing)
     artefact = iptables()
-    artefact["iptables"]["filter"]["new-chain"] = ["-A new-chain -j DROP"]
-    with pytest.raises(HostError, match="new-chain has 0 rules, not 1"):
+    artefact["iptables"]["filter"]["PVEFW-new"] = ["-A PVEFW-new -j DROP"]
+    with pytest.raises(HostError, match="PVEFW-new has 0 rules, not 1"):
         apply(artefact)
     assert sorted(saved()) == before
 

@@ -1,0 +1,167 @@
+"""What the compiler's process and the one that applies say to one another: JSON, and the pieces of an artefact.
+
+The compiler reads what tenants wrote, so whatever it says is checked here for its form, and the artefact by the engine
+that applies it. A ruleset of 1,000 guests has 12 MB, so pieces that the last one had are named by their place in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from pvefw_nft.app.desired import Result, diagnostic_as_json, diagnostic_of_json
+from pvefw_nft.app.nics import FilteredNics
+from pvefw_nft.errors import (
+    CompilerError,
+    ConfigurationError,
+    DeniedError,
+    HostError,
+    InternalError,
+    PvefwError,
+    UnreadableError,
+    UsageError,
+)
+from pvefw_nft.host import record
+from pvefw_nft.host.bridges.unplugged import Misconfigured
+from pvefw_nft.host.links import VlanRange
+from pvefw_nft.host.plumbing import Nic
+from pvefw_nft.host.settings import Conntrack
+from pvefw_nft.host.state import typed
+from pvefw_nft.pipeline import Observations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pvefw_nft.host.record import Desired
+
+_BETWEEN = b"\0"  # no JSON text holds it
+_ERRORS = {
+    kind.__name__: kind
+    for kind in (CompilerError, ConfigurationError, DeniedError, HostError, InternalError, UnreadableError, UsageError)
+}
+_BUG = "this is a bug of pvefw; please report it"
+_INTERFACE = re.compile(r"(?:tap|veth)([1-9][0-9]{0,8})i([0-9]{1,2})")
+_LONGEST = 10_000
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """Return a message as a frame."""
+    return json.dumps(message).encode("ascii")
+
+
+def decode(frame: bytes) -> dict[str, Any]:
+    """Return the message of a frame. Raises CompilerError."""
+    message: dict[str, Any] = checked(lambda: typed(json.loads(frame), dict))
+    return message
+
+
+def checked(read: Callable[[], Any]) -> Any:  # noqa: ANN401 - what is read
+    """Return what is read from a message. Raises CompilerError where it is not what it must be."""
+    try:
+        return read()
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError, UsageError) as error:
+        raise CompilerError(f"the compiler's process said what it must not: {error!r}"[:300], _BUG) from error
+
+
+# --- errors ---------------------------------------------------------------------------------------------------
+
+
+def error_as_json(error: BaseException) -> list[str | None]:
+    """Return an error for the other process; one that is not ours is a bug of pvefw."""
+    if not isinstance(error, PvefwError):
+        return ["InternalError", f"pvefw failed: {type(error).__name__}: {error}"[:_LONGEST], _BUG]
+    kinds = (kind.__name__ for kind in type(error).__mro__)
+    name = next((name for name in kinds if name in _ERRORS), "InternalError")
+    return [name, error.message[:_LONGEST], error.hint]
+
+
+def error_of_json(value: Any) -> PvefwError:  # noqa: ANN401 - JSON
+    """Return the error of a message."""
+    kind, message, hint = value
+    return _ERRORS[kind](typed(message, str)[:_LONGEST], None if hint is None else typed(hint, str)[:_LONGEST])
+
+
+# --- rulesets -------------------------------------------------------------------------------------------------
+
+
+def result_as_json(result: Result, sent: dict[str, int]) -> tuple[dict[str, Any], bytes]:
+    """Return a result as a message, and the frame of the pieces that are not in ``sent``, by their place."""
+    desired = result.desired
+    conntrack = desired.conntrack
+    fresh = [piece for piece in dict.fromkeys(desired.pieces) if piece not in sent]
+    place = {piece: -1 - number for number, piece in enumerate(fresh)}
+    message = {
+        "backend": desired.backend,
+        "enabled": desired.enabled,
+        "conntrack": None if conntrack is None else [conntrack.maximum, conntrack.established, conntrack.syn_recv],
+        "hardening": desired.hardening,
+        "pieces": [sent[piece] if piece in sent else place[piece] for piece in desired.pieces],
+        "diagnostics": [diagnostic_as_json(diagnostic) for diagnostic in result.diagnostics],
+        "answers": [[*question, answer] for question, answer in result.observations.answers.items()],
+    }
+    return message, _BETWEEN.join(piece.encode() for piece in fresh)
+
+
+def result_of_json(message: dict[str, Any], frame: bytes, last: Desired | None, backend: str | None) -> Result:
+    """Return the result of a message: ``last`` is the ruleset before it, ``backend`` the one that was asked for."""
+    fresh = frame.decode().split(_BETWEEN.decode()) if frame else []
+    known = last.pieces if last is not None else ()
+    name = typed(message["backend"], str)
+    if name not in record.BACKENDS or backend not in (None, name):
+        raise ValueError(f"a ruleset for {name[:40]!r}")
+    numbers = message["conntrack"]
+    conntrack = None if numbers is None else Conntrack(*(typed(number, int) for number in numbers))
+    pieces = [known[typed(place, int)] if place >= 0 else fresh[-1 - place] for place in message["pieces"]]
+    answers = {(typed(kind, str), typed(about, str)): typed(answer, str) for kind, about, answer in message["answers"]}
+    desired = record.desired(
+        name,
+        pieces,
+        enabled=typed(message["enabled"], bool),
+        conntrack=conntrack,
+        hardening=typed(message["hardening"], str),
+    )
+    return Result(desired, tuple(map(diagnostic_of_json, message["diagnostics"])), Observations(answers))
+
+
+# --- NICs -----------------------------------------------------------------------------------------------------
+
+
+def nics_as_json(found: FilteredNics) -> dict[str, Any]:
+    """Return filtered NICs as a message."""
+    return {
+        "nics": [
+            [
+                nic.interface,
+                nic.bridge,
+                nic.vmid,
+                nic.index,
+                nic.tag,
+                [[part.first, part.last] for part in nic.trunks],
+                nic.mtu,
+            ]
+            for nic in found.nics
+        ],
+        "misconfigured": [[one.interface, one.firewall_bridge, one.reason, one.hint] for one in found.misconfigured],
+    }
+
+
+def nics_of_json(message: dict[str, Any]) -> FilteredNics:
+    """Return the NICs of a message."""
+    misconfigured = [
+        Misconfigured(
+            typed(interface, str), typed(bridge, str), typed(reason, str), None if hint is None else typed(hint, str)
+        )
+        for interface, bridge, reason, hint in message["misconfigured"]
+    ]
+    return FilteredNics(tuple(map(_nic, message["nics"])), tuple(misconfigured))
+
+
+def _nic(value: Sequence[Any]) -> Nic:
+    interface, bridge, vmid, index, tag, trunks, mtu = value
+    found = _INTERFACE.fullmatch(typed(interface, str))
+    if found is None or (int(found[1]), int(found[2])) != (typed(vmid, int), typed(index, int)):
+        raise ValueError(f"a NIC {interface[:40]!r} of guest {vmid}")
+    ranges = tuple(VlanRange(typed(first, int), typed(last, int)) for first, last in trunks)
+    numbers = [None if number is None else typed(number, int) for number in (tag, mtu)]
+    return Nic(interface, typed(bridge, str), vmid, index, numbers[0], ranges, numbers[1])

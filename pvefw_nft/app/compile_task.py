@@ -1,0 +1,141 @@
+"""What the compiler's process does: it reads the files, compiles, and asks for what only the host knows.
+
+It is started by :mod:`pvefw_nft.app.compiler`, and runs without privileges (:mod:`pvefw_nft.host.confine`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pvefw_nft.app import desired as desired_ruleset
+from pvefw_nft.app.compile_messages import decode, encode, error_as_json, error_of_json, nics_as_json, result_as_json
+from pvefw_nft.app.nics import read_filtered_nics
+from pvefw_nft.app.steady_source import SteadySource
+from pvefw_nft.config import netdb
+from pvefw_nft.config.files import Files
+from pvefw_nft.pipeline import Store, load_stages
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pvefw_nft.app.desired import Before, Result
+    from pvefw_nft.host.confined import Channel
+    from pvefw_nft.pipeline import Source
+
+HOSTS = Path("/etc/hosts")
+
+
+class Task:
+    """What the compiler's process does. It is made in the other one, which may read the notes of an apply."""
+
+    def __init__(self, source: Source, backend: str | None, settle: float) -> None:
+        self._source = source
+        self._backend = backend
+        self._settle = settle
+        self._before: Before = desired_ruleset.known_before(source, backend) if settle else desired_ruleset.Before()
+        self._sent: dict[str, int] = {}
+        self._last: Result | None = None
+        load_stages()
+
+    def serve(self, channel: Channel, missing: Sequence[str]) -> None:
+        """Answer requests until the other process is gone."""
+        asks = _Asks(channel)
+        netdb.read_with(asks.names)
+        source = replace(self._source, local_network=asks.network, real_interface=asks.interface, zones=asks.zones)
+        if source.root == Path("/"):
+            source = replace(source, observed_files=_HostFiles(source.files, asks))
+        steady = SteadySource(source, self._backend, self._settle)
+        store = Store()
+        channel.send(encode({"missing": [*missing]}))
+        with contextlib.suppress(EOFError), desired_ruleset.no_garbage():
+            while True:
+                request = decode(channel.receive())
+                try:
+                    frames = self._nics(steady) if request["do"] == "nics" else self._find(steady, store, asks)
+                except MemoryError:
+                    raise  # its limit: what is half done is not worth keeping
+                except Exception as error:
+                    frames = [encode({"kind": "failed", "error": error_as_json(error)})]
+                for frame in frames:
+                    channel.send(frame)
+
+    def _nics(self, steady: SteadySource) -> list[bytes]:
+        found = steady.patience.run(lambda: read_filtered_nics(steady.source))
+        return [encode({"kind": "nics", **nics_as_json(found)})]
+
+    def _find(self, steady: SteadySource, store: Store, asks: _Asks) -> list[bytes]:
+        first = self._last is None
+        result = steady.find_first(store, self._before, asks.waiting) if first else steady.find(self._last, store)
+        paths, seconds = steady.doubtful()
+        doubts = {"doubts": paths, "seconds": seconds}
+        if result is self._last:
+            return [encode({"kind": "same", **doubts})]
+        message, pieces = result_as_json(result, self._sent)
+        self._last = result
+        self._sent = {piece: place for place, piece in enumerate(result.desired.pieces)}
+        if first:
+            gc.freeze()  # what is kept of the configuration has no cycles: it need not be searched again and again
+        return [encode({"kind": "ruleset", **message, **doubts}), pieces]
+
+
+class _Asks:
+    """Asks the other process what only the host knows. Raises the errors that it met."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def network(self) -> str | None:
+        return self._text("network")
+
+    def interface(self, name: str) -> str | None:
+        return self._text("interface", name)
+
+    def names(self, file: str) -> str | None:
+        return self._text("names", file)
+
+    def hosts(self) -> str | None:
+        return self._text("hosts")
+
+    def zones(self) -> dict[tuple[int, int], int]:
+        return {(vmid, index): zone for vmid, index, zone in self._ask("zones")}
+
+    def waiting(self, path: str) -> None:
+        self._channel.send(encode({"kind": "waiting", "path": path}))
+
+    def _text(self, what: str, about: str = "") -> str | None:
+        found = self._ask(what, about)
+        return None if found is None else str(found)
+
+    def _ask(self, what: str, about: str = "") -> Any:  # noqa: ANN401 - JSON
+        self._channel.send(encode({"kind": "ask", "what": what, "about": about}))
+        message = decode(self._channel.receive())
+        if "error" in message:
+            raise error_of_json(message["error"])
+        return message["answer"]
+
+
+class _HostFiles(Files):
+    """The host's files, of which only the configuration may be read here."""
+
+    def __init__(self, files: Files, asks: _Asks) -> None:
+        self._files = files
+        self._asks = asks
+
+    def text(self, path: Path | str) -> str | None:
+        return self._asks.hosts() if str(path) == str(HOSTS) else self._files.text(path)
+
+    def listed(self, folder: Path) -> list[str]:
+        return self._files.listed(folder)
+
+    def is_folder(self, path: Path) -> bool:
+        return self._files.is_folder(path)
+
+    def link(self, path: Path) -> str | None:
+        return self._files.link(path)
+
+    def host_name(self) -> str:
+        return self._files.host_name()

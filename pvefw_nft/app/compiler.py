@@ -1,0 +1,238 @@
+"""The compiler in a process of its own, without privileges: what tenants write is read there, and nowhere else.
+
+    this process                             the compiler's (:mod:`pvefw_nft.host.confine`)
+    find ────────────────────────────────▶   reads the files, compiles
+       ◀── network? interface? zones? …──    what only the host knows is asked for, and answered here
+       ◀── ruleset, diagnostics, answers ─   kept for the next request, so that only changes are compiled
+
+A command asks once; the service keeps the process, and starts another one where it has ended. A compiler that ends by
+its limits is a :class:`CompilerError`: what runs stays, and at boot the ruleset that was confirmed last comes back.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pvefw_nft
+from pvefw_nft.app import desired as desired_ruleset
+from pvefw_nft.app.compile_messages import (
+    checked,
+    decode,
+    encode,
+    error_as_json,
+    error_of_json,
+    nics_of_json,
+    result_of_json,
+)
+from pvefw_nft.app.compile_task import HOSTS, Task
+from pvefw_nft.app.steady_source import SETTLE_SECONDS, patience_of, read_patiently
+from pvefw_nft.config import netdb
+from pvefw_nft.config.files import FILES
+from pvefw_nft.config.patience import PatientFiles
+from pvefw_nft.errors import CompilerError, DeniedError, PvefwError
+from pvefw_nft.host import zone_change
+from pvefw_nft.host.confined import Worker
+from pvefw_nft.host.state import typed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pvefw_nft.app.desired import Result
+    from pvefw_nft.app.nics import FilteredNics
+    from pvefw_nft.pipeline import Source
+
+
+class Compiler:
+    """The compiler of one source. ``missing`` is what its process could not give up."""
+
+    def __init__(self, source: Source, backend: str | None, settle: float = SETTLE_SECONDS) -> None:
+        """Compile for ``backend``; None: the one that host.fw asks for. ``settle`` is in seconds."""
+        files = source.files
+        self._source = replace(source, observed_files=files.files if isinstance(files, PatientFiles) else files)
+        self._backend = backend
+        self._settle = settle
+        self._patience = patience_of(source)
+        self._worker: Worker | None = None
+        self._last: Result | None = None
+        self.missing: tuple[str, ...] = ()
+        self.doubts: tuple[list[str], float | None] = ([], None)
+        """Paths whose content is not believed yet, and the seconds until the first of them is."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def find(self, waiting: Callable[[str], None] = lambda _: None) -> Result:
+        """Return what the configuration asks for; the object of the last time, if that has not changed.
+
+        ``waiting`` is called with each path that the first request waits for. Raises what
+        :func:`.desired.compiled` raises, UnreadableError where the file system does not answer, and CompilerError.
+        """
+        message = self._ask("find", waiting)
+        self.doubts = checked(lambda: ([*map(str, message["doubts"])], message["seconds"]))
+        if message["kind"] == "same":
+            if self._last is None:
+                raise self._closed("it knows of no ruleset before this one")
+            return self._last
+        before = None if self._last is None else self._last.desired
+        frame = self._receive()
+        try:
+            self._last = checked(lambda: result_of_json(message, frame, before, self._backend))
+        except CompilerError:
+            self.close()
+            raise
+        return self._last
+
+    def filtered_nics(self) -> FilteredNics:
+        """Return the filtered NICs of the configuration. Raises as :meth:`find`."""
+        message = self._ask("nics", lambda _: None)
+        found: FilteredNics = checked(lambda: nics_of_json(message))
+        return found
+
+    def close(self) -> None:
+        """End the process."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = self._last = None
+
+    def _ask(self, what: str, waiting: Callable[[str], None]) -> dict[str, Any]:
+        """Return the answer to a request. Raises the error that the compiler ended with, and CompilerError."""
+        fresh = self._worker is None
+        try:
+            return self._request(what, waiting)
+        except DeniedError:
+            if fresh:
+                raise
+            # a file system that was mounted again is another one to Landlock: a new process may read it
+            self.close()
+            return self._request(what, waiting)
+
+    def _request(self, what: str, waiting: Callable[[str], None]) -> dict[str, Any]:
+        self._patience.run(lambda: None)  # a process that hangs in a file system cannot be ended: ask that first
+        if self._worker is None:
+            self._start()
+        assert self._worker is not None
+        self._worker.allow()
+        self._send({"do": what})
+        while True:
+            message = self._message()
+            match message.get("kind"):
+                case "ask":
+                    self._send(self._answer(message))
+                case "waiting":
+                    waiting(_text_of(message, "path"))
+                case "failed":
+                    raise _error_of(message)
+                case "same" | "ruleset" | "nics" if message["kind"] in _ANSWERS[what]:
+                    return message
+                case other:
+                    raise self._closed(f"it said {str(other)[:40]!r}")
+
+    def _start(self) -> None:
+        self._last = None
+        task = Task(self._source, self._backend, self._settle)
+        self._worker = Worker(task.serve, _readable(self._source.root))
+        self.missing = tuple(checked(lambda: [str(name) for name in self._message()["missing"]]))
+
+    def _answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer what only the host knows. Raises CompilerError for another question."""
+        what, about = checked(lambda: (typed(message["what"], str), typed(message["about"], str)))
+        try:
+            match what:
+                case "network":
+                    return {"answer": self._source.local_network()}
+                case "interface":
+                    return {"answer": self._source.real_interface(about)}
+                case "zones":
+                    zones = zone_change.zones_in_force()
+                    return {"answer": [[vmid, index, zone] for (vmid, index), zone in zones.items()]}
+                case "names" if about in netdb.FILES:
+                    return {"answer": netdb.host_text(about)}
+                case "hosts":
+                    return {"answer": FILES.text(HOSTS)}
+        except PvefwError as error:
+            return {"error": error_as_json(error)}
+        raise self._closed(f"it asked for {what[:40]!r}")
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._worker is not None
+        try:
+            self._worker.channel.send(encode(message))
+        except (OSError, TimeoutError):
+            raise self._closed() from None
+
+    def _message(self) -> dict[str, Any]:
+        frame = self._receive()
+        try:
+            return decode(frame)
+        except CompilerError:
+            self.close()
+            raise
+
+    def _receive(self) -> bytes:
+        assert self._worker is not None
+        try:
+            return self._worker.channel.receive()
+        except TimeoutError:
+            raise self._closed("it did not answer") from None
+        except (EOFError, OSError):
+            raise self._closed() from None
+        except ValueError as error:
+            raise self._closed(str(error)) from None
+
+    def _closed(self, reason: str = "") -> CompilerError:
+        """End the process, and return the error that tells why: ``reason``, or else how it had ended."""
+        how = self._worker.close() if self._worker is not None else ""
+        self._worker = self._last = None
+        return CompilerError(
+            f"the compiler's process ended before it had answered: {reason or how}",
+            "see `pvefw check`; its limits are PVEFW_COMPILER_MEMORY (MiB) and PVEFW_COMPILER_SECONDS",
+        )
+
+
+def find_once(
+    source: Source, backend: str | None, *, settle: float = 0.0, waiting: Callable[[str], None] = lambda _: None
+) -> Result:
+    """Return what the configuration asks for, for a command that runs once; ``source`` is one of :func:`patient`.
+
+    With ``settle`` seconds it waits for files that are missing, empty or cut off and were not at the last apply, and
+    calls ``waiting`` with the path of each. Raises what :meth:`Compiler.find` raises.
+    """
+    known = read_patiently(source, lambda _: desired_ruleset.on_record(source, backend))
+    if known is not None:
+        return known
+    with Compiler(source, backend, settle) as compiler:
+        return compiler.find(waiting)
+
+
+def find_nics_once(source: Source) -> FilteredNics:
+    """Return the filtered NICs of the configuration, for a command that runs once. Raises as :meth:`Compiler.find`."""
+    with Compiler(source, None, settle=0.0) as compiler:
+        return compiler.filtered_nics()
+
+
+def _text_of(message: Mapping[str, Any], key: str) -> str:
+    text: str = checked(lambda: typed(message[key], str))
+    return text
+
+
+def _error_of(message: Mapping[str, Any]) -> PvefwError:
+    error: PvefwError = checked(lambda: error_of_json(message["error"]))
+    return error
+
+
+_ANSWERS = {"find": ("same", "ruleset"), "nics": ("nics",)}
+
+
+def _readable(root: Path) -> list[Path]:
+    """Return what the compiler may read: the configuration, and this program with its Python."""
+    package = Path(pvefw_nft.__file__).resolve().parent
+    own = [package, package.parent / "backends", *map(Path, (sys.prefix, sys.base_prefix))]
+    parsers = [Path(path).parent for path in [getattr(sys.modules.get("pyparsing"), "__file__", None)] if path]
+    configuration = root / "etc" / "pve" if root == Path("/") else root
+    return [configuration, *own, *parsers, Path("/usr"), Path("/lib"), Path("/lib64")]

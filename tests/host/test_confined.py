@@ -1,0 +1,393 @@
+"""The compiler's process: what it cannot do, that it compiles the same, and what follows when it ends or lies."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("pyroute2")
+
+from pvefw_nft.app import compile_task, desired
+from pvefw_nft.app.compile_messages import encode
+from pvefw_nft.app.compiler import Compiler
+from pvefw_nft.errors import CompilerError, ConfigurationError, InternalError, UsageError
+from pvefw_nft.host import hardening, xtables
+from pvefw_nft.host.confined import Channel, Worker
+from pvefw_nft.host.nftables_state import Reader
+from pvefw_nft.pipeline import Source
+
+from .commands import pvefw, service
+from .conftest import need
+from .network import configure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from .conftest import Namespace
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def source(root: Path, node: str = "n") -> Source:
+    return Source(root, node, lambda: "192.0.2.0/24")
+
+
+def rules() -> list[str]:
+    """Return the rules of the table filter, as the kernel lists them."""
+    saved = subprocess.run(["iptables-save", "-t", "filter"], capture_output=True, text=True, check=True).stdout
+    return [line for line in saved.splitlines() if line.startswith("-A")]
+
+
+@pytest.fixture
+def compiler(tmp_path: Path) -> Iterator[Compiler]:
+    configure(tmp_path)
+    with Compiler(source(tmp_path), "iptables") as made:
+        yield made
+
+
+# --- what the process cannot do -----------------------------------------------------------------------------------
+
+
+def _write(path: str) -> None:
+    Path(path).write_text("x")
+
+
+def _execute(program: str) -> None:
+    os.execv(program, [program])
+
+
+ATTEMPTS: dict[str, Callable[[], object]] = {
+    "open a socket": lambda: socket.socket(socket.AF_INET),
+    "open a local socket": lambda: socket.socket(socket.AF_UNIX),
+    "open a netlink socket": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0),
+    "fork": os.fork,
+    "run a program": lambda: _execute("/bin/true"),
+    "send a signal": lambda: os.kill(os.getppid(), 0),
+    "write a file": lambda: _write("/tmp/pvefw-was-here"),
+    "write below /etc/pve": lambda: _write("/etc/pve/pvefw-was-here"),
+    "remove a file": lambda: Path("/tmp/pvefw-was-here").unlink(missing_ok=False),
+    "make a folder": lambda: Path("/tmp/pvefw-was-there").mkdir(),
+    "change a mode": lambda: Path("/tmp").chmod(0o1777),
+    "change its user": lambda: os.setuid(0),
+    "change its limits": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)),
+    "take 3 GiB": lambda: bytearray(3 << 30),
+}
+
+
+def test_process_may_do_nothing_but_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PVEFW_COMPILER_MEMORY", "1024")
+
+    def serve(channel: Channel, missing: Sequence[str]) -> None:
+        found = {}
+        for name, attempt in ATTEMPTS.items():
+            try:
+                attempt()
+                found[name] = "done"
+            except (OSError, MemoryError, ValueError) as error:
+                found[name] = type(error).__name__
+        # without Landlock it may read these, as whoever runs it may
+        status = Path("/proc/self/status")
+        found["capabilities"] = _capabilities(status) if "Landlock" in str(missing) else ""
+        channel.send(encode({"found": found, "missing": [*missing]}))
+
+    worker = Worker(serve, [tmp_path])
+    message = json.loads(worker.channel.receive())
+    worker.close()
+    assert not any(word.startswith(("limits", "capabilities", "no new", "network")) for word in message["missing"])
+    if any("seccomp" in word for word in message["missing"]):
+        pytest.skip("this machine has no libseccomp2")
+    capabilities = message["found"].pop("capabilities")
+    assert capabilities in ("", "0000000000000000")
+    allowed = [name for name, how in message["found"].items() if how == "done"]
+    assert allowed == []
+    assert not Path("/tmp/pvefw-was-here").exists()
+
+
+def _capabilities(status: Path) -> str:
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("CapEff")]
+    return line.split()[1]
+
+
+def test_process_keeps_no_descriptor_and_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file").write_text("inside")
+    (tmp_path / "outside").write_text("outside")
+    kept = os.open(tmp_path / "outside", os.O_RDONLY)
+
+    def serve(channel: Channel, missing: Sequence[str]) -> None:
+        found = [(tmp_path / "in" / "file").read_text()]
+        reads: tuple[Callable[[], str], ...] = (
+            lambda: (tmp_path / "outside").read_text(),
+            lambda: os.read(kept, 9).decode(),
+        )
+        for read in reads:
+            try:
+                found.append(read())
+            except OSError as error:
+                found.append(type(error).__name__)
+        channel.send(encode({"found": found, "landlock": "Landlock" not in str(missing)}))
+
+    try:
+        worker = Worker(serve, [tmp_path / "in"])
+        message = json.loads(worker.channel.receive())
+        worker.close()
+    finally:
+        os.close(kept)
+    inside, outside, descriptor = message["found"]
+    assert (inside, descriptor) == ("inside", "OSError")
+    assert outside == ("PermissionError" if message["landlock"] else "outside")
+
+
+# --- it compiles the same ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nft"])
+@pytest.mark.parametrize(("example", "node"), [("homelab", "pve"), ("provider", "pve1")])
+def test_same_ruleset_as_in_one_process(example: str, node: str, backend: str) -> None:
+    of = source(EXAMPLES / example, node)
+    here = desired.compiled(of, backend)
+    with Compiler(of, backend) as compiler:
+        found = compiler.find()
+        assert compiler.find() is found
+    assert (found.desired, found.diagnostics, found.observations) == (here.desired, here.diagnostics, here.observations)
+
+
+def test_only_what_changed_is_sent_again(tmp_path: Path) -> None:
+    configure(tmp_path)
+    with Compiler(source(tmp_path), "nft") as compiler:
+        first = compiler.find()
+        configure(tmp_path, 3242)
+        second = compiler.find()
+    assert "4242" in "".join(second.desired.pieces)
+    assert second.desired == desired.compiled(source(tmp_path), "nft").desired
+    before = {id(piece) for piece in first.desired.pieces}
+    assert sum(id(piece) in before for piece in second.desired.pieces) > len(second.desired.pieces) / 2
+
+
+def test_errors_come_through(tmp_path: Path) -> None:
+    with Compiler(source(tmp_path), "nft") as compiler, pytest.raises(ConfigurationError, match="nothing is there"):
+        compiler.find()
+    with Compiler(source(tmp_path / "no"), "nft") as compiler, pytest.raises(UsageError, match="not a folder"):
+        compiler.find()
+
+
+def test_bug_of_the_compiler_is_told(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr("pvefw_nft.app.desired.compile_root", fail)
+    with pytest.raises(InternalError, match="pvefw failed: KeyError: 'unforeseen'"):
+        compiler.find()
+
+
+# --- it ends ----------------------------------------------------------------------------------------------------
+
+
+def _endless(*_: object) -> None:
+    while True:
+        pass
+
+
+def _greedy(*_: object) -> None:
+    kept = []
+    while True:
+        kept.append(bytearray(1 << 24))
+
+
+def _killed(*_: object) -> None:
+    os._exit(9)
+
+
+ENDS = {"endless": (_endless, "share of the processor"), "greedy": (_greedy, "status 1"), "gone": (_killed, "status 9")}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PVEFW_COMPILER_MEMORY", "64")
+    monkeypatch.setenv("PVEFW_COMPILER_SECONDS", "1")
+
+
+@pytest.mark.parametrize("how", sorted(ENDS))
+def test_limits_end_the_process_and_the_next_request_has_another_one(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch, small: None, how: str
+) -> None:
+    act, reason = ENDS[how]
+    with monkeypatch.context() as patched:
+        patched.setattr("pvefw_nft.app.desired.closing_failures", act)
+        with pytest.raises(CompilerError, match=reason):
+            compiler.find()
+    assert compiler.find().desired.enabled
+
+
+@pytest.mark.parametrize("how", sorted(ENDS))
+def test_start_after_boot_brings_back_what_was_confirmed(
+    host: Namespace, other: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None, how: str
+) -> None:
+    need("iptables -L; ip6tables -L; ipset list; ebtables -L")
+    (tmp_path / "said").mkdir()
+    configure(tmp_path)
+    options = ["--root", str(tmp_path), "--node", "n", "--local-network", "192.0.2.0/24", "--backend", "iptables"]
+    assert pvefw(tmp_path / "said", "start", *options).status == 0
+    before = rules()
+    configure(tmp_path, 3242)
+    with monkeypatch.context() as patched:
+        patched.setattr("pvefw_nft.app.desired.closing_failures", ENDS[how][0])
+        done = pvefw(tmp_path / "said", "update", *options)
+        assert done.status == 1
+        assert "the compiler's process ended" in done.err
+        assert rules() == before
+        (Path(os.environ["PVEFW_RUN_DIRECTORY"]) / "pvefw" / "running.json").unlink()
+        with other.entered():  # it holds no rules, as after a boot
+            done = pvefw(tmp_path / "said", "start", *options)
+            assert "the ruleset that was confirmed last is in place" in done.err
+            assert rules() == before
+    assert done.status == 1
+
+
+def test_service_lives_on_without_its_compiler(host: Namespace, tmp_path: Path) -> None:
+    need("iptables -L; ip6tables -L; ipset list; ebtables -L")
+    (tmp_path / "said").mkdir()
+    configure(tmp_path)
+    options = ["--root", str(tmp_path), "--node", "n", "--local-network", "192.0.2.0/24", "--backend", "iptables"]
+    with service(tmp_path / "said", *options, "--poll", "0.2", "--settle", "0") as command:
+        command.waits_for(lambda: "started:" in command.said())
+        children = Path(f"/proc/{command.pid}/task/{command.pid}/children")
+        (compiler, *_) = children.read_text().split()  # the first that it starts; others probe the file system
+        os.kill(int(compiler), signal.SIGKILL)
+        configure(tmp_path, 3242)
+        command.waits_for(lambda: "4242" in "".join(rules()))
+        assert "the compiler's process ended" in command.said()
+        assert compiler not in children.read_text().split()
+
+
+# --- it lies ----------------------------------------------------------------------------------------------------
+
+RULESET: dict[str, Any] = {
+    "kind": "ruleset", "backend": "iptables", "enabled": True, "conntrack": None, "hardening": "", "pieces": [-1],
+    "diagnostics": [], "answers": [], "doubts": [], "seconds": None,
+}  # fmt: skip
+LIES: dict[str, list[bytes]] = {
+    "no JSON": [b"\xff\xfe"],
+    "no object": [b"[]"],
+    "another kind": [encode({"kind": "shell"})],
+    "nested": [b"[" * 100_000],
+    "a secret asked for": [encode({"kind": "ask", "what": "names", "about": "shadow"})],
+    "nothing before": [encode({"kind": "same", "doubts": [], "seconds": None})],
+    "another backend": [encode({**RULESET, "backend": "nft"}), b"{}"],
+    "a program for a backend": [encode({**RULESET, "backend": "os.system"}), b"{}"],
+    "an unknown piece": [encode({**RULESET, "pieces": [7]}), b"{}"],
+    "a number for a piece": [encode({**RULESET, "pieces": ["x"]}), b"{}"],
+    "no UTF-8": [encode(RULESET), b"\xff"],
+    "a wrong diagnostic": [encode({**RULESET, "diagnostics": [["error"]]}), b"{}"],
+    "an unknown error": [encode({"kind": "failed", "error": ["SystemExit", "x", None]})],
+    "NICs": [encode({"kind": "nics", "nics": [], "misconfigured": []})],
+}
+
+
+@pytest.mark.parametrize("lie", sorted(LIES))
+def test_what_a_compiler_must_not_say_is_refused(compiler: Compiler, monkeypatch: pytest.MonkeyPatch, lie: str) -> None:
+    def serve(_: object, channel: Channel, missing: Sequence[str]) -> None:
+        channel.send(encode({"missing": [*missing]}))
+        channel.receive()
+        for frame in LIES[lie]:
+            channel.send(frame)
+        channel.receive()
+
+    monkeypatch.setattr(compile_task.Task, "serve", serve)
+    with pytest.raises(CompilerError):
+        compiler.find()
+
+
+def test_length_beyond_the_limit_is_not_read(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(_: object, channel: Channel, missing: Sequence[str]) -> None:
+        os.write(channel.descriptors[1], b"\xff\xff\xff\xff")
+        channel.receive()
+
+    monkeypatch.setattr(compile_task.Task, "serve", serve)
+    with pytest.raises(CompilerError, match="a frame of"):
+        compiler.find()
+
+
+CHAIN = "PVEFW-INPUT"
+LINES = {
+    "program": f"-A {CHAIN} --modprobe=/tmp/x -j ACCEPT",
+    "program, short": f"-A {CHAIN} -M /tmp/x -j ACCEPT",
+    "program, joined": f"-A {CHAIN} -M/tmp/x -j ACCEPT",
+    "program, abbreviated": f"-A {CHAIN} --modp /tmp/x -j ACCEPT",
+    "program, quoted": f'-A {CHAIN} "-M" /tmp/x -j ACCEPT',
+    "program, quoted in part": f"-A {CHAIN} '-'M /tmp/x -j ACCEPT",
+    "program, escaped": f"-A {CHAIN} \\-M /tmp/x -j ACCEPT",
+    "program, by a tab": f"-A {CHAIN}  \t-M /tmp/x -j ACCEPT",
+    "table": f"-A {CHAIN} -t nat -j ACCEPT",
+    "second chain": f"-A {CHAIN} -A INPUT -j ACCEPT\n-A INPUT -j ACCEPT",
+    "file": f"-A {CHAIN} --atomic-file /etc/x -j ACCEPT",
+    "very long": f"-A {CHAIN} -s {'1' * 20_000} -j ACCEPT",
+}
+
+
+def _artefact(**changed: object) -> dict[str, Any]:
+    tables = {"filter": {CHAIN: [f"-A {CHAIN} -j ACCEPT"]}}
+    return {"enabled": True, "iptables": tables, "ip6tables": {}, "ipset": {}, "ebtables": {}, **changed}
+
+
+@pytest.mark.parametrize("what", sorted(LINES))
+def test_lines_that_are_more_than_a_rule_are_refused(what: str) -> None:
+    xtables.wanted(_artefact())
+    with pytest.raises(InternalError):
+        xtables.wanted(_artefact(iptables={"filter": {CHAIN: [LINES[what]]}}))
+    with pytest.raises(InternalError):
+        xtables.wanted(_artefact(ebtables={"PVEFW-FORWARD": [LINES[what].replace(CHAIN, "PVEFW-FORWARD")]}))
+
+
+@pytest.mark.parametrize("chain", ["INPUT", "FORWARD", "DOCKER-USER", "PVEFW-X y", "PVEFW-" + "x" * 40, ""])
+def test_chains_that_are_not_ours_are_refused(chain: str) -> None:
+    with pytest.raises(InternalError):
+        xtables.wanted(_artefact(iptables={"filter": {chain: []}}))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["create PVEFW-s hash:net family inet hashsize 64 maxelem 64 bucketsize 12 -file /etc/x"],
+        ["create PVEFW-s hash:net family inet hashsize 64 maxelem 64 bucketsize 12", "add PVEFW-s 1.2.3.4 -output x"],
+        ["create PVEFW-s hash:net family inet hashsize 64 maxelem 64 bucketsize 12", "destroy other"],
+        ["create other hash:net family inet hashsize 64 maxelem 64 bucketsize 12"],
+    ],
+)
+def test_sets_that_are_more_than_sets_are_refused(lines: list[str]) -> None:
+    with pytest.raises(InternalError):
+        xtables.wanted(_artefact(ipset={lines[0].split()[1]: lines}))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        '{"add": {"rule": {"family": "ip", "table": "filter", "chain": "INPUT", "expr": []}}}',
+        '{"flush": {"ruleset": null}}',
+        '{"list": {"ruleset": {}}}',
+        '{"add": {"flowtable": {"family": "inet", "table": "pvefw", "name": "x"}}}',
+        '{"add": {"chain": {"family": "bridge", "table": "pvefw", "name": "x\\n"}}}',
+        '{"add": {"chain": {"family": "bridge", "table": "pvefw", "name": 7}}}',
+        '{"add": {"rule": {"family": "bridge", "table": "pvefw"}}}',
+        "{",
+    ],
+)
+def test_commands_of_nft_about_other_tables_are_refused(command: str) -> None:
+    with pytest.raises(InternalError):
+        Reader().wanted([command])
+
+
+@pytest.mark.parametrize("table", ["pvefw", "filter"])
+def test_hardening_of_another_table_is_refused(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardening, "change", lambda _: "something")
+    rule = {"family": "bridge", "table": table, "chain": "c", "comment": "", "expr": []}
+    with pytest.raises(InternalError):
+        hardening.load(json.dumps({"nftables": [{"add": {"rule": rule}}]}))
