@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
     from pvefw_nft.backends.base import LineStore
     from pvefw_nft.backends.nft.syntax.expressions import MetaKey, Selector, Value
+    from pvefw_nft.backends.nft.syntax.objects import Block, SetType
     from pvefw_nft.backends.nft.syntax.objects import Family as TableFamily
-    from pvefw_nft.backends.nft.syntax.objects import SetType
     from pvefw_nft.backends.nft.syntax.statements import Limit, Verdict
     from pvefw_nft.ir.nodes import Ruleset, SetKey
 
@@ -96,20 +96,20 @@ _SOURCE_NETWORKS: dict[int, Selector] = {
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """A chain to be lowered: its name in the table, what makes the text of its rules, and its hook if it has one."""
+    """A chain to be lowered: its name in the table, what makes the block of its rules, and its hook if it has one."""
 
     name: str
-    block: Callable[[], str]
+    block: Callable[[], Block]
     hook: Hook | None = None
 
 
 class _Blocks:
-    """The texts of planned chains in order, each lowered while it is read."""
+    """The blocks of planned chains in order, each lowered while it is read."""
 
     def __init__(self, planned: tuple[_Planned, ...]) -> None:
         self._planned = planned
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Block]:
         return (planned.block() for planned in self._planned)
 
 
@@ -165,12 +165,12 @@ class TableLowering:
         """Plan a chain with its rules. Raises InternalError where the table has one of that name."""
         self._plan(name, lambda: self._block(name, make()), hook)
 
-    def _plan(self, name: str, block: Callable[[], str], hook: Hook | None = None) -> None:
+    def _plan(self, name: str, block: Callable[[], Block], hook: Hook | None = None) -> None:
         if name in self._planned:
             raise InternalError(f"two chains of table {self._family} {self._name} are named {name}")
         self._planned[name] = _Planned(name, block, hook)
 
-    def _block(self, name: str, rules: Iterable[Rule]) -> str:
+    def _block(self, name: str, rules: Iterable[Rule]) -> Block:
         return Chain(name, tuple(rules)).block(self._family, self._name)
 
     def plan_base(
@@ -208,7 +208,7 @@ class TableLowering:
                 self._plan(own_name, partial(self._kept_block, lowering, name, own_name))
                 self._note(scope, name)
 
-    def _kept_block(self, lowering: RuleLowering, name: str, own_name: str) -> str:
+    def _kept_block(self, lowering: RuleLowering, name: str, own_name: str) -> Block:
         return lowering.scope.kept("block", name, lambda: self._block(own_name, lowering.chain_rules(name)))
 
     def _note(self, scope: Scope, name: str) -> None:

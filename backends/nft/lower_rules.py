@@ -16,6 +16,7 @@ from pvefw_nft.backends.nft.keys import intervals_of, key_of
 from pvefw_nft.backends.nft.lower_matches import MatchLowering, family_guard, family_key, family_value
 from pvefw_nft.backends.nft.merge import runs
 from pvefw_nft.backends.nft.place import Place, chain_name
+from pvefw_nft.backends.nft.shared_sets import with_shared_sets
 from pvefw_nft.backends.nft.syntax import statements as nft
 from pvefw_nft.backends.nft.syntax.expressions import anonymous_set, bits, concatenation, ct, joined, meta, with_bits
 from pvefw_nft.backends.nft.syntax.objects import MAX_PREFIX, Rule
@@ -92,24 +93,31 @@ class RuleLowering:
         text = comment([rule.origin for rule in run.rules])
         if run.in_turn:
             actions = [statements for rule in run.rules for _, statements in self._actions(rule.action)]
-            yield Rule(tuple(statement for statements in actions for statement in statements), text)
+            yield self._rule(tuple(statement for statements in actions for statement in statements), text)
             return
         any_transport = any(isinstance(first.matches[index], ProtocolMatch) for index in run.keys)
         for families, tests in self._conditions(run, any_transport=any_transport):
             guarded = tests if run.differ_in_family else (*family_guard(families, self._place), *tests)
             if run.is_map:
-                yield Rule((*guarded, self._look_up(run, any_transport=any_transport)), text)
+                yield self._rule((*guarded, self._look_up(run, any_transport=any_transport)), text)
                 continue
             log = () if first.log is None else _log(first.log)
             if len(log) > 1:  # behind a limit, the action has to be a rule of its own
-                yield Rule((*guarded, *log), text)
+                yield self._rule((*guarded, *log), text)
                 log = ()
             for action_families, action in self._actions(first.action):
                 if action_families & families == families:
-                    yield Rule((*guarded, *log, *action), text)
+                    yield self._rule((*guarded, *log, *action), text)
                 elif action_families & families:
                     guard = family_guard(action_families & families, self._place)
-                    yield Rule((*guard, *tests, *log, *action), text)
+                    yield self._rule((*guard, *tests, *log, *action), text)
+
+    def _rule(self, statements: tuple[Statement, ...], text: str) -> Rule:
+        """Return a rule. The host's chains do not grow with the guests: their sets stay in their rules."""
+        if self._place is Place.HOST:
+            return Rule(statements, text)
+        shared, sets = with_shared_sets(statements)
+        return Rule(shared, text, sets)
 
     # --- conditions ---
 

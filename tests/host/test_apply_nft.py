@@ -94,6 +94,35 @@ def test_gone_guest_leaves_the_map_before_its_chain_goes() -> None:
     assert short.index("delete element nics") < short.index("delete chain tap101i0-OUT")
 
 
+def sharing(chains: tuple[str, ...]) -> dict[str, Any]:
+    """Return an artefact whose chains look into one set of ports and one map, which are there if a chain is."""
+    table = {"family": "bridge", "table": "pvefw"}
+    port = {"payload": {"protocol": "tcp", "field": "dport"}}
+    names = {"set": {**table, "name": "ports-22_80", "type": "inet_service", "size": 2, "elem": [22, 80]}}
+    pairs = [[443, {"goto": {"target": "prerouting-end"}}], [25, {"drop": None}]]
+    verdicts = {"name": "verdicts-1", "type": "inet_service", "map": "verdict", "size": 2, "elem": pairs}
+    shared = [{"add": names}, {"add": {"map": {**table, **verdicts}}}] if chains else []
+    looking = [
+        {"match": {"op": "==", "left": port, "right": "@ports-22_80"}},
+        {"vmap": {"key": port, "data": "@verdicts-1"}},
+    ]
+    rules = [
+        {"add": {"rule": {**table, "chain": chain, "expr": [expression]}}} for chain in chains for expression in looking
+    ]
+    end = [{"add": {"chain": {**table, "name": "prerouting-end"}}}] if chains else []
+    return {"nftables": [*nft((100, 101))["nftables"], *end, *shared, *rules]}
+
+
+def test_a_shared_set_comes_before_its_first_user_and_goes_after_the_last() -> None:
+    one, both = sharing(("tap100i0-OUT",)), sharing(("tap100i0-OUT", "tap101i0-OUT"))
+    assert not [verb for verb in verbs(plan(one, both)) if "ports-22_80" in verb or "verdicts-1" in verb]
+    assert not [verb for verb in verbs(plan(both, one)) if "ports-22_80" in verb or "verdicts-1" in verb]
+    come, go = verbs(plan(sharing(()), one)), verbs(plan(one, sharing(())))
+    assert come.index("add set ports-22_80") < come.index("add rule tap100i0-OUT")
+    assert go.index("flush chain tap100i0-OUT") < go.index("delete set ports-22_80")
+    assert go.index("delete map verdicts-1") < go.index("delete chain prerouting-end")
+
+
 def test_only_differing_elements_are_touched() -> None:
     planned = plan(nft(networks=("10.0.0.0/24", "10.1.0.0/24")), nft(networks=("10.0.0.0/24", "10.2.0.0/24")))
     assert verbs(planned)[:2] == ["delete element friends", "add element friends"]
@@ -220,6 +249,14 @@ def test_emptied_and_refilled_sets(kernel: Nftables) -> None:
     target = apply(kernel, nft(networks=("10.0.0.0/25", "10.0.0.128/25")), target)
     apply(kernel, nft(networks=("10.0.0.0/24",)))  # the old elements are not known: the new ones overlap them
     assert "10.0.0.0/24" in listed()
+
+
+def test_shared_sets_follow_their_users(kernel: Nftables) -> None:
+    target = apply(kernel, sharing(()))
+    for chains in (("tap100i0-OUT",), ("tap100i0-OUT", "tap101i0-OUT"), ("tap101i0-OUT",), (), ("tap101i0-OUT",)):
+        target = apply(kernel, sharing(chains), target)
+        assert listed().count("@ports-22_80") == listed().count("@verdicts-1") == len(chains)
+        assert listed().count("\tset ports-22_80 {") == listed().count("\tmap verdicts-1 {") == bool(chains)
 
 
 def test_refused_ruleset_changes_nothing(kernel: Nftables) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as _quote
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from pvefw_nft.backends.nft.syntax.text import table_text
 
@@ -26,6 +26,7 @@ MAX_PREFIX = 127
 Family: TypeAlias = Literal["bridge", "inet"]
 
 SetType: TypeAlias = Literal["ipv4_addr", "ipv6_addr", "ifname"]
+KeyType: TypeAlias = SetType | Literal["ether_type", "inet_proto", "inet_service", "icmp_type", "icmpv6_type"]
 
 BETWEEN = ",\n"
 """What stands between the commands of a transaction."""
@@ -37,11 +38,13 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 class Rule:
     """Statements from left to right; the comment has at most :data:`MAX_COMMENT` bytes.
 
-    ``text`` are the statements in JSON: many chains share rules, which are written once.
+    ``sets`` are the constant sets and maps that the statements look into. ``text`` are the statements in JSON: many
+    chains share rules, which are written once.
     """
 
     statements: tuple[Statement, ...]
     comment: str
+    sets: tuple[ConstantSet, ...] = ()
     text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -77,23 +80,58 @@ class Chain:
             body |= {"type": hook.type, "hook": hook.point, "prio": hook.priority, "policy": "accept"}
         return _encode({"add": {"chain": body}})
 
-    def block(self, family: Family, table: str) -> str:
-        """Return the commands that add the rules; empty where there are none.
+    def block(self, family: Family, table: str) -> Block:
+        """Return the commands that add the rules, no text where there are none.
 
         The comment of the first rule ends with a digest of the chain, 16 characters of base64: a listing tells by it
         whether a chain is this one.
         """
         if not self.rules:
-            return ""
+            return Block("")
         head = f'{{"add":{{"rule":{{"family":"{family}","table":"{table}","chain":{_encode(self.name)},"expr":'
         texts = [rule.text for rule in self.rules]
         comments = [rule.comment for rule in self.rules]
         hashed = hashlib.blake2b("\n".join((*texts, *comments)).encode(), digest_size=12)
         signed = f" sig:{base64.b64encode(hashed.digest()).decode()}"
         comments[0] = comments[0][: MAX_COMMENT - len(signed)] + signed
-        return BETWEEN.join(
+        commands = BETWEEN.join(
             [f'{head}{text},"comment":{_quote(comment)}}}}}}}' for text, comment in zip(texts, comments, strict=True)]
         )
+        return Block(commands, tuple(dict.fromkeys([made for rule in self.rules for made in rule.sets])))
+
+
+class Block(NamedTuple):
+    """The commands that add the rules of a chain, and the constant sets and maps that these look into."""
+
+    text: str
+    sets: tuple[ConstantSet, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantSet:
+    """A named set or verdict map that never changes: its name follows from its elements.
+
+    ``verdicts``: the elements are pairs of a key and a verdict. Where there are no ``intervals``, the size is given, so
+    that the kernel takes the same kind of set as for one without a name.
+    """
+
+    name: str
+    types: tuple[KeyType, ...]
+    elements: tuple[Value | tuple[Value, Verdict], ...] = field(compare=False)
+    verdicts: bool
+    intervals: bool
+
+    def command(self, family: Family, table: str) -> str:
+        """Return the command that adds and fills the set."""
+        kind = self.types[0] if len(self.types) == 1 else self.types
+        body: dict[str, object] = {"family": family, "table": table, "name": self.name, "type": kind}
+        if self.verdicts:
+            body["map"] = "verdict"
+        if self.intervals:
+            body["flags"] = ["interval"]
+        else:
+            body["size"] = len(self.elements)
+        return _encode({"add": {"map" if self.verdicts else "set": {**body, "elem": self.elements}}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +206,8 @@ class Table:
 
     ``declared`` holds its chains without rules. ``blocks`` gives for each of them, in the same order, what
     :meth:`Chain.block` returns; it may be read more than once, and each is made while it is read, since the rules of a
-    large node do not fit well into memory together.
+    large node do not fit well into memory together. The constant sets of a block come right before it, unless an
+    earlier one has them.
     """
 
     family: Family
@@ -177,7 +216,7 @@ class Table:
     helpers: tuple[Helper, ...]
     declared: tuple[Chain, ...]
     maps: tuple[VerdictMap, ...]
-    blocks: Iterable[str]
+    blocks: Iterable[Block]
 
     def commands(self) -> Iterator[str]:
         """Yield the commands that replace the table as a whole, whether there was one or not, in blocks.
@@ -193,14 +232,29 @@ class Table:
             yield BETWEEN.join([chain.declaration(self.family, self.name) for chain in self.declared])
         for made_map in self.maps:
             yield made_map.command(self.family, self.name)
-        yield from filter(None, self.blocks)
+        known: set[str] = set()
+        for block in self.blocks:
+            yield from self._new_sets(block, known)
+            if block.text:
+                yield block.text
+
+    def _new_sets(self, block: Block, known: set[str]) -> Iterator[str]:
+        """Yield the commands for the constant sets of a block that are not known yet."""
+        for made in block.sets:
+            if made.name not in known:
+                known.add(made.name)
+                yield made.command(self.family, self.name)
 
     def text(self) -> Iterator[str]:
         """Yield the same in nft's own syntax, in pieces; see :mod:`.text`."""
+        known: set[str] = set()
+        blocks = list(self.blocks)  # a listing has sets first
+        shared = [command for block in blocks for command in self._new_sets(block, known)]
         made = (*self.helpers, *self.sets, *self.maps)
-        objects = (made_object.command(self.family, self.name) for made_object in made)
+        objects = (*(made_object.command(self.family, self.name) for made_object in made), *shared)
         declared = (chain.declaration(self.family, self.name) for chain in self.declared)
-        yield from table_text(self.family, self.name, objects, zip(declared, self.blocks, strict=True))
+        texts = (block.text for block in blocks)
+        yield from table_text(self.family, self.name, objects, zip(declared, texts, strict=True))
 
 
 def transaction(blocks: Iterable[str]) -> Iterator[str]:

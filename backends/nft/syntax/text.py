@@ -92,6 +92,15 @@ _NAMES = {
     "icmpv6 type": ICMPV6_TYPES,
 }
 
+_TYPED = {
+    "ifname": "meta iifname",
+    "ether_type": "meta protocol",
+    "inet_proto": "meta l4proto",
+    "icmp_type": "icmp type",
+    "icmpv6_type": "icmpv6 type",
+}
+"""A selector for each type of elements that has words of its own."""
+
 
 def table_text(family: str, name: str, objects: Iterable[str], chains: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Yield the text that replaces a table as a whole, whether there was one or not.
@@ -141,7 +150,8 @@ def _object(added: tuple[str, Node]) -> str:
 def _set_lines(rest: Node) -> list[str]:
     key = rest.pop("type")
     data = rest.pop("map", None)
-    lines = [f"type {_word(key)}" + ("" if data is None else f" : {_word(data)}")]
+    types = " . ".join(map(_word, [key] if isinstance(key, str) else key))
+    lines = [f"type {types}" + ("" if data is None else f" : {_word(data)}")]
     flags = rest.pop("flags", [])
     timeout = rest.pop("timeout", None)
     if "size" in rest:
@@ -154,13 +164,13 @@ def _set_lines(rest: Node) -> list[str]:
         lines.append(f"timeout {_duration(timeout)}")
     elements = rest.pop("elem", [])
     if elements:
-        spelled = [_element(key, element) for element in elements]
+        spelled = [_element(types, element) for element in elements]
         lines.append(f"elements = {{ {_wrapped(spelled, 2 if key == 'ipv4_addr' else 1)} }}")
     return lines
 
 
 def _element(key: str, element: Any) -> str:  # noqa: ANN401 - a value, or a pair of value and verdict
-    of = "meta iifname" if key == "ifname" else key
+    of = " . ".join(_TYPED.get(kind, kind) for kind in key.split(" . "))
     if isinstance(element, list):
         value, verdict = element
         return f"{_value(of, value)} : {_statement(verdict)}"
