@@ -143,10 +143,13 @@ class _Analysis:
                     chosen[_Chosen(segment.before, tracked, case)] = None
 
     def walk_segment(self, chosen: _Chosen, removed: frozenset[Line], walked: set[tuple[object, ...]]) -> None:
-        """Follow all packets of a case through a segment, unless one like it was walked."""
+        """Follow all packets of a case through a segment, unless one like it was walked.
+
+        With lines removed, segments without these are as they were when nothing was removed.
+        """
         entries = list(self.comparison.flows_before.contexts(chosen.stages, chosen.case, chosen.tracked))
         walk = Walk(self.comparison, self.rules, entries, removed)
-        if entries and walk.key not in walked:
+        if entries and (not removed or walk.meets(removed)) and walk.key not in walked:
             walked.add(walk.key)
             walk.run()
 

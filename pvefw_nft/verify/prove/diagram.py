@@ -77,11 +77,7 @@ class Diagrams:
 
     def node(self, level: int, parts: Mapping[int, int]) -> int:
         """Return the node with these children (child → mask); the masks together are all atoms, each once."""
-        self._steps += 1
-        if self._steps == STEPS_BETWEEN_CHECKS:
-            self._steps = 0
-            self._budget.check_time()
-            self._budget.check_memory(self.memory)
+        self._count_step()
         if len(parts) == 1:
             return next(iter(parts))
         edges = tuple(sorted(parts.items()))
@@ -93,6 +89,13 @@ class Diagrams:
             self.memory += _NODE_COST + len(edges) * self._edge_cost[level]
             found = self._unique[level, edges] = self._add(level, edges, marks)
         return found
+
+    def _count_step(self) -> None:
+        self._steps += 1
+        if self._steps == STEPS_BETWEEN_CHECKS:
+            self._steps = 0
+            self._budget.check_time()
+            self._budget.check_memory(self.memory)
 
     def _add(self, level: int, edges: Edges, marks: int) -> int:
         self.levels.append(level)
@@ -304,6 +307,51 @@ class Diagrams:
         return found
 
     # --- looking at a function ---
+
+    def differ(self, condition: int, one: int, other: int, true: int) -> bool:
+        """Return whether the functions differ for a packet for which ``condition`` is the terminal ``true``.
+
+        As comparing two :meth:`select`, but no node is made, and the first difference ends it.
+        """
+        return self._differ(condition, one, other, true, set())
+
+    def _differ(self, condition: int, one: int, other: int, true: int, alike: set[tuple[int, int, int]]) -> bool:
+        if one == other:
+            return False
+        if condition == true:
+            return True  # equal functions are one node
+        levels = self.levels
+        if levels[condition] == TERMINAL:
+            return False
+        key = (condition, one, other)
+        if key in alike:
+            return False
+        top = min(levels[condition], levels[one], levels[other])
+        for c, c_atoms in self._split(condition, top):
+            for left, left_atoms in self._split(one, top):
+                shared = c_atoms & left_atoms
+                if not shared:
+                    continue
+                for right, right_atoms in self._split(other, top):
+                    if shared & right_atoms and self._differ(c, left, right, true, alike):
+                        return True
+        alike.add(key)
+        self._count_step()
+        return False
+
+    def support(self, node: int) -> set[int]:
+        """Return the levels that a function tests."""
+        seen = {node}
+        todo = [node]
+        found: set[int] = set()
+        while todo:
+            here = todo.pop()
+            if self.levels[here] != TERMINAL:
+                found.add(self.levels[here])
+            new = [child for child, _ in self.edges[here] if child not in seen]
+            seen.update(new)
+            todo += new
+        return found
 
     def paths(self, node: int, wanted: int) -> Iterator[Cube]:
         """Yield the cubes of packets with terminal ``wanted``, which exclude one another."""

@@ -153,6 +153,14 @@ class Walk:
             for key, prepared in self.prepared.items()
         )
 
+    def meets(self, lines: frozenset[Line]) -> bool:
+        """Return whether a rule of one of these lines is on the way."""
+        return any(
+            (one.rule.origin or (table, chain, one.number)) in lines
+            for (table, chain, _), prepared in self.prepared.items()
+            for one in prepared
+        )
+
     # --- preparing ---
 
     def prepare(self, table: m.Table, chain: m.Chain, context: Context, place: int) -> None:
@@ -338,8 +346,12 @@ class Walk:
         """Return the packets after fields of theirs have been changed."""
         match action:
             case Set(pairs):
+                tested = self.evaluation.space.support(hit)
+                number = self.evaluation.number
                 for on, value in pairs:
-                    hit = self.given(hit, on, value)
+                    if number[on] in tested:
+                        hit = self.given(hit, on, value)
+                hit = self.also(hit, [pair for pair in pairs if number[pair[0]] not in tested])
             case Remap(on):
                 before, hit = hit, self.evaluation.false
                 for new, test in action.groups().items():
@@ -373,11 +385,17 @@ class Walk:
         """Return the packets after a field of theirs is given a value, whatever it was."""
         evaluation = self.evaluation
         number = evaluation.number[on]
-        atoms = evaluation.levels[number].atoms
         free = evaluation.false
-        for atom in range(atoms.width):
+        for atom in range(evaluation.levels[number].atoms.width):
             free = self.union(free, evaluation.space.replace(here, {number: atom}, lambda node: node, {}))
-        return evaluation.space.rule(((number, 1 << atoms.atom(value)),), free, evaluation.false)
+        return self.also(free, [(on, value)])
+
+    def also(self, here: int, pairs: Iterable[tuple[m.Field, int]]) -> int:
+        """Return the packets of ``here``, which tells nothing of these fields, that have these values in them."""
+        evaluation = self.evaluation
+        atoms = {evaluation.number[on]: evaluation.levels[evaluation.number[on]].atoms.atom(v) for on, v in pairs}
+        cube = tuple(sorted((number, 1 << atom) for number, atom in atoms.items()))
+        return evaluation.space.rule(cube, here, evaluation.false)
 
     # --- judging ---
 
@@ -444,10 +462,9 @@ class Walk:
             for _, one in reversed(block):
                 with_line = self.before(table, place, one, with_line)
             alive = [self.rules.judged(table, chain, one.number, one.rule) for _, one in block]
-            if any(judged.alive and any(map(_shows, judged.rule.effects)) for judged in alive) or (
-                with_line != rest
-                and evaluation.space.select(first, with_line, evaluation.false, evaluation.true)
-                != evaluation.space.select(first, rest, evaluation.false, evaluation.true)
+            if all(judged.needed for judged in alive) or (
+                any(judged.alive and any(map(_shows, judged.rule.effects)) for judged in alive)
+                or evaluation.space.differ(first, with_line, rest, evaluation.true)
             ):
                 for judged in alive:
                     judged.needed = True
