@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pvefw_nft.errors import Diagnostic
-    from pvefw_nft.ir.nodes import Ruleset
+    from pvefw_nft.ir.nodes import Origin, Ruleset
 
 _T = TypeVar("_T")
 
@@ -82,6 +82,12 @@ class Artefact(Protocol):
 
     def json(self) -> Iterator[str]:
         """Yield the ruleset as one JSON document, in pieces."""
+
+    def origins(self) -> Iterator[tuple[tuple[str, str, str, int], Origin]]:
+        """Yield tool, table, chain and number (from 1) of rules, each with its origin.
+
+        Only of rules that cannot say it themselves, as those of nft do in their comments.
+        """
 
     def loadable(self) -> Iterator[str]:
         """Yield what an apply takes, in pieces of JSON text of which each changes as little as possible.

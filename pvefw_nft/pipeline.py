@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar, cast
 
+from pvefw_nft.backends import REGISTRY
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.model import Layer2
 from pvefw_nft.config.source import Observations as Observations
@@ -45,8 +46,11 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.path import Topology
     from pvefw_nft.verify.prove.flows import Side
 
-BACKENDS = ("iptables", "nft")
-"""The names of the backends."""
+BACKENDS = tuple(backend.name for backend in REGISTRY if backend.is_loadable)
+"""The names of the backends whose rulesets a host can load."""
+
+PRINTABLE = tuple(backend.name for backend in REGISTRY)
+"""The names of all backends."""
 
 BORROWED_CODES = ("borrowed-network", "borrowed-names")
 """Codes about what a ruleset for another host takes from this machine."""
@@ -350,15 +354,10 @@ def default_backend(node: NodeConfig) -> str:
 
 def make_backend(name: str) -> Backend:
     """Return the backend of that name. Raises UsageError for a name that is none."""
-    if name == "iptables":
-        from pvefw_nft.backends.iptables import IptablesBackend  # deferred: each run needs one backend
-
-        return IptablesBackend()
-    if name == "nft":
-        from pvefw_nft.backends.nft import NftBackend
-
-        return NftBackend()
-    raise UsageError(f"unknown backend `{name}`", "backends are " + ", ".join(BACKENDS))
+    if name not in PRINTABLE:
+        raise UsageError(f"unknown backend `{name}`", "backends are " + ", ".join(PRINTABLE))
+    module = import_module(f"pvefw_nft.backends.{name}")  # deferred: each run needs one backend
+    return cast("Backend", module.BACKEND())
 
 
 def node_name(source: Source) -> str:
@@ -481,26 +480,10 @@ def _read_back(backend: Backend, artefact: Artefact, spelled: Callable[[Origin],
     from pvefw_nft.verify.read import Text, read_ruleset  # deferred: compiling needs nothing of verify
 
     form = artefact.json if backend.default_format == "json" else artefact.text
-    return read_ruleset([Text(backend.name, "".join(form()))], origins=_origins(artefact, spelled))
-
-
-def _origins(artefact: Artefact, spelled: Callable[[Origin], str]) -> dict[tuple[str, str, str, int], str]:
-    """Return where the rules of the iptables backend come from; those of nft say so themselves."""
-    from pvefw_nft.backends.iptables.backend import IptablesArtefact
-    from pvefw_nft.ir.nodes import Family, Layer
-
-    origins: dict[tuple[str, str, str, int], str] = {}
-    if not isinstance(artefact, IptablesArtefact):
-        return origins
-    for family, tool in ((Family.V4, "iptables"), (Family.V6, "ip6tables")):
-        for layer, table in ((Layer.FILTER, "filter"), (Layer.RAW, "raw")):
-            for name, lines in artefact.chains(family, layer):
-                for number, (_, origin) in enumerate(lines, 1):
-                    origins[tool, table, name, number] = spelled(origin)
-    for name, lines in artefact.link_chains():
-        for number, (_, origin) in enumerate(lines, 1):
-            origins["ebtables", "filter", name, number] = spelled(origin)
-    return origins
+    return read_ruleset(
+        [Text(backend.name, "".join(form()))],
+        origins={place: spelled(origin) for place, origin in artefact.origins()},
+    )
 
 
 def topology(source: Source) -> Topology:

@@ -2,4 +2,6 @@
 
 from pvefw_nft.backends.iptables.backend import IptablesBackend
 
-__all__ = ["IptablesBackend"]
+BACKEND = IptablesBackend
+
+__all__ = ["BACKEND", "IptablesBackend"]

@@ -7,6 +7,7 @@ signature, by which a later run sees whether the chain changed.
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,16 @@ class IptablesArtefact:
         for chain in self._sorted(layer):
             if chain.families & family:
                 yield chain.name, self._kept((family, layer, loadable), chain, lowering.lines, self._names.identity)
+
+    def origins(self) -> Iterator[tuple[tuple[str, str, str, int], Origin]]:
+        """Yield tool, table, chain and number of each rule, with its origin."""
+        for (family, tool), (layer, table) in itertools.product(_TOOLS.items(), _TABLES.items()):
+            for name, lines in self.chains(family, layer):
+                for number, (_, origin) in enumerate(lines, 1):
+                    yield (tool, table, name, number), origin
+        for name, lines in self.link_chains():
+            for number, (_, origin) in enumerate(lines, 1):
+                yield ("ebtables", "filter", name, number), origin
 
     def link_chains(self) -> Iterator[tuple[str, list[tuple[str, Origin]]]]:
         """Yield the chains of ebtables by name, each with its lines and their origins."""

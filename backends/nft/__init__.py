@@ -2,4 +2,6 @@
 
 from pvefw_nft.backends.nft.backend import NftBackend
 
-__all__ = ["NftBackend"]
+BACKEND = NftBackend
+
+__all__ = ["BACKEND", "NftBackend"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.backends.base import LineStore
     from pvefw_nft.backends.nft.syntax.objects import Table
-    from pvefw_nft.ir.nodes import Rule, Ruleset
+    from pvefw_nft.ir.nodes import Origin, Rule, Ruleset
 
 
 _HEAD = "#!/usr/sbin/nft -f\n# Made by pvefw. Loading it replaces both tables in one transaction.\n"
@@ -31,6 +31,10 @@ class NftArtefact:
     def tables(self) -> tuple[Table, Table]:
         """Return the tables ``bridge pvefw`` and ``inet pvefw``."""
         return tables(self._ruleset, self._store)
+
+    def origins(self) -> Iterator[tuple[tuple[str, str, str, int], Origin]]:
+        """Yield nothing: rules of nft name their origins in their comments."""
+        return iter(())
 
     def loadable(self) -> Iterator[str]:
         """Yield the commands that replace both tables, in blocks as :meth:`.Table.commands` makes them."""

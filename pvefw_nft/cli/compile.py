@@ -14,14 +14,13 @@ from pvefw_nft.cli import discard_output
 from pvefw_nft.cli.options import (
     all_nodes_options,
     as_reference_option,
-    backend_option,
     is_for_all_nodes,
     make_offline_source,
     source_options,
 )
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import HostError, UsageError
-from pvefw_nft.pipeline import closing_failures, compile_root
+from pvefw_nft.pipeline import PRINTABLE, closing_failures, compile_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +29,9 @@ if TYPE_CHECKING:
 
 @click.command("compile")
 @source_options
-@backend_option
+@click.option(
+    "--backend", type=click.Choice(PRINTABLE), help="Default: what host.fw asks for. explain: the policy in English."
+)
 @as_reference_option
 @click.option("--format", "form", type=click.Choice(("text", "json")), help="Default: text, for nft json.")
 @click.option(
