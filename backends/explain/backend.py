@@ -82,9 +82,10 @@ class ExplainArtefact:
         link = ruleset.chains.get(Layer.LINK, {})
         for nic in ruleset.nics:
             where = f"guest {nic.vmid}, NIC {nic.index} ({nic.interface})"
-            frames = () if nic.link_chain is None else tuple(_sentences(link[nic.link_chain], link))
             yield Section(f"To {where}", tuple(_sentences(filtering[nic.in_chain], filtering)))
-            yield Section(f"From {where}", (*frames, *_sentences(filtering[nic.out_chain], filtering)))
+            if nic.link_chain is not None:
+                yield Section(f"Frames from {where}", tuple(_sentences(link[nic.link_chain], link)))
+            yield Section(f"From {where}", tuple(_sentences(filtering[nic.out_chain], filtering)))
         if ruleset.sets:
             yield Section("Sets", tuple(Sentence(set_line(made), "", 0) for made in ruleset.sets))
 
@@ -160,25 +161,21 @@ def _joined(rules: list[Rule], chains: Mapping[str, Chain], depth: int) -> Itera
     source = str(first.origin)
     if isinstance(first.action, Jump | Goto) and first.action.chain not in _STANDARD and first.action.chain in chains:
         name = first.action.chain
+        title = name if first.origin.group is None else f"the group {first.origin.group}"
         condition = f" for {packets(first)}" if first.matches else ""
         members = tuple(_sentences(chains[name], chains, depth + 1))
         empty = "" if members else " (no rules in this direction)"
-        yield Sentence(f"the rules of {name.removeprefix('PVEFW-')}{condition}{empty}", source, depth)
+        yield Sentence(f"the rules of {title}{condition}{empty}", source, depth)
         yield from members
         return
     which = list(dict.fromkeys(packets(rule) for rule in rules))
     verdict = _verdict(first)
-    text = (
-        verdict
-        if first.action != Jump and which == ["everything"] and " " in verdict
-        else f"{verdict} {'; '.join(which)}"
-    )
-    if (
-        which == ["everything"]
-        and first.origin.provenance is Provenance.POLICY
-        and verdict in ("accept", "drop", "reject")
-    ):
-        text = f"{verdict} everything else"
+    if which != ["everything"]:
+        text = f"{verdict}{':' if ' ' in verdict else ''} {'; '.join(which)}"
+    elif " " in verdict:
+        text = verdict
+    else:
+        text = f"{verdict} everything{' else' if first.origin.provenance is Provenance.POLICY else ''}"
     yield Sentence(f"{text}{', and log it' if first.log is not None else ''}", source, depth)
 
 
