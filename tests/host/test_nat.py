@@ -155,22 +155,6 @@ def test_denied_packet_leaves_no_connection_for_its_answer(network: NatNetwork, 
     assert f"zone={4097 + 101 * 32}" not in listed
 
 
-@pytest.mark.parametrize("backend", ["iptables", "nft"] if LONG else ["nft"])
-def test_flood_protection_counts_by_source_also_where_bridges_have_zones(
-    network: NatNetwork, tmp_path: Path, backend: str
-) -> None:
-    """The protection comes before tracking: neither zones nor NAT change whom it counts."""
-    options = "protection_synflood: 1\nprotection_synflood_rate: 5\nprotection_synflood_burst: 40"
-    configure(tmp_path, f"nf_conntrack_helpers: ftp\n{options}")
-    nat_zone.want(wanted=backend == "iptables")
-    start(recompiled(tmp_path, backend))
-    call_iptables("1" if backend == "iptables" else "0")
-    assert 1 <= connected(network, "vm102", VM101, 200) <= 60
-    assert network.tcp("vm100", VM101, 80) == VM100
-    assert network.tcp("vm100", INTERNET, 80) == WAN
-    assert network.tcp("internet", WAN, 8080) == INTERNET
-
-
 def connected(network: NatNetwork, place: str, address: str, count: int) -> int:
     """Return how many of so many connections that are opened at once come about before a SYN is sent again."""
     opening = [network.socket_of(place, socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
@@ -182,3 +166,21 @@ def connected(network: NatNetwork, place: str, address: str, count: int) -> int:
     for one in opening:
         one.close()
     return found
+
+
+if LONG:
+
+    @pytest.mark.parametrize("backend", ["iptables", "nft"])
+    def test_flood_protection_counts_by_source_also_where_bridges_have_zones(
+        network: NatNetwork, tmp_path: Path, backend: str
+    ) -> None:
+        """The protection comes before tracking: neither zones nor NAT change whom it counts."""
+        options = "protection_synflood: 1\nprotection_synflood_rate: 5\nprotection_synflood_burst: 40"
+        configure(tmp_path, f"nf_conntrack_helpers: ftp\n{options}")
+        nat_zone.want(wanted=backend == "iptables")
+        start(recompiled(tmp_path, backend))
+        call_iptables("1" if backend == "iptables" else "0")
+        assert 1 <= connected(network, "vm102", VM101, 200) <= 60
+        assert network.tcp("vm100", VM101, 80) == VM100
+        assert network.tcp("vm100", INTERNET, 80) == WAN
+        assert network.tcp("internet", WAN, 8080) == INTERNET
