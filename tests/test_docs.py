@@ -82,6 +82,8 @@ def test_commands_and_options_exist(page: str) -> None:
         if name.startswith("-"):
             continue
         command = cli.get_command(click.Context(cli), name)
+        if isinstance(command, click.Group) and arguments:
+            command = command.get_command(click.Context(command), arguments.pop(0))
         assert command is not None, session
         # values are not looked at (files need not exist), options are
         known = {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
