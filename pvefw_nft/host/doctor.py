@@ -311,10 +311,13 @@ def _nic(nic: Nic, links: Links, backend: str) -> Finding | None:
 
 
 def _spanning_tree(switches: Switches) -> Iterator[Finding]:
-    """Warn of BPDUs: a switch with BPDU guard closes the host's own port for those of a guest."""
+    """Advise about BPDUs: a switch with BPDU guard closes the host's own port for those of a guest.
+
+    A note, not a warning: they pass every firewall of Proxmox VE, and so on every host by default.
+    """
     if switches.cluster and switches.open_layer2:
         yield Finding(
-            Level.WARNING,
+            Level.NOTE,
             f"frames of spanning tree (BPDUs) of guests pass: {_few(switches.open_layer2)}",
             "write `l2: strict` in etc/pve/firewall/cluster.pvefw (with iptables also `harden: 1` in host.pvefw)",
         )

@@ -190,7 +190,7 @@ def test_doctor_finds_a_bridge_setting_that_lets_packets_by(monkeypatch: pytest.
     assert any("tags with a VLAN itself" in text for text in texts(found, Level.WARNING))
 
 
-def test_doctor_warns_of_guests_that_speak_spanning_tree(make_root: MakeRoot) -> None:
+def test_doctor_notes_guests_that_speak_spanning_tree(make_root: MakeRoot) -> None:
     root = make_root({"100.conf": VM, "100.fw": "[OPTIONS]\nenable: 1\n"})
 
     def warned(backend: str) -> tuple[int, ...]:
@@ -200,5 +200,6 @@ def test_doctor_warns_of_guests_that_speak_spanning_tree(make_root: MakeRoot) ->
     (root / "etc/pve/firewall/cluster.pvefw").write_text("[OPTIONS]\nl2: strict\n")
     assert (warned("nft"), warned("iptables")) == ((), (100,))
     switches = Switches(cluster=True, host=True, guests={}, open_layer2=(100,))
-    texts = [finding.text for finding in doctor.examine("iptables", switches, [])]
-    assert "frames of spanning tree (BPDUs) of guests pass: 100" in texts
+    found = list(doctor.examine("iptables", switches, []))
+    # a note leaves the exit code at 0: the default configuration of every host lets them pass
+    assert "frames of spanning tree (BPDUs) of guests pass: 100" in texts(found, Level.NOTE)
