@@ -292,7 +292,7 @@ class GuestBuilder:
         addresses = None if address_filter is None else address_filter.key
         layers = {
             Layer.STATELESS: nic_rules(config.options, hardening, nic, addresses),
-            Layer.LIMIT: limit_rules(hardening),
+            Layer.LIMIT: limit_rules(hardening, addresses),
         }
         name = f"{interface}-OUT"
         made: list[str | None] = []

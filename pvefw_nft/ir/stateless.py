@@ -10,6 +10,9 @@ Example, of a guest 100 with ``ipfilter: 1``::
     stateless PVEFW-STATELESS
       ether VLAN/0x8100 filtered port -> drop
       ether 802.1ad/0x88a8 filtered port -> drop
+      ether QINQ1/0x9100 filtered port -> drop
+      ether QINQ2/0x9200 filtered port -> drop
+      ether QINQ3/0x9300 filtered port -> drop
       -> dispatch out
     stateless tap100i0-OUT
       mac not BC:24:11:00:00:01 -> drop
@@ -66,11 +69,13 @@ STATELESS = "PVEFW-STATELESS"
 """The chain that every frame enters."""
 
 LIMIT = "PVEFW-LIMIT"
-"""The chain of limits that new connections of guests enter."""
+"""The chain that guests' packets outside of known connections enter, put together from their fragments."""
 
 _OLD = ConnState((State.INVALID, State.RELATED, State.ESTABLISHED))
 
 _TAGS = (EtherType(0x8100, "VLAN"), EtherType(0x88A8, "802.1ad"))
+_OLD_TAGS = (EtherType(0x9100, "QINQ1"), EtherType(0x9200, "QINQ2"), EtherType(0x9300, "QINQ3"))
+"""Tags of switches from before IEEE 802.1ad (include/uapi/linux/if_ether.h); no bridge of Linux looks behind them."""
 _ARP = EtherType(0x0806, "ARP")
 _ALWAYS = (0x0800, 0x0806, 0x86DD)
 """IPv4, ARP and IPv6, which no option of layer 2 closes."""
@@ -112,10 +117,11 @@ def add_stateless_chain(context: Context, nics: list[Nic]) -> bool:
         return False
     rules: list[Rule] = []
     if not all(nic.qinq for nic in nics):
-        rules += _tagged("second VLAN tag", FilteredPort())
+        rules += _tagged("second VLAN tag", (*_TAGS, *_OLD_TAGS), FilteredPort())
     if any(nic.qinq for nic in nics):
+        rules += _tagged("qinq", _OLD_TAGS, FilteredPort(qinq=True))
         for closed in (TagOfVlanZero(1), TagOfVlanZero(2), ThirdTag()):
-            rules += _tagged("qinq", FilteredPort(qinq=True), closed)
+            rules += _tagged("qinq", _TAGS, FilteredPort(qinq=True), closed)
     if any(nic.stateless_chain is not None for nic in nics):
         rules.append(builtin("guests", action=Dispatch(Direction.OUT)))
     context.add(Layer.STATELESS, STATELESS, rules)
@@ -123,7 +129,7 @@ def add_stateless_chain(context: Context, nics: list[Nic]) -> bool:
 
 
 def add_limit_chain(context: Context, nics: list[Nic]) -> bool:
-    """Add the chain that limits how many connections NICs open; returns whether there is one."""
+    """Add the chain of what NICs send outside of known connections; returns whether there is one."""
     if all(nic.limit_chain is None for nic in nics):
         return False
     old = builtin("conntrack", _OLD, action=RETURN)
@@ -131,16 +137,21 @@ def add_limit_chain(context: Context, nics: list[Nic]) -> bool:
     return True
 
 
-def limit_rules(hardening: GuestHardening) -> Iterator[Rule]:
-    """Yield the rule that limits the connections that a NIC has opened."""
+def limit_rules(hardening: GuestHardening, addresses: SetKey | None) -> Iterator[Rule]:
+    """Yield the rules for what a NIC sends outside of known connections, put together from its fragments.
+
+    The stateless chain does not see the address in an advertisement whose first fragment ends before it.
+    """
+    if addresses is not None:
+        yield _foreign_advertisement(addresses)
     if hardening.max_connections:
         over = ConnectionsOver(hardening.max_connections)
         yield builtin("max_connections", ConnState((State.NEW,)), over, action=DROP)
 
 
-def _tagged(reason: str, *matches: Match) -> list[Rule]:
-    """Return the rules that drop frames with a second tag for which these hold."""
-    return [builtin(reason, tag, *matches, action=DROP) for tag in _TAGS]
+def _tagged(reason: str, tags: tuple[EtherType, ...], *matches: Match) -> list[Rule]:
+    """Return the rules that drop frames which have such a tag behind the one that is looked behind."""
+    return [builtin(reason, tag, *matches, action=DROP) for tag in tags]
 
 
 def nic_rules(
@@ -158,15 +169,20 @@ def nic_rules(
         more = [protocol.number for protocol in options.layer2_protocols]
         tags = [tag.number for tag in _TAGS] if hardening.qinq else []
         yield builtin("l2", OtherEtherType(tuple(sorted({*_ALWAYS, *more, *tags}))), action=DROP)
+    if hardening.max_fragments:  # before the exemptions of DHCP, which fragments may look like
+        yield builtin("max_fragments", Fragment(), NicRateOver(hardening.max_fragments), action=DROP)
     if addresses is not None:
         yield from _address_rules(options, hardening, addresses)
-    if hardening.max_fragments:
-        yield builtin("max_fragments", Fragment(), NicRateOver(hardening.max_fragments), action=DROP)
+
+
+def _foreign_advertisement(addresses: SetKey) -> Rule:
+    outside = AdvertisedOutside(addresses)
+    return builtin("ipfilter", ICMPV6, _ADVERTISEMENT, outside, action=DROP, families=Family.V6)
 
 
 def _address_rules(options: GuestOptions, hardening: GuestHardening, addresses: SetKey) -> Iterator[Rule]:
     """Yield the rules for addresses that are not in the set of those the NIC may send from."""
-    yield builtin("ipfilter", ICMPV6, _ADVERTISEMENT, AdvertisedOutside(addresses), action=DROP, families=Family.V6)
+    yield _foreign_advertisement(addresses)
     foreign = InSet(Side.SOURCE, addresses, negated=True)
     if options.dhcp:
         for (family, ports), exempt in zip(_DHCP_REQUESTS.items(), _DHCP_WITHOUT_ADDRESS, strict=True):

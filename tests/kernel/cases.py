@@ -11,12 +11,16 @@
     source = "10.0.0.7"         # and dest: an address or several; sport; source_mac; vlan; flags = "SYN,ACK"
     state = "established"       # new (default), established, related (an ICMP error about a connection),
                                 # answer (from tcp port 22: to a connection from the receiver to that port)
-    fragmented = "large"        # in two fragments; "small": of a size that IPv6 senders do not make
+    fragmented = "large"        # in two fragments; "small": of a size that IPv6 senders do not make,
+                                # "tiny": the first with 8 bytes only
     damage = "ip"               # or "l4": the checksum that is wrong
     tags = ["8100:0", "8100:7"] # VLAN tags, the outermost first, each its Ethernet type and VLAN id; see also `vlan`
     wrapping = "8864:11000000"  # Ethernet type and header between the Ethernet header and what is in the frame, in hex
     dest_mac = "01:80:c2:00:00:00"; nd_target = "fd00::1" (of neighbour discovery); only_first = true (fragment)
     spoof = "10.0.0.9"          # the source of this packet, where those before it in its connection have another
+    quotes = {…}                # of an ICMP error or redirect: the packet it is about, with keys like these
+    ip_options = "01010101"     # of IPv4, in hex; extensions = [0, 60, 43, 44]: IPv6 extension headers, in order
+    overlap = 16; last_first = true (of two fragments); nd_flags = 0x20 (of a neighbour advertisement)
     answering = true            # ports the other way round: 9 and the ephemeral one; seq, ack: TCP's, from 0 on
     steps = [{…}, {…}]          # packets sent before this one, in order, each with keys like these
     verdict = "ACCEPT"          # or DROP, or REJECT and how: "REJECT tcp-reset"
@@ -39,6 +43,7 @@ from .packets import (
     LARGE_FRAGMENT,
     PSH,
     SMALL_FRAGMENT,
+    TINY_FRAGMENT,
     WITH_PORTS,
     Arp,
     Packet,
@@ -56,11 +61,12 @@ VERDICTS = {ACCEPT, DROP, f"{REJECT} tcp-reset", *(f"{REJECT} {kind}" for kind i
 _KEYS = {
     "from", "to", "family", "proto", "icmp", "arp", "ethertype", "source", "dest", "sport", "dport", "source_mac",
     "vlan", "flags", "state", "fragmented", "damage", "verdict", "about", "tags", "wrapping", "dest_mac", "nd_target",
-    "only_first", "spoof", "answering", "seq", "ack", "steps",
+    "only_first", "spoof", "answering", "seq", "ack", "steps", "quotes", "ip_options", "extensions", "overlap",
+    "last_first", "nd_flags",
 }  # fmt: skip
 
 
-_FRAGMENTS = {"large": LARGE_FRAGMENT, "small": SMALL_FRAGMENT}
+_FRAGMENTS = {"large": LARGE_FRAGMENT, "small": SMALL_FRAGMENT, "tiny": TINY_FRAGMENT, "early": 16}
 
 
 class CaseError(Exception):
@@ -160,6 +166,11 @@ def _packet(one: dict[str, Any], family: int) -> Packet:
         destination_mac=one.get("dest_mac"),
         nd_target=IPv6Address(one["nd_target"]) if "nd_target" in one else None,
         only_first=one.get("only_first", False),
+        last_first=one.get("last_first", False),
+        overlap=one.get("overlap", 0),
+        ip_options=bytes.fromhex(one.get("ip_options", "")),
+        extensions=tuple(one.get("extensions", ())),
+        nd_flags=one.get("nd_flags", 0),
         answering=one.get("answering", False),
         sequence=one.get("seq", 0),
         acknowledgement=one.get("ack", 2048),
@@ -176,14 +187,17 @@ def _packet(one: dict[str, Any], family: int) -> Packet:
         arp = one["arp"]
         sender, target = (IPv4Address(arp[key]) if key in arp else None for key in ("sender", "target"))
         operation = {"request": 1, "reply": 2}[arp.get("operation", "request")]
-        packet = replace(packet, arp=Arp(operation, sender, target, arp.get("sender_mac")))
+        packet = replace(packet, arp=Arp(operation, sender, target, arp.get("sender_mac"), arp.get("hardware", 1)))
+    if "quotes" in one:
+        ((quoted,),) = [probe.packets for probe in read_packets(one["quotes"])]
+        packet = replace(packet, quoted=quoted)
     return packet
 
 
 def _numbers(text: str) -> tuple[int, int]:
-    """Return Ethernet type (hex) and VLAN id of a tag such as ``8100:7``."""
+    """Return Ethernet type (hex) and VLAN id of a tag such as ``8100:7``; ``8100:0xe007`` has a priority of 7, too."""
     kind, _, number = text.partition(":")
-    return int(kind, 16), int(number)
+    return int(kind, 16), int(number, 0)
 
 
 def _wrapping(text: str) -> Wrapping:

@@ -13,6 +13,7 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
+from .ip import Ends, checksum, datagrams, pseudo_header
 from .network.plan import HOST, WAN_MAC, Address, Endpoint, Plan, PlanError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ EPHEMERAL = 32768
 LARGE_FRAGMENT = 1232
 """Bytes in a fragment that makes an IPv6 packet of 1280 bytes: senders make none smaller (RFC 8200, section 5)."""
 SMALL_FRAGMENT = 64
+TINY_FRAGMENT = 8
 
 ETHER_IPV4 = 0x0800
 ETHER_ARP = 0x0806
@@ -54,13 +56,14 @@ WITH_PORTS = frozenset({Proto.TCP, Proto.UDP, Proto.DCCP, Proto.SCTP, Proto.UDPL
 @dataclass(frozen=True, slots=True)
 class Arp:
     """What an ARP packet says: ``operation`` 1 (request) or 2 (reply), the IPv4 addresses in it, and the sender's MAC
-    address, where that is not the frame's.
+    address, where that is not the frame's. ``hardware`` is 1 (Ethernet), or 6 (IEEE 802), which Linux takes, too.
     """
 
     operation: int = 1
     sender: IPv4Address | None = None
     target: IPv4Address | None = None
     sender_mac: str | None = None
+    hardware: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,11 @@ class Packet:
     ``vlan`` is the tag the frame carries, over and above the network's own; ``tags`` are several, each its Ethernet
     type and VLAN id, the outermost first. ``wrapping`` is a header around the IP packet, or before the mark of a frame
     without IP. ``nd_target`` is the address that neighbour discovery is about. ``first_fragment`` makes it two
-    fragments; it is the bytes in the first one, a multiple of 16. ``only_first`` leaves the second one out.
+    fragments; it is the bytes in the first one, a multiple of 8. ``only_first`` leaves the second one out,
+    ``last_first`` sends it first, and ``overlap`` is how many bytes of the first one it repeats, zeroed.
+    ``ip_options`` stand behind the IPv4 header (a multiple of 4 bytes); ``extensions`` are the numbers of IPv6
+    extension headers, in order (44 is a fragment header of a whole packet). ``nd_flags`` is the first byte of a
+    neighbour advertisement's flags.
     ``says`` is what a UDP datagram begins with, before the mark: the request of a protocol that has a helper.
     """
 
@@ -110,6 +117,11 @@ class Packet:
     nd_target: IPv6Address | None = None
     first_fragment: int | None = None
     only_first: bool = False
+    last_first: bool = False
+    overlap: int = 0
+    ip_options: bytes = b""
+    extensions: tuple[int, ...] = ()
+    nd_flags: int = 0
     damage: str | None = None
     sequence: int = 0
     acknowledgement: int = 2048
@@ -124,7 +136,7 @@ class Packet:
     @property
     def outer_vlan(self) -> int | None:
         """The VLAN id of the outermost tag the frame carries over and above the network's own."""
-        return self.tags[0][1] if self.tags else self.vlan
+        return self.tags[0][1] & 0xFFF if self.tags else self.vlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +262,7 @@ def encode(packet: Packet, who: Numbered) -> Encoded:
         raise PlanError(f"addresses of another family than {packet.family}: {source}, {destination}")
     sport, dport = _ports(packet, who.number)
     body = _body(replace(packet, sport=sport, dport=dport), source, destination, who)
-    datagrams = _datagrams(packet, source, destination, body, who)
+    sent_as = datagrams(packet, Ends(source, destination, _hop_limit(packet), who.number), body)
     identity: object = None  # connection tracking knows protocols without ports by their addresses alone
     if packet.protocol in WITH_PORTS:
         identity = (sport, dport)
@@ -258,11 +270,11 @@ def encode(packet: Packet, who: Numbered) -> Encoded:
         identity = who.number & 0xFFFF
     flow = (packet.protocol, source, destination, identity)
     if packet.sender == HOST:
-        sent = tuple(Sent(None, datagram, destination) for datagram in datagrams)
+        sent = tuple(Sent(None, datagram, destination) for datagram in sent_as)
     else:
         endpoint = _endpoint(packet, who)
         header = _ethernet(packet, endpoint, destination, ETHER_IPV4 if packet.family == 4 else ETHER_IPV6, who.plan)
-        sent = tuple(Sent(endpoint.namespace, header + datagram) for datagram in datagrams)
+        sent = tuple(Sent(endpoint.namespace, header + datagram) for datagram in sent_as)
     reset = _reset(packet, len(body), who) if packet.protocol == Proto.TCP else (None, None)
     return Encoded(sent, source, destination, flow, reset)
 
@@ -348,80 +360,24 @@ def _plain_frame(packet: Packet, who: Numbered) -> bytes:
         packet = replace(packet, destination_mac="ff:ff:ff:ff:ff:ff")
     header = _ethernet(packet, sender, None, ETHER_ARP, who.plan)
     # RFC 826: Ethernet, IPv4, lengths 6 and 4.
-    body = struct.pack("!HHBBH", 1, ETHER_IPV4, 6, 4, arp.operation)
+    body = struct.pack("!HHBBH", arp.hardware, ETHER_IPV4, 6, 4, arp.operation)
     body += mac_bytes(arp.sender_mac or packet.source_mac or sender.mac) + own.packed + bytes(6) + target.packed
     return header + body + bytes(2) + who.mark
-
-
-# --- network layer ------------------------------------------------------------------------------------------
-
-
-def checksum(data: bytes) -> int:
-    """Return the Internet checksum (RFC 1071)."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
-def _datagrams(packet: Packet, source: Address, destination: Address, body: bytes, who: Numbered) -> list[bytes]:
-    """Return the IP packets that carry ``body``: one, or two fragments."""
-    if packet.first_fragment is None:
-        return [_header(packet, source, destination, len(body), who, None) + body]
-    cut = packet.first_fragment
-    pieces = []
-    for offset, more, piece in ((0, True, body[:cut]), (cut, False, body[cut:]))[: 1 if packet.only_first else 2]:
-        pieces.append(_header(packet, source, destination, len(piece), who, (offset, more)) + piece)
-    return pieces
-
-
-def _hop_limit(packet: Packet) -> int:
-    if packet.protocol == Proto.ICMPV6 and packet.icmp_type in range(133, 138):
-        return 255  # RFC 4861: else a receiver ignores it
-    return 1 if packet.protocol == Proto.IGMP else 64
-
-
-def _header(
-    packet: Packet,
-    source: Address,
-    destination: Address,
-    length: int,
-    who: Numbered,
-    fragment: tuple[int, bool] | None,
-) -> bytes:
-    """Return an IP header (RFC 791, RFC 8200), for a fragment (offset, more) where there is one."""
-    offset, more = fragment or (0, False)
-    limit = _hop_limit(packet)
-    if packet.family == 4:
-        identification = who.number & 0xFFFF
-        bits = (0x2000 if more else 0) | offset // 8
-        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, identification, bits, limit, packet.protocol, 0)
-        header += source.packed + destination.packed
-        total = checksum(header) ^ (0x5555 if packet.damage == "ip" else 0)
-        return header[:10] + struct.pack("!H", total) + header[12:]
-    extension = b""
-    following = packet.protocol
-    if fragment is not None:
-        extension = struct.pack("!BBHI", packet.protocol, 0, offset | int(more), who.number)
-        following = 44
-    header = struct.pack("!IHBB", 0x60000000, len(extension) + length, following, limit)
-    return header + source.packed + destination.packed + extension
-
-
-def _pseudo_header(source: Address, destination: Address, protocol: int, length: int) -> bytes:
-    if source.version == 4:
-        return source.packed + destination.packed + struct.pack("!BBH", 0, protocol, length)
-    return source.packed + destination.packed + struct.pack("!IHBB", length, 0, 0, protocol)
 
 
 # --- transport layer ----------------------------------------------------------------------------------------
 
 
+def _marks(first_fragment: int | None) -> int:
+    """Return how often a packet carries its mark: in fragments so often that each has one, or the second is large."""
+    if first_fragment is None:
+        return 3
+    return 2 * first_fragment // MARK_LENGTH if first_fragment >= SMALL_FRAGMENT else LARGE_FRAGMENT // MARK_LENGTH + 4
+
+
 def _body(packet: Packet, source: Address, destination: Address, who: Numbered) -> bytes:
     """Return what the IP packet carries: the protocol's header, and the mark a few times over."""
-    mark = who.mark * (3 if packet.first_fragment is None else 2 * packet.first_fragment // MARK_LENGTH)
+    mark = who.mark * _marks(packet.first_fragment)
     match packet.protocol:
         case Proto.TCP:
             body, at = _tcp(packet, who) + mark, 16
@@ -449,11 +405,17 @@ def _body(packet: Packet, source: Address, destination: Address, who: Numbered) 
         # Connection tracking checks UDP-Lite as if it were UDP (udplite_error in Linux 6.1,
         # nf_conntrack_proto_udp.c): it takes what RFC 3828 asks for as invalid, and only this for valid.
         protocol = Proto.UDP if packet.protocol == Proto.UDPLITE else packet.protocol
-        pseudo = _pseudo_header(source, destination, protocol, len(body))
+        pseudo = pseudo_header(source, destination, protocol, len(body))
     total = checksum(pseudo + body) ^ (0x5555 if packet.damage == "l4" else 0)
     if total == 0 and packet.protocol in (Proto.UDP, Proto.UDPLITE):
         total = 0xFFFF
     return body[:at] + struct.pack("!H", total) + body[at + 2 :]
+
+
+def _hop_limit(packet: Packet) -> int:
+    if packet.protocol == Proto.ICMPV6 and packet.icmp_type in range(133, 138):
+        return 255  # RFC 4861: else a receiver ignores it
+    return 1 if packet.protocol == Proto.IGMP else 64
 
 
 def sequence_base(number: int) -> int:
@@ -490,6 +452,24 @@ def _reset(packet: Packet, length: int, who: Numbered) -> tuple[int | None, int 
     return None, base + packet.sequence + counted
 
 
+def _quoted(packet: Packet, source: Address, destination: Address, who: Numbered) -> bytes:
+    """Return the IP packet that an ICMP error is about; by default one from the error's receiver to its sender."""
+    quoted = packet.quoted
+    assert quoted is not None
+    sport, dport = _ports(quoted, who.number)
+    from_, to = quoted.source or destination, quoted.destination or source
+    body = _body(replace(quoted, sport=sport, dport=dport), from_, to, who)
+    (whole,) = datagrams(quoted, Ends(from_, to, _hop_limit(quoted), who.number), body)
+    return whole
+
+
+def _redirected(packet: Packet, source: Address, destination: Address, who: Numbered) -> bytes:
+    """Return the option in which a redirect quotes a packet (RFC 4861, section 4.6.3)."""
+    whole = _quoted(packet, source, destination, who)
+    whole += bytes(-len(whole) % 8)
+    return struct.pack("!BB6x", 4, 1 + len(whole) // 8) + whole
+
+
 ICMP_ERRORS = {4: frozenset({3, 4, 5, 11, 12}), 6: frozenset({1, 2, 3, 4})}
 """ICMP types that quote the packet they are about."""
 
@@ -497,21 +477,17 @@ ICMP_ERRORS = {4: frozenset({3, 4, 5, 11, 12}), 6: frozenset({1, 2, 3, 4})}
 def _icmp(packet: Packet, source: Address, destination: Address, who: Numbered, mark: bytes) -> bytes:
     kind = packet.icmp_type if packet.icmp_type is not None else (8 if packet.family == 4 else 128)
     header = struct.pack("!BBH", kind, packet.icmp_code, 0)
-    option = struct.pack("!BB6x", 253, 3) + who.mark  # RFC 4861, section 4.6: receivers ignore what they do not know
+    told = mark[:2032]  # an option has at most 255 times 8 bytes; receivers ignore unknown ones (RFC 4861, section 4.6)
+    option = struct.pack("!BB6x", 253, 1 + len(told) // 8) + told
     if kind in ICMP_ERRORS[packet.family]:
         quoted = packet.quoted or Packet(packet.receiver, packet.sender, packet.family, Proto.UDP)
-        quoted = replace(
-            quoted,
-            source=quoted.source or destination,
-            destination=quoted.destination or source,
-            sport=_ports(quoted, who.number)[0],
-            dport=_ports(quoted, who.number)[1],
-        )
-        assert quoted.source is not None
-        assert quoted.destination is not None
-        inner = _body(quoted, quoted.source, quoted.destination, who)
-        whole = _header(quoted, quoted.source, quoted.destination, len(inner), who, None) + inner
-        return header + struct.pack("!I", 1280 if (packet.family, kind) in ((4, 3), (6, 2)) else 0) + whole
+        whole = _quoted(replace(packet, quoted=quoted), source, destination, who)
+        second = bytes(4)
+        if (packet.family, kind) in ((4, 3), (6, 2)):
+            second = struct.pack("!I", 1280)
+        elif (packet.family, kind) == (4, 5):  # the router to take (RFC 792)
+            second = source.packed
+        return header + second + whole
     if packet.family == 6:
         match kind:
             case 133:
@@ -520,9 +496,10 @@ def _icmp(packet: Packet, source: Address, destination: Address, who: Numbered, 
                 return header + bytes(12) + option
             case 135 | 136:
                 target = packet.nd_target or (destination if kind == 135 and not destination.is_multicast else source)
-                return header + bytes(4) + target.packed + option
+                return header + struct.pack("!B3x", packet.nd_flags) + target.packed + option
             case 137:
-                return header + bytes(4) + source.packed + destination.packed + option
+                begin = header + bytes(4) + source.packed + destination.packed
+                return begin + (option if packet.quoted is None else _redirected(packet, source, destination, who))
             case _:
                 pass
     identifier = struct.pack("!HH", who.number & 0xFFFF, 1)

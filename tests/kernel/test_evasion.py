@@ -155,6 +155,15 @@ def test_forged_fragments_fill_no_memory(backend: str, *, passes: bool, lab: Lab
     assert (accepted(lab, datagrams("vm101", 20)) == 20) is passes
 
 
+def test_fragments_that_look_like_dhcp_requests_fill_no_memory(lab: Lab) -> None:
+    """First fragments of requests from no address are exempt from the IP filter, but not from max_fragments."""
+    loaded(lab, NFT)
+    sent = datagrams("vm102", 4000, IPv4Address("0.0.0.0"), only_first=True)
+    requests = [replace(one, sport=68, dport=67, destination=IPv4Address(0x0A010000 + n)) for n, one in enumerate(sent)]
+    lab.run([Probe((one,)) for one in requests])
+    assert accepted(lab, datagrams("vm101", 20)) == 20
+
+
 def openings(sender: str, receiver: str, sources: Iterable[int]) -> list[Packet]:
     """Return the first packets of connections from these addresses."""
     return [Packet(sender, receiver, 4, Proto.TCP, IPv4Address(source), dport=22) for source in sources]

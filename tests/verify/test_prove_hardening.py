@@ -42,10 +42,18 @@ def compared(root: Path, nft: str) -> Report:
 
 
 def stateless_rules(text: str, change: Callable[[str], str]) -> str:
-    """Return a transaction with each rule of the stateless chains changed; an empty one is left out."""
+    """Return a transaction with each rule of the stateless chains changed; an empty one is left out.
+
+    Those of the chains of limits are left out, too.
+    """
+    return changed_rules(changed_rules(text, "limit", lambda _: ""), "stateless", change)
+
+
+def changed_rules(text: str, chains: str, change: Callable[[str], str]) -> str:
+    """Return a transaction with each rule changed of the chains whose names begin so; an empty one is left out."""
     lines = []
     for line in text.splitlines():
-        if '"rule"' in line and '"chain":"stateless' in line:
+        if '"rule"' in line and f'"chain":"{chains}' in line:
             made = change(line)
             lines += [made] if made else []
         else:
@@ -77,7 +85,7 @@ def test_as_reference_leaves_nothing_of_them(make_root: MakeRoot) -> None:
         ('"range":["0x20010db8000000000000000000000000"', '"range":["0x20010db8000000000000000100000000"'),
         ("PVEFW-100-ipfilter-net0-v4", "PVEFW-0-management-v4"),
         ('"right":68}', '"right":69}'),
-        ("[33024,34984]", "[2048,34984]"),
+        ("[33024,34984,", "[2048,34984,"),
         ('{"drop":null}', '{"accept":null}'),
         ('"op":"!="', '"op":"=="'),
     ],
@@ -90,6 +98,22 @@ def test_a_rule_that_is_not_just_so_is_compared(before: str, after: str, make_ro
     assert STRICTER not in compared(root, changed).left_out
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"range":["0x20010db8000000000000000000000000"', '"range":["0x20010db8000000000000000100000000"'),
+        ('"right":136}', '"right":135}'),
+    ],
+)
+def test_an_advertisement_that_is_not_just_so_is_compared(before: str, after: str, make_root: MakeRoot) -> None:
+    root = make_root(FILES)
+    text = changed_rules(compiled(root, "nft"), "stateless", lambda _: "")
+    changed = changed_rules(text, "limit", lambda line: line.replace(before, after))
+    assert changed != text
+    assert STRICTER in compared(root, text).left_out
+    assert STRICTER not in compared(root, changed).left_out
+
+
 def test_a_rule_less_is_no_reason_to_compare_the_others(make_root: MakeRoot) -> None:
     root = make_root(FILES)
     report = compared(root, stateless_rules(compiled(root, "nft"), lambda line: "" if "saddr ether" in line else line))
@@ -99,5 +123,5 @@ def test_a_rule_less_is_no_reason_to_compare_the_others(make_root: MakeRoot) -> 
 
 def test_what_is_dropped_beside_them_is_a_difference(make_root: MakeRoot) -> None:
     root = make_root(FILES)
-    changed = stateless_rules(compiled(root, "nft"), lambda line: line.replace("[33024,34984]", "[2048,34984]"))
+    changed = stateless_rules(compiled(root, "nft"), lambda line: line.replace("[33024,34984,", "[2048,34984,"))
     assert compared(root, changed).differences

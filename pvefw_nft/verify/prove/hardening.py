@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.flows import Side
 
 STRICTER = (
-    "stricter nft: its chains `stateless` and `limits` also drop frames with a second VLAN tag; from a guest, other MAC"
-    " addresses than its NIC's in the frame or in ARP, and, where the NIC has a set of addresses, neighbour"
-    " advertisements, DHCP requests and fragments of addresses not in it; too many unknown sources of new connections"
-    " by one port, with `protection_synflood`; and what an option of a .pvefw file closes."
+    "stricter nft: its chains `stateless` and `limits` also drop frames with a second VLAN tag, or one of older types;"
+    " from a guest, other MAC addresses than its NIC's in the frame or in ARP, and, where the NIC has a set of"
+    " addresses, neighbour advertisements, DHCP requests and fragments of addresses not in it; too many unknown sources"
+    " of new connections by one port, with `protection_synflood`; and what an option of a .pvefw file closes."
     " `--as-reference` compiles without these rules"
 )
 
 _IN_FRAGMENTS = m.FRAGMENT.everything - IntervalSet.single(0)
-_TAGS = IntervalSet.of((0x8100, 0x8100), (0x88A8, 0x88A8))
+_TAGS = IntervalSet.of(*((tag, tag) for tag in (0x8100, 0x88A8, 0x9100, 0x9200, 0x9300)))
 _NEW = IntervalSet.single(m.CT_STATES.index("new"))
 _NEVER_CLOSED = (m.IPV4, m.IPV6, m.ARP)
 _TAG_FIELDS = {m.VLAN_ID, m.INNER_VLAN_ID, m.INNER_TYPE}
@@ -60,7 +60,9 @@ def without_stricter_rules(side: Side) -> tuple[Side, bool]:
         kept = dict(table.chains)
         for name, only_stricter in _CHAINS.items():
             chain = table.chains.get(name)
-            if chain is not None and _is_ours(table, chain) and only_stricter(table, chain, side.topology.nics):
+            if chain is None or not chain.rules or not _is_ours(table, chain):
+                continue
+            if only_stricter(table, chain, side.topology.nics):
                 del kept[name]
                 found = True
         for name, chain in table.chains.items():
@@ -113,23 +115,19 @@ def _only_stricter(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...]) -> boo
     return True
 
 
-def _only_limits(table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> bool:
-    """Whether a base chain drops nothing but new connections beyond a number."""
+def _only_limits(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...]) -> bool:
+    """Whether a base chain drops nothing but new connections beyond a number, and what its NICs must not send."""
+    by_port = {m.interface_number(nic.interface): nic for nic in nics if nic.filtered}
     for rule in chain.rules:
         match rule.verdict:
             case m.Return():
                 pass
             case m.VerdictMap(entries) if not rule.conditions:
-                chains = [verdict.chain for _, verdict in entries if isinstance(verdict, m.Jump)]
-                if len(chains) < len(entries) or not all(map(_is_limit, _rules_of(table, chains))):
+                if not all(_sound_entry(table, condition, verdict, by_port) for condition, verdict in entries):
                     return False
             case _:
                 return False
     return True
-
-
-def _rules_of(table: m.Table, chains: list[str]) -> list[m.Rule]:
-    return [rule for name in chains for rule in table.chains[name].rules]
 
 
 def _is_limit(rule: m.Rule) -> bool:
@@ -147,7 +145,7 @@ def _sound_entry(table: m.Table, condition: m.Condition, verdict: m.Verdict, by_
     if nic is None or condition.values != IntervalSet.single(condition.values.smallest()):
         return False
     foreign = _foreign(table, nic)
-    return all(_sound_rule(rule, nic, foreign) for rule in table.chains[verdict.chain].rules)
+    return all(_is_limit(rule) or _sound_rule(rule, nic, foreign) for rule in table.chains[verdict.chain].rules)
 
 
 def _sound_rule(rule: m.Rule, nic: Nic, foreign: Mapping[int, IntervalSet]) -> bool:

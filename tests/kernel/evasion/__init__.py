@@ -2,7 +2,7 @@
 
 Written as in :mod:`tests.kernel.cases`. ``verdict`` is what the nft ruleset does. Where the iptables ruleset, which is
 the reference's byte for byte, does something else, ``iptables`` says what; ``open`` says why something passes that
-should not.
+should not. ``root`` at the top is another folder's configuration, where the suite has none of its own.
 """
 
 from __future__ import annotations
@@ -54,4 +54,5 @@ def load(name: str) -> tuple[Configuration, list[Attempt]]:
             raise cases.CaseError(f"{name}: {table.get('about')}: what passes nft has a reason, and passes iptables")
         nft = table["verdict"]
         attempts += [Attempt(probe, nft, table.get("iptables", nft)) for probe in cases.read_packets(packet)]
-    return Configuration(f"evasion/{name}", FOLDER / name, data["node"], data["local_network"]), attempts
+    root = (FOLDER / name / data.get("root", ".")).resolve()
+    return Configuration(f"evasion/{name}", root, data["node"], data["local_network"]), attempts

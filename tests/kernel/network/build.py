@@ -138,10 +138,13 @@ def _firewall_bridge(endpoint: Endpoint) -> Iterator[str]:
 
 
 def _shut_firewall_bridge(endpoint: Endpoint) -> None:
-    """Keep the host's IP stack off a firewall bridge, so that nothing is routed past the filter."""
+    """Keep the host's IP stack off a firewall bridge and its ports, as pvefw_nft/host/plumbing.py does.
+
+    A bridge hands frames to some groups (01:80:c2:00:00:0e) to the stack as coming from the port, past all hooks.
+    """
     for link in (*endpoint.firewall_names, endpoint.port):
-        _write_settings({f"ipv6/conf/{link}/disable_ipv6": "1", f"ipv4/conf/{link}/arp_ignore": "8"})
-    _write_settings({f"ipv4/conf/{endpoint.firewall_names[0]}/rp_filter": "1"})
+        settings = {"ipv6/conf/{}/disable_ipv6": "1", "ipv4/conf/{}/arp_ignore": "8", "ipv4/conf/{}/rp_filter": "1"}
+        _write_settings({name.format(link): value for name, value in settings.items()})
 
 
 def _host_addresses(plan: Plan) -> Iterator[str]:
