@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("backend", configurations.backends())
 @pytest.mark.parametrize("name", evasion.names())
 def test_attempts(name: str, backend: str, lab: Lab) -> None:
+    attempt(name, backend, lab)
+
+
+def attempt(name: str, backend: str, lab: Lab) -> None:
+    """Assert that what a suite sends gets the verdicts that it names."""
     configuration, attempts = evasion.load(name)
     lab.set_up(configuration.plan)
     lab.load(configurations.compiled(configuration, backend))

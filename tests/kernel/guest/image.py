@@ -69,8 +69,8 @@ def cache_directory() -> Path:
     return Path(os.environ.get("PVEFW_LAB_CACHE") or Path.home() / ".cache" / "pvefw-lab")
 
 
-def prepare() -> Image:
-    """Return a bootable image, making it if it is not in the cache.
+def prepare(kernel: Path | None = None) -> Image:
+    """Return a bootable image, making it if it is not in the cache; ``kernel`` is a package to take instead.
 
     Raises:
         LabUnavailableError: a tool or the kernel is missing and cannot be installed or downloaded.
@@ -80,7 +80,7 @@ def prepare() -> Image:
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "lock"):
-        archive = _kernel_file()
+        archive = kernel or _kernel_file()
         package = archive.name.partition("_")[0] if archive is not None else _kernel_package(cache)
         target = cache / package
         if not (target / "initrd").exists():
@@ -156,7 +156,8 @@ def _kernel_package(cache: Path) -> str:
     )
 
 
-def _apt(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def _apt(*command: str, cwd: Path | None = None, config: Path | None = None) -> subprocess.CompletedProcess[str]:
+    more = {} if config is None else {"APT_CONFIG": str(config)}
     return subprocess.run(
         command,
         cwd=cwd,
@@ -164,8 +165,51 @@ def _apt(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "LC_ALL": "C.UTF-8"},
+        env={**os.environ, "LC_ALL": "C.UTF-8", **more},
     )
+
+
+def other_release() -> Path:
+    """Return the kernel package of the other supported Debian release, which is fetched into the cache once.
+
+    apt gets folders and a list of sources of its own: those of the machine stay as they are.
+
+    Raises:
+        LabUnavailableError: the package cannot be downloaded.
+    """
+    own = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    other = "trixie" if own == "bookworm" else "bookworm"
+    folder = cache_directory() / other
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / "lock"):
+        cached = sorted(folder.glob("linux-image-*.deb"), key=lambda path: path.stat().st_mtime)
+        return cached[-1] if cached else _fetch(other, own, folder)
+
+
+def _fetch(release: str, own: str, folder: Path) -> Path:
+    listed = _apt("apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)", "Created-By: Packages")
+    archives = [uri for uri, name, part in map(str.split, listed.stdout.splitlines()) if (name, part) == (own, "main")]
+    if not archives:
+        raise LabUnavailableError(f"apt has no archive of this machine's own release, and so none for {release}")
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        root = Path(scratch)
+        for name in ("etc/apt", "var/lib/apt/lists/partial", "var/cache/apt/archives/partial", "var/lib/dpkg"):
+            (root / name).mkdir(parents=True)
+        (root / "var/lib/dpkg/status").touch()
+        signed = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
+        (root / "etc/apt/sources.list").write_text(f"deb {signed} {archives[0]} {release} main\n")
+        status, config = root / "var/lib/dpkg/status", root / "apt.conf"
+        config.write_text(f'Dir "{root}";\nDir::State::status "{status}";\nAPT::Architecture "amd64";\n')
+        updated = _apt("apt-get", "update", "-o", "APT::Sandbox::User=root", config=config)
+        depends = _apt("apt-cache", "depends", KERNEL_METAPACKAGE, config=config)
+        names = re.findall(r"Depends: (linux-image-[\w.+-]+)", depends.stdout)
+        if not names:
+            raise LabUnavailableError(f"no kernel of {release}: {updated.stderr.strip()[-500:]}")
+        got = _apt("apt-get", "download", "-o", "APT::Sandbox::User=root", names[0], cwd=root, config=config)
+        found = list(root.glob("linux-image-*.deb"))
+        if not found:
+            raise LabUnavailableError(f"`apt-get download {names[0]}` failed: {got.stderr.strip()[-500:]}")
+        return found[0].rename(folder / found[0].name)
 
 
 def _build(package: str, target: Path, archive: Path | None) -> None:

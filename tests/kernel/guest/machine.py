@@ -44,15 +44,22 @@ class Guest:
     """
 
     def __init__(
-        self, *, memory: int = 1024, processors: int = 2, boot_seconds: Sequence[float] = BOOT_SECONDS
+        self,
+        *,
+        memory: int = 1024,
+        processors: int = 2,
+        boot_seconds: Sequence[float] = BOOT_SECONDS,
+        kernel: Path | None = None,
     ) -> None:
         """Boot a guest with ``memory`` MiB; boot it again where it hangs, once for each of ``boot_seconds``.
+
+        ``kernel`` is the kernel package to boot, None: that of this machine's release or ``$PVEFW_LAB_KERNEL``.
 
         Raises:
             LabUnavailableError: QEMU or the kernel cannot be had on this machine.
             GuestError: the last attempt took too long as well.
         """
-        made = image.prepare()
+        made = image.prepare(kernel)
         for attempts_left, seconds in zip(reversed(range(len(boot_seconds))), boot_seconds, strict=True):
             try:
                 self._boot(made, memory, processors, seconds)
