@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from pvefw_nft.app.address_filters import hit_by_ipfilter_established
 from pvefw_nft.app.inputs import MAX_TOML, read_input
 from pvefw_nft.cli import completion
 from pvefw_nft.cli.options import (
@@ -139,6 +140,8 @@ def simulate_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: AN
     else:
         tests = [_from_options(options)]
         results = [result for test in tests if (result := _run(test, rulesets, skip=False))]
+    if not options["ruleset"]:
+        _tell_whom_an_option_hits(results, options)
     if options["form"] == "json":
         data = tests_data(results, len(tests), options) if options["tests_file"] else _data(results[0], options)
         click.echo(json.dumps(data, indent=1))
@@ -148,6 +151,15 @@ def simulate_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: AN
     else:
         _show(results[0], verbose=options["verbose"])
     ctx.exit(exit_code_of(results))
+
+
+def _tell_whom_an_option_hits(results: list[Result], options: dict[str, Any]) -> None:
+    """Note of packets that pass within connections where the option ``ipfilter_established`` would drop them."""
+    judge = hit_by_ipfilter_established(make_offline_source(options["root"], options["node"], options["local_network"]))
+    for result in results:
+        for _, outcome in result.outcomes:
+            if (note := judge(outcome)) is not None:
+                outcome.notes.append(note)
 
 
 def _simulate_all_nodes(options: dict[str, Any]) -> int:

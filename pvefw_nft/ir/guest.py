@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pvefw_nft.config.budget import MAX_ENTRIES, MAX_RULES
+from pvefw_nft.config.own_addresses import link_local
 from pvefw_nft.errors import UnusableFileError
 from pvefw_nft.ir.nodes import AddressSet as Set
 from pvefw_nft.ir.nodes import (
@@ -257,7 +258,7 @@ class GuestBuilder:
             )
             own = [SetEntry(address) for address in nic.addresses]
             if nic.mac is not None:
-                own.append(SetEntry(_link_local(nic.mac)))
+                own.append(SetEntry(link_local(nic.mac)))
             for entry in (*own, _NO_GUEST_NIC):
                 entries.setdefault(_network(entry.prefix), entry)
             origin = None if ipset is None else header_origin(ipset)
@@ -374,13 +375,6 @@ class GuestBuilder:
 
 def _network(prefix: Prefix) -> tuple[int, int, int]:
     return prefix.version, prefix.address, prefix.length
-
-
-def _link_local(mac: int) -> Prefix:
-    """Return the link-local address that a MAC address gives (RFC 4291, appendix A)."""
-    interface_id = ((mac ^ 0x020000000000) >> 24 << 40) | 0xFFFE << 24 | (mac & 0xFFFFFF)
-    prefix = Prefix(6, _LINK_LOCAL | interface_id, 128, "")
-    return Prefix(6, prefix.address, 128, prefix.canonical)
 
 
 def _arp_senders(config: GuestConfig, nic: ModelNic) -> Iterator[Rule]:

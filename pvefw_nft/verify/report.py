@@ -14,7 +14,7 @@ from pvefw_nft.verify.describe import (
     verdict_text,
 )
 from pvefw_nft.verify.guesses import guess_text
-from pvefw_nft.verify.model import Accept, Drop, Family, Goto, Jump, Log, Reject, UnknownVerdict
+from pvefw_nft.verify.model import Accept, Drop, Family, Goto, Jump, Log, Reject, Return, UnknownVerdict
 from pvefw_nft.verify.path import NicEnd
 
 if TYPE_CHECKING:
@@ -74,11 +74,13 @@ def is_doubtful(guess: Guess) -> bool:
 def _tells(walk: ChainWalk) -> bool:
     """Return whether a walk is worth a line: it ended the way, or a rule let the packet pass.
 
-    That the layer 2 filter lets all IP by, and the others what is not IP, is no news.
+    That the layer 2 filter lets all IP by, and the others what is not IP, is no news; nor is a base chain that returns.
     """
     if not isinstance(walk.end, Accept):
         return True
     decider = walk.decider
+    if decider is not None and not decider.callers and isinstance(decider.verdict, Return):
+        return False
     return decider is not None and walk.table.key.tool != "ebtables" and decider.origin not in PASSING
 
 

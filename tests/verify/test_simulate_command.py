@@ -182,6 +182,34 @@ def test_an_established_packet_is_decided_by_the_rule_that_accepts_it(backend: s
     assert "established" in last.lower()
 
 
+def test_an_invalid_packet_is_decided_by_the_map_that_drops_it() -> None:
+    arguments = ["--root", ROOT, "--backend", "nft", "--from", "outside", "--to", "ct200:53", "-p", "udp"]
+    last = CliRunner().invoke(simulate_command, [*arguments, "--ctstate", "invalid"]).output.splitlines()[-1]
+    assert last.startswith("  decided by: forward rule 2 (conntrack): map { ct state invalid: drop,")
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nft"])
+@pytest.mark.parametrize(
+    ("source", "state", "hit"),
+    [
+        ("10.0.0.77", "established", True),
+        ("10.0.0.77", "related", True),
+        ("10.0.0.100", "established", False),
+        ("10.0.0.250", "established", False),
+        ("fd00::77", "established", True),
+        ("fd00::100", "established", False),
+        ("fe80::be24:11ff:fe00:100", "established", False),
+    ],
+)
+def test_whom_an_ip_filter_within_connections_would_hit(backend: str, source: str, state: str, *, hit: bool) -> None:
+    root = str(REPOSITORY / "tests/cases/hostile")
+    arguments = ["--root", root, "--local-network", "10.0.0.0/24", "--backend", backend, "--ctstate", state]
+    packet = ["--from", "vm100", "--to", "outside", "-p", "tcp", "--dport", "80", "--source", source]
+    output = CliRunner().invoke(simulate_command, [*arguments, *packet]).output
+    assert output.startswith("ACCEPT")
+    assert ("`ipfilter_established: 1` would drop it" in output) is hit
+
+
 def test_a_file_of_packets_does_not_go_with_options_of_a_packet(tmp_path: Path) -> None:
     file = tmp_path / "packets.toml"
     file.write_text(PACKETS)
