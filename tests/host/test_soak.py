@@ -179,6 +179,7 @@ def test_soak(host: Namespace, tmp_path: Path, backend: str) -> None:
         "192.0.2.9 drop"
         in subprocess.run(["nft", "list", "table", "inet", "kept"], capture_output=True, text=True).stdout
     )
-    assert max(opened) <= opened[0] + 2
+    # a tool that runs at that moment has some: what is left when none does must not grow
+    assert min(opened[-4:]) <= opened[0] + 2
     # what grows does so in each quarter; pools of the C library fill within the first
     assert memory[-1] <= quarter * 1.05 + 1
