@@ -34,7 +34,7 @@ FILES = {
     "test_guarded_start.py": "force and nft",
     "test_unplugged.py": "dropped or (nft and start)",
     "test_kill.py": f"({_KILLED}) and not small",
-    "test_drift.py": "come_back and nft",
+    "test_drift.py": "come_back and (nft or ebtables)",
 }
 
 
