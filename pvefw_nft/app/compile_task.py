@@ -62,6 +62,10 @@ class Task:
                     frames = [encode({"kind": "failed", "error": error_as_json(error)})]
                 for frame in frames:
                     channel.send(frame)
+                del frames
+                # once the answer is out: whatever has cycles, such as errors with their tracebacks, must not pile up
+                gc.collect()
+                gc.freeze()  # the rest has none: it need not be searched again and again
 
     def _nics(self, steady: SteadySource) -> list[bytes]:
         found = steady.patience.run(lambda: read_filtered_nics(steady.source))
@@ -77,8 +81,6 @@ class Task:
         message, pieces = result_as_json(result, self._sent)
         self._last = result
         self._sent = {piece: place for place, piece in enumerate(result.desired.pieces)}
-        if first:
-            gc.freeze()  # what is kept of the configuration has no cycles: it need not be searched again and again
         return [encode({"kind": "ruleset", **message, **doubts}), pieces]
 
 

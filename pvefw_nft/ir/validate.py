@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import InternalError
@@ -279,18 +280,8 @@ def _fits(prefix: Prefix, families: Family) -> bool:
 
 def _check_loops(layer: Layer, references: Mapping[str, _References]) -> None:
     """Check that no chain reaches itself: netfilter refuses loops."""
-    done: set[str] = set()
-    path: list[str] = []
-
-    def visit(name: str) -> None:
-        _require(name not in path, f"{layer.value} {name} reaches itself")
-        if name in done:
-            return
-        path.append(name)
-        for called, _ in references[name].chains:
-            visit(called)
-        path.pop()
-        done.add(name)
-
-    for name in references:
-        visit(name)
+    called = {name: [chain for chain, _ in found.chains] for name, found in references.items()}
+    try:
+        TopologicalSorter(called).prepare()
+    except CycleError as error:
+        _require(holds=False, message=f"{layer.value} {error.args[1][0]} reaches itself")

@@ -172,6 +172,29 @@ def test_only_what_changed_is_sent_again(tmp_path: Path) -> None:
     assert sum(id(piece) in before for piece in second.desired.pieces) > len(second.desired.pieces) / 2
 
 
+@pytest.mark.parametrize("backend", ["iptables", "nft"])
+def test_memory_stays_over_many_changes(tmp_path: Path, backend: str) -> None:
+    configure(tmp_path)
+    file = tmp_path / "etc/pve/firewall/100.fw"
+    sizes = []
+    with Compiler(source(tmp_path), backend) as compiler:
+        for number in range(250):
+            new = file.with_suffix(".new")
+            new.write_text(f"[OPTIONS]\nenable: 1\n[RULES]\nIN ACCEPT -p udp -dport {10_000 + number % 20}\n")
+            new.replace(file)
+            compiler.find()
+            if number % 50 == 49:
+                assert compiler._worker is not None
+                sizes.append(_resident(compiler._worker._process))
+    assert sizes[-1] <= sizes[1] + 1024, sizes
+
+
+def _resident(process: int) -> int:
+    """Return the KiB of memory that a process has (proc(5))."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+
 def test_errors_come_through(tmp_path: Path) -> None:
     with Compiler(source(tmp_path), "nft") as compiler, pytest.raises(ConfigurationError, match="nothing is there"):
         compiler.find()
