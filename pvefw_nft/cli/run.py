@@ -28,7 +28,7 @@ from pvefw_nft.cli.options import (
 from pvefw_nft.cli.plugging import NicService, chosen, plugging_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import HostError, PvefwError, UsageError
-from pvefw_nft.host import control, firewall, lock, state, watch
+from pvefw_nft.host import control, firewall, lock, state, tools, watch
 from pvefw_nft.host.moved import MovedGuests
 from pvefw_nft.host.proxmox.awake import FirewallWatch
 from pvefw_nft.host.proxmox.flag import keep_flag
@@ -152,6 +152,20 @@ def _give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def _said(error: PvefwError | OSError) -> str:
+    return error.message if isinstance(error, PvefwError) else error.strerror or str(error)
+
+
+def _told(error: Exception) -> tuple[str, str | None]:
+    """Return what to say of an error that a look at the configuration ended with, and what to do about it."""
+    if isinstance(error, PvefwError):
+        return error.message, error.hint
+    if isinstance(error, OSError):
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{_said(error)}", tools.LIMIT_HINTS.get(error.errno or 0)
+    return f"pvefw failed: {type(error).__name__}: {error}", "this is a bug of pvefw; please report it"
+
+
 class _Service:
     """What the service does when something changed. A failure is told, and tried again at the next change."""
 
@@ -213,11 +227,7 @@ class _Service:
             self._apply(reason, begun)
             again = self._tell_doubts()
         except Exception as error:  # whatever goes wrong, the service stays and the rules too
-            message, hint = (
-                (error.message, error.hint)
-                if isinstance(error, PvefwError)
-                else (f"pvefw failed: {type(error).__name__}: {error}", "this is a bug of pvefw; please report it")
-            )
+            message, hint = _told(error)
             self._tell(f"error: {message}" + (f" ({hint})" if hint else ""))
             self._fall_back()
             watch.notify(f"STATUS={message.splitlines()[0]}")
@@ -255,17 +265,20 @@ class _Service:
 
     def _look_at_proxmox(self) -> None:
         """Tell which of Proxmox VE's firewalls came to life; the flag file has proxmox-firewall remove its tables."""
-        for line in () if self._beside else self._theirs.news():
-            self._tell(line, again=True)
-            if (problem := keep_flag()) is not None:
-                self._tell(f"warning: {problem}")
+        try:
+            for line in () if self._beside else self._theirs.news():
+                self._tell(line, again=True)
+                if (problem := keep_flag()) is not None:
+                    self._tell(f"warning: {problem}")
+        except (PvefwError, OSError) as error:
+            self._tell(f"warning: Proxmox VE's firewalls cannot be looked for: {_said(error)}")
 
     def _look_for_moved(self, desired: Desired) -> None:
         """Have connections of guests that just came here by live migration go on."""
         try:
             count = self._moved.look(desired) if desired.enabled else 0
-        except HostError as error:
-            self._tell(f"warning: connections of guests that moved here may break: {error.message}")
+        except (HostError, OSError) as error:
+            self._tell(f"warning: connections of guests that moved here may break: {_said(error)}")
             return
         if count:
             self._tell(f"{count} connections of guests that moved here go on", again=True)

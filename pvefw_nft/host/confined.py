@@ -20,9 +20,10 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
-from pvefw_nft.errors import CompilerError
+from pvefw_nft.errors import CompilerError, HostError
 
 from .confine import confine
+from .tools import LIMIT_HINTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,20 +102,23 @@ class Worker:
 
     def __init__(self, serve: Callable[[Channel, Sequence[str]], None], readable: Sequence[Path]) -> None:
         """Start it: ``serve`` runs there, with the channel and what could not be taken from it, and may read files
-        below ``readable``. Raises CompilerError where no process can be started.
+        below ``readable``. Raises HostError where no process can be started, and CompilerError where earlier ones hang.
         """
         _reap()
         if len(_left_behind) >= _MAX_LEFT_BEHIND:
             raise CompilerError("processes that read the configuration hang", "see whether its file system answers")
-        to_read, child_writes = _pipe()
-        child_reads, to_write = _pipe()
         memory = _memory()
+        descriptors: list[int] = []
         try:
+            descriptors += _pipe()
+            descriptors += _pipe()
             self._process = os.fork()
         except OSError as error:
-            for descriptor in (to_read, child_writes, child_reads, to_write):
+            for descriptor in descriptors:
                 os.close(descriptor)
-            raise CompilerError(f"no process to compile in: {error.strerror}") from error
+            hint = LIMIT_HINTS.get(error.errno or 0)
+            raise HostError(f"no process to compile in: {error.strerror}", hint) from error
+        to_read, child_writes, child_reads, to_write = descriptors
         if self._process == 0:
             _become_worker(serve, Channel(child_reads, child_writes), readable, memory)
         os.close(child_writes)

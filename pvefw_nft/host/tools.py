@@ -22,11 +22,12 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PACKAGES = {"ip6tables": "iptables", "iptables": "iptables", "nft": "nftables", "modprobe": "kmod"}
 # "line 5 failed", "Error occurred at line: 5", "Error in line 5: …"
 _LINE = re.compile(r"\bline:? (\d+)")
-_LIMIT_HINTS = {
+LIMIT_HINTS = {
     errno.EAGAIN: "raise the limit of processes: TasksMax= of the service, `ulimit -u`, kernel.threads-max",
     errno.EMFILE: "raise the limit of open files: LimitNOFILE= of the service, `ulimit -n`",
     errno.ENFILE: "raise the limit of open files of the system: fs.file-max",
 }
+"""What to do about a limit that a system call ran into, by its error number."""
 _NO_PRIVILEGE = re.compile(r"permission denied|operation not permitted|you must be root", re.IGNORECASE)
 
 
@@ -111,7 +112,7 @@ class _Running:
             _started.append(self._process.pid)
         except OSError as err:
             self._close_files()
-            raise HostError(f"cannot run {tool}: {err.strerror}", _LIMIT_HINTS.get(err.errno or 0)) from err
+            raise HostError(f"cannot run {tool}: {err.strerror}", LIMIT_HINTS.get(err.errno or 0)) from err
         except BaseException:
             self._close_files()
             raise
@@ -122,7 +123,7 @@ class _Running:
             ended = os.pidfd_open(self._process.pid)
         except OSError as err:
             message = f"cannot wait for {self._command[0]}: {err.strerror}"
-            raise HostError(message, _LIMIT_HINTS.get(err.errno or 0)) from err
+            raise HostError(message, LIMIT_HINTS.get(err.errno or 0)) from err
         try:
             # Popen.wait(timeout) looks at growing intervals, and so sleeps on when the tool has long ended
             ready, _, _ = select.select([ended], [], [], timeout)

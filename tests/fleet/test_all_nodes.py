@@ -195,7 +195,7 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     while len(members(process.pid)) < 3 and time.monotonic() < deadline:  # two nodes are under way
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
     assert members(process.pid) == []

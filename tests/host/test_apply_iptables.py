@@ -132,13 +132,6 @@ def test_set_left_by_a_killed_run_is_destroyed_first() -> None:
     assert part.text == "destroy PVEFW-0-management-v4_swap\n"
 
 
-def test_set_of_another_kind_is_refused() -> None:
-    target = wanted(iptables())
-    current = State(sets={"PVEFW-0-management-v4": xtables.AddressSet("hash:ip family inet", ())})
-    with pytest.raises(HostError, match="another kind"):
-        apply_iptables.plan(current, target)
-
-
 def test_hash_size_of_a_set_is_the_kernels_business() -> None:
     one = xtables.AddressSet("hash:net family inet hashsize 64 maxelem 64 bucketsize 12", ("10.0.0.0/8",))
     other = xtables.AddressSet("hash:net family inet hashsize 128 maxelem 64 initval 0x1", ("10.0.0.0/8",))

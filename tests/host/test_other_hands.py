@@ -299,7 +299,9 @@ def test_set_of_another_kind_that_our_rule_uses_is_named_with_it(host: Namespace
     wanted = everything()
     document = "".join(desired.pieces)
     assert "create PVEFW-0-friends-v4 hash:net" in document
-    other = document.replace("create PVEFW-0-friends-v4 hash:net", "create PVEFW-0-friends-v4 hash:ip")
+    kind = "create PVEFW-0-friends-v4 hash:net family "
+    other = document.replace(f"{kind}inet ", f"{kind}inet6 ")
+    assert other != document
     with pytest.raises(HostError, match="a rule of ours uses it: iptables -t filter -A tap100i0-IN"):
         control.apply(record.desired("iptables", [other], enabled=True))
     assert everything() == wanted

@@ -16,6 +16,7 @@ from pvefw_nft.verify.model import (
     DSCP,
     IIF,
     MARK,
+    NO_INTERFACE,
     PROTOCOL,
     RETURN,
     TTL,
@@ -107,7 +108,8 @@ class Walked:
 def conditions() -> st.SearchStrategy[Condition]:
     plain = st.builds(Test, st.sampled_from(FIELDS), interval_sets)
     marks = st.builds(equals, st.sampled_from(MARK[:2]), st.integers(0, 1))
-    missing = st.builds(Test, st.just(IIF), st.just(IIF.everything))
+    # the packets here come from the host: they have no input interface
+    missing = st.builds(Test, st.just(IIF), st.just(IIF.everything - IntervalSet.single(NO_INTERFACE)))
     return st.recursive(
         st.one_of(plain, marks, missing),
         lambda inner: st.one_of(
