@@ -140,7 +140,7 @@ def test_forged_answer_opens_a_port_where_bridges_share_a_zone(network: NatNetwo
     call_iptables("0")
     run("nft", "flush", "chain", "bridge", "pvefw", "zones")
     with forge_answers(network, "vm102", VM101) as forged:
-        assert network.tcp("vm102", VM101, 23, patience=4) == VM102
+        assert network.tcp("vm102", VM101, 23, patience=40) == VM102
     assert forged.count
 
 
