@@ -35,7 +35,7 @@ from pvefw_nft.cli import node_work
 from pvefw_nft.fleet.jobs import Job
 from pvefw_nft.fleet.local import Processes
 from pvefw_nft.fleet.scheduler import Scheduler
-from pvefw_nft.pipeline import import_stages
+from pvefw_nft.pipeline import load_stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -154,7 +154,7 @@ def measure_all(root: Path, workers: int) -> list[Result]:
     """Run in all ways and return their results; they must have found the same."""
     from distributed import LocalCluster
 
-    import_stages(proof=True)
+    load_stages(checks=True, proof=True)
     alone, expected = measure("processes", Processes(workers), root, cpu_of_family)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
     measured = [with_peak(alone, peak)]

@@ -137,12 +137,7 @@ def check(configuration: Configuration, *, analysis: bool = True) -> tuple[Diagn
     ``analysis`` looks for rules and names without effect too, where there is no error. It takes longest.
     Raises ConfigurationError for files that cannot be used at all.
     """
-    source = configuration.source
-    checked = pipeline.closing_failures(source, lambda closed: pipeline.check_root(source, closed=closed))
-    found = [*checked.diagnostics, *pipeline.survey_root(source)]
-    if analysis and not checked.has_errors and checked.ruleset.enabled:
-        found += pipeline.analyse_root(source, checked).diagnostics
-    return pipeline.in_file_order(found)
+    return pipeline.review_root(configuration.source, analysis=analysis).diagnostics
 
 
 def compile(configuration: Configuration, backend: str | None = None) -> Ruleset:  # noqa: A001 - the command's name

@@ -253,16 +253,6 @@ def compile_root(
     return Compiled(checked, backend, backend.lower(checked.ruleset, None if store is None else store.lines))
 
 
-def load_stages() -> None:
-    """Load the modules of all stages, for a process that cannot read programs later."""
-    import pvefw_nft.config.load
-    import pvefw_nft.ir.build
-    import pvefw_nft.ir.validate  # noqa: F401
-
-    for name in BACKENDS:
-        make_backend(name)
-
-
 def closing_failures(source: Source, attempt: Callable[[Closed], _T]) -> _T:
     """Return what ``attempt`` makes of a configuration, with the guests closed on which it fails.
 
@@ -317,21 +307,19 @@ def guests_to_close(vmids: Sequence[int], failure: Exception, attempt: Callable[
     return closed_but(())
 
 
-def import_stages(*, proof: bool) -> None:
-    """Import what the stages are imported from where they are used, so that processes forked from this one have it."""
-    import_module("pvefw_nft.config.load")
-    import_module("pvefw_nft.config.survey")
-    import_module("pvefw_nft.config.unused")
-    import_module("pvefw_nft.config.inventory")
-    import_module("pvefw_nft.ir.build")
-    import_module("pvefw_nft.ir.validate")
-    import_module("pvefw_nft.backends.iptables")
-    import_module("pvefw_nft.backends.nft")
-    import_module("pvefw_nft.verify.read")
-    import_module("pvefw_nft.verify.interfaces")
+def load_stages(*, checks: bool = False, proof: bool = False) -> None:
+    """Load the modules of the stages, which are imported where they are used.
+
+    For processes that are forked from this one and must have them, or cannot read programs later. ``checks`` adds what
+    looks at a configuration as a whole and reads rulesets back, ``proof`` the prover.
+    """
+    names = ["config.load", "ir.build", "ir.validate", *(f"backends.{name}" for name in BACKENDS)]
+    if checks:
+        names += ["config.survey", "config.unused", "config.inventory", "verify.read", "verify.interfaces"]
     if proof:
-        import_module("pvefw_nft.verify.prove.analyse")
-        import_module("pvefw_nft.verify.prove.compare")
+        names += ["verify.prove.analyse", "verify.prove.compare"]
+    for name in names:
+        import_module(f"pvefw_nft.{name}")
 
 
 def hardening_of(compiled: Compiled, *, asked: bool) -> str:
@@ -603,6 +591,27 @@ def analyse_root(source: Source, checked: Checked, *, only_own: bool = False) ->
         find_unused_of_cluster(root, quiet.node.cluster, findings)
     find_unused_of_guests(root, quiet.guests(), findings)
     return Advice(in_file_order(_with_text([*findings.diagnostics, *found], source.files)), advice.unfinished)
+
+
+class Review(NamedTuple):
+    """A configuration as IR, all that is wrong with it in file order, and why some rules were not judged."""
+
+    checked: Checked
+    diagnostics: tuple[Diagnostic, ...]
+    unfinished: tuple[str, ...] = ()
+
+
+def review_root(source: Source, *, analysis: bool, only_own: bool = False) -> Review:
+    """Check a configuration, survey its other files, and with ``analysis`` judge its rules where nothing is an error.
+
+    ``only_own`` as in :func:`survey_root`. Raises what :func:`check_root` raises.
+    """
+    checked = closing_failures(source, lambda closed: check_root(source, closed=closed))
+    diagnostics = in_file_order([*checked.diagnostics, *survey_root(source, only_own=only_own)])
+    if not analysis or checked.has_errors or not checked.ruleset.enabled:
+        return Review(checked, diagnostics)
+    advice = analyse_root(source, checked, only_own=only_own)
+    return Review(checked, in_file_order([*diagnostics, *advice.diagnostics]), advice.unfinished)
 
 
 _ADMINISTRATION = (22, 8006)

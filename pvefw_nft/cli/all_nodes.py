@@ -18,7 +18,7 @@ from pvefw_nft.cli.formats import FORMATS, diagnostic_data, sarif_log, sarif_run
 from pvefw_nft.cli.render import printable, show
 from pvefw_nft.errors import EXIT_UNDECIDED, ConfigurationError, UsageError
 from pvefw_nft.fleet.jobs import Job, failed
-from pvefw_nft.pipeline import import_stages
+from pvefw_nft.pipeline import load_stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -160,7 +160,7 @@ def _results(wanted: Request, spool: BinaryIO, keep: Callable[[str, dict[str, An
                 networks[job.name] = job.options["local_network"]
                 yield job
 
-    import_stages(proof=wanted.command in ("check", "compare"))  # forked processes then have them
+    load_stages(checks=True, proof=wanted.command in ("check", "compare"))  # forked processes then have them
     with _progress() as tell, closing(_executor(wanted).run(jobs(), node_work.work)) as outcomes:
         for number, outcome in enumerate(outcomes, 1):
             result = _result_of(outcome)

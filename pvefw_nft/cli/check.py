@@ -12,7 +12,7 @@ from pvefw_nft.cli.formats import FORMATS
 from pvefw_nft.cli.options import all_nodes_options, is_for_all_nodes, make_offline_source, source_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import UsageError, has_errors
-from pvefw_nft.pipeline import analyse_root, check_root, closing_failures, in_file_order, survey_root
+from pvefw_nft.pipeline import review_root
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,15 +61,10 @@ def check_command(
         params = {**ctx.params, "root": root}
         ctx.exit(all_nodes.run(all_nodes.request("check", params, {"analysis": analysis}, form=form)))
     source = make_offline_source(root, node, local_network)
-    checked = closing_failures(source, lambda closed: check_root(source, closed=closed))
-    survey = survey_root(source)
-    diagnostics = in_file_order([*checked.diagnostics, *survey])
-    if analysis and not checked.has_errors and checked.ruleset.enabled:
-        gc.enable()
-        advice = analyse_root(source, checked)
-        diagnostics = in_file_order([*diagnostics, *advice.diagnostics])
-        for reason in advice.unfinished:
-            click.echo(f"some rules were not analysed: {reason}", err=True)
+    review = review_root(source, analysis=analysis)
+    diagnostics = review.diagnostics
+    for reason in review.unfinished:
+        click.echo(f"some rules were not analysed: {reason}", err=True)
     if form != "text":
         click.echo(FORMATS[form](diagnostics))
     else:

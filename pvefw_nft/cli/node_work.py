@@ -85,27 +85,16 @@ def _network_notes(job: Job, checked: Checked) -> list[str]:
 
 def check_node(job: Job) -> dict[str, Any]:
     """Check a node; without a node, what belongs to the cluster as a whole."""
-    from pvefw_nft.pipeline import (
-        analyse_root,
-        check_root,
-        closing_failures,
-        in_file_order,
-        survey_cluster,
-        survey_root,
-    )
+    from pvefw_nft.pipeline import review_root, survey_cluster
 
     source, analysis = source_of(job), job.options["analysis"]
     notes: list[str] = []
     if not job.node:
         diagnostics = survey_cluster(source, analysis=analysis)
     else:
-        checked = closing_failures(source, lambda closed: check_root(source, closed=closed))
-        diagnostics = in_file_order([*checked.diagnostics, *survey_root(source, only_own=True)])
+        checked, diagnostics, unfinished = review_root(source, analysis=analysis, only_own=True)
         notes += _network_notes(job, checked)
-        if analysis and not checked.has_errors and checked.ruleset.enabled:
-            advice = analyse_root(source, checked, only_own=True)
-            diagnostics = in_file_order([*diagnostics, *advice.diagnostics])
-            notes += [f"some rules were not analysed: {reason}" for reason in advice.unfinished]
+        notes += [f"some rules were not analysed: {reason}" for reason in unfinished]
     return {
         "exit": int(has_errors(diagnostics)),
         "words": count_words(diagnostics) or "ok",
