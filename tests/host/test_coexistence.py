@@ -15,6 +15,7 @@ pytest.importorskip("nftables")
 from pvefw_nft.cli import main
 from pvefw_nft.errors import HostError
 from pvefw_nft.host import control, record, state, sysctl, tools
+from pvefw_nft.host.proxmox import theirs
 from pvefw_nft.host.settings import needed_first
 
 from . import rulesets
@@ -206,3 +207,18 @@ def test_bridged_packets_meet_a_policy_of_others_only_until_stop(dropping: Netwo
         assert denied.pass_now() == []
         assert len(control.stop().notes) == 1
         assert denied.pass_now() == all_ways
+
+
+def test_chains_of_the_other_variant_go_and_those_in_use_stay(host: Namespace, tmp_path: Path) -> None:
+    """Of ebtables too, whose ``ebtables-legacy-save`` lists whichever variant ``ebtables`` leads to."""
+    need("iptables-legacy -L; ebtables-legacy -L; ebtables-nft -L; grep -q ^ebtable_filter /proc/modules")
+    control.apply(numbered(tmp_path, "iptables", 1))
+    held = tools.run(["ebtables-nft-save"])
+    assert "PVEFW-FORWARD" in held
+    tools.run(["iptables-legacy-restore", "-n"], "*filter\n:PVEFW-INPUT - [0:0]\n-A INPUT -j PVEFW-INPUT\nCOMMIT\n")
+    bridged = "*filter\n:PVEFW-FORWARD ACCEPT\n-A PVEFW-FORWARD -j DROP\n-A FORWARD -j PVEFW-FORWARD\n"
+    tools.run(["ebtables-legacy-restore", "--noflush"], bridged)
+    assert theirs.remove_other_variant() == ["iptables-legacy", "ebtables-legacy"]
+    assert "PVEFW" not in tools.run(["iptables-legacy-save"]) + tools.run(["ebtables-legacy", "-L"])
+    assert tools.run(["ebtables-nft-save"]) == held
+    assert theirs.remove_other_variant() == []

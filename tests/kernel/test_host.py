@@ -29,7 +29,7 @@ FILES = {
     "test_vnet.py": "",
     "test_migration.py": "",
     "test_zone_change.py": "",
-    "test_coexistence.py": "commands or policy",
+    "test_coexistence.py": "commands or policy or variant",
     "test_failures.py": "nft",
     "test_guarded_start.py": "force and nft",
     "test_unplugged.py": "dropped or (nft and start)",
@@ -41,7 +41,7 @@ FILES = {
 @pytest.mark.parametrize("file", FILES)
 def test_host_side(guest: Guest, file: str) -> None:
     limits = {name: os.environ.get(name, value) for name, value in LIMITS.items()}
-    seconds = 900 if limits == LIMITS else 7200
+    seconds = 1800 if limits == LIMITS else 7200
     pytest_command = [sys.executable, "-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider", "-k", FILES[file]]
     settings = [f"{name}={value}" for name, value in limits.items()]
     status, output = guest.run(["env", *settings, *pytest_command, f"tests/host/{file}"], seconds=seconds)
@@ -62,7 +62,7 @@ def test_service_under_systemd(guest: Guest) -> None:
         "no:cacheprovider",
         "tests/kernel/systemd_in_guest.py",
     ]
-    status, output = guest.run(command, seconds=600)
+    status, output = guest.run(command, seconds=1200)
     assert status == 0, output.decode(errors="replace")
     assert b"3 passed" in output
 
@@ -71,7 +71,7 @@ def test_take_over_from_proxmox(guest: Guest) -> None:
     limits = [f"{name}={os.environ[name]}" for name in ("PVEFW_TEST_TAKE_OVER",) if name in os.environ]
     pytest_command = [sys.executable, "-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider"]
     command = ["env", *limits, *pytest_command, "tests/kernel/takeover_in_guest.py"]
-    status, output = guest.run(command, seconds=7200 if limits else 1200)
+    status, output = guest.run(command, seconds=7200 if limits else 2400)
     print(output.decode(errors="replace"))
     assert status == 0
     assert b"skipped" not in output
@@ -86,7 +86,7 @@ def test_legacy_variants_of_iptables(guest: Guest) -> None:
     set_all = "for tool in iptables ip6tables ebtables; do update-alternatives --{0} $tool {1}; done"
     guest.run(["sh", "-ec", set_all.format("set", "/usr/sbin/$tool-legacy")], seconds=60)
     try:
-        status, output = guest.run([*pytest_command, "-k", chosen, *files], seconds=7200 if len(files) > 1 else 600)
+        status, output = guest.run([*pytest_command, "-k", chosen, *files], seconds=7200 if len(files) > 1 else 1200)
     finally:
         guest.run(["sh", "-ec", set_all.format("auto", "")], seconds=60)
     print(output.decode(errors="replace"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 
 from pvefw_nft.errors import HostError
 
@@ -18,6 +19,9 @@ from .services import IPTABLES_SERVICE, NFT_SERVICE, loaded_tables, read_service
 
 _VARIANTS = ("legacy", "nft")
 _LOOK_AGAIN = 1.0  # seconds; rules that are still there then are not those of a load that was under way
+_MODULES = Path("/proc/modules")
+# a line of `ebtables -L`, of ebtables' legacy variant: Bridge chain: FORWARD, entries: 1, policy: ACCEPT
+_LEGACY_CHAIN = re.compile(r"Bridge chain: (\S+), entries: \d+, policy: (\S+)")
 _HOOKED = re.compile(r"^-A INPUT -j PVEFW-INPUT$", re.MULTILINE)
 
 
@@ -71,34 +75,58 @@ def remove_tables() -> list[str]:
 
 
 def remove_other_variant() -> list[str]:
-    """Remove PVEFW chains of the variant of iptables that ``iptables`` does not lead to; return what they were of.
+    """Remove PVEFW chains of the variants that ``iptables`` and ``ebtables`` do not lead to; return what they were of.
 
-    pve-firewall uses iptables-legacy. Where pvefw uses the other one, chains of both are loaded. Raises HostError.
+    pve-firewall uses the legacy ones. Where pvefw uses the others, chains of both are loaded. Raises HostError.
     """
     removed = []
-    current = _current_variant()
-    for variant in _VARIANTS:
-        if variant == current or not _is_installed(f"iptables-{variant}-save"):
-            continue
-        saved = xtables.Saved(
-            {tool: tools.run([f"{tool}-{variant}-save"]) for tool in xtables.IP_TOOLS},
-            tools.run([f"ebtables-{variant}-save"]) if _is_installed(f"ebtables-{variant}-save") else None,
-            "",
-        )
-        there = saved.state()
-        if there.empty:
-            continue
-        for part in plan(there, xtables.State(), removing=True).parts:
-            if part.text and part.command[0] != "ipset":
-                tool, _, rest = part.command[0].partition("-")
-                tools.run([f"{tool}-{variant}-{rest}", *part.command[1:]], part.text)
-        removed.append(f"iptables-{variant}")
+    for tool in filter(_is_installed, (*xtables.IP_TOOLS, "ebtables")):
+        current = _current_variant(tool)
+        for variant in _VARIANTS:
+            if variant == current or not _is_installed(f"{tool}-{variant}"):
+                continue
+            there = _held_by(tool, variant)
+            if there.empty:
+                continue
+            for part in plan(there, xtables.State(), removing=True).parts:
+                verb = part.command[0].removeprefix(tool)
+                tools.run([f"{tool}-{variant}{verb}", *part.command[1:]], part.text)
+            removed.append(f"{tool}-{variant}")
     return removed
 
 
-def _current_variant() -> str:
-    """Return which variant ``iptables`` is. Raises HostError where it is not installed."""
-    return "legacy" if "(legacy)" in tools.run(["iptables", "--version"]) else "nft"
+def _held_by(tool: str, variant: str) -> xtables.State:
+    """Return the chains of ours that one variant of a tool holds. Raises HostError."""
+    if tool != "ebtables":
+        return xtables.Saved({tool: tools.run([f"{tool}-{variant}-save"])}, None, "").state()
+    listed = tools.run(["ebtables-nft-save"]) if variant == "nft" else _save_legacy_ebtables()
+    return xtables.Saved({}, listed, "").state()
+
+
+def _save_legacy_ebtables() -> str:
+    """Return what ``ebtables-legacy-save`` should list: that lists whatever ``/usr/sbin/ebtables`` leads to.
+
+    Raises HostError.
+    """
+    # as it does: where the module is not loaded there is no table, and asking would load it
+    modules = _MODULES.read_text() if _MODULES.exists() else ""
+    if re.search(r"^ebtable_filter ", modules, re.MULTILINE) is None:
+        return ""
+    lines = ["*filter"]
+    chain = ""
+    for line in tools.run(["ebtables-legacy", "-t", "filter", "-L"]).splitlines():
+        header = _LEGACY_CHAIN.match(line)
+        if header is not None:
+            chain, policy = header.groups()
+            lines.append(f":{chain} {policy}")
+        elif chain and line:
+            lines.append(f"-A {chain} {line.rstrip()}")
+    return "\n".join(lines) + "\n"
+
+
+def _current_variant(tool: str = "iptables") -> str:
+    """Return which variant a tool is. Raises HostError where it is not installed."""
+    return "legacy" if "(legacy)" in tools.run([tool, "--version"]) else "nft"
 
 
 def wait_until_loaded(service: str, seconds: float) -> None:
