@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,6 @@ from pvefw_nft.host import state, sysctl, tools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
 _HERE = "/proc/thread-self/ns/net"
@@ -128,3 +128,22 @@ def as_nobody() -> Callable[[Callable[[], object]], str]:
         return message
 
     return run
+
+
+@pytest.fixture
+def real(host: Namespace) -> Namespace:
+    """A host with rules of its own, on which both backends' tools work."""
+    need(
+        "iptables -A INPUT -s 192.0.2.1 -j DROP; ip6tables -A INPUT -s 2001:db8::1 -j DROP;"
+        "iptables -t raw -A PREROUTING -s 192.0.2.1 -j DROP; ip6tables -t raw -A PREROUTING -s 2001:db8::1 -j DROP;"
+        "ipset create mine hash:ip; ebtables -N mine; ebtables -A FORWARD -p ARP -j mine;"
+        "nft add table inet mine; nft add table bridge probe; nft delete table bridge probe"
+    )
+    return host
+
+
+@pytest.fixture
+def no_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the guard be a process, also where the tests run under systemd."""
+    is_dir = Path.is_dir
+    monkeypatch.setattr(Path, "is_dir", lambda path: str(path) != "/run/systemd/system" and is_dir(path))
