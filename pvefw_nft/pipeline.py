@@ -562,12 +562,19 @@ class Advice(NamedTuple):
     unfinished: tuple[str, ...]
 
 
-def analyse_root(source: Source, checked: Checked, *, only_own: bool = False) -> Advice:
+def analyse_root(
+    source: Source,
+    checked: Checked,
+    *,
+    only_own: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Advice:
     """Return advice about a sound configuration: rules that do nothing, and names that nothing uses.
 
     ``checked`` is what :func:`check_root` made of the source. ``only_own``: leave out the cluster's names, which
     :func:`survey_cluster` looks at. The rules are those of the iptables ruleset, so FORWARD
-    rules are not judged. Raises what :func:`check_root` raises.
+    rules are not judged. ``progress`` is called with the work done, and all of it, twice where rules are found.
+    Raises what :func:`check_root` raises.
     """
     # deferred: this is the slow part of a check
     from pvefw_nft.config.unused import find_unused_of_cluster, find_unused_of_guests
@@ -577,7 +584,7 @@ def analyse_root(source: Source, checked: Checked, *, only_own: bool = False) ->
     backend = make_backend("iptables")
     model = _read_back(backend, backend.lower(checked.ruleset), _line_of)
     side = Side("configuration", model, topology(source))
-    advice = analyse(side)
+    advice = analyse(side, progress=progress)
     knows_network = checked.node.local_network is not None or source.root == Path("/")
     found = _lock_out(checked.node, side) if knows_network else []
     for finding in advice.found:
@@ -601,16 +608,23 @@ class Review(NamedTuple):
     unfinished: tuple[str, ...] = ()
 
 
-def review_root(source: Source, *, analysis: bool, only_own: bool = False) -> Review:
+def review_root(
+    source: Source,
+    *,
+    analysis: bool,
+    only_own: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Review:
     """Check a configuration, survey its other files, and with ``analysis`` judge its rules where nothing is an error.
 
-    ``only_own`` as in :func:`survey_root`. Raises what :func:`check_root` raises.
+    ``only_own`` as in :func:`survey_root`, ``progress`` as in :func:`analyse_root`. Raises what :func:`check_root`
+    raises.
     """
     checked = closing_failures(source, lambda closed: check_root(source, closed=closed))
     diagnostics = in_file_order([*checked.diagnostics, *survey_root(source, only_own=only_own)])
     if not analysis or checked.has_errors or not checked.ruleset.enabled:
         return Review(checked, diagnostics)
-    advice = analyse_root(source, checked, only_own=only_own)
+    advice = analyse_root(source, checked, only_own=only_own, progress=progress)
     return Review(checked, in_file_order([*diagnostics, *advice.diagnostics]), advice.unfinished)
 
 

@@ -10,6 +10,7 @@ import click
 
 from pvefw_nft.cli.formats import FORMATS
 from pvefw_nft.cli.options import all_nodes_options, is_for_all_nodes, make_offline_source, source_options
+from pvefw_nft.cli.progress import progress
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import UsageError, has_errors
 from pvefw_nft.pipeline import review_root
@@ -61,7 +62,8 @@ def check_command(
         params = {**ctx.params, "root": root}
         ctx.exit(all_nodes.run(all_nodes.request("check", params, {"analysis": analysis}, form=form)))
     source = make_offline_source(root, node, local_network)
-    review = review_root(source, analysis=analysis)
+    with progress("analysing") as show_progress:
+        review = review_root(source, analysis=analysis, progress=show_progress)
     diagnostics = review.diagnostics
     for reason in review.unfinished:
         click.echo(f"some rules were not analysed: {reason}", err=True)

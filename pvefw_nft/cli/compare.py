@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from pvefw_nft.cli.options import (
     make_offline_source,
     source_options,
 )
+from pvefw_nft.cli.progress import progress
 from pvefw_nft.cli.rulesets import Named, assume_option, configuration_rulesets, load_ruleset
 from pvefw_nft.errors import EXIT_UNDECIDED, UsageError
 from pvefw_nft.verify.ours import only_ours
@@ -120,7 +119,7 @@ def compare_command(
     options = replace(options, max_seconds=max_time or options.max_seconds, max_memory=max_memory or options.max_memory)
     if only is not None:
         sides = [replace(side, model=only_ours(side.model)) for side in sides]
-    with _progress() as show:
+    with progress("proving") as show:
         report, exit_code, replay = compare_sides(sides, options, ctx.params, show)
     _print(report, form, replay, verbose=verbose)
     ctx.exit(exit_code)
@@ -214,27 +213,6 @@ def _known(path: Path | None) -> tuple[Known, ...]:
     from pvefw_nft.verify.prove.known import read_known
 
     return read_known(read_input(path, MAX_TOML), str(path))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """Show how far a proof is, on a terminal; elsewhere nothing."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    shown = -1
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        percent = 100 * done // max(total, 1)
-        if percent != shown:
-            shown = percent
-            click.echo(f"\rproving: {done} of {total} ({percent} %)", nl=False, err=True)
-
-    try:
-        yield show
-    finally:
-        click.echo("\r\x1b[K", nl=False, err=True)
 
 
 def _print(report: Report, form: str, rulesets: list[list[str]], *, verbose: bool) -> None:

@@ -1,0 +1,40 @@
+"""How far a command is, on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_DELAY = 0.5  # seconds: what is done sooner shows nothing
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Yield a function that shows on standard error how much of all is done, after half a second; None in a pipe.
+
+    Example of the line, which is written over and removed at the end: ``proving: 40 of 100 (40 %)``.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    shown, since = -1, time.monotonic() + _DELAY
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        percent = 100 * done // max(total, 1)
+        if percent != shown and time.monotonic() >= since:
+            shown = percent
+            click.echo(f"\r{what}: {done} of {total} ({percent} %)", nl=False, err=True)
+
+    try:
+        yield show
+    finally:
+        if shown >= 0:
+            click.echo("\r\x1b[K", nl=False, err=True)
