@@ -149,7 +149,9 @@ def _tell_unexpected(error: Exception) -> None:
         return
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
-        _tell_error(f"{where}{error.strerror or error}")
+        tools = sys.modules.get("pvefw_nft.host.tools")
+        hints = {} if tools is None else tools.LIMIT_HINTS
+        _tell_error(f"{where}{error.strerror or error}", hints.get(error.errno))
     else:
         place = f"{Path(frame.filename).name}:{frame.lineno}"
         _tell_error(

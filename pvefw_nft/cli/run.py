@@ -50,6 +50,7 @@ _LOCK_WAIT = 60.0
 _STARTS_GUESTS = ("pve-guests", "libvirt-guests")
 _RULES_CHANGED = "rules changed"
 _RETRY = 5.0  # seconds after a failure
+_STILL_STARTING = 600  # seconds within which a service that waits for its first ruleset must say so again
 
 
 @click.command("run")
@@ -285,9 +286,14 @@ class _Service:
 
     def _tell_ready(self) -> None:
         """Tell the service manager that guests may start; with --fail-closed only where rules are in place."""
-        if self._started and not self._ready and (not self._fail_closed or firewall.was_started()):
-            self._ready = True
-            watch.notify("READY=1")
+        if not self._started or self._ready:
+            return
+        if self._fail_closed and not firewall.was_started():
+            # the time for a start is over only where this service does not go on trying
+            watch.notify(f"EXTEND_TIMEOUT_USEC={_STILL_STARTING * 10**6}")
+            return
+        self._ready = True
+        watch.notify("READY=1")
 
     def _tell_doubts(self) -> float | None:
         paths, seconds = self._compiler.doubts

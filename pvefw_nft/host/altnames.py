@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from .links import open_route
+
 
 def real_name(name: str) -> str | None:
-    """Return the name of the link that has this alternative name, or None where none has it, or nobody can tell."""
+    """Return the name of the link that has this alternative name.
+
+    None where none has it, or pyroute2 is not installed. Raises HostError where the kernel cannot be asked.
+    """
     try:
-        from pyroute2 import IPRoute  # deferred: it takes longer to import than most rulesets take to compile
+        # deferred: it takes longer to import than most rulesets take to compile
         from pyroute2.netlink.exceptions import NetlinkError
     except ImportError:
         return None
-    with IPRoute() as netlink:
+    with open_route() as netlink:
         try:
             (link,) = netlink.link("get", altname=name)
         except NetlinkError:  # no such name, or one the kernel takes for none; then the word stands for itself

@@ -14,7 +14,7 @@ from . import nf_tables, tools
 from .changes import Remembered
 from .iptables_plan import LOCK_WAIT, NOTHING, SETS, Part, Plan, memory_key
 from .iptables_plan import plan as plan
-from .witness import call_for_tools
+from .witness import are_counted, call_for_tools
 from .xtables import (
     IP_TABLES,
     IP_TOOLS,
@@ -222,7 +222,7 @@ def _read_changed(planned: Plan) -> Seen | None:
     only_ip = not any(part.command[0] == "ebtables-restore" for part in parts)
     before, after = planned.before, planned.after
     hooked = all(after.table(*key).hooked <= before.table(*key).hooked for key in after.tables)
-    if planned.witness is None or not (few and only_ip and hooked):
+    if planned.witness is None or not (few and only_ip and hooked and are_counted(SAVE_TOOLS + RULE_TOOLS)):
         return None
     places = [(*change.where.split(" "), change.name) for change in chains]
     texts = tools.run_all([(tool, "-w", LOCK_WAIT, "-t", table, "-S", name) for tool, table, name in places])

@@ -11,6 +11,7 @@ import contextlib
 import os
 import select
 import signal
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _left_behind: set[int] = set()
+_HAS_ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
+_POLL = 0.01  # seconds
 
 
 def answers(root: Path, seconds: float) -> bool:
@@ -42,22 +45,27 @@ def _try(paths: Sequence[Path], seconds: float) -> bool:
             with contextlib.suppress(OSError):
                 _touch(path)
         os._exit(0)
-    try:
-        ended = os.pidfd_open(child)
-    except OSError:
-        os.kill(child, signal.SIGKILL)
-        _left_behind.add(child)
-        return True  # no descriptor left
-    try:
-        ready, _, _ = select.select([ended], [], [], seconds)
-    finally:
-        os.close(ended)
-    if ready:
+    if _ends_within(child, seconds):
         os.waitpid(child, 0)
         return True
     os.kill(child, signal.SIGKILL)
     _left_behind.add(child)
     return False
+
+
+def _ends_within(child: int, seconds: float) -> bool:
+    try:
+        ended = os.pidfd_open(child)
+    except OSError:  # no descriptor left
+        end = time.monotonic() + seconds
+        while (running := os.waitid(os.P_PID, child, _HAS_ENDED) is None) and time.monotonic() < end:
+            time.sleep(_POLL)
+        return not running
+    try:
+        ready, _, _ = select.select([ended], [], [], seconds)
+    finally:
+        os.close(ended)
+    return bool(ready)
 
 
 def _touch(path: Path) -> None:

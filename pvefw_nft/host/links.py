@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import HostError
+
+from . import tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -136,15 +140,36 @@ def read_links(route: Any) -> Links:  # noqa: ANN401 (pyroute2 is untyped)
 
 
 def open_route() -> Any:  # noqa: ANN401 (pyroute2 is untyped)
-    """Open an rtnetlink socket. Raises :class:`HostError` where pyroute2 is not installed."""
+    """Open an rtnetlink socket. Raises :class:`HostError` where pyroute2 is not installed or no descriptor is left."""
     try:
+        _say_nothing_of_half_made_loops()
         from pyroute2 import IPRoute
+
+        return IPRoute()
     except ImportError as err:
         raise HostError(
             "the Python module pyroute2 is not installed",
             "apt-get install python3-pyroute2; ./pvefw in a checkout brings its own",
         ) from err
-    return IPRoute()
+    except OSError as err:
+        hint = tools.LIMIT_HINTS.get(err.errno or 0)
+        raise HostError(f"the kernel cannot be asked about links: {err.strerror or err}", hint) from err
+
+
+@cache
+def _say_nothing_of_half_made_loops() -> None:
+    """Keep asyncio, which pyroute2 uses, from printing a traceback where no descriptor is left for its event loop.
+
+    ``BaseEventLoop.__del__`` of a loop whose ``__init__`` failed raises AttributeError; it can be raised to no caller.
+    """
+    before = sys.unraisablehook
+
+    def hook(found: sys.UnraisableHookArgs) -> None:
+        of_a_loop = getattr(found.object, "__qualname__", "") == "BaseEventLoop.__del__"
+        if not (of_a_loop and isinstance(found.exc_value, AttributeError)):
+            before(found)
+
+    sys.unraisablehook = hook
 
 
 def coalesce(vlans: Iterable[VlanRange]) -> tuple[VlanRange, ...]:

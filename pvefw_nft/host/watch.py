@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_LOOK_AT_RULES = 4.0  # seconds between looks at what the kernel does not tell of
+_LOOK_AT_RULES = 3.0  # seconds between looks at what the kernel does not tell of
 
 # include/uapi/linux/inotify.h
 _IN_MODIFY, _IN_ATTRIB, _IN_CLOSE_WRITE = 0x2, 0x4, 0x8
@@ -161,7 +161,7 @@ def _look(function: Callable[[], _T], /) -> _T:
 
 
 class _RuleWatch:
-    """When to look at the rules: after transactions of others, when a look asks for another one, and every 4 s."""
+    """When to look at the rules: after transactions of others, when a look asks for another one, and every 3 s."""
 
     def __init__(self, look: Callable[[Sequence[Transaction]], float | None], warn: Callable[[str], None]) -> None:
         self._look = look
@@ -228,7 +228,7 @@ class Watcher:
         ``quiet``, at the latest after ``longest``.
 
         ``look_at_rules`` gets the transactions of nf_tables that others made, as soon as the kernel tells of some, and
-        none every 4 s, for rules and sets of which the kernel does not tell; it returns the seconds after which it
+        none every 3 s, for rules and sets of which the kernel does not tell; it returns the seconds after which it
         wants to be called again (None: no sooner).
 
         ``look`` runs what touches the file system, and may raise :class:`PvefwError` where that does not answer.

@@ -2,8 +2,8 @@
 
 nf_tables counts the changes of a network namespace: a number in the kernel grows by one with each transaction,
 whoever made it (nf_tables_commit in net/netfilter/nf_tables_api.c). Equal numbers mean equal rules, for nft and for
-the variants of iptables and ebtables that keep their rules there. ipsets and the legacy variants are not counted:
-sets are listed whenever a witness is taken, and beside legacy tools there is none, so that everything is read.
+the variants of iptables and ebtables that keep their rules there. ipsets and the tables of legacy variants are not
+counted: a digest of them is made whenever a witness is taken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import HostError
 
-from . import tools
+from . import legacy_tables, tools
 from .nf_tables import generation
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _MODULE = Path("/sys/module/nf_tables")
 _NETNS_COOKIE = 71  # SO_NETNS_COOKIE, include/uapi/asm-generic/socket.h; since Linux 5.14
+_NF_TABLES = "nf_tables"
 _KEPT_IN_NF_TABLES = "xtables-nft-multi"
+_LEGACY = ("xtables-legacy-multi", "ebtables-legacy")  # how the files of legacy variants begin, as Debian names them
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +87,33 @@ def _module_number() -> int:
 def call_for_tools(names: Sequence[str], uncounted: str) -> Witness | None:
     """Return the witness for rules that these tools keep, and the listing of what is not counted.
 
-    None where one of them is missing or keeps its rules elsewhere (a legacy variant).
+    None where one of them is missing, is of a variant that is not known, or keeps its rules where they cannot be read.
     """
+    found = hashlib.sha256(uncounted.encode())
     try:
-        paths = [os.path.realpath(tools.find(name)) for name in names]
+        variants = {name: _variant(name) for name in names}
+        before = call()
+        for tool in sorted({name.split("-", 1)[0] for name, variant in variants.items() if variant != _NF_TABLES}):
+            found.update(f"{tool} {legacy_tables.digest(tool)}".encode())
+    except (HostError, OSError):
+        return None
+    # rules that move from the one kind of tables to the other meanwhile are in both or in neither
+    return replace(before, rest=found.hexdigest()) if before is not None and before == call() else None
+
+
+def are_counted(names: Sequence[str]) -> bool:
+    """Tell whether these tools keep all rules in nf_tables, so that each change of them counts."""
+    try:
+        return all(_variant(name) == _NF_TABLES for name in names)
     except HostError:
-        return None
-    if any(Path(path).name != _KEPT_IN_NF_TABLES for path in paths):
-        return None
-    return call(hashlib.sha256(uncounted.encode()).hexdigest())
+        return False
+
+
+def _variant(tool: str) -> str:
+    """Return ``nf_tables`` or ``legacy``. Raises HostError where the tool is missing or of another kind."""
+    file = Path(os.path.realpath(tools.find(tool))).name
+    if file == _KEPT_IN_NF_TABLES:
+        return _NF_TABLES
+    if file.startswith(_LEGACY):
+        return "legacy"
+    raise HostError(f"{tool} is of a variant that is not known: {file}")

@@ -104,8 +104,6 @@ def _become(descriptors: Sequence[int], arguments: Sequence[str], first: Callabl
             os.dup2(descriptor, number)
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - pytest's own would keep it in memory
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-        # asyncio, which pyroute2 uses, complains of each event loop that it had no descriptors for, when it is deleted
-        sys.unraisablehook = lambda _: None
         first()
         main(arguments)
     except SystemExit as end:

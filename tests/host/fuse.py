@@ -1,5 +1,7 @@
 """A file system made for tests, that fails, hangs and goes away when it is told to.
 
+``python -m tests.host.fuse PATH BEHIND CONTROL`` mounts it until its standard input ends.
+
 It speaks the kernel's FUSE protocol itself (include/uapi/linux/fuse.h), since what is wanted is what libraries keep
 from happening: no answer, wrong errors, a daemon that dies. It shows a folder of this machine, read-only, and serves
 from a process of its own, which sees faults through a file that :class:`Faulty` writes.
@@ -16,6 +18,7 @@ import signal
 import stat
 import struct
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +97,14 @@ class Faulty:
             finally:
                 os._exit(0)
         os.close(device)
+
+    @classmethod
+    def controlled_by(cls, control: Path) -> Faulty:
+        """Return what breaks and mends a file system that another process mounted."""
+        faulty = cls.__new__(cls)
+        faulty._control = control
+        faulty.server = 0
+        return faulty
 
     def break_(self, operation: str, fault: str | int, names: tuple[str, ...] = ()) -> None:
         """Have an operation of :data:`NAMES` (``all``: each) fail with an error number, or hang.
@@ -241,3 +252,10 @@ class _Server:
 
 def _text(body: bytes) -> str:
     return os.fsdecode(body.split(b"\0", 1)[0])
+
+
+if __name__ == "__main__":
+    mounted = Faulty(*map(Path, sys.argv[1:]))
+    print("mounted", flush=True)
+    sys.stdin.read()
+    mounted.close()

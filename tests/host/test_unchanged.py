@@ -235,11 +235,6 @@ def test_changed_chain_that_lost_a_rule(real: Namespace, monkeypatch: pytest.Mon
     assert "--dport 80 -j ACCEPT" in shell("iptables-save")
 
 
-def test_no_witness_beside_legacy_tools(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tools, "find", lambda tool: f"/usr/sbin/{tool.replace('tables', 'tables-legacy')}")
-    assert witness.call_for_tools(["iptables-save"], "") is None
-
-
 def test_witness_of_another_namespace(real: Namespace, other: Namespace) -> None:
     here = witness.call()
     with other.entered():

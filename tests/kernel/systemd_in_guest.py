@@ -6,6 +6,7 @@ systemd runs as process 1 of namespaces of its own, with a host's network that i
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import time
@@ -15,11 +16,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.host.fuse import Faulty
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BACKENDS = ("iptables", "nft")
+UNIT = "/etc/systemd/system/pvefw.service"
 PATIENCE = 60.0
 """Seconds that anything may take on the emulated machine."""
 
@@ -86,9 +90,13 @@ class Systemd:
         assert done.returncode == 0 or not check, f"{command}: {done.returncode}\n{done.stdout}"
         return done.stdout
 
+    def path(self, file: str) -> Path:
+        """Return the path here of a file of that system."""
+        return Path(f"/proc/{self._pid}/root{file}")
+
     def write(self, file: str, text: str) -> None:
         """Write a file as that system sees it."""
-        path = Path(f"/proc/{self._pid}/root{file}")
+        path = self.path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
@@ -111,7 +119,7 @@ def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
     running = Systemd(tmp_path_factory.mktemp("systemd"))
     running.write("/run/pvefw-command", COMMAND.format(python=Path(sys.executable).name))
     running.run("install", "-m755", "/run/pvefw-command", "/usr/local/sbin/pvefw")
-    running.write("/etc/systemd/system/pvefw.service", running.run("pvefw", "run", "--print-unit"))
+    running.write(UNIT, running.run("pvefw", "run", "--print-unit"))
     running.write("/etc/systemd/system/pvefw.service.d/lab.conf", "[Service]\nEnvironment=PYTHONPATH=/opt/pvefw\n")
     yield running
     running.close()
@@ -127,12 +135,12 @@ def backend(request: pytest.FixtureRequest, systemd: Systemd) -> Iterator[str]:
     systemd.run("pvefw", "stop")
 
 
-def configure(systemd: Systemd, backend: str, port: int) -> None:
+def configure(systemd: Systemd, backend: str, port: int, folder: str = "/etc/pve") -> None:
     """Write a configuration whose host accepts a port."""
     node = systemd.run("hostname", "--short").strip()
-    systemd.write(f"/etc/pve/nodes/{node}/host.fw", f"[OPTIONS]\nnftables: {int(backend == 'nft')}\n")
+    systemd.write(f"{folder}/nodes/{node}/host.fw", f"[OPTIONS]\nnftables: {int(backend == 'nft')}\n")
     systemd.write(
-        "/etc/pve/firewall/cluster.fw",
+        f"{folder}/firewall/cluster.fw",
         f"[OPTIONS]\nenable: 1\n[ALIASES]\nlocal_network 192.0.2.0/24\n[RULES]\nIN ACCEPT -p tcp -dport {port}\n",
     )
 
@@ -209,3 +217,87 @@ def test_guard_is_a_timer(systemd: Systemd, backend: str) -> None:
         eventually(lambda: has_port(systemd, "iptables", 1004))
         switching.kill()
     eventually(lambda: has_port(systemd, backend, 1003) and "PVEFW" not in rules(systemd, "iptables"))
+
+
+# --- boot ------------------------------------------------------------------------------------------------------
+
+BEHIND = "/run/pve"
+GUESTS = """\
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'iptables-save >/run/guests-started; nft list ruleset >>/run/guests-started'
+"""
+"""What stands for the service that starts guests: it notes the rules that there are when it does."""
+
+
+@contextmanager
+def cluster_file_system(systemd: Systemd, folder: Path) -> Iterator[Faulty]:
+    """Mount a file system that can fail over /etc/pve, with what that holds."""
+    systemd.run("cp", "-a", "/etc/pve", BEHIND)
+    (folder / "faults.json").touch()
+    command = [sys.executable, "-m", "tests.host.fuse", "/etc/pve", BEHIND, str(folder / "faults.json")]
+    with subprocess.Popen(
+        systemd.command("env", f"PYTHONPATH={REPOSITORY}", *command),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as mounted:  # fmt: skip
+        assert mounted.stdout is not None
+        assert mounted.stdout.readline() == "mounted\n"
+        yield Faulty.controlled_by(folder / "faults.json")
+        mounted.communicate("")
+    systemd.run("rm", "-r", BEHIND)
+
+
+def boot(systemd: Systemd) -> None:
+    """Have the system be as after a boot: no service runs, no rule is loaded, /run is empty. Then guests are wanted."""
+    systemd.run("systemctl", "stop", "pve-guests", "pvefw")
+    systemd.run("pvefw", "stop")
+    systemd.run("sh", "-c", "rm -rf /run/pvefw /run/guests-started")
+    systemd.run("systemctl", "start", "--no-block", "pve-guests")
+
+
+def guests_have_started(systemd: Systemd) -> bool:
+    return systemd.run("systemctl", "is-active", "pve-guests", check=False) == "active\n"
+
+
+def found_by_guests(systemd: Systemd, port: int) -> bool:
+    return f"dport {port} " in systemd.path("/run/guests-started").read_text()
+
+
+def test_guests_do_not_start_before_there_are_rules(systemd: Systemd, backend: str, tmp_path: Path) -> None:
+    unit = systemd.path(UNIT).read_text()
+    systemd.write("/etc/systemd/system/pve-guests.service", GUESTS)
+    systemd.write(UNIT, systemd.run("pvefw", "run", "--fail-closed", "--poll", "1", "--print-unit"))
+    # shorter than the wait below: a service that waits for its files says so, and is not ended
+    systemd.write("/etc/systemd/system/pvefw.service.d/soon.conf", "[Service]\nTimeoutStartSec=8\n")
+    systemd.run("systemctl", "daemon-reload")
+    systemd.run("systemctl", "enable", "pvefw")
+    systemd.run("sh", "-c", "rm -rf /var/lib/pvefw/*")
+    try:
+        with cluster_file_system(systemd, tmp_path) as faulty:
+            # nothing was ever confirmed: guests wait for the file system
+            faulty.break_("all", errno.EIO)
+            boot(systemd)
+            eventually(lambda: "Input/output error" in systemd.run("journalctl", "--unit", "pvefw"))
+            process = systemd.run("systemctl", "show", "--property=MainPID", "pvefw")
+            time.sleep(12)
+            assert not guests_have_started(systemd)
+            assert systemd.run("systemctl", "show", "--property=MainPID", "pvefw") == process
+            faulty.mend()
+            eventually(lambda: guests_have_started(systemd))
+            assert found_by_guests(systemd, 1000)
+            # what was confirmed is put in place, and guests start
+            configure(systemd, backend, port=1001, folder=BEHIND)
+            faulty.break_("all", errno.EIO)
+            boot(systemd)
+            eventually(lambda: guests_have_started(systemd))
+            assert found_by_guests(systemd, 1000)
+            assert "confirmed last is in place" in systemd.run("journalctl", "--unit", "pvefw")
+            faulty.mend()
+            eventually(lambda: has_port(systemd, backend, 1001))
+            systemd.run("systemctl", "stop", "pvefw")
+    finally:
+        systemd.run("systemctl", "disable", "pvefw")
+        systemd.run("rm", "/etc/systemd/system/pve-guests.service", "/etc/systemd/system/pvefw.service.d/soon.conf")
+        systemd.write(UNIT, unit)
+        systemd.run("systemctl", "daemon-reload")

@@ -64,7 +64,7 @@ def test_service_under_systemd(guest: Guest) -> None:
     ]
     status, output = guest.run(command, seconds=1200)
     assert status == 0, output.decode(errors="replace")
-    assert b"3 passed" in output
+    assert b"5 passed" in output
 
 
 def test_take_over_from_proxmox(guest: Guest) -> None:

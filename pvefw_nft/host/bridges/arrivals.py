@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from .keep import Plugged
 
 _LINK_EVENTS = 0x1  # include/uapi/linux/rtnetlink.h: RTMGRP_LINK
-_PAUSE = 1.0  # seconds after a failure
+_PAUSE = 1.0  # seconds after events were lost
+_REOPEN = 5.0  # seconds until a socket that could not be opened is tried again
 
 
 class ArrivalWatch:
@@ -48,27 +50,36 @@ class ArrivalWatch:
             self._told(HostError(message, "raise the limit of processes: TasksMax= of the service"), 0.0)
 
     def _watch(self) -> None:
-        try:
-            events = open_route()  # in this thread: pyroute2 ties a socket to the thread that opens it
-            events.bind(groups=_LINK_EVENTS)
-        except PvefwError as error:
-            self._told(error, 0.0)
-            return
         while True:
             try:
-                messages = list(events.get())
-                begun = time.monotonic()
-                nics = self._nics()
-                names = {message.get("ifname") for message in messages if _is_misplaced(message)}
-                found = [nics[name] for name in names if name in nics]
-                if found:
-                    result = plug_all(found, only_bridged=True)
-                    if result.plugged or result.left:
-                        self._told(result, time.monotonic() - begun)
+                with open_route() as events:  # in this thread: pyroute2 ties a socket to the thread that opens it
+                    events.bind(groups=_LINK_EVENTS)
+                    while True:
+                        self._follow(events)
             except PvefwError as error:
                 self._told(error, 0.0)
-            except OSError:  # more events than the queue held: the next look at all links finds what was missed
-                time.sleep(_PAUSE)
+            except OSError as error:
+                self._told(HostError(f"the kernel does not tell of links: {error.strerror or error}"), 0.0)
+            time.sleep(_REOPEN)
+
+    def _follow(self, events: Any) -> None:  # noqa: ANN401 (pyroute2 is untyped)
+        """Plug what the next events tell of. Raises OSError where the socket is of no more use."""
+        try:
+            messages = list(events.get())
+            begun = time.monotonic()
+            nics = self._nics()
+            names = {message.get("ifname") for message in messages if _is_misplaced(message)}
+            found = [nics[name] for name in names if name in nics]
+            if found:
+                result = plug_all(found, only_bridged=True)
+                if result.plugged or result.left:
+                    self._told(result, time.monotonic() - begun)
+        except PvefwError as error:
+            self._told(error, 0.0)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            time.sleep(_PAUSE)  # more events than the queue held: the next look at all links finds what was missed
 
 
 def _is_misplaced(message: Any) -> bool:  # noqa: ANN401 (pyroute2 is untyped)
