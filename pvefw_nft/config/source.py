@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -205,7 +206,19 @@ def program_digest() -> str:
     for name in _PACKAGES:
         found = importlib.util.find_spec(name)
         for folder in (found.submodule_search_locations or ()) if found is not None else ():
-            for path in sorted(path for path in Path(folder).rglob("*") if path.suffix != ".pyc" and path.is_file()):
+            for path in _program_files(Path(folder)):
                 digest.update(f"{path}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
                 digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _program_files(folder: Path) -> list[Path]:
+    """Return the files of a package, those of linked folders included, in a fixed order.
+
+    Compiled files are left out, and their folders not even looked into: another run may make or remove them now.
+    """
+    found = []
+    for here, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        found += [Path(here, name) for name in files if not name.endswith(".pyc")]
+    return sorted(path for path in found if path.is_file())

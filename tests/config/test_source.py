@@ -164,3 +164,32 @@ def test_whatever_a_compile_opens_is_noted(make_root: MakeRoot) -> None:
 def test_enable_as_epoch_time_is_looked_at_again(make_root: MakeRoot) -> None:
     asked, notes = made(make_root({**FILES, "cluster": "[OPTIONS]\nenable: 1700000000\n"}))
     assert not notes.still_hold(asked)
+
+
+def test_the_program_counts_with_its_linked_folders_and_without_compiled_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(source, "_PACKAGES", ("a_package",))
+    package, linked = tmp_path / "a_package", tmp_path / "linked"
+    (linked / "__pycache__").mkdir(parents=True)
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "inner").symlink_to(linked)
+    (package / ".#unsaved").symlink_to("nowhere")
+
+    def digest() -> str:
+        source.program_digest.cache_clear()
+        return source.program_digest()
+
+    try:
+        before = digest()
+        (linked / "__pycache__" / "a.pyc").touch()
+        assert digest() == before
+        (linked / "a.py").write_text("1")
+        changed = digest()
+        assert changed != before
+        (linked / "a.py").write_text("2")
+        assert digest() not in (before, changed)
+    finally:
+        source.program_digest.cache_clear()
