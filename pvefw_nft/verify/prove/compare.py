@@ -37,6 +37,7 @@ from pvefw_nft.verify.prove.program import TOGETHER
 from pvefw_nft.verify.prove.replay import zone_text
 from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
 from pvefw_nft.verify.prove.residual import Residuals
+from pvefw_nft.verify.prove.shapes import Shapes
 from pvefw_nft.verify.prove.zones import UNKNOWN as UNKNOWN_ZONES
 from pvefw_nft.verify.prove.zones import Zones
 from pvefw_nft.verify.simulate import simulate
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.path import End, Nic, Stage
     from pvefw_nft.verify.prove.known import Known
     from pvefw_nft.verify.prove.program import Case, Outcome
+    from pvefw_nft.verify.prove.shapes import Key
     from pvefw_nft.verify.simulate import Outcome as Simulated
     from pvefw_nft.verify.tracking import Track
 
@@ -169,6 +171,9 @@ class Comparison:
         self.later: dict[tuple[Flow, Flow], bool] = {}
         self.troubles: dict[tuple[Trouble, int], list[Met]] = defaultdict(list)
         self.congruence = Congruence()
+        self.shapes = Shapes()
+        self.results_of_shapes: dict[tuple[Key, Case, bool], tuple[Result, bool]] = {}
+        self.constants: dict[tuple[Case, frozenset[m.Field]], tuple[m.Test, ...]] = {}
         self.zones_met = Zones(before, after)
         self.evaluations: dict[int, Evaluation] = {}
         self.ways = 0
@@ -276,15 +281,32 @@ class Comparison:
         flows = (before, after, fixed)
         found = self.results.get((*flows, None)) or self.results.get((*flows, case))
         if found is None:
-            self.diagrams += 1
-            try:
-                self.budget.check_time()
-                found, always = self._prove(before, after, case, fixed=fixed)
-            except BudgetExceededError as error:
-                self.reasons[flows] = str(error)
-                self.evaluations.clear()
-                found, always = Result.UNDECIDED, False
+            found, always = self.proved(before, after, case, fixed=fixed)
             self.results[*flows, None if always or not self.exceptions.across else case] = found
+        return found
+
+    def proved(self, before: Flow, after: Flow, case: Case, *, fixed: bool) -> tuple[Result, bool]:
+        """As :meth:`_prove`, once for all flows that are the same but for addresses and ports."""
+        key = self.shapes.key((before, after), partial(self.constants_of, case))
+        if key is not None and (known := self.results_of_shapes.get((key, case, fixed))) is not None:
+            return known
+        self.diagrams += 1
+        try:
+            self.budget.check_time()
+            found = self._prove(before, after, case, fixed=fixed)
+        except BudgetExceededError as error:
+            self.reasons[before, after, fixed] = str(error)
+            self.evaluations.clear()
+            return Result.UNDECIDED, False
+        if key is not None:
+            self.results_of_shapes[key, case, fixed] = found
+        return found
+
+    def constants_of(self, case: Case, fields: frozenset[m.Field]) -> tuple[m.Test, ...]:
+        """Return the tests that a proof of flows with these fields needs besides those of the rules."""
+        found = self.constants.get((case, fields))
+        if found is None:
+            found = self.constants[case, fields] = tuple(self.tests(case, set(fields), usual=False))
         return found
 
     def tracked(self, way: Way, case: Case) -> tuple[Track, Track]:
@@ -369,7 +391,12 @@ class Comparison:
         """Whether some segment that packets come to with a mark looks at it."""
         # what a zone or a helper leaves behind lasts until the lookup, which is in the same segment
         unseen = () if self.tested.untracks or not self.tested.exempts else ((m.TRACKING, 0),)
+        asked = set()
         for before, after in self.later:
+            key = self.shapes.key((before, after))
+            if key is not None and key in asked:
+                continue
+            asked.add(key)
             try:
                 evaluation = Evaluation([before, after], None, self.budget, self.carried)
                 nodes = [evaluation.assign(evaluation.flow(flow), unseen) for flow in (before, after)]

@@ -1,0 +1,220 @@
+"""Pairs of flows that are the same but for the addresses and ports in their rules: one proof is enough for all.
+
+Guests often differ in their numbers alone. A *shape* of a flow has the place of first appearance instead of each test
+of an address or port, and all else word for word: other fields, actions, verdicts, and who calls whom. What a proof
+says depends on the shapes of the two flows, and on how the values overlap that stand at these places
+(:func:`overlaps`). Two pairs with the same key have the same result, for this reason:
+
+- A diagram knows of the values of a field only which atoms there are, that is, which combinations of its sets have a
+  value in common (:class:`~pvefw_nft.verify.prove.atoms.Atoms`). Where these combinations are the same, each atom of
+  one pair stands for one of the other.
+- To put one pair's atoms in place of the other's turns the one pair of flows into the other, step by step, since
+  their shapes are equal. So a packet that the one pair treats differently has a counterpart in the other pair.
+- Sets with a meaning of their own, such as multicast addresses, which a proof needs besides the rules', are part of
+  the key: the combinations take them in.
+- Where an action gives one of these fields a value (translation of addresses), the value would have to be part of the
+  key: such flows have none, and are proved one by one.
+
+Example: ``dport 80: accept; dport 22: drop`` has the shape of ``dport 8080: accept; dport 443: drop``, but not that of
+``dport 80: accept; dport 80: drop``, which has one place. With ``dport 22-80: drop`` as the second step it has the same
+shape and other combinations.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from pvefw_nft.verify import model as m
+from pvefw_nft.verify.prove.program import (
+    Action,
+    Call,
+    Choice,
+    Copy,
+    Flip,
+    Note,
+    Only,
+    Program,
+    Remap,
+    Set,
+    Step,
+    Where,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from pvefw_nft.verify.intervals import IntervalSet
+    from pvefw_nft.verify.prove.evaluate import Flow
+
+RENAMED = frozenset(
+    (
+        m.ETHER_SRC, m.ETHER_DST, m.ARP_SPA, m.ARP_TPA, m.ARP_SHA, m.ARP_THA, m.SADDR4, m.SADDR6, m.DADDR4, m.DADDR6,
+        m.SPORT, m.DPORT, m.ND_TARGET,
+    )
+)  # fmt: skip
+"""Fields whose values a shape leaves out: those in which guests of one kind differ."""
+
+Key: TypeAlias = "tuple[object, ...]"
+_Constants: TypeAlias = "Callable[[frozenset[m.Field]], Iterable[m.Test]]"
+
+
+class _Shape(NamedTuple):
+    """``number`` is the same for equal shapes, ``tests`` are what stands at the places, ``fields`` all tested ones."""
+
+    number: int
+    tests: tuple[m.Test, ...]
+    fields: frozenset[m.Field]
+
+
+class Shapes:
+    """Gives flows their keys, and remembers the shapes of programs."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Key, int] = {}
+        self._shapes: dict[Program, _Shape | None] = {}
+
+    def key(self, flows: Sequence[Flow], constants: _Constants = lambda _fields: ()) -> Key | None:
+        """Return what is equal for flows that are the same but for addresses and ports; None: they are for themselves.
+
+        ``constants`` gives, for the fields that the flows test, other tests that count.
+        """
+        places: dict[m.Test, int] = {}
+        parts: list[object] = []
+        fields: frozenset[m.Field] = frozenset()
+        for flow in flows:
+            for base in flow:
+                shape = self._shape(base.program)
+                if shape is None:
+                    return None
+                fields |= shape.fields
+                at = tuple([places.setdefault(test, len(places)) for test in shape.tests])
+                parts.append((shape.number, base.accepts, at))
+            parts.append("next flow")
+        others = [test for test in constants(fields) if test.field in RENAMED]
+        parts += [(test.field, places.setdefault(test, len(places))) for test in others]
+        return tuple(parts), overlaps(places)
+
+    def _shape(self, program: Program) -> _Shape | None:
+        """Return the shape of a program, with all that it calls; None where it has none."""
+        if program not in self._shapes:
+            try:
+                self._shapes[program] = self._made(program)
+            except _NoShapeError:
+                self._shapes[program] = None
+        return self._shapes[program]
+
+    def _made(self, program: Program) -> _Shape:
+        writer = _Writer(self._called)
+        steps = tuple([writer.step(step) for step in program.steps])
+        number = self._numbers.setdefault(steps, len(self._numbers))
+        return _Shape(number, tuple(writer.places), frozenset(writer.fields))
+
+    def _called(self, program: Program) -> _Shape:
+        shape = self._shape(program)
+        if shape is None:
+            raise _NoShapeError
+        return shape
+
+
+class _NoShapeError(Exception):
+    """An action gives a renamed field a value."""
+
+
+class _Writer:
+    """Writes the steps of one program as nested tuples, in which places stand for tests of renamed fields."""
+
+    def __init__(self, shape_of: Callable[[Program], _Shape]) -> None:
+        self.shape_of = shape_of
+        self.places: dict[m.Test, int] = {}
+        self.fields: set[m.Field] = set()
+
+    def test(self, test: m.Test) -> object:
+        self.fields.add(test.field)
+        if test.field in RENAMED:
+            return test.field, self.places.setdefault(test, len(self.places))
+        return test
+
+    def step(self, step: Step) -> Key:
+        return (*self.conditions(step.tests, step.conditions), self.actions(step.actions), self.end(step))
+
+    def conditions(self, tests: Sequence[m.Test], conditions: Sequence[m.Condition]) -> tuple[Key, Key]:
+        return (
+            tuple([self.test(test) for test in tests]),
+            tuple([self.condition(condition) for condition in conditions]),
+        )
+
+    def condition(self, condition: m.Condition) -> object:
+        match condition:
+            case m.Test():
+                return self.test(condition)
+            case m.Not(of):
+                return "not", self.condition(of)
+            case m.All(of) | m.Any(of):
+                return type(condition).__name__, tuple([self.condition(part) for part in of])
+
+    def end(self, step: Step) -> object:
+        match step.end:
+            case Call(program, back):
+                shape = self.shape_of(program)
+                self.fields |= shape.fields
+                at = tuple([self.places.setdefault(test, len(self.places)) for test in shape.tests])
+                return "call", shape.number, back, at
+            case Choice(branches):
+                return "choice", tuple([self.step(branch) for branch in branches])
+            case _:
+                return "end", step.end
+
+    def actions(self, actions: Sequence[Action]) -> Key:
+        return tuple([self.action(action) for action in actions])
+
+    def action(self, action: Action) -> Key:
+        name = type(action).__name__
+        match action:
+            case Only(tests, conditions):
+                return (name, *self.conditions(tests, conditions))
+            case Where(tests, conditions, inner):
+                return (name, *self.conditions(tests, conditions), self.actions(inner))
+            case Note(text):
+                return name, text
+            case Set(pairs):
+                self.changes(on for on, _ in pairs)
+            case Remap(on):
+                self.changes((on,))
+            case Flip(bits):
+                self.changes(bits)
+            case Copy(pairs):
+                self.changes(on for pair in pairs for on in pair)
+        return name, tuple(action)
+
+    def changes(self, fields: Iterable[m.Field]) -> None:
+        """Take in that an action gives these fields values, which stand in a shape as they are."""
+        for on in fields:
+            if on in RENAMED:
+                raise _NoShapeError
+            self.fields.add(on)
+
+
+def overlaps(places: Mapping[m.Test, int]) -> Key:
+    """Return, for each field of these tests, which combinations of them some value fulfils, and no others.
+
+    A combination is a number with the bits of the tests' places. Example: of ``dport 22`` and ``dport 1-1023``, at the
+    places 0 and 1, the combinations are 0 (neither), 2 and 3.
+    """
+    by_field: dict[m.Field, dict[IntervalSet, int]] = {}
+    for test, place in places.items():
+        by_field.setdefault(test.field, {})[test.values] = 1 << place
+    found: list[object] = []
+    for on, sets in by_field.items():
+        flips: dict[int, int] = {0: 0}
+        for values, bit in sets.items():
+            for bound in values.bounds:
+                flips[bound] = flips.get(bound, 0) ^ bit
+        combination = 0
+        met = set()
+        for bound in sorted(flips):
+            if bound >= on.size:
+                break
+            combination ^= flips[bound]
+            met.add(combination)
+        found.append((on, frozenset(met)))
+    return tuple(found)
