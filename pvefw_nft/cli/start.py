@@ -321,7 +321,10 @@ def find_ruleset(
 def wait_for_confirmation(pending: Pending, wait: float) -> bool:
     """Wait for the confirmation: by `pvefw confirm`, or by Enter where there is a terminal."""
     seconds = f"{pending.seconds_left:.0f} s"
-    then = "the one before it comes back" if pending.was_running else "this host is open again, as before"
+    if pending.was_running:
+        then = "the one before it comes back"
+    else:
+        then = "Proxmox VE's firewall goes on alone" if pending.beside else "this host is open again, as before"
     if sys.stdin.isatty():
         click.echo(f"press Enter to keep this ruleset; in {seconds} {then}", err=True)
         while control.waits(pending):

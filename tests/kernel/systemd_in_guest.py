@@ -10,7 +10,7 @@ import errno
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,13 +35,16 @@ mount --make-rprivate /
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
-mkdir -p /opt/pvefw /opt/python /etc/pve /var/lib/pvefw
 mount --bind {repository} /opt/pvefw
 mount --bind {prefix} /opt/python
-for folder in /run /etc/pve /var/lib/pvefw /etc/systemd/system; do mount -t tmpfs -o mode=755 tmpfs $folder; done
+mount -t tmpfs -o mode=755 tmpfs /run
+for folder in /etc/pve /var/lib/pvefw /etc/systemd/system /usr/local/sbin /usr/local/lib; do
+  mkdir -p {disk}$folder
+  mount --bind {disk}$folder $folder
+done
 printf '[Unit]\\nDefaultDependencies=no\\nWants=systemd-journald.service\\n' >/etc/systemd/system/lab.target
 for unit in /lib/systemd/system/sysinit.target.wants/*; do
-  case $unit in */systemd-journald.service) ;; *) ln -s /dev/null /etc/systemd/system/${{unit##*/}} ;; esac
+  case $unit in */systemd-journald.service) ;; *) ln -sf /dev/null /etc/systemd/system/${{unit##*/}} ;; esac
 done
 ip link set lo up
 ip link add vmbr0 type bridge
@@ -50,6 +53,7 @@ export container=lab
 exec /lib/systemd/systemd --system --unit=lab.target
 """
 
+MOUNT_POINTS = [Path(path) for path in ("/opt/pvefw", "/opt/python", "/etc/pve", "/var/lib/pvefw")]
 COMMAND = '#!/bin/sh\nPYTHONPATH=/opt/pvefw exec /opt/python/bin/{python} -m pvefw_nft.cli "$@"\n'
 
 
@@ -57,8 +61,13 @@ class Systemd:
     """A running systemd, and commands beside it."""
 
     def __init__(self, folder: Path) -> None:
+        """Start one whose files lie in a folder; those of one that was there before are found again."""
+        # without its own root, these places are the machine's
+        self._made = [path for path in MOUNT_POINTS if not path.exists()]
+        for path in self._made:
+            path.mkdir(parents=True)
         init = folder / "init"
-        init.write_text(INIT.format(repository=REPOSITORY, prefix=sys.prefix))
+        init.write_text(INIT.format(repository=REPOSITORY, prefix=sys.prefix, disk=folder / "disk"))
         own = ["--mount", "--pid", "--cgroup", "--net", "--uts", "--ipc"]
         self.log = (folder / "log").open("w+")
         self._unshare = subprocess.Popen(
@@ -104,6 +113,9 @@ class Systemd:
         self._unshare.kill()
         self._unshare.wait()
         self.log.close()
+        for path in self._made:
+            with suppress(OSError):  # another one is at work there
+                path.rmdir()
 
 
 def eventually(holds: Callable[[], bool]) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.host.conftest import Namespace
-from tests.host.network import Network, Streams, check, configure
+from tests.host.network import Denied, Network, Streams, check, configure
 from tests.kernel.systemd_in_guest import COMMAND, Systemd, eventually
 
 if TYPE_CHECKING:
@@ -129,9 +129,9 @@ class Node:
     """A Proxmox VE host: systemd with the stand-ins, and a network with a guest and the outside."""
 
     def __init__(self, folder: Path) -> None:
-        self.systemd = Systemd(folder)
-        self.run = self.systemd.run
-        self.run("hostname", NODE)
+        self._folder = folder
+        self.on = False
+        self.switch_on()
         python = Path(sys.executable).name
         self.systemd.write("/run/pvefw-command", COMMAND.format(python=python))
         self.run("install", "-m755", "/run/pvefw-command", "/usr/local/sbin/pvefw")
@@ -144,8 +144,28 @@ class Node:
             unit = UNIT.format(python=python, name=name, stop=stop)
             self.systemd.write(f"/usr/local/lib/systemd/system/{name}.service", unit)
         self.run("systemctl", "daemon-reload")
-        self.run("modprobe", "br_netfilter")
+
+    def switch_on(self) -> None:
+        """Boot; :meth:`start_enabled` then starts what a boot starts."""
+        self.on = True
+        self.systemd = Systemd(self._folder)
+        self.run = self.systemd.run
+        self.run("hostname", NODE)
+        self.run("ip", "link", "delete", "vmbr0")
+        self.run("modprobe", "br_netfilter", check=False)  # this machine's kernel may have it built in
         self.namespace = Namespace(os.open(f"/proc/{self.systemd._pid}/ns/net", os.O_RDONLY))
+
+    def close(self) -> None:
+        """Switch the host off: what is in memory, and with its network's namespace in the kernel, is gone."""
+        if self.on:
+            self.on = False
+            self.namespace.close()
+            self.systemd.close()
+
+    def start_enabled(self) -> None:
+        """Start what is enabled, in one transaction as multi-user.target does."""
+        wanted = self.root / "etc/systemd/system/multi-user.target.wants"
+        self.run("systemctl", "start", *(unit.name for unit in wanted.iterdir()), check=False)
 
     @property
     def root(self) -> Path:
@@ -168,9 +188,8 @@ class Node:
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     made = Node(tmp_path_factory.mktemp("systemd"))
-    made.run("ip", "link", "delete", "vmbr0")
     yield made
-    made.systemd.close()
+    made.close()
 
 
 @contextmanager
@@ -179,24 +198,38 @@ def filtered_by(node: Node, daemon: str) -> Iterator[Network]:
     node.configure(nftables=DAEMONS[daemon][1])
     with node.namespace.entered():
         network = Network()
-        node.run("systemctl", "enable", *DAEMONS)
-        node.run("systemctl", "start", *DAEMONS)
-        mark = "proxmox-firewall-guests" if daemon == "proxmox-firewall" else "-A INPUT -j PVEFW-INPUT"
-        eventually(lambda: mark in node.rules())
+        start_theirs(node, daemon)
         try:
             yield network
         finally:
-            node.run("systemctl", "unmask", *DAEMONS, check=False)
-            node.run("systemctl", "stop", "pvefw", *DAEMONS, check=False)
-            node.run("pvefw", "stop", check=False)
-            node.run("rm", "-rf", "/var/lib/pvefw/taken-over.json", "/run/pvefw/handing-back", FLAG)
-            for name in DAEMONS:
-                node.run("rm", "-rf", f"/etc/systemd/system/{name}.service.d")
-            node.run("systemctl", "daemon-reload")
-            node.run("ip", "link", "delete", "fwln100i0", check=False)
-            for link in ("fwbr100i0", "tap100i0", "eno1", "vmbr0"):
-                node.run("ip", "link", "delete", link, check=False)
+            forget(node)
+            remove_links(node)
             network.close()
+
+
+def remove_links(node: Node) -> None:
+    for link in ("fwln100i0", "fwbr100i0", "tap100i0", "eno1", "vmbr0"):
+        node.run("ip", "link", "delete", link, check=False)
+
+
+def start_theirs(node: Node, daemon: str) -> None:
+    node.run("systemctl", "enable", *DAEMONS)
+    node.run("systemctl", "start", *DAEMONS)
+    mark = "proxmox-firewall-guests" if daemon == "proxmox-firewall" else "-A INPUT -j PVEFW-INPUT"
+    eventually(lambda: mark in node.rules())
+
+
+def forget(node: Node) -> None:
+    """Stop all firewalls, and have no trace of a take-over left."""
+    for option in ((), ("--runtime",)):
+        node.run("systemctl", "unmask", *option, *DAEMONS, check=False)
+    node.run("systemctl", "stop", "pvefw", *DAEMONS, check=False)
+    node.run("pvefw", "stop", check=False)
+    node.run("rm", "-rf", "/var/lib/pvefw/taken-over.json", "/run/pvefw/handing-back", FLAG)
+    for name in DAEMONS:
+        for folder in ("/etc", "/run"):
+            node.run("rm", "-rf", f"{folder}/systemd/system/{name}.service.d")
+    node.run("systemctl", "daemon-reload")
 
 
 def streams(network: Network) -> Streams:
@@ -347,6 +380,75 @@ def confirmed_by_another_shell(node: Node) -> Iterator[None]:
     with subprocess.Popen(node.systemd.command("sh", "-c", loop), stderr=subprocess.DEVNULL) as confirming:
         yield
         confirming.wait()
+
+
+@contextmanager
+def booted(node: Node) -> Iterator[Network]:
+    """Switch the host on, and off first where it is on, and have what is enabled started."""
+    node.close()
+    node.switch_on()
+    with node.namespace.entered():
+        network = Network()
+        node.start_enabled()
+        try:
+            yield network
+        finally:
+            remove_links(node)
+            network.close()
+
+
+@pytest.mark.parametrize(("daemon", "backend"), COMBINATIONS if LONG else [])
+def test_switched_off_at_each_step(node: Node, daemon: str, backend: str) -> None:
+    """Each run is cut short at a step later than the one before; the next boot must start one firewall or the other."""
+    with configured_for_boots(node, daemon):
+        for command in (("take-over", "--backend", backend), ("hand-back",)):
+            step = 1
+            while kill_at(node, command, step, 0):
+                with booted(node) as network:
+                    filters(node, network)
+                step += 1
+            print(f"{command[0]}: switched off at {step - 1} steps")
+            assert step > 6
+
+
+def test_switched_off_while_a_take_over_waits_for_its_confirmation(node: Node) -> None:
+    """pve-firewall has ended by then, and the unit of pvefw is not enabled yet."""
+    command = ("pvefw", "take-over", "--backend", "iptables", "--confirm", "600", "--force")
+    with configured_for_boots(node, "pve-firewall"):
+        with subprocess.Popen(node.systemd.command(*command), stdout=subprocess.DEVNULL):
+            eventually(lambda: "PVEFW-HOST-IN" in node.rules())
+            assert not node.is_active("pve-firewall")
+            node.close()
+        with booted(node) as network:
+            filters(node, network)
+            assert node.is_active("pve-firewall")
+            assert "PVEFW-HOST-IN" not in node.rules()
+
+
+@contextmanager
+def configured_for_boots(node: Node, daemon: str) -> Iterator[None]:
+    """Have a stand-in filter the host, and be started by each boot; afterwards nothing does."""
+    node.configure(nftables=DAEMONS[daemon][1])
+    try:
+        start_theirs(node, daemon)
+        yield
+    finally:
+        forget(node)
+        node.run("systemctl", "disable", *DAEMONS, check=False)
+
+
+def filters(node: Node, network: Network) -> None:
+    """Wait until one firewall has loaded its rules, and see that nothing denied passes."""
+    marks = ("-A INPUT -j PVEFW-INPUT", "proxmox-firewall-guests", "table bridge pvefw")
+    eventually(lambda: any(mark in node.rules() for mark in marks))
+    time.sleep(1.5)  # stand-ins look each second
+    denied = Denied(network)
+    try:
+        assert denied.pass_now() == []
+    finally:
+        denied.close()
+    running = [name for name in (*DAEMONS, "pvefw") if node.is_active(name)]
+    assert running in ([*DAEMONS], ["pvefw"]), running
 
 
 GUESTS = """\

@@ -4,6 +4,8 @@ Ours is loaded beside theirs and read back; from then on a packet must pass both
 that leaves them no time to remove rules. Only then what they loaded is removed, once ours is known to be loaded again.
 The iptables backend cannot be loaded beside pve-firewall, which rewrites or removes chains of these names. So that is
 ended first; what it loaded stays until ours replaces it, each table in one transaction.
+Their services are masked for good only after our own unit is enabled: whenever the host is switched off, the next boot
+starts one firewall or the other.
 Each step looks at what there is, so that all of them may be repeated after a run that was killed anywhere.
 """
 
@@ -63,8 +65,8 @@ class TakeOver:
         if backend == "iptables":
             for service in (one for one in read_services(IPTABLES_SERVICE) if one.running):
                 yield Step(
-                    f"stop {service.name} without its clean-up, and mask it: its chains, which have the names of ours, "
-                    "stay and go on filtering",
+                    f"stop {service.name} without its clean-up, and mask it until the next boot: its chains, which "
+                    "have the names of ours, stay and go on filtering",
                     lambda: _end(IPTABLES_SERVICE),
                 )
         text = f"load the {backend} ruleset beside what runs, and read it back{confirming}"
@@ -72,12 +74,13 @@ class TakeOver:
         yield Step(f"make {flag_path()}, so that proxmox-firewall does nothing and guests get firewall bridges", _flag)
         for service in units.services_to_end():
             yield Step(
-                f"stop {service.name} without its clean-up, and mask it",
+                f"stop {service.name} without its clean-up, and mask it until the next boot",
                 lambda service=service: _end(service.name),  # type: ignore[misc]  # bound now
             )
         yield Step("look again for what they removed or loaded meanwhile, and remove what is theirs", self._settle)
         yield Step("prove that what is loaded is what was compiled", self._prove)
         yield Step(f"write, enable and start {units.OWN_UNIT}", self._enable)
+        yield Step("keep their services masked after a boot, too", _keep_ended)
         yield Step(f"keep {LOGGER} running: it writes the log that the GUI shows", _logger)
 
     def _load_beside(self) -> tuple[str, ...]:
@@ -135,6 +138,11 @@ def _flag() -> tuple[str, ...]:
 def _end(name: str) -> tuple[str, ...]:
     for service in read_services(name):
         units.end_service(service)
+    return ()
+
+
+def _keep_ended() -> tuple[str, ...]:
+    units.keep_ended()
     return ()
 
 

@@ -2,7 +2,8 @@
 
 What a service of Proxmox VE was before is on record, so that it can be that again. A drop-in of its unit keeps it from
 removing rules when it ends, and from being started while pvefw owns the host: also by an upgrade of its package, which
-unmasks nothing but starts what is not masked.
+unmasks nothing but starts what is not masked. Both last until the next boot at first, and for good once pvefw's own
+unit is enabled: a host that is switched off half way comes up with Proxmox VE's firewall.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .services import IPTABLES_SERVICE, LOGGER, SERVICES, Service, read_services
 
 OWN_UNIT = "pvefw.service"
 _ETC = Path("/etc/systemd/system")
+_RUN = Path("/run/systemd/system")
 _TIMEOUT = 120.0
 _DROP_IN = """\
 # Written by `pvefw take-over`, removed by `pvefw hand-back`: pvefw filters this host.
@@ -54,7 +56,7 @@ def services_to_end() -> list[Service]:
     return [
         service
         for service in read_services(*SERVICES)
-        if service.exists and (service.running or service.load != "masked" or not _drop_in(service.name).exists())
+        if service.exists and (service.running or service.load != "masked" or not _is_ended_by_us(service.name))
     ]
 
 
@@ -75,31 +77,44 @@ def note_services(*, unit: bool) -> None:
 
 
 def end_service(service: Service) -> None:
-    """Stop a service without its own clean-up, and mask it. May be repeated, and killed anywhere. Raises HostError."""
+    """Stop a service without its own clean-up, and mask it until the next boot.
+
+    May be repeated, and killed anywhere. Raises HostError.
+    """
     masked = service.load == "masked"
     if masked and service.running:
-        _systemctl("unmask", service.name)  # systemd reads no drop-ins of a masked unit
+        _unmask(service.name)  # systemd reads no drop-ins of a masked unit
         masked = False
     if not masked:
-        _write(_drop_in(service.name), _DROP_IN.format(record=record_path()))
+        _write(_drop_in(_RUN, service.name), _DROP_IN.format(record=record_path()))
         _systemctl("daemon-reload")
     _systemctl("stop", service.name)
     left = [again for again in read_services(service.name) if again.running]
     if left:
         raise HostError(f"{service.name} does not stop", f"see `systemctl status {service.name}`")
-    # a unit file in /etc is in the way of the mask; its drop-in keeps such a unit from being started
-    if Path(service.fragment).parent != _ETC and not masked:
-        _systemctl("mask", service.name)
+    if not masked and _can_be_masked(service.name):
+        _systemctl("mask", "--runtime", service.name)
+
+
+def keep_ended() -> None:
+    """Have the services that :func:`end_service` ended stay masked after a boot, too. Raises HostError."""
+    ended = [service.name for service in read_services(*SERVICES) if service.exists and _is_ended_by_us(service.name)]
+    for name in ended:
+        _write(_drop_in(_ETC, name), _DROP_IN.format(record=record_path()))
+    if ended:
+        _systemctl("daemon-reload")
+    if maskable := [name for name in ended if _can_be_masked(name)]:
+        _systemctl("mask", *maskable)
 
 
 def restore_service(name: str) -> None:
     """Unmask a service and have it enabled or not as it was before. Raises HostError."""
     noted = (_noted() or {}).get("services", {}).get(name, {})
-    drop_in = _drop_in(name)
-    drop_in.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # another drop-in is there, or none was
-        drop_in.parent.rmdir()
-    _systemctl("unmask", name)
+    for drop_in in (_drop_in(_ETC, name), _drop_in(_RUN, name)):
+        drop_in.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another drop-in is there, or none was
+            drop_in.parent.rmdir()
+    _unmask(name)
     _systemctl("daemon-reload")
     if noted.get("enabled") == "enabled":
         _systemctl("enable", name)
@@ -154,14 +169,15 @@ def has_own_unit() -> bool:
 
 
 def end_own_unit() -> None:
-    """Stop pvefw's service, whose rules stay, and keep a boot from starting it. Raises HostError."""
+    """Stop pvefw's service, whose rules stay. A boot starts it, unless Proxmox VE's runs by then. Raises HostError."""
     if has_own_unit():
-        _systemctl("disable", OWN_UNIT)
         _systemctl("stop", OWN_UNIT)
 
 
 def forget() -> None:
-    """Remove the record of the take-over, and the unit that it made. Raises HostError."""
+    """Disable pvefw's service; remove the record of the take-over, and the unit that it made. Raises HostError."""
+    if has_own_unit():
+        _systemctl("disable", OWN_UNIT)
     if (_noted() or {}).get("unit"):
         (_ETC / OWN_UNIT).unlink(missing_ok=True)
         _systemctl("daemon-reload")
@@ -176,8 +192,22 @@ def _noted() -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _drop_in(name: str) -> Path:
-    return _ETC / f"{name}.d" / "pvefw.conf"
+def _drop_in(folder: Path, name: str) -> Path:
+    return folder / f"{name}.d" / "pvefw.conf"
+
+
+def _is_ended_by_us(name: str) -> bool:
+    return any(_drop_in(folder, name).exists() for folder in (_ETC, _RUN))
+
+
+def _can_be_masked(name: str) -> bool:
+    """Tell whether no unit file is in the way of the mask; else the drop-in keeps the unit from being started."""
+    return not any((folder / name).is_file() for folder in (_ETC, _RUN))
+
+
+def _unmask(name: str) -> None:
+    for option in ((), ("--runtime",)):
+        _systemctl("unmask", *option, name)
 
 
 def _write(path: Path, text: str) -> None:
