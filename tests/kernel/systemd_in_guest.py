@@ -7,6 +7,7 @@ systemd runs as process 1 of namespaces of its own, with a host's network that i
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import time
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BACKENDS = ("iptables", "nft")
+BACKENDS = os.environ.get("PVEFW_TEST_BACKENDS", "iptables nft").split()
+"""Those that this kernel can load: without bridge connection tracking, iptables alone."""
 UNIT = "/etc/systemd/system/pvefw.service"
 PATIENCE = 60.0
 """Seconds that anything may take on the emulated machine."""
@@ -208,6 +210,7 @@ def guards(systemd: Systemd) -> int:
     return len(systemd.run("systemctl", "list-timers", "--all", "--no-legend", "pvefw-guard-*").splitlines())
 
 
+@pytest.mark.skipif("nft" not in BACKENDS, reason="it switches backends")
 @pytest.mark.parametrize("backend", ["nft"], indirect=True)
 def test_guard_is_a_timer(systemd: Systemd, backend: str) -> None:
     systemd.run("pvefw", "start")

@@ -32,7 +32,7 @@ FILES = {
     "test_coexistence.py": "commands or policy or variant",
     "test_failures.py": "nft",
     "test_guarded_start.py": "force and nft",
-    "test_unplugged.py": "dropped or (nft and start)",
+    "test_unplugged.py": "dropped or (nft and (start or vswitch))",
     "test_kill.py": f"({_KILLED}) and not small",
     "test_drift.py": "come_back and (nft or ebtables)",
 }
