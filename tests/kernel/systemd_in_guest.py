@@ -1,7 +1,7 @@
-"""The service, its sandbox and the guard of ``--confirm`` under a running systemd, in the lab's guest.
+"""The service, its sandbox and the guard of ``--confirm`` under a running systemd.
 
 systemd runs as process 1 of namespaces of its own, with a host's network that is empty but for a bridge. Only
-:mod:`tests.kernel.test_host` runs this file: it needs a machine that it may bring into disorder.
+:mod:`tests.kernel.test_host` runs this file, in the lab's guest or on a machine that no systemd runs.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def guards(systemd: Systemd) -> int:
     return len(systemd.run("systemctl", "list-timers", "--all", "--no-legend", "pvefw-guard-*").splitlines())
 
 
-@pytest.mark.skipif("nft" not in BACKENDS, reason="it switches backends")
+@pytest.mark.skipif("nft" not in BACKENDS, reason="with the other backend")
 @pytest.mark.parametrize("backend", ["nft"], indirect=True)
 def test_guard_is_a_timer(systemd: Systemd, backend: str) -> None:
     systemd.run("pvefw", "start")

@@ -3,7 +3,7 @@
 The stand-ins do what is known of the real ones. pve-firewall loads its PVEFW chains in a loop, or with `nftables: 1`
 removes them by name, and removes them when it is stopped. proxmox-firewall loads its two tables in a loop, unless the
 flag file exists, and removes them when it is stopped. Both deny UDP to port 5000 and nothing else. Only
-:mod:`tests.kernel.test_host` runs this file: it needs a machine that it may bring into disorder.
+:mod:`tests.kernel.test_host` runs this file, in the lab's guest or on a machine that no systemd runs.
 """
 
 from __future__ import annotations
@@ -413,7 +413,7 @@ def test_switched_off_at_each_step(node: Node, daemon: str, backend: str) -> Non
             assert step > 6
 
 
-@pytest.mark.skipif("iptables" not in BACKENDS, reason="with the other backends")
+@pytest.mark.skipif("iptables" not in BACKENDS, reason="with the other backend")
 def test_switched_off_while_a_take_over_waits_for_its_confirmation(node: Node) -> None:
     """pve-firewall has ended by then, and the unit of pvefw is not enabled yet."""
     command = ("pvefw", "take-over", "--backend", "iptables", "--confirm", "600", "--force")
