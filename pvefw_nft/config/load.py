@@ -77,15 +77,30 @@ class Root:
     def host_file(self) -> Path:
         """Return the path of host.fw, whether it exists or not."""
         local = self.pve / "local"
-        return (local if self.files.is_folder(local) else self.node_folder) / "host.fw"
+        own = self.files.is_folder(local) and not self._leads_to_another_node(local)
+        return (local if own else self.node_folder) / "host.fw"
 
     def guest_files(self, kind: GuestKind) -> dict[int, str]:
         """Return the paths of the guest configs of this node by VMID."""
         folder = "qemu-server" if kind is GuestKind.VM else "lxc"
         files: dict[int, str] = {}
         for place in (self.node_folder / folder, self.pve / folder):
-            files |= dict(self.configs_in(place))
+            if not self._leads_to_another_node(place):
+                files |= dict(self.configs_in(place))
         return files
+
+    def _leads_to_another_node(self, place: Path) -> bool:
+        """Tell whether a place is a link into the folder of another node, as on each node those to its own are."""
+        target = self.files.link(place)
+        if target is None:
+            return False
+        local = self.pve / "local"
+        parts = target.rstrip("/").split("/")
+        if place == local:
+            return parts[-1] != self.node
+        if "nodes" in parts:
+            return parts[parts.index("nodes") + 1 :][:1] != [self.node]
+        return "local" in parts and self._leads_to_another_node(local)
 
     def configs_in(self, folder: Path) -> Iterator[tuple[int, str]]:
         """Yield VMID and path of each guest config in a folder; nothing where there is none."""

@@ -11,7 +11,7 @@ from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.load import Configuration, Root
 from pvefw_nft.errors import ConfigurationError, PvefwError, UsageError
 from pvefw_nft.ir.host import corosync_peers
-from pvefw_nft.pipeline import Source, check_root
+from pvefw_nft.pipeline import Source, check_root, read_guests
 from tests.support import CONTAINER, NODE, VM, check
 
 if TYPE_CHECKING:
@@ -67,6 +67,28 @@ def test_node_from_the_link_etc_pve_local(tmp_path: Path) -> None:
     write(tmp_path, "etc/pve/nodes/frodo/host.fw", "")
     (tmp_path / "etc/pve/local").symlink_to("nodes/frodo")
     assert check_root(Source(tmp_path, None, lambda: None)).node.node == "frodo"
+
+
+@pytest.mark.parametrize("through", ["nodes/here", "local", "/etc/pve/nodes/here"])
+def test_a_named_node_has_nothing_of_the_node_that_the_links_lead_to(tmp_path: Path, through: str) -> None:
+    """``--node`` of another node on a Proxmox VE host, whose etc/pve has links to the host's own folders."""
+    for node, vmid in (("here", 100), ("there", 200)):
+        write(tmp_path, f"etc/pve/nodes/{node}/host.fw", f"[OPTIONS]\nndp: {int(node == 'here')}\n")
+        write(tmp_path, f"etc/pve/nodes/{node}/qemu-server/{vmid}.conf", VM)
+        write(tmp_path, f"etc/pve/nodes/{node}/lxc/{vmid + 1}.conf", CONTAINER)
+    write(tmp_path, "etc/pve/nodes/here/host.pvefw", "[OPTIONS]\nharden: 1\n")
+    local = tmp_path / "etc/pve/local"
+    local.symlink_to(tmp_path / "etc/pve/nodes/here" if through.startswith("/") else "nodes/here")
+    for folder in ("qemu-server", "lxc"):
+        target = f"{tmp_path if through.startswith('/') else ''}{through}/{folder}"
+        (tmp_path / "etc/pve" / folder).symlink_to(target)
+    for node, vmid in (("here", 100), ("there", 200)):
+        source = Source(tmp_path, node, lambda: None)
+        found = check_root(source).node
+        assert found.host.options.ndp == (node == "here")
+        assert found.host.hardening.harden == (node == "here")
+        assert [guest.vmid for guest in read_guests(source)] == [vmid, vmid + 1]
+    assert [guest.vmid for guest in read_guests(Source(tmp_path, None, lambda: None))] == [100, 101]
 
 
 def test_root_of_other_nodes_wants_a_name(tmp_path: Path) -> None:
