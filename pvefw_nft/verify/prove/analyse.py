@@ -24,6 +24,7 @@ from pvefw_nft.verify.path import HostEnd, NicEnd
 from pvefw_nft.verify.prove.compare import Comparison, Options, without_gc
 from pvefw_nft.verify.prove.report import Place
 from pvefw_nft.verify.prove.walk import Rules, Walk, is_line
+from pvefw_nft.verify.prove.walk_shapes import shape_of
 from pvefw_nft.verify.simulate import STANDARD
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.path import Stage
     from pvefw_nft.verify.prove.flows import Side, Way
     from pvefw_nft.verify.prove.program import Case
-    from pvefw_nft.verify.prove.walk import Line, RuleKey
+    from pvefw_nft.verify.prove.shapes import Key
+    from pvefw_nft.verify.prove.walk import Event, Line, RuleKey
     from pvefw_nft.verify.tracking import Track
 
 MOST_NAMED = 4
@@ -93,6 +95,7 @@ class _Analysis:
         # Strict: a rule that keeps packets from a log, or from a mark, has an effect.
         self.comparison = Comparison(side, side, replace(options, strict=True), None)
         self.rules = Rules()
+        self.events: dict[Key, tuple[Event, ...]] = {}
 
     def findings(self) -> Advice:
         self.walk(frozenset())
@@ -151,7 +154,14 @@ class _Analysis:
         walk = Walk(self.comparison, self.rules, entries, removed)
         if entries and (not removed or walk.meets(removed)) and walk.key not in walked:
             walked.add(walk.key)
-            walk.run()
+            shape = shape_of(walk)
+            events = None if shape is None else self.events.get(shape)
+            if events is None or not walk.fits(events):
+                events = walk.run()
+            if events is not None:
+                walk.note(events)
+                if shape is not None:
+                    self.events[shape] = events
 
     # --- result ---
 

@@ -58,7 +58,7 @@ Key: TypeAlias = "tuple[object, ...]"
 _Constants: TypeAlias = "Callable[[frozenset[m.Field]], Iterable[m.Test]]"
 
 
-class _Shape(NamedTuple):
+class Shape(NamedTuple):
     """``number`` is the same for equal shapes, ``tests`` are what stands at the places, ``fields`` all tested ones."""
 
     number: int
@@ -71,7 +71,7 @@ class Shapes:
 
     def __init__(self) -> None:
         self._numbers: dict[Key, int] = {}
-        self._shapes: dict[Program, _Shape | None] = {}
+        self._shapes: dict[Program, Shape | None] = {}
 
     def key(self, flows: Sequence[Flow], constants: _Constants = lambda _fields: ()) -> Key | None:
         """Return what is equal for flows that are the same but for addresses and ports; None: they are for themselves.
@@ -94,56 +94,60 @@ class Shapes:
         parts += [(test.field, places.setdefault(test, len(places))) for test in others]
         return tuple(parts), overlaps(places)
 
-    def _shape(self, program: Program) -> _Shape | None:
+    def _shape(self, program: Program) -> Shape | None:
         """Return the shape of a program, with all that it calls; None where it has none."""
         if program not in self._shapes:
             try:
                 self._shapes[program] = self._made(program)
-            except _NoShapeError:
+            except NoShapeError:
                 self._shapes[program] = None
         return self._shapes[program]
 
-    def _made(self, program: Program) -> _Shape:
-        writer = _Writer(self._called)
+    def _made(self, program: Program) -> Shape:
+        writer = Writer(self._called)
         steps = tuple([writer.step(step) for step in program.steps])
         number = self._numbers.setdefault(steps, len(self._numbers))
-        return _Shape(number, tuple(writer.places), frozenset(writer.fields))
+        return Shape(number, tuple(writer.places), frozenset(writer.fields))
 
-    def _called(self, program: Program) -> _Shape:
+    def _called(self, program: Program) -> Shape:
         shape = self._shape(program)
         if shape is None:
-            raise _NoShapeError
+            raise NoShapeError
         return shape
 
 
-class _NoShapeError(Exception):
+class NoShapeError(Exception):
     """An action gives a renamed field a value."""
 
 
-class _Writer:
+class Writer:
     """Writes the steps of one program as nested tuples, in which places stand for tests of renamed fields."""
 
-    def __init__(self, shape_of: Callable[[Program], _Shape]) -> None:
+    def __init__(self, shape_of: Callable[[Program], Shape]) -> None:
         self.shape_of = shape_of
         self.places: dict[m.Test, int] = {}
         self.fields: set[m.Field] = set()
 
     def test(self, test: m.Test) -> object:
+        """Return a test; of a renamed field its place."""
         self.fields.add(test.field)
         if test.field in RENAMED:
             return test.field, self.places.setdefault(test, len(self.places))
         return test
 
     def step(self, step: Step) -> Key:
+        """Return a step."""
         return (*self.conditions(step.tests, step.conditions), self.actions(step.actions), self.end(step))
 
     def conditions(self, tests: Sequence[m.Test], conditions: Sequence[m.Condition]) -> tuple[Key, Key]:
+        """Return tests and other conditions."""
         return (
             tuple([self.test(test) for test in tests]),
             tuple([self.condition(condition) for condition in conditions]),
         )
 
     def condition(self, condition: m.Condition) -> object:
+        """Return a condition, with all its parts."""
         match condition:
             case m.Test():
                 return self.test(condition)
@@ -153,6 +157,7 @@ class _Writer:
                 return type(condition).__name__, tuple([self.condition(part) for part in of])
 
     def end(self, step: Step) -> object:
+        """Return how a step ends; of a call the shape, and what stands at its places."""
         match step.end:
             case Call(program, back):
                 shape = self.shape_of(program)
@@ -165,9 +170,11 @@ class _Writer:
                 return "end", step.end
 
     def actions(self, actions: Sequence[Action]) -> Key:
+        """Return actions in their order. Raises NoShapeError."""
         return tuple([self.action(action) for action in actions])
 
     def action(self, action: Action) -> Key:
+        """Return an action. Raises NoShapeError where it gives a renamed field a value."""
         name = type(action).__name__
         match action:
             case Only(tests, conditions):
@@ -190,7 +197,7 @@ class _Writer:
         """Take in that an action gives these fields values, which stand in a shape as they are."""
         for on in fields:
             if on in RENAMED:
-                raise _NoShapeError
+                raise NoShapeError
             self.fields.add(on)
 
 

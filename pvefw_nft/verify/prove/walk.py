@@ -5,6 +5,9 @@ the last rule to the first, what becomes of packets is compared with and without
 all packets that come there, the line is not needed there. Setting a mark is followed, too: behind it packets have the
 mark, whatever they came with.
 
+What a walk finds is a list of events, which :meth:`Walk.note` takes into the judgement of the rules: walks of one shape
+(:mod:`~pvefw_nft.verify.prove.walk_shapes`) have the same events, of rules at the same places.
+
 Example: of ``-p tcp --dport 22 -j ACCEPT``, ``-s 10.0.0.1 -j DROP``, ``-j DROP``, the second is alive and not needed.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -83,6 +87,10 @@ class Rules:
             self._lines.setdefault(rule.origin or key, []).append(key)
         return found
 
+    def get(self, key: RuleKey) -> Judged | None:
+        """Return what is known of a rule; None where no walk met it."""
+        return self._rules.get(key)
+
     def lines(self) -> Iterator[Line]:
         """Yield every line."""
         yield from self._lines
@@ -100,7 +108,31 @@ class Rules:
         return any(self._rules[key].needed for key in self._lines[line])
 
 
-class _Choice(NamedTuple):
+class Found(Enum):
+    """What a walk finds about a rule."""
+
+    MET = "met"
+    ALIVE = "alive"
+    NEEDED = "needed"
+    SHADOWED = "shadowed"
+    SUCCEEDED = "succeeded"
+    WAS_ALIVE = "was alive"
+    """Some walk before found it alive, so that nothing takes its packets from it."""
+    WAS_NEEDED = "was needed"
+
+
+class Event(NamedTuple):
+    """Something found about the rule at a place of a walk. Of rules that take its packets: those that take ordinary
+    ones (``usual``) and, where there are none, ``others``.
+    """
+
+    kind: Found
+    place: int
+    usual: tuple[int, ...] = ()
+    others: tuple[int, ...] = ()
+
+
+class Choice(NamedTuple):
     """A verdict of a rule, and the packets it is for (``None``: all that match)."""
 
     tests: tuple[m.Test, ...]
@@ -108,7 +140,7 @@ class _Choice(NamedTuple):
     verdict: m.PlainVerdict | None
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
     """A rule as it looks in one context; ``number`` is its number in the chain."""
 
     number: int
@@ -116,7 +148,7 @@ class _Prepared(NamedTuple):
     tests: tuple[m.Test, ...]
     conditions: tuple[m.Condition, ...]
     actions: tuple[Action, ...]
-    choices: tuple[_Choice, ...]
+    choices: tuple[Choice, ...]
 
 
 class Walk:
@@ -137,10 +169,15 @@ class Walk:
         self.rules = rules
         self.entries = entries
         self.removed = removed
-        self.prepared: dict[tuple[int, int, int], list[_Prepared]] = {}
+        self.prepared: dict[tuple[int, int, int], list[Prepared]] = {}
         self.taken: list[tuple[RuleKey, int]] = []
         self.wholes: dict[tuple[int, int, int], int] = {}
-        self.passed: list[tuple[Judged, int, int]] = []
+        self.passed: list[tuple[int, int, int]] = []
+        self.events: list[Event] = []
+        self.alive: set[int] = set()
+        self.needed: set[int] = set()
+        self.places: dict[RuleKey, int] = {}
+        self.met: list[tuple[m.Table, m.Chain, int, m.Rule]] = []
         self.accepted = 0
         for place, (table, chain, context) in enumerate(entries):
             self.prepare(table, chain, context, place)
@@ -178,6 +215,8 @@ class Walk:
                 continue  # it is not for this context, or just a comment
             prepared = self.one(special, rule, numbers[id(rule)], tests, conditions)
             found.append(prepared)
+            if self.places.setdefault((*key[:2], prepared.number), len(self.met)) == len(self.met):
+                self.met.append((table, chain, prepared.number, rule))
             for choice in prepared.choices:
                 if isinstance(choice.verdict, (m.Jump, m.Goto)):
                     self.prepare(table, find_chain(table, choice.verdict.chain), context, place)
@@ -189,7 +228,7 @@ class Walk:
         number: int,
         tests: tuple[m.Test, ...],
         conditions: tuple[m.Condition, ...],
-    ) -> _Prepared:
+    ) -> Prepared:
         """Return a rule as it looks in a context."""
         actions: list[Action] = []
         for effect in rule.effects:
@@ -198,13 +237,13 @@ class Walk:
                 actions.append(Only(more, others if possible else (m.FALSE,)))
             else:
                 actions += special.effect(effect)
-        choices = [_Choice((), (), rule.verdict)] if not isinstance(rule.verdict, m.VerdictMap) else []
+        choices = [Choice((), (), rule.verdict)] if not isinstance(rule.verdict, m.VerdictMap) else []
         if isinstance(rule.verdict, m.VerdictMap):
             for condition, verdict in rule.verdict.entries:
                 more, others, possible = special.conditions((condition,))
                 if possible:
-                    choices.append(_Choice(more, others, verdict))
-        return _Prepared(number, rule, tests, conditions, tuple(actions), tuple(choices))
+                    choices.append(Choice(more, others, verdict))
+        return Prepared(number, rule, tests, conditions, tuple(actions), tuple(choices))
 
     def tests(self) -> Iterator[m.Test]:
         """Yield every test of the rules on the way, and of what they set."""
@@ -220,24 +259,57 @@ class Walk:
 
     # --- walking ---
 
-    def run(self) -> None:
-        """Follow the packets. Where that exceeds the budget, all rules on the way count as needed."""
+    def run(self) -> tuple[Event, ...] | None:
+        """Follow the packets; returns what was found. None: that exceeds the budget, and all rules count as needed."""
         try:
             self.comparison.budget.check_time()
             self.follow()
         except BudgetExceededError as error:
             self.rules.unfinished[str(error)] = None
-            for table, chain, place in self.chains_met():
-                for one in self.prepared[id(table), id(chain), place]:
-                    judged = self.rules.judged(table, chain, one.number, one.rule)
-                    judged.alive = judged.needed = True
+            for rule in self.met:
+                judged = self.rules.judged(*rule)
+                judged.alive = judged.needed = True
+            return None
+        return tuple(self.events)
 
-    def chains_met(self) -> Iterator[tuple[m.Table, m.Chain, int]]:
-        """Yield every chain that was prepared, with its table and place."""
-        for place, (table, _, _) in enumerate(self.entries):
-            for chain in table.chains.values():
-                if (id(table), id(chain), place) in self.prepared:
-                    yield table, chain, place
+    def fits(self, events: Iterable[Event]) -> bool:
+        """Return whether events of a walk of this shape rest on what is known of this walk's rules, too."""
+        return all(
+            self.was(event.kind, event.place)
+            for event in events
+            if event.kind is Found.WAS_ALIVE or event.kind is Found.WAS_NEEDED
+        )
+
+    def was(self, kind: Found, place: int) -> bool:
+        """Return whether walks before found the rule at a place alive or needed."""
+        table, chain, number, _ = self.met[place]
+        judged = self.rules.get((id(table), id(chain), number))
+        return judged is not None and (judged.alive if kind is Found.WAS_ALIVE else judged.needed)
+
+    def note(self, events: Iterable[Event]) -> None:
+        """Take the events of this walk, or of one of its shape, into what is known of the rules."""
+        for event in events:
+            judged = self.rules.judged(*self.met[event.place])
+            match event.kind:
+                case Found.ALIVE:
+                    judged.alive = True
+                case Found.NEEDED:
+                    judged.needed = True
+                case Found.SHADOWED if not judged.alive:
+                    self.note_takers(judged.shadows, event)
+                case Found.SUCCEEDED:
+                    self.note_takers(judged.successors, event)
+                case _:
+                    pass
+
+    def note_takers(self, takers: dict[RuleKey, None], event: Event) -> None:
+        """Add the rules of an event to those noted before."""
+        for places in (event.usual, event.others):
+            if len(takers) < MAX_SHADOWS:
+                rules = [self.met[place] for place in places]
+                takers |= {(id(table), id(chain), number): None for table, chain, number, _ in rules}
+            if takers:
+                return
 
     def follow(self) -> None:
         """Follow the packets from one base chain to the next."""
@@ -250,8 +322,9 @@ class Walk:
             if not isinstance(chain.policy, m.Drop):
                 self.accepted = self.union(self.accepted, returned)
             here = self.accepted
-        for judged, hit, start in self.passed:
-            self.note_successors(judged, hit, start)
+        for at, hit, start in self.passed:
+            takers = self.takers(hit, self.taken[start:])
+            self.events.append(Event(Found.SUCCEEDED, at, *takers))
 
     def union(self, one: int, two: int) -> int:
         """Return the packets of both."""
@@ -279,15 +352,17 @@ class Walk:
         for one in self.prepared[id(table), id(chain), place]:
             coming.append(here)
             key = (id(table), id(chain), one.number)
-            judged = self.rules.judged(table, chain, one.number, one.rule)
+            at = self.places[key]
+            self.events.append(Event(Found.MET, at))
             hit = self.within(here, one.tests, one.conditions)
             if hit == false:
-                self.note_shadows(judged, one)
+                self.find_shadows(at, one)
                 continue
             if (one.rule.origin or key) in self.removed:
-                self.passed.append((judged, hit, len(self.taken)))
+                self.passed.append((at, hit, len(self.taken)))
                 continue
-            judged.alive = True
+            self.alive.add(at)
+            self.events.append(Event(Found.ALIVE, at))
             here = self.beyond(here, one.tests, one.conditions)
             hit, failed = self.act(one.actions, hit)
             here = self.union(here, failed)
@@ -399,42 +474,39 @@ class Walk:
 
     # --- judging ---
 
-    def note_shadows(self, judged: Judged, one: _Prepared) -> None:
-        """Note which rules took packets that a dead rule would have matched: lines first, each for what is left."""
-        if judged.alive or len(judged.shadows) >= MAX_SHADOWS:
+    def find_shadows(self, at: int, one: Prepared) -> None:
+        """Find out which rules took packets that a dead rule would have matched: lines first, each for what is left."""
+        if at in self.alive:
             return
-        false = self.evaluation.false
+        if self.was(Found.WAS_ALIVE, at):
+            self.events.append(Event(Found.WAS_ALIVE, at))
+            return
+        table = id(self.met[at][0])
         everything = self.within(self.evaluation.true, one.tests, one.conditions)
-        lines = [taken for taken in self.taken if taken[0][0] == id(judged.table) and self.is_of_line(taken[0])]
-        others = [taken for taken in self.taken if taken[0][0] == id(judged.table) and not self.is_of_line(taken[0])]
-        for usual in (self.usual, ()):
-            left = self.evaluation.space.rule(usual, everything, false)
-            for key, hit in (*lines, *others):
-                rest = self.evaluation.space.select(hit, false, left, self.evaluation.true)
-                if rest != left:
-                    judged.shadows[key] = None
-                    left = rest
-            if judged.shadows:
-                return
+        lines = [taken for taken in self.taken if taken[0][0] == table and self.is_of_line(taken[0])]
+        others = [taken for taken in self.taken if taken[0][0] == table and not self.is_of_line(taken[0])]
+        self.events.append(Event(Found.SHADOWED, at, *self.takers(everything, [*lines, *others])))
 
-    def note_successors(self, judged: Judged, hit: int, start: int) -> None:
-        """Note which rules took the packets ``hit`` of a rule that is not there: those from number ``start`` on."""
-        if len(judged.successors) >= MAX_SHADOWS:
-            return
+    def takers(self, hit: int, taken: list[tuple[RuleKey, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return which rules took packets of ``hit``, each for what is left: ordinary ones, or else any."""
         false = self.evaluation.false
+        found: list[tuple[int, ...]] = []
         for usual in (self.usual, ()):
             left = self.evaluation.space.rule(usual, hit, false)
-            for key, taken in self.taken[start:]:
-                rest = self.evaluation.space.select(taken, false, left, self.evaluation.true)
+            takers: dict[int, None] = {}
+            for key, packets in taken:
+                rest = self.evaluation.space.select(packets, false, left, self.evaluation.true)
                 if rest != left:
-                    judged.successors[key] = None
+                    takers[self.places[key]] = None
                     left = rest
-            if judged.successors:
-                return
+            found.append(tuple(takers))
+            if takers:
+                break
+        return found[0], found[-1]
 
     def is_of_line(self, key: RuleKey) -> bool:
         """Return whether a rule's origin is a line."""
-        return is_line(self.rules[key].rule.origin or "")
+        return is_line(self.met[self.places[key]][3].origin or "")
 
     @property
     def usual(self) -> Cube:
@@ -461,30 +533,33 @@ class Walk:
             with_line = rest
             for _, one in reversed(block):
                 with_line = self.before(table, place, one, with_line)
-            alive = [self.rules.judged(table, chain, one.number, one.rule) for _, one in block]
-            if all(judged.needed for judged in alive) or (
-                any(judged.alive and any(map(_shows, judged.rule.effects)) for judged in alive)
-                or evaluation.space.differ(first, with_line, rest, evaluation.true)
-            ):
-                for judged in alive:
-                    judged.needed = True
+            block_places = [self.places[id(table), id(chain), one.number] for _, one in block]
+            known = [at for at in block_places if at not in self.needed]
+            if all(self.was(Found.WAS_NEEDED, at) for at in known):
+                self.events += [Event(Found.WAS_NEEDED, at) for at in known]
+            elif any(
+                at in self.alive and any(map(shows, one.rule.effects))
+                for at, (_, one) in zip(block_places, block, strict=True)
+            ) or evaluation.space.differ(first, with_line, rest, evaluation.true):
+                self.events += [Event(Found.NEEDED, at) for at in block_places]
+                self.needed.update(block_places)
             if line not in self.removed:
                 rest = with_line
 
-    def lines_of(self, table: m.Table, chain: m.Chain, place: int) -> list[tuple[Line, list[tuple[int, _Prepared]]]]:
+    def lines_of(self, table: m.Table, chain: m.Chain, place: int) -> list[tuple[Line, list[tuple[int, Prepared]]]]:
         """Return the lines of a chain from the last to the first, each with its rules in order and their places."""
         prepared = list(enumerate(self.prepared[id(table), id(chain), place]))
 
-        def line(numbered: tuple[int, _Prepared]) -> Line:
+        def line(numbered: tuple[int, Prepared]) -> Line:
             return numbered[1].rule.origin or (id(table), id(chain), numbered[1].number)
 
         return [(name, list(block)) for name, block in groupby(prepared, line)][::-1]
 
-    def before(self, table: m.Table, place: int, one: _Prepared, rest: int) -> int:
+    def before(self, table: m.Table, place: int, one: Prepared, rest: int) -> int:
         """Return what becomes of packets that come to a rule, given what becomes of those that go on."""
         return self.evaluation.where(one.tests, one.conditions, self.outcome(table, place, one, rest), rest)
 
-    def outcome(self, table: m.Table, place: int, one: _Prepared, rest: int) -> int:
+    def outcome(self, table: m.Table, place: int, one: Prepared, rest: int) -> int:
         """Return what becomes of packets that match a rule, given what becomes of those that go on."""
         evaluation = self.evaluation
         then = rest
@@ -541,7 +616,7 @@ def tests_of_action(action: Action) -> Iterator[m.Test]:
             pass
 
 
-def _shows(effect: m.Effect) -> bool:
+def shows(effect: m.Effect) -> bool:
     """Whether an effect is seen, whatever becomes of the packet."""
     match effect:
         case m.SetMark(target):

@@ -1,0 +1,112 @@
+"""Walks that are the same but for the addresses and ports in rules find the same.
+
+A shape of a walk is the shape of its chains as :mod:`~pvefw_nft.verify.prove.shapes` says, for the same reasons, with
+all else that a walk looks at: which rules are of one line, which lines have names, which are removed, and which chains
+and tables are the same. A log's text is only told from others, since nothing reads it. Bits of a connection's mark
+are renamed as addresses are, since a walk asks for each value that it sets.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pvefw_nft.verify import model as m
+from pvefw_nft.verify.prove.program import Copy, Flip, Note, Set
+from pvefw_nft.verify.prove.residual import find_chain
+from pvefw_nft.verify.prove.shapes import NoShapeError, Writer, overlaps
+from pvefw_nft.verify.prove.walk import is_line, shows
+
+if TYPE_CHECKING:
+    from pvefw_nft.verify.prove.program import Action, Program
+    from pvefw_nft.verify.prove.shapes import Key, Shape
+    from pvefw_nft.verify.prove.walk import Line, Prepared, Walk
+
+_LOG = "log "
+_CT_MARKS = frozenset(m.CT_MARK)
+"""Fields in whose values guests differ, too: each sets a number of its own. A walk asks for each value that it sets."""
+
+
+def shape_of(walk: Walk) -> Key | None:
+    """Return what is equal for walks that find the same, by places; None: this one is for itself."""
+    writer = _WalkWriter(walk)
+    try:
+        chains = tuple([writer.chain(*key) for key in walk.prepared])
+    except NoShapeError:
+        return None
+    entries = tuple([writer.number(id(table), id(chain), at) for at, (table, chain, _) in enumerate(walk.entries)])
+    return chains, entries, overlaps(writer.places)
+
+
+class _WalkWriter(Writer):
+    def __init__(self, walk: Walk) -> None:
+        super().__init__(_calls_nothing)
+        self.walk = walk
+        self.chains = {(id(chain), at): (table, chain) for at, (table, chain, _) in enumerate(walk.entries)}
+        self.numbers = {key: number for number, key in enumerate(walk.prepared)}
+        self.tables: dict[int, int] = {}
+        self.lines: dict[Line, int] = {}
+        self.logs: dict[str, int] = {}
+
+    def number(self, table: int, chain: int, at: int) -> int:
+        return self.numbers[table, chain, at]
+
+    def chain(self, table_id: int, chain_id: int, at: int) -> Key:
+        """Return a chain as it looks where the walk meets it. Callers come before what they call."""
+        table, chain = self.chains[chain_id, at]
+        rules = tuple([self.rule(table, chain, at, one) for one in self.walk.prepared[table_id, chain_id, at]])
+        policy = type(chain.policy).__name__ if chain.hook is None else ("hook", type(chain.policy).__name__)
+        return self.tables.setdefault(table_id, len(self.tables)), policy, rules
+
+    def rule(self, table: m.Table, chain: m.Chain, at: int, one: Prepared) -> Key:
+        key = (id(table), id(chain), one.number)
+        line = one.rule.origin or key
+        return (
+            self.walk.places[key],
+            self.lines.setdefault(line, len(self.lines)),
+            is_line(one.rule.origin or ""),
+            line in self.walk.removed,
+            any(map(shows, one.rule.effects)),
+            self.conditions(one.tests, one.conditions),
+            self.actions(one.actions),
+            tuple(
+                [
+                    (self.conditions(choice.tests, choice.conditions), self.verdict(table, at, choice.verdict))
+                    for choice in one.choices
+                ]
+            ),
+        )
+
+    def verdict(self, table: m.Table, at: int, verdict: m.PlainVerdict | None) -> object:
+        if not isinstance(verdict, (m.Jump, m.Goto)):
+            return verdict
+        called = find_chain(table, verdict.chain)
+        self.chains[id(called), at] = (table, called)
+        return type(verdict).__name__, self.number(id(table), id(called), at)
+
+    def test(self, test: m.Test) -> object:
+        return self.of_mark(test) if test.field in _CT_MARKS else super().test(test)
+
+    def of_mark(self, test: m.Test) -> object:
+        return test.field, self.places.setdefault(test, len(self.places))
+
+    def action(self, action: Action) -> Key:
+        match action:
+            case Note(text) if text.startswith(_LOG):
+                return _LOG, self.logs.setdefault(text, len(self.logs))
+            case Set(pairs):
+                self.changes(on for on, _ in pairs)
+                given = [self.of_mark(m.equals(on, v)) if on in _CT_MARKS else (on, "is", v) for on, v in pairs]
+                return "Set", tuple(given)
+            case Flip(bits):
+                asked = bits
+            case Copy(pairs):
+                asked = tuple(bit for pair in pairs for bit in pair)
+            case _:
+                asked = ()
+        # what these ask is the number 1, for every walk
+        ones = [self.of_mark(m.equals(bit, 1)) for bit in asked if bit in _CT_MARKS]
+        return (*super().action(action), tuple(ones))
+
+
+def _calls_nothing(_program: Program) -> Shape:
+    raise AssertionError("a walk calls chains, not programs")
