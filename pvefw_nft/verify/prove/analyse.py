@@ -95,6 +95,7 @@ class _Analysis:
         # Strict: a rule that keeps packets from a log, or from a mark, has an effect.
         self.comparison = Comparison(side, side, replace(options, strict=True), None)
         self.rules = Rules()
+        self.todo = list(self.segments())
         self.events: dict[Key, tuple[Event, ...]] = {}
 
     def findings(self) -> Advice:
@@ -114,11 +115,10 @@ class _Analysis:
 
     def walk(self, removed: frozenset[Line]) -> None:
         """Judge the rules along every segment, as if the lines ``removed`` were not there."""
-        todo = list(self.segments())
         walked: set[tuple[object, ...]] = set()
-        for done, chosen in enumerate(todo):
+        for done, chosen in enumerate(self.todo, 1):
             self.walk_segment(chosen, removed, walked)
-            self.progress(done + 1, len(todo))
+            self.progress(done, len(self.todo))
 
     def segments(self) -> Iterator[_Chosen]:
         """Yield the segments to walk, each with each kind of untagged frame that comes there."""

@@ -286,6 +286,10 @@ class _Placing:
             for link in topology.links
             if link.is_bridge and len(link.ports) + sum(nic.bridge == link.name for nic in topology.nics) < 2
         }
+        self._port_names = set(self.plain_ports)
+        self._bridge_names = set(self.bridges)
+        for nic in self.known_nics.values():
+            self._add_names(nic)
         self.singles = roles.ports.single | roles.devices.single | roles.bridges.single
         for name in roles.bridges.names:
             self.place_bridge(name)
@@ -318,25 +322,31 @@ class _Placing:
 
     # --- what there is ---
 
-    def _all_nics(self) -> Iterator[Nic]:
-        yield from self.known_nics.values()
-        yield from self.nics.values()
+    def _add_names(self, nic: Nic) -> None:
+        self._port_names |= {nic.interface, nic.port}
+        if nic.filtered:
+            self._port_names.add(nic.link)
+            self._bridge_names.add(nic.firewall_bridge)
+
+    def _add_link(self, link: Link) -> None:
+        self.links[link.name] = link
+        if link.is_bridge:
+            self._bridge_names.add(link.name)
 
     def port_names(self) -> set[str]:
         """The names that ports of bridges have."""
-        found = self.plain_ports | set(self.ports)
-        for nic in self._all_nics():
-            found |= {nic.interface, nic.port} | ({nic.link} if nic.filtered else set())
-        return found
+        return self._port_names
 
     def bridge_names(self) -> set[str]:
         """The names that bridges have."""
-        found = {*self.bridges, *(link.name for link in self.links.values() if link.is_bridge)}
-        return found | {nic.firewall_bridge for nic in self._all_nics() if nic.filtered}
+        return self._bridge_names
 
     def device_names(self) -> set[str]:
         """The names that the IP hooks see."""
-        return self.devices | set(self.links) | self.bridge_names()
+        return self.devices | set(self.links) | self._bridge_names
+
+    def _is_device(self, name: str) -> bool:
+        return name in self.devices or name in self.links or name in self._bridge_names
 
     # --- placing ---
 
@@ -351,6 +361,7 @@ class _Placing:
             self.unplaced.append(f"{name}: more than {MAX_PORTS} ports of bridges are named by rules alone")
             return
         self.ports[name] = None
+        self._port_names.add(name)
 
     def _place_nic(self, found: re.Match[str]) -> bool:
         """Make the interface of a guest that of a NIC with a firewall bridge; whether that is all there is to do."""
@@ -360,7 +371,8 @@ class _Placing:
         if (vmid, index) not in self.nics:
             zone = f"{'ct' if kind == 'veth' else 'vm'}{vmid}"
             interface = f"{'veth' if kind == 'veth' else 'tap'}{vmid}i{index}"
-            self.nics[vmid, index] = Nic(zone, vmid, index, interface, self.bridges[0], filtered=True)
+            nic = self.nics[vmid, index] = Nic(zone, vmid, index, interface, self.bridges[0], filtered=True)
+            self._add_names(nic)
         return kind is None or len(self.ports) >= MAX_PORTS
 
     def place_bridge(self, name: str) -> None:
@@ -369,19 +381,19 @@ class _Placing:
         if found is not None:
             self._place_nic(found)
         elif name not in self.bridge_names():
-            self.links[name] = Link(name, is_bridge=True)
+            self._add_link(Link(name, is_bridge=True))
 
     def place_device(self, name: str) -> None:
         """Make a name that of an interface that the IP hooks see."""
         found = _OF_NIC.fullmatch(name)
-        if name in self.device_names():
+        if self._is_device(name):
             return
         if found is not None and name.startswith("fw"):
             self._place_nic(found)
         elif found is not None and (int(found[2]), int(found[3])) in self.known_nics:
             pass  # a port of a bridge: the IP hooks see the bridge
         else:
-            self.links[name] = Link(name, is_bridge=bool(_IS_BRIDGE.fullmatch(name)))
+            self._add_link(Link(name, is_bridge=bool(_IS_BRIDGE.fullmatch(name))))
 
     # --- patterns ---
 

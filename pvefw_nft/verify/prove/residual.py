@@ -178,14 +178,15 @@ class Residuals:
         """
         if depth > MAX_DEPTH:
             raise HostError(f"chains of {table.key} call one another in a circle, by way of '{chain.name}'")
-        key = self._key(table, chain, context)
+        key = self.key(table, chain, context)
         found = self._programs.get(key)
         if found is None:
             steps = Specialiser(self, table, context, depth).steps(chain)
             found = self._programs[key] = Program(tuple(steps))
         return found
 
-    def _key(self, table: m.Table, chain: m.Chain, context: Context) -> tuple[object, ...]:
+    def key(self, table: m.Table, chain: m.Chain, context: Context) -> tuple[object, ...]:
+        """Return what the rest of a chain depends on: of the context, what its rules and those it leads to ask for."""
         _, fields, states, kinds = self._footprint(table, chain, 0)
         known = context.known
         return (

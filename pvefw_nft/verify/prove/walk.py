@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.compare import Comparison
     from pvefw_nft.verify.prove.diagram import Cube
 
+MAX_PREPARED = 4096
+"""How many chains are remembered as they look in a context: those of all guests come again and again."""
+LONG_CHAIN = 100
+"""Chains of more rules than this, such as those that lead to each guest, have their rules numbered once."""
 MAX_SHADOWS = 16
 """How many rules are noted that take the packets of one that never matches."""
 
@@ -74,6 +78,8 @@ class Rules:
         self._rules: dict[RuleKey, Judged] = {}
         self._lines: dict[Line, list[RuleKey]] = {}
         self.unfinished: dict[str, None] = {}
+        self.prepared: dict[tuple[object, ...], list[Prepared]] = {}
+        self._numbers: dict[int, dict[int, int]] = {}
 
     def __getitem__(self, key: RuleKey) -> Judged:
         return self._rules[key]
@@ -85,6 +91,15 @@ class Rules:
         if found is None:
             found = self._rules[key] = Judged(table, chain, rule)
             self._lines.setdefault(rule.origin or key, []).append(key)
+        return found
+
+    def numbers(self, chain: m.Chain) -> dict[int, int]:
+        """Return the number of each rule of a chain, by the rule's identity."""
+        found = self._numbers.get(id(chain))
+        if found is None:
+            found = {id(rule): number for number, rule in enumerate(chain.rules, 1)}
+            if len(chain.rules) > LONG_CHAIN:
+                self._numbers[id(chain)] = found
         return found
 
     def get(self, key: RuleKey) -> Judged | None:
@@ -205,21 +220,31 @@ class Walk:
         key = (id(table), id(chain), place)
         if key in self.prepared:
             return
-        found = self.prepared[key] = []
-        special = Specialiser(self.comparison.residuals, table, context, 0)
-        numbers = {id(rule): number for number, rule in enumerate(chain.rules, 1)}
-        for rule in self.comparison.residuals.rules(chain, context.known):
-            special.rule_at = rule
-            tests, conditions, possible = special.conditions(rule.conditions)
-            if not possible or (rule.verdict is None and not rule.effects):
-                continue  # it is not for this context, or just a comment
-            prepared = self.one(special, rule, numbers[id(rule)], tests, conditions)
-            found.append(prepared)
+        found = self.rules.prepared.get(self.comparison.residuals.key(table, chain, context))
+        if found is None:
+            found = self.rules_of(table, chain, context)
+        self.prepared[key] = found
+        for prepared in found:
             if self.places.setdefault((*key[:2], prepared.number), len(self.met)) == len(self.met):
-                self.met.append((table, chain, prepared.number, rule))
+                self.met.append((table, chain, prepared.number, prepared.rule))
             for choice in prepared.choices:
                 if isinstance(choice.verdict, (m.Jump, m.Goto)):
                     self.prepare(table, find_chain(table, choice.verdict.chain), context, place)
+
+    def rules_of(self, table: m.Table, chain: m.Chain, context: Context) -> list[Prepared]:
+        """Return the rules of a chain as they look in a context."""
+        found = []
+        special = Specialiser(self.comparison.residuals, table, context, 0)
+        numbers = self.rules.numbers(chain)
+        for rule in self.comparison.residuals.rules(chain, context.known):
+            special.rule_at = rule
+            tests, conditions, possible = special.conditions(rule.conditions)
+            if possible and (rule.verdict is not None or rule.effects):  # else not for this context, or just a comment
+                found.append(self.one(special, rule, numbers[id(rule)], tests, conditions))
+        if len(self.rules.prepared) >= MAX_PREPARED:
+            self.rules.prepared.clear()
+        self.rules.prepared[self.comparison.residuals.key(table, chain, context)] = found
+        return found
 
     def one(
         self,
