@@ -152,6 +152,6 @@ def tests_in_use(model: m.RulesetModel) -> Iterator[m.Test]:
             for rule in table.chains[todo.pop()].rules:
                 for condition in rule.conditions:
                     yield from m.tests_of(condition)
-                new = set(m.targets(rule.verdict)) & table.chains.keys() - seen
+                new = {name for name in m.targets(rule.verdict) if name in table.chains and name not in seen}
                 seen |= new
                 todo += new
