@@ -271,6 +271,7 @@ class _Service:
                 self._tell(line, again=True)
                 if (problem := keep_flag()) is not None:
                     self._tell(f"warning: {problem}")
+            self._rules.beside_proxmox = self._theirs.runs
         except (PvefwError, OSError) as error:
             self._tell(f"warning: Proxmox VE's firewalls cannot be looked for: {_said(error)}")
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 3  # repairs in a row without a wait
 _LONGEST = 60.0  # seconds between repairs
+_LONGEST_BESIDE_PROXMOX = 5.0  # seconds, less than pve-firewall's loop, which may remove all chains each time
 _QUIET = 120.0  # seconds after which a change by others counts as the first one again
 _SHARE = 4  # after a look, so many times as long as it took until the next one
 _MOST = 30.0  # seconds between looks
@@ -33,6 +34,8 @@ class RuleGuard:
         self._repairs = 0
         self._mended = -_QUIET
         self._next_look = 0.0
+        self.beside_proxmox = False
+        """Whether a firewall of Proxmox VE runs."""
         self.maker = ""
         """Who made the last transaction that was told, as far as the kernel said."""
 
@@ -47,7 +50,8 @@ class RuleGuard:
             self.maker = name_of_maker(made[-1])
         due = self._next_look
         if self.fights:
-            due = max(due, self._mended + min(2.0 ** (self._repairs - _AT_ONCE + 1), _LONGEST))
+            longest = _LONGEST_BESIDE_PROXMOX if self.beside_proxmox else _LONGEST
+            due = max(due, self._mended + min(2.0 ** (self._repairs - _AT_ONCE + 1), longest))
         return max(0.0, due - self._clock())
 
     @contextmanager

@@ -14,6 +14,7 @@ from pvefw_nft.host import control, firewall, record
 from pvefw_nft.host.proxmox import services, theirs, units
 from pvefw_nft.host.proxmox.awake import FirewallWatch
 from pvefw_nft.host.proxmox.flag import flag_path
+from pvefw_nft.host.rule_guard import RuleGuard
 
 from .network import compiled, configure, start
 from .test_commands import pvefw
@@ -150,6 +151,20 @@ def test_the_service_tells_of_a_firewall_that_comes_to_life_and_looks_at_it_ever
     assert 100 <= at <= 120
     assert 2000 <= ended <= 2320
     assert looks < 5 + 10 + 120
+
+
+def test_rules_are_mended_soon_while_a_firewall_of_proxmox_removes_them_in_its_loop() -> None:
+    now, waited = 0.0, []
+    guard = RuleGuard(lambda: now)
+    guard.beside_proxmox = True
+    for _ in range(20):
+        waited.append(guard.wait(()))
+        now += waited[-1]
+        guard.mended()
+    assert waited[:3] == [0, 0, 0]
+    assert max(waited) == 5
+    now += 10  # pve-firewall's loop
+    assert guard.wait(()) == 0
 
 
 SHOWN = """\

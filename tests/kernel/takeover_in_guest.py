@@ -180,6 +180,11 @@ class Node:
     def rules(self) -> str:
         return self.run("iptables-save") + self.run("ip6tables-save") + self.run("nft", "list", "tables")
 
+    def journal(self) -> str:
+        """Return what the process of pvefw's service said."""
+        process = self.run("systemctl", "show", "--property=MainPID", "--value", "pvefw").strip()
+        return self.run("journalctl", f"_PID={process}", "--output", "cat", check=False)
+
     def is_active(self, name: str) -> bool:
         return self.run("systemctl", "is-active", name, check=False).strip() == "active"
 
@@ -452,6 +457,33 @@ def filters(node: Node, network: Network, daemon: str) -> None:
         denied.close()
     running = {name for name in (*DAEMONS, "pvefw") if node.is_active(name)}
     assert running == {"pvefw"} or daemon in running <= DAEMONS.keys(), running
+
+
+@pytest.mark.parametrize("backend", BACKENDS if LONG else BACKENDS[:1])
+def test_the_service_tells_of_a_firewall_that_comes_to_life(node: Node, backend: str) -> None:
+    """Somebody starts their services again while pvefw runs: that is told, and at no time is the host open."""
+    daemon = "pve-firewall" if backend == "iptables" else "proxmox-firewall"  # nftables: 0, nftables: 1
+    with filtered_by(node, daemon) as network:
+        node.run("pvefw", "take-over", "--backend", backend)
+        with streams(network) as passing:
+            for name in DAEMONS:
+                node.run("rm", "-r", f"/etc/systemd/system/{name}.service.d", f"/run/systemd/system/{name}.service.d")
+                node.run("systemctl", "unmask", name)
+                node.run("systemctl", "unmask", "--runtime", name)
+            node.run("systemctl", "start", *DAEMONS)
+            for name in DAEMONS:
+                eventually(lambda name=name: f"warning: {name}.service runs: " in node.journal())  # type: ignore[misc]
+            eventually(lambda: (node.root / FLAG[1:]).exists())  # with nftables: 1, pve-firewall removes it
+            time.sleep(2)
+        check(passing)
+        assert node.is_active("pvefw")
+        status = node.run("pvefw", "status", check=False)
+        assert f"running ({backend})" in status
+        assert "pve-firewall.service runs" in status
+        assert "pve-firewall.service runs" in node.run("pvefw", "update", "--backend", backend, check=False)
+        # the way out
+        node.run("pvefw", "take-over", "--backend", backend)
+        assert_taken_over(node, backend)
 
 
 GUESTS = """\

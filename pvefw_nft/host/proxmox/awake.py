@@ -36,6 +36,11 @@ class FirewallWatch:
         self._due = clock() + _INTERVAL
         self._interval = _INTERVAL
 
+    @property
+    def runs(self) -> bool:
+        """Whether one ran at the last look."""
+        return bool(self._found)
+
     def news(self) -> Iterator[str]:
         """Yield a line for each firewall that came to life or ended; none where it is not time to look."""
         if self._clock() < self._due:
@@ -48,9 +53,7 @@ class FirewallWatch:
         self._interval = min(2 * self._interval, _LONGEST) if found and not came else _INTERVAL
         self._found = found
         for line in came:
-            yield (
-                f"warning: {line}: what it changes in our rules is mended, ever more seldom; `pvefw take-over` stops it"
-            )
+            yield (f"warning: {line}: what it changes in our rules is mended; `pvefw take-over` stops it")
         for line in gone:
             yield f"no more: {line}"
         self._due = self._clock() + self._interval
