@@ -13,6 +13,7 @@ The sockets are real ones, so that each answer is what a stack makes of it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import selectors
 import socket
 import struct
@@ -40,6 +41,15 @@ ADDRESSES = {
     "vm103": "10.20.20.103",
 }
 BRIDGES = {"vmbr1": "10.10.10.1", "vmbr2": "10.20.20.1"}
+WAN6 = "2001:db8::254"
+ADDRESSES6 = {
+    "internet": "2001:db8::1",
+    "vm100": "fd10::100",
+    "vm101": "fd10::101",
+    "vm102": "fd10::102",
+    "vm103": "2001:db8:20::103",
+}
+BRIDGES6 = {"vmbr1": "fd10::1", "vmbr2": "2001:db8:20::1"}
 _GUEST_BRIDGES = {"vm100": "vmbr1", "vm101": "vmbr1", "vm102": "vmbr1", "vm103": "vmbr2"}
 FILTERED = ("vm100", "vm101", "vm103")
 FORWARDED = {8080: ("vm100", 80), 8023: ("vm100", 23), 2121: ("vm100", 21)}
@@ -48,8 +58,8 @@ FORWARDED = {8080: ("vm100", 80), 8023: ("vm100", 23), 2121: ("vm100", 21)}
 _ECHO_REQUEST = struct.pack("!BBHHH", 8, 0, 0, 1, 1) + b"ping"
 
 
-def configure(root: Path, host_options: str = "nf_conntrack_helpers: ftp") -> None:
-    """Write a configuration for this network, whose node is ``n``."""
+def configure(root: Path, host_options: str = "nf_conntrack_helpers: ftp", tag: int | None = None) -> None:
+    """Write a configuration for this network, whose node is ``n``; ``tag``: the VLAN of the guests of vmbr1."""
     firewall, node = root / "etc/pve/firewall", root / "etc/pve/nodes/n"
     for folder in (firewall, node / "qemu-server"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +69,8 @@ def configure(root: Path, host_options: str = "nf_conntrack_helpers: ftp") -> No
         vmid = int(guest.removeprefix("vm"))
         firewalled = int(guest in FILTERED)
         (node / f"qemu-server/{vmid}.conf").write_text(
-            f"net0: virtio={_mac(vmid).upper()},bridge={bridge},firewall={firewalled}\n"
+            f"net0: virtio={_mac(vmid).upper()},bridge={bridge},firewall={firewalled}"
+            f"{'' if tag is None or bridge != 'vmbr1' else f',tag={tag}'}\n"
         )
         (firewall / f"{vmid}.fw").write_text(
             "[OPTIONS]\nenable: 1\npolicy_in: DROP\npolicy_out: ACCEPT\n[RULES]\n"
@@ -75,23 +86,39 @@ def _mac(vmid: int) -> str:
 class NatNetwork:
     """The host (this namespace), the internet and the guests, with a server for each of :data:`SERVED` everywhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, tag: int | None = None) -> None:
+        """``tag``: vmbr1 is VLAN-aware, its guests are in that VLAN, and so is the host's address (vmbr1.20)."""
         self.places = {name: Namespace() for name in ADDRESSES} | {"host": Namespace.here()}
+        self.gateways: dict[str, str] = {}
         with open_route() as route:
             for bridge, address in BRIDGES.items():
                 route.link("add", ifname=bridge, kind="bridge", br_forward_delay=0)
-                self._address(route, bridge, address)
+                self._up(route, bridge)
+                link = bridge
+                if tag is not None and bridge == "vmbr1":
+                    run("ip", "link", "set", bridge, "type", "bridge", "vlan_filtering", "1")
+                    run("bridge", "vlan", "add", "dev", bridge, "vid", str(tag), "self")
+                    link = f"{bridge}.{tag}"
+                    run("ip", "link", "add", "link", bridge, "name", link, "type", "vlan", "id", str(tag))
+                self.gateways[bridge] = link
+                self._address(route, link, address)
             self._join(route, "internet", "wan0", "02:00:00:00:02:01", None)
             self._address(route, "wan0", WAN)
             for guest, bridge in _GUEST_BRIDGES.items():
                 vmid = int(guest.removeprefix("vm"))
                 self._join(route, guest, f"tap{vmid}i0", _mac(vmid), bridge)
             self._up(route, "lo")
+        if tag is not None:
+            run("bridge", "vlan", "add", "dev", "tap102i0", "vid", str(tag), "pvid", "untagged")
         sysctl.write("net/ipv4/ip_forward", "1")
         with self.places["internet"].entered(), open_route() as route:
             # the guests of vmbr1 are reached by the host's outer address only
             route.route("add", dst="10.20.20.0/24", gateway=WAN)
-        plugged = wiring.plug([Nic(f"tap{int(g[2:])}i0", _GUEST_BRIDGES[g], int(g[2:]), 0) for g in FILTERED])
+        tags = {"vmbr1": tag}
+        bridges = {guest: _GUEST_BRIDGES[guest] for guest in FILTERED}
+        plugged = wiring.plug(
+            [Nic(f"tap{int(g[2:])}i0", bridge, int(g[2:]), 0, tags.get(bridge)) for g, bridge in bridges.items()]
+        )
         assert [one.error for one in plugged] == [None] * len(FILTERED)
         self._servers = _Servers(self)
 
@@ -131,6 +158,44 @@ class NatNetwork:
         run("iptables", "-t", "raw", "-A", "PREROUTING", "-i", "wan0", "-p", "tcp", "--dport", "2121", "-j", "CT",
             "--helper", "ftp")  # fmt: skip
 
+    def translate_by_nft(self) -> None:
+        """Add the same by rules of nft, which the user may have instead of iptables'."""
+        dnat = "".join(f"ip daddr {WAN} tcp dport {p} dnat to {ADDRESSES[g]}:{i};\n" for p, (g, i) in FORWARDED.items())
+        back = "".join(
+            f"ip saddr 10.10.10.0/24 ip daddr {ADDRESSES[g]} tcp dport {i} masquerade;\n" for g, i in FORWARDED.values()
+        )
+        run(
+            "nft",
+            f"""table ip users {{
+            ct helper ftp {{ type "ftp" protocol tcp; }}
+            chain pre {{ type nat hook prerouting priority dstnat; {dnat} }}
+            chain post {{ type nat hook postrouting priority srcnat;
+                ip saddr 10.10.10.0/24 oifname wan0 masquerade; {back} }}
+            chain help {{ type filter hook prerouting priority -150; iifname wan0 tcp dport 2121 ct helper set ftp; }}
+        }}""",
+        )
+
+    def have_ip6(self) -> None:
+        """Give all places IPv6 addresses; those of vmbr1 are translated (NAT66), those of vmbr2 routed."""
+        sysctl.write("net/ipv6/conf/all/forwarding", "1")
+        for link, address in (*((self.gateways[b], a) for b, a in BRIDGES6.items()), ("wan0", WAN6)):
+            run("ip", "address", "add", f"{address}/64", "dev", link, "nodad")
+        for place, address in ADDRESSES6.items():
+            gateway = WAN6 if place == "internet" else BRIDGES6[_GUEST_BRIDGES[place]]
+            with self.places[place].entered():
+                run("ip", "address", "add", f"{address}/64", "dev", "eth0", "nodad")
+                run("ip", "route", "add", "2001:db8:20::/64" if place == "internet" else "default", "via", gateway)
+        inner = ADDRESSES6["vm100"]
+        run(
+            "nft",
+            f"""table ip6 users {{
+            chain pre {{ type nat hook prerouting priority dstnat;
+                ip6 daddr {WAN6} tcp dport 8080 dnat to [{inner}]:80; }}
+            chain post {{ type nat hook postrouting priority srcnat; ip6 saddr fd10::/64 oifname wan0 masquerade;
+                ip6 saddr fd10::/64 ip6 daddr {inner} tcp dport 80 masquerade; }}
+        }}""",
+        )
+
     def socket_of(self, place: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Return a socket of that place."""
         with self.places[place].entered():
@@ -138,7 +203,7 @@ class NatNetwork:
 
     def connect(self, place: str, address: str, port: int, patience: float = 1.5) -> socket.socket:
         """Return a TCP connection. Raises OSError where none comes about within ``patience`` seconds."""
-        connection = self.socket_of(place, socket.AF_INET, socket.SOCK_STREAM)
+        connection = self.socket_of(place, _family(address), socket.SOCK_STREAM)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.settimeout(patience)
         try:
@@ -160,7 +225,7 @@ class NatNetwork:
 
     def udp(self, place: str, address: str, port: int = 53, patience: float = 1.5) -> str:
         """Return the address that the server saw a datagram come from, or that none came back."""
-        with self.socket_of(place, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        with self.socket_of(place, _family(address), socket.SOCK_DGRAM) as sender:
             sender.settimeout(patience)
             sender.connect((address, port))
             sender.send(b"who am I")
@@ -221,18 +286,23 @@ class _Servers:
         self._network = network
         self._over = threading.Event()
         self._waiting = selectors.DefaultSelector()
-        for place in ADDRESSES:
+        for place, family in itertools.product((*ADDRESSES, "host"), (socket.AF_INET, socket.AF_INET6)):
             for port in SERVED:
-                server = network.socket_of(place, socket.AF_INET, socket.SOCK_STREAM)
-                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                server.bind(("", port))
+                server = self._bound(place, family, socket.SOCK_STREAM, port)
                 server.listen(64)
                 self._waiting.register(server, selectors.EVENT_READ, (place, port))
-            listening = network.socket_of(place, socket.AF_INET, socket.SOCK_DGRAM)
-            listening.bind(("", 53))
+            listening = self._bound(place, family, socket.SOCK_DGRAM, 53)
             self._waiting.register(listening, selectors.EVENT_READ, (place, 53))
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
+
+    def _bound(self, place: str, family: int, kind: int, port: int) -> socket.socket:
+        made = self._network.socket_of(place, family, kind)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(("", port))
+        return made
 
     def close(self) -> None:
         self._over.set()
@@ -288,6 +358,10 @@ class _Servers:
                             data.recv(1)
                 else:
                     connection.sendall(b"230 go on\r\n")
+
+
+def _family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _ftp_log_in(control: socket.socket) -> None:

@@ -29,6 +29,7 @@ FILES = {
     "test_plumbing_kernel.py": "",
     "test_traffic.py": "",
     "test_nat.py": "",
+    "test_nat_variants.py": "",
     "test_vnet.py": "",
     "test_migration.py": "",
     "test_zone_change.py": "",
@@ -41,12 +42,17 @@ FILES = {
 }
 
 
+def inherited(name: str) -> list[str]:
+    """Return what sets a variable in the guest, if it is set here."""
+    return [f"{name}={os.environ[name]}"] if name in os.environ else []
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_host_side(guest: Guest, file: str) -> None:
     limits = {name: os.environ.get(name, value) for name, value in LIMITS.items()}
     seconds = 1800 if limits == LIMITS else 7200
     pytest_command = [sys.executable, "-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider", "-k", FILES[file]]
-    settings = [f"{name}={value}" for name, value in limits.items()]
+    settings = [f"{name}={value}" for name, value in limits.items()] + inherited("PVEFW_TEST_NAT")
     status, output = guest.run(["env", *settings, *pytest_command, f"tests/host/{file}"], seconds=seconds)
     print(output.decode(errors="replace"))
     assert status == 0
@@ -80,7 +86,7 @@ def test_under_systemd(request: pytest.FixtureRequest, where: str, file: str) ->
     if here and not takes_systemd():
         pytest.skip("all of it runs in the guest")
     backends = "iptables" if here else "nft" if takes_systemd() else "iptables nft"
-    limits = [f"{name}={os.environ[name]}" for name in ("PVEFW_TEST_TAKE_OVER",) if name in os.environ]
+    limits = inherited("PVEFW_TEST_TAKE_OVER")
     pytest_command = [sys.executable, "-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider"]
     command = ["env", f"PVEFW_TEST_BACKENDS={backends}", *limits, *pytest_command, f"tests/kernel/{file}"]
     seconds = 7200 if limits else 2400
@@ -100,7 +106,8 @@ def test_legacy_variants_of_iptables(guest: Guest) -> None:
     """Alternatives as Proxmox VE sets them; the long form takes over and hands back with them, too."""
     files = ["tests/kernel/variants_in_guest.py"]
     files += ["tests/kernel/takeover_in_guest.py"] if "PVEFW_TEST_TAKE_OVER" in os.environ else []
-    pytest_command = [sys.executable, "-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider"]
+    python = ["env", *inherited("PVEFW_TEST_TAKE_OVER"), sys.executable]
+    pytest_command = [*python, "-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider"]
     chosen = "not killed and not boot and not switched_off" if len(files) > 1 else "not switching"
     set_all = "for tool in iptables ip6tables ebtables; do update-alternatives --{0} $tool {1}; done"
     guest.run(["sh", "-ec", set_all.format("set", "/usr/sbin/$tool-legacy")], seconds=60)
