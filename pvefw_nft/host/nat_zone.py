@@ -18,6 +18,8 @@ no such rule (:mod:`.zone_change`). Two things go with it:
 
     -t nat PREROUTING  -i fwbr+ -j ACCEPT
     -t nat POSTROUTING -o fwbr+ -j ACCEPT
+
+  Beside NAT rules of nft a table of its own does this (:mod:`.nat_shield`).
 """
 
 from __future__ import annotations
@@ -29,8 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pvefw_nft.errors import HostError
 
-from . import conntrack, state, tools
-from .nftables_state import TABLE, Nftables
+from . import conntrack, nat_shield, state, tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -64,7 +65,7 @@ def nat_rules(proc: Path = Path("/proc"), listed: list[dict[str, Any]] | None = 
         if "nat" in _words(proc / "net" / _LEGACY_TABLES[tool]):
             saved = tools.run([f"{tool}-legacy-save", "-t", "nat"])
             found[tool] += [line for line in saved.splitlines() if _TRANSLATES.search(line)]
-    for rule in _nft_nat_rules() if listed is None else listed:
+    for rule in nat_shield.listed() if listed is None else listed:
         if any(kind in statement for statement in rule["expr"] for kind in _TRANSLATIONS):
             where = f"nft: {rule['family']} {rule['table']} {rule['chain']}"
             for tool in _TOOLS:
@@ -97,7 +98,20 @@ def missing() -> list[str]:
     """
     if not any(name.startswith("fwbr") for _, name in socket.if_nameindex()):
         return []
-    return [line for tool, rules in nat_rules().items() if rules for line in _problems(tool, rules)]
+    listed = nat_shield.listed()
+    found = [line for tool, rules in nat_rules(listed=listed).items() if rules for line in _problems(tool, rules)]
+    return found + list(_unshielded(listed))
+
+
+def _unshielded(listed: list[dict[str, Any]]) -> Iterator[str]:
+    shielded = nat_shield.shielded()
+    for tool, version in _VERSIONS.items():
+        rule = nat_shield.forwards(listed, version)
+        if rule is not None and version not in shielded and _zone(_listed(tool, "raw")):
+            yield (
+                f"{tool}: a port forward (nft: {rule['family']} {rule['table']} {rule['chain']}) translates packets on "
+                "firewall bridges already: it does not work for guests with firewall=1 that use it themselves"
+            )
 
 
 def _problems(tool: str, rules: list[str]) -> Iterator[str]:
@@ -156,6 +170,7 @@ def add() -> None:
             wanted.append(f"PREROUTING -i fwbr+ {_OURS} -j CT --zone {zone}")
         _replace(tool, "raw", raw, wanted)
         _replace(tool, "nat", _listed(tool, "nat"), _SHIELDS)
+    nat_shield.add_where_needed()
 
 
 def remove() -> None:
@@ -167,6 +182,8 @@ def remove() -> None:
             except HostError:
                 continue  # without the tool none can have been added
             _replace(tool, table, listed, ())
+    if is_wanted():
+        nat_shield.remove()
 
 
 def _replace(tool: str, table: str, listed: Sequence[str], wanted: Sequence[str]) -> None:
@@ -176,16 +193,6 @@ def _replace(tool: str, table: str, listed: Sequence[str], wanted: Sequence[str]
         return
     lines = [f"-D {rule}" for rule in present] + [f"-I {rule}" for rule in reversed(wanted)]
     tools.run([f"{tool}-restore", "-w", "--noflush"], "\n".join([f"*{table}", *lines, "COMMIT", ""]))
-
-
-def _nft_nat_rules() -> Iterator[dict[str, Any]]:
-    nft = Nftables()
-    for entry in nft.run([{"list": {"chains": None}}]):
-        chain = entry.get("chain", {})
-        if chain.get("type") != "nat" or chain["table"] == TABLE:
-            continue
-        body = {key: chain[key] for key in ("family", "table", "name")}
-        yield from (one["rule"] for one in nft.run([{"list": {"chain": body}}]) if "rule" in one)
 
 
 def _words(path: Path) -> list[str]:

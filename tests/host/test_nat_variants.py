@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,11 +53,12 @@ CASES = [("nft", "0")] + ([("iptables", "1"), ("nft", "1")] if LONG else [])
 
 @pytest.fixture(params=[None, 20] if LONG else [20], ids=lambda tag: "plain" if tag is None else "vlan")
 def network(host: Namespace, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[NatNetwork]:
-    if not has_bridge_conntrack():
+    if "nft-" in request.node.name and not has_bridge_conntrack():
         pytest.skip("this kernel does not track connections on bridges")
     configure(tmp_path, tag=request.param)
     for module in ("br_netfilter", "nf_nat_ftp"):
-        run("modprobe", module)
+        with contextlib.suppress(subprocess.CalledProcessError):  # this kernel may have it built in
+            run("modprobe", module)
     with NatNetwork(request.param) as network:
         yield network
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from pvefw_nft.cli import cli
-from pvefw_nft.host import doctor, nat_zone
+from pvefw_nft.host import doctor, nat_shield, nat_zone
 from pvefw_nft.host.doctor import Level
 
 from .conftest import need
@@ -123,6 +123,27 @@ def test_port_forwards_leave_firewall_bridges_out(root: Path) -> None:
     assert shields()[0].startswith("-A PREROUTING -i fwbr+ ")
     CliRunner().invoke(cli, ["stop"])
     assert shields() == []
+
+
+def test_port_forwards_of_nft_leave_firewall_bridges_out(root: Path) -> None:
+    shell(f"iptables {OTHERS_RULE} && ip6tables {OTHERS_RULE}")
+    shell("nft add table ip mine; nft add chain ip mine pre '{ type nat hook prerouting priority -100; }'")
+    shell("nft add rule ip mine pre iifname eno1 tcp dport 8081 dnat to 10.0.0.100:80")
+    assert "translates packets" not in start(root, command="status")
+    start(root, "--nat-zone")
+    assert nat_shield.shielded() == set()
+    shell("nft add rule ip mine pre ip daddr 192.0.2.254 tcp dport 8080 dnat to 10.0.0.100:80")
+    assert "port forward (nft: ip mine pre) translates packets" in start(root, command="status")
+    assert "translates packets" not in start(root)
+    assert nat_shield.shielded() == {"ip"}
+    shell("nft flush chain ip mine pre")
+    start(root)
+    assert nat_shield.shielded() == set()
+    shell("nft add rule ip mine pre tcp dport 8080 redirect to :80")
+    start(root)
+    assert nat_shield.shielded() == {"ip"}
+    CliRunner().invoke(cli, ["stop"])
+    assert nat_shield.shielded() == set()
 
 
 def test_rule_of_others_stays(root: Path) -> None:
