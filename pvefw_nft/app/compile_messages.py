@@ -23,6 +23,7 @@ from pvefw_nft.errors import (
     UsageError,
 )
 from pvefw_nft.host import record
+from pvefw_nft.host.backend_info import BACKENDS
 from pvefw_nft.host.bridges.unplugged import Misconfigured
 from pvefw_nft.host.links import VlanRange
 from pvefw_nft.host.plumbing import Nic
@@ -108,7 +109,7 @@ def result_of_json(message: dict[str, Any], frame: bytes, last: Desired | None, 
     fresh = frame.decode().split(_BETWEEN.decode()) if frame else []
     known = last.pieces if last is not None else ()
     name = typed(message["backend"], str)
-    if name not in record.BACKENDS or backend not in (None, name):
+    if name not in BACKENDS or backend not in (None, name):
         raise ValueError(f"a ruleset for {name[:40]!r}")
     numbers = message["conntrack"]
     conntrack = None if numbers is None else Conntrack(*(typed(number, int) for number in numbers))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import UsageError
 from pvefw_nft.host import connections, sysctl
+from pvefw_nft.host.backend_info import info
 from pvefw_nft.host.connections import TCP, spelled
 from pvefw_nft.pipeline import compile_root, corosync_links, read_back, topology
 from pvefw_nft.verify.packet import PacketSpec
@@ -171,7 +172,7 @@ def _live_topology(configured: Topology, network: LiveNetwork, backend: str) -> 
         replace(nic, addresses=tuple(dict.fromkeys((*nic.addresses, *met.get(nic.mac or -1, ())))))
         for nic in configured.nics
     )
-    call = backend == "iptables" or sysctl.read("net/bridge/bridge-nf-call-iptables") == "1"
+    call = info(backend).needs_br_netfilter or sysctl.read("net/bridge/bridge-nf-call-iptables") == "1"
     return replace(configured, nics=nics, links=links, call_iptables=call).with_bridges()
 
 

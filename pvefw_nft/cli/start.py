@@ -34,6 +34,7 @@ from pvefw_nft.errors import (
     UnreadableError,
 )
 from pvefw_nft.host import control, firewall, lock, nat_zone
+from pvefw_nft.host.backend_info import info
 from pvefw_nft.host.bridges import drop
 from pvefw_nft.host.bridges.unplugged import read_unplugged
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox, running_firewalls
@@ -175,7 +176,7 @@ def status_command(
     theirs = _theirs()
     waiting = control.pending_if_sound()
     unplugged = _unplugged(source, desired) if found.running else []
-    nat = _nat_problems() if found.running and "iptables" in found.backends else []
+    nat = _nat_problems() if found.running and not all(info(name).sets_zones for name in found.backends) else []
     left = _leftovers()
     if form == "json":
         shown = {**_status_json(found, waiting, unplugged, theirs, invalid=invalid), "nat": nat, "leftovers": left}
@@ -274,7 +275,7 @@ def _need_host(*, beside: bool) -> None:
 
 def _look_at_nat(desired: Desired, *, quiet: bool) -> None:
     """Have the zone rule for NAT where it is wanted, and warn where NAT of guests does not work without it."""
-    if not desired.enabled or desired.backend != "iptables":
+    if not desired.enabled or info(desired.backend).sets_zones:
         return
     if nat_zone.is_wanted():
         nat_zone.add()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pvefw_nft.errors import HostError, PvefwError
 
 from . import bindings, engines, firewall, nat_zone, sysctl, tools
+from .backend_info import info
 from .bridges.unplugged import find_unplugged, on_open_vswitch
 from .links import open_route, read_links
 from .nftables_state import TABLE, Nftables
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from .links import Links
     from .plumbing import Nic
 
-_TOOLS = {
-    "iptables": ("iptables", "iptables-restore", "ip6tables-restore", "ipset", "ebtables-restore"),
-    "nft": ("nft",),
-}
 # what a bridge ruleset needs of the kernel, tried without loading anything into it
 _PROBES = (
     ("bridge connection tracking", "ct state established accept", "nf_conntrack_bridge"),
@@ -113,7 +110,7 @@ def _switches(switches: Switches) -> Iterator[Finding]:
 
 
 def _tools(backend: str) -> Iterator[Finding]:
-    for tool in _TOOLS[backend]:
+    for tool in info(backend).tools:
         try:
             path = tools.find(tool)
         except HostError as error:
@@ -151,7 +148,7 @@ def _version(tool: str) -> str:
 
 def _kernel(backend: str) -> Iterator[Finding]:
     yield Finding(Level.GOOD, f"kernel {platform.release()}")
-    if backend == "iptables":
+    if info(backend).needs_br_netfilter:
         if sysctl.read("net/bridge/bridge-nf-call-iptables") is None:
             yield Finding(
                 Level.WARNING,
@@ -178,13 +175,13 @@ def _kernel(backend: str) -> Iterator[Finding]:
 
 def _bridge_settings(backend: str) -> Iterator[Finding]:
     values = {family: sysctl.read(f"net/bridge/bridge-nf-call-{family}") for family in ("iptables", "ip6tables")}
-    if backend == "nft" and "1" in values.values():
+    if not info(backend).needs_br_netfilter and "1" in values.values():
         yield Finding(
             Level.NOTE,
             "bridged packets also pass iptables' chains (br_netfilter), which the nft backend does not need",
             "if nothing else needs it: sysctl net.bridge.bridge-nf-call-iptables=0 and -ip6tables=0",
         )
-    if backend != "iptables":
+    if not info(backend).needs_br_netfilter:
         return
     for family, value in values.items():
         if value == "0":
@@ -213,7 +210,7 @@ def _other_rules(backend: str) -> Iterator[Finding]:
     for tool in ("iptables", "ip6tables"):
         policy = re.search(r"^:FORWARD DROP", _saved(f"{tool}-save"), re.MULTILINE)
         bridged = sysctl.read(f"net/bridge/bridge-nf-call-{tool}") == "1"
-        if policy is not None and (bridged or backend == "iptables"):
+        if policy is not None and (bridged or info(backend).needs_br_netfilter):
             yield Finding(
                 Level.WARNING,
                 f"{tool}: FORWARD drops by policy (Docker sets it), also bridged packets that no rule accepts",
@@ -246,8 +243,8 @@ def _other_tables() -> Iterator[Finding]:
 
 
 def _nat(backend: str) -> Iterator[Finding]:
-    """Look for address translation that guests with firewall bridges are left out of; nft needs nothing for it."""
-    if backend != "iptables":
+    """Look for NAT rules that do not translate what guests behind firewall bridges send; zones need nothing for it."""
+    if info(backend).sets_zones:
         return
     try:
         for line in nat_zone.missing():

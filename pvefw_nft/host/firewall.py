@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pvefw_nft.errors import HostError
 
 from . import hardening, nat_zone, record, settings, state, sysctl, zone_change
+from .backend_info import BACKENDS, info
 from .bridges import drop
 from .engines import Engine, Remember, engine, others
 from .moved import adopt, arrived
@@ -194,11 +195,12 @@ def _zone_rules(desired: Desired | None) -> list[str]:
     """
     backend = desired.backend if desired is not None and desired.enabled else None
     try:
-        if backend == "iptables" and nat_zone.is_wanted():
+        zones = backend is not None and info(backend).sets_zones
+        if backend is not None and not zones and nat_zone.is_wanted():
             nat_zone.add()
         else:
             nat_zone.remove()
-        if backend == "nft":
+        if zones:
             zone_change.remove_if_over()
         else:
             zone_change.remove_transition()
@@ -463,4 +465,4 @@ def _differs(desired: Desired, previous: Desired | None) -> bool:
 
 
 def _all_engines() -> list[Engine]:
-    return [engine("iptables"), engine("nft")]
+    return [engine(name) for name in BACKENDS]

@@ -15,6 +15,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from . import conntrack, nat_zone
+from .backend_info import info
 from .zone_change import zones_of
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def arrived(before: Desired | None, after: Desired) -> frozenset[int]:
 
 
 def _guests(ruleset: Desired) -> frozenset[int]:
-    if ruleset.backend == "nft":
+    if info(ruleset.backend).sets_zones:
         return frozenset(vmid for vmid, _ in zones_of(ruleset))
     return frozenset(int(vmid) for piece in ruleset.pieces for vmid in _IN_CHAIN.findall(piece))
 
@@ -55,7 +56,7 @@ def adopt(vmids: Collection[int], ruleset: Desired) -> int:
     if not vmids or len(vmids) > _MAX_GUESTS:
         return 0
     zones: dict[int, list[int]] = defaultdict(list)
-    if ruleset.backend == "nft":
+    if info(ruleset.backend).sets_zones:
         for (vmid, _), zone in zones_of(ruleset).items():
             zones[vmid].append(zone)
     else:

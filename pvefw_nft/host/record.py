@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pvefw_nft.errors import HostError, InternalError
 
 from . import bases, state
+from .backend_info import BACKENDS, info
 from .bases import BETWEEN, stamp
 from .changes import Remembered
 from .settings import Conntrack
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 _VERSION = 4
 _WITHOUT_BASES = 3
 """The version whose records hold all pieces, which is still read."""
-BACKENDS = ("iptables", "nft")
-"""The backends whose rulesets can be on record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ def desired(
 
 
 def _fingerprint(backend: str, pieces: Sequence[str], hardening: str) -> str:
-    if backend == "iptables":  # its pieces are cuts of one document
+    if info(backend).one_document:
         pieces = ["".join(pieces)]
     parts = [backend, *pieces, hardening] if hardening else [backend, *pieces]
     return hashlib.sha256(BETWEEN.join(parts).encode()).hexdigest()

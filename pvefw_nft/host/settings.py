@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pvefw_nft.errors import HostError
 
 from . import state, sysctl, tools
+from .backend_info import BACKENDS, info
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -50,19 +51,14 @@ class Conntrack:
 
 def needed_first(backend: str) -> dict[str, str]:
     """Return the settings without which a ruleset does not filter: they are set before it is loaded."""
-    if backend != "iptables":
+    if not info(backend).needs_br_netfilter:
         return {}
     return {f"{_BRIDGE}iptables": "1", f"{_BRIDGE}ip6tables": "1", "net/ipv4/tcp_syncookies": "1"}
 
 
 def load_modules(backend: str) -> None:
     """Load the kernel modules that a backend's ruleset needs; what is built in or missing shows when it is used."""
-    modules = {
-        "iptables": ("br_netfilter",),
-        # br_netfilter is left alone: it would send bridged packets through iptables' chains too
-        "nft": ("nf_conntrack_bridge", "nft_meta_bridge", "nft_reject_bridge"),
-    }[backend]
-    for module in modules:
+    for module in info(backend).modules:
         if (_MODULES / module).is_dir():
             continue
         if module == "br_netfilter":
@@ -149,7 +145,9 @@ def forget() -> None:
 
 
 def _not_needed_by(backend: str) -> frozenset[str]:
-    return frozenset({*needed_first("iptables"), *_OF_BR_NETFILTER}) if backend != "iptables" else frozenset()
+    if info(backend).needs_br_netfilter:
+        return frozenset()
+    return frozenset(_OF_BR_NETFILTER).union(*(needed_first(name) for name in BACKENDS))
 
 
 def _passing_by(keys: Sequence[str]) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from pvefw_nft.errors import HostError
 from pvefw_nft.ir.zones import SHARED_ZONE, nic_of
 
 from . import conntrack, nat_zone, nf_tables, record, state
+from .backend_info import info
 from .nftables_state import TABLE, Nftables
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def zones_of(ruleset: Desired | None) -> dict[tuple[int, int], int]:
 
     What is not the name of a firewall bridge with a number of ours is left out: a damaged record must not matter.
     """
-    if ruleset is None or ruleset.backend != "nft":
+    if ruleset is None or not info(ruleset.backend).sets_zones:
         return {}
     piece = next((piece for piece in ruleset.pieces if f'"chain":"{ZONES}"' in piece), "")
     found: dict[tuple[int, int], int] = {}
@@ -168,7 +169,7 @@ def begin(desired: Desired) -> ZoneChange:
         has_zones = bool(nf_tables.rules("bridge", TABLE, ZONES))
     except HostError:
         has_zones = False  # without nf_tables there are none
-    if desired.backend != "nft":
+    if not info(desired.backend).sets_zones:
         return ZoneChange(from_zones=has_zones)
     zones = zones_of(desired)
     return ZoneChange(to_zones=bool(zones) and not has_zones, vmids=frozenset(vmid for vmid, _ in zones))

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pvefw_nft import pipeline
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, firewall, record
+from pvefw_nft.host import backend_info, control, firewall, record
 from pvefw_nft.host.engines import engine
 
 from .applied import Killed, die, everything, has_port, ours, shell, with_port
@@ -153,3 +154,7 @@ def test_nothing_else_is_removed_when_the_new_ruleset_fails(real: Namespace, mon
     with pytest.raises(HostError, match="no"):
         control.apply(ruleset("nft", nft()))
     assert has_port(80)
+
+
+def test_every_loadable_backend_is_known_to_the_host() -> None:
+    assert backend_info.BACKENDS == pipeline.BACKENDS
