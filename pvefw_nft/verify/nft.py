@@ -27,7 +27,7 @@ from pvefw_nft.verify.nft_rule import NftRuleParser, NftTable
 from pvefw_nft.verify.nft_values import text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable
 
     from pvefw_nft.verify.nft_values import Json
     from pvefw_nft.verify.reading import Reading
@@ -211,7 +211,7 @@ class NftReader:
         raw.objects.counting |= _counting_sets(rule for chain in raw.chains.values() for rule in chain.rules)
         for chain in raw.chains.values():
             for rule in chain.rules:
-                looked_up = set(_looked_up(rule.get("expr"))) - raw.objects.counting
+                looked_up = _looked_up(rule.get("expr")) - raw.objects.counting
                 raw.objects.lookups |= {raw.objects.set_name(name) for name in looked_up}
         parser = NftRuleParser(raw.objects, self.reading)
         for chain in raw.chains.values():
@@ -221,8 +221,9 @@ class NftReader:
                 if not dormant:
                     made.hook = self._hook(table, chain)
             table.chains[chain.name] = made
+            before = f"table {table.key}, chain {chain.name}, rule "
             for number, rule in enumerate(chain.rules, 1):
-                where = f"table {table.key}, chain {chain.name}, rule {number}"
+                where = f"{before}{number}"
                 statements = rule.get("expr")
                 if not isinstance(statements, list):
                     raise self.reading.error(where, "has no expressions")
@@ -268,14 +269,19 @@ def _counting_sets(rules: Iterable[dict[str, Json]]) -> set[str]:
     return found
 
 
-def _looked_up(node: Json) -> Iterator[str]:
-    """Yield the references of sets and maps in a rule's expressions, but for those of sets that it updates."""
-    if isinstance(node, str) and node.startswith("@"):
-        yield node
-    elif isinstance(node, list):
-        for part in node:
-            yield from _looked_up(part)
-    elif isinstance(node, dict):
-        for key, part in node.items():
-            if not (key == "set" and isinstance(part, dict) and "op" in part):
-                yield from _looked_up(part)
+def _looked_up(expressions: Json) -> set[str]:
+    """Return the references of sets and maps in a rule's expressions, but for those of sets that it updates."""
+    found = set()
+    todo = [expressions]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, str):
+            if node.startswith("@"):
+                found.add(node)
+        elif isinstance(node, list):
+            todo += node
+        elif isinstance(node, dict):
+            todo += [
+                part for key, part in node.items() if not (key == "set" and isinstance(part, dict) and "op" in part)
+            ]
+    return found

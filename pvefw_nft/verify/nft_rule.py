@@ -156,6 +156,16 @@ _TAG_FIELDS: dict[tuple[tuple[object, ...], int | None], Field] = {
 """Bits of a frame with two VLAN tags (IEEE 802.1Q, section 9.6): their place in the frame, mask, and field."""
 
 
+def _is_plain(left: dict[str, Json]) -> bool:
+    """Return whether an expression reads a named field as it is, at a glance: nearly all do."""
+    payload, meta = left.get("payload"), left.get("meta")
+    if len(left) != 1:
+        return False
+    if isinstance(payload, dict):
+        return "protocol" in payload and "base" not in payload and payload.get("field") not in ("flags", "frag-off")
+    return isinstance(meta, dict) and meta.get("key") != "mark"
+
+
 class NftRuleParser:
     """Reads the rules of one table."""
 
@@ -214,7 +224,7 @@ class NftRuleParser:
                 condition = self._concat(left["concat"], right)
                 self._require(Not(condition) if operator == "!=" else condition)
                 return
-            special = self._special(left, operator, right)
+            special = None if _is_plain(left) else self._special(left, operator, right)
             if special is not None:
                 self._require(special)
                 return
