@@ -62,7 +62,8 @@ def _connect(address: str) -> Any:  # noqa: ANN401 - distributed has no types
         import distributed
     except ImportError:
         raise HostError(
-            "--scheduler needs Dask's distributed, which is not installed", "pip install 'pvefw[fleet]'"
+            "--scheduler needs Dask's distributed, which is not installed",
+            "in a checkout: PVEFW_EXTRAS='host nft fleet' ./pvefw --help",
         ) from None
     make: Any = distributed.Client  # of which mypy knows no types
     try:

@@ -64,7 +64,10 @@ def need_asyncssh() -> Any:  # noqa: ANN401 - a module
     try:
         import asyncssh
     except ImportError:
-        raise HostError("this needs asyncssh, which is not installed", "pip install 'pvefw[fleet]'") from None
+        raise HostError(
+            "this needs the Python module asyncssh, which is not installed",
+            "apt-get install python3-asyncssh; in a checkout: PVEFW_EXTRAS='host nft fleet' ./pvefw --help",
+        ) from None
     return asyncssh
 
 

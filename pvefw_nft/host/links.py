@@ -130,13 +130,18 @@ class Links:
 
 def read_links(route: Any) -> Links:  # noqa: ANN401 (pyroute2 is untyped)
     """Return all links of this network namespace; ``route`` is a pyroute2 IPRoute."""
-    messages = list(route.link("dump", ext_mask=_SKIP_STATS))
-    names = {message["index"]: message.get("ifname") for message in messages}
+    messages = list(route.link("dump", ext_mask=_SKIP_STATS, match=_any))
+    names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in messages}
     links = [_link(message, names) for message in messages]
     if any(link.vlan_aware for link in links):
         vlans = _port_vlans(route)
         links = [replace(link, vlans=vlans.get(link.index, ())) for link in links]
     return Links(links)
+
+
+def _any(message: Any) -> bool:  # noqa: ANN401, ARG001 (a netlink message)
+    """Match any message: without a match, pyroute2 0.7.2 takes ``ext_mask`` for an attribute that links must have."""
+    return True
 
 
 def open_route() -> Any:  # noqa: ANN401 (pyroute2 is untyped)
@@ -193,48 +198,48 @@ def coalesce(vlans: Iterable[VlanRange]) -> tuple[VlanRange, ...]:
 
 
 def _link(message: Any, names: dict[int, str]) -> Link:  # noqa: ANN401 (a netlink message)
-    info = message.get("linkinfo")
-    kind = info.get("kind") if info else None
-    data = info.get("data") if info else None
+    info = message.get_attr("IFLA_LINKINFO")
+    kind = info.get_attr("IFLA_INFO_KIND") if info else None
+    data = info.get_attr("IFLA_INFO_DATA") if info else None
     bridge = data if kind == "bridge" else None
     lower = None
     # a link in another namespace has an index of that namespace
-    if message.get("link_netnsid") is None and message.get("link"):
-        lower = names.get(message.get("link"))
+    if message.get_attr("IFLA_LINK_NETNSID") is None and message.get_attr("IFLA_LINK"):
+        lower = names.get(message.get_attr("IFLA_LINK"))
     return Link(
-        name=message.get("ifname"),
+        name=message.get_attr("IFLA_IFNAME"),
         index=message["index"],
         kind=kind,
-        mtu=message.get("mtu"),
+        mtu=message.get_attr("IFLA_MTU"),
         up=bool(message["flags"] & _IFF_UP),
-        master=names.get(message.get("master") or 0),
+        master=names.get(message.get_attr("IFLA_MASTER") or 0),
         lower=lower,
-        vlan=data.get("vlan_id") if kind == "vlan" and data is not None else None,
-        alias=message.get("ifalias"),
+        vlan=data.get_attr("IFLA_VLAN_ID") if kind == "vlan" and data is not None else None,
+        alias=message.get_attr("IFLA_IFALIAS"),
         bridge=_bridge_settings(bridge) if bridge is not None else None,
-        vlan_aware=bool(bridge is not None and bridge.get("br_vlan_filtering")),
-        default_pvid=(bridge.get("br_vlan_default_pvid") or 0) if bridge is not None else 0,
+        vlan_aware=bool(bridge is not None and bridge.get_attr("IFLA_BR_VLAN_FILTERING")),
+        default_pvid=(bridge.get_attr("IFLA_BR_VLAN_DEFAULT_PVID") or 0) if bridge is not None else 0,
     )
 
 
 def _bridge_settings(data: Any) -> BridgeSettings:  # noqa: ANN401 (a netlink attribute)
     return BridgeSettings(
-        ageing_time=data.get("br_ageing_time"),
-        stp_state=data.get("br_stp_state"),
-        priority=data.get("br_priority"),
-        forward_delay=data.get("br_forward_delay"),
-        hello_time=data.get("br_hello_time"),
-        max_age=data.get("br_max_age"),
+        ageing_time=data.get_attr("IFLA_BR_AGEING_TIME"),
+        stp_state=data.get_attr("IFLA_BR_STP_STATE"),
+        priority=data.get_attr("IFLA_BR_PRIORITY"),
+        forward_delay=data.get_attr("IFLA_BR_FORWARD_DELAY"),
+        hello_time=data.get_attr("IFLA_BR_HELLO_TIME"),
+        max_age=data.get_attr("IFLA_BR_MAX_AGE"),
         # absent where the kernel has no IGMP snooping
-        multicast_snooping=data.get("br_mcast_snooping") or 0,
-        multicast_querier=data.get("br_mcast_querier") or 0,
+        multicast_snooping=data.get_attr("IFLA_BR_MCAST_SNOOPING") or 0,
+        multicast_querier=data.get_attr("IFLA_BR_MCAST_QUERIER") or 0,
     )
 
 
 def _port_vlans(route: Any) -> dict[int, tuple[VlanRange, ...]]:  # noqa: ANN401 (pyroute2 is untyped)
     found: dict[int, tuple[VlanRange, ...]] = {}
-    for message in route.link("dump", family=socket.AF_BRIDGE, ext_mask=_VLANS_COMPRESSED):
-        spec = message.get("af_spec")
+    for message in route.link("dump", family=socket.AF_BRIDGE, ext_mask=_VLANS_COMPRESSED, match=_any):
+        spec = message.get_attr("IFLA_AF_SPEC")
         ranges: list[VlanRange] = []
         begin = 0
         for attribute in spec.get_attrs("IFLA_BRIDGE_VLAN_INFO") if spec else ():

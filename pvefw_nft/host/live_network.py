@@ -55,7 +55,7 @@ def read_live_network() -> LiveNetwork:
         links = read_links(route)
         addresses: dict[int, list[tuple[int, int, int]]] = {}
         for message in route.get_addr():
-            text = message.get("local") or message.get("address")
+            text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             if text:
                 ip = ipaddress.ip_address(text)
                 addresses.setdefault(message["index"], []).append((ip.version, int(ip), message["prefixlen"]))
@@ -84,7 +84,7 @@ def _neighbours(route: Any) -> dict[Address, int]:  # noqa: ANN401 (pyroute2 is 
     found: dict[Address, int] = {}
     for family in (socket.AF_INET, socket.AF_INET6):
         for message in route.get_neighbours(family=family):
-            address, mac = message.get("dst"), message.get("lladdr")
+            address, mac = message.get_attr("NDA_DST"), message.get_attr("NDA_LLADDR")
             if address and mac:
                 ip = ipaddress.ip_address(address)
                 found[ip.version, int(ip)] = int(str(mac).replace(":", ""), 16)

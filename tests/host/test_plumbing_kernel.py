@@ -187,7 +187,7 @@ def test_guests_bridge_keeps_its_address(route: Any, host: Namespace, other: Nam
 
     def address() -> str:
         (message,) = route.get_links(index(route, "vmbr0"))
-        found: str = message.get("address")
+        found: str = message.get_attr("IFLA_ADDRESS")
         return found
 
     before = address()
@@ -207,7 +207,7 @@ class _Detour:
         guest_nic(route, guest)
         assert wiring.plug([NIC])[0].error is None
         (message,) = route.get_links(index(route, "fwbr100i0"))
-        self.mac = bytes.fromhex(message.get("address").replace(":", ""))
+        self.mac = bytes.fromhex(message.get_attr("IFLA_ADDRESS").replace(":", ""))
         with host.entered():
             self.server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self.server.bind((HOST, 5000))

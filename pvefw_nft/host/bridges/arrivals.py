@@ -68,7 +68,7 @@ class ArrivalWatch:
             messages = list(events.get())
             begun = time.monotonic()
             nics = self._nics()
-            names = {message.get("ifname") for message in messages if _is_misplaced(message)}
+            names = {message.get_attr("IFLA_IFNAME") for message in messages if _is_misplaced(message)}
             found = [nics[name] for name in names if name in nics]
             if found:
                 result = plug_all(found, only_bridged=True)
@@ -84,8 +84,8 @@ class ArrivalWatch:
 
 def _is_misplaced(message: Any) -> bool:  # noqa: ANN401 (pyroute2 is untyped)
     """Tell whether a message says that a link is a port of something that is not a firewall bridge."""
-    master = message.get("master")
-    if message.get("event") != "RTM_NEWLINK" or not master:
+    master = message.get_attr("IFLA_MASTER")
+    if message["event"] != "RTM_NEWLINK" or not master:
         return False
     try:
         return not socket.if_indextoname(master).startswith("fwbr")

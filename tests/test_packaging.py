@@ -1,0 +1,59 @@
+"""The Debian package's parts; ``packaging/test-deb`` builds it and tries it in clean roots."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEBIAN = REPOSITORY / "packaging" / "debian"
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def test_unit_starts_the_packaged_command_and_is_the_printed_one_otherwise() -> None:
+    command = [sys.executable, "-m", "pvefw_nft.cli", "run", "--print-unit"]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, cwd=REPOSITORY).stdout
+    packaged = subprocess.run(
+        [sys.executable, REPOSITORY / "packaging" / "unit.py"],
+        input=printed,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    ).stdout
+    changed = set(packaged.splitlines()) ^ set(printed.splitlines())
+    assert {line.partition("=")[0] for line in changed} == {"EnvironmentFile", "ExecStart"}
+    assert "ExecStart=/usr/bin/pvefw run $PVEFW_OPTIONS\n" in packaged
+
+
+def test_unit_without_its_command_is_refused() -> None:
+    made = subprocess.run(
+        [sys.executable, REPOSITORY / "packaging" / "unit.py"],
+        input=b"[Service]\n",
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    assert made.returncode == 1
+
+
+def test_metadata_has_the_version_of_the_project(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, REPOSITORY / "packaging" / "metadata.py", tmp_path], check=True)
+    (metadata,) = tmp_path.glob("pvefw-*.dist-info/METADATA")
+    assert f"\nVersion: {PROJECT['version']}\n" in metadata.read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["click", "pyparsing", "pyroute2"])
+def test_lower_bounds_are_those_of_the_project(name: str) -> None:
+    texts = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["host"]]
+    (bound,) = [text.partition(">=")[2] for text in texts if text.startswith(f"{name}>=")]
+    control = (DEBIAN / "control").read_text("utf-8")
+    assert re.search(rf"python3-{name} \(>= {re.escape(bound)}\)", control)
+
+
+@pytest.mark.parametrize("script", ["pvefw.postinst", "pvefw.prerm", "pvefw.postrm"])
+def test_maintainer_scripts_are_sh(script: str) -> None:
+    subprocess.run(["sh", "-n", DEBIAN / script], check=True)
