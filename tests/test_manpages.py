@@ -1,0 +1,94 @@
+"""The manual pages: that they are complete, and that man and mandoc find no mistake in them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import click
+import pytest
+
+from pvefw_nft.cli import cli
+from pvefw_nft.config.option_help import option_help
+from pvefw_nft.config.options import OPTIONS, FileKind
+from scripts import manpages
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAGES = dict(manpages.pages())
+
+
+def test_each_command_has_a_page_with_its_options() -> None:
+    context = click.Context(cli, info_name="pvefw")
+    for name in cli.list_commands(context):
+        page = PAGES[f"pvefw-{name}.8"]
+        assert f"\\fBpvefw\\-{manpages.escaped(name)}\\fR(8)" in PAGES["pvefw.8"]
+        command = cli.get_command(context, name)
+        assert command is not None
+        for parameter in command.params:
+            for option in parameter.opts if isinstance(parameter, click.Option) and not parameter.hidden else ():
+                assert manpages.escaped(option) in page, (name, option)
+
+
+@pytest.mark.parametrize("kind", FileKind)
+def test_each_option_is_explained(kind: FileKind) -> None:
+    explained = {made.name: made for made in option_help(kind)}
+    assert list(explained) == list(OPTIONS[kind])
+    for name, made in explained.items():
+        assert made.default, name
+        assert f"\\fB{manpages.escaped(name)}\\fR" in PAGES["pvefw.fw.5"]
+
+
+def test_defaults_are_those_of_the_model() -> None:
+    host = {made.name: made.default for made in option_help(FileKind.HOST)}
+    assert host["nosmurfs"] == "1"
+    assert host["log_level_in"] == "nolog"
+    assert host["nf_conntrack_tcp_timeout_established"] == "432000"
+    assert {made.name: made.default for made in option_help(FileKind.CLUSTER)}["policy_in"] == "DROP"
+    assert {made.name: made.default for made in option_help(FileKind.GUEST_HARDENING)}["l2"] == "as cluster.pvefw"
+
+
+def test_the_manual_has_the_tables_of_the_pages() -> None:
+    page = (manpages.DOCS / "reference" / "fw-files.md").read_text("utf-8")
+    assert page.partition(manpages.MARK)[2] == "\n" + manpages.option_tables(), "run scripts/manpages.py --options"
+
+
+def test_text_of_the_manual_is_no_request_of_troff() -> None:
+    made = "\n".join(manpages.rendered("## .so /etc/passwd\n\n.so `a\\b`\n\n'so x\n\n```text\n.so y\n```\n"))
+    assert not re.search(r"(?m)^[.']so", made)
+    assert "a\\eb" in made
+
+
+def test_each_code_is_on_the_page_of_diagnostics() -> None:
+    for code in ("host-bits", "never-matches"):
+        assert manpages.escaped(code) in PAGES["pvefw-diagnostics.7"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("man")
+    for name, text in PAGES.items():
+        (made / name).write_text(text, "utf-8")
+    return made
+
+
+@pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed: apt-get install mandoc")
+def test_mandoc_finds_no_mistake(folder: Path) -> None:
+    command = ["mandoc", "-T", "lint", "-W", "warning", *sorted(PAGES)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("man") is None, reason="man is not installed: apt-get install man-db")
+@pytest.mark.parametrize("name", ["pvefw.8", "pvefw-simulate.8", "pvefw.fw.5", "pvefw-differences.7"])
+def test_man_shows_pages_without_a_warning(folder: Path, name: str) -> None:
+    done = subprocess.run(
+        ["man", "--warnings", "--local-file", folder / name], capture_output=True, text=True, check=True,
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "MANWIDTH": "80", "MANPAGER": "cat"},
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert "SYNOPSIS" in done.stdout or "DESCRIPTION" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 132  # code is not wrapped
