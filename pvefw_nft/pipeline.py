@@ -596,7 +596,7 @@ def analyse_root(
     root = _root(source)
     if not only_own:
         find_unused_of_cluster(root, quiet.node.cluster, findings)
-    find_unused_of_guests(root, quiet.guests(), findings)
+    find_unused_of_guests(root, quiet, findings)
     return Advice(in_file_order(_with_text([*findings.diagnostics, *found], source.files)), advice.unfinished)
 
 
