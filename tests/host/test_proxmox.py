@@ -205,27 +205,31 @@ def test_services_are_found_by_systemd(systemd: list[str]) -> None:
         services.refuse_beside_proxmox()
 
 
-def test_a_service_is_ended_without_its_clean_up_and_masked(
-    systemd: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have units and records in a folder of the test's, and both services stopped."""
     for name, folder in (("_ETC", tmp_path / "etc"), ("_RUN", tmp_path / "run")):
         monkeypatch.setattr(units, name, folder)
     monkeypatch.setenv("PVEFW_STATE_DIRECTORY", str(tmp_path / "state"))
     monkeypatch.setattr("tests.host.test_proxmox.SHOWN", SHOWN.replace("=active", "=inactive"))
+    return tmp_path
+
+
+def test_a_service_is_ended_without_its_clean_up_and_masked(systemd: list[str], folders: Path) -> None:
     (service, _) = services.read_services(*services.SERVICES)
     units.note_services(unit=True)
     units.end_service(service)
-    text = (tmp_path / "run/pve-firewall.service.d/pvefw.conf").read_text()
+    text = (folders / "run/pve-firewall.service.d/pvefw.conf").read_text()
     assert "\nExecStop=\n" in text
     assert "\nKillSignal=SIGKILL\n" in text
-    assert f"ConditionPathExists=!{tmp_path}/state/taken-over.json" in text
-    assert not (tmp_path / "etc").exists()  # a boot would start the service
+    assert f"ConditionPathExists=!{folders}/state/taken-over.json" in text
+    assert not (folders / "etc").exists()  # a boot would start the service
     assert changes(systemd) == ["daemon-reload", "stop pve-firewall.service", "mask --runtime pve-firewall.service"]
     units.keep_ended()
-    assert (tmp_path / "etc/pve-firewall.service.d/pvefw.conf").read_text() == text
+    assert (folders / "etc/pve-firewall.service.d/pvefw.conf").read_text() == text
     assert changes(systemd) == ["daemon-reload", "mask pve-firewall.service"]
     units.restore_service("pve-firewall.service")
-    assert not list(tmp_path.glob("*/pve-firewall.service.d"))
+    assert not list(folders.glob("*/pve-firewall.service.d"))
     assert changes(systemd) == [
         "unmask pve-firewall.service",
         "unmask --runtime pve-firewall.service",
@@ -234,19 +238,13 @@ def test_a_service_is_ended_without_its_clean_up_and_masked(
     ]
 
 
-def test_a_unit_file_that_is_in_the_way_of_a_mask_gets_the_drop_in_only(
-    systemd: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, folder in (("_ETC", tmp_path / "etc"), ("_RUN", tmp_path / "run")):
-        monkeypatch.setattr(units, name, folder)
-    monkeypatch.setenv("PVEFW_STATE_DIRECTORY", str(tmp_path / "state"))
-    monkeypatch.setattr("tests.host.test_proxmox.SHOWN", SHOWN.replace("=active", "=inactive"))
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/pve-firewall.service").write_text("[Service]\n")
+def test_a_unit_file_that_is_in_the_way_of_a_mask_gets_the_drop_in_only(systemd: list[str], folders: Path) -> None:
+    (folders / "etc").mkdir()
+    (folders / "etc/pve-firewall.service").write_text("[Service]\n")
     (service, _) = services.read_services(*services.SERVICES)
     units.end_service(service)
     units.keep_ended()
-    assert (tmp_path / "etc/pve-firewall.service.d/pvefw.conf").exists()
+    assert (folders / "etc/pve-firewall.service.d/pvefw.conf").exists()
     assert not any("mask" in change for change in changes(systemd))
 
 
