@@ -323,8 +323,7 @@ def _undo(change: Pending) -> Outcome:
         outcome = firewall.bring_to(before, record_of=record.previous_path(), beside=bool(change.beside))
     elif change.beside:
         firewall.withdraw(remove=change.beside == "remove")
-        if change.beside == "leave":
-            units.resume_iptables_service()
+        units.resume_iptables_service()
         outcome = Outcome(running=False)
     else:
         outcome = _remove_all()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[2]
 BACKENDS = os.environ.get("PVEFW_TEST_BACKENDS", "iptables nft").split()
 """Those that this kernel can load: without bridge connection tracking, iptables alone."""
+LEGACY = os.environ.get("PVEFW_TEST_LEGACY", "")
+"""The tools, such as ``iptables ip6tables``, whose names are to lead to their legacy variants there."""
 UNIT = "/etc/systemd/system/pvefw.service"
 PATIENCE = 60.0
 """Seconds that anything may take on the emulated machine."""
@@ -43,6 +45,14 @@ mount -t tmpfs -o mode=755 tmpfs /run
 for folder in /etc/pve /var/lib/pvefw /etc/systemd/system /usr/local/sbin /usr/local/lib; do
   mkdir -p {disk}$folder
   mount --bind {disk}$folder $folder
+done
+mkdir -p {disk}/etc/alternatives
+cp -a /etc/alternatives/. {disk}/etc/alternatives
+mount --bind {disk}/etc/alternatives /etc/alternatives
+for tool in {legacy}; do
+  for link in $tool $tool-save $tool-restore; do
+    ln -sfn /usr/sbin/$tool-legacy${{link#$tool}} /etc/alternatives/$link
+  done
 done
 printf '[Unit]\\nDefaultDependencies=no\\nWants=systemd-journald.service\\n' >/etc/systemd/system/lab.target
 for unit in /lib/systemd/system/sysinit.target.wants/*; do
@@ -69,7 +79,7 @@ class Systemd:
         for path in self._made:
             path.mkdir(parents=True)
         init = folder / "init"
-        init.write_text(INIT.format(repository=REPOSITORY, prefix=sys.prefix, disk=folder / "disk"))
+        init.write_text(INIT.format(repository=REPOSITORY, prefix=sys.prefix, disk=folder / "disk", legacy=LEGACY))
         own = ["--mount", "--pid", "--cgroup", "--net", "--uts", "--ipc"]
         self.log = (folder / "log").open("w+")
         self._unshare = subprocess.Popen(

@@ -33,6 +33,9 @@ LONG = "PVEFW_TEST_TAKE_OVER" in os.environ
 FLAG = "/run/proxmox-nftables-firewall-force-disable"
 NODE = "n"
 
+THEIRS = os.environ.get("PVEFW_TEST_THEIRS", "")
+"""``-legacy`` or ``-nft``: the variant of iptables that pve-firewall uses, whatever ``iptables`` leads to."""
+
 COMMON = """\
 import os, signal, subprocess, sys, time
 FLAG = "/run/proxmox-nftables-firewall-force-disable"
@@ -44,27 +47,30 @@ def run(command, text=None):
 
 PVE_FIREWALL = (
     COMMON
+    + f"""\
+THEIRS = {THEIRS!r}
+"""
     + """\
 CHAINS = {"INPUT": "PVEFW-INPUT", "FORWARD": "PVEFW-FORWARD"}
 def apply():
     for tool in ("iptables", "ip6tables"):
         open("/proc/sys/net/bridge/bridge-nf-call-" + tool, "w").write("1")
     for tool in ("iptables", "ip6tables"):
-        saved = run([tool + "-save", "-t", "filter"]).stdout
+        saved = run([tool + THEIRS + "-save", "-t", "filter"]).stdout
         lines = ["*filter"] + [f":{chain} - [0:0]" for chain in CHAINS.values()]
         for hook, chain in CHAINS.items():
             lines += [f"-A {chain} -p udp --dport 5000 -j DROP"]
             if f"-A {hook} -j {chain}" not in saved:
                 lines += [f"-A {hook} -j {chain}"]
-        run([tool + "-restore", "--noflush"], "\\n".join(lines + ["COMMIT", ""]))
+        run([tool + THEIRS + "-restore", "--noflush"], "\\n".join(lines + ["COMMIT", ""]))
 def remove():
     for tool in ("iptables", "ip6tables"):
-        saved = run([tool + "-save", "-t", "filter"]).stdout.splitlines()
+        saved = run([tool + THEIRS + "-save", "-t", "filter"]).stdout.splitlines()
         chains = [line[1:].split()[0] for line in saved if line.startswith(":PVEFW-")]
         lines = ["*filter"] + [f"-D {h} -j {c}" for h, c in CHAINS.items() if f"-A {h} -j {c}" in saved]
         lines += [f"-D OUTPUT -j PVEFW-OUTPUT"] if "-A OUTPUT -j PVEFW-OUTPUT" in saved else []
         lines += [f"-F {chain}" for chain in chains] + [f"-X {chain}" for chain in chains]
-        run([tool + "-restore", "--noflush"], "\\n".join(lines + ["COMMIT", ""]))
+        run([tool + THEIRS + "-restore", "--noflush"], "\\n".join(lines + ["COMMIT", ""]))
 def end(*_):
     remove()
     sys.exit(0)
@@ -178,7 +184,9 @@ class Node:
         (self.root / f"etc/pve/nodes/{NODE}/host.fw").write_text(f"[OPTIONS]\nnftables: {nftables}\n")
 
     def rules(self) -> str:
-        return self.run("iptables-save") + self.run("ip6tables-save") + self.run("nft", "list", "tables")
+        variants = ("", THEIRS) if THEIRS else ("",)
+        saved = [self.run(f"{tool}{variant}-save") for tool in ("iptables", "ip6tables") for variant in variants]
+        return "".join(saved) + self.run("nft", "list", "tables")
 
     def journal(self) -> str:
         """Return what the process of pvefw's service said."""
@@ -360,7 +368,10 @@ def test_an_unconfirmed_take_over_leaves_proxmox_filtering(node: Node, backend: 
         check(passing)
         assert "table bridge pvefw" not in node.rules()
         assert "-A INPUT -j PVEFW-INPUT" in node.rules()
+        if THEIRS:
+            assert "PVEFW" not in node.run("iptables-save")
         assert node.is_active("pve-firewall")
+        assert not (node.root / "var/lib/pvefw/taken-over.json").exists()
         assert not (node.root / "etc/systemd/system/pve-firewall.service.d").exists()
 
 

@@ -84,7 +84,7 @@ class TakeOver:
         yield Step(f"keep {LOGGER} running: it writes the log that the GUI shows", _logger)
 
     def _load_beside(self) -> tuple[str, ...]:
-        shared = self.desired.backend == "iptables" and theirs.has_iptables_chains() and not firewall.was_started()
+        shared = self.desired.backend == "iptables" and theirs.shares_chains() and not firewall.was_started()
         # chains of the same names stay when the change is undone, for pve-firewall, which is then started again
         beside = "leave" if shared else "remove"
         outcome, pending = control.apply(

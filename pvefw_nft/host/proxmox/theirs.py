@@ -30,6 +30,11 @@ def has_iptables_chains() -> bool:
     return any(_HOOKED.search(tools.run([tool])) for tool in _save_tools("iptables"))
 
 
+def shares_chains() -> bool:
+    """Tell whether PVEFW chains are in use by the variant of iptables that ours is loaded by. Raises HostError."""
+    return _HOOKED.search(tools.run(["iptables-save"])) is not None
+
+
 def leftovers() -> list[str]:
     """Return the variants of iptables (``legacy``, ``nft``) whose PVEFW chains no firewall that runs takes care of.
 

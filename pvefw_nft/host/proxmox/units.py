@@ -125,7 +125,7 @@ def resume_iptables_service() -> None:
     noted = _noted()
     if noted is None:
         return
-    if was_active(IPTABLES_SERVICE):
+    if noted.get("services", {}).get(IPTABLES_SERVICE, {}).get("active"):
         restore_service(IPTABLES_SERVICE)
         start_service(IPTABLES_SERVICE)
     state.remove(record_path())
