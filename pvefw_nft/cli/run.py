@@ -230,6 +230,9 @@ class _Service:
         except Exception as error:  # whatever goes wrong, the service stays and the rules too
             message, hint = _told(error)
             self._tell(f"error: {message}" + (f" ({hint})" if hint else ""))
+            if reason == _RULES_CHANGED and self._rules.maker:
+                program = self._rules.maker.partition(" (")[0]  # without its process, which may be another each time
+                self._tell(f"warning: {program} changes rules while they are being mended")
             self._fall_back()
             watch.notify(f"STATUS={message.splitlines()[0]}")
             again = _RETRY

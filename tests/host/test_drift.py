@@ -63,7 +63,7 @@ def running(
             stack.enter_context(legacy_ebtables(tmp_path / "alternatives"))
         backend = "nft" if kind == "nft" else "iptables"
         command = stack.enter_context(service(tmp_path / "said", *options, "--backend", backend))
-        command.waits_for(lambda: "started:" in command.said(), 60)
+        command.waits_for(lambda: "started:" in command.said(), 120)
         yield kind, command
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import TYPE_CHECKING
 
@@ -57,18 +58,19 @@ def test_ready_before_rules_are_in_place_only_without_fail_closed(
         manager.settimeout(0.1)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
 
+        messages: list[bytes] = []
+
         def heard(text: bytes) -> bool:
-            try:
+            with contextlib.suppress(TimeoutError):
                 while True:
-                    if text in manager.recv(4096):
-                        return True
-            except TimeoutError:
-                return False
+                    messages.append(manager.recv(4096))
+            return any(text in message for message in messages)
 
         options = ["--root", str(tmp_path / "c"), "--node", "n", "--local-network", "192.0.2.0/24"]
         more = ["--fail-closed"] if fail_closed else []
         with service(tmp_path / "said", *options, "--backend", "iptables", "--poll", "0.2", *more) as command:
             command.waits_for(lambda: "nothing is there" in command.said())
+            command.waits_for(lambda: heard(b"EXTEND_TIMEOUT_USEC=" if fail_closed else b"READY=1"))
             assert heard(b"READY=1") is not fail_closed
             if fail_closed:
                 configure(tmp_path / "c")

@@ -25,6 +25,9 @@ LIMITS = {
 }
 # What this machine's kernel cannot do; all else of these files is tested on it. Killing all there is takes minutes.
 _KILLED = "nft or switch" if "PVEFW_TEST_KILLS" in os.environ else "every_step_then and nft"
+_ALL_FAULTS = os.environ.get("PVEFW_TEST_FAULTS") == "all"
+# a fault of the cluster file system takes two minutes there
+_FAULTS = "nft" if _ALL_FAULTS else "nft and half_done and state"
 FILES = {
     "test_plumbing_kernel.py": "",
     "test_traffic.py": "",
@@ -39,6 +42,9 @@ FILES = {
     "test_unplugged.py": "dropped or (nft and (start or vswitch))",
     "test_kill.py": f"({_KILLED}) and not small",
     "test_drift.py": "come_back and (nft or ebtables)",
+    "test_legacy_tables.py": "ebtables",
+    "test_faults.py": _FAULTS,
+    "test_limits.py": "nft" if _ALL_FAULTS else "nft and at_its_limit and process",
 }
 
 

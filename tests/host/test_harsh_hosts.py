@@ -1,0 +1,337 @@
+"""What happens to a service, its files and its tools while it runs: rules stay or come back, the service stays, and it
+follows the next change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.importorskip("pyroute2")
+pytest.importorskip("nftables")
+
+from pvefw_nft.host import state, tools
+
+from .commands import Command, pvefw, service
+from .conftest import need
+from .fuse import own_mounts
+from .network import configure
+from .test_faults import ALL, rules
+from .test_other_hands import shell, use_legacy_tools
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from .conftest import Namespace
+
+
+class Running:
+    """A running service, and its configuration below ``pve``."""
+
+    def __init__(self, command: Command, folder: Path) -> None:
+        self.command = command
+        self.folder = folder
+        self.pve = folder / "etc/pve"
+        self.cluster = self.pve / "firewall/cluster.fw"
+        self.rules = self.pve / "firewall/100.fw"
+        self.guest = self.pve / "nodes/n/qemu-server/100.conf"
+
+    def waits_for(self, condition: Callable[[], object], seconds: float = 40) -> None:
+        self.command.waits_for(condition, seconds)
+
+    def follows(self) -> None:
+        """See that a change of the configuration still arrives, and only that."""
+        before = rules()
+        configure(self.folder, 7)
+        self.waits_for(lambda: "--dport 2007 " in listed("tap100i0-IN"))
+        configure(self.folder)
+        self.waits_for(lambda: rules() == before)
+        assert "Traceback" not in self.command.said()
+        assert "pvefw failed" not in self.command.said()
+
+
+def listed(chain: str) -> str:
+    return subprocess.run(["iptables", "-w", "-S", chain], capture_output=True, text=True, check=False).stdout
+
+
+def options_of(folder: Path) -> list[str]:
+    return ["--root", str(folder), "--node", "n", "--local-network", "192.0.2.0/24", "--backend", "iptables"]
+
+
+@pytest.fixture
+def options(host: Namespace, tmp_path: Path) -> list[str]:
+    need("iptables -L; ip6tables -L; ipset list; ebtables -L; nft add table inet probe; nft delete table inet probe")
+    configure(tmp_path)
+    (tmp_path / "said").mkdir()
+    return options_of(tmp_path)
+
+
+@pytest.fixture
+def running(options: list[str], tmp_path: Path) -> Iterator[Running]:
+    with service(tmp_path / "said", *options, "--poll", "0.2", "--settle", "0.5") as command:
+        command.waits_for(lambda: "started:" in command.said())
+        yield Running(command, tmp_path)
+
+
+# --- records and locks ---------------------------------------------------------------------------------------
+
+
+def run_directory_removed(_: Running) -> None:
+    shutil.rmtree(state.run_directory())
+
+
+def all_of_run_removed(_: Running) -> None:
+    for path in state.run_directory().parent.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def state_removed(_: Running) -> None:
+    shutil.rmtree(state.state_directory())
+
+
+def lock_file_removed(_: Running) -> None:
+    (state.run_directory().parent / "pvefw.lock").unlink()
+
+
+def records_are_others(_: Running) -> None:
+    for path in [*state.state_directory().iterdir(), *state.run_directory().iterdir()]:
+        os.chown(path, 65534, 65534)
+        path.chmod(0o666)
+
+
+@pytest.mark.parametrize(
+    "remove", [run_directory_removed, all_of_run_removed, state_removed, lock_file_removed, records_are_others]
+)
+def test_what_the_service_remembers_is_taken_away(running: Running, remove: Callable[[Running], None]) -> None:
+    before = rules()
+    remove(running)
+    shell("iptables -F tap100i0-IN")
+    running.waits_for(lambda: rules() == before)
+    running.follows()
+
+
+def test_two_services_at_once_do_not_fight(running: Running, options: list[str], tmp_path: Path) -> None:
+    before = rules()
+    with service(tmp_path / "said", *options, "--poll", "0.2") as other:
+        other.waits_for(lambda: "started:" in other.said())
+        shell("iptables -F tap100i0-IN; iptables -D INPUT -j PVEFW-INPUT")
+        running.waits_for(lambda: rules() == before)
+        running.follows()
+        for command in (running.command, other):
+            assert "again and again" not in command.said()
+
+
+# --- the process ---------------------------------------------------------------------------------------------
+
+
+def test_service_that_was_stopped_for_a_while_catches_up(running: Running) -> None:
+    before = rules()
+    running.command.send(signal.SIGSTOP)
+    shell("iptables -F; ip6tables -F; ipset flush")
+    configure(running.folder, 3)
+    time.sleep(1)
+    running.command.send(signal.SIGCONT)
+    running.waits_for(lambda: "--dport 2003 " in listed("tap100i0-IN"))
+    configure(running.folder)
+    running.waits_for(lambda: rules() == before)
+
+
+def test_interrupted_at_any_moment_a_start_leaves_the_one_or_the_other(options: list[str], tmp_path: Path) -> None:
+    """SIGINT, as Ctrl-C sends it; a later start always comes to the same end."""
+    found = []
+    for number in (
+        0,
+        1,
+        0,
+        1,
+    ):  # chains that the kernel's chains jump to stay: from the second on there are all of them
+        configure(tmp_path, number, other=bool(number))
+        begun = time.monotonic()
+        assert pvefw(tmp_path / "said", "start", *options).status == 0
+        usual = time.monotonic() - begun
+        found.append(rules())
+    found = found[2:]
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    for number in range(20 if ALL else 4):
+        configure(tmp_path, number % 2, other=bool(number % 2))
+        command = Command(["start", *options], tmp_path / "said")
+        time.sleep(chance.uniform(0, usual))
+        with contextlib.suppress(ProcessLookupError):
+            command.send(signal.SIGINT)
+        done = command.ended()
+        # 0: it was done by then
+        assert done.status in (0, 130), (seed, number, done)
+        assert "Traceback" not in done.said, (seed, number, done.said)
+        assert pvefw(tmp_path / "said", "start", *options).status == 0
+        assert rules() == found[number % 2], (seed, number)
+
+
+def test_reader_that_ends_early_is_no_fault(options: list[str], tmp_path: Path) -> None:
+    """As ``pvefw status | head -1``."""
+    assert pvefw(tmp_path / "said", "start", *options).status == 0
+    for command in ("status", "doctor"):
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = Command([command, *options], tmp_path / "said", partial(os.dup2, writing, 1)).ended()
+        os.close(writing)
+        assert (done.status, done.said) == (1, ""), done
+
+
+# --- files ---------------------------------------------------------------------------------------------------
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        here = os.open(path.parent, os.O_PATH)  # the whole path may be too long for a socket
+        listening.bind(f"/proc/self/fd/{here}/{path.name}")
+        os.close(here)
+
+
+def a_link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def a_link_to_nowhere(path: Path) -> None:
+    path.symlink_to("/nonexistent/file")
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+FILES = ("cluster", "rules", "guest")
+BECOMING = [*product(FILES, [a_folder, a_pipe, a_socket, a_link_to_itself, a_link_to_nowhere, endless])]
+SOME_BECOMING = [("cluster", a_folder), ("rules", a_pipe), ("guest", a_link_to_nowhere)]
+
+
+@pytest.mark.parametrize(("file", "become"), BECOMING if ALL else SOME_BECOMING)
+def test_file_becomes_something_else(running: Running, file: str, become: Callable[[Path], None]) -> None:
+    """The host's rules stay as they were, and the guest is filtered as before, or closed."""
+    path: Path = getattr(running, file)
+    text, before = path.read_text(), rules()
+    host, guest = listed("PVEFW-HOST-IN"), listed("tap100i0-IN")
+    path.unlink()
+    become(path)
+    time.sleep(2)  # --settle is 0.5 s
+    assert listed("PVEFW-HOST-IN") == host
+    assert listed("tap100i0-IN") == guest or "-j DROP\n" in listed("tap100i0-IN")
+    assert "tap100i0" in listed("PVEFW-FWBR-IN")
+    assert path.name in running.command.said()
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.write_text(text)
+    running.waits_for(lambda: rules() == before)
+    running.follows()
+
+
+@pytest.mark.parametrize(("file", "mode"), [*product(FILES, (0o000, 0o200))] if ALL else [("cluster", 0o000)])
+def test_file_that_nobody_may_read(running: Running, file: str, mode: int) -> None:
+    """The process that reads files has none of root's power over them."""
+    path: Path = getattr(running, file)
+    before = rules()
+    path.chmod(mode)
+    running.command.send(signal.SIGHUP)
+    running.waits_for(lambda: f"{path.name}: cannot be read: Permission denied" in running.command.said())
+    assert rules() == before
+    path.chmod(0o640)
+    running.follows()
+
+
+def test_change_that_keeps_size_and_times_is_followed(running: Running) -> None:
+    """As ``rsync --times``, or a clock that was set back."""
+    found = running.rules.stat()
+    text = running.rules.read_text()
+    running.rules.write_text(text.replace("2000", "2999"))
+    os.utime(running.rules, ns=(found.st_atime_ns, found.st_mtime_ns - 10**15))
+    running.waits_for(lambda: "--dport 2999 " in listed("tap100i0-IN"))
+    running.rules.write_text(text)
+    os.utime(running.rules, ns=(0, 0))
+    running.waits_for(lambda: "--dport 2000 " in listed("tap100i0-IN"))
+
+
+# --- tools and other programs --------------------------------------------------------------------------------
+
+
+def test_nft_flush_ruleset_in_a_loop(running: Running) -> None:
+    before = rules()
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        shell("nft flush ruleset")
+        time.sleep(0.1)
+    assert running.command.said().count("rules changed") <= 6
+    assert "`nft`" in running.command.said()
+    running.waits_for(lambda: rules() == before)
+
+
+def test_set_renamed_after_a_flush_is_made_again(running: Running) -> None:
+    before = rules()
+    running.command.send(signal.SIGSTOP)
+    shell(
+        "iptables -F; ip6tables -F; ipset rename PVEFW-0-friends-v4 mine; ipset create PVEFW-0-friends-v4 hash:ip,port"
+    )
+    running.command.send(signal.SIGCONT)
+    running.waits_for(lambda: {**rules(), "ipset": None} == {**before, "ipset": None})
+    running.waits_for(lambda: "10.0.1.0/24" in tools.run(["ipset", "save", "PVEFW-0-friends-v4"]))
+    assert "create mine " in tools.run(["ipset", "save", "mine"])
+
+
+@pytest.mark.parametrize(("script", "said"), [("exec sleep 1000", "did not end within"), ("exit 3", "exit status 3")])
+def test_tool_that_hangs_or_fails(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+) -> None:
+    """The rules stay, and the change is made once the tool works again."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    monkeypatch.setattr(tools, "_PATH", f"{folder}:{tools._PATH}")
+    for function in (tools.run, tools.run_all):
+        monkeypatch.setattr(function, "__defaults__", (None, 2.0))
+    with service(tmp_path / "said", *options, "--poll", "0.2") as command:
+        command.waits_for(lambda: "started:" in command.said())
+        before = listed("tap100i0-IN")
+        broken = folder / "iptables-restore"
+        broken.write_text(f"#!/bin/sh\n{script}\n")
+        broken.chmod(0o755)
+        configure(tmp_path, 4)
+        command.waits_for(lambda: "iptables-restore" in command.said() and said in command.said())
+        assert listed("tap100i0-IN") == before
+        broken.unlink()
+        command.waits_for(lambda: "--dport 2004 " in listed("tap100i0-IN"))
+
+
+def test_lock_of_legacy_iptables_that_another_program_keeps(
+    host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_legacy_tools(tmp_path / "tools", monkeypatch)
+    need("iptables -L; ip6tables -L; ebtables -L; ipset list")
+    configure(tmp_path)
+    (tmp_path / "said").mkdir()
+    with own_mounts():
+        shell("mount -t tmpfs tmpfs /run")
+        with service(tmp_path / "said", *options_of(tmp_path), "--poll", "0.2") as command:
+            command.waits_for(lambda: "started:" in command.said())
+            with open("/run/xtables.lock", "a") as lock:  # noqa: PTH123
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                configure(tmp_path, 5)
+                command.waits_for(lambda: "xtables lock" in command.said(), 60)
+            command.waits_for(lambda: "--dport 2005 " in tools.run(["iptables", "-w", "-S", "tap100i0-IN"]))
