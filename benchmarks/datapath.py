@@ -290,7 +290,7 @@ def forget_connections() -> None:
 
 def prepare() -> None:
     """Load the modules, without rules."""
-    sh(f"modprobe -a {MODULES}; sysctl -q net.netfilter.nf_conntrack_max=262144")
+    sh(f"modprobe -a {MODULES}; sysctl -q net.netfilter.nf_conntrack_max=262144 net.core.netdev_max_backlog=100000")
     sh("sysctl -q net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0")
 
 
@@ -321,7 +321,7 @@ class Bench:
         taken = self.cost(PACKETS, "send_packets")
         arrived = self.call("count_packets")
         if arrived < PACKETS * 0.99:
-            sys.exit(f"{arrived} of {PACKETS} packets arrived")
+            sys.exit(f"{arrived} of {PACKETS} packets arrived, established={established}")
         return taken
 
     def figures(self, ruleset: str) -> Result:

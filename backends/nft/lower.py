@@ -6,9 +6,12 @@
     ``raw`` (prerouting, -300)       rates of new connections, before connection tracking
     ``link`` (prerouting, -250)      what guests may send below IP: MAC addresses, ARP senders, Ethernet types
     ``helpers`` (prerouting, -160)   conntrack helpers, after connection tracking made the connection (-200)
+    ``answers`` (prerouting, -158)   what answers a connection from the side that opened it
     ``limits`` (prerouting, -155)    how many connections guests may open
     ``guests`` (prerouting, -150)    IP of guests, in both directions, at the ports of firewall bridges
     ``forward`` (forward, -150)      invalid packets between all other ports; VNets
+    ``sides`` (forward, -140)        which side of a firewall bridge opened a connection
+    ``to-no-host`` (input, -350)     what a firewall bridge would hand to the host's own stack
     ``vnets-to-host`` (input, -150),
     ``vnets-from-host`` (output, -150)   VNets, between their guests and the host
 
@@ -16,6 +19,7 @@
     ``raw``, ``helpers``             the same for packets that come by no bridge
     ``nat-prerouting`` (-110),
     ``nat-postrouting`` (90)         no address translation on firewall bridges
+    ``to-no-host`` (input, -350)     what a firewall bridge would hand to the host's own stack
     ``input``, ``output`` (0)        the host
     ``forward`` (0)                  what the host routes
 
@@ -35,6 +39,16 @@ from pvefw_nft.backends.nft.lower_matches import GUESTS, LINK_PORTS, PORTS, QINQ
 from pvefw_nft.backends.nft.lower_rules import MAPS, RuleLowering
 from pvefw_nft.backends.nft.place import Place, chain_name
 from pvefw_nft.backends.nft.scope import Scope
+from pvefw_nft.backends.nft.sides import (
+    ANSWERED,
+    ANSWERS,
+    ANSWERS_HOOK,
+    SIDES,
+    SIDES_HOOK,
+    answer_rules,
+    answered_rules,
+    side_rules,
+)
 from pvefw_nft.backends.nft.syntax import statements as nft
 from pvefw_nft.backends.nft.syntax.expressions import anonymous_set, bits, meta, named_set
 from pvefw_nft.backends.nft.syntax.objects import Chain, DynamicSet, Helper, Hook, Rule, Set, Table, VerdictMap
@@ -68,11 +82,15 @@ _GUESTS = Hook("prerouting", -150)
 _BRIDGE_FORWARD = Hook("forward", -150)
 _BRIDGE_INPUT = Hook("input", -150)
 _BRIDGE_OUTPUT = Hook("output", -150)
+_TO_NO_HOST = Hook("input", -350)
 _INPUT = Hook("input", 0)
 _OUTPUT = Hook("output", 0)
 _FORWARD = Hook("forward", 0)
 
 _IP_ONLY = Rule((nft.match(meta("protocol"), anonymous_set(["ip", "ip6"]), "!="), nft.ACCEPT), "not IP")
+
+_TO_STACK = ("ip", "arp", "ip6", "vlan", "8021ad")
+"""What the host's stack takes, or looks behind; a daemon may listen to other protocols (LLDP) at a guest's port."""
 
 _MAX_PORTS = 65_536
 """Ports of the host that are told apart."""
@@ -289,6 +307,12 @@ class TableLowering:
         """Plan what gives each firewall bridge its connection tracking zone."""
         self.plan(ZONES, lambda: zone_rules(zones), ZONES_HOOK)
 
+    def plan_sides(self) -> None:
+        """Plan what has connections answered by the side that did not open them."""
+        self.plan(ANSWERS, answer_rules, ANSWERS_HOOK)
+        self.plan(ANSWERED, answered_rules)
+        self.plan(SIDES, side_rules, SIDES_HOOK)
+
     def plan_no_nat(self) -> None:
         """Plan what keeps bridged packets from being translated on firewall bridges."""
         for name, hook in NO_NAT.items():
@@ -309,11 +333,26 @@ class TableLowering:
 
     def plan_stateless(self, chain: str) -> None:
         """Plan what is dropped before anything else is done with a frame."""
+        self.plan_to_no_host()
+        self.plan_base("stateless", _STATELESS, self.lowering(Place.LINK, Layer.STATELESS), chain)
+
+    def plan_to_no_host(self) -> None:
+        """Plan what keeps the host's own stack from what comes by a firewall bridge: that comes by the guest's, too.
+
+        Bridges hand frames to some groups (01:80:c2:00:00:0e) to the stack as coming from the port, past prerouting.
+        The bridge's hook input sees most of them, the host's hook input all (br_handle_frame of net/bridge/br_input.c).
+        """
+        here = []
         for name, qinq in ((PORTS, False), (QINQ_PORTS, True)):
             nics = [nic for nic in self._ruleset.nics if nic.qinq is qinq]
             if nics:
                 self._sets.append(Set(name, "ifname", tuple(p for nic in nics for p in (nic.interface, nic.link))))
-        self.plan_base("stateless", _STATELESS, self.lowering(Place.LINK, Layer.STATELESS), chain)
+                here.append(nft.match(meta("iifname"), named_set(name)))
+        kinds = (nft.match(meta("protocol"), anonymous_set(list(_TO_STACK))),) if self._family == "bridge" else ()
+        if not kinds:
+            here.append(nft.match(meta("iifname"), "fwbr*"))
+        rules = tuple(Rule((*kinds, ports, nft.COUNTER, nft.DROP), "firewall bridges") for ports in here)
+        self.plan("to-no-host", lambda: rules, _TO_NO_HOST)
 
     def plan_bridge_forward(self, chain: str) -> None:
         """Plan what is bridged elsewhere: the forward hook's chain less what concerns guests, then the VNets.
@@ -371,6 +410,7 @@ def tables(ruleset: Ruleset, store: LineStore | None = None) -> tuple[Table, Tab
     bridge, host = TableLowering(ruleset, "bridge", sets, store), TableLowering(ruleset, "inet", sets, store)
     if ruleset.zones is not None:
         bridge.plan_zones(ruleset.zones)
+        bridge.plan_sides()
         host.plan_no_nat()
     for hook in ruleset.hooks:
         match hook.layer, hook.point:
@@ -379,6 +419,7 @@ def tables(ruleset: Ruleset, store: LineStore | None = None) -> tuple[Table, Tab
                 host.plan_raw(Place.HOST, hook.chain)
             case Layer.STATELESS, HookPoint.PREROUTING:
                 bridge.plan_stateless(hook.chain)
+                host.plan_to_no_host()
             case Layer.LIMIT, HookPoint.PREROUTING:
                 bridge.plan_base("limits", _LIMITS, bridge.lowering(Place.GUEST, Layer.LIMIT), hook.chain)
             case Layer.LINK, HookPoint.FORWARD:

@@ -13,8 +13,8 @@ postrouting and input, nf_ct_bridge_post (net/bridge/netfilter/nf_conntrack_brid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.conntrack import first_state
@@ -37,6 +37,17 @@ class _Connection:
     first: _Tuple
     answer: _Tuple
     answered: bool = False
+    labels: set[m.Field] = field(default_factory=set)
+
+
+class Found(NamedTuple):
+    """What a lookup says of a packet: its state, a value of ``CT_STATE``; 1 where it is an answer, a value of
+    ``CT_DIRECTION``; and the fields of its connection's labels.
+    """
+
+    state: int
+    direction: int = 0
+    labels: frozenset[m.Field] = frozenset()
 
 
 @dataclass(slots=True)
@@ -45,27 +56,35 @@ class Connections:
 
     known: list[_Connection] = field(default_factory=list)
     _pending: _Connection | None = None
+    _met: _Connection | None = None
 
     def copy(self) -> Connections:
         """Return the same connections, to try a packet on."""
-        return Connections([_Connection(c.zone, c.first, c.answer, c.answered) for c in self.known])
+        return Connections([replace(c, labels=set(c.labels)) for c in self.known])
 
-    def look_up(self, zone: Zone, packet: Mapping[m.Field, int]) -> int:
-        """Return the state of a packet that is looked up in a zone, as a value of ``CT_STATE``."""
-        self._pending = None
+    def look_up(self, zone: Zone, packet: Mapping[m.Field, int]) -> Found:
+        """Return what a packet is that is looked up in a zone."""
+        self._pending = self._met = None
         first = m.CT_STATES.index(first_state(packet))
         tuples = _tuples(packet)
         if tuples is None:
-            return first
+            return Found(first)
         for known in self.known:
             if known.zone[0] == zone[0] and known.first == tuples[0]:
-                return ESTABLISHED if known.answered else NEW
+                self._met = known
+                return Found(ESTABLISHED if known.answered else NEW, 0, frozenset(known.labels))
             if known.zone[1] == zone[1] and known.answer == tuples[0]:
                 known.answered = True
-                return ESTABLISHED
+                self._met = known
+                return Found(ESTABLISHED, 1, frozenset(known.labels))
         if first == NEW:
-            self._pending = _Connection(zone, *tuples)
-        return first
+            self._pending = self._met = _Connection(zone, *tuples)
+        return Found(first)
+
+    def label(self, on: m.Field) -> None:
+        """Give the connection of the packet looked up last a label."""
+        if self._met is not None:
+            self._met.labels.add(on)
 
     def confirm(self) -> None:
         """Note that the packet looked up last has left the bridge, or came to the host."""

@@ -9,7 +9,7 @@ byte big-endian number, so that ``fwln+`` is one interval), the TCP flags (8 bit
 << 8 | code``), each bit of the packet mark and of the connection mark (fields of size 2), the kind of
 address, connection state, and so on. Two kinds of fields are made on demand: :func:`rate_field`, 1 where the
 stated rate is exceeded, and :func:`unknown_field`, for a match the readers do not know; both are of
-size 2 and, to the prover, free. So are :func:`helper_field` and :func:`route_field`.
+size 2 and, to the prover, free. So are :func:`helper_field`, :func:`label_field` and :func:`route_field`.
 
 **Conditions.** :class:`Test` says ``field in set``. *A test of a field that the packet lacks is false*,
 whatever its set: that is how both kernels' matches behave (a port match fails for a packet without ports,
@@ -308,6 +308,10 @@ def expiry_field(timeout: str) -> Field:
     return Field(f"expired after {timeout}", 2, FieldKind.BIT)
 
 
+LABEL = "ct label "
+"""How the names of the fields of labels begin."""
+
+
 def unknown_field(text: str) -> Field:
     """Return the field that is 1 where the match with this text, unknown to the readers, would match."""
     return Field(f"unknown {text}", 2, FieldKind.BIT)
@@ -316,6 +320,11 @@ def unknown_field(text: str) -> Field:
 def helper_field(name: str) -> Field:
     """Return the field that is 1 for a packet of a connection that this conntrack helper reads (nft: ``ct helper``)."""
     return Field(f"ct helper {name}", 2, FieldKind.BIT)
+
+
+def label_field(number: int) -> Field:
+    """Return the field that is 1 for a packet of a connection that has this label (nft: ``ct label``)."""
+    return Field(f"{LABEL}{number}", 2, FieldKind.BIT)
 
 
 def route_field(keys: Iterable[str]) -> Field:

@@ -11,6 +11,7 @@ from pvefw_nft.verify.model import (
     CT_STATE,
     CT_STATES,
     CT_STATUS,
+    FALSE,
     HAS_CONNECTION,
     ICMP,
     ICMP6,
@@ -25,6 +26,7 @@ from pvefw_nft.verify.model import (
     Test,
     equals,
     helper_field,
+    label_field,
     mark_test,
     negate,
     route_field,
@@ -146,8 +148,35 @@ def mark_match(bits: tuple[Field, ...], mask: Json, operator: str, right: Json) 
     raise UnknownExpressionError(f"mark {operator} {text_of(right)}")
 
 
+TEMPLATE = 1 << 11
+"""``IPS_TEMPLATE``: what gave a packet a zone, and stays at packets that connection tracking refuses as malformed."""
+
+
+def label_number(value: Json) -> int | None:
+    """Return the number of the label that an expression names, as a number or as text; None where it is no number."""
+    try:
+        number = as_integer(value)
+    except UnknownExpressionError:
+        return None
+    return number if 0 <= number < 128 else None
+
+
+def label_match(operator: str, right: Json) -> Condition:
+    """Return the condition of ``ct label 5``, or ``ct label ! 5``: the connection has the label, or has it not."""
+    number = label_number(right)
+    if number is None or operator not in ("in", "!"):
+        raise UnknownExpressionError(f"ct label {operator} {text_of(right)}")
+    has = equals(label_field(number), 1)
+    return All((HAS_CONNECTION, negate(has))) if operator == "!" else has
+
+
 def status_match(mask: Json, operator: str, right: Json) -> Condition:
-    """``ct status dnat``: one of the named bits is set; ``ct status & dnat == dnat``: all of them are."""
+    """``ct status dnat``: one of the named bits is set; ``ct status & dnat == dnat``: all of them are.
+
+    No packet of the model is malformed, and none has a template after the lookup.
+    """
+    if operator == "==" and mask in (TEMPLATE, str(TEMPLATE)) and right == mask:
+        return FALSE
     names_ = right if isinstance(right, list) else [right]
     bits = [CT_STATUS[str(name)] for name in names_ if str(name) in CT_STATUS]
     if len(bits) != len(names_):

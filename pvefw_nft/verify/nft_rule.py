@@ -70,6 +70,7 @@ from pvefw_nft.verify.model import (
     VerdictMap,
     equals,
     expiry_field,
+    label_field,
     negate,
     rate_test,
 )
@@ -82,6 +83,8 @@ from pvefw_nft.verify.nft_parts import (
     helper_match,
     is_expression,
     is_over,
+    label_match,
+    label_number,
     limit_text,
     mark_bits,
     mark_change,
@@ -371,10 +374,9 @@ class NftRuleParser:
             return unnamed
         if is_expression(inner, "ct", None, "status"):
             return status_match(mask, operator, right)
-        if mask is None and is_expression(inner, "ct", None, "state"):
-            return state_match(operator, right)
-        if mask is None and is_expression(inner, "ct", None, "helper"):
-            return helper_match(operator, right)
+        for key, matching in _CONNECTION.items():
+            if mask is None and is_expression(inner, "ct", None, key):
+                return matching(operator, right)
         if mask is None and isinstance(fib := inner.get("fib") if isinstance(inner, dict) else None, dict):
             return route_match(fib, operator, right)
         if mask is not None:
@@ -594,6 +596,8 @@ class NftRuleParser:
             self.effects.append(change)
         elif is_expression(key, "ct", None, "zone"):
             self._zone(as_object(as_object(key)["ct"]).get("dir"), value)
+        elif is_expression(key, "ct", None, "label") and (number := label_number(value)) is not None:
+            self.effects.append(SetField(label_field(number), 1))
         elif isinstance(key, dict) and key.keys() & {"payload"}:
             self.effects.append(self._set_field(key, value))
         elif isinstance(key, dict) and harmless(key):
@@ -674,6 +678,12 @@ def _own_address(kind: str, version: int) -> Json:
     return {"payload": {"protocol": "ip6" if version == 6 else "ip", "field": field}}
 
 
+_CONNECTION: dict[str, Callable[[str, Json], Condition | None]] = {
+    "state": state_match,
+    "label": label_match,
+    "helper": helper_match,
+}
+"""What reads a match on a property of the connection, by its key."""
 _SETTABLE = (DSCP, TTL)
 """Fields that a rule may set: what decides about a packet's way, or about its connection, is not among them."""
 _BITWISE = (FieldKind.NUMBER, FieldKind.IPV4, FieldKind.IPV6, FieldKind.MAC)

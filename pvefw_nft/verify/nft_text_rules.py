@@ -190,6 +190,8 @@ class Rules(Expressions):
         if self._is("{"):
             return _matching(operator or "==", selector, {"set": self._elements()})
         right = self._values()
+        if not operator and is_field(selector, "ct", None, "label"):
+            return _matching("in", selector, right)
         if not operator and (is_field(selector, "ct", None, "state") or isinstance(right, list)):
             return _matching("in", selector, right if isinstance(right, list) else [right])
         if not operator and is_field(selector, "meta", None, "mark") and isinstance(right, dict) and "prefix" in right:

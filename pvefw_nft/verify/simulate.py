@@ -19,6 +19,7 @@ from pvefw_nft.verify.answer import answer_way
 from pvefw_nft.verify.conntrack import first_state
 from pvefw_nft.verify.describe import value_text
 from pvefw_nft.verify.model import (
+    CT_DIRECTION,
     CT_MARK,
     CT_STATE,
     CT_STATES,
@@ -33,6 +34,7 @@ from pvefw_nft.verify.model import (
     IBR,
     IIF,
     IS_BRIDGED,
+    LABEL,
     MARK,
     NO_INTERFACE,
     OBR,
@@ -114,9 +116,9 @@ _PLACE = re.compile(r"\S:\d+")
 """What an origin that names file and line looks like."""
 STANDARD = "standard chain"
 """The origin of rules that every ruleset of ours has: it says nothing about why a packet came there."""
-_USUAL_BITS = {"rate ": 0, "expired ": 0, "ct helper ": 0, "fib ": 1}
+_USUAL_BITS = {"rate ": 0, "expired ": 0, "ct helper ": 0, LABEL: 0, "fib ": 1}
 """What fields made on demand are taken to be: rates are kept, elements have not expired, no helper reads the
-connection, routes exist.
+connection, which has no label, routes exist.
 """
 LATER_FRAGMENT = FRAGMENT.names.index("later")
 EXEMPT = 1
@@ -409,7 +411,10 @@ class _Walker:
         """Look the packet up among the connections known, in the zone that it has here."""
         if self.connections is not None and self.packet[TRACKING] != EXEMPT:
             zone = min(tracked.zones or {DEFAULT_ZONE})
-            self.packet[CT_STATE] = self.connections.look_up(zone, self.packet)
+            found = self.connections.look_up(zone, self.packet)
+            for on in [on for on in self.packet if on.name.startswith(LABEL)]:
+                del self.packet[on]
+            self.packet |= {CT_STATE: found.state, CT_DIRECTION: found.direction, **dict.fromkeys(found.labels, 1)}
 
     def _ended(self, stages: list[StageWalk], end: End) -> Outcome | None:
         """Return the outcome where a base chain's end is the packet's; None where it goes on."""
@@ -455,6 +460,10 @@ class _Walker:
                 self.view[on] = 0 if unknown else self.packet.get(on, 0)
             else:
                 self.view.pop(on, None)
+        for on in [on for on in self.view if on.name.startswith(LABEL)]:
+            del self.view[on]
+        if state in CONNECTED:
+            self.view |= {on: value for on, value in self.packet.items() if on.name.startswith(LABEL)}
 
     def _see(self, stage: Stage) -> dict[Field, int]:
         """Return the packet as a stage's hooks see it. Crossing to the next bridge, its connection is forgotten."""
@@ -607,11 +616,21 @@ class _Walker:
             case SetHelper(template=template):
                 if template:
                     self._exempt(2)
-            case SetField(on):
-                if on in self.view:
-                    self._set(on, effect.result(self.view[on]))
+            case SetField():
+                self._set_field(effect)
             case UpdateSet() | Alter() | Guard():
                 pass
+
+    def _set_field(self, effect: SetField) -> None:
+        """Change a field, or give the packet's connection a label."""
+        on = effect.field
+        if on.name.startswith(LABEL):
+            if self.view[CT_STATE] in CONNECTED:
+                self.packet[on] = self.view[on] = 1
+                if self.connections is not None:
+                    self.connections.label(on)
+        elif on in self.view:
+            self._set(on, effect.result(self.view[on]))
 
     def _mark(self, effect: SetMark | CopyMark) -> None:
         """Change a mark. A packet without a connection has none; that of a connection not known is a fresh one."""

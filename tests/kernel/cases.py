@@ -21,6 +21,7 @@
     quotes = {…}                # of an ICMP error or redirect: the packet it is about, with keys like these
     ip_options = "01010101"     # of IPv4, in hex; extensions = [0, 60, 43, 44]: IPv6 extension headers, in order
     overlap = 16; last_first = true (of two fragments); nd_flags = 0x20 (of a neighbour advertisement)
+    patch = ["0:65"]; cut = 20  # bytes (hex) at a place behind the Ethernet header; how many are left behind it
     answering = true            # ports the other way round: 9 and the ephemeral one; seq, ack: TCP's, from 0 on
     steps = [{…}, {…}]          # packets sent before this one, in order, each with keys like these
     verdict = "ACCEPT"          # or DROP, or REJECT and how: "REJECT tcp-reset"
@@ -62,7 +63,7 @@ _KEYS = {
     "from", "to", "family", "proto", "icmp", "arp", "ethertype", "source", "dest", "sport", "dport", "source_mac",
     "vlan", "flags", "state", "fragmented", "damage", "verdict", "about", "tags", "wrapping", "dest_mac", "nd_target",
     "only_first", "spoof", "answering", "seq", "ack", "steps", "quotes", "ip_options", "extensions", "overlap",
-    "last_first", "nd_flags",
+    "last_first", "nd_flags", "patch", "cut",
 }  # fmt: skip
 
 
@@ -177,6 +178,8 @@ def _packet(one: dict[str, Any], family: int) -> Packet:
         ethertype=one.get("ethertype"),
         first_fragment=_FRAGMENTS[one["fragmented"]] if "fragmented" in one else None,
         damage=one.get("damage"),
+        patches=tuple((int(at), bytes.fromhex(new)) for at, _, new in (p.partition(":") for p in one.get("patch", ()))),
+        cut=one.get("cut"),
     )
     if one["icmp"] is not None:
         kind, code = _icmp(one["icmp"], family)

@@ -53,6 +53,20 @@ def datagrams(packet: Packet, ends: Ends, body: bytes) -> list[bytes]:
     return made[::-1] if packet.last_first else made
 
 
+def patched(packet: Packet, data: bytes) -> bytes:
+    """Return what stands behind the Ethernet header with the packet's ``patches`` and ``cut``."""
+    if not packet.patches and packet.cut is None:
+        return data
+    made = bytearray(data)
+    for at, new in packet.patches:
+        made[at : at + len(new)] = new
+    if packet.is_ip and packet.family == 4:
+        length = max(20, (made[0] & 15) * 4)
+        made[10:12] = bytes(2)
+        made[10:12] = struct.pack("!H", checksum(bytes(made[:length])))
+    return bytes(made[: packet.cut])
+
+
 def _header(packet: Packet, ends: Ends, length: int, fragment: tuple[int, bool] | None) -> bytes:
     """Return an IP header (RFC 791, RFC 8200), for a fragment (offset, more) where there is one."""
     if packet.family == 4:

@@ -13,7 +13,7 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
-from .ip import Ends, checksum, datagrams, pseudo_header
+from .ip import Ends, checksum, datagrams, patched, pseudo_header
 from .network.plan import HOST, WAN_MAC, Address, Endpoint, Plan, PlanError
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ class Packet:
     extension headers, in order (44 is a fragment header of a whole packet). ``nd_flags`` is the first byte of a
     neighbour advertisement's flags.
     ``says`` is what a UDP datagram begins with, before the mark: the request of a protocol that has a helper.
+    ``patches`` are bytes that replace others, each with its place behind the Ethernet header and its tags; the checksum
+    of an IPv4 header is made right again. ``cut`` is how many bytes are left behind that header.
     """
 
     sender: str
@@ -127,6 +129,8 @@ class Packet:
     acknowledgement: int = 2048
     answering: bool = False
     says: bytes = b""
+    patches: tuple[tuple[int, bytes], ...] = ()
+    cut: int | None = None
 
     @property
     def is_ip(self) -> bool:
@@ -274,7 +278,7 @@ def encode(packet: Packet, who: Numbered) -> Encoded:
     else:
         endpoint = _endpoint(packet, who)
         header = _ethernet(packet, endpoint, destination, ETHER_IPV4 if packet.family == 4 else ETHER_IPV6, who.plan)
-        sent = tuple(Sent(endpoint.namespace, header + datagram) for datagram in sent_as)
+        sent = tuple(Sent(endpoint.namespace, header + patched(packet, datagram)) for datagram in sent_as)
     reset = _reset(packet, len(body), who) if packet.protocol == Proto.TCP else (None, None)
     return Encoded(sent, source, destination, flow, reset)
 
@@ -352,7 +356,7 @@ def _plain_frame(packet: Packet, who: Numbered) -> bytes:
     sender = _endpoint(packet, who)
     if packet.arp is None:
         ethertype = packet.ethertype or 0
-        return _ethernet(packet, sender, None, ethertype, who.plan) + who.mark * 3
+        return _ethernet(packet, sender, None, ethertype, who.plan) + patched(packet, who.mark * 3)
     arp = packet.arp
     own = arp.sender or sender.v4
     target = arp.target or _address(packet.receiver, packet.sender, 4, who.plan)
@@ -362,7 +366,7 @@ def _plain_frame(packet: Packet, who: Numbered) -> bytes:
     # RFC 826: Ethernet, IPv4, lengths 6 and 4.
     body = struct.pack("!HHBBH", arp.hardware, ETHER_IPV4, 6, 4, arp.operation)
     body += mac_bytes(arp.sender_mac or packet.source_mac or sender.mac) + own.packed + bytes(6) + target.packed
-    return header + body + bytes(2) + who.mark
+    return header + patched(packet, body + bytes(2) + who.mark)
 
 
 # --- transport layer ----------------------------------------------------------------------------------------

@@ -13,10 +13,12 @@ from tests.kernel import cases, configurations, evasion
 from tests.kernel.artefact import IPTABLES, NFT, Part
 from tests.kernel.outcome import ACCEPT
 from tests.kernel.packets import LARGE_FRAGMENT, Numbered, Packet, Probe, Proto, describe, encode
+from tests.kernel.sockets import BANNER, Attack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tests.kernel.configurations import Configuration
     from tests.kernel.lab import Lab
 
 
@@ -43,17 +45,30 @@ def attempt(name: str, backend: str, lab: Lab) -> None:
     assert not found, "\n".join(found)
 
 
+HARDENED = "iptables with harden"
+
+
+def harden(configuration: Configuration, lab: Lab) -> None:
+    """Load the table that hardens the iptables ruleset beside that."""
+    source = Source(configuration.root, configuration.node, lambda: configuration.local_network)
+    lab.change(Part(("nft", "-j", "-f", "-"), hardening_of(compile_root(source, IPTABLES), asked=True)))
+
+
+def soften(lab: Lab) -> None:
+    """Remove that table."""
+    lab.guest.run(["ip", "netns", "exec", "pvlab-host", "nft", "delete", "table", "bridge", "pvefw-hardening"])
+
+
 def test_the_hardened_iptables_ruleset_drops_what_needs_no_connection(lab: Lab) -> None:
     """Beside the reference's ruleset stands a table of nft: what it drops is what the nft ruleset drops."""
     configuration, case = configurations.of_case("hostile"), cases.load("hostile")
-    compiled = compile_root(Source(case.root, case.node, lambda: case.local_network), IPTABLES)
     lab.set_up(configuration.plan)
     lab.load(configurations.compiled(configuration, IPTABLES))
-    lab.change(Part(("nft", "-j", "-f", "-"), hardening_of(compiled, asked=True)))
+    harden(configuration, lab)
     try:
         outcomes = lab.run([probe for probe, _ in case.expected])
     finally:
-        lab.guest.run(["ip", "netns", "exec", "pvlab-host", "nft", "delete", "table", "bridge", "pvefw-hardening"])
+        soften(lab)
     wrong = [
         f"{describe(probe)}: not {verdict}, {outcome}"
         for (probe, verdict), outcome in zip(case.expected, outcomes, strict=True)
@@ -80,6 +95,36 @@ def test_linux_hears_what_stands_behind_tags_of_vlan_zero(backend: str, *, passe
         frames = [(one.namespace, one.data) for one in sent]
         heard = lab.guest.call("tests.kernel.sockets:received", frames, plan.endpoint("outside"), 4321)
         assert bool(heard) is (passes and bool(tags)), tags
+
+
+# source port, port of the victim, what the attacker forges, and whether it gets in past nft and past iptables
+CONNECTS = {
+    "a port that is let in": (40201, 22, "nothing", True, True),
+    "a denied port": (40202, 25, "nothing", False, False),
+    "after a forged answer": (40203, 25, "answer", False, True),
+    # the first packet gets past iptables; the answer's sequence number is none that connection tracking expects
+    "from the port of a forged opening": (22, 25, "opening", False, False),
+}
+
+
+@pytest.mark.parametrize("backend", [NFT, IPTABLES, HARDENED])
+def test_a_neighbour_connects_to_no_denied_port(backend: str, lab: Lab) -> None:
+    """Beside iptables, ``harden`` has no say in this: it keeps no connections."""
+    configuration, _ = evasion.load("sequences")
+    plan = configuration.plan
+    lab.set_up(plan)
+    lab.load(configurations.compiled(configuration, NFT if backend == NFT else IPTABLES))
+    if backend == HARDENED:
+        harden(configuration, lab)
+    try:
+        got_in = {}
+        for name, (source_port, port, forges, _, _) in CONNECTS.items():
+            attack = Attack(plan.endpoint("outside"), plan.endpoint("vm101"), source_port, port, forges)
+            got_in[name] = lab.guest.call("tests.kernel.sockets:connects", attack) == BANNER
+    finally:
+        if backend == HARDENED:
+            soften(lab)
+    assert got_in == {name: past_nft if backend == NFT else past for name, (*_, past_nft, past) in CONNECTS.items()}
 
 
 VLAN_AWARE = (

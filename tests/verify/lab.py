@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import names
-from pvefw_nft.verify.connections import Connections
+from pvefw_nft.verify.connections import Connections, Found
 from pvefw_nft.verify.model import CT_STATES, IPV4, PROTOCOL, RulesetModel
 from pvefw_nft.verify.packet import PacketSpec, make_probe
 from pvefw_nft.verify.packet import Probe as Simulated
@@ -157,9 +157,9 @@ class Quoted(Connections):
         """Return the same connections, to try a packet on."""
         return Quoted(super().copy().known)
 
-    def look_up(self, zone: Zone, packet: Mapping[Field, int]) -> int:
-        """Return the state of the packet in a zone."""
-        return RELATED if any(zone[0] in known.zone for known in self.known) else super().look_up(zone, packet)
+    def look_up(self, zone: Zone, packet: Mapping[Field, int]) -> Found:
+        """Return what the packet is in a zone."""
+        return Found(RELATED) if any(zone[0] in known.zone for known in self.known) else super().look_up(zone, packet)
 
 
 def outcome_of(probe: Probe, plan: Plan, topology: Topology, model: RulesetModel) -> Outcome:

@@ -9,7 +9,7 @@ import pytest
 from pvefw_nft.pipeline import Source, compile_root, topology
 from pvefw_nft.verify.prove.compare import compare
 from pvefw_nft.verify.prove.flows import Side
-from pvefw_nft.verify.prove.hardening import STRICTER
+from pvefw_nft.verify.prove.hardening import OWN_SIDE, STRICTER
 from pvefw_nft.verify.read import Text, read_ruleset
 from tests.support import NODE, VM
 
@@ -128,3 +128,23 @@ def test_what_is_dropped_beside_them_is_a_difference(make_root: MakeRoot) -> Non
     root = make_root(FILES)
     changed = stateless_rules(compiled(root, "nft"), lambda line: line.replace(TAGGED, TAGGED.replace("==", "!=")))
     assert compared(root, changed).differences
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"right":"reply"', '"right":"original"'),
+        ('{"drop":null}', '{"reject":null}'),
+        (
+            '"key":"label"}},"right":"127"}},{"counter":null},{"drop":null}',
+            '"key":"state"}},"right":"new"}},{"drop":null}',
+        ),
+    ],
+)
+def test_a_rule_about_answers_that_is_not_just_so_is_compared(before: str, after: str, make_root: MakeRoot) -> None:
+    root = make_root(FILES)
+    text = compiled(root, "nft")
+    changed = changed_rules(text, "answer", lambda line: line.replace(before, after))
+    assert changed != text
+    assert OWN_SIDE in compared(root, text).left_out
+    assert OWN_SIDE not in compared(root, changed).left_out

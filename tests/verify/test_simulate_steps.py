@@ -86,17 +86,33 @@ expect = "DROP"
     assert run(make_root(FILES), packets, "iptables") == (0, "2 passed, 0 failed\n")
 
 
+@pytest.mark.parametrize(("backend", "verdict"), [("nft", "DROP"), ("iptables", "ACCEPT")])
+def test_a_connection_is_answered_by_its_other_side_only(backend: str, verdict: str, make_root: MakeRoot) -> None:
+    packets = f"""
+[[packet]]
+name = "what the outside sends in 101's name to port 22, and then itself from there"
+steps = [{{ from = "outside", to = "vm101:22", source = "10.0.0.101", dest = "10.0.0.9", sport = 25 }}]
+from = "outside"
+to = "vm101:25"
+source = "10.0.0.9"
+dest = "10.0.0.101"
+sport = 22
+expect = "{verdict}"
+"""
+    assert run(make_root(FILES), packets, backend) == (0, "1 passed, 0 failed\n")
+
+
 def test_connections_are_known_in_their_zones_only() -> None:
     first = packet(protocol="ip", l4proto="udp", ip_saddr="10.0.0.1", ip_daddr="10.0.0.2", sport=1000, dport=53)
     back = packet(protocol="ip", l4proto="udp", ip_saddr="10.0.0.2", ip_daddr="10.0.0.1", sport=53, dport=1000)
     known = Connections()
-    assert known.look_up((1, 1), first) == NEW
+    assert known.look_up((1, 1), first).state == NEW
     known.confirm()
-    assert known.copy().look_up((1, 1), first) == NEW
-    assert known.copy().look_up((2, 2), back) == NEW
-    assert known.look_up((1, 1), back) == ESTABLISHED
-    assert known.look_up((1, 1), first) == ESTABLISHED
-    assert known.look_up((2, 2), first) == NEW
+    assert known.copy().look_up((1, 1), first).state == NEW
+    assert known.copy().look_up((2, 2), back).state == NEW
+    assert known.look_up((1, 1), back).state == ESTABLISHED
+    assert known.look_up((1, 1), first).state == ESTABLISHED
+    assert known.look_up((2, 2), first).state == NEW
 
 
 def test_a_packet_that_is_dropped_leaves_no_connection() -> None:
@@ -104,7 +120,7 @@ def test_a_packet_that_is_dropped_leaves_no_connection() -> None:
     back = packet(protocol="ip", l4proto="udp", ip_saddr="10.0.0.2", ip_daddr="10.0.0.1", sport=53, dport=1000)
     known = Connections()
     known.look_up((0, 0), first)
-    assert known.look_up((0, 0), back) == NEW
+    assert known.look_up((0, 0), back).state == NEW
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,11 @@ class Meta(TypedDict):
     meta: _MetaKey
 
 
+CtKey: TypeAlias = Literal["state", "mark", "zone", "status", "direction", "label"]
+
+
 class _CtKey(TypedDict):
-    key: Literal["state", "mark", "zone"]
+    key: CtKey
 
 
 class Ct(TypedDict):
@@ -152,7 +155,7 @@ def meta(key: MetaKey) -> Meta:
     return {"meta": {"key": key}}
 
 
-def ct(key: Literal["state", "mark", "zone"]) -> Ct:
+def ct(key: CtKey) -> Ct:
     """Return the expression for a property of the connection, such as ``ct state``."""
     return {"ct": {"key": key}}
 

@@ -275,7 +275,7 @@ def _match(_kind: str, body: Node) -> str:
     value = _right(left, right)
     if operator == "!=":
         return f"{left} != {value}"
-    if operator == "in" and isinstance(right, list):
+    if operator == "in" and isinstance(right, list | str):
         return f"{left} {value}"
     if operator == "==":
         return f"{left} == {value}" if "&" in body["left"] else f"{left} {value}"
@@ -351,6 +351,8 @@ def _right(left: str, right: Any) -> str:  # noqa: ANN401 - a value, a set of th
     selector, masked, _ = left.partition(" & ")
     if selector == "tcp flags" and masked:
         return _flags(right)
+    if selector == "ct status" and masked:
+        return hex(right)
     if isinstance(right, list):
         return ",".join(map(_word, right))
     if isinstance(right, dict) and "set" in right:

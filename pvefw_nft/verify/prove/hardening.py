@@ -5,6 +5,9 @@ what no guest sends that is configured as its files say: frames with a second VL
 the NIC's, with addresses that are not in the NIC's set; or what an option of a companion file closes. Each rule must be
 one of these, word for word: of the NIC's own MAC address, and of the very set by which the NIC's chain filters. A base
 chain that leads to any other rule is compared like the rest.
+
+So is the base chain ``answers``, whose rules drop answers of a connection's own side, by the labels that the base chain
+``sides`` gives it.
 """
 
 from __future__ import annotations
@@ -31,6 +34,11 @@ STRICTER = (
     " `--as-reference` compiles without these rules"
 )
 
+OWN_SIDE = (
+    "stricter nft: its chains `sides` and `answers` drop answers in a connection that come from the side of the guest's"
+    " firewall bridge which opened it. `--as-reference` compiles without these rules"
+)
+
 _IN_FRAGMENTS = m.FRAGMENT.everything - IntervalSet.single(0)
 _TAGS = IntervalSet.of(*((tag, tag) for tag in (0x8100, 0x88A8, 0x9100, 0x9200, 0x9300)))
 _NEW = IntervalSet.single(m.CT_STATES.index("new"))
@@ -49,31 +57,33 @@ def compared(before: Side, after: Side) -> tuple[Side, Side, Exceptions]:
         return before, after, found
     before, of_before = without_stricter_rules(before)
     after, of_after = without_stricter_rules(after)
-    return before, after, replace(found, texts=(*found.texts, STRICTER)) if of_before or of_after else found
+    return before, after, replace(found, texts=tuple(dict.fromkeys((*found.texts, *of_before, *of_after))))
 
 
-def without_stricter_rules(side: Side) -> tuple[Side, bool]:
-    """Return the side without the rules that make it stricter, and whether it had any."""
-    found = False
+def without_stricter_rules(side: Side) -> tuple[Side, list[str]]:
+    """Return the side without the rules that make it stricter, and what is to be said of those it had."""
+    found: list[str] = []
     tables = []
     for table in side.model.tables:
         kept = dict(table.chains)
-        for name, only_stricter in _CHAINS.items():
+        for name, (only_stricter, text) in _CHAINS.items():
             chain = table.chains.get(name)
+            if name == SIDES and "answers" in kept:
+                continue  # its labels are read
             if chain is None or not chain.rules or not _is_ours(table, chain):
                 continue
             if only_stricter(table, chain, side.topology.nics):
                 del kept[name]
-                found = True
+                found.append(text)
         for name, chain in table.chains.items():
             if _is_of_rates(table, name) and any(map(_drops_newcomers, chain.rules)):
                 rules = [rule for rule in chain.rules if not _drops_newcomers(rule)]
                 kept[name] = m.Chain(name, rules, chain.policy, chain.hook)
-                found = True
+                found.append(STRICTER)
         tables.append(m.Table(table.key, kept, table.sets, table.lookups))
     if not found:
-        return side, False
-    return replace(side, model=m.RulesetModel(tuple(tables), side.model.assumptions)), True
+        return side, found
+    return replace(side, model=m.RulesetModel(tuple(tables), side.model.assumptions)), found
 
 
 def _is_of_rates(table: m.Table, name: str) -> bool:
@@ -93,7 +103,39 @@ def _is_ours(table: m.Table, chain: m.Chain) -> bool:
     hook = chain.hook
     if table.key.tool != "nft" or table.key.name != "pvefw" or hook is None:
         return False
-    return hook.family is m.Family.BRIDGE and hook.point is m.Point.PREROUTING and chain.policy == m.ACCEPT
+    point = m.Point.FORWARD if chain.name == SIDES else m.Point.PREROUTING
+    return hook.family is m.Family.BRIDGE and hook.point is point and chain.policy == m.ACCEPT
+
+
+def _only_answers(table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> bool:
+    """Whether a base chain drops nothing but answers in a connection by the side that opened it."""
+    for rule in chain.rules:
+        if rule.effects:
+            return False
+        match rule.verdict:
+            case m.Drop() if m.FALSE in rule.conditions:
+                pass
+            case m.Jump(name) if m.equals(m.CT_DIRECTION, 1) in rule.conditions:
+                if not all(_drops_own_side(one) for one in table.chains[name].rules):
+                    return False
+            case _:
+                return False
+    return True
+
+
+def _drops_own_side(rule: m.Rule) -> bool:
+    if rule.effects or rule.verdict == m.RETURN:
+        return not rule.effects
+    tests = _tests(rule)
+    return rule.verdict == m.DROP and tests is not None and tests.keys() in _OPENED
+
+
+def _only_labels(_table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> bool:
+    """Whether a base chain does nothing but note by labels which side opened a connection."""
+    return all(
+        rule.verdict is None and all(isinstance(e, m.SetField) and {e.field} in _OPENED for e in rule.effects)
+        for rule in chain.rules
+    )
 
 
 def _only_stricter(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...]) -> bool:
@@ -218,8 +260,16 @@ def _tests(rule: m.Rule) -> _Tests | None:
     return tests
 
 
-_CHAINS: Mapping[str, Callable[[m.Table, m.Chain, tuple[Nic, ...]], bool]] = {
-    "stateless": _only_stricter,
-    "limits": _only_limits,
+SIDES = "sides"
+"""The base chain that gives connections the labels of the side that opened them."""
+
+_OPENED = ({m.label_field(126)}, {m.label_field(127)})
+"""The labels: opened from the guest's bridge, opened by the guest."""
+
+_CHAINS: Mapping[str, tuple[Callable[[m.Table, m.Chain, tuple[Nic, ...]], bool], str]] = {
+    "stateless": (_only_stricter, STRICTER),
+    "limits": (_only_limits, STRICTER),
+    "answers": (_only_answers, OWN_SIDE),
+    SIDES: (_only_labels, OWN_SIDE),
 }
-"""The base chains that may make the ruleset stricter, and what tells whether they do nothing else."""
+"""The base chains that may make the ruleset stricter, what tells whether they do nothing else, and what to say."""
