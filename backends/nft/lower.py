@@ -10,7 +10,7 @@
     ``limits`` (prerouting, -155)    how many connections guests may open
     ``guests`` (prerouting, -150)    IP of guests, in both directions, at the ports of firewall bridges
     ``forward`` (forward, -150)      invalid packets between all other ports; VNets
-    ``sides`` (forward, -140)        which side of a firewall bridge opened a connection
+    ``sides`` (forward, -140)        which side opened a connection
     ``to-no-host`` (input, -350)     what a firewall bridge would hand to the host's own stack
     ``vnets-to-host`` (input, -150),
     ``vnets-from-host`` (output, -150)   VNets, between their guests and the host
@@ -20,6 +20,8 @@
     ``nat-prerouting`` (-110),
     ``nat-postrouting`` (90)         no address translation on firewall bridges
     ``to-no-host`` (input, -350)     what a firewall bridge would hand to the host's own stack
+    ``answers`` (input, -158)        what answers the host in a connection that others opened in its name
+    ``sides`` (output, -140)         which connections the host opened
     ``input``, ``output`` (0)        the host
     ``forward`` (0)                  what the host routes
 
@@ -42,9 +44,9 @@ from pvefw_nft.backends.nft.scope import Scope
 from pvefw_nft.backends.nft.sides import (
     ANSWERED,
     ANSWERS,
-    ANSWERS_HOOK,
+    ANSWERS_HOOKS,
     SIDES,
-    SIDES_HOOK,
+    SIDES_HOOKS,
     answer_rules,
     answered_rules,
     side_rules,
@@ -309,9 +311,11 @@ class TableLowering:
 
     def plan_sides(self) -> None:
         """Plan what has connections answered by the side that did not open them."""
-        self.plan(ANSWERS, answer_rules, ANSWERS_HOOK)
-        self.plan(ANSWERED, answered_rules)
-        self.plan(SIDES, side_rules, SIDES_HOOK)
+        family = self._family
+        self.plan(ANSWERS, partial(answer_rules, family), ANSWERS_HOOKS[family])
+        if family == "bridge":
+            self.plan(ANSWERED, answered_rules)
+        self.plan(SIDES, partial(side_rules, family), SIDES_HOOKS[family])
 
     def plan_no_nat(self) -> None:
         """Plan what keeps bridged packets from being translated on firewall bridges."""
@@ -411,6 +415,7 @@ def tables(ruleset: Ruleset, store: LineStore | None = None) -> tuple[Table, Tab
     if ruleset.zones is not None:
         bridge.plan_zones(ruleset.zones)
         bridge.plan_sides()
+        host.plan_sides()
         host.plan_no_nat()
     for hook in ruleset.hooks:
         match hook.layer, hook.point:

@@ -1,23 +1,31 @@
-"""Which side of a firewall bridge opened a connection: only the other side answers it.
+"""Which side opened a connection: only the other side answers it.
 
 Connection tracking takes any packet of the right addresses for an answer, whichever port it comes by. So somebody on
 the guest's network could send a packet in the guest's name, to a port that the guest's rules let in, and then reach any
 port of the guest from there: what he sends is an "answer" in that connection, and established. A guest without an IP
 filter could get past ``policy_out`` likewise. So each connection has a label for each side whose first packets were let
-by::
+by, and what comes by the only side that opened it is no answer. In the table of family bridge::
 
     chain sides { type filter hook forward priority -140
       ct state new iifname "fwln*" ct label set 126
-      ct state new meta ibrname "fwbr*" iifname != "fwln*" ct label set 127 }
-
-and what comes by the only side that opened it is no answer::
-
+      ct state new meta ibrname "fwbr*" iifname != "fwln*" ct label set 127
+      ct state new meta ibrname != "fwbr*" ct label set 125 }
     chain answers { type filter hook prerouting priority -158
       meta ibrname "fwbr*" ct direction reply jump answered }
     chain answered {
       iifname "fwln*" ct label 127 return
       iifname != "fwln*" ct label 126 return
       ct label { 126 or 127 } drop }
+
+The host shares its connections with the guests' bridges. A neighbour could send a packet in the host's name across the
+bridge, to himself, and then reach any port of the host from there. The bridge hands on nothing that the host itself
+sends, so in the table of family inet::
+
+    chain sides { type filter hook output priority -140
+      ct state new ct label set 124 }
+    chain answers { type filter hook input priority -158
+      ct direction reply ct label 124 accept
+      ct direction reply ct label 125 drop }
 
 A connection without a label is one from before the ruleset, of a guest that moved here, or one that a helper expected.
 
@@ -29,59 +37,80 @@ nf_conntrack_common.h; nf_ct_bridge_pre of net/bridge/netfilter/nf_conntrack_bri
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pvefw_nft.backends.nft.syntax import statements as nft
 from pvefw_nft.backends.nft.syntax.expressions import bits, ct, meta
 from pvefw_nft.backends.nft.syntax.objects import Hook, Rule
 
+if TYPE_CHECKING:
+    from pvefw_nft.backends.nft.syntax.objects import Family
+
 SIDES: Final = "sides"
-"""The chain that labels connections, of the table of family bridge."""
-SIDES_HOOK: Final = Hook("forward", -140)
+"""The chain that labels connections, of both tables."""
+SIDES_HOOKS: Final = {"bridge": Hook("forward", -140), "inet": Hook("output", -140)}
 
 ANSWERS: Final = "answers"
-"""The chain that drops answers from the wrong side."""
-ANSWERS_HOOK: Final = Hook("prerouting", -158)
+"""The chain that drops answers from the wrong side, of both tables."""
+ANSWERS_HOOKS: Final = {"bridge": Hook("prerouting", -158), "inet": Hook("input", -158)}
 ANSWERED: Final = "answered"
 
+_BY_HOST: Final = "124"
+_BY_BRIDGE: Final = "125"
 _BY_NETWORK: Final = "126"
 _BY_GUEST: Final = "127"
-"""The labels, as bits: opened from the guest's bridge, opened by the guest. Others' labels begin at 0."""
+"""The labels, as bits: opened by the host itself, across a bridge of guests, from the guest's bridge to the guest, by
+the guest. Others' labels begin at 0.
+"""
 
 _TEMPLATE: Final = 1 << 11
 """``IPS_TEMPLATE``."""
 
 _HERE = nft.match(meta("ibrname"), "fwbr*")
+_ELSEWHERE = nft.match(meta("ibrname"), "fwbr*", "!=")
 _FROM_NETWORK = nft.match(meta("iifname"), "fwln*")
 _FROM_GUEST = nft.match(meta("iifname"), "fwln*", "!=")
 _NEW = nft.match(ct("state"), ["new"], "in")
+_ANSWER = nft.match(ct("direction"), "reply")
 _LABEL = ct("label")
 
 
-def side_rules() -> tuple[Rule, ...]:
-    """Return the rules of the chain :data:`SIDES`."""
+def side_rules(family: Family) -> tuple[Rule, ...]:
+    """Return the rules of the chain :data:`SIDES` of the table of a family, bridge or inet."""
+    if family == "inet":
+        return (Rule((_NEW, nft.mangle(_LABEL, _BY_HOST)), "opened by the host"),)
     return (
         Rule((_NEW, _FROM_NETWORK, nft.mangle(_LABEL, _BY_NETWORK)), "opened from the network"),
         Rule((_NEW, _HERE, _FROM_GUEST, nft.mangle(_LABEL, _BY_GUEST)), "opened by the guest"),
+        Rule((_NEW, _ELSEWHERE, nft.mangle(_LABEL, _BY_BRIDGE)), "opened across a bridge of guests"),
     )
 
 
-def answer_rules() -> tuple[Rule, ...]:
-    """Return the rules of the chain :data:`ANSWERS`."""
+def answer_rules(family: Family) -> tuple[Rule, ...]:
+    """Return the rules of the chain :data:`ANSWERS` of the table of a family, bridge or inet."""
+    if family == "inet":
+        return (
+            Rule((_ANSWER, _labelled(_BY_HOST), nft.ACCEPT), "opened by the host"),
+            Rule((_ANSWER, _labelled(_BY_BRIDGE), nft.COUNTER, nft.DROP), "no answer to the host"),
+        )
     refused = nft.match(bits(ct("status"), _TEMPLATE), _TEMPLATE)
     return (
         Rule((_HERE, refused, nft.COUNTER, nft.DROP), "malformed"),
-        Rule((_HERE, nft.match(ct("direction"), "reply"), nft.jump(ANSWERED)), "answers"),
+        Rule((_HERE, _ANSWER, nft.jump(ANSWERED)), "answers"),
     )
 
 
 def answered_rules() -> tuple[Rule, ...]:
-    """Return the rules of the chain :data:`ANSWERED`."""
+    """Return the rules of the chain :data:`ANSWERED`, of the table of family bridge."""
     return (
-        Rule((_FROM_NETWORK, nft.match(_LABEL, _BY_GUEST, "in"), nft.RETURN), "opened by the guest"),
-        Rule((_FROM_GUEST, nft.match(_LABEL, _BY_NETWORK, "in"), nft.RETURN), "opened from the network"),
+        Rule((_FROM_NETWORK, _labelled(_BY_GUEST), nft.RETURN), "opened by the guest"),
+        Rule((_FROM_GUEST, _labelled(_BY_NETWORK), nft.RETURN), "opened from the network"),
         *(
-            Rule((nft.match(_LABEL, label, "in"), nft.COUNTER, nft.DROP), "no answer of the other side")
+            Rule((_labelled(label), nft.COUNTER, nft.DROP), "no answer of the other side")
             for label in (_BY_NETWORK, _BY_GUEST)
         ),
     )
+
+
+def _labelled(label: str) -> nft.Statement:
+    return nft.match(_LABEL, label, "in")

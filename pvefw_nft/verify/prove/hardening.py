@@ -36,7 +36,8 @@ STRICTER = (
 
 OWN_SIDE = (
     "stricter nft: its chains `sides` and `answers` drop answers in a connection that come from the side of the guest's"
-    " firewall bridge which opened it. `--as-reference` compiles without these rules"
+    " firewall bridge which opened it, or to the host in one that it did not open. `--as-reference` compiles without these"
+    " rules"
 )
 
 _IN_FRAGMENTS = m.FRAGMENT.everything - IntervalSet.single(0)
@@ -103,8 +104,7 @@ def _is_ours(table: m.Table, chain: m.Chain) -> bool:
     hook = chain.hook
     if table.key.tool != "nft" or table.key.name != "pvefw" or hook is None:
         return False
-    point = m.Point.FORWARD if chain.name == SIDES else m.Point.PREROUTING
-    return hook.family is m.Family.BRIDGE and hook.point is point and chain.policy == m.ACCEPT
+    return (hook.family, hook.point) in _HOOKS.get(chain.name, _STATELESS) and chain.policy == m.ACCEPT
 
 
 def _only_answers(table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> bool:
@@ -115,19 +115,21 @@ def _only_answers(table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> boo
         match rule.verdict:
             case m.Drop() if m.FALSE in rule.conditions:
                 pass
-            case m.Jump(name) if m.equals(m.CT_DIRECTION, 1) in rule.conditions:
+            case m.Jump(name) if _ANSWER in rule.conditions:
                 if not all(_drops_own_side(one) for one in table.chains[name].rules):
                     return False
             case _:
-                return False
+                if not (_ANSWER in rule.conditions and _drops_own_side(rule)):
+                    return False
     return True
 
 
 def _drops_own_side(rule: m.Rule) -> bool:
-    if rule.effects or rule.verdict == m.RETURN:
+    """Whether a rule for answers drops some in connections that a label says were opened, or lets by."""
+    if rule.effects or rule.verdict in (m.RETURN, m.ACCEPT):
         return not rule.effects
     tests = _tests(rule)
-    return rule.verdict == m.DROP and tests is not None and tests.keys() in _OPENED
+    return rule.verdict == m.DROP and tests is not None and tests.keys() - {m.CT_DIRECTION} in _OPENED
 
 
 def _only_labels(_table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> bool:
@@ -263,8 +265,16 @@ def _tests(rule: m.Rule) -> _Tests | None:
 SIDES = "sides"
 """The base chain that gives connections the labels of the side that opened them."""
 
-_OPENED = ({m.label_field(126)}, {m.label_field(127)})
-"""The labels: opened from the guest's bridge, opened by the guest."""
+_OPENED = tuple({m.label_field(number)} for number in range(124, 128))
+"""The labels: opened by the host, across a bridge of guests, from the guest's bridge, by the guest."""
+_ANSWER = m.equals(m.CT_DIRECTION, 1)
+
+_STATELESS = ((m.Family.BRIDGE, m.Point.PREROUTING),)
+_HOOKS = {
+    "answers": (*_STATELESS, (m.Family.INET, m.Point.INPUT)),
+    SIDES: ((m.Family.BRIDGE, m.Point.FORWARD), (m.Family.INET, m.Point.OUTPUT)),
+}
+"""Where the base chains about answers are hooked in."""
 
 _CHAINS: Mapping[str, tuple[Callable[[m.Table, m.Chain, tuple[Nic, ...]], bool], str]] = {
     "stateless": (_only_stricter, STRICTER),
