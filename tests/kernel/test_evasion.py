@@ -12,7 +12,7 @@ from pvefw_nft.pipeline import Source, compile_root, hardening_of
 from tests.kernel import cases, configurations, evasion
 from tests.kernel.artefact import IPTABLES, NFT, Part
 from tests.kernel.outcome import ACCEPT
-from tests.kernel.packets import LARGE_FRAGMENT, Numbered, Packet, Probe, Proto, describe, encode
+from tests.kernel.packets import LARGE_FRAGMENT, Numbered, Packet, Probe, Proto, Wrapping, describe, encode
 from tests.kernel.sockets import BANNER, Attack
 
 if TYPE_CHECKING:
@@ -147,6 +147,20 @@ def test_on_a_vlan_aware_bridge_a_second_tag_is_dropped_behind_a_real_one(backen
             "allowed in its VLAN": (replace(web, tags=((0x8100, 10),)), True),
             "not in another one": (replace(web, tags=((0x8100, 11),)), False),
             "denied behind two": (replace(denied, tags=((0x8100, 10), (0x8100, 0))), backend == IPTABLES),
+            "denied behind a tag of priority": (
+                replace(denied, tags=((0x8100, 10), (0x8100, 0xE000))),
+                backend == IPTABLES,
+            ),
+            "denied behind an old tag": (
+                replace(denied, tags=((0x8100, 10),), wrapping=Wrapping(0x9100, bytes.fromhex("00000800"))),
+                backend == IPTABLES,
+            ),
+            "denied behind three": (
+                replace(denied, tags=((0x8100, 10), (0x88A8, 0), (0x8100, 0))),
+                backend == IPTABLES,
+            ),
+            "denied in its VLAN": (replace(denied, tags=((0x8100, 10),)), backend == IPTABLES),
+            "denied in its VLAN, with a priority": (replace(denied, tags=((0x8100, 0xE00A),)), backend == IPTABLES),
             "allowed behind two": (replace(web, tags=((0x8100, 10), (0x88A8, 0))), backend == IPTABLES),
             "towards a guest": (
                 Packet("outside", "vm100", 4, Proto.TCP, dport=4321, tags=((0x8100, 10), (0x8100, 0))),

@@ -36,8 +36,8 @@ STRICTER = (
 
 OWN_SIDE = (
     "stricter nft: its chains `sides` and `answers` drop answers in a connection that come from the side of the guest's"
-    " firewall bridge which opened it, or to the host in one that it did not open. `--as-reference` compiles without these"
-    " rules"
+    " firewall bridge which opened it, or to the host in one that it did not open."
+    " `--as-reference` compiles without these rules"
 )
 
 _IN_FRAGMENTS = m.FRAGMENT.everything - IntervalSet.single(0)
