@@ -46,6 +46,7 @@ def attempt(name: str, backend: str, lab: Lab) -> None:
 
 
 HARDENED = "iptables with harden"
+IN_HOST = ("ip", "netns", "exec", "pvlab-host")
 
 
 def harden(configuration: Configuration, lab: Lab) -> None:
@@ -56,7 +57,7 @@ def harden(configuration: Configuration, lab: Lab) -> None:
 
 def soften(lab: Lab) -> None:
     """Remove that table."""
-    lab.guest.run(["ip", "netns", "exec", "pvlab-host", "nft", "delete", "table", "bridge", "pvefw-hardening"])
+    lab.guest.run([*IN_HOST, "nft", "delete", "table", "bridge", "pvefw-hardening"])
 
 
 def test_the_hardened_iptables_ruleset_drops_what_needs_no_connection(lab: Lab) -> None:
@@ -139,7 +140,7 @@ def test_on_a_vlan_aware_bridge_a_second_tag_is_dropped_behind_a_real_one(backen
     lab.set_up(configuration.plan)
     lab.load(configurations.compiled(configuration, backend))
     try:
-        lab.guest.run(["ip", "netns", "exec", "pvlab-host", "sh", "-c", VLAN_AWARE])
+        lab.guest.run([*IN_HOST, "sh", "-c", VLAN_AWARE])
         web = Packet("vm100", "outside", 4, Proto.TCP, dport=80)
         denied = replace(web, dport=22)
         tried = {
@@ -173,6 +174,24 @@ def test_on_a_vlan_aware_bridge_a_second_tag_is_dropped_behind_a_real_one(backen
         }
     finally:
         lab.plan = None  # the next test gets a network of its own
+
+
+def test_nothing_to_a_firewall_bridge_itself_reaches_the_host(lab: Lab) -> None:
+    """A bridge hands frames to its own MAC address to the host, as a guest can know from what it sends."""
+    configuration = configurations.of_case("hostile")
+    lab.set_up(configuration.plan)
+    lab.load(configurations.compiled(configuration, NFT))
+    status, output = lab.guest.run([*IN_HOST, "cat", "/sys/class/net/fwbr100i0/address"])
+    assert status == 0
+    to_bridge = Packet("vm100", "host", 4, Proto.UDP, dport=4321, destination_mac=output.decode().split()[-1])
+    denied = [
+        to_bridge,
+        replace(to_bridge, dport=53),
+        replace(to_bridge, source=IPv4Address("0.0.0.0"), destination=IPv4Address("255.255.255.255")),
+        replace(to_bridge, family=6, dport=53),
+        replace(to_bridge, source=IPv4Address("0.0.0.0"), destination=IPv4Address("224.0.0.1"), sport=68, dport=67),
+    ]
+    assert [str(outcome) for outcome in lab.run([Probe((packet,)) for packet in denied])] == ["DROP"] * len(denied)
 
 
 # --- floods: what one guest uses up that all share -----------------------------------------------------------------
