@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,17 @@ class Task:
         self._before: Before = desired_ruleset.known_before(source, backend) if settle else desired_ruleset.Before()
         self._sent: dict[str, int] = {}
         self._last: Result | None = None
+        load_stages()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another program needs to do the same; what only the host knows it asks for."""
+        source = replace(self._source, local_network=_unasked, real_interface=_unasked, zones=dict, now=time.time)
+        return {"source": source, "backend": self._backend, "settle": self._settle, "before": self._before}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._source, self._backend = state["source"], state["backend"]
+        self._settle, self._before = state["settle"], state["before"]
+        self._sent, self._last = {}, None
         load_stages()
 
     def serve(self, channel: Channel, missing: Sequence[str]) -> None:
@@ -82,6 +94,10 @@ class Task:
         self._last = result
         self._sent = {piece: place for place, piece in enumerate(result.desired.pieces)}
         return [encode({"kind": "ruleset", **message, **doubts}), pieces]
+
+
+def _unasked(*_: str) -> None:
+    """Stand for what :class:`_Asks` answers."""
 
 
 class _Asks:

@@ -34,7 +34,7 @@ from pvefw_nft.config.files import FILES
 from pvefw_nft.config.patience import PatientFiles
 from pvefw_nft.errors import CompilerError, DeniedError, PvefwError
 from pvefw_nft.host import zone_change
-from pvefw_nft.host.confined import Worker
+from pvefw_nft.host.confined import KILLED_BY_FILTER, Worker
 from pvefw_nft.host.state import typed
 
 if TYPE_CHECKING:
@@ -189,10 +189,13 @@ class Compiler:
         """End the process, and return the error that tells why: ``reason``, or else how it had ended."""
         how = self._worker.close() if self._worker is not None else ""
         self._worker = self._last = None
-        return CompilerError(
-            f"the compiler's process ended before it had answered: {reason or how}",
-            "see `pvefw check`; its limits are PVEFW_COMPILER_MEMORY (MiB) and PVEFW_COMPILER_SECONDS",
-        )
+        hint = "see `pvefw check`; its limits are PVEFW_COMPILER_MEMORY (MiB) and PVEFW_COMPILER_SECONDS"
+        if how == KILLED_BY_FILTER:
+            hint = (
+                "the systemd unit is older than this pvefw and forbids a system call: `pvefw run OPTIONS --print-unit` "
+                "prints the one of now"
+            )
+        return CompilerError(f"the compiler's process ended before it had answered: {reason or how}", hint)
 
 
 def find_once(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pvefw_nft.app.steady_source import SETTLE_SECONDS
-from pvefw_nft.errors import HostError, UsageError
+from pvefw_nft.errors import UsageError
 from pvefw_nft.pipeline import BACKENDS, Source
 
 if TYPE_CHECKING:
@@ -157,6 +156,7 @@ def settle_option(command: _F) -> _F:
 
 
 def need_root() -> None:
-    """Raise HostError where this does not run as root: nothing would work, and each tool would say so differently."""
-    if os.geteuid() != 0:
-        raise HostError("this needs root", "run this as root")
+    """Raise HostError where this runs without root's rights about the network; see :func:`.need_privileges`."""
+    from pvefw_nft.host.service_user import need_privileges  # deferred: only commands on a host need it
+
+    need_privileges()

@@ -28,17 +28,17 @@ from pvefw_nft.cli.options import (
 from pvefw_nft.cli.plugging import NicService, chosen, plugging_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import HostError, PvefwError, UsageError
-from pvefw_nft.host import control, firewall, lock, state, tools, watch
+from pvefw_nft.host import control, firewall, lock, service_user, state, tools, watch
 from pvefw_nft.host.moved import MovedGuests
 from pvefw_nft.host.proxmox.awake import FirewallWatch
-from pvefw_nft.host.proxmox.flag import keep_flag
+from pvefw_nft.host.proxmox.flag import flag_path, keep_flag
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox
 from pvefw_nft.host.proxmox.units import handing_back_path
 from pvefw_nft.host.rule_guard import RuleGuard
 from pvefw_nft.pipeline import Source, node_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from pvefw_nft.app.desired import Result
@@ -70,6 +70,12 @@ _STILL_STARTING = 600  # seconds within which a service that waits for its first
     help="Report ready only when rules are loaded. With --print-unit: at boot, guests start only then.",
 )
 @click.option("--print-unit", is_flag=True, help="Print a systemd unit with these options, and end.")
+@click.option(
+    "--as-root/--as-user",
+    default=None,
+    help=f"With --print-unit: who the service is. Default: user {service_user.NAME}, where there is one that can.",
+)
+@click.option("--print-failure-unit", is_flag=True, help="Print the unit that the former asks for at its end, and end.")
 @click.pass_context
 def run_command(
     ctx: click.Context,
@@ -82,6 +88,8 @@ def run_command(
     stop_at_end: bool,
     fail_closed: bool,
     print_unit: bool,
+    as_root: bool | None,
+    print_failure_unit: bool,
     no_plug: bool,
     unplugged: str | None,
     beside: bool,
@@ -91,9 +99,16 @@ def run_command(
     Lines with errors are left out and reported. SIGHUP applies at once; SIGTERM ends the service, and the rules stay.
     Messages go to standard error, which systemd keeps in the journal.
     """
-    if print_unit:
-        click.echo(unit_text(*_given_options(ctx)), nl=False)
+    if print_failure_unit:
+        click.echo(_unit_file("pvefw-failure.service"), nl=False)
         return
+    if print_unit:
+        _print_unit(_given_options(ctx), root, as_root=as_root)
+        return
+    if as_root is not None:
+        raise UsageError(
+            "--as-root and --as-user are for --print-unit", "without it, `pvefw run` runs as the user that starts it"
+        )
     need_root()
     if not beside:
         refuse_beside_proxmox()
@@ -118,10 +133,10 @@ def run_command(
 
 
 def _given_options(ctx: click.Context) -> Iterator[str]:
-    """Yield the options of the command line, but for --print-unit; paths as they are from anywhere."""
+    """Yield the options of the command line, but for those about the unit; paths as they are from anywhere."""
     for parameter in ctx.command.params:
         name = parameter.name or ""
-        if name == "print_unit" or ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+        if name in ("print_unit", "as_root") or ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
         value = ctx.params[name]
         yield parameter.opts[0]
@@ -129,19 +144,45 @@ def _given_options(ctx: click.Context) -> Iterator[str]:
             yield str(value.absolute() if name == "root" else value)
 
 
-def unit_text(*options: str) -> str:
+def _print_unit(options: Iterable[str], root: Path, *, as_root: bool | None) -> None:
+    """Print the unit; say on standard error why it runs as root though that was not asked for. None: find out."""
+    if as_root is None:
+        reason = service_user.why_root(root) or service_user.why_missing()
+        as_root = reason is not None
+        if as_root:
+            click.echo(f"this unit runs as root: {reason}", err=True)
+    click.echo(unit_text(*options, as_root=as_root), nl=False)
+
+
+def unit_text(*options: str, as_root: bool) -> str:
     """Return the systemd unit that runs the service with these options. Raises UsageError for one with a blank."""
     for option in options:
         if not option.isprintable() or set(option) & set(" \t\"'\\%$;"):
             raise UsageError(f"an option that cannot stand in a unit: {option!r}", "leave it out, or write the unit")
-    text = files("pvefw_nft.host").joinpath("systemd/pvefw.service").read_text("utf-8")
+    text = _lines_for("ROOT" if as_root else "USER", _unit_file("pvefw.service"))
     if "--fail-closed" in options:
         guests = " ".join(f"{name}.service" for name in _STARTS_GUESTS)
         text = text.replace("WantedBy=multi-user.target", f"WantedBy=multi-user.target\nRequiredBy={guests}")
     if "--beside" in options:
         text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("ExecCondition="))
+    if "--stop-at-end" in options and not as_root:  # as a start makes it: root's part of a stop
+        text = text.replace("ExecReload=", "ExecStopPost=+/bin/rm -f @FLAG@\nExecReload=")
     text = text.replace("@PVEFW@ run\n", " ".join(["@PVEFW@ run", *options]) + "\n")
-    return text.replace("@PVEFW@", f"{sys.executable} -m pvefw_nft.cli")
+    names = {"@PVEFW@": f"{sys.executable} -m pvefw_nft.cli", "@NAME@": service_user.NAME, "@FLAG@": str(flag_path())}
+    for name, value in names.items():
+        text = text.replace(name, value)
+    return text
+
+
+def _unit_file(name: str) -> str:
+    return files("pvefw_nft.host").joinpath("systemd", name).read_text("utf-8")
+
+
+def _lines_for(who: str, text: str) -> str:
+    """Return the lines of a unit without those that are marked for another than ``who``, and without the marks."""
+    mark = f"@{who}@ "
+    lines = (line.removeprefix(mark) for line in text.splitlines(keepends=True))
+    return "".join(line for line in lines if not line.startswith(("@USER@", "@ROOT@")))
 
 
 def _give_back_memory() -> None:
@@ -357,8 +398,8 @@ class _Service:
             with lock.hold(wait=_LOCK_WAIT):
                 if control.fall_back():
                     self._tell("the ruleset that was confirmed last is in place", again=True)
-        except PvefwError as error:
-            self._tell(f"error: {error.message}")
+        except Exception as error:  # whatever goes wrong, the service stays
+            self._tell(f"error: {_told(error)[0]}")
 
     def _tell(self, message: str, *, again: bool = False) -> None:
         """Print a message, unless it was printed since the ruleset last changed."""

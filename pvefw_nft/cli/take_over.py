@@ -15,6 +15,7 @@ from pvefw_nft.cli.plugging import chosen, plug_and_report, plugging_options
 from pvefw_nft.cli.run import unit_text
 from pvefw_nft.cli.session_check import check_sessions, force_option
 from pvefw_nft.cli.start import confirm_option, find_ruleset, wait_for_confirmation
+from pvefw_nft.host import service_user
 from pvefw_nft.host.proxmox.take_over import Step, TakeOver
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def take_over_command(
     kept += ["--root", str(root)] if root != Path("/") else []
     taking = TakeOver(
         result.desired,
-        unit_text(*kept, *(["--no-plug"] if no_plug else [])),
+        unit_text(*kept, *(["--no-plug"] if no_plug else []), as_root=service_user.why_root(root) is not None),
         confirm_within,
         lambda pending: wait_for_confirmation(pending, wait),
         wait,

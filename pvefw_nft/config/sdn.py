@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pvefw_nft.config.grammar import Line
 from pvefw_nft.config.model import Ipset, IpsetEntry
 from pvefw_nft.config.values import BadValue, Prefix, Range, read_addresses, read_network
-from pvefw_nft.errors import ConfigurationError, Span
+from pvefw_nft.errors import ConfigurationError, DeniedError, Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -84,6 +84,9 @@ def _text(files: Files, path: Path) -> str | ConfigurationError | None:
 def read_sdn(pve: Path, texts: tuple[str | ConfigurationError | None, ...], findings: Findings) -> SdnSets:
     """Return the sets. What is wrong with a state file is reported, and the rest of it used."""
     running, *ipams = texts
+    if running is None:
+        # the service's user may not look into priv: without an SDN it holds no addresses
+        ipams = [None if isinstance(text, DeniedError) else text for text in ipams]
     of_vnets, missing_vnets = _Reader(pve, RUNNING_CONFIG, findings).read(running, _vnet_sets)
     at = next((index for index, text in enumerate(ipams) if text is not None), 0)
     of_guests, missing_guests = _Reader(pve, IPAM_STATES[at], findings).read(ipams[at], _guest_sets)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pvefw_nft.config import netdb
 from pvefw_nft.config.files import Files, files_of
-from pvefw_nft.errors import ConfigurationError, InternalError, PvefwError, UnusableFileError
+from pvefw_nft.errors import ConfigurationError, DeniedError, InternalError, PvefwError, UnusableFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -148,11 +148,11 @@ def _ask(source: Source, kind: str, name: str) -> Any:  # noqa: ANN401 - one ans
 def _text_or_problem(files: Files, name: str) -> object:
     try:
         return files.text(name)
-    except UnusableFileError as error:
+    except (UnusableFileError, DeniedError) as error:
         return _problem(error)
 
 
-def _problem(error: UnusableFileError) -> list[str]:
+def _problem(error: UnusableFileError | DeniedError) -> list[str]:
     """Return the answer of a file that cannot be used; a list, so that no text is equal to it."""
     return ["unusable", error.message]
 
@@ -167,7 +167,7 @@ class _ObservedFiles(Files):
     def text(self, path: Path | str) -> str | None:
         try:
             text = self._files.text(path)
-        except UnusableFileError as error:  # an answer as well: the compile goes on with this guest closed
+        except (UnusableFileError, DeniedError) as error:  # an answer as well: the compile may go on without this file
             self._notes.note("text", str(path), _problem(error))
             raise
         except ConfigurationError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import resource
 import struct
 from typing import TYPE_CHECKING, Final
@@ -106,7 +107,27 @@ def _limit(memory: int) -> None:
         resource.setrlimit(kind, (most, most))
 
 
+def permitted_capabilities(status: str = "/proc/self/status") -> int:
+    """Return the capabilities that this process may use, as a mask (proc(5), CapPrm)."""
+    with open(status, encoding="ascii", errors="replace") as file:  # noqa: PTH123
+        found = re.search(r"^CapPrm:\s*([0-9a-f]+)$", file.read(), re.MULTILINE)
+    return int(found[1], 16) if found is not None else 0
+
+
+def needs_another_program() -> bool:
+    """Tell whether capabilities go by execve(2) only: those of a unit with ``User=``, which forbids capset(2)."""
+    return os.geteuid() != 0 and permitted_capabilities() != 0
+
+
+def forgo_capabilities() -> None:
+    """Leave the next program of a process that is not root's without capabilities (capabilities(7), ambient)."""
+    _check(_LIBC.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+    _allow_no_new_privileges()
+
+
 def _drop_capabilities() -> None:
+    if not permitted_capabilities():
+        return
     capability = 0
     while _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:  # EPERM without CAP_SETPCAP, EINVAL at the end
         capability += 1

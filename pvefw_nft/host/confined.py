@@ -1,6 +1,7 @@
 """A process without privileges beside this one, that reads what tenants wrote, and what is said to and by it.
 
-It is a fork, not another program: the modules that it needs are loaded already, and starting costs milliseconds. It
+It is a fork, not another program: the modules that it needs are loaded already, and starting costs milliseconds. Only
+where its capabilities would stay with it (:func:`.confine.needs_another_program`), it runs :mod:`.confined_program`. It
 keeps no descriptor but two pipes, and gives up what :mod:`.confine` takes before it reads anything.
 
 What passes the pipes are frames: four bytes of length, then so many bytes. What comes from the other process may be
@@ -13,21 +14,24 @@ import contextlib
 import fcntl
 import gc
 import os
+import pickle
 import resource
 import select
 import signal
 import struct
+import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import CompilerError, HostError
 
-from .confine import confine
+from .confine import confine, forgo_capabilities, needs_another_program
 from .tools import LIMIT_HINTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from typing import NoReturn
 
 SECONDS = 200
 """Seconds of the processor that one request may take (``PVEFW_COMPILER_SECONDS``): less than the watchdog's 600."""
@@ -42,6 +46,9 @@ _MAX_LEFT_BEHIND = 3
 _F_SETPIPE_SZ = 1031  # include/uapi/linux/fcntl.h
 
 _STANDARD = (0, 1, 2)
+
+KILLED_BY_FILTER = "it was killed by SIGSYS"
+"""What :meth:`Worker.close` returns where a filter of system calls ended it: a unit's, since ours ends nothing."""
 
 _left_behind: set[int] = set()
 """Processes that were killed and have not ended: one that waits for a hanging file system cannot."""
@@ -102,12 +109,14 @@ class Worker:
 
     def __init__(self, serve: Callable[[Channel, Sequence[str]], None], readable: Sequence[Path]) -> None:
         """Start it: ``serve`` runs there, with the channel and what could not be taken from it, and may read files
-        below ``readable``. Raises HostError where no process can be started, and CompilerError where earlier ones hang.
+        below ``readable``. It is a method of what can be pickled, see :class:`.confined_program.Job`. Raises HostError
+        where no process can be started, and CompilerError where earlier ones hang.
         """
         _reap()
         if len(_left_behind) >= _MAX_LEFT_BEHIND:
             raise CompilerError("processes that read the configuration hang", "see whether its file system answers")
         memory = _memory()
+        job = pickle.dumps((_owner(serve), list(readable), memory)) if needs_another_program() else None
         descriptors: list[int] = []
         try:
             descriptors += _pipe()
@@ -120,12 +129,18 @@ class Worker:
             raise HostError(f"no process to compile in: {error.strerror}", hint) from error
         to_read, child_writes, child_reads, to_write = descriptors
         if self._process == 0:
-            _become_worker(serve, Channel(child_reads, child_writes), readable, memory)
+            channel = Channel(child_reads, child_writes)
+            if job is None:
+                _become_worker(channel, lambda: serve(channel, confine(readable, memory)))
+            _become_worker(channel, lambda: _run_program(channel))
         os.close(child_writes)
         os.close(child_reads)
         self.channel = Channel(to_read, to_write, _WAIT)
         with contextlib.suppress(OSError):
             fcntl.fcntl(to_read, _F_SETPIPE_SZ, _PIPE)
+        if job is not None:
+            with contextlib.suppress(OSError, TimeoutError):  # it ended: whoever waits for its first frame learns that
+                self.channel.send(job)
 
     def allow(self) -> None:
         """Let the next request take its share of the processor; beyond that the kernel ends the process."""
@@ -153,10 +168,8 @@ class Worker:
         return _spelled(ended)
 
 
-def _become_worker(
-    serve: Callable[[Channel, Sequence[str]], None], channel: Channel, readable: Sequence[Path], memory: int
-) -> None:
-    """Run ``serve`` in the process that was just forked, and end it."""
+def _become_worker(channel: Channel, work: Callable[[], None]) -> NoReturn:
+    """Do the work in the process that was just forked, and end it."""
     status = 1
     try:
         gc.freeze()  # what belongs to the other process is not to be closed by this one
@@ -165,12 +178,31 @@ def _become_worker(
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the other process decides
         _keep_only(channel.descriptors)
-        serve(channel, confine(readable, memory))
+        work()
         status = 0
     except BaseException:
         status = 1  # the other end sees that it is gone
     finally:
         os._exit(status)
+
+
+def _owner(method: Any) -> object:  # noqa: ANN401 - a function that is no method has no owner
+    """Return the object that a method is bound to. Raises AttributeError."""
+    return method.__self__
+
+
+def _run_program(channel: Channel) -> NoReturn:
+    """Become :mod:`.confined_program`, which has no capabilities."""
+    for descriptor in channel.descriptors:
+        os.set_inheritable(descriptor, True)  # noqa: FBT003 - it takes no keyword
+    forgo_capabilities()
+    # where this program's modules lie, also where it was started in their folder
+    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ends = map(str, channel.descriptors)
+    command = [sys.executable, "-P", "-m", "pvefw_nft.host.confined_program", *ends]
+    os.execve(  # noqa: S606 - without a shell, as all of ours
+        sys.executable, command, {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    )
 
 
 def _pipe() -> tuple[int, int]:

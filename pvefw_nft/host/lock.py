@@ -6,11 +6,14 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError, LockedError
+
+from . import service_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +22,7 @@ RUN_DIRECTORY = Path("/run")
 WAIT = 10.0
 """Seconds a command waits for another one, unless told otherwise."""
 _POLL = 0.05
+_AS_ROOT = "run this as root; for the service, whose unit makes the file: `systemctl restart pvefw`"
 
 
 def lock_path(name: str = "pvefw") -> Path:
@@ -38,9 +42,10 @@ def hold(path: Path | None = None, wait: float = WAIT) -> Iterator[None]:
         # never through a link, since /run may hold directories that others can write to
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as err:
-        hint = "run this as root" if err.errno in {errno.EACCES, errno.EPERM} else "check the directory"
+        hint = _AS_ROOT if err.errno in {errno.EACCES, errno.EPERM} else "check the directory"
         raise HostError(f"cannot open the lock file {path}: {err.strerror}", hint) from err
     try:
+        _check(descriptor, path)
         _acquire(descriptor, path, wait)
         with contextlib.suppress(OSError):  # a full disk, or no regular file: the lock holds all the same
             os.ftruncate(descriptor, 0)
@@ -48,6 +53,13 @@ def hold(path: Path | None = None, wait: float = WAIT) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _check(descriptor: int, path: Path) -> None:
+    """Raise HostError for a file that is another user's, or has a second name: its content is about to be replaced."""
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and (found.st_nlink > 1 or not service_user.trusts(found.st_uid)):
+        raise HostError(f"the lock file {path} is not ours", f"remove it: {path}")
 
 
 def _acquire(descriptor: int, path: Path, wait: float) -> None:

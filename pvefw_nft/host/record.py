@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -262,7 +263,7 @@ def copy(source: Path, target: Path) -> None:
         for place in (temporary, target):
             state.set_aside(place)
         temporary.unlink(missing_ok=True)
-        temporary.hardlink_to(source)
+        os.link(source, temporary, follow_symlinks=False)  # the folder may be the service's user's
         temporary.replace(target)
         _remove_unused_bases()
     except OSError as error:

@@ -5,6 +5,8 @@ What stood there before is remembered for this boot, once, so that repeated appl
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +23,14 @@ _BRIDGE = "net/bridge/bridge-nf-call-"
 _OF_BR_NETFILTER = tuple(f"{_BRIDGE}{tool}" for tool in ("iptables", "ip6tables", "arptables"))
 """There once br_netfilter is loaded, and then 1 (brnf_sysctl_defaults in net/bridge/br_netfilter_hooks.c)."""
 _CONNTRACK = "net/netfilter/nf_conntrack_"
+_SYN_COOKIES = "net/ipv4/tcp_syncookies"
 _MODULES = Path("/sys/module")  # has a directory for each module that is loaded
 _STEP = 8192  # the reference rounds nf_conntrack_max up to a multiple of this
 _MAX_SETTING = 2**31 - 1  # these settings are of type int
+_PROBE_CHAIN = "PVEFW-PROBE"
 _BUCKET_SHARE = 4  # entries for each bucket of the hash
+_PROBE = f"*filter\n:{_PROBE_CHAIN} - [0:0]\n-A {_PROBE_CHAIN} -m physdev --physdev-in none\nCOMMIT\n"
+_END_PROBE = f"*filter\n-F {_PROBE_CHAIN}\n-X {_PROBE_CHAIN}\nCOMMIT\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ def needed_first(backend: str) -> dict[str, str]:
     """Return the settings without which a ruleset does not filter: they are set before it is loaded."""
     if not info(backend).needs_br_netfilter:
         return {}
-    return {f"{_BRIDGE}iptables": "1", f"{_BRIDGE}ip6tables": "1", "net/ipv4/tcp_syncookies": "1"}
+    return {f"{_BRIDGE}iptables": "1", f"{_BRIDGE}ip6tables": "1", _SYN_COOKIES: "1"}
 
 
 def load_modules(backend: str) -> None:
@@ -64,10 +70,22 @@ def load_modules(backend: str) -> None:
         if module == "br_netfilter":
             # Without it bridged packets pass all of these chains by, and once it is loaded none: as if 0 had been 1.
             _remember(dict.fromkeys(filter(_is_missing, _OF_BR_NETFILTER), "1"), lambda _: "0")
-        try:
-            tools.run(["modprobe", "-q", module])
-        except HostError:
-            continue
+        with contextlib.suppress(HostError):
+            _load(module)
+
+
+def _load(module: str) -> None:
+    """Load a module. Raises HostError.
+
+    The service's user may not load any: the modules of nft come with its unit. The kernel itself loads br_netfilter for
+    the first rule with a match ``physdev`` (physdev_mt_check in net/netfilter/xt_physdev.c), be it in a chain that
+    nothing leads to.
+    """
+    if os.geteuid() == 0:
+        tools.run(["modprobe", "-q", module])
+    elif module == "br_netfilter" and _is_missing(_OF_BR_NETFILTER[0]):
+        tools.run(["iptables-restore", "--noflush"], _PROBE)
+        tools.run(["iptables-restore", "--noflush"], _END_PROBE)
 
 
 def _is_missing(key: str) -> bool:
@@ -168,7 +186,7 @@ def read_remembered() -> dict[str, dict[str, str | None]]:
             before, ours = entry["before"], state.typed(entry["ours"], str)
             if before is not None:
                 state.typed(before, str)
-            if not key.startswith("net/"):
+            if not key.startswith((_BRIDGE, _CONNTRACK)) and key != _SYN_COOKIES:
                 raise ValueError(f"{key[:60]!r} is no setting that was changed here")
             sysctl.path_of(key)  # raises ValueError
             found[key] = {"before": before, "ours": ours}

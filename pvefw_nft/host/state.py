@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pvefw_nft.errors import HostError
 
+from . import service_user
 from .lock import RUN_DIRECTORY
 
 if TYPE_CHECKING:
@@ -73,8 +74,10 @@ def prepare_text(path: Path, text: str) -> Prepared:
             set_aside(left)
             left.unlink(missing_ok=True)
         set_aside(path)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        # O_EXCL: never a file or link that the service's user put there, see service_user.py
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            service_user.hand_over(descriptor, path.parent)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -146,7 +149,8 @@ def take_warnings() -> list[str]:
 def read_text(path: Path) -> str | None:
     """Return the text of a file, or None where there is none. Raises what :func:`read` raises.
 
-    Only a regular file of this user is read, that no other may write to, never through a link, and up to a size.
+    Only a regular file of this user or root is read, that no other may write to, never through a link, and up to a
+    size; root reads those of the service's user, too.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
@@ -174,7 +178,7 @@ def read_text(path: Path) -> str | None:
 def _check_status(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise damaged(path, "it is no regular file")
-    if found.st_uid not in (0, os.geteuid()):
+    if not service_user.trusts(found.st_uid):
         raise damaged(path, f"it belongs to user {found.st_uid}")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise damaged(path, f"others may write to it (mode {found.st_mode & 0o7777:o})")

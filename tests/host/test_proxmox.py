@@ -256,14 +256,14 @@ def changes(given: list[str]) -> list[str]:
 
 
 def test_the_unit_neither_stops_theirs_nor_runs_beside_them() -> None:
-    text = unit_text("--backend", "nft")
+    text = unit_text("--backend", "nft", as_root=False)
     assert "Conflicts=" not in text
     assert "After=pve-firewall.service proxmox-firewall.service" in text
-    assert "ExecCondition=/bin/sh -c '! systemctl --quiet is-active pve-firewall.service" in text
-    assert "ExecStartPre=/bin/touch /run/proxmox-nftables-firewall-force-disable" in text
+    assert "ExecCondition=+/bin/sh -c '! systemctl --quiet is-active pve-firewall.service" in text
+    assert "ExecStartPre=+/bin/touch /run/proxmox-nftables-firewall-force-disable" in text
     assert text.index("Before=pve-guests.service") > 0
     assert " run --backend nft\n" in text
-    assert "ExecCondition" not in unit_text("--beside")
+    assert "ExecCondition" not in unit_text("--beside", as_root=False)
 
 
 def test_without_systemd_the_commands_say_so(host: Namespace, tmp_path: Path) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import shutil
 import socket
-from typing import TYPE_CHECKING
+import subprocess
+from inspect import signature
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
@@ -12,6 +16,8 @@ from click.testing import CliRunner
 pytest.importorskip("pyroute2")
 
 from pvefw_nft.cli import cli
+from pvefw_nft.errors import UsageError
+from pvefw_nft.host import service_user
 
 from .commands import service
 from .conftest import need
@@ -20,13 +26,22 @@ from .network import configure
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from click.testing import Result
+
     from .conftest import Namespace
 
 
 def printed(*options: str) -> str:
-    done = CliRunner().invoke(cli, ["run", "--print-unit", *options])
-    assert done.exit_code == 0, done.output
-    return done.output
+    done = invoke("--print-unit", *options)
+    assert done.exit_code == 0, done.stderr
+    return done.stdout
+
+
+def invoke(*options: str) -> Result:
+    """Run the command ``run``, with what it says to people apart from what it prints."""
+    # click 8.2 keeps them apart without being asked to
+    arguments: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
+    return CliRunner(**arguments).invoke(cli, ["run", *options])
 
 
 def test_unit_keeps_the_options_it_was_given() -> None:
@@ -44,6 +59,85 @@ def test_unit_without_options_has_none() -> None:
 
 def test_fail_closed_unit_is_required_by_what_starts_guests() -> None:
     assert "RequiredBy=pve-guests.service libvirt-guests.service\n" in printed("--fail-closed")
+
+
+@pytest.fixture
+def open_to_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this program be one that the service's user may run, wherever the tests' Python lies."""
+    monkeypatch.setattr(service_user, "why_root", lambda _: None)
+    monkeypatch.setattr(service_user, "uid", lambda: 64230)
+
+
+def written(folder: Path, *options: str) -> str:
+    """Write the printed unit below a folder, with a program that is there, and return its path."""
+    lines = printed(*options).splitlines(keepends=True)
+    at = next(number for number, line in enumerate(lines) if line.startswith("ExecStart="))
+    lines[at] = "ExecStart=/bin/true\n"
+    (folder / "pvefw.service").write_text("".join(lines))
+    (folder / "pvefw-failure.service").write_text(printed_failure_unit())
+    return str(folder / "pvefw.service")
+
+
+def printed_failure_unit() -> str:
+    done = invoke("--print-failure-unit")
+    assert done.exit_code == 0, done.stderr
+    return done.stdout
+
+
+def systemd_analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("options", "score"), [((), 15), (("--as-root",), 27)])
+def test_unit_is_exposed_no_more_than_that(
+    tmp_path: Path, open_to_users: None, options: tuple[str, ...], score: int
+) -> None:
+    unit = written(tmp_path, *options)
+    done = systemd_analyze("security", "--offline=true", f"--threshold={score}", unit)
+    assert done.returncode == 0, done.stdout[-300:]
+    assert systemd_analyze("security", "--offline=true", f"--threshold={score - 1}", unit).returncode == 1
+
+
+def test_systemd_understands_each_line(tmp_path: Path, open_to_users: None) -> None:
+    for options in ((), ("--as-root",)):
+        done = systemd_analyze("verify", "--recursive-errors=no", written(tmp_path, *options))
+        assert [line for line in done.stderr.splitlines() if str(tmp_path) in line] == []
+
+
+def test_units_of_user_and_root_differ_in_what_they_need(open_to_users: None) -> None:
+    users, roots = printed(), printed("--as-root")
+    assert "\nUser=pvefw\n" in users
+    assert "\nAmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW\n" in users
+    assert "Wants=modprobe@nf_conntrack_bridge.service" in users
+    assert not [word for word in ("User=", "Ambient", "modprobe@") if word in roots]
+    assert "CAP_SYS_MODULE" in roots
+    for text in (users, roots):
+        assert re.findall(r"@[A-Z]+@", text) == []
+        for setting in ("MemoryMax=", "IPAddressDeny=any", "OnFailure=pvefw-failure.service", "OOMPolicy=continue"):
+            assert f"\n{setting}" in text
+    assert "ExecStopPost=+/bin/rm -f /run/proxmox-nftables" in printed("--stop-at-end")
+    assert "ExecStopPost=" not in users + printed("--stop-at-end", "--as-root")
+
+
+def test_unit_that_must_be_roots_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_user, "why_root", lambda _: "/root is closed")
+    done = invoke("--print-unit")
+    assert done.exit_code == 0
+    assert "this unit runs as root: /root is closed" in done.stderr
+    assert "User=" not in done.stdout
+    assert "User=" in printed("--as-user")
+    for option in ("--as-root", "--as-user"):
+        assert isinstance(invoke(option).exception, UsageError)
+
+
+def test_unit_without_its_user_would_not_start(monkeypatch: pytest.MonkeyPatch, open_to_users: None) -> None:
+    assert "User=" in printed()
+    monkeypatch.setattr(service_user, "uid", lambda: None)
+    done = invoke("--print-unit")
+    assert "User=" not in done.stdout
+    assert "systemd-sysusers --inline" in done.stderr
 
 
 @pytest.mark.parametrize("fail_closed", [False, True])

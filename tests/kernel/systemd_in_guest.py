@@ -10,6 +10,7 @@ import errno
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,9 @@ BACKENDS = os.environ.get("PVEFW_TEST_BACKENDS", "iptables nft").split()
 LEGACY = os.environ.get("PVEFW_TEST_LEGACY", "")
 """The tools, such as ``iptables ip6tables``, whose names are to lead to their legacy variants there."""
 UNIT = "/etc/systemd/system/pvefw.service"
+WHOLE = "PVEFW_TEST_SYSTEMD" in os.environ
+"""Whether to try each unit with each backend; else the unit of the service's user, and a backend for each test."""
+ONE_BACKEND = BACKENDS if WHOLE else BACKENDS[:1]
 PATIENCE = 60.0
 """Seconds that anything may take on the emulated machine."""
 
@@ -40,6 +44,7 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount --bind {repository} /opt/pvefw
+mount --bind {packages} /opt/packages
 mount --bind {prefix} /opt/python
 mount -t tmpfs -o mode=755 tmpfs /run
 for folder in /etc/pve /var/lib/pvefw /etc/systemd/system /usr/local/sbin /usr/local/lib; do
@@ -54,6 +59,9 @@ for tool in {legacy}; do
     ln -sfn /usr/sbin/$tool-legacy${{link#$tool}} /etc/alternatives/$link
   done
 done
+for file in passwd group; do cp /etc/$file /run/lab-$file; mount --bind /run/lab-$file /etc/$file; done
+echo pvefw:x:64230:64230::/:/usr/sbin/nologin >>/etc/passwd
+echo pvefw:x:64230: >>/etc/group
 printf '[Unit]\\nDefaultDependencies=no\\nWants=systemd-journald.service\\n' >/etc/systemd/system/lab.target
 for unit in /lib/systemd/system/sysinit.target.wants/*; do
   case $unit in */systemd-journald.service) ;; *) ln -sf /dev/null /etc/systemd/system/${{unit##*/}} ;; esac
@@ -65,8 +73,13 @@ export container=lab
 exec /lib/systemd/systemd --system --unit=lab.target
 """
 
-MOUNT_POINTS = [Path(path) for path in ("/opt/pvefw", "/opt/python", "/etc/pve", "/var/lib/pvefw")]
-COMMAND = '#!/bin/sh\nPYTHONPATH=/opt/pvefw exec /opt/python/bin/{python} -m pvefw_nft.cli "$@"\n'
+MOUNT_POINTS = [Path(path) for path in ("/opt/pvefw", "/opt/packages", "/opt/python", "/etc/pve", "/var/lib/pvefw")]
+PATHS = "/opt/pvefw:/opt/packages"
+# RPATH of an interpreter below /root is closed to the service's user
+LIBRARIES = "/opt/python/lib"
+COMMAND = (
+    f'#!/bin/sh\nLD_LIBRARY_PATH={LIBRARIES} PYTHONPATH={PATHS} exec /opt/python/bin/{{python}} -m pvefw_nft.cli "$@"\n'
+)
 
 
 class Systemd:
@@ -79,7 +92,8 @@ class Systemd:
         for path in self._made:
             path.mkdir(parents=True)
         init = folder / "init"
-        init.write_text(INIT.format(repository=REPOSITORY, prefix=sys.prefix, disk=folder / "disk", legacy=LEGACY))
+        paths = {"repository": REPOSITORY, "packages": sysconfig.get_path("purelib"), "prefix": sys.base_prefix}
+        init.write_text(INIT.format(**paths, disk=folder / "disk", legacy=LEGACY))
         own = ["--mount", "--pid", "--cgroup", "--net", "--uts", "--ipc"]
         self.log = (folder / "log").open("w+")
         self._unshare = subprocess.Popen(
@@ -108,12 +122,15 @@ class Systemd:
             self.command(*command),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, check=False,
         )  # fmt: skip
-        assert done.returncode == 0 or not check, f"{command}: {done.returncode}\n{done.stdout}"
+        assert done.returncode == 0 or not check, f"{command}: {done.returncode}\n{done.stdout}\n{self._journal()}"
         return done.stdout
 
     def path(self, file: str) -> Path:
         """Return the path here of a file of that system."""
         return Path(f"/proc/{self._pid}/root{file}")
+
+    def _journal(self) -> str:
+        return self.run("journalctl", "--lines=40", check=False)
 
     def write(self, file: str, text: str) -> None:
         """Write a file as that system sees it."""
@@ -141,10 +158,12 @@ def eventually(holds: Callable[[], bool]) -> None:
 @pytest.fixture(scope="module")
 def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
     running = Systemd(tmp_path_factory.mktemp("systemd"))
-    running.write("/run/pvefw-command", COMMAND.format(python=Path(sys.executable).name))
+    running.write("/run/pvefw-command", COMMAND.format(python=Path(sys.executable).resolve().name))
     running.run("install", "-m755", "/run/pvefw-command", "/usr/local/sbin/pvefw")
     running.write(UNIT, running.run("pvefw", "run", "--print-unit"))
-    running.write("/etc/systemd/system/pvefw.service.d/lab.conf", "[Service]\nEnvironment=PYTHONPATH=/opt/pvefw\n")
+    running.write("/etc/systemd/system/pvefw-failure.service", running.run("pvefw", "run", "--print-failure-unit"))
+    drop_in = f"[Service]\nEnvironment=PYTHONPATH={PATHS} LD_LIBRARY_PATH={LIBRARIES}\n"
+    running.write("/etc/systemd/system/pvefw.service.d/lab.conf", drop_in)
     yield running
     running.close()
 
@@ -159,14 +178,26 @@ def backend(request: pytest.FixtureRequest, systemd: Systemd) -> Iterator[str]:
     systemd.run("pvefw", "stop")
 
 
+@pytest.fixture(params=["user", "root"] if WHOLE else ["user"])
+def owner(request: pytest.FixtureRequest, systemd: Systemd) -> str:
+    """Install the unit that runs as this user; return who that is."""
+    options = ["--as-root"] if request.param == "root" else []
+    systemd.write(UNIT, systemd.run("pvefw", "run", *options, "--print-unit"))
+    systemd.run("systemctl", "daemon-reload")
+    return "root" if options else "pvefw"
+
+
 def configure(systemd: Systemd, backend: str, port: int, folder: str = "/etc/pve") -> None:
-    """Write a configuration whose host accepts a port."""
+    """Write a configuration whose host accepts a port; its files may be read by those who may on Proxmox VE."""
     node = systemd.run("hostname", "--short").strip()
     systemd.write(f"{folder}/nodes/{node}/host.fw", f"[OPTIONS]\nnftables: {int(backend == 'nft')}\n")
     systemd.write(
         f"{folder}/firewall/cluster.fw",
         f"[OPTIONS]\nenable: 1\n[ALIASES]\nlocal_network 192.0.2.0/24\n[RULES]\nIN ACCEPT -p tcp -dport {port}\n",
     )
+    systemd.run("mkdir", "-p", "-m", "700", f"{folder}/priv")
+    systemd.run("chgrp", "-R", "www-data", folder)
+    systemd.run("chmod", "-R", "g-w,o=", f"{folder}/firewall", f"{folder}/nodes")
 
 
 def rules(systemd: Systemd, backend: str) -> str:
@@ -178,13 +209,16 @@ def has_port(systemd: Systemd, backend: str, port: int) -> bool:
     return f"dport {port} " in rules(systemd, backend)
 
 
-def test_service(systemd: Systemd, backend: str) -> None:
+def test_service(systemd: Systemd, owner: str, backend: str) -> None:
     systemd.run("systemctl", "start", "pvefw")
+    process = systemd.run("systemctl", "show", "--property=MainPID", "--value", "pvefw").strip()
+    assert systemd.run("ps", "-o", "user=", "-p", process).strip() == owner
     assert has_port(systemd, backend, 1000)  # it is started when its rules are there: Type=notify
     assert f"filtering ({backend})" in systemd.run("systemctl", "status", "pvefw")
     assert "started: " in systemd.run("journalctl", "--unit", "pvefw")
     configure(systemd, backend, port=1001)
     eventually(lambda: has_port(systemd, backend, 1001))
+    assert_only_known_warnings(systemd)
     systemd.run("systemctl", "reload", "pvefw")
     kill_and_wait(systemd)
     assert has_port(systemd, backend, 1001)
@@ -192,6 +226,88 @@ def test_service(systemd: Systemd, backend: str) -> None:
     eventually(lambda: has_port(systemd, backend, 1002))
     systemd.run("systemctl", "stop", "pvefw")
     assert has_port(systemd, backend, 1002)  # the rules outlive the service
+
+
+def assert_only_known_warnings(systemd: Systemd) -> None:
+    """Have no warning in the journal but that of a setting which network namespaces but the first do not have."""
+    lines = systemd.run("journalctl", "--unit", "pvefw").splitlines()
+    assert [line for line in lines if "warning" in line and "nf_conntrack_buckets" not in line] == []
+
+
+@pytest.mark.parametrize("backend", ONE_BACKEND, indirect=True)
+def test_root_works_beside_the_service(systemd: Systemd, owner: str, backend: str) -> None:
+    systemd.run("systemctl", "start", "pvefw")
+    systemd.run("systemctl", "stop", "pvefw")
+    configure(systemd, backend, port=1005)
+    systemd.run("pvefw", "update")
+    systemd.run("systemctl", "start", "pvefw")
+    assert has_port(systemd, backend, 1005)
+    assert "running" in systemd.run("pvefw", "status")
+    systemd.run("systemctl", "stop", "pvefw")
+    configure(systemd, backend, port=1006)
+    with update(systemd, 8) as unconfirmed:
+        eventually(lambda: has_port(systemd, backend, 1006))
+        systemd.run("systemctl", "start", "pvefw")
+        assert "a change waits for its confirmation" in systemd.run("journalctl", "--unit", "pvefw")
+        unconfirmed.kill()
+    eventually(lambda: has_port(systemd, backend, 1005) and guards(systemd) == 0)
+    configure(systemd, backend, port=1007)
+    eventually(lambda: has_port(systemd, backend, 1007))
+    systemd.run("systemctl", "restart", "pvefw")
+    systemd.run("pvefw", "rollback")
+    assert has_port(systemd, backend, 1007)
+    owners = systemd.run("find", "/var/lib/pvefw", "/run/pvefw", "-printf", "%u\n")
+    assert set(owners.split()) == {owner}
+    assert_only_known_warnings(systemd)
+    systemd.run("pvefw", "stop")
+    eventually(lambda: has_port(systemd, backend, 1007))  # it stops no service
+
+
+@pytest.mark.parametrize("backend", ONE_BACKEND, indirect=True)
+def test_unit_of_an_older_version_is_told(systemd: Systemd, owner: str, backend: str) -> None:
+    systemd.run("systemctl", "start", "pvefw")
+    old = "[Service]\nSystemCallFilter=\nSystemCallFilter=@system-service @module\nSystemCallErrorNumber=\n"
+    systemd.write("/etc/systemd/system/pvefw.service.d/old.conf", old)
+    systemd.run("systemctl", "daemon-reload")
+    try:
+        systemd.run("systemctl", "stop", "pvefw")
+        configure(systemd, backend, port=1008)
+        systemd.run("systemctl", "start", "pvefw")
+        said = systemd.run("journalctl", "--unit", "pvefw")
+        assert "killed by SIGSYS" in said
+        assert "run OPTIONS --print-unit" in said
+        assert has_port(systemd, backend, 1000)  # what was loaded before
+    finally:
+        systemd.run("rm", "/etc/systemd/system/pvefw.service.d/old.conf")
+        systemd.run("systemctl", "daemon-reload")
+    systemd.run("systemctl", "restart", "pvefw")
+    assert has_port(systemd, backend, 1008)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:1], indirect=True)
+def test_service_that_is_not_restarted_is_told(systemd: Systemd, owner: str, backend: str) -> None:
+    text = systemd.run("cat", "/etc/systemd/system/pvefw.service")
+    systemd.write("/etc/systemd/system/pvefw.service", text.replace(".cli run", ".cli run --no-such-option"))
+    systemd.run("systemctl", "daemon-reload")
+    systemd.run("systemctl", "start", "pvefw", check=False)
+    eventually(lambda: "pvefw.service has failed" in systemd.run("journalctl", "--priority=alert"))
+    systemd.run("systemctl", "reset-failed", "pvefw")
+
+
+@pytest.mark.skipif(Path("/proc/sys/net/bridge").exists() and "nft" not in BACKENDS, reason="with the other backend")
+@pytest.mark.parametrize("owner", ["user"], indirect=True)
+@pytest.mark.parametrize("backend", ["iptables"], indirect=True)
+def test_kernel_loads_br_netfilter_for_the_services_user(systemd: Systemd, owner: str, backend: str) -> None:
+    here = Path("/sys/module/br_netfilter")
+    subprocess.run(["modprobe", "-r", "br_netfilter"], check=False, capture_output=True)
+    if here.exists() or Path("/proc/sys/net/bridge").exists():
+        pytest.skip("br_netfilter is part of this kernel, or in use")
+    systemd.run("systemctl", "start", "pvefw")
+    assert here.exists()
+    assert "call-iptables = 1" in systemd.run("sysctl", "net.bridge.bridge-nf-call-iptables")
+    systemd.run("systemctl", "stop", "pvefw")
+    systemd.run("pvefw", "stop")
+    assert "call-iptables = 0" in systemd.run("sysctl", "net.bridge.bridge-nf-call-iptables")  # as it was without it
 
 
 def kill_and_wait(systemd: Systemd) -> None:
@@ -301,7 +417,7 @@ def test_guests_do_not_start_before_there_are_rules(systemd: Systemd, backend: s
             # nothing was ever confirmed: guests wait for the file system
             faulty.break_("all", errno.EIO)
             boot(systemd)
-            eventually(lambda: "Input/output error" in systemd.run("journalctl", "--unit", "pvefw"))
+            eventually(lambda: "cannot be read: Input/output error" in systemd.run("journalctl", "--unit", "pvefw"))
             time.sleep(3)
             assert not guests_have_started(systemd)
             faulty.mend()

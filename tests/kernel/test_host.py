@@ -92,7 +92,7 @@ def test_under_systemd(request: pytest.FixtureRequest, where: str, file: str) ->
     if here and not takes_systemd():
         pytest.skip("all of it runs in the guest")
     backends = "iptables" if here else "nft" if takes_systemd() else "iptables nft"
-    limits = inherited("PVEFW_TEST_TAKE_OVER")
+    limits = [*inherited("PVEFW_TEST_TAKE_OVER"), *inherited("PVEFW_TEST_SYSTEMD")]
     pytest_command = [sys.executable, "-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider"]
     command = ["env", f"PVEFW_TEST_BACKENDS={backends}", *limits, *pytest_command, f"tests/kernel/{file}"]
     seconds = 7200 if limits else 2400

@@ -22,6 +22,8 @@ def flag_path() -> Path:
 
 def keep_flag() -> str | None:
     """Make the file unless it is there. Returns what kept it from being made, which is not worth failing for."""
+    if flag_path().exists():
+        return None  # it is root's, where the service runs as its own user
     try:
         descriptor = os.open(flag_path(), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
@@ -31,5 +33,9 @@ def keep_flag() -> str | None:
 
 
 def remove_flag() -> None:
-    """Remove the file if it is there. Raises HostError."""
-    state.remove(flag_path())
+    """Remove the file if it is there. Raises HostError.
+
+    The service's user cannot; the unit does that for it (``ExecStopPost=``).
+    """
+    if os.geteuid() == 0 or os.access(flag_path().parent, os.W_OK):
+        state.remove(flag_path())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ LOGGER = "pvefw-logger.service"
 TABLES = (("inet", "proxmox-firewall"), ("bridge", "proxmox-firewall-guests"))
 """The tables of proxmox-firewall."""
 _SYSTEMD = Path("/run/systemd/system")
+_BUS = Path("/run/dbus/system_bus_socket")
 _RUNNING = frozenset(("active", "activating", "reloading", "deactivating"))
 _TIMEOUT = 30.0
 
@@ -51,8 +53,11 @@ def has_systemd() -> bool:
 
 
 def read_services(*names: str) -> list[Service]:
-    """Return units by name, none where systemd does not run. Raises HostError where it does not answer."""
-    if not has_systemd():
+    """Return units by name, none where systemd does not run. Raises HostError where it does not answer.
+
+    Users get its answers by D-Bus, which each Proxmox VE has. Where it is not installed, the service's user sees none.
+    """
+    if not has_systemd() or not _answers():
         return []
     properties = ("Id", "LoadState", "ActiveState", "UnitFileState", "FragmentPath")
     output = tools.run(["systemctl", "show", f"--property={','.join(properties)}", "--", *names], timeout=_TIMEOUT)
@@ -61,6 +66,10 @@ def read_services(*names: str) -> list[Service]:
         values = dict(line.partition("=")[::2] for line in block.splitlines())
         found.append(Service(name, *(values.get(key, "") for key in properties[1:])))
     return found
+
+
+def _answers() -> bool:
+    return os.geteuid() == 0 or _BUS.exists()
 
 
 def keeps_flag() -> bool:

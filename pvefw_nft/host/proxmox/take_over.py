@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError, PvefwError
 
-from .. import control, firewall, lock
+from .. import control, firewall, lock, service_user
 from . import theirs, units
 from .flag import flag_path, keep_flag
 from .services import IPTABLES_SERVICE, LOGGER, has_systemd, loaded_tables, read_services
@@ -124,6 +124,8 @@ class TakeOver:
         )
 
     def _enable(self) -> tuple[str, ...]:
+        if f"\nUser={service_user.NAME}\n" in self.unit:
+            service_user.make()
         units.enable_own_unit(self.unit)
         return ()
 
