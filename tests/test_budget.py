@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
+import random
+import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pvefw_nft.config import budget
+from pvefw_nft.config.files import MAX_FILE_SIZE
 from pvefw_nft.errors import Severity
 from pvefw_nft.ir.nodes import Drop, Layer
+from pvefw_nft.pipeline import Source, review_root
 from tests.support import VM, check
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pvefw_nft.pipeline import Checked
     from tests.support import MakeRoot
 
@@ -105,3 +113,51 @@ def test_problems_beyond_the_first_are_not_shown_but_errors_count(make_root: Mak
     many = [one for one in checked.diagnostics if one.code == "too-many-problems"]
     assert {one.severity for one in many} == {Severity.ERROR, Severity.WARNING}
     assert len(checked.diagnostics) == 2 * budget.MAX_PROBLEMS + 2
+
+
+def test_group_named_again_and_again_closes_the_guest(make_root: MakeRoot) -> None:
+    cluster = "[OPTIONS]\nenable: 1\n[group big]\n" + "IN ACCEPT -p tcp -dport 80\n" * 2_000
+    found = closed(check(make_root({"cluster": cluster, "100.conf": VM, "100.fw": RULES + "GROUP big\n" * 49_000})))
+    message, line = found["100.fw"]
+    assert f"more than {budget.MAX_RULES:,} rules" in message
+    assert line > 4
+
+
+def test_file_that_is_too_large_closes_its_guest(make_root: MakeRoot) -> None:
+    text = RULES + "IN ACCEPT # " + "x" * MAX_FILE_SIZE
+    found = closed(check(make_root({"100.conf": VM, "100.fw": text, "101.conf": VM, "101.fw": RULES})))
+    assert list(found) == ["100.fw"]
+
+
+def test_misspelt_rules_beside_similar_aliases_cost_seconds(make_root: MakeRoot) -> None:
+    aliases = "".join(f"the-name-of-a-client-that-is-long-{n:x} 10.0.{n >> 8}.{n & 255}\n" for n in range(400))
+    rules = "".join(f"IN ACCEPT -source the-name-of-a-client-that-is-lang-{n:x}\n" for n in range(1_800))
+    begun = time.process_time()
+    checked = check(make_root({"100.conf": VM, "100.fw": f"{ON}[ALIASES]\n{aliases}[RULES]\n{rules}"}))
+    assert time.process_time() - begun < 20  # 220 without a bound; the watchdog waits for 600
+    assert checked.has_errors
+
+
+def _address(number: int) -> str:
+    return str(ipaddress.IPv4Address(number))
+
+
+def test_rules_that_cannot_be_analysed_are_named(make_root: MakeRoot) -> None:
+    numbers = random.Random(1)
+
+    def span(most: int, spelled: Callable[[int], str], between: str) -> str:
+        return between.join(spelled(one) for one in sorted(numbers.randrange(most) for _ in range(2)))
+
+    rules = "".join(
+        f"IN {numbers.choice(('ACCEPT', 'DROP'))} -source {span(1 << 32, _address, '-')} "
+        f"-dest {span(1 << 32, _address, '-')} -p tcp "
+        f"-dport {span(1 << 16, str, ':')} -sport {span(1 << 16, str, ':')}\n"
+        for _ in range(1_500)
+    )
+    root = make_root({"100.conf": VM, "100.fw": RULES + rules})
+    begun = time.process_time()
+    review = review_root(Source(root, "n1", lambda: "10.0.0.0/24"), analysis=True)
+    assert time.process_time() - begun < 40
+    assert not review.checked.has_errors
+    (reason,) = review.unfinished
+    assert re.match(r"from \S+/100\.fw:\d+ on: a decision diagram exceeded 512 MiB", reason)

@@ -70,6 +70,11 @@ class Advice:
     unfinished: tuple[str, ...] = ()
 
 
+def _spelled(file: str, reason: str, line: str) -> str:
+    """Return in words why rules were not judged, with the place that was reached where a file is known."""
+    return f"from {file}:{line} on: {reason}" if file else reason
+
+
 class _Chosen(NamedTuple):
     """A segment to walk: its stages, their part in connection tracking, and a kind of frame."""
 
@@ -108,7 +113,10 @@ class _Analysis:
             if kept == found:
                 break
             found = kept
-        return Advice(tuple(self.finding(line) for line in self.order(found)), tuple(self.rules.unfinished))
+        return Advice(
+            tuple(self.finding(line) for line in self.order(found)),
+            tuple(_spelled(file, why, line) for (file, why), line in self.rules.unfinished.items()),
+        )
 
     def is_found(self, line: Line) -> bool:
         return not self.rules.is_alive(line) or not self.rules.is_needed(line)

@@ -77,7 +77,8 @@ class Rules:
     def __init__(self) -> None:
         self._rules: dict[RuleKey, Judged] = {}
         self._lines: dict[Line, list[RuleKey]] = {}
-        self.unfinished: dict[str, None] = {}
+        self.unfinished: dict[tuple[str, str], str] = {}
+        """Why some rules were not judged: by file and reason, the first line at which that was so."""
         self.prepared: dict[tuple[object, ...], list[Prepared]] = {}
         self._numbers: dict[int, dict[int, int]] = {}
 
@@ -194,6 +195,7 @@ class Walk:
         self.places: dict[RuleKey, int] = {}
         self.met: list[tuple[m.Table, m.Chain, int, m.Rule]] = []
         self.accepted = 0
+        self.reached = ""
         for place, (table, chain, context) in enumerate(entries):
             self.prepare(table, chain, context, place)
 
@@ -290,7 +292,8 @@ class Walk:
             self.comparison.budget.check_time()
             self.follow()
         except BudgetExceededError as error:
-            self.rules.unfinished[str(error)] = None
+            file, _, line = self.reached.rpartition("\0")
+            self.rules.unfinished.setdefault((file, str(error)), line)
             for rule in self.met:
                 judged = self.rules.judged(*rule)
                 judged.alive = judged.needed = True
@@ -376,6 +379,7 @@ class Walk:
         coming: list[int] = []
         for one in self.prepared[id(table), id(chain), place]:
             coming.append(here)
+            self.reached = one.rule.origin or self.reached
             key = (id(table), id(chain), one.number)
             at = self.places[key]
             self.events.append(Event(Found.MET, at))
