@@ -26,6 +26,8 @@ MAX_UNDECODABLE = 0.1
 """Share of characters that may not be UTF-8 (a comment in an older encoding) in a file that is still read."""
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_NO_FILES = {errno.ELOOP: "the link leads to itself", errno.ENXIO: "it is a socket, or a device that is not there"}
+"""What open(2) says of a path that leads to no file, and never of a file system that fails."""
 _DENIED = (errno.EACCES, errno.EPERM)
 _FAILING = "see whether the file system is mounted and its daemon runs: systemctl status pve-cluster"
 
@@ -185,6 +187,8 @@ def read_text(path: Path | str, opened: Callable[[Path | str], int] | None = Non
             raise UnusableFileError(str(path), 0, "the link leads nowhere", "mend it or remove it") from None
         return None
     except OSError as error:
+        if (reason := _NO_FILES.get(error.errno or 0)) is not None:
+            raise UnusableFileError(str(path), 0, reason, "mend it or remove it") from None
         raise _unreadable(path, error) from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UnusableFileError(str(path), 1, "the file is UTF-16", "save it as UTF-8")
