@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["pro
 
 
 def test_unit_starts_the_packaged_command_and_is_the_printed_one_otherwise() -> None:
-    command = [sys.executable, "-m", "pvefw_nft.cli", "run", "--print-unit"]
+    command = [sys.executable, "-m", "pvefw_nft.cli", "run", "--print-unit", "--as-root"]
     printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, cwd=REPOSITORY).stdout
     packaged = subprocess.run(
         [sys.executable, REPOSITORY / "packaging" / "unit.py"],
