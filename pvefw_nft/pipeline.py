@@ -651,7 +651,7 @@ def _lock_out(node: NodeConfig, side: Side) -> list[Diagnostic]:
     rules = [*cluster.rules, *node.host.rules]
     if rules and cluster.options.policy_in is Policy.DROP:
         span = rules[-1].written.line.span()
-    message = "nobody outside can log in to the host: neither tcp port 22 nor 8006 is accepted from anywhere"
+    message = "no login from outside: the host accepts neither tcp port 22 nor 8006 from any address"
     hint = "accept your management network above, or define [IPSET management] in cluster.fw"
     return [Diagnostic(Severity.WARNING, "lock-out", span, message, hint)]
 
@@ -670,7 +670,7 @@ def _without_effect(span: Span, kind: str, by: tuple[str, ...]) -> Diagnostic:
     if takers and not lines:
         takers = f"standard rules or the policy ({takers})"
     if kind == "never-matches":
-        hint = f"what it speaks of is decided before it, by {takers}" if takers else None
+        hint = f"all packets of this rule are already decided by {takers}" if takers else None
         return Diagnostic(Severity.WARNING, kind, span, "the rule can never match", hint)
     message = "the rule changes nothing: without it, every packet has the same verdict and the log the same entries"
     what = f"{takers} would do the same: " if takers else ""

@@ -101,6 +101,6 @@ def _drops(span: Span) -> Diagnostic:
         Severity.WARNING,
         "drops-instead",
         span,
-        "REJECT in a VNet drops: the kernel cannot reject what it bridges in its forward hook",
+        "REJECT in a VNet drops: the kernel cannot reject bridged packets in its forward hook",
         "write DROP if the sender need not be told, or filter at the guests' NICs, where REJECT works",
     )

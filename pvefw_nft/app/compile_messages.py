@@ -62,7 +62,7 @@ def checked(read: Callable[[], Any]) -> Any:  # noqa: ANN401 - what is read
     try:
         return read()
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError, UsageError) as error:
-        raise CompilerError(f"the compiler's process said what it must not: {error!r}"[:300], _BUG) from error
+        raise CompilerError(f"the compiler's process sent an invalid message: {error!r}"[:300], _BUG) from error
 
 
 # --- errors ---------------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ def read_input(path: Path, limit: int = MAX_INPUT) -> str:
     try:
         return read_bytes(path, limit).decode("utf-8", "surrogateescape")
     except UnusableFileError as error:
-        raise HostError(error.message, "name a regular file; save to one what another program prints") from None
+        raise HostError(
+            error.message, "name a regular file; save the output of another program to a file first"
+        ) from None
     except OSError as error:
         raise HostError(f"{path}: cannot be read: {error.strerror}", "check its name and permissions") from None

@@ -32,7 +32,7 @@ def write_file(path: Path, pieces: Iterable[str]) -> None:
         if existing is None or stat.S_ISREG(existing.st_mode):
             _replace(folder, name, pieces)
         elif _is_foreign(folder, existing):
-            raise OSError(errno.ELOOP, "another user may have put there what it is")
+            raise OSError(errno.ELOOP, "not a regular file, and another user may have put it there")
         else:
             descriptor = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:

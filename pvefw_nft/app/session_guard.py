@@ -146,7 +146,7 @@ def _batches(flows: Sequence[Flow], nics: Mapping[Address, Nic]) -> Iterator[tup
 
 def _untracked(tracked: Sequence[Flow] | None, host: Topology) -> tuple[str, ...]:
     if tracked is None and any(nic.filtered for nic in host.nics):
-        return ("connections of guests were not judged: this kernel does not list what it tracks (nf_conntrack)",)
+        return ("connections of guests were not judged: this kernel does not list tracked connections (nf_conntrack)",)
     return ()
 
 

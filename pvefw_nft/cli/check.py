@@ -1,4 +1,4 @@
-"""``pvefw check``: say what is wrong with a configuration."""
+"""``pvefw check``: report mistakes in a configuration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "form",
     type=click.Choice(("text", *FORMATS)),
     default="text",
-    help="Default: text. github, gitlab and junit are what their CI shows beside the lines.",
+    help="Default: text. github, gitlab and junit: for CI, which shows findings beside the lines.",
 )
 @click.option("--analysis/--no-analysis", default=True, help="Look for rules and names without effect. Default: yes.")
 @all_nodes_options
@@ -43,13 +43,14 @@ def check_command(
     analysis: bool,
     **_: Any,  # noqa: ANN401 - those of all_nodes_options
 ) -> None:
-    """Say what is wrong with a configuration. Exit code 1 if a line is an error, otherwise 0.
+    """Report mistakes in a configuration. Exit code 1 if a line is an error, otherwise 0.
 
     DIR is the folder that holds etc/pve, as with --root.
 
     Every firewall file below etc/pve is read, also those of other nodes' guests and of guests that do not exist.
-    Without errors the rules are analysed: lines that never match or change nothing, names that nothing uses, and a
-    host that nobody can log in to. Warnings and notes leave the exit code at 0. `pvefw explain CODE` explains a code.
+    Without errors the rules are analysed: lines that never match or change nothing, names that nothing uses, and a host
+    that accepts no login from outside. Warnings and notes leave the exit code at 0. `pvefw explain CODE` explains
+    a code.
     """
     gc.disable()  # the IR has no cycles
     if folder is not None:

@@ -121,7 +121,7 @@ def _words(options: dict[str, Any]) -> tuple[str, ...]:
 @_ssh_options
 @click.pass_context
 def status_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - those of _ssh_options
-    """Say for each node whether its firewall runs, and how it differs from its configuration.
+    """Show for each node whether its firewall runs, and how it differs from its configuration.
 
     The exit code is the worst of the nodes' own; 3 for a node that does not answer.
     """
@@ -129,13 +129,15 @@ def status_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN4
 
 
 @cluster_command.command("compare")
-@click.option("--only", type=click.Choice(("ours",)), help="Leave out what others loaded, such as Docker and fail2ban.")
+@click.option(
+    "--only", type=click.Choice(("ours",)), help="Leave out the rules of others, such as Docker and fail2ban."
+)
 @_at_once
 @_form
 @_ssh_options
 @click.pass_context
 def compare_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401
-    """As status; also prove on each node that what runs does what the configuration says."""
+    """As status; also prove on each node that the running rules do what the configuration says."""
     ctx.exit(_survey(options, ["--only", options["only"]] if options["only"] else []))
 
 
@@ -216,9 +218,11 @@ def _print_versions(entries: list[dict[str, Any]]) -> None:
 
 def _rollout_options(command: _F) -> _F:
     for option in (
-        click.option("--backend", type=click.Choice(("iptables", "nft")), help="Default: what each host.fw asks for."),
+        click.option(
+            "--backend", type=click.Choice(("iptables", "nft")), help="Default: the one that each host.fw asks for."
+        ),
         click.option("--force", is_flag=True, help="Go on where sessions of a node would be cut."),
-        click.option("--dry-run", is_flag=True, help="Say for each node how much would change; change nothing."),
+        click.option("--dry-run", is_flag=True, help="Show for each node how much would change; change nothing."),
         click.option(
             "--roll-back",
             is_flag=True,
@@ -246,7 +250,8 @@ def _rollout_options(command: _F) -> _F:
 def start_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401
     """Start the firewall of one node after the other; stop at the first failure.
 
-    A node's change is confirmed over a new connection, after its own pvefw says that it runs what is configured.
+    A node's change is confirmed over a new connection, once its own pvefw reports no difference from the
+    configuration.
     """
     ctx.exit(_roll_out("start", options))
 

@@ -89,8 +89,8 @@ def compare_command(
     Without A and B, both backends' rulesets of the configuration below --root are compared; with A alone, A and that
     configuration.
 
-    A and B are a folder with a configuration, iptables:DIR, nft:DIR, save:FILE[,FILE…] (what iptables-save and the like
-    print), nft-json:FILE (nft -j list ruleset), live, live:iptables or live:nft (what this host runs).
+    A and B are a folder with a configuration, iptables:DIR, nft:DIR, save:FILE[,FILE…] (the output of iptables-save and
+    similar tools), nft-json:FILE (nft -j list ruleset), live, live:iptables or live:nft (the rules of this host).
 
     Exit code 0: equal; 1: they differ; 5: not decided. Then no difference was found, but something was not compared,
     for example because a limit of time or memory was reached.
@@ -190,7 +190,7 @@ def _rests_on(sides: list[Named], *, only: str | None) -> Iterator[str]:
     yield "rates: the same limit on both sides is reached by the same packets"
     yield "states: both sides know a connection whose way back leads through the same zone"
     if any(side.listed for side in sides):
-        yield "sets: what is in a set is what the listing says"
+        yield "sets: each set holds the entries of its listing"
     if only is not None:
         yield "only ours: rules that others loaded were left out on both sides"
 

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 @click.command("compile")
 @source_options
 @click.option(
-    "--backend", type=click.Choice(PRINTABLE), help="Default: what host.fw asks for. explain: the policy in English."
+    "--backend",
+    type=click.Choice(PRINTABLE),
+    help="Default: the one that host.fw asks for. explain: the policy in English.",
 )
 @as_reference_option
 @click.option("--format", "form", type=click.Choice(("text", "json")), help="Default: text, for nft json.")
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     "--summary",
     type=click.Choice(("text", "json", "sarif")),
     default="text",
-    help="With --all-nodes: what to print about the nodes. Default: text.",
+    help="With --all-nodes: the format of the report. Default: text.",
 )
 @all_nodes_options
 @click.pass_context

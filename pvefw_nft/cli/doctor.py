@@ -30,7 +30,7 @@ _COLOURS = {Level.GOOD: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Le
 def doctor_command(
     ctx: click.Context, root: Path, node: str | None, local_network: str | None, backend: str | None, form: str
 ) -> None:
-    """Look for what keeps this host's firewall from working, and say what to do about it.
+    """Look for problems that keep this host's firewall from working, and name a remedy for each.
 
     Nothing is changed. Exit code 1 where there is a problem or a warning.
     """

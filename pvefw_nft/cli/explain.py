@@ -12,7 +12,7 @@ from pvefw_nft.pipeline import diagnostic_codes, find_code
 @click.argument("code", required=False, shell_complete=completion.codes)
 @click.option("--format", "form", type=click.Choice(("text", "markdown")), default="text", help="Default: text.")
 def explain_command(code: str | None, form: str) -> None:
-    """Say what a diagnostic CODE means, what Proxmox does with such a line, and how to write it instead.
+    """Explain a diagnostic CODE: its meaning, how Proxmox treats such a line, and how to write it instead.
 
     Without CODE, list all codes; with --format markdown then print the manual's page of all codes.
     """

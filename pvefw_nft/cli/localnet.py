@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 @click.command("localnet")
 @source_options
 def localnet_command(root: Path, node: str | None, local_network: str | None) -> None:
-    """Say what the local network is, and which corosync peers get through."""
+    """Show the local network, and the corosync peers that are let in."""
     inventory = read_inventory(make_source(root, node, local_network))
     network = inventory.node.local_network
     alias = "local_network" in inventory.node.cluster.aliases
     source = "cluster.fw" if alias else "--local-network" if local_network is not None else "detected"
     click.echo(f"node: {inventory.node.node}")
     if network is None:
-        click.echo("local network: none found, so the management set is empty but for what cluster.fw adds")
+        click.echo("local network: none found, so the management set holds only the addresses that cluster.fw adds")
         click.echo("  help: add an alias local_network to cluster.fw")
     else:
         click.echo(f"local network: {network.spelling} ({source})")

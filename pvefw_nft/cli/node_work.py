@@ -75,7 +75,7 @@ def _network_notes(job: Job, checked: Checked) -> list[str]:
     if checked.node.local_network is not None or not checked.ruleset.enabled:
         return []
     reason = job.options["network_origin"]
-    what = "the management set holds only what cluster.fw says"
+    what = "the management set holds only the addresses of cluster.fw"
     hint = "add the alias local_network there, or give --local-network"
     return [f"the local network is not known, since {reason}: {what}; {hint}"]
 

@@ -72,7 +72,7 @@ def as_reference_option(command: _F) -> _F:
     return click.option(
         "--as-reference",
         is_flag=True,
-        help="Leave out what makes the nft ruleset stricter than Proxmox VE's (docs/nft.md lists it).",
+        help="Leave out the rules that make the nft ruleset stricter than Proxmox VE's (docs/nft.md lists it).",
     )(command)
 
 

@@ -28,7 +28,7 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 def _plug_options(command: _F) -> _F:
     for option in (
         click.option("--wait", type=click.FloatRange(min=0), default=lock.WAIT, show_default=True, metavar="SECONDS"),
-        click.option("--dry-run", is_flag=True, help="Print what would be done."),
+        click.option("--dry-run", is_flag=True, help="Print the steps; take none."),
         click.option(
             "--older-names", is_flag=True, help="Name the pair of links link<VMID>i<N>, as old hosts have it."
         ),
@@ -39,7 +39,7 @@ def _plug_options(command: _F) -> _F:
 
 @click.command("plug")
 @click.argument("interface", shell_complete=completion.interfaces)
-@click.option("--bridge", metavar="NAME", help="The guest's bridge. Default: what the guest's configuration says.")
+@click.option("--bridge", metavar="NAME", help="The guest's bridge. Default: that of the guest's configuration.")
 @click.option("--tag", type=click.IntRange(1, MAX_VLAN), metavar="VLAN", help="The VLAN that the guest is in.")
 @click.option("--trunks", metavar="VLANS", help="VLANs that the guest tags itself, like 5;10-20.")
 @click.option("--mtu", type=click.IntRange(68, 65535), help="The NIC's MTU. Default: its bridge's.")
@@ -60,8 +60,8 @@ def plug_command(
 ) -> None:
     """Put the guest NIC INTERFACE (tap100i0, veth200i0) behind its firewall bridge.
 
-    Bridge, VLANs and MTU are read from the guest's configuration, unless --bridge names the bridge. Repeating it
-    repairs what is missing.
+    Bridge, VLANs and MTU are read from the guest's configuration, unless --bridge names the bridge. Run it again to
+    repair missing parts.
     """
     if bridge is None:
         if tag is not None or trunks is not None or mtu is not None:

@@ -110,7 +110,7 @@ class NicService:
             if self._options.plug and self._has_waited_long(result.left):
                 result = settle(self._found, backend, self._options)
         except PvefwError as error:
-            self._tell(f"warning: the guests' NICs could not be looked at: {error.message}")
+            self._tell(f"warning: the guests' NICs could not be examined: {error.message}")
             return
         waiting = self._in_no_bridge if self._options.plug else {}
         settled = replace(result, left=tuple(one for one in result.left if one.interface not in waiting))

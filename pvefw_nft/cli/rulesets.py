@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 Tell: TypeAlias = "Callable[[tuple[Diagnostic, ...]], None]"
 
 SPEC_HELP = (
-    "iptables:DIR or nft:DIR (the configuration below DIR through that backend), save:FILE[,FILE…] (what "
-    "iptables-save, ip6tables-save, ipset save and ebtables-save print), nft-json:FILE (nft -j list ruleset), live, "
-    "live:iptables or live:nft (what this host runs)"
+    "iptables:DIR or nft:DIR (the configuration below DIR through that backend), save:FILE[,FILE…] (the output of "
+    "iptables-save, ip6tables-save, ipset save and ebtables-save), nft-json:FILE (nft -j list ruleset), live, "
+    "live:iptables or live:nft (the rules of this host)"
 )
 
 

@@ -298,7 +298,7 @@ class _Service:
         if wait:
             if self._rules.fights:
                 self._tell(
-                    f"warning: {self._rules.maker} changes our rules again and again: they are mended less often"
+                    f"warning: {self._rules.maker} keeps changing the rules of pvefw: they are repaired less often"
                 )
             return wait
         with self._rules.looking():
@@ -343,7 +343,9 @@ class _Service:
     def _tell_doubts(self) -> float | None:
         paths, seconds = self._compiler.doubts
         for path in paths:
-            self._tell(f"{path} is missing, empty or cut off: what it said before holds while it may be being saved")
+            self._tell(
+                f"{path} is missing, empty or cut off, perhaps while it is being saved: its last content stays in use"
+            )
         return seconds
 
     def _apply(self, reason: str, begun: float) -> None:
@@ -381,7 +383,7 @@ class _Service:
         """Return the ruleset; that of the last time, if nothing changed in what it was compiled from."""
         self._last = self._compiler.find(self._wait_for)
         for missing in self._compiler.missing:
-            self._tell(f"warning: the compiler keeps what it should not have: {missing}")
+            self._tell(f"warning: the compiler's process runs without this confinement: {missing}")
         return self._last
 
     def close(self) -> None:
@@ -389,7 +391,7 @@ class _Service:
         self._compiler.close()
 
     def _wait_for(self, path: str) -> None:
-        self._tell(f"{path} is missing, empty or cut off now: waiting, since it may be just being saved")
+        self._tell(f"{path} is missing, empty or cut off, perhaps while it is being saved: waiting")
         self._fall_back()
 
     def _fall_back(self) -> None:

@@ -47,7 +47,7 @@ def check_sessions(desired: Desired, source: Source, *, go_on: bool) -> None:
     if judgement.cuts and not go_on:
         raise HostError(
             "nothing was changed, because connections that must not break would be cut: see above",
-            "add what is missing; or go on with --confirm SECONDS, which goes back by itself, or with --force",
+            "add the missing rules; or use --confirm SECONDS, which undoes the change by itself, or --force",
         )
 
 

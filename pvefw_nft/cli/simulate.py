@@ -99,7 +99,9 @@ class _Test:
     metavar="NAME=VALUE",
     help="Any field by its name in reports, such as 'daddr type=broadcast'. May be given many times.",
 )
-@click.option("--backend", type=click.Choice(("iptables", "nft", "both")), help="Default: what host.fw asks for.")
+@click.option(
+    "--backend", type=click.Choice(("iptables", "nft", "both")), help="Default: the one that host.fw asks for."
+)
 @click.option("--ruleset", metavar="RULESET", help=f"Instead of the configuration's own ruleset: {SPEC_HELP}.")
 @click.option(
     "--bridge-call/--no-bridge-call", default=None, help="bridge-nf-call-iptables. Default: on where iptables is used."
@@ -118,7 +120,7 @@ class _Test:
 @source_options
 @click.pass_context
 def simulate_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - click's options, by name
-    """Say what happens to a packet, hop by hop, and which line of which file decides.
+    """Show the way of a packet, hop by hop, and the line of the file that decides.
 
     Zones: the host, a guest (vm100, ct200; one of its NICs: vm100i1), the outside, or one port of a bridge
     (vmbr0/eth0). An address stands for the guest or host that has it.
@@ -305,7 +307,7 @@ class Result(NamedTuple):
 
     @property
     def doubtful(self) -> bool:
-        """Whether the verdict rests on a made-up address."""
+        """Whether the verdict depends on a made-up address."""
         return any(is_doubtful(guess) for _, outcome in self.outcomes for guess in outcome.guesses)
 
 
@@ -378,7 +380,7 @@ def _test_lines(result: Result, *, verbose: bool) -> Iterator[str]:
 def _count_words(passed: int, failed: int, guessed: int, skipped: int) -> str:
     parts = [f"{passed} passed", f"{failed} failed"]
     if guessed:
-        parts.append(f"{guessed} rest on made-up addresses")
+        parts.append(f"{guessed} depend on made-up addresses")
     if skipped:
         parts.append(f"{skipped} skipped (they do not pass this node)")
     return ", ".join(parts)

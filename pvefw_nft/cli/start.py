@@ -72,13 +72,13 @@ def _apply_options(command: _F) -> _F:
         force_option,
         refuse_cuts_option,
         plugging_options,
-        click.option("--dry-run", is_flag=True, help="Print what would be loaded; change nothing."),
+        click.option("--dry-run", is_flag=True, help="Print the ruleset that would be loaded; change nothing."),
         click.option("--skip-invalid", is_flag=True, help="Leave out lines with errors, and apply the rest."),
         confirm_option,
         click.option(
             "--harden",
             is_flag=True,
-            help="With the iptables backend: also load a table of nft that drops what a hostile guest sends. Holds "
+            help="With the iptables backend: also load an nft table that drops the frames of hostile guests. Holds "
             "until the next apply without this option; `harden: 1` in host.pvefw keeps it.",
         ),
         beside_option,
@@ -100,7 +100,7 @@ def _apply_options(command: _F) -> _F:
 @_apply_options
 @click.pass_context
 def start_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - those of _apply_options
-    """Load the ruleset of the configuration, whatever ran before.
+    """Load the ruleset of the configuration, and replace the one before.
 
     Repeating it changes nothing. A configuration with errors is not applied without --skip-invalid. If a guest's file
     cannot be read at all, the guest is closed: nothing passes its NICs.
@@ -122,7 +122,7 @@ def update_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN4
 @_apply_options
 @click.pass_context
 def restart_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401
-    """Load the whole ruleset again, also what has not changed. At no time is the host without rules."""
+    """Load the whole ruleset again, unchanged parts included. At no time is the host without rules."""
     ctx.exit(_apply(**options, anew=True))
 
 
@@ -154,7 +154,7 @@ def status_command(
     diff: bool,
     form: str,
 ) -> None:
-    """Say whether the firewall runs, and how it differs from the configuration.
+    """Show whether the firewall runs, and how it differs from the configuration.
 
     Exit code 0: running and as configured; 1: changes are pending, rules were changed by hand, the configuration has
     errors, or a NIC with firewall=1 is not behind its firewall bridge; 3: not running, or something could not be
@@ -301,7 +301,7 @@ def find_ruleset(
     """
 
     def waiting(path: str) -> None:
-        click.echo(f"{path} is missing, empty or cut off now: waiting {settle:g} s, since it may be just being saved")
+        click.echo(f"{path} is missing, empty or cut off, perhaps while it is being saved: waiting {settle:g} s")
 
     try:
         result = find_once(source, backend, settle=settle, waiting=waiting)
@@ -364,7 +364,7 @@ def _unplugged(source: Source, desired: Desired | None) -> list[Unplugged]:
         nics = find_nics_once(source)
         return read_unplugged(nics.nics, nics.misconfigured, None if desired is None else desired.backend)
     except PvefwError as error:
-        click.echo(f"warning: the guests' NICs could not be looked at: {error.message}", err=True)
+        click.echo(f"warning: the guests' NICs could not be examined: {error.message}", err=True)
         return []
 
 
@@ -387,7 +387,7 @@ def _print_status(
     found: Status, waiting: Pending | None, unplugged: Sequence[Unplugged], *, diff: bool, invalid: bool
 ) -> None:
     for missed in found.unseen:
-        click.echo(f"not all could be looked at: {missed.message}")
+        click.echo(f"some parts could not be examined: {missed.message}")
         if missed.hint is not None:
             click.echo(f"  help: {missed.hint}")
     if not found.running:

@@ -138,7 +138,7 @@ def _number(low: int, high: int, most: int) -> Callable[[str], int | Doubtful]:
         number = _digits(text, f"write a number from {low} to {high}")
         if low <= number <= high:
             return number
-        message = f"Proxmox's API allows numbers from {low} to {high} here; the number is taken as it is"
+        message = f"Proxmox's API allows numbers from {low} to {high} here; the number is used unchanged"
         if not 0 < number <= most:
             message = f"the kernel takes numbers from 1 to {most} here; {max(1, min(number, most))} is set"
         return Doubtful(number, message, f"write a number from {low} to {high}")

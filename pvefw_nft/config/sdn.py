@@ -154,7 +154,7 @@ def _mapping(value: object, what: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _Unusable(f"`{what}` is not what Proxmox writes there")
+        raise _Unusable(f"`{what}` does not have the form that Proxmox writes")
     return value
 
 
@@ -210,7 +210,7 @@ def _read_subnet(reader: _Reader, key: str, value: object, vnets: dict[str, _Vne
         for text in ranges if isinstance(ranges, list) else [ranges]:
             vnet.ranges += _range(text)
     except BadValue as bad:
-        reader.doubt(key, f"subnet `{key[:60]}`: {bad.message}; what is wrong in it is left out")
+        reader.doubt(key, f"subnet `{key[:60]}`: {bad.message}; its wrong part is left out")
     except _Unusable as unusable:
         reader.doubt(key, str(unusable))
 

@@ -201,5 +201,7 @@ def _merged(
     (service,) = plain(rule.proto, dport, rule.sport or sport, icmp_type)
     families = common(service.families, family)
     if families is None:
-        raise FieldProblem("action", "mixed-families", f"macro {macro.name} does not speak of these addresses' family")
+        raise FieldProblem(
+            "action", "mixed-families", f"macro {macro.name} has no rules for the family of these addresses"
+        )
     return Service(families, service.protocol, service.sport, service.dport, service.icmp)

@@ -197,7 +197,7 @@ def _judge_answers(guest: Guest, cluster: ClusterConfig, findings: Findings) -> 
         findings.warning(
             "answers-cut-off",
             rule.written.line.span(),
-            f"net{nic.index} may not send from {prefix.canonical}, so nothing of it answers what the rule lets in",
+            f"net{nic.index} may not send from {prefix.canonical}, so its answers to what the rule accepts are dropped",
             f"add {prefix.canonical} to the ipset ipfilter-net{nic.index}, or switch ipfilter_established off",
         )
 
@@ -252,7 +252,7 @@ def _judge_policies(
                 "policy-accepts",
                 Span(config.file, line),
                 f"{name} is ACCEPT, and so is every {kind.value} rule: nothing is kept out",
-                f"write `{name}: DROP` if only what the rules name should pass",
+                f"write `{name}: DROP` if only packets that the rules accept should pass",
             )
 
 

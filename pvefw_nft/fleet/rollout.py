@@ -185,7 +185,7 @@ def _status_words(answer: Answer) -> str:
             f"{len(status['unplugged'])} NICs are not behind their firewall bridges": status["unplugged"],
             "the configuration has errors": status["configuration_errors"],
             "Proxmox VE's own firewall runs beside it": status["proxmox_firewall"],
-            "not all could be looked at": status["unseen"],
+            "some parts could not be examined": status["unseen"],
         }
     except (ValueError, KeyError, TypeError, RecursionError):
         return _said(answer)

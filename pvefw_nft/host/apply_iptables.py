@@ -201,7 +201,7 @@ def apply(planned: Plan) -> Seen:
         stay = {name: there for name, there in after.state.sets.items() if name in left}
         wrong = differences(after.state, replace(planned.after, sets={**stay, **planned.after.sets}))
         if wrong:
-            raise HostError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
+            raise HostError("the kernel does not hold the ruleset that was loaded: " + "; ".join(wrong[:5]))
     except HostError as err:
         _put_back(planned.before, err)
         raise HostError(f"{err.message}\nthe ruleset that ran before is in place", err.hint) from err

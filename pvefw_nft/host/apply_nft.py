@@ -122,11 +122,11 @@ def carry_out(planned: Plan, nft: Nftables) -> tuple[Witness | None, Kernel]:
     kernel = read_kernel()
     wrong = differences(kernel, planned.target)
     if wrong:
-        raise NotAsLoadedError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
+        raise NotAsLoadedError("the kernel does not hold the ruleset that was loaded: " + "; ".join(wrong[:5]))
     for family, names in _touched_chains(planned).items():
         wrong += _count_differences(family, names, planned.target[family])
     if wrong:
-        raise NotAsLoadedError("the kernel does not hold what was loaded: " + "; ".join(wrong[:5]))
+        raise NotAsLoadedError("the kernel does not hold the ruleset that was loaded: " + "; ".join(wrong[:5]))
     return witness, kernel
 
 

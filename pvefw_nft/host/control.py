@@ -253,7 +253,7 @@ def _apply_guarded(
     if was_running:
         if record.load(record.running_path()) is None:
             raise HostError(
-                "what runs now is not on record, so it could not be put back",
+                "the running ruleset is not on record, so it could not be restored",
                 "run `pvefw start` without --confirm once",
             )
         record.copy(record.running_path(), record.previous_path())
@@ -280,7 +280,9 @@ def _apply_guarded(
                 f"{error.message}\nand the change could not be undone yet: {again.message}",
                 f"it is tried again within {seconds:.0f} s; until then packets may meet both rulesets",
             ) from error
-        raise HostError(f"{error.message}\nthe change was undone: what ran before is in place", error.hint) from error
+        raise HostError(
+            f"{error.message}\nthe change was undone: the ruleset that ran before is in place", error.hint
+        ) from error
     change = replace(change, deadline=_since_boot() + seconds)
     state.write(record.pending_path(), asdict(change))
     return outcome, change

@@ -74,7 +74,7 @@ def examine(
     ``switches`` None: the configuration cannot be read.
     """
     if os.geteuid() != 0:
-        yield Finding(Level.WARNING, "not run as root: most of it cannot be seen", "run it as root")
+        yield Finding(Level.WARNING, "not run as root: most checks are impossible", "run it as root")
     if switches is not None:
         yield from _switches(switches)
     yield from _tools(backend)
@@ -131,7 +131,7 @@ def _left_rules(backend: str) -> Iterator[Finding]:
         try:
             missing = firewall.missing_for(other) if firewall.is_present(other) else []
         except HostError as failed:
-            text = f"it cannot be seen whether rules of the {other.name} backend are loaded: {failed.message}"
+            text = f"unknown whether rules of the {other.name} backend are loaded: {failed.message}"
             yield Finding(Level.WARNING, text, failed.hint)
             continue
         for error in missing:
@@ -152,7 +152,7 @@ def _kernel(backend: str) -> Iterator[Finding]:
         if sysctl.read("net/bridge/bridge-nf-call-iptables") is None:
             yield Finding(
                 Level.WARNING,
-                "br_netfilter is not loaded, so bridged packets pass iptables by",
+                "br_netfilter is not loaded, so bridged packets bypass iptables",
                 "`pvefw start` loads it; if that fails, install the kernel's modules",
             )
         return
@@ -187,8 +187,8 @@ def _bridge_settings(backend: str) -> Iterator[Finding]:
         if value == "0":
             yield Finding(
                 Level.BAD,
-                f"net.bridge.bridge-nf-call-{family} is 0: bridged packets pass {family} by",
-                "`pvefw start` sets it; find what sets it back (sysctl.d, Docker, libvirt)",
+                f"net.bridge.bridge-nf-call-{family} is 0: bridged packets bypass {family}",
+                "`pvefw start` sets it; find the program that resets it (sysctl.d, Docker, libvirt)",
             )
     if sysctl.read("net/bridge/bridge-nf-filter-vlan-tagged") == "0":
         yield Finding(
@@ -238,7 +238,7 @@ def _other_tables() -> Iterator[Finding]:
         yield Finding(
             Level.NOTE,
             f"nftables: chain {chain['family']} {chain['table']} {chain['name']} drops by policy at {chain['hook']}",
-            "what pvefw accepts may be dropped there",
+            "it may drop packets that pvefw accepts",
         )
 
 
@@ -250,7 +250,7 @@ def _nat(backend: str) -> Iterator[Finding]:
         for line in nat_zone.missing():
             yield Finding(Level.BAD, line, nat_zone.REMEDY)
     except HostError as error:
-        yield Finding(Level.WARNING, f"it cannot be seen whether NAT works for guests: {error.message}", error.hint)
+        yield Finding(Level.WARNING, f"unknown whether NAT works for guests: {error.message}", error.hint)
 
 
 def _other_firewalls() -> Iterator[Finding]:
@@ -258,12 +258,12 @@ def _other_firewalls() -> Iterator[Finding]:
         theirs = running_firewalls()
         firewalld = any(service.running for service in read_services("firewalld.service"))
     except HostError as error:
-        yield Finding(Level.WARNING, f"services could not be looked at: {error.message}", error.hint)
+        yield Finding(Level.WARNING, f"services could not be examined: {error.message}", error.hint)
         return
     for name in theirs:
         yield Finding(Level.BAD, name, "`pvefw take-over` replaces it: two firewalls that write the same rules clash")
     if firewalld:
-        yield Finding(Level.NOTE, "firewalld.service runs", "what pvefw accepts may be dropped by it")
+        yield Finding(Level.NOTE, "firewalld.service runs", "it may drop packets that pvefw accepts")
 
 
 def _plumbing(nics: Sequence[Nic], misconfigured: Sequence[Misconfigured], backend: str) -> Iterator[Finding]:
@@ -301,7 +301,7 @@ def _nic(nic: Nic, links: Links, backend: str) -> Finding | None:
     if steps:
         return Finding(
             Level.WARNING,
-            f"{nic.interface}: its plumbing is not as it should be ({steps[0]}, …)",
+            f"{nic.interface}: its firewall bridge differs from its configuration ({steps[0]}, …)",
             f"pvefw plug {nic.interface}",
         )
     return None

@@ -326,7 +326,7 @@ def _check_unused(current: State, name: str, kind: str) -> None:
     if user is not None:
         raise HostError(
             f"the ipset {name} is of another kind ({kind}), and is used by {user}",
-            "remove what uses it; then it is made again",
+            "remove the rule or set that uses it; pvefw then creates it again",
         )
     for (tool, table), there in current.tables.items():
         for chain in there.chains.values():

@@ -299,9 +299,9 @@ def _refused(step: Step, code: int | None) -> HostError:
         errno.EACCES: "run this as root",
         errno.EEXIST: "another program made it just now: run the command again",
         errno.ENODEV: "the link went away meanwhile: run the command again",
-        errno.EOPNOTSUPP: "the kernel lacks what this needs (modules bridge, veth, 8021q; VLAN filtering)",
+        errno.EOPNOTSUPP: "the kernel lacks a feature that this needs (modules bridge, veth, 8021q; VLAN filtering)",
         errno.EXFULL: "a bridge has at most 1023 ports",
-        errno.ERANGE: "the guest's bridge has settings outside of what spanning tree allows",
+        errno.ERANGE: "the guest's bridge has settings beyond the limits of spanning tree",
     }
     hint = hints.get(code) if code is not None else None
     reason = errno_text(code) if code is not None else "no reason given"

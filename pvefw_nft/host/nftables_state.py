@@ -292,7 +292,7 @@ def _failure(problem: str, commands: Sequence[Command]) -> HostError:
     if "not permitted" in lowered:
         hint = "run this as root"
     elif any(reason in lowered for reason in ("not supported", "no such file", "protocol error")):
-        hint = "the kernel may lack what the rules use: see `pvefw doctor` (nf_conntrack_bridge, nft_reject_bridge)"
+        hint = "the kernel may lack a feature of the rules: see `pvefw doctor` (nf_conntrack_bridge, nft_reject_bridge)"
     return HostError(message, hint)
 
 

@@ -132,7 +132,7 @@ class _Running:
         if not ready:
             raise HostError(
                 f"{self._command[0]} did not end within {timeout:g} s",
-                "see what it waits for: another program may hold /run/xtables.lock",
+                "find out why it hangs: another program may hold /run/xtables.lock",
             )
         status = self._process.wait()
         printed, said = (_content(descriptor) for descriptor in self._files[1:])

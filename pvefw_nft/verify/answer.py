@@ -121,7 +121,7 @@ def answer_way(
     if _to_many(packet, stage, stages, kind):
         return AnswerWay(fields, nowhere, (), "packets to many are not answered")
     if packet[L4PROTO] in _UNSUMMED:
-        return AnswerWay(fields, nowhere, (), "the kernel rejects in silence what has no checksum that it can check")
+        return AnswerWay(fields, nowhere, (), "the kernel sends no rejection if it cannot verify the packet's checksum")
     if from_host and _unanswerable(packet):
         return AnswerWay(fields, nowhere, (), "the host cannot reach that address from there")
     legs = tuple(_legs(stages, kind, known=known, attached=from_host, apart=apart))

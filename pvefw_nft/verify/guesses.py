@@ -141,9 +141,9 @@ def guess_text(guess: Guess) -> str:
     if made_up.stands_for_many:
         subject = f"{address} stands for every {'sender' if source else 'address'} behind {made_up.end}."
     elif guess.otherwise:
-        subject = f"the verdict rests on a made-up address: {address} for {made_up.end}, whose address no file tells."
+        subject = f"the verdict depends on a made-up address: {address} for {made_up.end}, whose address no file names."
     else:
-        subject = f"{address} is made up: no file tells the address of {made_up.end}."
+        subject = f"{address} is made up: no file names the address of {made_up.end}."
     if not guess.otherwise:
         return f"{subject} The verdict does not depend on it." if guess.complete else f"{subject} Not all were tried."
     word = "From" if source else "To"

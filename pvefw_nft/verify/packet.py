@@ -198,7 +198,7 @@ class _Maker:
         if source_guests and destination_guests:
             nodes = {nic.node for guests in (source_guests, destination_guests) for nic in guests.values()}
             raise ElsewhereError(
-                f"{spec.source} and {destination} run on other nodes: what they send each other does not pass this one",
+                f"{spec.source} and {destination} run on other nodes: packets between them do not pass this one",
                 f"name one of their nodes with --node: {', '.join(sorted(nodes))}",
             )
         source_ends = [*source_guests] or self._ends(spec.source, self.source_address)
@@ -301,7 +301,7 @@ class _Maker:
     def _about(self) -> Iterator[str]:
         for nic in (self.source_guest, self.destination_guest):
             if nic is not None and nic.node:
-                yield f"{nic.name} runs on node {nic.node}: what that node filters is not looked at"
+                yield f"{nic.name} runs on node {nic.node}: the filters of that node are not simulated"
 
     def _protocol(self) -> int:
         spec = self.spec

@@ -48,7 +48,7 @@ def outcome_lines(outcome: Outcome, *, verbose: bool = False, title: str = "") -
         for stage, walk in telling:
             yield from _walk_lines(stage, walk, verbose=verbose)
         if not telling:
-            yield "    passes, no rule speaks of it" if walks else "    passes, nothing filters here"
+            yield "    passes, no rule matches it" if walks else "    passes, nothing filters here"
     yield from (f"  log: {_log_text(log)}" for log in outcome.logs)
     yield from (f"  note: {note}" for note in outcome.notes)
     for guess in outcome.guesses:

@@ -424,7 +424,7 @@ class _Walker:
             case Reject():
                 return self._outcome(stages, "REJECT", end.kind(self.packet[PROTOCOL]))
             case UnknownVerdict(text):
-                self.notes.append(f"what {text} does is not known")
+                self.notes.append(f"the effect of {text} is not known")
                 return self._outcome(stages, "UNDECIDED", None)
             case Accept():
                 return None

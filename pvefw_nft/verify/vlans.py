@@ -33,7 +33,7 @@ def deliver_tagged(topology: Topology, path: Path, tag: int) -> Path:
     bridge = before[-1].hop.partition(":")[0]
     device = next((link.name for link in topology.links if link.vlan == (bridge, tag)), None)
     if device is None:
-        reason = f"the host has no interface {bridge}.{tag}: nobody takes frames of VLAN {tag} from {bridge}"
+        reason = f"the host has no interface {bridge}.{tag}: no interface receives frames of VLAN {tag} from {bridge}"
         return replace(path, stages=before, dead_end=reason)
     fields = ((IIF, interface_number(device)), (IS_BRIDGED, 0))
     arrival = Stage(Family.IP, Point.PREROUTING, fields, before[-1].hop, untagged=True)

@@ -58,7 +58,7 @@ def test_a_guest_of_another_node_is_outside(cluster: Path, sender: str) -> None:
     output = invoke(cluster, "--from", sender, "--to", "vm100:22").output
     assert output.startswith("ACCEPT: tcp 10.0.2.")
     assert "(vmbr0/eth0 → vm100i0)" in output.splitlines()[0]
-    assert "runs on node two: what that node filters is not looked at" in output
+    assert "runs on node two: the filters of that node are not simulated" in output
 
 
 def test_two_guests_of_another_node_do_not_pass_this_one(cluster: Path) -> None:

@@ -155,7 +155,10 @@ def test_doctor_finds_nics_that_are_not_plugged(nics: None, configuration: Path)
 def test_doctor_finds_opened_plumbing(nics: None, configuration: Path) -> None:
     pvefw("plumb", *options(configuration))
     Path("/proc/sys/net/ipv4/conf/fwbr100i0/arp_ignore").write_text("0")
-    assert "tap100i0: its plumbing is not as it should be" in pvefw("doctor", *options(configuration)).stdout
+    assert (
+        "tap100i0: its firewall bridge differs from its configuration"
+        in pvefw("doctor", *options(configuration)).stdout
+    )
 
 
 def texts(findings: list[Finding], level: Level) -> list[str]:
@@ -186,7 +189,7 @@ def test_doctor_finds_a_forward_policy_that_drops(host: Namespace) -> None:
 def test_doctor_finds_a_bridge_setting_that_lets_packets_by(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pvefw_nft.host.sysctl.read", lambda key: "0" if "bridge-nf" in key else None)
     found = list(doctor.examine("iptables", Switches(cluster=True, host=True, guests={}), [Nic("tap1i0", "b", 1, 0)]))
-    assert "net.bridge.bridge-nf-call-ip6tables is 0: bridged packets pass ip6tables by" in texts(found, Level.BAD)
+    assert "net.bridge.bridge-nf-call-ip6tables is 0: bridged packets bypass ip6tables" in texts(found, Level.BAD)
     assert any("tags with a VLAN itself" in text for text in texts(found, Level.WARNING))
 
 

@@ -116,7 +116,7 @@ def test_program_that_fights_is_named_and_not_answered_each_time(host: Namespace
             subprocess.run(["iptables", "-F", "PVEFW-FORWARD"], check=True, capture_output=True)
             time.sleep(0.2)
         assert "`iptables` (process" in command.said()
-        assert "again and again" in command.said()
+        assert "keeps changing the rules of pvefw" in command.said()
         assert command.said().count("rules changed") <= 6
         command.waits_for(
             lambda: "-A PVEFW-FORWARD" in subprocess.run(["iptables-save"], capture_output=True, text=True).stdout, 40

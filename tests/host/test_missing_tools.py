@@ -203,7 +203,7 @@ def test_status_of_a_host_that_was_never_started(
     with without(tmp_path, "ipset"):
         assert pvefw("status", *there) == 3
     assert capsys.readouterr().out.splitlines() == [
-        "not all could be looked at: the program ipset is not installed",
+        "some parts could not be examined: the program ipset is not installed",
         "  help: apt-get install ipset",
         "stopped, as far as can be seen",
     ]

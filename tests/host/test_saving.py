@@ -204,7 +204,7 @@ def test_update_waits_for_a_file_that_is_being_saved(host: Namespace, tmp_path: 
     done = pvefw(tmp_path / "said", "update", *options, "--settle", "5")
     saving.join()
     assert done.status == 0, done
-    assert "may be just being saved" in done.said
+    assert "perhaps while it is being saved" in done.said
     assert rules_now() == before
     path.unlink()
     # without cluster.fw, names that the guest's rules use are unknown

@@ -156,8 +156,8 @@ def test_a_file_of_packets_says_which_verdicts_are_guesses(tmp_path: Path) -> No
     file = tmp_path / "packets.toml"
     file.write_text('[[packet]]\nname = "ssh"\nfrom = "outside"\nto = "vm100:22"\nexpect = "DROP"\n')
     output = invoke(root_of(tmp_path, "", RULE), "--tests", str(file)).output
-    assert output.startswith("warning: ssh: the verdict rests on a made-up address")
-    assert output.endswith("1 passed, 0 failed, 1 rest on made-up addresses\n")
+    assert output.startswith("warning: ssh: the verdict depends on a made-up address")
+    assert output.endswith("1 passed, 0 failed, 1 depend on made-up addresses\n")
 
 
 def test_no_vm_of_the_provider_example_is_decided_by_a_made_up_address_in_silence() -> None:

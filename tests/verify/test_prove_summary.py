@@ -217,7 +217,7 @@ def test_between_rulesets_of_one_tool_it_is_every_packet(tmp_path: Path) -> None
     other = root(tmp_path, "other", f100=("22", "22 # ssh"))
     output = compare(f"nft:{path}", f"nft:{other}").output
     assert output.startswith(f"nft:{path} and nft:{other} treat every packet alike.\n")
-    assert "This rests on (explained in docs/compare.md):" in output
+    assert "Assumptions (explained in docs/compare.md):" in output
 
 
 def test_every_name_of_the_answer_is_in_the_manual(tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pvefw_nft.config.codes.declaration import CLUSTER, GUEST, HOST, ON, VNET, Example, note, warning
 
-_TAKEN = "the line is taken, without a warning."
+_TAKEN = "the line is accepted without a warning."
 
 CODES = (
     warning(
         "never-matches",
         "a rule that can never match",
-        "All packets that the rule describes are decided before they reach it. The diagnostic names the lines that "
-        "take them. Move the rule up, or remove it.",
+        "Earlier rules decide all packets that the rule describes. The diagnostic names their lines. Move the rule up, "
+        "or remove it.",
         _TAKEN,
         Example(
             GUEST,
@@ -23,9 +23,10 @@ CODES = (
         "no-effect",
         "a rule that changes nothing",
         "Without the rule every packet would have the same verdict and leave the same log entries. The diagnostic "
-        "names what does the same behind it: another line, the policy, or standard rules that surprise many. Before "
-        "a policy DROP the chain PVEFW-Drop drops broadcasts and multicasts, udp 135, 137 to 139, 445 and 1900, tcp "
-        "135, 139 and 445, and udp from port 53, without a log entry. Remove the rule, or keep it as documentation.",
+        "names the later line, policy or standard rule that does the same. Some standard rules are easily overlooked: "
+        "before a policy DROP the chain PVEFW-Drop drops broadcasts and multicasts, udp 135, 137 to 139, 445 and 1900, "
+        "tcp 135, 139 and 445, and udp from port 53, without a log entry. Remove the rule, or keep it as "
+        "documentation.",
         _TAKEN,
         Example(
             GUEST,
@@ -71,7 +72,7 @@ CODES = (
         "not-carried-out",
         "a FORWARD rule or policy under iptables",
         "The iptables ruleset has no place for FORWARD rules, policy_forward and VNet files. The nft ruleset has.",
-        "the iptables firewall ignores them, the nft firewall carries them out.",
+        "the iptables firewall ignores them, the nft firewall applies them.",
         Example(
             HOST,
             "[OPTIONS]\nnftables: 0\n",
@@ -82,7 +83,7 @@ CODES = (
     warning(
         "drops-instead",
         "REJECT in a VNet",
-        "The kernel cannot reject what it bridges in its forward hook, so the packet is dropped and the sender waits "
+        "The kernel cannot reject bridged packets in its forward hook, so the packet is dropped and the sender waits "
         "for a time-out. Rules at the guests' NICs can reject.",
         "the nft firewall drops, too.",
         Example(

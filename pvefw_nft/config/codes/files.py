@@ -19,8 +19,8 @@ CODES = (
     error(
         "syntax",
         "a line that cannot be read",
-        "The line does not have the form that its section asks for, so nobody can tell what was meant. The columns "
-        "that are underlined are the first that make no sense.",
+        "The line does not have the form that its section asks for, so its meaning is unknown. The underlined columns "
+        "are the first that do not fit.",
         SKIPPED,
         Example(
             GUEST,
@@ -92,8 +92,7 @@ CODES = (
     error(
         "control-character",
         "a control character in a line",
-        "Such a character is invisible in most editors, and what it does depends on the program that reads it. The "
-        "line is left out.",
+        "Such a character is invisible in most editors, and each program treats it differently. The line is left out.",
         UNTRIED,
         Example(GUEST, ON + "[RULES]\nIN SSH(ACCEPT)\x07\n", ON + "[RULES]\nIN SSH(ACCEPT)\n"),
     ),
@@ -154,24 +153,24 @@ CODES = (
     error(
         "option-comment",
         "a comment behind the value of an option",
-        "Proxmox does not cut a comment off there, so that the line cannot be read, and neither is it read here. The "
-        "option has its default, and a policy counts as DROP where the line says anything but the default. `start` "
-        "takes an `enable` for 1, so that a comment never switches a firewall off.",
+        "Proxmox does not cut off a comment there, so it cannot read the line, and pvefw does not read it either. The "
+        "option keeps its default; a policy counts as DROP if the line names anything but the default. `start` takes "
+        "`enable` as 1, so that a comment never switches a firewall off.",
         "the iptables firewall leaves the line out; the nft firewall refuses the whole file.",
         Example(CLUSTER, ON + "ebtables: 0 # no layer 2\n", ON + "# no layer 2\nebtables: 0\n"),
     ),
     warning(
         "option-comment-same",
         "a comment behind the value that an option has anyway",
-        "The line cannot be read because of the comment, and is left out. It says what holds without it, too.",
+        "The comment makes the line unreadable, so the line is left out. The option has the same value without it.",
         "the iptables firewall leaves the line out; the nft firewall refuses the whole file.",
         Example(CLUSTER, ON + "policy_in: DROP # strict\n", ON + "policy_in: DROP\n"),
     ),
     warning(
         "unusual-value",
         "a number that Proxmox's API or the kernel does not take",
-        "Proxmox checks such numbers in its API, not in files. The number is taken. Where the kernel's tools would "
-        "refuse it, the nearest that they take is loaded, so that loading never fails half way.",
+        "Proxmox checks such numbers in its API, not in files. The number is taken. If the kernel's tools would refuse "
+        "it, the nearest number that they accept is loaded, so that loading never fails half way.",
         "the number is passed on as it stands. Where the kernel's tools refuse it, no ruleset is loaded at all.",
         Example(CLUSTER, ON + "log_ratelimit: rate=20000/second\n", ON + "log_ratelimit: rate=10000/second\n"),
     ),
@@ -180,7 +179,7 @@ CODES = (
         "ipset entries that contradict each other",
         "One entry says that a network is in the set, another (with `!`) that it is not. Where the text is the same, "
         "the first counts; where one network is written in two ways, such as an alias and its address, the last.",
-        "the same entry counts, without a word about it.",
+        "the same entry counts, without a warning.",
         Example(
             CLUSTER,
             ON + "[ALIASES]\noffice 192.0.2.0/24\n[IPSET management]\noffice\n!192.0.2.0/24\n",

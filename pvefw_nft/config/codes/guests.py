@@ -27,8 +27,8 @@ CODES = (
     error(
         "bad-mac",
         "a filtered NIC without a valid MAC address",
-        "The MAC filter compares what the guest sends with this address. Without one, nothing that the NIC sends can "
-        "pass.",
+        "The MAC filter compares the sender of each frame with this address. Without a valid address it drops every "
+        "frame of the NIC.",
         "a NIC whose MAC address cannot be read is left unfiltered.",
         Example(CONFIG, NIC.replace("BC:24:11:00:00:01", "BC:24:11:00:00"), NIC),
     ),

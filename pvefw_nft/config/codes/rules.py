@@ -37,14 +37,15 @@ WORDS: tuple[Code, ...] = (
     error(
         "unknown-macro",
         "an unknown macro",
-        "No macro has this name. The rule is left out, so what it should let in stays out.",
+        "No macro has this name. The rule is left out, so traffic that it should accept is not accepted.",
         SKIPPED,
         _rule("IN SHS(ACCEPT)", "IN SSH(ACCEPT)"),
     ),
     error(
         "macro-conflict",
         "a rule that contradicts its macro",
-        "A macro sets protocol and ports itself. The rule may add what the macro leaves open, but not say otherwise.",
+        "A macro sets protocol and ports itself. The rule may add conditions that the macro leaves open, but must not "
+        "contradict it.",
         SKIPPED,
         _rule("IN HTTP(ACCEPT) -dport 8080", "IN ACCEPT -p tcp -dport 8080"),
     ),

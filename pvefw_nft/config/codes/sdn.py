@@ -16,16 +16,16 @@ CODES = (
         "bad-sdn-state",
         "a state file of the SDN that cannot be used",
         "Proxmox writes the state of software-defined networks when it is applied; a file that was cut short or "
-        "changed by hand can lack networks. What can be read is used. Where a whole file is unusable, its sets do not "
-        "exist, and each rule that refers to one is an error, too.",
+        "changed by hand can lack networks. The readable parts are used. If the whole file is unusable, its sets do "
+        "not exist, and each rule that refers to one is an error, too.",
         UNTRIED,
         Example(RUNNING, _STATE[:60], _STATE),
     ),
     warning(
         "unreadable-sdn-state",
         "a state file of the SDN that cannot be opened",
-        "The rights to read the file are missing (`priv` is for root alone), or it is no text. Its sets do not exist, "
-        "and each rule that refers to one is an error.",
+        "The rights to read the file are missing (`priv` is for root alone), or the file is not text. Its sets do not "
+        "exist, and each rule that refers to one is an error.",
         UNTRIED,
         Example(IPAM, '{"zones"\0', '{"zones": {}}'),
     ),
@@ -34,7 +34,7 @@ CODES = (
         "a rule with a set of the SDN that is empty",
         "No packet comes from, or goes to, an empty set. The VNet has no subnet, no gateway or no DHCP range, or IPAM "
         "gave the guest no address.",
-        "the set is empty there, too, without a word about it.",
+        "the set is empty there, too, without a warning.",
         Example(
             CLUSTER,
             ON + "[RULES]\nIN ACCEPT -source +sdn/vint-dhcp\n",
@@ -47,7 +47,7 @@ CODES = (
         "an ipset with the name of a set of the SDN",
         "Both have the same name in the kernel, and the addresses are those of the SDN. Rules that mean the ipset use "
         "other addresses than it says.",
-        "the addresses of the SDN are loaded, without a word about it.",
+        "the addresses of the SDN are loaded, without a warning.",
         Example(
             CLUSTER,
             ON + "[IPSET vint-all]\n192.0.2.1\n[RULES]\nIN ACCEPT -source +vint-all\n",

@@ -17,7 +17,7 @@ from pvefw_nft.config.codes.declaration import (
     warning,
 )
 
-_SILENT = "nothing is said."
+_SILENT = "no warning is given."
 _FILTER = "[IPSET ipfilter-net0]\n"
 _RULES = "[RULES]\nIN SSH(ACCEPT)\n"
 
@@ -25,17 +25,17 @@ CODES: tuple[Code, ...] = (
     warning(
         "borrowed-network",
         "the local network of this machine, for another host",
-        "The host's management set holds its local network. With a root other than / nothing but the alias "
-        "local_network and --local-network say which that is; else it is taken from the machine that runs pvefw.",
+        "The host's management set holds its local network. With a root other than / name that network with the alias "
+        "local_network or with --local-network; otherwise it is taken from the machine that runs pvefw.",
         "each node detects its own local network.",
         Example(CLUSTER, ON, ON + "[ALIASES]\nlocal_network 192.0.2.0/24\n"),
     ),
     warning(
         "borrowed-names",
         "a name that only this machine knows",
-        "Names of services, protocols and Ethernet protocols are looked up in this machine's /etc. There they have "
-        "been added, or have another number than in Debian's files. On the host that the configuration is for, they "
-        "may be unknown or mean something else.",
+        "Names of services, protocols and Ethernet protocols are looked up in this machine's /etc. This name was added "
+        "there, or has another number than in Debian's files. On the host that the configuration is for, it may be "
+        "unknown or have another number.",
         "each node looks names up in its own files.",
         Example(
             GUEST,
@@ -49,12 +49,12 @@ CODES: tuple[Code, ...] = (
         "A NIC is filtered only where its line in the guest's config has firewall=1. Without one, the guest's rules "
         "have no effect, and everything reaches it. This is the commonest reason for a firewall that seems to do "
         "nothing.",
-        "the guest is not filtered, and nothing is said.",
+        "the guest is not filtered, without a warning.",
         Example(CONFIG, NIC.replace(",firewall=1", ""), NIC, {GUEST: ON + _RULES}),
     ),
     warning(
         "not-enabled",
-        "rules of a firewall that nobody switched on",
+        "rules of a firewall that was never switched on",
         "Clusters and guests have `enable: 0` by default, so their rules do nothing until `enable: 1` is there. The "
         "cluster's `enable` switches all firewalls, that of a guest its own.",
         _SILENT,
@@ -63,9 +63,9 @@ CODES: tuple[Code, ...] = (
     warning(
         "answers-cut-off",
         "a rule for an address that the guest may not answer from",
-        "With `ipfilter_established` the IP filter holds within connections, too. What this rule lets in goes to an "
-        "address which is not in the NIC's set, so the guest's answers are dropped. That happens with addresses that "
-        "move between guests.",
+        "With `ipfilter_established` the IP filter also checks packets of established connections. This rule accepts "
+        "packets to an address that is not in the NIC's set, so the guest's answers are dropped. This happens with "
+        "addresses that move between guests.",
         "it has no such option: answers within a connection are not filtered.",
         Example(
             GUEST,
@@ -102,7 +102,8 @@ CODES: tuple[Code, ...] = (
     warning(
         "policy-accepts",
         "a policy ACCEPT beside rules that only accept",
-        "What no rule names is let through, too. The rules have no effect; most likely the policy should be DROP.",
+        "Packets that match no rule are accepted, too, so the rules have no effect. Most likely the policy should be "
+        "DROP.",
         _SILENT,
         Example(
             GUEST,
@@ -115,7 +116,7 @@ CODES: tuple[Code, ...] = (
         "a firewall file that nothing reads",
         "Proxmox VE reads cluster.fw, one VMID.fw for each guest, one host.fw in each node's folder, and one file for "
         "each VNet. A file by another name, or of a guest or VNet that does not exist, has no effect.",
-        "the file is not read, and nothing is said.",
+        "the file is not read, without a warning.",
         Example("etc/pve/firewall/groups.fw", "[group web]\nIN HTTP(ACCEPT)\n", None),
     ),
     error(
@@ -127,11 +128,11 @@ CODES: tuple[Code, ...] = (
     ),
     warning(
         "lock-out",
-        "a host that nobody can log in to",
+        "a host that accepts no login from outside",
         "No packet from outside to the host's ssh (tcp port 22) or web interface (tcp port 8006) is accepted. A rule "
         "`IN DROP` stands before the rules that let the management network in. Move it to the policy, or accept "
         "your own addresses above it.",
-        "the rules are loaded, and nothing is said.",
+        "the rules are loaded without a warning.",
         Example(
             HOST,
             "[RULES]\nIN SMTP(ACCEPT)\nIN DROP\n",

@@ -61,7 +61,7 @@ class TakeOver:
             raise HostError("systemd does not run this host", "stop Proxmox VE's services yourself, then `pvefw start`")
         backend = self.desired.backend
         confirming = "" if self.confirm_within is None else f", and wait {self.confirm_within:g} s for `pvefw confirm`"
-        yield Step("put on record what Proxmox VE's services are", self._note)
+        yield Step("record the state of Proxmox VE's services", self._note)
         if backend == "iptables":
             for service in (one for one in read_services(IPTABLES_SERVICE) if one.running):
                 yield Step(
@@ -69,7 +69,7 @@ class TakeOver:
                     "have the names of ours, stay and go on filtering",
                     lambda: _end(IPTABLES_SERVICE),
                 )
-        text = f"load the {backend} ruleset beside what runs, and read it back{confirming}"
+        text = f"load the {backend} ruleset beside the running one, and read it back{confirming}"
         yield Step(text, self._load_beside, loads=True)
         yield Step(f"make {flag_path()}, so that proxmox-firewall does nothing and guests get firewall bridges", _flag)
         for service in units.services_to_end():
@@ -77,8 +77,8 @@ class TakeOver:
                 f"stop {service.name} without its clean-up, and mask it until the next boot",
                 lambda service=service: _end(service.name),  # type: ignore[misc]  # bound now
             )
-        yield Step("look again for what they removed or loaded meanwhile, and remove what is theirs", self._settle)
-        yield Step("prove that what is loaded is what was compiled", self._prove)
+        yield Step("check which rules they removed or loaded meanwhile, and remove theirs", self._settle)
+        yield Step("prove that the loaded rules equal the compiled ones", self._prove)
         yield Step(f"write, enable and start {units.OWN_UNIT}", self._enable)
         yield Step("keep their services masked after a boot, too", _keep_ended)
         yield Step(f"keep {LOGGER} running: it writes the log that the GUI shows", _logger)

@@ -30,7 +30,7 @@ STRICTER = (
     "stricter nft: its chains `stateless` and `limits` also drop frames with a second VLAN tag, or one of older types;"
     " from a guest, other MAC addresses than its NIC's in the frame or in ARP, and, where the NIC has a set of"
     " addresses, neighbour advertisements, DHCP requests and fragments of addresses not in it; too many unknown sources"
-    " of new connections by one port, with `protection_synflood`; and what an option of a .pvefw file closes."
+    " of new connections by one port, with `protection_synflood`; and packets that an option of a .pvefw file forbids."
     " `--as-reference` compiles without these rules"
 )
 

@@ -144,7 +144,7 @@ def report_text(report: Report, *, verbose: bool = False, rulesets: Sequence[Seq
     for title, texts in (
         ("Not compared:", (*report.undecided, *report.assumptions)),
         (f"Known differences {_between(report)}, not counted:", report.left_out),
-        ("This rests on (explained in docs/compare.md):", report.rests_on if verbose or not groups else ()),
+        ("Assumptions (explained in docs/compare.md):", report.rests_on if verbose or not groups else ()),
     ):
         if texts:
             lines += ["", title, *(f"  {text}" for text in texts)]
