@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """A backend: its name on the command line and of its folder, and whether a host can load what it makes."""
+    """A backend: its name on the command line and of its folder, and whether a host can load its artefact."""
 
     name: str
     is_loadable: bool

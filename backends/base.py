@@ -1,6 +1,6 @@
-"""What a backend is: a way to spell the IR in the language of one tool.
+"""The interface of a backend, which spells the IR in the language of one tool.
 
-A backend decides nothing about what is filtered. What it cannot express it says in :meth:`Backend.limits`, before
+A backend decides no policy. It reports rules that it cannot express in :meth:`Backend.limits`, before
 it lowers anything; nothing is ever left out silently.
 """
 
@@ -19,10 +19,10 @@ _T = TypeVar("_T")
 
 
 class LineStore:
-    """What chains and sets became when they were lowered last, for a service that lowers rulesets again and again.
+    """Cache of lowered chains and sets, for a service that lowers rulesets again and again.
 
-    A source is known by being the same object (see :meth:`known`). Whatever else a result follows from is its
-    ``rests_on``; a result is taken again only where that is equal, so that what is kept is what would be made.
+    The key is the identity of the source (see :meth:`known`) and the equality of its dependencies, ``rests_on``. A hit
+    always equals a recompute.
     """
 
     def __init__(self) -> None:
@@ -31,13 +31,13 @@ class LineStore:
         self._now: dict[tuple[object, object], tuple[object, object, object]] = {}
 
     def begin(self) -> None:
-        """Keep what the last ruleset had, and forget what is older."""
+        """Keep the entries of the last ruleset, and forget older ones."""
         self._before, self._now = self._now, {}
 
     def get(self, kind: object, name: object, source: object, make: Callable[[], _T], rests_on: object = ()) -> _T:
-        """Return what a source became; ``make`` makes what is not known.
+        """Return the cached result of a source; ``make`` computes a missing one.
 
-        ``kind`` and ``name`` say what it is, for example the lines of a table, and the chain's name.
+        ``kind`` and ``name`` identify the result, for example the lines of a table, and the chain's name.
         """
         key = (kind, name)
         known = self._now.get(key) or self._before.get(key)
@@ -49,7 +49,7 @@ class LineStore:
     def known(self, ruleset: Ruleset) -> Ruleset:
         """Return a ruleset with the objects of the last one for all chains and sets that are equal to those.
 
-        A build makes some of them anew each time, mostly as they were.
+        A build makes some of them again each time, mostly with equal content.
         """
         chains = {
             layer: {name: self._same(layer, name, chain) for name, chain in made.items()}
@@ -70,7 +70,7 @@ class LineStore:
 def kept(
     store: LineStore | None, kind: object, name: object, source: object, make: Callable[[], _T], rests_on: object = ()
 ) -> _T:
-    """Return what :meth:`LineStore.get` returns, or where there is no store what ``make`` does."""
+    """Return the result of :meth:`LineStore.get`, or of ``make`` without a store."""
     return make() if store is None else store.get(kind, name, source, make, rests_on)
 
 
@@ -90,7 +90,7 @@ class Artefact(Protocol):
         """
 
     def loadable(self) -> Iterator[str]:
-        """Yield what an apply takes, in pieces of JSON text of which each changes as little as possible.
+        """Yield the artefact for an apply, in pieces of JSON text, each as stable as possible.
 
         Where the documented spelling is one that a tool refuses, it has another one. For iptables these are the pieces
         of the one document of :meth:`json`, for nft blocks of commands.
@@ -104,10 +104,10 @@ class Backend(Protocol):
     default_format: str
 
     def limits(self, ruleset: Ruleset) -> Iterator[Diagnostic]:
-        """Yield what of the ruleset this backend does not carry out, with the place that asks for it."""
+        """Yield a diagnostic for each part of the ruleset that this backend does not apply, with its place."""
 
     def lower(self, ruleset: Ruleset, store: LineStore | None = None) -> Artefact:
         """Return the ruleset in the backend's language, with the help of ``store`` where there is one.
 
-        Raises InternalError for what it cannot express.
+        Raises InternalError for a part that it cannot express.
         """

@@ -1,4 +1,4 @@
-"""The public Python API: what ``import pvefw_nft`` gives. Every other module is private and may change at any time.
+"""The public Python API, as ``import pvefw_nft`` gives it. Every other module is private and may change at any time.
 
     load ─▶ Configuration ─ compile ─▶ Ruleset ─ simulate ─▶ Outcome
                   └─ check ─▶ diagnostics   └─ compare ─▶ Report
@@ -121,7 +121,7 @@ def load(
 
     ``node`` None: the one that ``etc/pve/local`` links to, else this host's short name. ``local_network`` is the CIDR
     of the management network, for configurations without an alias ``local_network``; unlike the commands, None does
-    not ask this host for one. ``as_reference`` leaves out what makes the nft ruleset stricter than Proxmox VE's.
+    not ask this host for one. ``as_reference`` leaves out rules that make the nft ruleset stricter than Proxmox VE's.
 
     Raises UsageError where there is no such folder or node.
     """
@@ -132,7 +132,7 @@ def load(
 
 
 def check(configuration: Configuration, *, analysis: bool = True) -> tuple[Diagnostic, ...]:
-    """Return all that is wrong with a configuration, in file order: what ``pvefw check`` prints.
+    """Return all findings about a configuration, in file order, as ``pvefw check`` prints them.
 
     ``analysis`` looks for rules and names without effect too, where there is no error. It takes longest.
     Raises ConfigurationError for files that cannot be used at all.
@@ -151,7 +151,7 @@ def compile(configuration: Configuration, backend: str | None = None) -> Ruleset
 
 
 def simulate(ruleset: Ruleset, packet: Packet) -> Outcome:
-    """Return what becomes of a packet under a ruleset: its verdict, and the rules that it met.
+    """Return the verdict on a packet under a ruleset, and the rules that it met.
 
     Raises UsageError for a packet whose ends are not there, or whose fields contradict one another.
     """
@@ -169,7 +169,8 @@ def compare(
     """Prove that two rulesets treat packets alike, or return packets that they treat differently.
 
     ``strict`` compares logs, marks, queue numbers and helpers too. ``max_seconds`` bounds the whole comparison,
-    ``max_memory`` (MiB) each pair of rule lists; None: no bound. What exceeds a bound is in ``Report.undecided``.
+    ``max_memory`` (MiB) each pair of rule lists; None: no bound. Comparisons that exceed a bound are in
+    ``Report.undecided``.
     """
     sides = [Side(_name(ruleset), ruleset.model, ruleset.topology) for ruleset in (before, after)]
     options = proof.Options(strict=strict, max_seconds=max_seconds, max_memory=max_memory)

@@ -1,7 +1,7 @@
-"""What can go wrong: diagnostics about a configuration, and exceptions that carry an exit code.
+"""Diagnostics about a configuration, and exceptions that carry an exit code.
 
 A :class:`Diagnostic` is data: front end and compiler collect them, only the command line prints them.
-An exception of :class:`PvefwError` ends the command; its ``exit_code`` is what the process returns.
+An exception of :class:`PvefwError` ends the command; its ``exit_code`` is that of the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Severity(Enum):
     """How bad a finding is.
 
     An error is a line that does not do what it says: it is left out, or the kernel's tools would refuse it. A warning
-    is a line that does what it says, which is probably not what was meant. A note is a matter of style.
+    is a line that works as written, which is probably not the intention. A note is a matter of style.
     """
 
     ERROR = "error"
@@ -51,7 +51,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One finding about a configuration: where, what is wrong, and what to do about it.
+    """One finding about a configuration: place, problem and remedy.
 
     ``code`` is a stable, hyphenated name such as ``unknown-macro``; scripts and SARIF viewers key on it.
     """
@@ -69,7 +69,7 @@ def has_errors(diagnostics: Iterable[Diagnostic]) -> bool:
 
 
 class PvefwError(Exception):
-    """Base of all errors that end a command; ``hint`` says what to do."""
+    """Base of all errors that end a command; ``hint`` names the remedy."""
 
     exit_code: ClassVar[int] = 3
 
@@ -109,11 +109,11 @@ class UnreadableError(ConfigurationError):
 
 
 class DeniedError(UnreadableError):
-    """The file system refuses what the configuration is read from."""
+    """The file system refuses to read the configuration."""
 
 
 class CompilerError(ConfigurationError):
-    """The process that compiles ended, or said what it must not: no ruleset is known.
+    """The process that compiles ended, or sent an invalid message: no ruleset is known.
 
     It may have been ended by its limits of memory and time.
     """

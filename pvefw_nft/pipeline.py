@@ -1,4 +1,4 @@
-"""The way from files to a ruleset, one stage after the other. Whoever is new here starts with :func:`compile_root`.
+"""The way from files to a ruleset, one stage after the other. Start reading at :func:`compile_root`.
 
     files ─ config.load ─▶ lines ─ config.resolve ─▶ model ─ ir.build ─▶ IR ─ ir.validate ─▶ IR ─ backend ─▶ artefact
 
@@ -53,12 +53,12 @@ PRINTABLE = tuple(backend.name for backend in REGISTRY)
 """The names of all backends."""
 
 BORROWED_CODES = ("borrowed-network", "borrowed-names")
-"""Codes about what a ruleset for another host takes from this machine."""
+"""Codes about facts that a ruleset for another host takes from this machine."""
 
 _T = TypeVar("_T")
 
 Closed: TypeAlias = "Mapping[int, Exception]"
-"""Guests that get no rules of theirs, by VMID, each with what failed on it."""
+"""Guests that get no rules of theirs, by VMID, each with its failure."""
 
 CLOSED_CODES = frozenset(("guest-closed", "vnet-closed"))
 """Codes of errors that closed something, instead of leaving a line out."""
@@ -82,7 +82,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A configuration in the language of a backend; ``checked`` includes what the backend does not carry out."""
+    """A configuration in the language of a backend; ``checked`` includes the limits of the backend."""
 
     checked: Checked
     backend: Backend
@@ -90,9 +90,9 @@ class Compiled:
 
 
 class Store:
-    """What one compile leaves to the next, in a service: guests as read and built, and lowered chains.
+    """Caches carried between compiles, in a service: guests as read and built, and lowered chains.
 
-    Each part of it tells for itself whether it still holds, so that what is made with it is what is made without it.
+    Each part checks its own validity. Results never differ from a cold compile.
     """
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ def check_root(
 
 
 def _report_borrowed(source: Source, node: NodeConfig, findings: Findings) -> None:
-    """Report what was taken from this machine though the root is that of another host."""
+    """Report facts taken from this machine though the root is that of another host."""
     from pvefw_nft.config import netdb
 
     span = Span(node.cluster.file, 0)
@@ -168,7 +168,7 @@ def _report_borrowed(source: Source, node: NodeConfig, findings: Findings) -> No
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What a configuration says about a host: the node, its guests, and the pairs of own and peers' addresses."""
+    """The configuration of a host: the node, its guests, and the pairs of own and peers' addresses."""
 
     node: NodeConfig
     guests: tuple[Guest, ...]
@@ -179,14 +179,14 @@ class Inventory:
         """Return the VMIDs of filtered guests whose frames without IP pass, with the ruleset of a backend."""
         node = self.node
         if backend != "nft" and not node.host.hardening.harden:
-            cluster: ClusterHardening | None = None  # nobody carries the option out
+            cluster: ClusterHardening | None = None  # no ruleset applies the option
         else:
             cluster = node.cluster.hardening
         return tuple(guest.vmid for guest in self.guests if _has_open_layer2(guest, cluster))
 
 
 def _has_open_layer2(guest: Guest, cluster: ClusterHardening | None) -> bool:
-    """Tell whether a filtered guest's frames without IP pass; ``cluster`` None: whatever its files say of ``l2``."""
+    """Tell whether a filtered guest's frames without IP pass; ``cluster`` None: for any value of ``l2``."""
     config = guest.firewall
     if config is None or not config.options.enable or not any(nic.firewall for nic in guest.nics):
         return False
@@ -207,7 +207,7 @@ def read_inventory(source: Source) -> Inventory:
 
 
 def read_node(source: Source) -> NodeConfig:
-    """Return what holds for the node as a whole, without guests and without what is wrong with it.
+    """Return the configuration of the node as a whole, without guests and diagnostics.
 
     Raises what :func:`check_root` raises.
     """
@@ -215,7 +215,7 @@ def read_node(source: Source) -> NodeConfig:
 
 
 def read_guests(source: Source) -> tuple[Guest, ...]:
-    """Return this node's guests and their NICs, without their rules and without what is wrong with them.
+    """Return this node's guests and their NICs, without their rules and diagnostics.
 
     Raises what :func:`check_root` raises.
     """
@@ -254,7 +254,7 @@ def compile_root(
 
 
 def closing_failures(source: Source, attempt: Callable[[Closed], _T]) -> _T:
-    """Return what ``attempt`` makes of a configuration, with the guests closed on which it fails.
+    """Return the result of ``attempt``, with the guests closed on which it fails.
 
     Such a failure is a bug of pvefw, but a tenant may find the input that shows it: it must cost only the guest whose
     file it is. ``attempt`` is called with the guests to close, with none first. Raises what it raises where closing
@@ -323,7 +323,7 @@ def load_stages(*, checks: bool = False, proof: bool = False) -> None:
 
 
 def hardening_of(compiled: Compiled, *, asked: bool) -> str:
-    """Return what hardens a compiled ruleset from beside it, as a transaction of nft; empty where it is not wanted.
+    """Return the hardening that stands beside a compiled ruleset, as an nft transaction; empty where it is not wanted.
 
     ``asked``: it is wanted in any case, not only where host.pvefw says so. The nft ruleset needs none.
     """
@@ -360,7 +360,7 @@ def _configuration(source: Source, findings: Findings, store: GuestStore | None 
 
 
 def _offline(source: Source) -> Source:
-    """Return a source that asks nothing of the host's network, for what has nothing to do with it."""
+    """Return a source that asks nothing of the host's network."""
     return replace(source, local_network=lambda: None, real_interface=lambda _: None)
 
 
@@ -477,7 +477,7 @@ def _read_back(backend: Backend, artefact: Artefact, spelled: Callable[[Origin],
 def topology(source: Source) -> Topology:
     """Return the NICs, bridges and addresses of a node, from its guest configs and /etc/network/interfaces.
 
-    What is wrong in the configuration is not reported again. Raises what :func:`check_root` raises.
+    Mistakes in the configuration are not reported again. Raises what :func:`check_root` raises.
     """
     from pvefw_nft.config.inventory import guest_addresses, guests_elsewhere
     from pvefw_nft.config.model import GuestKind
@@ -519,13 +519,13 @@ def topology(source: Source) -> Topology:
     return Topology(nics, read_interfaces(interfaces or ""), elsewhere=elsewhere).with_bridges()
 
 
-# --- what proof gives for free --------------------------------------------------------------------------------
+# --- analyses by proof --------------------------------------------------------------------------------
 
 
 def survey_root(source: Source, *, only_own: bool = False) -> tuple[Diagnostic, ...]:
-    """Return what is wrong in firewall files that this node does not compile, and settings that defeat one another.
+    """Return mistakes in firewall files that this node does not compile, and settings that defeat one another.
 
-    ``only_own``: leave out what belongs to other nodes or to none, see :func:`survey_cluster`. Raises what
+    ``only_own``: leave out findings of other nodes or of none, see :func:`survey_cluster`. Raises what
     :func:`check_root` raises.
     """
     from pvefw_nft.config.survey import survey  # deferred: only a check needs it
@@ -536,7 +536,7 @@ def survey_root(source: Source, *, only_own: bool = False) -> tuple[Diagnostic, 
 
 
 def survey_cluster(source: Source, *, analysis: bool = True) -> tuple[Diagnostic, ...]:
-    """Return what is wrong in a cluster's files and belongs to no node: files that none reads, names that none uses.
+    """Return mistakes in a cluster's files that belong to no node: files that none reads, names that none uses.
 
     The latter with ``analysis``, where cluster.fw is sound and the firewall on. Raises what :func:`check_root` raises.
     """
@@ -556,7 +556,7 @@ def survey_cluster(source: Source, *, analysis: bool = True) -> tuple[Diagnostic
 
 
 class Advice(NamedTuple):
-    """What an analysis found, in file order. ``unfinished`` are reasons for which some rules were not judged."""
+    """The findings of an analysis, in file order. ``unfinished`` are reasons for which some rules were not judged."""
 
     diagnostics: tuple[Diagnostic, ...]
     unfinished: tuple[str, ...]
@@ -633,7 +633,7 @@ _ADMINISTRATION = (22, 8006)
 
 
 def _lock_out(node: NodeConfig, side: Side) -> list[Diagnostic]:
-    """Return a warning where nobody outside can log in to the host."""
+    """Return a warning if the host accepts no login from outside."""
     from pvefw_nft.config.model import Policy
     from pvefw_nft.verify.intervals import IntervalSet
     from pvefw_nft.verify.prove.budget import BudgetExceededError

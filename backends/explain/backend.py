@@ -39,7 +39,7 @@ _STANDARD = {
     "PVEFW-smurfs": "drop broadcast and multicast sources",
     "PVEFW-tcpflags": "drop impossible combinations of TCP flags",
 }
-"""Standard chains that a rule may lead to, and what each does; every ruleset has the same ones."""
+"""Standard chains that a rule may lead to, with the effect of each; every ruleset has the same ones."""
 
 _ALWAYS = "On every path, packets of established connections pass and invalid packets are dropped first."
 
@@ -66,7 +66,7 @@ class ExplainArtefact:
         self._ruleset = ruleset
 
     def sections(self) -> Iterator[Section]:
-        """Yield what holds for the host, VNets and each guest's NIC, then the sets."""
+        """Yield the rules of the host, VNets and each guest's NIC, then the sets."""
         ruleset = self._ruleset
         if not ruleset.enabled:
             yield Section("The firewall is off: every packet passes.", ())

@@ -58,7 +58,7 @@ def packets(rule: Rule) -> str:
 
 
 def _in_order(matches: Sequence[Match]) -> list[Match]:
-    """Return matches as a sentence has them: what it is, whence, whither."""
+    """Return matches in the order of a sentence: packets, source, destination."""
     return sorted(
         matches, key=lambda match: (not isinstance(match, ProtocolMatch), getattr(match, "side", None) is None)
     )

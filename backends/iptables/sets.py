@@ -74,7 +74,7 @@ class SetNames:
 
     @property
     def identity(self) -> object:
-        """What tells these names from those that the sets have without collisions."""
+        """The part that distinguishes these names from names without collisions."""
         return tuple(self._others.items())
 
 

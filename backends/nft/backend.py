@@ -1,4 +1,4 @@
-"""The backend itself: what it does not carry out, and its artefact."""
+"""The backend itself: the rules that it does not apply, and its artefact."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class NftBackend:
 
 
 def hardening(ruleset: Ruleset) -> str:
-    """Return the transaction that loads what hardens another backend's ruleset; empty where there is nothing."""
+    """Return the transaction that loads the hardening of another backend's ruleset; empty if there is none."""
     table = hardening_table(ruleset)
     return "" if table is None else "".join(transaction(table.commands()))
 

@@ -18,7 +18,7 @@ MAX_LENGTH = 100
 def comment(origins: Sequence[Origin]) -> str:
     """Return the comment for the rules with these origins: ``100.fw:12 (SSH)``, or ``100.fw:4,5,7`` for several.
 
-    It is ASCII. What does not fit is replaced by ``...``.
+    It is ASCII. A text that does not fit is cut off with ``...``.
     """
     first = origins[0]
     if len(origins) > 1 and any(origin != first for origin in origins):

@@ -1,4 +1,4 @@
-"""Arithmetic on sets of numbers: what ports, addresses and address sets become before nft sees them.
+"""Arithmetic on sets of numbers, for ports, addresses and address sets.
 
 nft refuses sets whose members overlap, and its sets know no exceptions. So members are merged, and the holes of an
 address set (``nomatch``) are cut out.
@@ -105,5 +105,5 @@ def _text(version: int, address: int) -> str:
 
 
 def one_of(values: list[Value]) -> Value | AnonymousSet:
-    """Return what a selector is compared with: the value itself where there is one, else a set of them."""
+    """Return the operand of a selector: a single value itself, else a set of values."""
     return values[0] if len(values) == 1 else anonymous_set(values)

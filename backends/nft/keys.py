@@ -52,7 +52,7 @@ ADDRESS_FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a match compares with its values: the families it speaks of, what to test first, and the selector."""
+    """The operand of a match: its families, the tests that come first, and the selector."""
 
     left: Selector
     families: int = Family.BOTH
@@ -88,7 +88,7 @@ _ARP_SENDER_KEY = Key(
 
 
 def key_of(match: Match, rule: Rule, *, any_transport: bool = False) -> Key | None:
-    """Return what a match compares with its values, or None for matches that are not of this kind.
+    """Return the operand of a match, or None for matches that are not of this kind.
 
     ``any_transport``: the protocol of the rule is one of several, so that its ports are those of any header.
     """

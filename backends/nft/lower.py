@@ -98,20 +98,20 @@ _MAX_PORTS = 65_536
 """Ports of the host that are told apart."""
 
 _BRIDGE_KEYS: tuple[MetaKey, ...] = ("ibrname", "obrname")
-"""What a bridge is asked for by: where a packet enters it, and where it leaves."""
+"""The selectors of a bridge: by the port where a packet enters, and by the one where it leaves."""
 
 _MAX_SOURCES = 16_777_216
 """Sources whose rates are kept as by the reference's hashlimit: 8 for each of 2,097,152 buckets.
 
 A set takes memory for the sources it holds, not for this number. Where it is full, a source not yet in it is over
-the rate, as it is in hashlimit: a flood of forged sources must not open the way.
+the rate, as in hashlimit: a flood of forged sources must not open the way.
 """
 
 _SOURCE_NETWORKS: dict[int, Selector] = {
     4: ADDRESS_FIELDS[4, Side.SOURCE],
     6: bits(ADDRESS_FIELDS[6, Side.SOURCE], "ffff:ffff:ffff:ffff::"),
 }
-"""What a source is, by IP version: an address, in IPv6 a network of 64 bits."""
+"""The size of a source, by IP version: an address, in IPv6 a network of 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class TableLowering:
         store: LineStore | None = None,
         name: str = TABLE,
     ) -> None:
-        """Start with an empty table. What ``store`` knows of chains is not made again."""
+        """Start with an empty table. Chains in ``store`` are not lowered again."""
         self._name = name
         self._ruleset = ruleset
         self._store = store
@@ -172,7 +172,7 @@ class TableLowering:
         )
 
     def lowering(self, place: Place, layer: Layer) -> RuleLowering:
-        """Return what lowers a layer's chains at a place of this table."""
+        """Return the scope that lowers a layer's chains at a place of this table."""
         known = self._lowerings.get((place, layer))
         if known is None:
             ruleset = self._ruleset
@@ -243,10 +243,10 @@ class TableLowering:
                 )
                 self._maps[map_name] = VerdictMap(map_name, jumps)
 
-    # --- what both tables have ---
+    # --- shared by both tables ---
 
     def plan_raw(self, place: Place, chain: str) -> None:
-        """Plan what runs before connection tracking, and, after it, the helpers.
+        """Plan the chains before connection tracking, and, after it, the helpers.
 
         nft can assign a helper only to a connection that is there and new, where iptables does it beforehand.
         """
@@ -306,7 +306,7 @@ class TableLowering:
                 raise InternalError("a helper without the protocol it reads")
 
     def plan_zones(self, zones: Mapping[str, int]) -> None:
-        """Plan what gives each firewall bridge its connection tracking zone."""
+        """Plan the chain that gives each firewall bridge its connection tracking zone."""
         self.plan(ZONES, lambda: zone_rules(zones), ZONES_HOOK)
 
     def plan_sides(self) -> None:
@@ -318,7 +318,7 @@ class TableLowering:
         self.plan(SIDES, partial(side_rules, family), SIDES_HOOKS[family])
 
     def plan_no_nat(self) -> None:
-        """Plan what keeps bridged packets from being translated on firewall bridges."""
+        """Plan the chains that keep bridged packets on firewall bridges from being translated."""
         for name, hook in NO_NAT.items():
             self.plan(name, partial(no_nat_rules, name), hook)
 
@@ -359,7 +359,7 @@ class TableLowering:
         self.plan("to-no-host", lambda: rules, _TO_NO_HOST)
 
     def plan_bridge_forward(self, chain: str) -> None:
-        """Plan what is bridged elsewhere: the forward hook's chain less what concerns guests, then the VNets.
+        """Plan the chain for packets bridged elsewhere: without rules about guests, then the VNets.
 
         Where the host firewall is on, a VNet's rules also hold between the host's own interface on that bridge and its
         guests. Packets of firewall bridges come here too, but they have passed these rules in prerouting already.
@@ -380,7 +380,7 @@ class TableLowering:
     # --- the host ---
 
     def plan_inet_forward(self, chain: str) -> None:
-        """Plan what is routed: the forward hook's chain less what concerns guests, then the host's FORWARD rules."""
+        """Plan the chain for routed packets: without rules about guests, then the host's FORWARD rules."""
         after: tuple[Rule, ...] = ()
         host = self._ruleset.host_forward
         if host is not None:
@@ -408,7 +408,7 @@ def _to_rate_chain(rule: ir.Rule, index: int) -> ir.Rule:
 def tables(ruleset: Ruleset, store: LineStore | None = None) -> tuple[Table, Table]:
     """Return the tables of a ruleset; both are empty where the firewall is disabled.
 
-    What ``store`` knows of chains and sets is not made again.
+    Chains and sets in ``store`` are not lowered again.
     """
     sets = AddressSets(ruleset.sets, store)
     bridge, host = TableLowering(ruleset, "bridge", sets, store), TableLowering(ruleset, "inet", sets, store)
@@ -445,7 +445,7 @@ def tables(ruleset: Ruleset, store: LineStore | None = None) -> tuple[Table, Tab
 
 
 def hardening_table(ruleset: Ruleset) -> Table | None:
-    """Return a table with nothing but what is dropped before anything else, to stand beside another backend's ruleset.
+    """Return a table with the stateless chains alone, to stand beside another backend's ruleset.
 
     None where there is nothing of the kind.
     """

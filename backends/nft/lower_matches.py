@@ -1,4 +1,4 @@
-"""Lowering of matches: what the IR asks of a packet, in the expressions of nft.
+"""Lowering of matches: the IR's tests of a packet in the expressions of nft.
 
 A match becomes one or more alternatives: each is the IP families it speaks of and the statements that test it. No
 two alternatives of a match hold for the same packet, so a rule may be written once for each.
@@ -177,7 +177,7 @@ class MatchLowering:
     def _special(self, match: Match, rule: Rule) -> Sequence[Alternative]:
         match match:
             case ProtocolMatch():
-                return _both()  # said by the selector of what follows
+                return _both()  # implied by the selector that follows
             case InSet():
                 return self._in_set(match, rule)
             case AddressType(side, kind):

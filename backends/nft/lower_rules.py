@@ -69,7 +69,7 @@ class RuleLowering:
         self.scope = scope
         self._place = scope.place
         self._matches = MatchLowering(scope)
-        # The rules that many chains share are one object in the IR; what they become is kept by identity.
+        # rules that many chains share are one object in the IR: cache their lowered form by identity
         self._shared: dict[tuple[int, ...], tuple[Rule, ...]] = {}
 
     def chain_rules(self, name: str) -> Iterator[Rule]:
@@ -146,7 +146,7 @@ class RuleLowering:
         return conditions
 
     def _key_tests(self, run: Run, index: int, *, any_transport: bool) -> Sequence[Alternative]:
-        """Return the test of a key; what is looked up later is not tested here."""
+        """Return the test of a key; keys that are looked up later are not tested here."""
         key = self._key(run.rules[0], index, any_transport=any_transport)
         if run.is_map or run.is_concatenation:
             return ((key.families, key.first),)
@@ -202,7 +202,7 @@ class RuleLowering:
     # --- actions ---
 
     def _actions(self, action: Action) -> Iterator[tuple[int, tuple[Statement, ...]]]:
-        """Yield what an action becomes, for each group of families in which it is the same."""
+        """Yield the statements of an action, for each group of families in which they are the same."""
         match action:
             case ir.Accept() | ir.Return() | ir.Jump() | ir.Goto():
                 yield Family.BOTH, (self._verdict(action),)

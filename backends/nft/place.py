@@ -1,4 +1,4 @@
-"""Places: where in the kernel a chain of the IR runs, and what is known of a packet there.
+"""Places: where in the kernel a chain of the IR runs, and the facts known of a packet there.
 
 The IR's filter chains stand for iptables' one FORWARD hook, which sees bridged and routed packets alike. nft has
 hooks for each: what crosses a firewall bridge is filtered where it enters one of the bridge's two ports, the only

@@ -1,7 +1,7 @@
 """Scopes: the chains of a layer at a place, in their simplest form there.
 
-What can never match at a place is left out, and so is what has no effect there. Nothing else is changed: a packet
-gets the same verdict, mark and log lines. :class:`Scope` says, rule by rule, what is left out and why it may be.
+Rules that can never match at a place, or have no effect there, are left out. Nothing else changes: a packet
+gets the same verdict, mark and log lines. :class:`Scope` says, rule by rule, which are left out and why they may be.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _OWN_CHAINS: Mapping[Layer, Callable[[Nic], str | None]] = {
     Layer.STATELESS: lambda nic: nic.stateless_chain,
     Layer.LIMIT: lambda nic: nic.limit_chain,
 }
-"""The chain of a NIC in the layers that have one for what it sends, and not in all NICs."""
+"""The chain of a NIC in the layers where only some NICs have one for the packets that they send."""
 _CALLS = (Jump, Goto, Dispatch)
 _MULTICAST = {
     Family.V4: (Prefix(4, 0xE0000000, 4, "224.0.0.0/4"),),
@@ -62,9 +62,7 @@ _MULTICAST = {
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the form of a chain rests on of another one, that its rules lead to. All is of the other's simplest form,
-    where nothing else is said.
-    """
+    """What a caller may assume about a callee chain, in the callee's simplest form unless a field says otherwise."""
 
     empty: bool
     drops_all: bool
@@ -103,8 +101,8 @@ class _Names:
 class Scope:
     """The chains of one layer at one place.
 
-    What a chain becomes follows from its rules in the IR, and of everything else from nothing but what
-    :meth:`rests_on` returns: so it can be kept from one ruleset to the next.
+    A simplified chain depends only on its own rules in the IR and on :meth:`rests_on`, so it can be cached across
+    compiles.
     """
 
     def __init__(
@@ -116,7 +114,7 @@ class Scope:
         sets: AddressSets,
         store: LineStore | None = None,
     ) -> None:
-        """Look at nothing yet. What ``store`` knows of chains is not made again."""
+        """Analyse nothing yet. Chains in ``store`` are not simplified again."""
         self.place = place
         self.layer = layer
         self.nics = nics
@@ -143,13 +141,13 @@ class Scope:
         return known
 
     def kept(self, kind: str, name: str, make: Callable[[], _T]) -> _T:
-        """Return what a chain became, taken from the store if it holds still."""
+        """Return a simplified chain, from the cache while its entry is valid."""
         if self._store is None:
             return make()
         return self._store.get((kind, self._where), name, self._chains[name], make, self.rests_on(name))
 
     def rests_on(self, name: str) -> object:
-        """Return all that the form of a chain rests on beside its rules, the place and the layer.
+        """Return the dependencies of a simplified chain beside its rules, the place and the layer.
 
         That is what is asked of the chains its rules lead to, which families its sets have members of, the members
         of sets that its rules list, the links of the NICs it names, whether there are NICs, and whether it is the end
@@ -170,7 +168,7 @@ class Scope:
         return known
 
     def facts(self, name: str) -> Facts:
-        """Return what the callers of a chain rest on."""
+        """Return the facts that callers of a chain may assume."""
         known = self._facts.get(name)
         if known is None:
             known = self._facts[name] = self._make_facts(self._chains[name], self.simple(name))
@@ -290,7 +288,7 @@ class Scope:
                 return False
 
     def _simplify_jump(self, rule: Rule, name: str) -> Rule | None:
-        """Return a jump, or what it comes to where its chain is empty, only drops, or only dispatches.
+        """Return a jump, or its replacement where its chain is empty, only drops, or only dispatches.
 
         Before: ``bridged out -> jump PVEFW-FWBR-OUT``, and in that chain only ``dispatch out``. After: ``dispatch
         out``, whose map has the very ports that a packet that is bridged out of a guest comes from.

@@ -48,7 +48,7 @@ _FIELDS: dict[tuple[str, str], KeyType] = {
     ("icmp", "type"): "icmp_type",
     ("icmpv6", "type"): "icmpv6_type",
 }
-"""The types of what rules look up in sets (nft(8), "DATA TYPES"); a set of anything else stays in its rule."""
+"""The types of keys that rules look up in sets (nft(8), "DATA TYPES"); a set of another type stays in its rule."""
 
 _KINDS: dict[KeyType, str] = {
     "inet_service": "ports",

@@ -1,7 +1,7 @@
-"""A cluster's nodes from its files: which there are, what each of them reads, and each one's local network.
+"""A cluster's nodes from its files: their names, the files that each reads, and each one's local network.
 
 ``etc/pve`` is the same on every node, but for the links ``local``, ``qemu-server`` and ``lxc``, which lead to the
-node's own folder. What lies outside of it belongs to one node. For the others it may lie below ``hosts/NODE``, as in
+node's own folder. Files outside of it belong to one node. For the others it may lie below ``hosts/NODE``, as in
 ``hosts/pve2/etc/network/interfaces``.
 """
 
@@ -49,7 +49,7 @@ class LocalNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node of a cluster; ``files`` show it what it reads itself."""
+    """A node of a cluster; ``files`` show only the files that it reads itself."""
 
     name: str
     files: Files
@@ -74,10 +74,10 @@ class NodeFiles(Files):
     """The files below a root as one node of the cluster has them."""
 
     def __init__(self, files: Files, root: Path, node: str, *, owns_root: bool) -> None:
-        """Show what a node reads; ``owns_root``: the files outside of ``etc/pve`` may be its own."""
+        """Show the files that a node reads; ``owns_root``: the files outside of ``etc/pve`` may be its own."""
         self._files = files
         pve = root / "etc" / "pve"
-        self._hidden = {pve / "local", pve / "qemu-server", pve / "lxc"}  # they are of whoever made the copy
+        self._hidden = {pve / "local", pve / "qemu-server", pve / "lxc"}  # links of the node that made the copy
         self._moved: dict[Path, Path | None] = {}
         for name in OWN_FILES:
             own = root / HOSTS / node / name if node else None

@@ -1,6 +1,6 @@
-"""What the compiler's process and the one that applies say to one another: JSON, and the pieces of an artefact.
+"""Messages between the compiler's process and the one that applies: JSON, and the pieces of an artefact.
 
-The compiler reads what tenants wrote, so whatever it says is checked here for its form, and the artefact by the engine
+The compiler reads files of tenants, so the form of its messages is checked here, and the artefact by the engine
 that applies it. A ruleset of 1,000 guests has 12 MB, so pieces that the last one had are named by their place in it.
 """
 
@@ -58,7 +58,7 @@ def decode(frame: bytes) -> dict[str, Any]:
 
 
 def checked(read: Callable[[], Any]) -> Any:  # noqa: ANN401 - what is read
-    """Return what is read from a message. Raises CompilerError where it is not what it must be."""
+    """Return the content of a message. Raises CompilerError if its form is wrong."""
     try:
         return read()
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError, UsageError) as error:

@@ -1,4 +1,4 @@
-"""What the compiler's process does: it reads the files, compiles, and asks for what only the host knows.
+"""The task of the compiler's process: read the files, compile, and ask for facts that only the host knows.
 
 It is started by :mod:`pvefw_nft.app.compiler`, and runs without privileges (:mod:`pvefw_nft.host.confine`).
 """
@@ -31,7 +31,7 @@ HOSTS = Path("/etc/hosts")
 
 
 class Task:
-    """What the compiler's process does. It is made in the other one, which may read the notes of an apply."""
+    """The task of the compiler's process. It is made in the parent, which may read the notes of an apply."""
 
     def __init__(self, source: Source, backend: str | None, settle: float) -> None:
         self._source = source
@@ -75,7 +75,7 @@ class Task:
                 for frame in frames:
                     channel.send(frame)
                 del frames
-                # once the answer is out: whatever has cycles, such as errors with their tracebacks, must not pile up
+                # once the answer is out: objects in cycles, such as errors with their tracebacks, must not pile up
                 gc.collect()
                 gc.freeze()  # the rest has none: it need not be searched again and again
 
@@ -101,7 +101,7 @@ def _unasked(*_: str) -> None:
 
 
 class _Asks:
-    """Asks the other process what only the host knows. Raises the errors that it met."""
+    """Ask the other process for facts that only the host knows. Raises the errors that it met."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel

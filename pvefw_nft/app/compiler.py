@@ -1,4 +1,4 @@
-"""The compiler in a process of its own, without privileges: what tenants write is read there, and nowhere else.
+"""The compiler in a process of its own, without privileges: tenants' files are read there, and nowhere else.
 
     this process                             the compiler's (:mod:`pvefw_nft.host.confine`)
     find ────────────────────────────────▶   reads the files, compiles
@@ -6,7 +6,8 @@
        ◀── ruleset, diagnostics, answers ─   kept for the next request, so that only changes are compiled
 
 A command asks once; the service keeps the process, and starts another one where it has ended. A compiler that ends by
-its limits is a :class:`CompilerError`: what runs stays, and at boot the ruleset that was confirmed last comes back.
+its limits is a :class:`CompilerError`: the running ruleset stays, and at boot the ruleset that was confirmed last comes
+back.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class Compiler:
-    """The compiler of one source. ``missing`` is what its process could not give up."""
+    """The compiler of one source. ``missing`` lists the confinements that its process lacks."""
 
     def __init__(self, source: Source, backend: str | None, settle: float = SETTLE_SECONDS) -> None:
         """Compile for ``backend``; None: the one that host.fw asks for. ``settle`` is in seconds."""
@@ -68,7 +69,7 @@ class Compiler:
         self.close()
 
     def find(self, waiting: Callable[[str], None] = lambda _: None) -> Result:
-        """Return what the configuration asks for; the object of the last time, if that has not changed.
+        """Return the desired ruleset; the object of the last time, if the configuration has not changed.
 
         ``waiting`` is called with each path that the first request waits for. Raises what
         :func:`.desired.compiled` raises, UnreadableError where the file system does not answer, and CompilerError.
@@ -140,7 +141,7 @@ class Compiler:
         self.missing = tuple(checked(lambda: [str(name) for name in self._message()["missing"]]))
 
     def _answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer what only the host knows. Raises CompilerError for another question."""
+        """Answer a question that only the host can answer. Raises CompilerError for another question."""
         what, about = checked(lambda: (typed(message["what"], str), typed(message["about"], str)))
         try:
             match what:
@@ -201,7 +202,7 @@ class Compiler:
 def find_once(
     source: Source, backend: str | None, *, settle: float = 0.0, waiting: Callable[[str], None] = lambda _: None
 ) -> Result:
-    """Return what the configuration asks for, for a command that runs once; ``source`` is one of :func:`patient`.
+    """Return the desired ruleset, for a command that runs once; ``source`` is one of :func:`patient`.
 
     With ``settle`` seconds it waits for files that are missing, empty or cut off and were not at the last apply, and
     calls ``waiting`` with the path of each. Raises what :meth:`Compiler.find` raises.
@@ -233,7 +234,7 @@ _ANSWERS = {"find": ("same", "ruleset"), "nics": ("nics",)}
 
 
 def _readable(root: Path) -> list[Path]:
-    """Return what the compiler may read: the configuration, and this program with its Python."""
+    """Return the paths that the compiler may read: the configuration, and this program with its Python."""
     package = Path(pvefw_nft.__file__).resolve().parent
     own = [package, package.parent / "backends", *map(Path, (sys.prefix, sys.base_prefix))]
     parsers = [Path(path).parent for path in [getattr(sys.modules.get("pyparsing"), "__file__", None)] if path]

@@ -1,4 +1,4 @@
-"""What this host is to be brought to: compiled, or taken from its record where nothing that a compile asks changed."""
+"""The desired ruleset of this host: compiled, or from its record where no input of the compile changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A ruleset, what is wrong with its configuration, and what its compile had asked."""
+    """A ruleset, the diagnostics of its configuration, and the questions that its compile had asked."""
 
     desired: Desired
     diagnostics: tuple[Diagnostic, ...]
@@ -37,7 +37,7 @@ class Result:
 
     @property
     def may_open(self) -> bool:
-        """Tell whether lines were left out that may have denied something. What was closed instead opens nothing."""
+        """Tell whether lines were left out that may have denied something. Guests closed instead open nothing."""
         return has_errors(diagnostic for diagnostic in self.diagnostics if diagnostic.code not in CLOSED_CODES)
 
 
@@ -73,7 +73,7 @@ def compiled(source: Source, backend: str | None, store: Store | None = None) ->
 
 
 def desired_of(compiled: Compiled, *, harden: bool = False) -> Desired:
-    """Return a compiled configuration as what a host is brought to; ``harden``: hardened, whatever host.pvefw says."""
+    """Return the desired ruleset of a compiled configuration; ``harden``: hardened, overriding host.pvefw."""
     options = compiled.checked.node.host.options
     conntrack = Conntrack(
         options.nf_conntrack_max,
@@ -90,7 +90,7 @@ def desired_of(compiled: Compiled, *, harden: bool = False) -> Desired:
 
 
 def note(result: Result, source: Source, backend: str | None) -> None:
-    """Note what the ruleset that was just applied rests on. Without the note, the next run compiles it again."""
+    """Record the inputs of the ruleset that was just applied. Without the record, the next run compiles it again."""
     if result.from_record:
         return
     with contextlib.suppress(HostError):
@@ -107,7 +107,7 @@ def note(result: Result, source: Source, backend: str | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What is known of the configuration that was applied last: ``observations`` None: only whether it was on."""
+    """The configuration that was applied last; ``observations`` None: only whether it was on is known."""
 
     observations: Observations | None = None
     was_on: bool = False
@@ -120,7 +120,7 @@ class Before:
 
 
 def known_before(source: Source, backend: str | None) -> Before:
-    """Return what is known of the last apply. Of one before the last boot only its record is."""
+    """Return the facts known of the last apply: for one before the last boot, only its record."""
     noted = _read_notes(source, backend)
     if noted is not None:
         return Before(noted.observations)
@@ -140,7 +140,7 @@ def settled(source: Source, before: Before, seconds: float, waiting: Callable[[s
 
 @dataclass(frozen=True, slots=True)
 class _Notes:
-    """What the ruleset of an ``identity`` was compiled from, and what was found wrong then."""
+    """The inputs that the ruleset of an ``identity`` was compiled from, and the diagnostics of that compile."""
 
     identity: str
     observations: Observations
@@ -187,7 +187,7 @@ def diagnostic_as_json(diagnostic: Diagnostic) -> list[Any]:
 
 
 def diagnostic_of_json(value: list[Any]) -> Diagnostic:
-    """Return a diagnostic from JSON. Raises TypeError and ValueError for what is none."""
+    """Return a diagnostic from JSON. Raises TypeError and ValueError if it is none."""
     severity, code, (file, line, column, end_column, text), message, hint = value
     line, column, end_column = (state.typed(number, int) for number in (line, column, end_column))
     span = Span(state.typed(file, str), line, column, end_column, state.typed(text, str))

@@ -63,7 +63,7 @@ def migration_peers(source: Source, network: LiveNetwork) -> list[Peer]:
 
 
 def _settings(source: Source) -> tuple[bool, ipaddress.IPv4Network | ipaddress.IPv6Network | None]:
-    """Return whether migrations are encrypted, and the migration network. What cannot be read counts as default."""
+    """Return whether migrations are encrypted, and the migration network. An unreadable setting is the default."""
     found = _LINE.search(source.files.text(source.root / "etc/pve/datacenter.cfg") or "")
     secure, network = True, None
     for word in found[1].split(",") if found is not None else ():

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _MODE = 0o600
-"""Rulesets tell what a network is made of: they are for their owner, whatever the umask."""
+"""Rulesets describe a network: only their owner may read them, under any umask."""
 
 _WRITABLE_BY_OTHERS = 0o022
 
 
 def write_file(path: Path, pieces: Iterable[str]) -> None:
-    """Write a regular file as a whole or not at all; what is none, such as ``/dev/null`` or a FIFO, is written to.
+    """Write a regular file as a whole or not at all; write into any other, such as ``/dev/null`` or a FIFO.
 
     Where other users may write to the file's folder, a link or FIFO of theirs there is not used: it may lead to what
     only we may write to. The text is written beside the file and renamed, all within the folder that was opened first.

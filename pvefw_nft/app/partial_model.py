@@ -1,4 +1,4 @@
-"""Reading of a ruleset only what packets of some guests, the host and the outside can meet.
+"""Read only the part of a ruleset that packets of some guests, the host and the outside can meet.
 
 Reading all rules of a large node takes seconds. A chain of a guest's NIC is met by that NIC's packets alone: those of
 other NICs are read as if they were empty.

@@ -1,4 +1,4 @@
-"""No NIC with firewall=1 without its filter: plug what is not plugged, and drop the traffic of what stays unplugged."""
+"""Plug NICs with firewall=1 that are not plugged, and drop the traffic of those that stay unplugged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlugOptions:
-    """What a command does about NICs that are not plugged.
+    """The treatment of NICs that are not plugged.
 
     ``plug``: plug them. ``drop``: drop the traffic of those that stay unplugged; None: as was asked for last.
     """
@@ -37,7 +37,7 @@ def settle(
 ) -> Plugged:
     """Plug the NICs that exist and are not behind their firewall bridges, then drop the traffic of the rest.
 
-    ``only_bridged``: see :func:`.plug_all`. What could not be done is in the result. Raises HostError where links
+    ``only_bridged``: see :func:`.plug_all`. Failures are in the result. Raises HostError where links
     cannot be read, LockedError.
     """
     plugged = plug_all(

@@ -1,11 +1,11 @@
-"""What a ruleset would do to connections that exist: judged before it is loaded.
+"""Judge the effect of a ruleset on existing connections before it is loaded.
 
 Three kinds must not break: sessions of this host's sshd and web interface, the peers of corosync, and the cluster's
-migration network. What guests have open is listed where the ruleset would not allow it any more.
+migration network. Connections of guests are listed if the ruleset would no longer allow them.
 
 An established session is judged by three packets: its next one (of a connection that the kernel does not track yet,
 that is a new connection's), the host's answer, and the first packet of the same connection opened again. A rule that
-only shuts out the third would lock out whoever loses the connection, so it counts too.
+only shuts out the third would lock out an operator whose connection breaks, so it counts too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MAX_GUEST_CONNECTIONS = 20_000
 """How many connections of guests are judged. Equal ones cost nothing, but a flood must not hold up an apply."""
 MAX_SECONDS = 0.3
 """Processor time after which connections of further guests are not judged: an apply must not wait for a list of them.
-What must not break is judged in any case."""
+Connections that must not break are judged in any case."""
 _NICS_AT_ONCE = 50
 _COROSYNC_PORT = 5405
 _ANY_PORT = 50000  # of a client; no rule is likely to name it
@@ -55,7 +55,7 @@ _RULE_PLACE = re.compile(r"(\S+\.fw):(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A connection that must not break and would: ``place`` is the line that does it, ``add`` what would keep it."""
+    """A connection that must not break and would: ``place`` is the line that cuts it, ``add`` a rule to keep it."""
 
     connection: str
     effect: str
@@ -73,7 +73,7 @@ class GuestLoss:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a ruleset does to the connections of this moment; ``notes`` say what could not be judged."""
+    """The effect of a ruleset on the connections of this moment; ``notes`` name those that were not judged."""
 
     cuts: tuple[Cut, ...] = ()
     guests: tuple[GuestLoss, ...] = ()
@@ -81,10 +81,10 @@ class Judgement:
 
 
 def judge(desired: Desired, before: Desired | None, source: Source, network: LiveNetwork) -> Judgement:
-    """Return what loading ``desired`` does to the connections this host has now.
+    """Return the effect of loading ``desired`` on the connections that this host has now.
 
-    ``before`` is the ruleset of ours that runs (None: none, all is allowed). Only what ``before`` allows can be lost.
-    Raises what reading the configuration raises.
+    ``before`` is the ruleset of ours that runs (None: none, all is allowed). Only connections that ``before`` allows
+    can be lost. Raises what reading the configuration raises.
     """
     if not desired.enabled:
         return Judgement()
@@ -222,7 +222,7 @@ class _Judge:
         self._zones: dict[Address, str] = {}
 
     def cuts(self, sessions: Sequence[Session], peers: Sequence[Peer]) -> list[Cut]:
-        """Return what must not break and would."""
+        """Return the connections that must not break and would."""
         found = [self._session(session) for session in sessions]
         found += [self._peer(peer, inwards=inwards) for peer in peers for inwards in (True, False)]
         return [cut for cut in found if cut is not None]

@@ -29,12 +29,12 @@ def patient(source: Source) -> Source:
 
 
 def patience_of(source: Source) -> Patience:
-    """Return what gives up on a file system that does not answer."""
+    """Return a guard that gives up on a file system that does not answer."""
     return Patience(source.root / "etc" / "pve", partial(file_probe.answers, source.root))
 
 
 def read_patiently(source: Source, read: Callable[[Source], _T]) -> _T:
-    """Return what ``read`` makes of a source of :func:`patient`, with one thread for all that it asks."""
+    """Return the result of ``read`` on a source of :func:`patient`, with one thread for all its questions."""
     files = source.files.files if isinstance(source.files, SteadyFiles) else source.files
     return files.patience.run(lambda: read(source)) if isinstance(files, PatientFiles) else read(source)
 
@@ -61,7 +61,7 @@ class SteadySource:
         return self.patience.run(looking)
 
     def find(self, last: Result | None, store: Store) -> Result:
-        """Return the ruleset; ``last``, if nothing changed in what it was compiled from.
+        """Return the ruleset; ``last``, if none of its inputs changed.
 
         Raises what :func:`.desired.compiled` raises; UnreadableError where the file system does not answer.
         """

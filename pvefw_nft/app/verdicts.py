@@ -1,7 +1,7 @@
 """Verdicts of a ruleset for many packets: equal ones are walked once.
 
 Between two neighbouring bounds of all the sets that a ruleset tests a field against, every value of that field is
-treated alike. So a packet is known by its way and, of each field, by the number of such bounds below its value.
+treated alike. So the key of a packet is its way and, for each field, the number of such bounds below its value.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ADDRESSES = {4: (SADDR4, DADDR4), 6: (SADDR6, DADDR6)}
 
 
 class Verdicts:
-    """What a ruleset does to packets on a host with this topology."""
+    """The verdicts of a ruleset on packets of a host with this topology."""
 
     def __init__(self, model: RulesetModel, topology: Topology) -> None:
         """Find the bounds of all sets that the ruleset tests addresses and ports against."""
@@ -37,7 +37,7 @@ class Verdicts:
         self._shortcuts = Shortcuts()
 
     def outcome(self, spec: PacketSpec, source: tuple[int, int], destination: tuple[int, int]) -> Outcome:
-        """Return what happens to a packet between two addresses (IP version, number), which are those of ``spec``.
+        """Return the verdict on a packet between two addresses (IP version, number), which are those of ``spec``.
 
         The outcome may be that of another packet that is treated alike. Raises UsageError where there is no way.
         """

@@ -102,7 +102,7 @@ def cli() -> None:
 
 
 def discard_output() -> None:
-    """Give up standard output, so that what is still buffered does not fail again when the process ends."""
+    """Give up standard output, so that buffered output does not fail again when the process ends."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # closed before pvefw started
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

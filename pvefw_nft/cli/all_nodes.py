@@ -37,7 +37,7 @@ _CLUSTER = "(cluster)"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the command line asks for: the command, its options as a job has them, and which nodes."""
+    """The request of the command line: the command, its options as a job has them, and the nodes."""
 
     command: str
     options: Mapping[str, Any]
@@ -249,7 +249,7 @@ def _progress() -> Iterator[Callable[[int, str], None]]:
 
 
 def _print_text(stored: _Stored) -> None:
-    """Print a line for each node, then what is wrong: each finding once, with the nodes that it was made on."""
+    """Print a line for each node, then each finding once, with its nodes."""
     width = max(len(entry.name) for entry in stored.entries)
     for entry in stored.entries:
         colour = {0: "green", EXIT_UNDECIDED: "yellow"}.get(entry.exit, "red")
@@ -263,7 +263,7 @@ def _print_text(stored: _Stored) -> None:
 
 
 def _print_findings(stored: _Stored, entries: list[Entry]) -> None:
-    """Print what is wrong with the nodes of one cluster."""
+    """Print the findings about the nodes of one cluster."""
     found: dict[str, tuple[dict[str, Any], list[str]]] = {}
     notes: dict[str, list[str]] = {}
     for entry in entries:
@@ -321,7 +321,7 @@ def _print_json(command: str, stored: _Stored) -> None:
 
 
 def _print_together(stored: _Stored, form: str) -> None:
-    """Print each finding once, whatever the nodes, in a form that knows no nodes; failures go to standard error."""
+    """Print each finding once, without nodes, in a form that knows none; failures go to standard error."""
     found: dict[str, Any] = {}
     for entry in stored.entries:
         result = stored.result(entry)

@@ -1,4 +1,4 @@
-"""What reaches a terminal: no character of a file, an argument or a link's name may command it."""
+"""Keep terminals safe: no character of a file, an argument or a link's name may command one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COMMANDS = re.compile(
     r"|\x1b\[(?:0|1|3[0-7]|9[0-7])m)"  # colour and bold, as click.style writes them
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-"""Control characters, what changes the direction of text (UAX #9), and lone surrogates; not tab and LF."""
+"""Control characters, characters that change the direction of text (UAX #9), and lone surrogates; not tab and LF."""
 
 
 class CleanStream:
@@ -35,12 +35,12 @@ class CleanStream:
         for line in lines:
             self.write(line)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the stream has
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any attribute of the stream
         return getattr(self._stream, name)
 
 
 def clean(text: str) -> str:
-    """Return a text with U+FFFD for what would command a terminal, other than colours and progress of pvefw itself."""
+    """Return a text with U+FFFD for terminal commands other than colours and progress of pvefw itself."""
     return _COMMANDS.sub(lambda found: found[1] or "\N{REPLACEMENT CHARACTER}", text)
 
 

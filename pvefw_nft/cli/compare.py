@@ -174,7 +174,7 @@ def _replay_arguments(sides: list[Named], common: list[str]) -> list[list[str]]:
 
 
 def _rests_on(sides: list[Named], *, only: str | None) -> Iterator[str]:
-    """Yield what every comparison takes for granted, a line each; docs/compare.md explains them by these names."""
+    """Yield the assumptions of every comparison, a line each; docs/compare.md explains them by these names."""
     hosts = dict.fromkeys(side.host for side in sides)
     yield f"host: the guests, bridges and addresses of {' and '.join(hosts)}"
     for side in sides:

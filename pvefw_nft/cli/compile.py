@@ -88,7 +88,7 @@ def compile_command(
 
 
 def _writer(folder: Path | None) -> Callable[[str, dict[str, Any]], None]:
-    """Return what writes each node's ruleset to a file of a folder: ``pve1.iptables``, or ``pve1.nft.json``."""
+    """Return a writer of each node's ruleset to a file of a folder: ``pve1.iptables``, or ``pve1.nft.json``."""
     if folder is not None and not folder.is_dir():
         raise UsageError(f"{folder}: not a folder", "with --all-nodes, -o names an existing folder")
 

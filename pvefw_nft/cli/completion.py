@@ -1,4 +1,4 @@
-"""``pvefw completion``, and what a shell may offer for arguments: names of a configuration.
+"""``pvefw completion``, and completions of arguments: names of a configuration.
 
 Each function here takes what click gives a completion (context, parameter, what was typed) and returns the names that
 begin so. A shell waits for them, and has no place for messages: where a configuration cannot be read there are none.

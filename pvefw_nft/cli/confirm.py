@@ -46,7 +46,7 @@ def rollback_command(wait: float, guard: str | None, after: float, ready: int | 
 
 
 def report(outcome: Outcome) -> None:
-    """Print what an apply changed."""
+    """Print the changes of an apply."""
     for change in outcome.changes if len(outcome.changes) <= 20 else ():
         click.echo(f"{change.what} {change.where} {change.name}")
     if len(outcome.changes) > 20:
@@ -59,7 +59,7 @@ def report(outcome: Outcome) -> None:
 
 
 def report_problems(outcome: Outcome) -> None:
-    """Print what somebody may not expect, and what did not matter enough to fail."""
+    """Print notes about unexpected facts, and problems that did not make the command fail."""
     for note in outcome.notes:
         click.echo(note)
     for problem in outcome.problems:

@@ -1,4 +1,4 @@
-"""``pvefw doctor``: look for what keeps this host's firewall from working."""
+"""``pvefw doctor``: look for problems that keep this host's firewall from working."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def doctor_command(
     """
     try:
         inventory = read_patiently(patient(make_source(root, node, local_network)), read_inventory)
-    except PvefwError as error:  # whatever is broken: the rest is looked at all the same
+    except PvefwError as error:  # one broken part must not keep the others from being examined
         findings = [Finding(Level.BAD, error.message, error.hint)]
         findings += examine(backend or firewall.applied_backend() or BACKENDS[0], None, ())
     else:

@@ -1,4 +1,4 @@
-"""``pvefw explain``: say what a diagnostic code means."""
+"""``pvefw explain``: explain a diagnostic code."""
 
 from __future__ import annotations
 

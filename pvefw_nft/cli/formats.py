@@ -1,4 +1,4 @@
-"""Diagnostics for programs: JSON, SARIF, and what GitHub, GitLab and JUnit readers show beside the lines."""
+"""Diagnostics for programs: JSON, SARIF, and formats that GitHub, GitLab and JUnit readers show beside the lines."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _github_line(diagnostic: Diagnostic) -> str:
 
 
 def _github_escaped(text: str, more: str = "") -> str:
-    """Percent-encode what would end a property or the command; control characters are replaced before."""
+    """Percent-encode characters that would end a property or the command; control characters are replaced before."""
     return "".join(f"%{ord(char):02X}" if char in f"%{more}" else char for char in printable(text))
 
 
@@ -162,7 +162,7 @@ def as_gitlab(diagnostics: Sequence[Diagnostic]) -> str:
 
 
 def as_junit(diagnostics: Sequence[Diagnostic]) -> str:
-    """Return a JUnit report: a suite, with a failed case for each error and a passed one for what is no error.
+    """Return a JUnit report: a suite, with a failed case for each error and a passed one for any other finding.
 
     Without diagnostics it has one case that passed, since readers take an empty report for a run that failed.
     """

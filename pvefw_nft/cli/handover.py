@@ -1,4 +1,4 @@
-"""What ``take-over`` and ``hand-back`` share: telling each step, then taking it."""
+"""Shared by ``take-over`` and ``hand-back``: print each step, then take it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``pvefw localnet``: what the local network is, and which corosync peers the ruleset lets through."""
+"""``pvefw localnet``: show the local network, and the corosync peers that the ruleset lets in."""
 
 from __future__ import annotations
 

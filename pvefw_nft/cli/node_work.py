@@ -84,7 +84,7 @@ def _network_notes(job: Job, checked: Checked) -> list[str]:
 
 
 def check_node(job: Job) -> dict[str, Any]:
-    """Check a node; without a node, what belongs to the cluster as a whole."""
+    """Check a node; without a node, the files of the cluster as a whole."""
     from pvefw_nft.pipeline import review_root, survey_cluster
 
     source, analysis = source_of(job), job.options["analysis"]
@@ -173,7 +173,7 @@ def simulate_node(job: Job) -> dict[str, Any]:
 
 
 def _rulesets(job: Job, backend: str | None) -> tuple[list[Named], list[str]]:
-    """Return a node's rulesets, and what they owe to this machine."""
+    """Return a node's rulesets, and the facts that they take from this machine."""
     from pvefw_nft.cli.rulesets import configuration_rulesets
 
     owed: dict[str, None] = {}

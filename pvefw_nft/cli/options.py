@@ -77,7 +77,7 @@ def as_reference_option(command: _F) -> _F:
 
 
 def all_nodes_options(command: _F) -> _F:
-    """Add ``--all-nodes`` and what goes with it."""
+    """Add ``--all-nodes`` and its companions."""
     for option in (
         click.option(
             "--scheduler",
@@ -118,7 +118,7 @@ def make_source(root: Path, node: str | None, local_network: str | None, *, as_r
     def network() -> str | None:
         if local_network is not None:
             return local_network
-        from pvefw_nft.host.localnet import detect  # deferred: needed where nobody names the network
+        from pvefw_nft.host.localnet import detect  # deferred: needed only if the network is not named
 
         return detect()
 
@@ -132,7 +132,7 @@ def make_offline_source(
 ) -> Source:
     """As :func:`make_source`, for commands that change no host.
 
-    The root may be that of another one: then what is taken from this machine is reported.
+    The root may be that of another one: then facts taken from this machine are reported.
     """
     source = make_source(root, node, local_network, as_reference=as_reference)
     elsewhere = root.resolve() != Path("/")

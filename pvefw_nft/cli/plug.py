@@ -134,7 +134,7 @@ def _naming(*, older_names: bool) -> Naming:
 
 
 def _report(results: Sequence[Wired], *, dry_run: bool, misconfigured: Sequence[Unplugged] = ()) -> None:
-    """Print what was done. Raises the error of the only NIC, or one that counts them, after printing each."""
+    """Print the result of each NIC. Raises the error of the only NIC, or one that counts them, after printing each."""
     failed: list[PvefwError] = [result.error for result in results if result.error is not None]
     failed += [HostError(f"{one.interface}: {one.reason}", one.hint) for one in misconfigured]
     for result in results:

@@ -41,12 +41,12 @@ def plugging_options(command: _F) -> _F:
 
 
 def chosen(*, no_plug: bool, unplugged: str | None) -> PlugOptions:
-    """Return what the options of :func:`plugging_options` mean."""
+    """Return the meaning of the options of :func:`plugging_options`."""
     return PlugOptions(plug=not no_plug, drop=None if unplugged is None else unplugged == "drop")
 
 
 def plug_and_report(source: Source, backend: str, options: PlugOptions, *, dry_run: bool, wait: float) -> bool:
-    """Plug this host's filtered NICs and print what was done. Return whether all of them are filtered then."""
+    """Plug this host's filtered NICs and print the changes. Return whether all of them are filtered then."""
     try:
         result = settle(find_nics_once(source), backend, options, dry_run=dry_run, wait=wait)
     except PvefwError as error:
@@ -60,7 +60,7 @@ def plug_and_report(source: Source, backend: str, options: PlugOptions, *, dry_r
 
 
 def plugged_lines(result: Plugged, *, dry_run: bool = False) -> list[str]:
-    """Return what was plugged and what was not, as lines for people."""
+    """Return the plugged and the unplugged NICs, as lines for people."""
     verb = "would be plugged" if dry_run else "plugged"
     lines = [f"{interface}: {verb} behind its firewall bridge" for interface in result.plugged]
     if result.problem is not None:
@@ -69,7 +69,7 @@ def plugged_lines(result: Plugged, *, dry_run: bool = False) -> list[str]:
 
 
 def unplugged_lines(left: Sequence[Unplugged], *, dropped: bool) -> list[str]:
-    """Return what is not plugged, as lines for people."""
+    """Return the unplugged NICs, as lines for people."""
     effect = "all its traffic is dropped" if dropped else "it is not filtered"
     lines = []
     for one in left:
@@ -80,7 +80,7 @@ def unplugged_lines(left: Sequence[Unplugged], *, dropped: bool) -> list[str]:
 
 
 class NicService:
-    """Keeps the filtered NICs plugged while the service runs, and tells what it did."""
+    """Keep the filtered NICs plugged while the service runs, and report each change."""
 
     def __init__(self, read: Callable[[], FilteredNics], options: PlugOptions, tell: Callable[..., None]) -> None:
         """``read`` gives the NICs of the configuration; ``tell`` prints a message, once."""

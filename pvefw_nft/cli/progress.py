@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_DELAY = 0.5  # seconds: what is done sooner shows nothing
+_DELAY = 0.5  # seconds: shorter work shows no progress
 
 
 @contextmanager

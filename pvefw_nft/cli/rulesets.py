@@ -47,7 +47,7 @@ SPEC_HELP = (
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A ruleset, what to call it, and the host it runs on. ``arguments`` have ``pvefw simulate`` look at it.
+    """A ruleset, its name, and the host that it runs on. ``arguments`` have ``pvefw simulate`` look at it.
 
     ``host`` names the configuration whose guests and bridges that host has. ``listed``: the ruleset was listed on a
     host, not compiled from that configuration.
@@ -84,7 +84,7 @@ def load_ruleset(spec: str, source_of: Callable[[Path], Source], assume: str | N
     if colon and kind in ("save", "nft-json"):
         return _read(spec, _files(kind, rest), source_of(default_root), assume)
     if kind == "live" and rest in ("", *BACKENDS):
-        from pvefw_nft.host.saved import saved_rulesets  # deferred: few look at what this host runs
+        from pvefw_nft.host.saved import saved_rulesets  # deferred: few commands read this host's rules
 
         texts = [Text(*text) for text in saved_rulesets(rest or None)]
         return _read(spec, texts, source_of(default_root), assume, only_nft=rest == "nft")
@@ -112,7 +112,7 @@ def _read(spec: str, texts: list[Text], source: Source, assume: str | None, *, o
 
 
 def show_borrowed(diagnostics: tuple[Diagnostic, ...]) -> None:
-    """Say once what a ruleset owes to this machine; what else is wrong with a configuration, a check says."""
+    """Print once which facts a ruleset takes from this machine; `check` reports all other findings."""
     for diagnostic in diagnostics:
         click.echo(f"{diagnostic.severity.value}: {printable(diagnostic.message)}", err=True)
         click.echo(f"  help: {printable(diagnostic.hint or '')}", err=True)
@@ -124,7 +124,7 @@ _show_borrowed_once = cache(show_borrowed)
 def compiled_ruleset(source: Source, backend: str | None, name: str, tell: Tell = _show_borrowed_once) -> Named:
     """Return the ruleset of a configuration; ``backend`` None: the one that host.fw asks for.
 
-    ``tell`` is called with what the ruleset owes to this machine.
+    ``tell`` is called with facts that the ruleset takes from this machine.
     """
     compiled = compile_root(source, backend)
     tell(tuple(one for one in compiled.checked.diagnostics if one.code in BORROWED_CODES))

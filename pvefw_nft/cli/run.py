@@ -199,7 +199,7 @@ def _said(error: PvefwError | OSError) -> str:
 
 
 def _told(error: Exception) -> tuple[str, str | None]:
-    """Return what to say of an error that a look at the configuration ended with, and what to do about it."""
+    """Return the message and the remedy for an error of reading the configuration."""
     if isinstance(error, PvefwError):
         return error.message, error.hint
     if isinstance(error, OSError):
@@ -209,7 +209,7 @@ def _told(error: Exception) -> tuple[str, str | None]:
 
 
 class _Service:
-    """What the service does when something changed. A failure is told, and tried again at the next change."""
+    """The reaction of the service to a change. A failure is reported, and tried again at the next change."""
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ class _Service:
         if self._last is not None:
             with contextlib.suppress(PvefwError):
                 firewall.look_ahead(self._last.desired)
-        gc.freeze()  # what is kept of the configuration has no cycles: it need not be searched again and again
+        gc.freeze()  # the cached configuration has no cycles: keep it out of later collections
 
     @desired_ruleset.no_garbage()
     def refresh(self, reason: str) -> float | None:
@@ -268,7 +268,7 @@ class _Service:
         try:
             self._apply(reason, begun)
             again = self._tell_doubts()
-        except Exception as error:  # whatever goes wrong, the service stays and the rules too
+        except Exception as error:  # after any failure the service and the rules stay
             message, hint = _told(error)
             self._tell(f"error: {message}" + (f" ({hint})" if hint else ""))
             if reason == _RULES_CHANGED and self._rules.maker:
@@ -305,7 +305,7 @@ class _Service:
             try:
                 unchanged = firewall.stands(desired)
             except (PvefwError, OSError):
-                unchanged = False  # the refresh says what is wrong
+                unchanged = False  # the refresh reports the error
             return None if unchanged else self.refresh(_RULES_CHANGED)
 
     def _look_at_proxmox(self) -> None:
@@ -356,7 +356,7 @@ class _Service:
         with lock.hold(wait=_LOCK_WAIT):
             outcome = control.keep_up(desired, beside=self._beside)
         self._look_for_moved(desired)
-        if result.diagnostics != self._shown:  # first the rules, then what is wrong with them
+        if result.diagnostics != self._shown:  # first the rules, then their diagnostics
             self._shown = result.diagnostics
             show(result.diagnostics)
         if outcome is None:
@@ -380,7 +380,7 @@ class _Service:
         watch.notify(f"STATUS={'filtering' if desired.enabled else 'disabled in cluster.fw'} ({desired.backend})")
 
     def _find(self) -> Result:
-        """Return the ruleset; that of the last time, if nothing changed in what it was compiled from."""
+        """Return the ruleset; that of the last time, if none of its inputs changed."""
         self._last = self._compiler.find(self._wait_for)
         for missing in self._compiler.missing:
             self._tell(f"warning: the compiler's process runs without this confinement: {missing}")
@@ -395,7 +395,7 @@ class _Service:
         self._fall_back()
 
     def _fall_back(self) -> None:
-        """Have a host whose configuration cannot be used at boot come up with what was confirmed last."""
+        """Load the ruleset that was confirmed last, if the configuration cannot be used at boot."""
         try:
             with lock.hold(wait=_LOCK_WAIT):
                 if control.fall_back():

@@ -1,4 +1,4 @@
-"""Refusing a ruleset that would cut off the operator, or say what it cuts where that is wanted."""
+"""Refuse a ruleset that would cut off the operator, or warn if cutting is wanted."""
 
 from __future__ import annotations
 

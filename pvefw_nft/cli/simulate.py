@@ -1,4 +1,4 @@
-"""``pvefw simulate``: what happens to a packet, hop by hop, and which line decided."""
+"""``pvefw simulate``: the way of a packet, hop by hop, and the line that decides."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ _KEYS = {
     "dest": "destination_address",
     "fields": "overrides",
 }
-"""How a file of packets calls what PacketSpec calls otherwise; the rest is the same, with ``-`` for ``_``."""
+"""Keys of a file of packets that differ from PacketSpec's names; the rest is the same, with ``-`` for ``_``."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Test:
-    """A packet of a tests file, with the verdict it shall get (None: any) and what to call it.
+    """A packet of a tests file, with its expected verdict (None: any) and its name.
 
     ``steps`` are packets that are sent before it, in order: its state then follows from theirs.
     """
@@ -172,7 +172,7 @@ def _simulate_all_nodes(options: dict[str, Any]) -> int:
     if path is None or options["ruleset"]:
         raise UsageError("--all-nodes goes with --tests, and not with --ruleset", "put the packets into a file")
     text = read_input(path, MAX_TOML)
-    count = len(read_tests(text, str(path)))  # what is wrong with the file is wrong for all nodes
+    count = len(read_tests(text, str(path)))  # a mistake in the file is one for all nodes
     names = ("backend", "bridge_call", "verbose", "as_reference", "assume")
     given = {**{name: options[name] for name in names}, "tests": (text, str(path))}
     request = all_nodes.request("simulate", options, given, form=options["form"])
@@ -294,7 +294,7 @@ def _verdict(text: str | None) -> str | None:
 
 
 class Result(NamedTuple):
-    """What became of a packet in each ruleset; ``passed``: as expected, and the same in all of them."""
+    """The verdicts on a packet in each ruleset; ``passed``: as expected, and the same in all of them."""
 
     test: _Test
     passed: bool
@@ -325,7 +325,7 @@ def _outcome(test: _Test, ruleset: Named) -> Outcome:
 
 
 def run_tests(tests: Iterable[_Test], rulesets: list[Named]) -> list[Result]:
-    """Send packets through rulesets, and return what became of those that pass this node. Raises UsageError."""
+    """Send packets through rulesets, and return the results of those that pass this node. Raises UsageError."""
     return [result for test in tests if (result := _run(test, rulesets, skip=True))]
 
 
@@ -387,7 +387,7 @@ def _count_words(passed: int, failed: int, guessed: int, skipped: int) -> str:
 
 
 def packet_results(tests: list[_Test], results: list[Result], *, verbose: bool) -> list[dict[str, Any]]:
-    """Return as data what became of the packets that pass a node; ``number`` is that of the packet in its file."""
+    """Return as data the results of the packets that pass a node; ``number`` is that of the packet in its file."""
     numbers = {id(test): number for number, test in enumerate(tests)}
     return [
         {

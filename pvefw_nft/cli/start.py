@@ -167,7 +167,7 @@ def status_command(
         result = find_once(source, backend)
         invalid = result.has_errors
         desired = result.desired
-    except PvefwError as error:  # whatever is broken: what can be seen of the kernel counts now
+    except PvefwError as error:  # the configuration is unusable: report the state of the kernel alone
         invalid = True
         click.echo(f"error: {error.message}", err=True)
         if error.hint is not None:
@@ -340,7 +340,7 @@ def wait_for_confirmation(pending: Pending, wait: float) -> bool:
 
 
 def _theirs() -> list[str]:
-    """Return what of Proxmox VE's own firewall runs."""
+    """Return the running parts of Proxmox VE's own firewall."""
     try:
         return running_firewalls()
     except PvefwError as error:

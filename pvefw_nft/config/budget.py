@@ -26,10 +26,10 @@ MAX_ENTRIES = 65_536
 """Entries of all sets of one guest; as many as ipset takes for one set by default (ipset(8))."""
 
 MAX_PROBLEMS = 1_000
-"""Diagnostics about one file; more help nobody, and each takes time to make and to print."""
+"""Limit of diagnostics about one file: more do not help, and each takes time to make and to print."""
 
 MAX_COMPARISONS = 2_000
-"""Names that the misspelt words of one file are compared with, to guess what was meant: some 0.3 ms each."""
+"""Names that the misspelt words of one file are compared with, to guess the intended one: some 0.3 ms each."""
 
 MAX_COMPARISONS_OF_ALL = 20_000
 """The same for all files of a run."""

@@ -28,7 +28,7 @@ _DEFAULT_VERSIONS = _VERSIONS["ipv6-4"]
 
 
 def read_corosync(file: str, text: str, files: Files, root: Path, findings: Findings) -> Corosync | None:
-    """Return what corosync.conf says, or None where it cannot be read, which is reported.
+    """Return the content of corosync.conf, or None where it cannot be read, which is reported.
 
     ``root`` is the folder whose ``etc/hosts`` knows the names of nodes.
     """

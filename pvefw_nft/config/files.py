@@ -1,4 +1,4 @@
-"""Asking the file system: what a compile reads goes through :class:`Files`, so that it can be noted.
+"""Access to the file system: a compile reads through :class:`Files`, so that each access can be recorded.
 
 Files are untrusted input: they are read whole, with a limit, and decoded as UTF-8. A file that is no text at all is an
 error: leaving out a guest's file would leave the guest unfiltered.
@@ -57,14 +57,14 @@ class Files:
 
 
 FILES = Files()
-"""The file system, of which nobody notes anything."""
+"""The file system, without recording."""
 
 
 class FilesBelow(Files):
     """The files below a folder that may come from anybody: no link leads out of it, and only regular files are read.
 
     A path is opened with O_PATH, which neither waits for a FIFO nor does anything to a device (open(2)); the kernel
-    then tells what was opened and where that lies (proc_pid_fd(5)), whatever happens to the path meanwhile.
+    then tells what was opened and where that lies (proc_pid_fd(5)), even if the path changes meanwhile.
     """
 
     def __init__(self, root: Path) -> None:
@@ -73,7 +73,7 @@ class FilesBelow(Files):
         self._place = root.resolve()
 
     def text(self, path: Path | str) -> str | None:
-        """Return the text of a file; see :func:`read_text`. Raises UnusableFileError for what lies elsewhere."""
+        """Return the text of a file; see :func:`read_text`. Raises UnusableFileError for a file elsewhere."""
         return read_text(path, self._open)
 
     def listed(self, folder: Path) -> list[str]:
@@ -108,7 +108,7 @@ class FilesBelow(Files):
             os.close(pinned)
 
     def _pinned(self, path: Path | str, flags: int = 0) -> int:
-        """Return a descriptor that names what a path leads to, without opening it.
+        """Return a descriptor that names the target of a path, without opening it.
 
         Raises OSError, and UnusableFileError where that lies outside of the root.
         """
@@ -129,12 +129,12 @@ class FilesBelow(Files):
 
 @lru_cache(maxsize=8)
 def files_of(root: Path) -> Files:
-    """Return what asks the file system for a root: ``/`` is the host's own, any other may come from anybody."""
+    """Return the access to files below a root: ``/`` is the host's own, any other is untrusted."""
     return FILES if root == Path("/") else FilesBelow(root)
 
 
 def list_folder(folder: Path, names: Callable[[Path], list[str]] = os.listdir) -> list[str]:
-    """Return what is in a folder; nothing where it does not exist. Raises UnreadableError.
+    """Return the names in a folder; none where it does not exist. Raises UnreadableError.
 
     ``names`` lists the folder, and raises OSError.
     """
@@ -205,7 +205,7 @@ def read_text(path: Path | str, opened: Callable[[Path | str], int] | None = Non
 def read_bytes(path: Path | str, limit: int, opened: Callable[[Path | str], int] | None = None) -> bytes:
     """Return the bytes of a regular file. ``opened`` returns a descriptor that reads it.
 
-    Raises OSError, and UnusableFileError for what is no regular file and for more than ``limit`` bytes.
+    Raises OSError, and UnusableFileError for a file that is not regular or has more than ``limit`` bytes.
     """
     descriptor = os.open(path, _READ) if opened is None else opened(path)
     try:
@@ -228,7 +228,7 @@ _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def _require_regular_file(descriptor: int, path: Path | str) -> int:
-    """Return the size of an open file in bytes. Raises UnusableFileError for what is no regular file."""
+    """Return the size of an open file in bytes. Raises UnusableFileError for a file that is not regular."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"

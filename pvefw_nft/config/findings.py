@@ -1,4 +1,4 @@
-"""What the front end collects while it reads."""
+"""The diagnostics that the front end collects while it reads."""
 
 from __future__ import annotations
 

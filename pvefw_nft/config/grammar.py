@@ -1,8 +1,8 @@
-"""The grammar of the configuration files: what a line may look like, and nothing about what it means.
+"""The grammar of the configuration files: the form of lines, not their meaning.
 
 Two grammars of pyparsing stand side by side. The coarse one reads a whole line with one token, so that a node
 with thousands of guests compiles in a second or two. The fine one knows every word of a line; it reads only the
-lines that the coarse one rejects, to say where they stop making sense and what was expected there.
+lines that the coarse one rejects, to name the place of the mistake and the expected word.
 
 Columns are offsets from 0 into the line; :class:`Line.span` turns them into places for people.
 """
@@ -437,7 +437,7 @@ def _explain(body: str, offset: int) -> SyntaxProblem:
 class NicLine:
     """A line ``netN: key=value,…`` of a guest config; ``properties`` maps each key to its value.
 
-    The first part of a VM's NIC is ``MODEL=MAC``: its key is the model. ``problem`` says what is wrong with the line
+    The first part of a VM's NIC is ``MODEL=MAC``: its key is the model. ``problem`` names the mistake of the line
     as a whole; its properties are then those that can be told nevertheless.
     """
 
@@ -507,7 +507,7 @@ class Block:
     blocks: tuple[Block, ...]
 
 
-# Possessive: what is once read as a comment is never split into several, of which a line of `####` has 2^n ways.
+# Possessive: a comment, once read, is never split again; a line of `####` could be split in 2^n ways.
 _GAP = r"(?:\s|#[^\n]*)*+"
 _COROSYNC_SETTING = _line(_GAP + r"([A-Za-z0-9_.]+)[ \t]*:[ \t]*([^\n]*)")
 _COROSYNC_OPEN = _line(_GAP + r"([A-Za-z0-9_.]+)\s*\{")

@@ -1,8 +1,8 @@
 """Which addresses guests use, and which guests run on other nodes, as far as the files tell.
 
 Nothing is filtered by this: it is for ``simulate``, which needs an address for each end of a packet. A guest's
-addresses are, in this order: a container's ``ip=`` and ``ip6=``, a VM's ``ipconfigN`` (what cloud-init gives it), and
-the single addresses of its ipset ``ipfilter-netN`` (what it may send from).
+addresses are, in this order: a container's ``ip=`` and ``ip6=``, a VM's ``ipconfigN`` (set by cloud-init), and the
+single addresses of its ipset ``ipfilter-netN`` (its allowed senders).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _BITS = {4: 32, 6: 128}
 
 
 class Addresses(NamedTuple):
-    """What is known of a NIC's addresses: ``hosts`` are its own, ``networks`` those it may take one from."""
+    """The known addresses of a NIC: ``hosts`` are its own, ``networks`` those it may take one from."""
 
     hosts: tuple[Prefix, ...] = ()
     networks: tuple[Prefix, ...] = ()
 
 
 def guest_addresses(root: Root, cluster: ClusterConfig, guest: Guest) -> dict[int, Addresses]:
-    """Return what the files say of the addresses of a guest's NICs, by the NIC's number.
+    """Return the addresses of a guest's NICs in its files, by the NIC's number.
 
-    A file that cannot be used says nothing; whoever compiles it reports that.
+    An unusable file gives none; compiling it reports that.
     """
     given = _cloud_init(_text(root, guest.file))
     firewall = _firewall(root, cluster, guest.vmid)

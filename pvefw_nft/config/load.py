@@ -58,7 +58,7 @@ _NO_MAC_KEYS = frozenset(("bridge", "firewall", "tag", "trunks", "mtu", "queues"
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """The folder that holds ``etc/pve``, the node whose configuration counts, and what asks the file system."""
+    """The folder that holds ``etc/pve``, the node whose configuration counts, and the access to files."""
 
     path: Path
     node: str
@@ -188,7 +188,7 @@ class GuestStore:
 
 @dataclass(frozen=True, slots=True)
 class _KnownGuest:
-    """A guest as it was read, what was found wrong with it, and the names of the cluster: those it asked, and all."""
+    """A guest as read, its diagnostics, and the names of the cluster: those it asked for, and all."""
 
     origin: _Origin
     guest: Guest
@@ -199,7 +199,7 @@ class _KnownGuest:
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """What a guest is read from: its files' paths and texts."""
+    """The inputs of a guest: its files' paths and texts."""
 
     vmid: int
     kind: GuestKind
@@ -212,7 +212,7 @@ class Configuration:
     """A node's configuration: its parts that hold for all guests, and the guests one by one.
 
     ``node`` is read when the object is made. Guests are read when they are asked for, so that a node with
-    thousands of them is never in memory as a whole. What is wrong goes to ``findings``.
+    thousands of them is never in memory as a whole. Mistakes go to ``findings``.
     """
 
     def __init__(
@@ -294,11 +294,11 @@ class Configuration:
         return self._guest(vmid, kind, path, rules=True)
 
     def read_guest_file(self, vmid: int) -> None:
-        """Report what is wrong with the firewall file of a guest that no node has."""
+        """Report mistakes in the firewall file of a guest that no node has."""
         self._guest(vmid, GuestKind.VM, f"{self._root.node_folder}/qemu-server/{vmid}.conf", rules=True)
 
     def read_host_file(self, path: Path) -> None:
-        """Report what is wrong with the host.fw of another node."""
+        """Report mistakes in the host.fw of another node."""
         try:
             text = self._root.files.text(path) or ""
         except UnusableFileError as error:
@@ -307,7 +307,7 @@ class Configuration:
         resolve.read_host(str(path), text, self._findings, self.node.cluster, self._names)
 
     def _guest(self, vmid: int, kind: GuestKind, path: str, *, rules: bool) -> Guest:
-        """Read one guest; whatever is wrong with its files closes this guest alone."""
+        """Read one guest; unusable files close this guest alone."""
         files = self._root.files
         firewall = f"{self._firewall}/{vmid}.fw"
         try:
@@ -327,7 +327,7 @@ class Configuration:
         return self._guarded(origin, self._findings)
 
     def _guarded(self, origin: _Origin, findings: Findings) -> Guest:
-        """Read one guest. An exception that nobody foresaw is a bug of pvefw, and must not cost others their rules."""
+        """Read one guest. An unexpected exception is a bug of pvefw, and must not cost other guests their rules."""
         try:
             return self._read_guest(origin, findings)
         except Exception as error:
@@ -380,7 +380,7 @@ def closed_guest(guest: Guest, error: Exception, findings: Findings) -> Guest:
 
 
 def _not_usable(code: str, file: str, error: Exception, effect: str, findings: Findings) -> None:
-    """Report what keeps a file from being used, and what follows from it until that is mended."""
+    """Report why a file cannot be used, and the consequence until it is repaired."""
     if isinstance(error, UnusableFileError):
         findings.error(code, Span(error.file, error.line), f"{error.reason}; until it is mended, {effect}", error.hint)
         return
@@ -410,7 +410,7 @@ def _network(text: str | None) -> Prefix | None:
 
 
 def read_nics(vmid: int, kind: GuestKind, file: str, text: str) -> tuple[Nic, ...]:
-    """Return the NICs of a guest config; what is wrong with it is not reported."""
+    """Return the NICs of a guest config, without reporting its mistakes."""
     return _Nics(vmid, kind, Findings()).read(file, text)
 
 

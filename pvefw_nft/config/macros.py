@@ -14,7 +14,7 @@ TABLE = Path(__file__).with_name("data") / "macros.txt"
 
 @dataclass(frozen=True, slots=True)
 class MacroRule:
-    """What a macro says about one rule; the rest of that rule is the user's.
+    """The part of a rule that a macro fixes; the rest is the user's.
 
     ``proto`` is a protocol's name or number. ``dport`` and ``sport`` are ports as the ``.fw`` language writes
     them (a number, a range ``a:b`` or a list), None where the macro leaves them open. With ``icmp`` and

@@ -36,7 +36,7 @@ class RuleType(Enum):
 
 
 class RuleAction(Enum):
-    """What a rule does with the packets it matches."""
+    """The action of a rule on packets that it matches."""
 
     ACCEPT = "ACCEPT"
     DROP = "DROP"
@@ -44,7 +44,7 @@ class RuleAction(Enum):
 
 
 class Policy(Enum):
-    """What happens to packets that no rule matches."""
+    """The verdict on packets that no rule matches."""
 
     ACCEPT = "ACCEPT"
     DROP = "DROP"
@@ -63,7 +63,7 @@ class Icmp:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What a rule matches beyond interface and addresses; one for a plain rule, several for most macros."""
+    """The tests of a rule beyond interface and addresses; one for a plain rule, several for most macros."""
 
     families: Family
     protocol: Protocol | None = None
@@ -287,7 +287,7 @@ class GuestHardening:
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
-    """cluster.fw: what holds for all nodes. Aliases, ipsets and groups by name, alias names in lower case.
+    """cluster.fw: the settings of all nodes. Aliases, ipsets and groups by name, alias names in lower case.
 
     ``option_lines`` maps the options that are given to their lines; so it does in the other files. ``hardening`` are
     the options of the file's companion, cluster.pvefw; so they are for hosts and guests.
@@ -305,7 +305,7 @@ class ClusterConfig:
 
 @dataclass(frozen=True, slots=True)
 class HostConfig:
-    """host.fw: what holds for this node."""
+    """host.fw: the settings of this node."""
 
     options: HostOptions = field(default_factory=HostOptions)
     rules: tuple[RuleItem, ...] = ()

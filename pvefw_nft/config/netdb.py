@@ -131,7 +131,7 @@ def rests_on_names(function: _T) -> _T:
 
 
 def times_forgotten() -> int:
-    """Return a number that tells whether what was made with names still holds: it grows when they are forgotten."""
+    """Return the generation of cached names: it grows when they are forgotten, which ends the use of cached results."""
     return _forgotten
 
 

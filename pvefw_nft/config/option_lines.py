@@ -1,4 +1,4 @@
-"""The lines of section OPTIONS: their values, and what holds where one cannot be read."""
+"""The lines of section OPTIONS: their values, and the fallback for an unreadable one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class OptionReader:
         self.lines: dict[str, int] = {}
 
     def read(self, line: Line) -> None:
-        """Read one line; what is wrong with it is reported."""
+        """Read one line; report its mistakes."""
         try:
             setting = grammar.read_setting(line)
         except SyntaxProblem as problem:
@@ -135,7 +135,7 @@ class OptionReader:
 
 
 def _counts_as(value: object) -> str:
-    """Say what the value of an option is where its line cannot be read."""
+    """Name the value that an option counts as where its line cannot be read."""
     match value:
         case bool():
             return f"counts as {int(value)}"

@@ -67,7 +67,7 @@ class FileKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Doubtful:
-    """A value that is taken, and what has to be said about it."""
+    """A value that is accepted with a warning."""
 
     value: object
     message: str
@@ -147,7 +147,7 @@ def _number(low: int, high: int, most: int) -> Callable[[str], int | Doubtful]:
 
 
 def _rate_number(text: str) -> int | Doubtful:
-    """Read a number of the SYN flood protection, which the reference's ruleset says as it is written."""
+    """Read a number of the SYN flood protection, which the reference's ruleset holds as written."""
     number = _digits(text, f"write a number from 1 to {MAX_SOURCE_RATE}")
     if 1 <= number <= MAX_SOURCE_RATE:
         return number
@@ -372,7 +372,7 @@ STRICT_VALUES: Mapping[str, object] = {
     "synflood_sources": 262_144,
     "qinq": False,
 }
-"""What an option of a companion file counts as where its value cannot be read: it was meant to close something."""
+"""The value of an option of a companion file that cannot be read: the strict one."""
 
 OLD_OPTIONS = {"optimize": None, "allow_bridge_route": None, "protection_limit": FileKind.HOST}
 """Names of options without effect, still found in files, and the one kind of file they stand in (None: any)."""
@@ -384,7 +384,7 @@ def has_no_effect(kind: FileKind, name: str) -> bool:
 
 
 def option_hint(kind: FileKind, name: str) -> str | None:
-    """Say what to do about an option that this kind of file does not have."""
+    """Return a hint for an option that this kind of file does not have."""
     homes = [other.value for other, readers in OPTIONS.items() if name in readers and other is not kind]
     if homes:
         return f"`{name}` belongs in " + " or in ".join(homes)

@@ -16,7 +16,7 @@ _LINK_LOCAL = 0xFE80 << 112
 
 
 def cut_off(guest: Guest, config: GuestConfig, groups: Mapping[str, Group]) -> Iterator[tuple[RuleItem, Nic, Prefix]]:
-    """Yield the guest's rules that let in what goes to an address which a NIC's IP filter does not hold.
+    """Yield the guest's rules that accept packets to an address which a NIC's IP filter does not hold.
 
     With each the NIC and the address. The NIC answers from there, which the reference lets by as part of a connection.
     """
@@ -55,7 +55,7 @@ def may_send_from(guest: Guest, index: int, version: int, address: int) -> bool:
 
 
 def _filter_entries(config: GuestConfig, nic: Nic) -> tuple[IpsetEntry, ...] | None:
-    """Return what is written of the addresses that a NIC may send from, None where it has no IP filter."""
+    """Return the written addresses that a NIC may send from, None where it has no IP filter."""
     ipset = config.ipsets.get(f"ipfilter-net{nic.index}")
     if not nic.firewall or (ipset is None and not config.options.ipfilter):
         return None

@@ -50,7 +50,7 @@ class Patience:
         self._hanging = ""
 
     def run(self, function: Callable[[], _T]) -> _T:
-        """Return what the function returns, or raise what it raises; :class:`UnreadableError` where it hangs.
+        """Return the function's result, or raise its error; :class:`UnreadableError` where it hangs.
 
         A function that hangs goes on in its thread when the file system answers again: what it works with must not be
         used by anybody else then.
@@ -122,7 +122,7 @@ class Patience:
 
 
 class PatientFiles(Files):
-    """Files that do not wait for ever. Whoever asks much asks within :meth:`Patience.run`, in one thread for all."""
+    """Files that do not wait for ever. Ask many questions within :meth:`Patience.run`, in one thread for all."""
 
     def __init__(self, files: Files, patience: Patience) -> None:
         """Ask ``files``."""

@@ -1,7 +1,7 @@
 """From lines to the model: names are resolved, values are read, and every problem becomes a diagnostic.
 
 A bad line is reported and left out, the rest of the file holds; that is how the reference treats them, and
-whoever applies a ruleset decides by the diagnostics whether to use it. Problems of disabled rules are warnings.
+the caller decides by the diagnostics whether to apply the ruleset. Problems of disabled rules are warnings.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _spelled(kind: SectionKind) -> str:
 
 
 class _FileReader:
-    """Reads one firewall file, top to bottom; what is defined below a line is not known to it."""
+    """Read one firewall file, top to bottom; a line does not know definitions below it."""
 
     def __init__(self, kind: FileKind, findings: Findings, cluster: Names, guest: Names | None) -> None:
         self.kind = kind
@@ -330,7 +330,7 @@ class _FileReader:
         )
 
     def _read_entry(self, line: Line) -> tuple[str, IpsetEntry] | None:
-        """Return the text of an entry, without its ``!``, and what it means; None where that is nothing."""
+        """Return the text of an entry, without its ``!``, and its prefix; None for an invalid one."""
         try:
             written = grammar.read_entry(line)
             word = written.address

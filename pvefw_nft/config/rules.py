@@ -48,8 +48,8 @@ class Names:
     """The aliases and ipsets that a file has defined so far; ``scope`` is the VMID, 0 for the cluster.
 
     ``real_interface`` returns the name of the link that has an alternative name, or None where none has it. ``sdn``
-    holds the sets of the software-defined network, which belong to the cluster. ``answers`` collects what was found
-    here: each kind and name, and what it stands for.
+    holds the sets of the software-defined network, which belong to the cluster. ``answers`` collects the names found
+    here: each kind and name, with its value.
     """
 
     scope: int
@@ -60,7 +60,7 @@ class Names:
     answers: dict[tuple[str, str], object] = field(default_factory=dict, compare=False)
 
     def find(self, kind: str, name: str) -> object:
-        """Return what an ``alias`` stands for; of an ``ipset``, whether there is one. None where there is none."""
+        """Return the value of an ``alias``; of an ``ipset``, whether there is one. None where there is none."""
         if kind == "alias":
             alias = self.aliases.get(name)
             found: object = None if alias is None else alias.prefix
@@ -211,7 +211,7 @@ class RuleReader:
         return (self.find_alias(written.line, word),)
 
     def find_alias(self, line: Line, word: Word) -> Prefix:
-        """Return what an alias stands for. Raises Rejected where none of that name is known."""
+        """Return the value of an alias. Raises Rejected where none of that name is known."""
         scope, name = _scoped(word.text)
         for names in self._scopes(scope):
             if names.find("alias", name.lower()) is not None:
@@ -303,7 +303,7 @@ class RuleReader:
 
 
 def unknown_type(word: str, start: int, types: tuple[str, ...]) -> SyntaxProblem:
-    """Return what is wrong with a line whose first word, at column ``start``, is no type of rules."""
+    """Return the mistake of a line whose first word, at column ``start``, is no type of rules."""
     return SyntaxProblem(
         f"unknown rule type `{word[:40]}`",
         start=start,
@@ -384,7 +384,7 @@ def _family_of(addresses: Addresses | None) -> Family:
 
 
 def _services(written: RuleLine, macro: macros.Macro | None, families: Family) -> tuple[Service, ...]:
-    """Return what a rule matches beyond interface and addresses, for those families."""
+    """Return the tests of a rule beyond interface and addresses, for those families."""
     fields = written.fields
     proto, dport, sport = _text(fields, "proto"), _text(fields, "dport"), _text(fields, "sport")
     icmp_type = _text(fields, "icmp-type")

@@ -62,7 +62,7 @@ class SdnSets:
 
 
 class _Unusable(ValueError):  # noqa: N818 - a finding about a state file, turned into a diagnostic
-    """A part of a state file that is not what Proxmox writes there."""
+    """A part of a state file that lacks the form that Proxmox writes."""
 
 
 def state_texts(files: Files, pve: Path) -> tuple[str | ConfigurationError | None, ...]:
@@ -82,7 +82,7 @@ def _text(files: Files, path: Path) -> str | ConfigurationError | None:
 
 
 def read_sdn(pve: Path, texts: tuple[str | ConfigurationError | None, ...], findings: Findings) -> SdnSets:
-    """Return the sets. What is wrong with a state file is reported, and the rest of it used."""
+    """Return the sets. Mistakes of a state file are reported, and the rest of it is used."""
     running, *ipams = texts
     if running is None:
         # the service's user may not look into priv: without an SDN it holds no addresses
@@ -94,7 +94,7 @@ def read_sdn(pve: Path, texts: tuple[str | ConfigurationError | None, ...], find
 
 
 class _Reader:
-    """Reads one state file; what cannot be used goes to ``findings``."""
+    """Read one state file; unusable parts go to ``findings``."""
 
     def __init__(self, pve: Path, name: str, findings: Findings) -> None:
         self.file = str(pve / name)
@@ -164,7 +164,7 @@ def _ids(state: dict[str, Any], part: str) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Vnet:
-    """What the subnets of a VNet say."""
+    """The settings of a VNet's subnets."""
 
     subnets: list[Prefix] = field(default_factory=list)
     gateways: list[Prefix] = field(default_factory=list)

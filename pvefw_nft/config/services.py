@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FieldProblem(Exception):  # noqa: N818 - a finding about a field, turned into a diagnostic
-    """What is wrong with one field of a rule, independent of its place."""
+    """A mistake in one field of a rule, independent of its place."""
 
     def __init__(
         self, field: str, code: str, message: str, hint: str | None = None, bad: BadValue | None = None
@@ -151,7 +151,7 @@ def expanded(
     sport: str | None,
     icmp_type: str | None,
 ) -> tuple[Service, ...]:
-    """Return the services of a macro, with what it leaves open taken from the rule.
+    """Return the services of a macro, with its open fields taken from the rule.
 
     Before: ``DNS(ACCEPT)``. After: udp to port 53, tcp to port 53, each for both families.
     """

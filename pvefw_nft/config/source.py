@@ -1,4 +1,4 @@
-"""What to compile, and noting what a compile asked, to know later without compiling that nothing changed.
+"""The source of a compile. It records each question of the compile, so that a later run can tell that nothing changed.
 
 A compile depends on nothing but the answers to its questions: files, folders, the local network, names of links, and
 this program itself. Where each answer is the same, so is the ruleset.
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _PACKAGES = ("pvefw_nft", "pvefw_nft.backends", "pyparsing")
-"""What decides how a configuration is read and compiled."""
+"""The settings that decide how a configuration is read and compiled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What to compile: the folder that holds ``etc/pve``, and the node.
+    """The source of a compile: the folder that holds ``etc/pve``, and the node.
 
     ``node`` None: the one that ``etc/pve/local`` links to, else this host's short name. ``local_network`` is asked
     for a CIDR, or None, where cluster.fw has no alias ``local_network``. ``real_interface`` returns the name of the
     link that has an alternative name, or None; ``now`` the epoch time. ``cautious``: an ``enable`` that cannot be read
-    counts as 1. ``as_reference``: leave out what makes a ruleset stricter than the reference's.
+    counts as 1. ``as_reference``: leave out rules that make a ruleset stricter than the reference's.
     ``harden``: the iptables ruleset is hardened from beside it, whether or not host.pvefw says so.
     ``zones`` gives the connection tracking zones of NICs, by VMID and number, in the ruleset that runs. They are no
     question of a compile: made again with the zones it has, a ruleset is the same.
@@ -60,7 +60,7 @@ class Source:
 
     @property
     def files(self) -> Files:
-        """What asks the file system: ``observed_files`` where they are given, else the root's own."""
+        """The access to files: ``observed_files`` where they are given, else the root's own."""
         return self.observed_files or files_of(self.root)
 
 
@@ -71,7 +71,7 @@ class Observations:
     answers: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def observed(self, source: Source) -> Source:
-        """Return the source whose answers are noted here. What this process remembers of old names is forgotten."""
+        """Return the source whose answers are recorded here. Forgets cached names of this process."""
         netdb.forget_if_changed()
         self.note("program", "", program_digest())
 
@@ -96,7 +96,7 @@ class Observations:
         return answer
 
     def finish(self) -> None:
-        """Note what the names of services and protocols were read from, once the compile is done."""
+        """Record the files of names of services and protocols, once the compile is done."""
         for name, text in netdb.texts_read().items():
             self.note("names", name, text)
 
@@ -201,7 +201,7 @@ _NO_TEXT, _EMPTY_TEXT = _digest(None), _digest("")
 
 @cache
 def program_digest() -> str:
-    """Return a digest of this program's files, and of what it reads configurations with, as first seen by this run."""
+    """Return a digest of the files of this program and of the libraries that read configurations, as first seen."""
     digest = hashlib.sha256(sys.version.encode())
     for name in _PACKAGES:
         found = importlib.util.find_spec(name)

@@ -1,7 +1,7 @@
-"""Files that are saved in two steps: not taking one for gone, empty or short while somebody writes it.
+"""Files that are saved in two steps: do not take one for gone, empty or short while it is being written.
 
 ``cp`` and some editors truncate a file and then write it, and others rename it away first. A compile in that moment
-would find a firewall that is off, or a guest without rules. Whatever takes something away by a file that is missing,
+would find a firewall that is off, or a guest without rules. A caller that removes something because a file is missing,
 empty or cut off has to stay so for some seconds before it counts.
 """
 
@@ -42,7 +42,7 @@ class SteadyFiles(Files):
     def __init__(self, files: Files, seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
         """Take an answer that takes something away only after it was the same for ``seconds``."""
         self.files = files
-        """What is asked."""
+        """The underlying files."""
         self._seconds = seconds
         self._clock = clock
         self._known: dict[tuple[str, str], Any] = {}
@@ -59,7 +59,7 @@ class SteadyFiles(Files):
         return sorted({path for _, path in self._doubts})
 
     def text(self, path: Path | str) -> str | None:
-        """Return the text of a file, or None where it does not exist. Raises what the files that are asked raise."""
+        """Return the text of a file, or None where it does not exist. Raises the errors of the underlying files."""
         return self._settled("text", path, self.files.text(path), is_cut_off)
 
     def listed(self, folder: Path) -> list[str]:
@@ -126,7 +126,7 @@ def _was_there(now: object, before: object) -> bool:
 class SettledFiles(Files):
     """Files for a command that runs once: it waits where a file is missing, empty or cut off that was not before.
 
-    ``knew`` tells of a path what is known of the text that it had when the ruleset was last applied.
+    ``knew`` returns the recorded facts about a path's text when the ruleset was last applied.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class SettledFiles(Files):
         self._waiting = waiting
 
     def text(self, path: Path | str) -> str | None:
-        """Return the text of a file, or None where it does not exist. Raises what the files that are asked raise."""
+        """Return the text of a file, or None where it does not exist. Raises the errors of the underlying files."""
 
         def doubtful(text: str | None) -> bool:
             looks_cut = text is None or not text.strip() or not text.endswith("\n")

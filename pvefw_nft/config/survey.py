@@ -1,4 +1,4 @@
-"""What ``check`` looks at beyond the ruleset of one node: every firewall file, and settings that defeat one another.
+"""Checks beyond the ruleset of one node: every firewall file, and settings that defeat one another.
 
 A cluster's firewall files are shared by its nodes, but a node compiles only the files of its own guests. The survey
 reads the others as their own nodes would, and names files that no node reads. Of each guest it tells whether its
@@ -42,10 +42,10 @@ _FILE_HINT = "files here are cluster.fw and VMID.fw, such as 100.fw"
 
 
 def survey(root: Root, configuration: Configuration, findings: Findings, *, only_own: bool = False) -> None:
-    """Report what is wrong in files that this node does not compile, and settings that defeat one another.
+    """Report mistakes in files that this node does not compile, and settings that defeat one another.
 
     ``configuration`` is that of ``root`` and was made with ``findings``. What it found in the node's own files is
-    reported where they are compiled: it is taken out again. ``only_own``: leave out what does not belong to this node;
+    reported where they are compiled: it is taken out again. ``only_own``: leave out findings of other nodes;
     its other nodes and :func:`survey_strays` report that. Raises ConfigurationError where the file system fails.
     """
     own = list(configuration.guests())
@@ -66,7 +66,7 @@ def survey(root: Root, configuration: Configuration, findings: Findings, *, only
 
 
 def survey_strays(root: Root, configuration: Configuration, findings: Findings) -> None:
-    """Report firewall files that no node of the cluster reads, and what is wrong in those of guests.
+    """Report firewall files that no node of the cluster reads, and mistakes in those of guests.
 
     ``root`` is that of no node. Raises ConfigurationError where the file system fails.
     """

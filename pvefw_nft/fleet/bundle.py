@@ -151,7 +151,7 @@ class _Packer:
 def unpack(bundle: bytes, root: Path) -> BundleFiles:
     """Return the files of a bundle, as if they lay below ``root``.
 
-    Raises ConfigurationError where it is none, or holds what no bundle may hold.
+    Raises ConfigurationError where it is none, or holds an entry that no bundle may hold.
     """
     texts: dict[str, bytes] = {}
     folders: set[str] = set()

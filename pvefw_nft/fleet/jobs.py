@@ -1,4 +1,4 @@
-"""Jobs, their outcomes, and the interface of what runs them."""
+"""Jobs, their outcomes, and the interface of their runners."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Job:
     """One node's share of a command.
 
     ``name`` is unique among the jobs of a run. ``files`` answers for the file system below ``root``. ``node`` empty:
-    the share that belongs to the cluster as a whole. ``options`` must be what JSON can hold.
+    the share that belongs to the cluster as a whole. ``options`` must fit into JSON.
     """
 
     name: str
@@ -91,6 +91,6 @@ def encode(result: dict[str, Any], seconds: float) -> bytes:
 
 
 def decode(data: bytes) -> tuple[dict[str, Any], float]:
-    """Return what :func:`encode` was given."""
+    """Return the value that :func:`encode` was given."""
     read = json.loads(data)
     return read["result"], float(read["seconds"])

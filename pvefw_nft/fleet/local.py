@@ -125,7 +125,7 @@ def _next(waiting: Iterator[Job], again: list[tuple[Job, int]]) -> tuple[Job, in
 
 
 def _child(job: Job, work: Work, results: Connection) -> None:
-    """Do a job and send its result; what it prints goes nowhere."""
+    """Do a job and send its result; discard its output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent ends its children
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pvefw_nft.fleet.ssh import Login, Node, Target
 
 _WAITS = "run `pvefw confirm` to keep this ruleset"
-"""What ``pvefw start --confirm`` prints once the ruleset is in place."""
+"""A line that ``pvefw start --confirm`` prints once the ruleset is in place."""
 
 _MARGIN = 5.0
 """Seconds that must be left of the time for confirmation when all nodes have passed."""
@@ -46,7 +46,7 @@ class State(Enum):
 
 @dataclass(slots=True)
 class Step:
-    """A node of a roll-out, how it ended up, and what is to be said about it."""
+    """A node of a roll-out, its final state, and remarks about it."""
 
     target: Target
     state: State = State.NOT_TRIED
@@ -55,7 +55,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do on each node. ``words`` start pvefw there; ``options`` are those of ``start`` or ``update``.
+    """The task on each node. ``words`` start pvefw there; ``options`` are those of ``start`` or ``update``.
 
     ``seconds`` is the time of ``--confirm``. ``keep_open``: confirm only once all nodes have passed.
     """
@@ -101,7 +101,7 @@ async def roll_out(
 
 
 async def dry_run(targets: Sequence[Target], login: Login, plan: Plan) -> list[Step]:
-    """Say for each node what would be done; nothing is changed."""
+    """Report for each node the changes that would be made; make none."""
     steps = []
     for target in targets:
         step = Step(target)
@@ -139,7 +139,7 @@ async def _apply(step: Step, login: Login, plan: Plan, stack: AsyncExitStack) ->
 
 
 async def _until_it_waits(process: Any) -> str | None:  # noqa: ANN401 - asyncssh's
-    """Return None once the change waits for its confirmation, or what was said where the command ends before."""
+    """Return None once the change waits for its confirmation, or the command's message if it ends before."""
     said = ""
     while line := await process.stderr.readline():
         if line.startswith(_WAITS):
@@ -150,7 +150,7 @@ async def _until_it_waits(process: Any) -> str | None:  # noqa: ANN401 - asyncss
 
 
 async def _passes(opened: _Open, login: Login, plan: Plan) -> bool:
-    """Check a node over a new connection: what runs must be what is configured. It goes back where it is not."""
+    """Check a node over a new connection: it must run its configuration, else it goes back."""
     step = opened.step
     answer = await _ask(step.target, login, [*plan.words, "status", "--format", "json"], plan.seconds)
     problem = _problem_of(answer)
@@ -167,7 +167,7 @@ async def _passes(opened: _Open, login: Login, plan: Plan) -> bool:
 
 
 def _problem_of(answer: Answer) -> str:
-    """Return what speaks against keeping a change; empty where nothing does."""
+    """Return the reasons against keeping a change; empty if there are none."""
     if answer.code is None:
         return f"over a new connection, {answer.failure}"
     if answer.code != 0:
@@ -238,7 +238,7 @@ async def _confirm_all(waiting: list[_Open], login: Login, plan: Plan, tell: Cal
 
 
 async def _undo_all(waiting: list[_Open], login: Login, plan: Plan, tell: Callable[[Step], None]) -> None:
-    """Roll back what waits for its confirmation, the last first."""
+    """Roll back changes that wait for their confirmation, the last first."""
     while waiting:
         opened = waiting.pop()
         await _roll_back(opened, login, plan, State.ROLLED_BACK)

@@ -32,7 +32,7 @@ CONNECT_SECONDS = 20.0
 """How long the scheduler, and then its first worker, may take to answer."""
 
 IDLE_SECONDS = 60.0
-"""How long there may be no worker at all before what is left is given up."""
+"""Seconds without any worker before the remaining jobs are given up."""
 
 _RESULT_SECONDS = 5.0
 
@@ -83,7 +83,7 @@ def _connect(address: str) -> Any:  # noqa: ANN401 - distributed has no types
 
 
 def _within(seconds: float, make: Callable[[], Any]) -> Any:  # noqa: ANN401
-    """Return what a function returns; raise TimeoutError where that takes longer.
+    """Return the result of a function; raise TimeoutError where that takes longer.
 
     Dask's own time limit does not count while a server accepts the connection and says nothing. The thread that waits
     for it ends with the process.
@@ -151,7 +151,7 @@ class _Run:
             except TimeoutError:  # the worker that had the result died: Dask has another one make it
                 self._done.put(key)
                 return
-            except Exception as error:  # whatever Dask raises: CancelledError, its own
+            except Exception as error:  # any error of Dask: CancelledError, its own
                 failure = f"it could not be done: {type(error).__name__}: {error}"
         del self._under_way[key]
         future.release()

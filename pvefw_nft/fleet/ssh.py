@@ -1,7 +1,7 @@
 """Commands on the nodes themselves, over ssh (asyncssh, extra ``fleet``).
 
 A node needs sshd and pvefw, and nothing else listens there. A host key that known_hosts does not name is refused, and
-no password is ever asked for or sent. What a node answers is untrusted: it is bounded, and printed without control
+no password is ever asked for or sent. A node's answer is untrusted: it is bounded, and printed without control
 characters.
 """
 
@@ -94,7 +94,7 @@ class Node:
         self._login = login
 
     async def run(self, words: Sequence[str], seconds: float | None = None) -> Answer:
-        """Run a command. The words reach it as they are, whatever is in them."""
+        """Run a command. The words reach it unchanged, with any characters."""
         start = time.monotonic()
         limit = seconds or self._login.command_seconds
         process = None
@@ -176,7 +176,7 @@ def reason_of(error: Exception) -> str:
 async def each(
     targets: Sequence[Target], count: int, ask: Callable[[Target], Awaitable[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """Return what ``ask`` returns for each target, ``count`` at a time, in the order of the targets."""
+    """Return the result of ``ask`` for each target, ``count`` at a time, in the order of the targets."""
     room = asyncio.Semaphore(count)
 
     async def one(target: Target) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What each node runs against what it should run, as each node's own pvefw says it."""
+"""Compare each node's running rules with its configuration, as the node's own pvefw reports."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Carrying out plans for iptables, ipset and ebtables, and reading back what they led to.
 
-What was there is kept until the result has been read back, and put back if anything fails.
+The rules before are kept until the result has been read back, and restored if anything fails.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Seen:
 
 
 def look(*, ebtables: bool, on_record: OnRecord = tuple) -> Seen:
-    """Read what is there. Raises :class:`HostError`; a missing ebtables counts only if ``ebtables`` says so.
+    """Read the present rules. Raises :class:`HostError`; a missing ebtables counts only if ``ebtables`` says so.
 
     ``on_record`` returns the keys of the chains that were loaded last.
     """
@@ -79,7 +79,7 @@ def witness_with(sets: str) -> Witness | None:
 def carry_out(planned: Plan, before_part: Callable[[Part], None] | None = None) -> list[str]:
     """Feed each part to its tool. Raises :class:`HostError` at the first that fails.
 
-    Returns the sets that stay although they should go, since the kernel says that somebody uses them.
+    Returns the sets that stay although they should go, since the kernel says that they are in use.
     """
     left = []
     for part in planned.parts:
@@ -120,7 +120,7 @@ def _without_needless_flushes(text: str) -> str:
 
 
 def differences(current: State, target: State) -> list[str]:
-    """Return what is not as it should be after an apply, one line each; nothing where all is well."""
+    """Return the differences from the wanted state after an apply, one line each; none if all is well."""
     wrong = []
     for tool in IP_TOOLS:
         for name in IP_TABLES:
@@ -140,8 +140,8 @@ def differences(current: State, target: State) -> list[str]:
 def memory_of(current: State, planned: Plan, before: Mapping[str, Remembered] = NOTHING) -> dict[str, Remembered]:
     """Return what to remember of a state that was just applied and read back.
 
-    ``before`` is what was remembered until then: that stands for what the plan did not touch, so that what somebody
-    else changed meanwhile is not taken for what was applied.
+    ``before`` is the remembered state until then: it stands for parts that the plan did not touch, so that foreign
+    changes meanwhile are not taken for applied ones.
     """
     touched = {memory_key(change.where, change.name) for change in planned.changes}
     found = {}
@@ -174,7 +174,7 @@ _NF_TABLES = frozenset({("ip", "filter"), ("ip", "raw"), ("ip6", "filter"), ("ip
 
 
 def refuse_dormant() -> None:
-    """Raise :class:`HostError` where somebody switched off a table that our chains are in: none of them is used."""
+    """Raise :class:`HostError` if a table with our chains is dormant: the kernel uses none of them."""
     try:
         asleep = sorted(_NF_TABLES & nf_tables.dormant())
     except HostError as error:
@@ -189,7 +189,7 @@ def refuse_dormant() -> None:
 
 
 def apply(planned: Plan) -> Seen:
-    """Carry out a plan that was just made, and return what is there then; if it fails, put back what was there.
+    """Execute a plan that was just made, and return the state after it; if it fails, restore the rules before.
 
     Raises :class:`HostError` that says what failed, and whether putting back failed too.
     """

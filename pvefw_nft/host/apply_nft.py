@@ -1,4 +1,4 @@
-"""Bringing a host's nftables tables ``bridge pvefw`` and ``inet pvefw`` to what is wanted, and removing them.
+"""Bring a host's nftables tables ``bridge pvefw`` and ``inet pvefw`` to the wanted state, or remove them.
 
 Each apply is one transaction of the kernel for both tables: a packet meets the old ruleset or the new one, and a
 failure changes nothing. Only chains whose rules differ and only elements that differ are touched, so that the
@@ -41,15 +41,15 @@ _FEW = 500  # so many are asked for one by one, each in less than a millisecond;
 
 
 class NotAsLoadedError(HostError):
-    """The transaction went through, but the kernel does not hold what was loaded."""
+    """The transaction went through, but the kernel does not hold the loaded ruleset."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The commands of the transaction, and what they change; no commands: nothing to do.
 
-    ``target`` is what it leads to; ``was_there``: a table of ours was there before. ``witness`` is that of the time
-    in which the kernel was looked at (None: there is none). ``whole``: it leaves nothing of what was in our tables.
+    ``target`` is the state after it; ``was_there``: a table of ours was there before. ``witness`` is that of the time
+    in which the kernel was looked at (None: there is none). ``whole``: it replaces our tables completely.
     """
 
     commands: tuple[Command, ...]
@@ -73,9 +73,9 @@ def plan(
     previous: Callable[[], Mapping[str, Wanted]] = dict,
     spoiled: Iterable[str] = (),
 ) -> Plan:
-    """Return what brings the kernel from what is noted in it to ``target`` (by family; none: no table).
+    """Return the plan that brings the kernel from its noted state to ``target`` (by family; none: no table).
 
-    ``previous`` gives what was applied last, if that is known: where a set is still as it was applied, only the
+    ``previous`` gives the ruleset applied last, if known: where a set is unchanged since then, only the
     elements that differ are touched. It is not asked where no set changes. ``spoiled`` are things changed by hand
     since, as ``bridge chain x``.
     """
@@ -104,15 +104,15 @@ def plan(
 
 
 def replacing(current: Kernel, target: Mapping[str, Wanted]) -> Plan:
-    """Return what replaces our tables as a whole, whatever is in them."""
+    """Return the plan that replaces our tables as a whole, in any state."""
     return plan({family: {} for family in current}, target)
 
 
 def carry_out(planned: Plan, nft: Nftables) -> tuple[Witness | None, Kernel]:
-    """Run the transaction and read back what is noted, which is returned too.
+    """Run the transaction; read back and return the notes.
 
-    Returns the witness of the moment before it was read back, where there is one: none where somebody else may have
-    changed what the plan rests on since. Raises :class:`HostError`.
+    Returns the witness of the moment before reading back; None if another program may have changed the state that the
+    plan was made from. Raises :class:`HostError`.
     """
     if planned.commands:
         nft.run(planned.commands)
@@ -131,7 +131,7 @@ def carry_out(planned: Plan, nft: Nftables) -> tuple[Witness | None, Kernel]:
 
 
 def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:
-    """Return what is not noted as it should be, one line each; nothing where all is well."""
+    """Return the wrong or missing notes, one line each; none if all are right."""
     wrong = [f"table {family} {TABLE} is still there" for family in current if family not in target]
     for family, wanted in target.items():
         if family not in current:
@@ -150,7 +150,7 @@ def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:
 def memory_of(target: Mapping[str, Wanted], before: Mapping[str, Remembered] | None = None) -> dict[str, Remembered]:
     """Return what to remember of a state that was just applied, by ``FAMILY KIND NAME``.
 
-    ``before``: what was remembered of the state before it; then only what differs is listed.
+    ``before``: the remembered state before it; then only differing parts are listed.
     """
     memory: dict[str, Remembered] = {}
     for family, wanted in target.items():
@@ -172,9 +172,9 @@ def memory_of(target: Mapping[str, Wanted], before: Mapping[str, Remembered] | N
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What was changed by hand since it was applied, as ``bridge chain tap100i0-IN``.
+    """The parts changed by hand since the apply, as ``bridge chain tap100i0-IN``.
 
-    ``changed`` holds other rules or elements; ``missing`` was deleted; ``added`` is somebody's, in a table of ours.
+    ``changed`` holds other rules or elements; ``missing`` was deleted; ``added`` is foreign, in a table of ours.
     """
 
     changed: tuple[str, ...] = ()
@@ -188,7 +188,7 @@ class Drift:
 
     @property
     def in_structure(self) -> bool:
-        """Whether a table does not consist of what it is noted to: then it cannot be changed in part."""
+        """Whether a table differs from its notes: then it cannot be changed in part."""
         return bool(self.missing or self.added)
 
 
@@ -259,11 +259,11 @@ class _TablePlan:
         self.whole = not noted or self._redefined()
 
     def commands(self) -> list[Command]:
-        """Return the commands that bring this table to what is wanted."""
+        """Return the commands that bring this table to the wanted state."""
         return self._whole() if self.whole or self._noted is None else self._in_part(self._noted)
 
     def _redefined(self) -> bool:
-        """Tell whether something that is there must be made anew: what refers to it would have to go first."""
+        """Tell whether an object must be replaced: its references would have to go first."""
         assert self._noted is not None
         for key, note in self._noted.items():
             thing = self._wanted.things.get(key)
@@ -370,5 +370,5 @@ def _from_key(key: str) -> Thing:
 
 
 def _making_order(thing: Thing) -> int:
-    """What is referred to comes first: objects, then chains, then sets and maps, whose elements name chains."""
+    """Order by references: objects, then chains, then sets and maps, whose elements name chains."""
     return {"set": 2, "map": 2, "chain": 1}.get(thing.kind, 0)

@@ -41,7 +41,7 @@ _NO_WRITING = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | os.O_APPEND | _O_TMPFILE
 _PROT_WRITE, _PROT_EXEC = 2, 4
 
 _CALLS = (
-    # what is open, and what is in memory
+    # open files, and memory
     "read readv pread64 write writev close lseek fstat fstat64 newfstatat fstatat64 stat stat64 lstat lstat64 statx "
     "statfs fstatfs readlink readlinkat getdents64 getcwd access faccessat faccessat2 munmap mremap brk madvise "
     # threads and time; no process is started, and no signal sent
@@ -56,7 +56,7 @@ _FCNTL_COMMANDS = (1, 2, 3, 1030)  # F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
 def confine(readable: Iterable[Path], memory: int) -> tuple[str, ...]:
     """Give up all but reading what lies below ``readable``, computing, and the descriptors that are open.
 
-    ``memory`` is how many bytes the process may have beyond what it has now. Returns what could not be given up, in
+    ``memory`` is how many bytes the process may have beyond what it has now. Returns the missing confinements, in
     words. The calling process must have one thread only.
     """
     _LIBC.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)  # SIGKILL, when its parent ends

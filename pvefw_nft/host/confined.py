@@ -1,11 +1,11 @@
-"""A process without privileges beside this one, that reads what tenants wrote, and what is said to and by it.
+"""A process without privileges that reads tenants' files, and the messages to and from it.
 
 It is a fork, not another program: the modules that it needs are loaded already, and starting costs milliseconds. Only
 where its capabilities would stay with it (:func:`.confine.needs_another_program`), it runs :mod:`.confined_program`. It
 keeps no descriptor but two pipes, and gives up what :mod:`.confine` takes before it reads anything.
 
 What passes the pipes are frames: four bytes of length, then so many bytes. What comes from the other process may be
-anything, so whoever reads a frame checks what is in it; it is never code (no pickle).
+anything, so the reader of a frame checks its content; it is never code (no pickle).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 SECONDS = 200
 """Seconds of the processor that one request may take (``PVEFW_COMPILER_SECONDS``): less than the watchdog's 600."""
 MAX_MEMORY = 8 << 30
-"""Bytes that the process may have beyond what it starts with; at most half of the machine's (``PVEFW_COMPILER_MEMORY``
-in MiB). The ruleset of 5,000 guests takes 2 GiB."""
+"""Bytes that the process may have beyond its size at the start; at most half of the machine's
+(``PVEFW_COMPILER_MEMORY`` in MiB). The ruleset of 5,000 guests takes 2 GiB."""
 MAX_FRAME = 1 << 30
 _MIN_MEMORY = 1 << 30
-_WAIT = 400.0  # seconds for an answer, whatever it waits for
+_WAIT = 400.0  # seconds for an answer, its own waits included
 _PIPE = 1 << 20
 _MAX_LEFT_BEHIND = 3
 _F_SETPIPE_SZ = 1031  # include/uapi/linux/fcntl.h

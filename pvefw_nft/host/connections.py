@@ -50,7 +50,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Somebody's established connection to a service of this host that must stay reachable.
+    """An established connection to a service of this host that must stay reachable.
 
     ``service`` is what to call it (``ssh``, ``web interface``), ``told_by`` where it was seen.
     """

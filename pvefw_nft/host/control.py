@@ -73,7 +73,7 @@ def pending() -> Pending | None:
 
 
 def _held() -> str | None:
-    """Return the fingerprint of the ruleset that nobody confirmed, if there is one. Raises HostError."""
+    """Return the fingerprint of the ruleset that was not confirmed, if there is one. Raises HostError."""
     return state.read_record(record.held_path(), lambda value: state.typed(value["fingerprint"], str))
 
 
@@ -96,7 +96,7 @@ def apply(
 ) -> tuple[Outcome, Pending | None]:
     """Apply a ruleset; with ``confirm_within`` seconds it goes again unless :func:`confirm` comes in time.
 
-    ``only_if_running``: do nothing where the firewall is not running. ``anew``: load also what is as wanted.
+    ``only_if_running``: do nothing where the firewall is not running. ``anew``: load unchanged parts, too.
     ``beside``: leave the rules of another firewall, see :class:`Pending`. Raises
     :class:`HostError`, also where another change still waits for its confirmation, and LockedError.
     """
@@ -153,7 +153,7 @@ def keep() -> None:
 
 
 def roll_back(*, wait: float = lock.WAIT) -> Outcome:
-    """Return to what was confirmed last; a change that waits for its confirmation is undone.
+    """Return to the ruleset confirmed last; a change that waits for its confirmation is undone.
 
     Raises :class:`HostError` where nothing was ever confirmed, and LockedError.
     """
@@ -165,7 +165,7 @@ def roll_back(*, wait: float = lock.WAIT) -> Outcome:
 
 
 def bring_to_confirmed() -> Outcome:
-    """Return to what was confirmed last; the caller holds the lock."""
+    """Return to the ruleset confirmed last; the caller holds the lock."""
     confirmed = record.load(record.confirmed_path())
     if confirmed is None:
         raise HostError("there is no confirmed ruleset to return to", "run `pvefw start`")
@@ -177,7 +177,7 @@ def keep_up(desired: Desired, *, beside: bool = False) -> Outcome | None:
 
     ``beside``: as for :func:`.firewall.bring_to`.
 
-    None where a change waits for its confirmation, or where nobody confirmed this ruleset: then what was confirmed
+    None where a change waits for its confirmation, or where this ruleset was not confirmed: then the one confirmed
     last runs, also after a reboot.
     """
     waiting = pending()
@@ -195,7 +195,7 @@ def keep_up(desired: Desired, *, beside: bool = False) -> Outcome | None:
 
 
 def fall_back() -> bool:
-    """Where nothing runs, bring what was confirmed last, and tell whether that was so; the caller holds the lock."""
+    """If nothing runs, load the ruleset confirmed last; return whether it did. The caller holds the lock."""
     if firewall.is_running() or record.load_if_sound(record.confirmed_path()) is None:
         return False
     bring_to_confirmed()
@@ -203,7 +203,7 @@ def fall_back() -> bool:
 
 
 def is_held_back(desired: Desired) -> bool:
-    """Tell whether nobody confirmed this ruleset when it ran, so that only a person may apply it again."""
+    """Tell whether this ruleset ran and was not confirmed, so that only a person may apply it again."""
     return _held() == desired.fingerprint
 
 
@@ -220,7 +220,7 @@ def guard(token: str, seconds: float, ready: int | None = None) -> Outcome | Non
         change = pending()
         if change is None or change.token != token:
             return None
-        # the time starts anew once the ruleset is in place
+        # the time starts again once the ruleset is in place
         left = max(end, change.deadline) - _since_boot()
         if left <= 0:
             break
@@ -231,7 +231,7 @@ def guard(token: str, seconds: float, ready: int | None = None) -> Outcome | Non
                 change = pending()
                 return _undo(change) if change is not None and change.token == token else None
         except PvefwError:
-            # whatever is in the way (a full disk, somebody's lock) may go: the host must not stay as it is
+            # the obstacle (a full disk, a lock) may go: the host must not stay in this state, so try again
             time.sleep(5)
 
 
@@ -241,7 +241,7 @@ def await_confirmation(change: Pending) -> bool:
         if _since_boot() > change.deadline + _GRACE:
             guard(change.token, 0)
         time.sleep(0.1)
-    # whoever ended the wait holds the lock until all is done
+    # the process that ended the wait holds the lock until all is done
     with lock.hold(wait=_GUARD_LOCK_WAIT):
         # confirming forgets that the ruleset was held back, undoing does not
         return _held() is None
@@ -289,7 +289,7 @@ def _apply_guarded(
 
 
 def await_with_rules(seconds: float) -> Pending:
-    """Note that what runs beside another firewall is to be removed once somebody confirms; the caller holds the lock.
+    """Note that the ruleset beside another firewall is to be removed on confirmation; the caller holds the lock.
 
     Without a confirmation the rules stay. Raises HostError.
     """
@@ -305,7 +305,7 @@ def await_with_rules(seconds: float) -> Pending:
 def _is_overdue(change: Pending) -> bool:
     """Tell whether a change should have been undone by now.
 
-    Its guard was killed, or never started, or waits for the lock: whoever holds that has to undo the change.
+    Its guard was killed, or never started, or waits for the lock: the holder of the lock has to undo the change.
     """
     return _since_boot() > change.deadline + _GRACE
 

@@ -30,7 +30,7 @@ _OTHERS_AT_WORK = ("No such file", "Device or resource busy", "File exists")
 """The kernel's words where a transaction names something that is gone, is used, or is there already."""
 
 Remember: TypeAlias = "Callable[[str, Memory | None], Memory]"
-"""Gets the ruleset's identity and what was remembered before; returns what to remember now."""
+"""Get the ruleset's identity and the state remembered before; return the state to remember now."""
 
 
 class Planned(Protocol):
@@ -38,7 +38,7 @@ class Planned(Protocol):
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """What it changes; nothing: the kernel is as wanted."""
+        """The changes; none: the kernel holds the wanted ruleset."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ class Planned(Protocol):
 class Engine(Protocol):
     """One backend on this host.
 
-    What was seen in the kernel is kept, and used again as long as a witness proves that it still holds.
+    The state of the kernel is cached, and used again while a witness proves that it is unchanged.
     """
 
     name: str
@@ -61,13 +61,13 @@ class Engine(Protocol):
         """Tell whether anything of ours is in the kernel, as far as the tools that are installed can see."""
 
     def look_ahead(self, desired: Desired) -> None:
-        """See what is in the kernel, and read the ruleset that runs, so that the next plan need not.
+        """Warm the caches for the next plan: read the kernel's rules and the running ruleset.
 
         Raises :class:`HostError`.
         """
 
     def unchanged(self, memory: Memory | None) -> bool:
-        """Tell whether the kernel provably holds what it held when that was noted, and what it would get now.
+        """Tell whether the kernel provably still holds the noted rules, and these are the wanted ones.
 
         In doubt: no.
         """
@@ -75,12 +75,12 @@ class Engine(Protocol):
     def plan(self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool = False) -> Planned:
         """Return what would bring the kernel to the ruleset.
 
-        ``previous`` is what was applied last, ``memory`` how the kernel listed it. ``anew`` replaces also what is as
-        wanted. Raises :class:`HostError`.
+        ``previous`` is the ruleset applied last, ``memory`` its listing by the kernel. ``anew`` also replaces parts
+        that are as wanted. Raises :class:`HostError`.
         """
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:
-        """Carry out a plan that was just made and read back the result; put back what was there if that fails.
+        """Execute a plan that was just made and read back the result; restore the rules before it if that fails.
 
         Returns what tells how the kernel lists the ruleset now, which may take a while. Raises :class:`HostError`.
         """
@@ -92,7 +92,7 @@ class Engine(Protocol):
         """
 
     def drifted(self, memory: Memory | None) -> list[str]:
-        """Return what was changed by hand since it was applied."""
+        """Return the parts changed by hand since the apply."""
 
     def dropped(self) -> dict[str, int]:
         """Return packets dropped or rejected, by chain."""
@@ -147,7 +147,7 @@ class IptablesEngine:
         target = _wanted(desired)
         seen = self._look(ebtables=bool(target.ebtables.chains))
         apply_iptables.refuse_dormant()
-        # of what nobody knows how it was listed, nobody can tell whether it is still as it was loaded
+        # without a recorded listing drift cannot be detected: reload everything
         anew = anew or memory is None
         renamed = names.differing(memory.names, names.digests()) if memory is not None else []
         return apply_iptables.plan(
@@ -174,7 +174,7 @@ class IptablesEngine:
         return apply_iptables.apply(apply_iptables.plan(there, xtables.State(), removing=True)).notes
 
     def drifted(self, memory: Memory | None) -> list[str]:
-        """Compare each chain with how it was listed when it was applied, unless nobody changed anything since."""
+        """Compare each chain with its listing after the apply, unless the witness proves that nothing changed."""
         if memory is None or self.unchanged(memory):
             return []
         return apply_iptables.drifted(self._look(ebtables=False).state, memory.chains)
@@ -200,14 +200,14 @@ class IptablesEngine:
         return names.digests()
 
     def _look(self, *, ebtables: bool) -> apply_iptables.Seen:
-        """Return what is there, read anew unless it provably is what was seen last."""
+        """Return the present rules, read again unless a witness proves them unchanged."""
         if self._seen is None or not self._seen.still_holds():
             self._seen = apply_iptables.look(ebtables=ebtables, on_record=_chains_on_record)
         return self._seen
 
 
 def _chains_on_record() -> Collection[str]:
-    """Return the chains that were loaded since boot and not removed, by the keys of what was remembered of them."""
+    """Return the chains that were loaded since boot and not removed, by the keys of their remembered state."""
     remembered = record.read_memory()
     if remembered is not None:
         return remembered.chains.keys()
@@ -249,7 +249,7 @@ class NftEngine:
             raise
 
     def look_ahead(self, desired: Desired) -> None:
-        """Read what is noted in our tables, and all pieces, of which the next ruleset will have most."""
+        """Read the notes in our tables, and all pieces, of which the next ruleset will have most."""
         self._look()
         self._reader.wanted(desired.pieces)
 
@@ -264,7 +264,7 @@ class NftEngine:
         Nftables()  # where it is missing, nothing is to be begun
         target = self._reader.wanted(desired.pieces)
         there, witness = self._look()
-        # of what nobody knows how it was listed, nobody can tell whether it is still as it was loaded
+        # without a recorded listing drift cannot be detected: reload everything
         if anew or (memory is None and there):
             return apply_nft.replacing(there, target)
 
@@ -279,7 +279,7 @@ class NftEngine:
         return replace(planned, witness=witness if witness == call_witness() else None)
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:
-        """Run the transaction; what was applied last is put back if what is read back is not as wanted."""
+        """Run the transaction; restore the previous ruleset if the rules read back are not the wanted ones."""
         assert isinstance(planned, apply_nft.Plan)
         nft = Nftables()
         self._seen = None
@@ -298,7 +298,7 @@ class NftEngine:
             chains = apply_nft.memory_of(planned.target, _chains(before) if before is not None else None)
             now = call_witness()
             if now is not None and now != witness:
-                # Somebody changed rules meanwhile, perhaps these: what was loaded just now is to be loaded once more.
+                # rules changed meanwhile, perhaps these: forget their listings, so the next apply loads them again
                 old = _chains(before)
                 chains = {k: v if old.get(k) == v else Remembered(v.signature, "") for k, v in chains.items()}
             return Memory(identity, chains, witness if witness == now else None)
@@ -315,7 +315,7 @@ class NftEngine:
         except HostError as error:
             if planned.whole or not any(reason in error.message for reason in _OTHERS_AT_WORK):
                 raise
-            # somebody deleted or added something since it was looked at: nothing has changed yet
+            # the tables changed since they were read: the transaction failed as a whole
             return apply_nft.carry_out(apply_nft.replacing(read_kernel(), planned.target), nft)
 
     def _known(self, previous: Desired | None) -> Mapping[str, Wanted]:
@@ -330,7 +330,7 @@ class NftEngine:
         return ()
 
     def drifted(self, memory: Memory | None) -> list[str]:
-        """Compare each chain and set with how it was listed, unless nobody changed any ruleset since."""
+        """Compare each chain and set with its listing, unless no ruleset changed since."""
         return [] if memory is None or self.unchanged(memory) else self._drift(memory, self._look()[0]).names
 
     def _drift(self, memory: Memory | None, there: Kernel) -> apply_nft.Drift:
@@ -359,7 +359,7 @@ class NftEngine:
         return {}
 
     def _look(self) -> tuple[Kernel, Witness | None]:
-        """Return what is noted in our tables, read anew unless it provably is what was seen last, and its witness."""
+        """Return the notes in our tables, read again unless a witness proves them unchanged, and the witness."""
         witness = call_witness()
         if self._seen is not None and self._seen[0] == witness:
             return self._seen[1], witness

@@ -39,7 +39,7 @@ def _try(paths: Sequence[Path], seconds: float) -> bool:
     try:
         child = os.fork()
     except OSError:
-        return True  # no process left: whoever asks finds out for itself
+        return True  # no process left: the caller has to find out itself
     if child == 0:
         for path in paths:
             with contextlib.suppress(OSError):

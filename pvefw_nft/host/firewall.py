@@ -1,6 +1,6 @@
 """Bringing a host to a ruleset and removing it, with records on disk and switching between backends.
 
-Each function takes the compiled ruleset as data and returns what it did; it prints nothing. All of them may be
+Each function takes the compiled ruleset as data and returns its changes; it prints nothing. All of them may be
 repeated, and a start after a run that was killed anywhere leads to the same end as an undisturbed one: what is
 to be done is worked out from what the kernel holds, never from what should have been done.
 """
@@ -44,7 +44,7 @@ class Outcome:
     switched_from: str | None = None
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    """What somebody may not expect."""
+    """Remarks about unexpected facts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Unseen:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The firewall as it is: ``changes`` are pending, ``drifted`` was changed by hand; None: that is not known.
+    """The firewall as it is: ``changes`` are pending, ``drifted`` was changed by hand; None: unknown.
 
     What could not be looked at is in ``unseen``; the rest is then as far as it can be known.
     """
@@ -103,11 +103,11 @@ def preview(desired: Desired, *, anew: bool = False) -> Outcome:
 
 
 def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = None, beside: bool = False) -> Outcome:
-    """Bring the host to the ruleset, whatever ran before. With ``anew`` also what is as wanted is loaded again.
+    """Bring the host to the ruleset, from any state. With ``anew`` unchanged parts are loaded again, too.
 
     With ``beside`` rules of other backends stay, which may be those of another firewall that runs. The caller holds the
     lock. ``record_of``: the record that the ruleset was read from; without one it is written.
-    Raises :class:`HostError`: what ran before is then in place, or it says what is.
+    Raises :class:`HostError`: the ruleset that ran before is then in place, or the message names the one that is.
     """
     chosen = engine(desired.backend)
     leftover = [] if beside else [other for other in others(desired.backend) if is_present(other)]
@@ -126,7 +126,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     remember: Remember | None = None
     connections, moved = zone_change.ZoneChange(), frozenset[int]()
     if planned.changes or leftover or _differs(desired, previous) or memory is None:
-        # written and synced before the kernel is touched: a full disk leaves everything as it is
+        # written and synced before the kernel is touched: a full disk changes nothing
         prepared = record.prepare(record.running_path(), desired) if record_of is None else None
         connections = zone_change.begin(desired)
         moved = arrived(previous, desired)
@@ -212,7 +212,7 @@ def _zone_rules(desired: Desired | None) -> list[str]:
 def _remove_replaced(engines: list[Engine], desired: Desired) -> Iterator[str]:
     """Remove the rules of other backends than the one of the ruleset that was just loaded; yield what had to stay.
 
-    Raises :class:`HostError` that says what is loaded then.
+    Raises :class:`HostError` that names the rules loaded then.
     """
     for candidate in engines:
         try:
@@ -265,7 +265,7 @@ def _forget(*paths: Path) -> list[str]:
 
 
 def withdraw(*, remove: bool) -> None:
-    """End what was applied beside another firewall, whose rules stay; the caller holds the lock.
+    """Remove the ruleset that was applied beside another firewall, whose rules stay; the caller holds the lock.
 
     ``remove``: the rules on record go; without it they stay too, since the other firewall has rules of the same names
     and goes on with them. Kernel settings stay as they are: the other firewall may need them. Raises HostError.
@@ -397,7 +397,7 @@ def _check_removable(engines: list[Engine]) -> None:
 
 
 def stands(desired: Desired) -> bool:
-    """Tell whether this is what was applied last, and the kernel provably still holds it."""
+    """Tell whether this ruleset was applied last, and the kernel provably still holds it."""
     if not record.marker_path().exists():
         return False
     memory = record.read_memory()
@@ -421,7 +421,7 @@ def _put_back_what_others_needed(desired: Desired) -> PutBack:
 
 
 def _keep_settings(desired: Desired) -> list[str]:
-    """Set anew what somebody changed of the settings without which nothing is filtered, and tell."""
+    """Restore changed kernel settings without which nothing is filtered; return a note for each."""
     wrong = _wrong_settings(desired)
     if wrong:
         _prepare_kernel(desired)
@@ -450,7 +450,7 @@ def _note(memory: Memory) -> list[str]:
 
 
 def _known(backend: str) -> tuple[Memory | None, Desired | None]:
-    """Return what was applied last and how it was listed, as far as that is known and of this backend."""
+    """Return the ruleset applied last and its listing, if known and of this backend."""
     previous = record.load_if_sound(record.running_path())
     if previous is None or previous.backend != backend:
         return None, None

@@ -1,4 +1,4 @@
-"""What brings a host's iptables, ipset and ebtables rules from what is there to what is wanted.
+"""Plan the change of a host's iptables, ipset and ebtables rules from the present to the wanted ones.
 
 A plan is data: what each tool is fed, in the order that no rule ever misses its set (sets, rules, sets no
 longer used). Only chains whose rules changed are replaced, each table in one atomic restore; sets are filled
@@ -40,7 +40,7 @@ LOCK_WAIT = "10"
 class Part:
     """What one tool is fed. ``command`` is what runs, ``title`` what a listing shows.
 
-    ``may_fail``: each line stands on its own, and may fail where somebody else uses what it removes.
+    ``may_fail``: each line stands on its own, and may fail if another program uses the removed object.
     """
 
     title: str
@@ -56,8 +56,8 @@ class Part:
 class Plan:
     """The parts to carry out, in order, and what they change; no parts: nothing to do.
 
-    ``before`` is what the plan was made from, with its ``witness``, ``after`` what it leads to. ``notes`` say which
-    chains and sets stay although they are not wanted, and why.
+    ``before`` is the state that the plan was made from, with its ``witness``, ``after`` the planned one. ``notes`` say
+    which chains and sets stay although they are not wanted, and why.
     """
 
     parts: tuple[Part, ...]
@@ -255,7 +255,7 @@ class _TablePlan:
         if target.signature is None:
             return current.rules == target.rules  # both as listed
         if current.signature is None:
-            # ebtables: only what was remembered tells that these are the rules that are wanted
+            # ebtables has no signatures: only the remembered state tells that these rules are the wanted ones
             signed = not self._where.startswith("ebtables")
             return not signed and remembered is not None and remembered.signature == target.signature
         as_listed = remembered is not None

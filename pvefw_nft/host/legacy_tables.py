@@ -31,7 +31,7 @@ _EBTABLES_MODULE = Path("/sys/module/ebtable_filter")
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """Where a protocol's tables are read, and where struct ipt_entry or ip6t_entry holds what is needed of it."""
+    """The places of a protocol's tables, and of the needed fields of struct ipt_entry or ip6t_entry."""
 
     family: int
     level: int

@@ -63,7 +63,7 @@ class Link:
     """One network interface.
 
     ``master`` is the bridge (or bond) it is a port of, ``lower`` the link a veth or VLAN leads to (the veth's
-    peer), both by name; ``bridge`` is None for what is no bridge. ``vlans`` is filled for ports of
+    peer), both by name; ``bridge`` is None for other links. ``vlans`` is filled for ports of
     VLAN-aware bridges only.
     """
 

@@ -136,7 +136,7 @@ class SetLinkSysctl:
 
 @dataclass(frozen=True, slots=True)
 class SetPortVlans:
-    """Have a port of a VLAN-aware bridge pass ``vlans`` and no others; ``current`` is what it passes now."""
+    """Have a port of a VLAN-aware bridge pass ``vlans`` and no others; ``current`` are the VLANs it passes now."""
 
     name: str
     current: tuple[VlanRange, ...]
@@ -226,7 +226,7 @@ def foresee(step: Step, links: Links) -> None:
 
 
 def _lower_bridge(port: str, links: Links) -> None:
-    """A bridge takes the smallest MTU of its ports, until somebody sets another (kernel: br_mtu_auto_adjust)."""
+    """A bridge takes the smallest MTU of its ports, until another one is set (kernel: br_mtu_auto_adjust)."""
     link = links.get(port)
     bridge = links.get(link.master) if link is not None and link.master is not None else None
     if link is not None and bridge is not None and link.mtu < bridge.mtu:

@@ -1,6 +1,6 @@
 """The host's names for numbers: iptables and ebtables look them up whenever they load a rule that holds one.
 
-What is in the kernel then has the number of that time, and is listed with it. So which names it was loaded under must
+The kernel keeps the number of that time, and lists it. So which names it was loaded under must
 be remembered, to know whether loading it again would make the same.
 """
 

@@ -1,7 +1,7 @@
 """NAT beside the iptables ruleset: rules that translate addresses, and the zone rule that they need.
 
 With bridge-nf-call-iptables on, as the iptables ruleset needs it, a guest's packet is tracked on its firewall bridge
-before the host routes it, and NAT leaves alone what is confirmed by then. Proxmox's guide has a rule for this, which
+before the host routes it, and NAT skips packets that are confirmed by then. Proxmox's guide has a rule for this, which
 gives firewall bridges a connection tracking zone of their own::
 
     -t raw PREROUTING -i fwbr+ -j CT --zone 1
@@ -92,7 +92,7 @@ def _zone(raw: list[str]) -> int:
 
 
 def missing() -> list[str]:
-    """Return what is wrong, one line for each IP version: NAT rules, firewall bridges, and no zone rule.
+    """Return the problem, one line for each IP version: NAT rules, firewall bridges, and no zone rule.
 
     Raises :class:`HostError` where rules cannot be listed.
     """

@@ -142,7 +142,7 @@ class Listing:
         return _framed(self._expression(expression) for _, expression in attributes(listed, 0))
 
     def _expression(self, expression: bytes) -> bytes:
-        """Return an expression without what it counted, and with the content of a set that has no name of its own."""
+        """Return an expression without its counts, and with the content of a set that has no name of its own."""
         parts = dict(attributes(expression, 0))
         name, data = text(parts.get(EXPRESSION_NAME, b"")), parts.get(EXPRESSION_DATA, b"")
         if name == "counter":
@@ -156,7 +156,7 @@ class Listing:
         return _framed([name.encode(), data])
 
     def _anonymous(self, name: str) -> str:
-        """Return the digest of a set that nft made for one rule. Nobody can change it while the rule is there."""
+        """Return the digest of a set that nft made for one rule. It cannot change while the rule is there."""
         body = self._definitions.get(name)
         if body is None:
             body = next((body for _, _, body in self._sets(name)), b"")

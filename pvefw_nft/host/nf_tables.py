@@ -174,7 +174,7 @@ class Questions:
                 if answers is not None:
                     return answers
         except OSError as error:
-            self._close()  # what is still to come would be taken for the next answer
+            self._close()  # the rest of this answer would be taken for the next one
             if about and error.errno == errno.ENOENT:
                 return []
             hint = "run this as root" if error.errno == errno.EPERM else None

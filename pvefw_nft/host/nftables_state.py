@@ -1,6 +1,6 @@
-"""nftables rules as data: what is wanted, as compiled, and what the kernel has, by the digests kept there.
+"""nftables rules as data: the wanted ones, as compiled, and the kernel's, by the digests kept there.
 
-What is wanted is a list of libnftables JSON commands (libnftables-json(5)) that add the tables ``bridge pvefw``
+The wanted ruleset is a list of libnftables JSON commands (libnftables-json(5)) that add the tables ``bridge pvefw``
 and ``inet pvefw``. The kernel lists rules in another spelling than it was given, so each of our tables holds a
 chain ``digests``, which nothing jumps to: one rule for each chain, set or object, whose comment is its name and
 the digests of its definition and of its content.
@@ -88,7 +88,7 @@ class Noted:
 
 
 Kernel: TypeAlias = "dict[str, dict[str, Noted]]"
-"""By family (only those whose table exists): what is noted, by key."""
+"""By family (only those whose table exists): the notes, by key."""
 
 
 def digest(value: Any) -> str:  # noqa: ANN401 - any JSON value
@@ -101,7 +101,7 @@ _NO_CONTENT = digest([])
 
 
 class Reader:
-    """Reads artefacts, given in pieces. What it read in the last one's pieces it need not read again in the next."""
+    """Read artefacts, given in pieces. Pieces of the last artefact are cached for the next one."""
 
     def __init__(self) -> None:
         """Start with nothing read."""
@@ -110,7 +110,7 @@ class Reader:
     def wanted(self, pieces: Iterable[str]) -> dict[str, Wanted]:
         """Read the pieces of ``pvefw compile --backend nft``: by family, each table as it should be.
 
-        Commands that remove our own table first are left out, since how to get from what is there to what is wanted
+        Commands that remove our own table first are left out, since the way from the present to the wanted state
         is decided here. Raises :class:`InternalError` for any other command, for tables that are not ours, and for
         rules or elements that are not all in one piece.
         """
@@ -150,7 +150,7 @@ class _Piece:
 
 
 def _read_piece(piece: str) -> _Piece:
-    """Read a piece. Whoever made it may be hostile: raises InternalError for all that is not ours."""
+    """Read a piece. Its maker may be hostile: raises InternalError for all that is not ours."""
     try:
         return _take_commands(json.loads(f"[{piece}]"))
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -303,9 +303,9 @@ def our_tables() -> list[str]:
 
 
 def read_kernel() -> Kernel:
-    """Return what is noted in our tables. A table without notes is one that somebody else made or emptied.
+    """Return the notes in our tables. A table without notes was made or emptied by another program.
 
-    One that somebody switched off counts as emptied: it is to be made anew.
+    A dormant table counts as emptied: it is replaced.
     """
     off = nf_tables.dormant()
     return {family: {} if (family, TABLE) in off else _read_notes(family) for family in our_tables()}

@@ -284,7 +284,7 @@ class _Plan:
         return link is not None and link.kind in _UPLINK_KINDS and _GUEST_PORT.fullmatch(port) is None
 
     def _ensure_vlan_port(self, bridge: str, uplink: str, tag: int) -> None:
-        # whatever its name: the kernel allows one link for a VLAN of a link
+        # under any name: the kernel allows one link for a VLAN of a link
         port = next((link for link in self._links if link.lower == uplink and link.vlan == tag), None)
         if port is None:
             name = _fit(f"{uplink}.{tag}", uplink)
@@ -318,7 +318,7 @@ class _Plan:
                 self._do(DeleteLink(port.name))
         self._do(DeleteLink(name))
 
-    # --- what is there already ------------------------------------------------------------------------------
+    # --- links that exist already ------------------------------------------------------------------------------
 
     def _check_ours(self, nic: Nic) -> None:
         """Refuse links that have the names of this NIC's plumbing and cannot be it."""

@@ -1,4 +1,4 @@
-"""The records of rulesets on disk: what runs, what was confirmed last, and what ran before an unconfirmed change."""
+"""Records of rulesets on disk: the running one, the one confirmed last, and the one before an unconfirmed change."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _fingerprint(backend: str, pieces: Sequence[str], hardening: str) -> str:
 class Memory:
     """What the kernel listed after the last apply, to tell changes by hand.
 
-    ``identity`` is that of what was applied. ``witness`` was taken when it had been read back; None: nothing proves
+    ``identity`` is that of the applied ruleset. ``witness`` was taken when it had been read back; None: nothing proves
     that it still holds. ``names`` are digests of the host's names that it was loaded under, where it holds names.
     """
 
@@ -94,7 +94,7 @@ def previous_path() -> Path:
 
 
 def held_path() -> Path:
-    """The fingerprint of a ruleset that nobody confirmed: only a person may apply it again."""
+    """The fingerprint of a ruleset that was not confirmed: only a person may apply it again."""
     return state.state_directory() / "held.json"
 
 
@@ -285,7 +285,7 @@ def write_memory(memory: Memory) -> None:
 
 
 def read_memory() -> Memory | None:
-    """Return what was remembered since this boot of the ruleset on record; None where nothing sound is there."""
+    """Return the state remembered since this boot of the ruleset on record; None if there is no valid one."""
 
     def check(value: Any) -> Memory | None:  # noqa: ANN401 - JSON
         chains = {

@@ -1,4 +1,4 @@
-"""What tells that somebody changed rules: the kernel announces each transaction of nf_tables, and says who made it.
+"""Notice changes of rules: the kernel announces each transaction of nf_tables, and names its maker.
 
 Constants are those of include/uapi/linux/netfilter/nfnetlink.h and nf_tables.h, linux/filter.h and asm/socket.h.
 """

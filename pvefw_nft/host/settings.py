@@ -123,17 +123,17 @@ def _remember(settings: Mapping[str, str], standing: Callable[[str], str | None]
 
 @dataclass(frozen=True, slots=True)
 class PutBack:
-    """What putting back settings led to that somebody should know (``notes``), and what went wrong (``problems``)."""
+    """The result of restoring settings: remarks (``notes``) and failures (``problems``)."""
 
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
 
 def put_back(running: str | None = None) -> PutBack:
-    """Put back what was changed here, unless somebody changed it since.
+    """Restore the settings changed by pvefw, unless another program changed them since.
 
     ``running`` is the backend whose ruleset goes on filtering: then only what others alone need is put back.
-    Raises :class:`HostError` where what was changed is not known.
+    Raises :class:`HostError` if the changed settings are not known.
     """
     remembered = read_remembered()
     ours = [key for key in remembered if running is None or key in _not_needed_by(running)]

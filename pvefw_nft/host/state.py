@@ -140,7 +140,7 @@ def _warn(error: HostError) -> None:
 
 
 def take_warnings() -> list[str]:
-    """Return what was found damaged and left out of account since the last call."""
+    """Return the damaged files that were ignored since the last call."""
     found = list(_warnings)
     _warnings.clear()
     return found

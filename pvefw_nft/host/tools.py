@@ -37,7 +37,7 @@ def is_installed(tool: str) -> bool:
 
 
 def _path(tool: str) -> str | None:
-    """Return the path of a tool: the system's own folders come first, whatever the environment says."""
+    """Return the path of a tool: the system's own folders come first, before PATH."""
     return shutil.which(tool, path=f"{_PATH}:{os.environ.get('PATH', '')}")
 
 
@@ -87,7 +87,7 @@ def run_all(commands: Sequence[Sequence[str]], text: str | None = None, timeout:
 
 
 class _Running:
-    """A tool that runs. Its output goes to memory, so that it need not wait for whoever reads it."""
+    """A tool that runs. Its output goes to memory, so that it never waits for a reader."""
 
     def __init__(self, command: Sequence[str], text: str | None) -> None:
         self._command = command
@@ -118,7 +118,7 @@ class _Running:
             raise
 
     def output(self, timeout: float) -> str:
-        """Wait for its end and return what it printed. Raises HostError."""
+        """Wait for its end and return its output. Raises HostError."""
         try:
             ended = os.pidfd_open(self._process.pid)
         except OSError as err:

@@ -150,7 +150,7 @@ def notify(message: str) -> None:
 
 
 class Look(Protocol):
-    """Runs a function that touches the file system, and returns what it returns."""
+    """Run a function that touches the file system, and return its result."""
 
     def __call__(self, function: Callable[[], _T], /) -> _T:
         """Raises :class:`PvefwError` where the file system does not answer."""
@@ -223,7 +223,7 @@ class Watcher:
     ) -> None:
         """Watch ``folders``; ``refresh`` gets the reason. All times are in seconds.
 
-        Files are looked at every ``poll``, and ``refresh`` is called every ``full`` whatever happened, and after as
+        Files are looked at every ``poll``, and ``refresh`` is called every ``full`` in any case, and after as
         many seconds as it asks for by what it returns. After an event it is called when nothing more came for
         ``quiet``, at the latest after ``longest``.
 
@@ -288,7 +288,7 @@ class Watcher:
         return time.monotonic() + (self._full if wanted is None else min(wanted, self._full))
 
     def _seen(self, inotify: Inotify) -> dict[str, tuple[int, int, int]] | None:
-        """Watch the folders and return what is in them; None where the file system does not tell."""
+        """Watch the folders and return their entries; None where the file system does not answer."""
 
         def look() -> dict[str, tuple[int, int, int]]:
             folders = self._folders()
@@ -298,7 +298,7 @@ class Watcher:
         try:
             return self._look(look)
         except (PvefwError, OSError):  # the latter where a limit of the process is reached
-            return None  # the refresh says what is wrong
+            return None  # the refresh reports the error
 
     def _tell_problems(self, inotify: Inotify) -> None:
         for problem in sorted(inotify.problems):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wired:
-    """What was done (or, in a dry run, would be done) for one NIC; ``error`` says why it failed."""
+    """The steps taken (or, in a dry run, planned) for one NIC; ``error`` says why it failed."""
 
     nic: Nic
     steps: tuple[Step, ...]

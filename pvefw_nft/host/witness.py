@@ -1,7 +1,7 @@
-"""What proves that nobody changed the rules in the kernel since they were looked at.
+"""Proof that no rule in the kernel changed since the rules were read.
 
 nf_tables counts the changes of a network namespace: a number in the kernel grows by one with each transaction,
-whoever made it (nf_tables_commit in net/netfilter/nf_tables_api.c). Equal numbers mean equal rules, for nft and for
+by any program (nf_tables_commit in net/netfilter/nf_tables_api.c). Equal numbers mean equal rules, for nft and for
 the variants of iptables and ebtables that keep their rules there. ipsets and the tables of legacy variants are not
 counted: a digest of them is made whenever a witness is taken.
 """
@@ -34,10 +34,10 @@ _LEGACY = ("xtables-legacy-multi", "ebtables-legacy")  # how the files of legacy
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """What was so when the rules were looked at.
+    """The facts recorded when the rules were read.
 
     ``boot`` (with a number of the module) and ``namespace`` (a number that no other namespace of this boot gets) say
-    whose count ``generation`` is; ``rest`` is a digest of what is not counted.
+    whose count ``generation`` is; ``rest`` is a digest of the parts that are not counted.
     """
 
     boot: str
@@ -55,7 +55,7 @@ class Witness:
 
     @classmethod
     def of_json(cls, value: Any) -> Witness | None:  # noqa: ANN401 - JSON
-        """Return the witness that was written; None: there was none. Raises TypeError for what is none."""
+        """Return the witness that was written; None: there was none. Raises TypeError for any other value."""
         if value is None:
             return None
         boot, namespace, generation, rest = value
@@ -85,7 +85,7 @@ def _module_number() -> int:
 
 
 def call_for_tools(names: Sequence[str], uncounted: str) -> Witness | None:
-    """Return the witness for rules that these tools keep, and the listing of what is not counted.
+    """Return the witness for rules that these tools keep, and the listing of the parts that are not counted.
 
     None where one of them is missing, is of a variant that is not known, or keeps its rules where they cannot be read.
     """

@@ -1,6 +1,6 @@
-"""The iptables, ipset and ebtables rules of a host as data: what is wanted, and what is there.
+"""The iptables, ipset and ebtables rules of a host as data: the wanted and the present ones.
 
-A :class:`State` holds only what is ours: chains that carry our signature or are called ``PVEFW-…``, the sets
+A :class:`State` holds only our own parts: chains that carry our signature or are called ``PVEFW-…``, the sets
 called ``PVEFW-…``, and the jumps from the kernel's chains into them. A chain with a name that our rulesets use is ours
 too where it is on record as loaded, or where it is empty and no rule leads to it: ``iptables -F`` leaves such chains.
 Everything else is the administrator's and is never read further than to see that it is not ours, and whether it uses
@@ -164,7 +164,7 @@ def _normal(entry: str) -> str:
     return f"{spelled} {options}" if options else spelled
 
 
-# --- what is wanted -----------------------------------------------------------------------------------------
+# --- wanted rules -----------------------------------------------------------------------------------------
 
 
 def wanted(artefact: Mapping[str, Any]) -> State:
@@ -228,7 +228,7 @@ def _after(line: str, words: int) -> str:
     return line.split(" ", words)[words]
 
 
-# --- what is there ------------------------------------------------------------------------------------------
+# --- present rules ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

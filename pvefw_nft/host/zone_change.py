@@ -61,7 +61,7 @@ _FRAGMENT = {"&": [{"payload": {"protocol": "ip", "field": "frag-off"}}, 0x3FFF]
 def zones_of(ruleset: Desired | None) -> dict[tuple[int, int], int]:
     """Return the zones of NICs, by VMID and number, that a ruleset on record sets; none where it sets none.
 
-    What is not the name of a firewall bridge with a number of ours is left out: a damaged record must not matter.
+    Entries other than a firewall bridge's name with a number of ours are skipped: a damaged record must not matter.
     """
     if ruleset is None or not info(ruleset.backend).sets_zones:
         return {}
@@ -81,7 +81,7 @@ def zones_in_force() -> dict[tuple[int, int], int]:
 
 @dataclass(slots=True)
 class ZoneChange:
-    """What is to be done for connections around an apply. :func:`begin` makes it; what fails is told, and no more."""
+    """The work on connections around an apply. :func:`begin` makes it; a failure is only reported."""
 
     to_zones: bool = False
     from_zones: bool = False
@@ -161,7 +161,7 @@ _BODY: Final[Mapping[str, object]] = {"family": "bridge", "table": TRANSITION_TA
 def begin(desired: Desired) -> ZoneChange:
     """Return what an apply of this ruleset must do for connections.
 
-    Whoever filtered before, also Proxmox's own firewall, has left its guests' marks on connections.
+    The previous firewall, Proxmox's own included, has left its guests' marks on connections.
     """
     if not desired.enabled:
         return ZoneChange()

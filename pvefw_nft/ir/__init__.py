@@ -1,1 +1,1 @@
-"""The intermediate representation: what a configuration means, before any backend spells it."""
+"""The intermediate representation: the meaning of a configuration, before any backend spells it."""

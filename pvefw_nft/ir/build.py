@@ -1,4 +1,4 @@
-"""From the model to the IR: what a configuration means. All policy is decided here and in the modules it calls.
+"""From the model to the IR: the meaning of a configuration. All policy is decided here and in the modules it calls.
 
 Which chain comes first, what ``dhcp: 1`` lets through, what a group's acceptance is: the answers stand in the
 order in which packets meet them. Backends only spell what they get.

@@ -1,4 +1,4 @@
-"""The chains of FORWARD rules: what the host routes, and what a VNet's ports send to each other.
+"""The chains of FORWARD rules: for routed packets, and for packets between a VNet's ports.
 
 They live in a layer of their own, since the reference ruleset has no place for them. Acceptance is final there
 and needs no mark: the guests' own chains run at other hooks.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pvefw_nft.config.model import ClusterConfig, RuleItem, VnetConfig
 
 HOST_FORWARD = "PVEFW-HOST-FORWARD"
-"""The chain for what the host routes."""
+"""The chain for routed packets."""
 
 
 def add_forward_chains(context: Context) -> tuple[str | None, tuple[Vnet, ...]]:

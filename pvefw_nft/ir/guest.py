@@ -91,7 +91,7 @@ _CLOSED = builtin("a file of the guest cannot be used", action=DROP)
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one guest becomes: its journal in the context, and what the builder collects."""
+    """One built guest: its journal in the context, and the builder's lists."""
 
     journal: tuple[tuple[Layer, Chain] | tuple[str, Direction], ...]
     nics: tuple[Nic, ...]
@@ -101,10 +101,10 @@ class _Part:
 
 
 class PartStore:
-    """What guests became, for a service that compiles again and again.
+    """Cache of built guests, for a service that compiles again and again.
 
-    That follows from the guest and the options of cluster.fw. A guest is known by being the same object. Where one is
-    made anew and comes out as it was, its chains stay the same objects, by which others know them.
+    A built guest depends on the guest and the options of cluster.fw; the key is the identity of the guest object. If a
+    rebuild gives equal chains, the old chain objects are kept, since other caches key on their identity.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The chains and sets of the host: what it receives and sends itself."""
+"""The chains and sets of the host: packets that it receives and sends itself."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MANAGEMENT = SetKey(0, "management")
 """The set of those who may manage this node."""
 
 BLACKLIST = SetKey(0, "blacklist")
-"""The set of those whom nobody wants to hear."""
+"""The set of addresses whose packets are dropped first."""
 
 _IGMP = ProtocolMatch(Protocol(2, "igmp"))
 _MANAGEMENT_IN = ("8006", "5900:5999", "3128", "22", "60000:60050")
@@ -81,7 +81,7 @@ def _dport(text: str) -> Ports:
 
 
 def input_filters(context: Context) -> Iterator[Rule]:
-    """Yield what every packet to the host or to a guest passes first: blacklist, smurfs, TCP flags."""
+    """Yield the rules that every packet to the host or to a guest passes first: blacklist, smurfs, TCP flags."""
     options = context.node.host.options
     if BLACKLIST.name in context.node.cluster.ipsets:
         _add_blacklist(context)

@@ -466,7 +466,7 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class Goto:
-    """On to another chain of the same layer; when it returns, back to whoever jumped to this one."""
+    """On to another chain of the same layer; when it returns, back to the chain that jumped to this one."""
 
     chain: str
 

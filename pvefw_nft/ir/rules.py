@@ -1,4 +1,4 @@
-"""What the builders of the IR share: the chains made so far, and how one rule of a file becomes rules of the IR."""
+"""Shared by the builders of the IR: the chains made so far, and the translation of a file's rule to rules of the IR."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ DEFAULT_LIMIT = RateLimit(1, "second", None, "1/sec")
 class Context:
     """The node being compiled, and the chains made so far, by layer and name.
 
-    ``as_reference``: leave out what makes the ruleset stricter than the reference's. ``journal`` holds, in order, the
-    chains added and the group chains asked for, since somebody emptied it.
+    ``as_reference``: leave out rules that make the ruleset stricter than the reference's. ``journal`` holds, in order,
+    the chains added and the group chains asked for since it was last emptied.
     """
 
     def __init__(self, node: NodeConfig, *, as_reference: bool = False) -> None:
@@ -104,7 +104,7 @@ class Context:
         del self.journal[count:]
 
     def repeat(self, journal: Iterable[tuple[Layer, Chain] | tuple[str, Direction]]) -> None:
-        """Do again what a journal says."""
+        """Replay a journal."""
         for first, second in journal:
             if isinstance(second, Chain):
                 assert isinstance(first, Layer)
@@ -241,7 +241,7 @@ def policy_origin(config: ClusterConfig | GuestConfig | VnetConfig, option: str,
 def policy_rules(
     context: Context, policy: Policy, origin: Origin, chain: str, vmid: int, level: int | None, accept: Action
 ) -> Iterator[Rule]:
-    """Yield the rules at the end of a chain: what happens to packets that no rule matched."""
+    """Yield the rules at the end of a chain, for packets that no rule matched."""
     match policy:
         case Policy.ACCEPT:
             yield Rule((), accept, origin)

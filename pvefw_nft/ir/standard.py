@@ -1,4 +1,4 @@
-"""The standard chains: what every ruleset has, whatever the configuration says.
+"""The standard chains: every ruleset has them, in every configuration.
 
 They carry the names and the order of the reference: ``PVEFW-Drop`` and ``PVEFW-Reject`` run before a policy of
 that name takes effect, ``PVEFW-reject`` tells the sender, the rest are looked up by the input filters.

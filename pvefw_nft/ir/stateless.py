@@ -1,4 +1,4 @@
-"""The stateless chains: what is dropped at the ports of firewall bridges before anything else is done with a frame.
+"""The stateless chains: they drop frames at the ports of firewall bridges before any other chain.
 
 They keep the promises of ``macfilter`` and ``ipfilter`` against a guest that writes its own frames, where the chains
 of the reference ruleset do not: those see a packet behind one VLAN tag only, after connection tracking, and after
@@ -105,7 +105,7 @@ _ADVERTISEMENT = IcmpType(6, NDP_TYPES["neighbor-advertisement"], None, "neighbo
 
 
 def mac_filter(nic: ModelNic) -> Rule:
-    """Return the rule that drops what other senders send; a NIC without a valid address sends nothing."""
+    """Return the rule that drops frames of other senders; a NIC without a valid address sends nothing."""
     if nic.mac is None:
         return builtin("macfilter", action=DROP)
     return builtin("macfilter", SourceMac(nic.mac, nic.mac_spelling, negated=True), action=DROP)

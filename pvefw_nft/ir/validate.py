@@ -1,6 +1,6 @@
 """The invariants of the IR. They are checked after every build: a backend may rely on them.
 
-What fails here is a bug of the compiler, never of a configuration, whose problems the front end reports.
+A failure here is a bug of the compiler: the front end reports all problems of configurations.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _PORT_PROTOCOLS = frozenset((6, 17, 33, 132, 136))
 
 @dataclass(frozen=True, slots=True)
 class _References:
-    """What the rules of a chain refer to: chains, each with the families in which it is called, and sets."""
+    """The references of a chain's rules: chains, each with the families in which it is called, and sets."""
 
     chains: tuple[tuple[str, int], ...]
     sets: tuple[SetKey, ...]
@@ -127,9 +127,9 @@ class SoundChains:
 
 
 def validate(ruleset: Ruleset, store: SoundChains | None = None) -> None:
-    """Check a ruleset. Raises InternalError that names the chain and what is wrong with it.
+    """Check a ruleset. Raises InternalError that names the chain and its mistake.
 
-    What ``store`` knows to be sound in itself is not looked at again.
+    Chains that ``store`` knows as valid are not checked again.
     """
     keys = {made.key for made in ruleset.sets}
     for layer, chains in ruleset.chains.items():
@@ -250,7 +250,7 @@ def _match_problem(match: object, layer: Layer, rule: Rule, protocol: int | None
 
 
 def _layer_problem(match: object, layer: Layer) -> str | None:
-    """Return what is wrong with a match in a layer that does not know it."""
+    """Return the mistake of a match that its layer does not have."""
     match match:
         case EtherType() if layer not in (Layer.LINK, Layer.STATELESS):
             return "a layer 2 match in an IP chain"

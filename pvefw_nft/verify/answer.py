@@ -1,4 +1,4 @@
-"""Whether the answer to a rejected packet reaches its sender: what a rejection looks like from there.
+"""Tell whether the answer to a rejected packet reaches its sender.
 
 A rejection is a packet of its own, and the ruleset sees it on its way back. Where its connection was never
 confirmed, because the first packet was rejected at once, or is gone, since a reset ends it, connection tracking

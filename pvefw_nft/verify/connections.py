@@ -3,7 +3,7 @@
 A connection is known by its two tuples, that of its first packet and that of an answer, each in the zone in which its
 packets are looked up. A packet finds it by either: by the first it is *new* until an answer was seen and *established*
 then; by the other it is an answer, and established. The table knows a connection from where its first packet left a
-bridge or came to the host, whatever became of it later; an answer counts as seen where it is looked up.
+bridge or came to the host, dropped later or not; an answer counts as seen where it is looked up.
 
 Left out: sequence numbers, timeouts, resets, expected connections and translation.
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _Tuple: TypeAlias = tuple[int | None, ...]
 _ECHO = {8 << 8: 0, 0: 8 << 8}
 _ECHO6 = {128 << 8: 129 << 8, 129 << 8: 128 << 8}
-"""Echo requests and replies, by type and code, and what answers or asked for each."""
+"""Echo requests and replies, by type and code, with the counterpart of each."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What connection tracking makes of a packet that belongs to no connection it knows.
+"""The state of a packet that belongs to no known connection.
 
 Sources: nf_conntrack_proto_tcp.c (tcp_valid_flags, and the state table's row for "no connection", with
 nf_conntrack_tcp_loose at its default of 1), nf_conntrack_proto_icmp.c and _icmpv6.c, and for what is not IP

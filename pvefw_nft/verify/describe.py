@@ -227,7 +227,7 @@ def _mark_text(tests: tuple[Test, ...]) -> str:
 
 
 def verdict_text(verdict: Verdict | None) -> str:
-    """Return what a rule decides."""
+    """Return the text of a rule's verdict."""
     match verdict:
         case None:
             return "continue"
@@ -275,7 +275,7 @@ def nat_text(nat: Nat, on: Field | None = None) -> str:
 
 
 def effect_text(effect: Effect) -> str:
-    """Return what a rule does besides."""
+    """Return the text of a rule's other effects."""
     match effect:
         case Log(prefix, level, group):
             return f'log "{prefix}"' + (f" group {group}" if group is not None else f" level {level}")

@@ -205,7 +205,7 @@ class _Parser:
         self.ether_type = 0
 
     def require(self, *tests: Condition) -> None:
-        """Add what a match demands beside what it says."""
+        """Add the conditions that a match implies."""
         self.conditions += [test for test in tests if test not in self.conditions]
 
     def take(self) -> str:

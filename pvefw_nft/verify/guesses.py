@@ -1,4 +1,4 @@
-"""Whether a verdict rests on an address that was made up, and which addresses would change it.
+"""Find out whether a verdict depends on a made-up address, and which addresses would change it.
 
 Rules tell addresses apart only by the sets that they look up. So the packet is sent once for each class of addresses
 that the rules on its way distinguish, classes that only such another packet meets included: where all of these
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.simulate import LookedUp, Outcome
 
 MAX_PACKETS = 64
-"""How many packets are tried; beyond that, what was found so far is said."""
+"""Limit of packets to try; beyond it the result is partial."""
 
 _NO_HOSTS4 = IntervalSet.of((0, 0x00FFFFFF), (0x7F000000, 0x7FFFFFFF), (0xE0000000, 0xFFFFFFFF))
 _NO_HOSTS6 = IntervalSet.of((0, 1), (0xFF << 120, (1 << 128) - 1))
@@ -41,7 +41,7 @@ _HOSTS: Mapping[Field, IntervalSet] = {
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """What rests on one made-up address.
+    """The verdicts for other values of one made-up address.
 
     ``otherwise`` gives, by verdict, addresses that lead to another one; empty: no address would. ``complete``: all
     addresses were tried that the rules tell apart.
@@ -54,7 +54,7 @@ class Guess:
 
 
 def simulate_guessing(model: RulesetModel, probe: Probe) -> Outcome:
-    """As :func:`~pvefw_nft.verify.simulate.simulate`, and find out what rests on the packet's made-up addresses."""
+    """As :func:`~pvefw_nft.verify.simulate.simulate`, and test how the verdict depends on made-up addresses."""
     looked_up: LookedUp = {one.field: {} for one in probe.made_up}
     outcome = simulate(model, probe, looked_up)
     if probe.made_up:
@@ -74,7 +74,7 @@ class _Guessing:
         self.verdicts = {self.start: verdict}
 
     def guesses(self) -> tuple[Guess, ...]:
-        """Try other addresses until the rules ask nothing new, and return what was found for each made-up one."""
+        """Try other addresses until the rules test nothing new; return the result for each made-up one."""
         complete = self._explore()
         found = [self._alone(place) for place in range(len(self.fields))]
         if not any(found) and (together := self._together()) is not None:
@@ -135,7 +135,7 @@ class _Guessing:
 
 
 def guess_text(guess: Guess) -> str:
-    """Return what rests on a made-up address, in a few short sentences."""
+    """Say in a few short sentences whether the verdict depends on a made-up address."""
     made_up, address = guess.made_up, value_text(guess.made_up.field, guess.address)
     source = made_up.option == "--source"
     if made_up.stands_for_many:

@@ -14,7 +14,7 @@ from pvefw_nft.verify.path import Link, Network
 
 @dataclass(slots=True)
 class _Stanza:
-    """What the stanzas of one interface say."""
+    """The settings of one interface, from its stanzas."""
 
     is_bridge: bool = False
     vlan_aware: bool = False
@@ -27,7 +27,7 @@ class _Stanza:
 def read_interfaces(text: str) -> tuple[Link, ...]:
     """Return the host's interfaces that have addresses or are bridges, in the order of the file.
 
-    What does not look like an address is left out: the file belongs to other tools, which complain about it.
+    Words that are no address are skipped: the file belongs to other tools, which complain about it.
     """
     stanzas: dict[str, _Stanza] = {}
     current: _Stanza | None = None

@@ -1,4 +1,4 @@
-"""Reads ``ipset save`` and restore text: what is in which set, as conditions on packets.
+"""Read ``ipset save`` and restore text: the members of each set, as conditions on packets.
 
 Sources: ipset(8) and net/netfilter/ipset of Linux. Of a net set's entries the most specific one that has the
 address decides, and a ``nomatch`` entry says no. In a set of several dimensions networks are tried from the
@@ -93,7 +93,7 @@ class IpSet:
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """What a member has: ``ip``, ``net``, ``port`` …"""
+        """The parts of a member: ``ip``, ``net``, ``port`` …"""
         return _DIMENSIONS[self.kind]
 
 

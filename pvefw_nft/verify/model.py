@@ -1,7 +1,7 @@
-"""The ruleset model: what readers produce, and what simulator and prover evaluate.
+"""The ruleset model: readers produce it, simulator and prover evaluate it.
 
 A :class:`RulesetModel` is a set of tables of chains of rules, whichever tool they came from: iptables,
-ip6tables, ebtables (ipsets resolved) and nftables. It holds what decides about packets and nothing else.
+ip6tables, ebtables (ipsets resolved) and nftables. It holds only the parts that decide about packets.
 
 **Fields.** A packet, at one hook, is a partial map from :class:`Field` to an integer from 0 up to the field's
 ``size``. Everything a rule can look at is such a field: addresses, ports, the interface (its name as a 16
@@ -119,7 +119,7 @@ INNER_TYPE = Field("inner ether type", 1 << 16, FieldKind.ETHERTYPE)
 ETHER_SRC = Field("ether saddr", 1 << 48, FieldKind.MAC)
 ETHER_DST = Field("ether daddr", 1 << 48, FieldKind.MAC)
 PKTTYPE = _enum("pkttype", "host", "broadcast", "multicast", "otherhost", "outgoing", "loopback")
-"""Whom the frame is addressed to (include/uapi/linux/if_packet.h); unicast to somebody else: otherhost."""
+"""The addressee of the frame (include/uapi/linux/if_packet.h); unicast to another host: otherhost."""
 ARP_OP = Field("arp operation", 1 << 16)
 ARP_HTYPE = Field("arp htype", 1 << 16)
 ARP_PTYPE = Field("arp ptype", 1 << 16, FieldKind.ETHERTYPE)
@@ -466,7 +466,7 @@ def mark_test(bits: tuple[Field, ...], mask: int, value: int, *, inverted: bool 
 
 
 def holds(condition: Condition, packet: Mapping[Field, int]) -> bool:
-    """Return whether a condition holds for a packet: the definition of what conditions mean."""
+    """Return whether a condition holds for a packet. This defines the meaning of conditions."""
     if isinstance(condition, Test):
         value = packet.get(condition.field)
         return value is not None and value in condition.values
@@ -533,14 +533,14 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class Goto:
-    """On to another chain of the same table; when it returns, back to whoever jumped to this one."""
+    """On to another chain of the same table; when it returns, back to the chain that jumped to this one."""
 
     chain: str
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """To a program's queue ``first``, or those from ``first`` to ``last``; what it decides is not known here.
+    """To a program's queue ``first``, or those from ``first`` to ``last``; the program's decision is not known here.
 
     With ``bypass`` the packet is accepted where no program listens, without it dropped.
     """
@@ -554,7 +554,7 @@ class Queue:
 class Nat:
     """Address translation (``dnat``, ``snat``, ``masquerade``, ``redirect``), which also accepts.
 
-    ``addresses`` and ``ports`` are the first and last value to use, None where that part stays as it is.
+    ``addresses`` and ``ports`` are the first and last value to use, None where that part does not change.
     """
 
     kind: str
@@ -565,7 +565,7 @@ class Nat:
 
 @dataclass(frozen=True, slots=True)
 class UnknownVerdict:
-    """A target the readers do not know, met under an assumption of the user's: what it does is open."""
+    """A target unknown to the readers, accepted under an assumption of the user's: its effect is open."""
 
     text: str
 
@@ -726,7 +726,7 @@ class SetField:
     value: int | tuple[int, ...]
 
     def result(self, old: int) -> int:
-        """Return what an old value becomes."""
+        """Return the new value of an old one."""
         return self.value if isinstance(self.value, int) else self.value[old]
 
 

@@ -73,7 +73,7 @@ REJECTIONS: dict[str, dict[str, tuple[str | None, str | None]]] = {
         "admin-prohibited": ("admin-prohibited", "admin-prohibited"),
     },
 }  # fmt: skip
-"""What is answered in each family (net/netfilter/nft_reject.c for icmpx)."""
+"""The answer of each family (net/netfilter/nft_reject.c for icmpx)."""
 
 
 def member_condition(selectors: list[Selector], element: Json) -> Condition:
@@ -316,7 +316,7 @@ def harmless(key: dict[str, Json]) -> bool:
 
 
 def is_over(limit: Json) -> bool:
-    """Return whether a limit matches what exceeds it."""
+    """Return whether a limit matches the packets that exceed it."""
     return isinstance(limit, dict) and bool(limit.get("inv"))
 
 
@@ -331,7 +331,7 @@ def limit_text(body: Json) -> str:
 
 
 def nat_range(value: Json, convert: Callable[[str], tuple[int, int]]) -> tuple[int, int] | None:
-    """Return the first and last value of an address or port to translate to; None where it stays as it is."""
+    """Return the first and last value of an address or port to translate to; None where it does not change."""
     if value is None:
         return None
     if isinstance(value, (int, str)) and not isinstance(value, bool):

@@ -138,7 +138,7 @@ class NftTable:
     lookups: set[str] = field(default_factory=set)
 
     def set_name(self, reference: str) -> str:
-        """Return what to call a set by its reference, among those of all tables."""
+        """Return the name of a set by its reference, unique among all tables."""
         return f"nft {self.family.value} {self.name} {reference[1:]}"
 
     def members(self, reference: str) -> list[Json]:

@@ -1,4 +1,4 @@
-"""Reads nft rulesets in nft's own syntax: files for ``nft -f``, and what ``nft list ruleset`` prints.
+"""Read nft rulesets in nft's own syntax: files for ``nft -f``, and the output of ``nft list ruleset``.
 
 Source: nft(8), and the listings of nftables 1.0.6 to 1.1. The text becomes the JSON that libnftables has for it, which
 :mod:`.nft` reads; so the meaning of a rule is decided in one place. What is read is the part of the language that

@@ -1,4 +1,4 @@
-"""Expressions of nft's own syntax: what a packet is asked for, and the values it is compared with."""
+"""Expressions of nft's own syntax: fields of a packet, and the values they are compared with."""
 
 from __future__ import annotations
 

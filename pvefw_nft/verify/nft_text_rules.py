@@ -207,7 +207,7 @@ class Rules(Expressions):
         return _matching("==", {"&": [selector, mask]}, prefix["addr"])
 
     def _flags(self, operator: str, selector: Json) -> Json:
-        """Read what TCP flags are compared with: a few, or some of a mask (``syn / syn,ack``)."""
+        """Read the operand of TCP flags: a few, or some of a mask (``syn / syn,ack``)."""
         if not operator and self._skip("!"):
             return _matching("!", selector, self._bits())
         bits = self._bits()
@@ -262,7 +262,7 @@ def _matching(operator: str, left: Json, right: Json) -> Json:
 
 
 def _masked(expression: Json) -> Json:
-    """Return what an expression masks, or None."""
+    """Return the operand of an expression that masks, or None."""
     masked = expression.get("&") if isinstance(expression, dict) else None
     return masked[0] if isinstance(masked, list) else None
 
@@ -278,4 +278,4 @@ _STATEMENTS: dict[str, Callable[[Rules, str], Json]] = {
     "log": Rules._log,
     "queue": Rules._queue,
 }
-"""What reads a statement, by its first word. Statements without an entry begin with what they match."""
+"""Readers of statements, by first word. Statements without an entry begin with the expression they match."""

@@ -41,7 +41,7 @@ class Token:
 
 
 def tokens(text: str, source: str) -> list[Token]:
-    """Cut a text into its words. Raises RulesetError for what begins none."""
+    """Cut a text into its words. Raises RulesetError at a character that begins none."""
     found = []
     line, at = 1, 0
     while at < len(text):

@@ -128,7 +128,7 @@ _TYPES = {name: number for number, name in enumerate(ADDRESS_TYPES)}
 _IP, _IP6, _ARP = equals(PROTOCOL, IPV4), equals(PROTOCOL, IPV6), equals(PROTOCOL, ARP)
 _TAGGED = equals(ETHER_TYPE, VLAN)
 ND_TYPES = IntervalSet.of((135 << 8, 136 << 8 | 0xFF))
-"""Neighbour solicitations and advertisements, of whatever code."""
+"""Neighbour solicitations and advertisements, of any code."""
 PORTED = Test(L4PROTO, IntervalSet.from_ranges((n, n) for n in PORT_PROTOCOLS))
 
 
@@ -213,7 +213,7 @@ _CT: dict[str, Selector] = {
 
 
 def selector(expression: Json, family: Family) -> Selector:
-    """Return what an expression reads in a table of this family; raises UnknownExpressionError."""
+    """Return the field of an expression in a table of this family; raises UnknownExpressionError."""
     if isinstance(expression, dict) and len(expression) == 1:
         (kind, body), = expression.items()  # fmt: skip
         if isinstance(body, dict):
@@ -297,8 +297,8 @@ def text_of(expression: Json) -> str:
 def ranges_of(on: Selector, value: Json) -> list[tuple[int, int]]:
     """Return the ranges of the expression's own values that a value, range, prefix or set means.
 
-    Sets by name are resolved before; raises UnknownExpressionError for what is not modelled, ValueError for
-    what is wrong.
+    Sets by name are resolved before; raises UnknownExpressionError for an expression that is not modelled, ValueError
+    for an invalid one.
     """
     if isinstance(value, (int, str)) and not isinstance(value, bool):
         return [_scalar(on, value)]

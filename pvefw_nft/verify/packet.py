@@ -1,7 +1,7 @@
 """From a description of a packet in an administrator's words to its fields and its way through the host.
 
 Example: ``PacketSpec(source="vm100", destination="10.0.0.7:22", protocol="tcp")`` gives the path from VM 100
-to whoever has 10.0.0.7, and a TCP SYN from VM 100's address, port 40000.
+to the owner of 10.0.0.7, and a TCP SYN from VM 100's address, port 40000.
 """
 
 from __future__ import annotations
@@ -95,14 +95,14 @@ Address = tuple[int, int]
 """An IP version and an address of it."""
 
 UNKNOWN_MAC = 0x020000000001
-"""What a frame's addresses are where nobody knows them: a locally administered address."""
+"""The MAC address of an end whose own is unknown: a locally administered address."""
 HOST_MAC = 0x020000000002
 EPHEMERAL_PORT = 40000
 _OUTSIDE: Mapping[int, int] = {
     4: int(ipaddress.IPv4Address("198.51.100.1")),
     6: int(ipaddress.IPv6Address("2001:db8:ffff::1")),
 }
-"""Addresses for whoever has none known: those kept for documentation (RFC 5737, RFC 3849)."""
+"""Addresses for ends without a known one: those reserved for documentation (RFC 5737, RFC 3849)."""
 _INSIDE: Mapping[int, int] = {
     4: int(ipaddress.IPv4Address("192.0.2.0")),
     6: int(ipaddress.IPv6Address("2001:db8::")),
@@ -111,7 +111,7 @@ _INSIDE: Mapping[int, int] = {
 
 @dataclass(frozen=True, slots=True)
 class PacketSpec:
-    """A packet as asked for; None or empty is what a new, ordinary packet has.
+    """A packet as asked for; None or empty: the value of a new, ordinary packet.
 
     ``source`` and ``destination`` are zones or addresses, the destination may carry a port (``10.0.0.7:22``,
     ``[fd00::7]:22``, ``vm100:22``). ``protocol`` is a name or number, or ``arp`` or another ether type by
@@ -146,7 +146,7 @@ class PacketSpec:
 class MadeUp:
     """An address that was made up: ``field`` is where the packet has it, ``end`` whose it is.
 
-    ``stands_for_many``: the end is whoever is outside, so that any address is an example. ``option`` gives another one.
+    ``stands_for_many``: the end is the outside, so any address is an example. ``option`` gives another one.
     """
 
     field: Field
@@ -411,7 +411,7 @@ class _Maker:
     def _address_type(self, version: int, address: int, end: End) -> int:
         """Return the kind of an address in the host's routing tables (fib_frontend.c, inet_addr_type).
 
-        Whatever address the host itself is said to have is one of its own.
+        An address given for the host itself counts as one of its own.
         """
         kind = "local" if isinstance(end, HostEnd) else "unicast"
         if self._is_group((version, address)):

@@ -135,7 +135,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """What the way of a packet depends on. ``call_iptables`` is the sysctl bridge-nf-call-iptables (and
+    """The settings that a packet's way depends on. ``call_iptables`` is the sysctl bridge-nf-call-iptables (and
     -ip6tables), ``filter_vlan_tagged`` bridge-nf-filter-vlan-tagged. ``elsewhere`` are the NICs of guests that run on
     other nodes: to this host they are behind the uplink of their bridge.
     """
@@ -199,7 +199,7 @@ class NicEnd:
 
 @dataclass(frozen=True, slots=True)
 class PortEnd:
-    """Somebody behind a port of one of the host's bridges."""
+    """A peer behind a port of one of the host's bridges."""
 
     bridge: str
     port: str
@@ -210,7 +210,7 @@ class PortEnd:
 
 @dataclass(frozen=True, slots=True)
 class RoutedEnd:
-    """Somebody behind an interface of the host that is no bridge."""
+    """A peer behind an interface of the host that is no bridge."""
 
     interface: str
 
@@ -346,7 +346,7 @@ class Path:
     """The stages from ``source`` to ``destination``, in order; ``back`` are those of the way back.
 
     Connection tracking depends on the way back: what it finds there is known here. ``dead_end`` says why the packet
-    gets no further than the last stage, whatever the rules say; empty: it arrives.
+    gets no further than the last stage, independent of the rules; empty: it arrives.
     """
 
     source: End

@@ -1,4 +1,4 @@
-"""What the readers share: errors that name the rule, and what to assume of matches nobody modelled."""
+"""Shared by the readers: errors that name the rule, and assumptions about matches that are not modelled."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class RulesetError(PvefwError):
-    """A ruleset cannot be read, or holds what the model cannot express."""
+    """A ruleset cannot be read, or the model cannot express it."""
 
     exit_code: ClassVar[int] = 3
 
 
 class Assume(Enum):
-    """What to take an unknown match for."""
+    """The assumption about an unknown match."""
 
     MATCH = "match"
     NOMATCH = "nomatch"
@@ -39,7 +39,7 @@ class Reading:
     assumptions: list[str] = field(default_factory=list)
 
     def unknown(self, where: str, text: str, *, whole: bool = True) -> Condition:
-        """Return what stands for an unknown match; raises RulesetError without an assumption.
+        """Return the condition for an unknown match; raises RulesetError without an assumption.
 
         Equal texts are taken for one match, but where they are not the ``whole`` of it.
         """
@@ -55,7 +55,7 @@ class Reading:
 
     @property
     def meaning(self) -> str:
-        """What is assumed, in words."""
+        """The assumption, in words."""
         if self.assume is Assume.BOTH:
             return "match or not, both possible"
         return "match" if self.assume is Assume.MATCH else "match nothing"

@@ -1,4 +1,4 @@
-"""Writes what simulate found: for people as text, for programs as plain data that fits into JSON."""
+"""Write the result of simulate: text for people, plain data that fits into JSON for programs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MAX_RULE = 110
 
 
 def outcome_lines(outcome: Outcome, *, verbose: bool = False, title: str = "") -> Iterator[str]:
-    """Yield the lines that explain what happened to a packet.
+    """Yield the lines that explain a packet's verdict.
 
     Each hop of the way with the base chains that had something to say, the chains that led to the rule that
     decided, and that rule with the place in the configuration it is there for. ``verbose`` adds each rule tried.
@@ -67,7 +67,7 @@ def outcome_lines(outcome: Outcome, *, verbose: bool = False, title: str = "") -
 
 
 def is_doubtful(guess: Guess) -> bool:
-    """Return whether the verdict may be wrong: it rests on the made-up address of one guest, or of the host."""
+    """Return whether the verdict may be wrong: it depends on a made-up address of one guest, or of the host."""
     return not guess.made_up.stands_for_many and bool(guess.otherwise or not guess.complete)
 
 

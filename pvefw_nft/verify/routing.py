@@ -1,4 +1,4 @@
-"""What the host's routing drops by itself, whatever the rules say: packets from addresses that nobody can have.
+"""Packets that the host's routing drops before any rule: their addresses cannot belong to a host.
 
 Sources: ip_route_input_slow and fib_validate_source (net/ipv4/route.c, fib_frontend.c), ip6_rcv_core
 and ip6_forward (net/ipv6/ip6_input.c, ip6_output.c) of Linux 6.1.
@@ -34,8 +34,9 @@ _EVERYBODY = 0xFFFFFFFF
 def martian(stage: Stage, packet: Mapping[Field, int]) -> str | None:
     """Return why routing drops a packet before this stage, or None where it does not.
 
-    Only what is routed or delivered to the host is looked at. The broadcast address of one of the host's networks is
-    not, since that depends on rp_filter: without it fib_validate_source takes any sender that is not the host itself.
+    Only packets that are routed or delivered to the host are checked. The broadcast address of one of the host's
+    networks is not, since that depends on rp_filter: without it fib_validate_source takes any sender that is not the
+    host itself.
     """
     if stage.family is Family.BRIDGE or stage.point not in (Point.INPUT, Point.FORWARD):
         return None

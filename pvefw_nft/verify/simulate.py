@@ -1,4 +1,4 @@
-"""What happens to one packet: the rules it meets, hop by hop, and the one that decides.
+"""Follow one packet: the rules that it meets, hop by hop, and the one that decides.
 
 The walk follows the kernel (net/netfilter/core.c, ip_tables.c, nf_tables_core.c): at each stage of the path
 the base chains in order, in each the rules in order; accept ends the base chain, drop and reject end the way.
@@ -113,7 +113,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.tracking import Tracked
 
 _PLACE = re.compile(r"\S:\d+")
-"""What an origin that names file and line looks like."""
+"""Matches an origin that names file and line."""
 STANDARD = "standard chain"
 """The origin of rules that every ruleset of ours has: it says nothing about why a packet came there."""
 _USUAL_BITS = {"rate ": 0, "expired ": 0, "ct helper ": 0, LABEL: 0, "fib ": 1}
@@ -129,7 +129,8 @@ MAX_UNKNOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A rule a packet met: ``number`` counts from 1 in its chain. ``failed`` is what did not hold, None: it matched.
+    """A rule a packet met: ``number`` counts from 1 in its chain. ``failed`` is the test that did not hold; None: it
+    matched.
 
     ``callers`` are the rules whose jumps or gotos led here, outermost first. ``verdict`` is what the rule decided: of a
     verdict map the entry that holds.
@@ -199,14 +200,14 @@ def _tests_mark(rule: Rule) -> bool:
 
 @dataclass(slots=True)
 class StageWalk:
-    """What happened at one stage: a walk for each base chain there."""
+    """The walks at one stage: one for each base chain there."""
 
     stage: Stage
     chains: list[ChainWalk] = field(default_factory=list)
 
 
 End: TypeAlias = Accept | Drop | Reject | UnknownVerdict
-"""How the walk of a base chain ends; what a program on a queue decides counts as accepted."""
+"""How the walk of a base chain ends; a packet for a program's queue counts as accepted."""
 
 
 @dataclass(slots=True)
@@ -216,11 +217,11 @@ class Outcome:
 
     ``connections`` are those known afterwards, for the next packet. ``stopped`` says what else than a rule dropped it.
     ``notes`` are what a reader should know: queues, translations,
-    assumptions the verdict rests on. ``answered`` says whether the answer to a rejected packet reaches its sender
-    (None: not rejected, or not known). ``guesses`` say of each made-up address what rests on it.
+    assumptions that the verdict depends on. ``answered`` says whether the answer to a rejected packet reaches its
+    sender (None: not rejected, or not known). ``guesses`` say whether the verdict depends on each made-up address.
     ``put_together``: it was a later fragment, which is no packet of its own from connection tracking on. A proof's
-    probe, which has no topology, ends there; else it goes on as the packet without its ports.
-    ``fields`` are the packet's at the end, its connection's mark among them.
+    probe, which has no topology, ends there; else it goes on as the packet without its ports. ``fields`` are the
+    packet's at the end, its connection's mark among them.
     """
 
     probe: Probe
@@ -263,7 +264,7 @@ class Outcome:
 
 
 class _Undecided(Exception):  # noqa: N818  not an error: the walk asks for an answer
-    """The walk met an unknown match whose outcome nobody chose yet."""
+    """The walk met an unknown match whose outcome is not chosen yet."""
 
     def __init__(self, on: Field) -> None:
         super().__init__(on.name)
@@ -281,7 +282,7 @@ def simulate(
     connections: Connections | None = None,
     shortcuts: Shortcuts | None = None,
 ) -> Outcome:
-    """Return what happens to a packet on its way. With ``connections`` its state follows from those known before it.
+    """Return the verdict on a packet, with its walk. With ``connections`` its state follows from those known before it.
 
     Where ``looked_up`` has fields as keys, the sets that rules looked up for them are added to it. With ``shortcuts``
     the outcome has only the steps that matched. Raises UsageError where more unknown matches matter than can be tried.
@@ -435,7 +436,7 @@ class _Walker:
         )
 
     def _tracked(self) -> tuple[Tracked, ...]:
-        """Return what connection tracking does at each stage."""
+        """Return the effect of connection tracking at each stage."""
         path = self.probe.path
 
         def runs(stage: Stage) -> bool:
@@ -447,7 +448,7 @@ class _Walker:
         return tracked
 
     def _see_connection(self, view: View) -> None:
-        """Show what a base chain sees of the packet's connection."""
+        """Return the packet's connection as a base chain sees it."""
         self.tracking = view
         first = CT_STATES.index(first_state(self.packet))
         if self.connections is not None:
@@ -591,7 +592,7 @@ class _Walker:
             self.looked_up[test.field][test.values] = None
 
     def _usual(self, on: Field, value: int) -> int:
-        """Return the value that a field made on demand is taken to have, and note what is not a matter of course."""
+        """Return the value that a field made on demand is taken to have, and note an unusual one."""
         if on.name.startswith("fib ") and (note := f"assumed: the host has a route ({on} exists)") not in self.notes:
             self.notes.append(note)
         return value
@@ -600,7 +601,7 @@ class _Walker:
 
     def _set(self, on: Field, value: int) -> None:
         if on in CONNECTION_FIELDS and not self.tracking.known and self.packet[CT_STATE] in LATER:
-            return  # of a connection that is looked up anew each time nothing stays
+            return  # an unknown connection is looked up again each time, so a value assigned to it does not last
         self.packet[on] = self.view[on] = value
 
     def _apply(self, effect: Effect) -> None:
@@ -669,5 +670,5 @@ class _Walker:
 
 
 def _keys(verdict: VerdictMap) -> Condition:
-    """Return what a packet must be for a verdict map to have an entry for it."""
+    """Return the condition under which a verdict map has an entry for a packet."""
     return Any(tuple(condition for condition, _ in verdict.entries))

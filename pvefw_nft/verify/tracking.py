@@ -1,4 +1,4 @@
-"""Connection tracking as a stage of a packet's path: where it looks the packet up, in which zone, and what that shows.
+"""Connection tracking as a stage of a packet's path: where and in which zone it looks a packet up, and the result.
 
 A base chain before the lookup (priority -200 of prerouting and output) sees no connection: the state is *invalid*, the
 connection's mark, status and direction are absent. ``notrack`` counts only there, and a zone or helper given there
@@ -40,7 +40,7 @@ CONNECTED = IntervalSet.of((ESTABLISHED, NEW))
 LATER = IntervalSet.of((ESTABLISHED, RELATED))
 """The states that only a known connection's packets have."""
 CONNECTION_FIELDS = frozenset((*m.CT_MARK, *m.CT_STATUS.values(), m.CT_DIRECTION))
-"""What a packet without a connection lacks."""
+"""The fields that a packet without a connection lacks."""
 
 Zone = tuple[int, int]
 """The zone of a connection's tuples: of its first direction, and of replies."""
@@ -48,7 +48,7 @@ DEFAULT_ZONE: Zone = (0, 0)
 
 
 class View(NamedTuple):
-    """What a base chain sees of connection tracking.
+    """The view that a base chain has of connection tracking.
 
     ``looked_up``: it comes after the lookup. ``known``: the lookup finds connections that packets belong to.
     ``fresh``: a connection that the packet begins is not confirmed yet, so that it can be given a helper.
@@ -80,12 +80,12 @@ class Tracked(NamedTuple):
     fresh: bool = True
 
     def view(self, priority: int) -> View:
-        """Return what a base chain of this priority sees."""
+        """Return the view of a base chain of this priority."""
         return View(priority >= self.since, self.known, self.fresh)
 
 
 Track = tuple[Tracked, ...]
-"""What each of a path's stages does, in order."""
+"""The effects of a path's stages, in order."""
 
 
 class Tracking:
@@ -117,7 +117,7 @@ class Tracking:
     def track(
         self, protocol: int, stages: Sequence[Stage], back: Sequence[Stage], runs: Callable[[Stage], bool]
     ) -> Track:
-        """Return what each stage of a path does. ``back`` is the way back, ``runs`` says which stages packets run."""
+        """Return each stage's effect. ``back`` is the way back, ``runs`` tells the stages that packets run."""
         found: list[Tracked] = []
         since, whole, known, fresh = math.inf, math.inf, True, True
         zones = frozenset((DEFAULT_ZONE,))
@@ -347,7 +347,7 @@ def _known(condition: m.Condition, known: Mapping[m.Field, int]) -> bool | None:
             return True if True in parts else None if None in parts else False
 
 
-# --- what rules see -------------------------------------------------------------------------------------------
+# --- the view of rules -------------------------------------------------------------------------------------------
 
 
 def untracked() -> m.Test:
@@ -357,7 +357,7 @@ def untracked() -> m.Test:
 
 @cache
 def seen(test: m.Test, view: View) -> m.Condition:
-    """Return what a rule's test of state or connection means for the packet, whose ``CT_STATE`` is the true one.
+    """Return the meaning of a rule's test of state or connection for the packet, whose ``CT_STATE`` is the true one.
 
     The true state is that of a lookup that knows every connection; :data:`~.model.TRACKING` is what earlier rules did
     about the packet's tracking.

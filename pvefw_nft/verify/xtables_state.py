@@ -1,4 +1,4 @@
-"""What the readers of iptables' matches and targets work on: the words of one rule, and what was found so far."""
+"""State of the readers of iptables' matches and targets: the words of one rule, and the parts read so far."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class UnknownOptionError(Exception):
 
 @dataclass(slots=True)
 class State:
-    """A rule being read: its words and where we are; what was found so far."""
+    """A rule being read: its words, the position, and the parts read so far."""
 
     words: list[str]
     position: int = 0
@@ -53,7 +53,7 @@ class State:
 
 @dataclass(slots=True)
 class Context:
-    """What rules are read with: the IP version, the ipsets, and conditions made before, by option and value."""
+    """Context of reading rules: the IP version, the ipsets, and conditions made before, by option and value."""
 
     version: int
     sets: IpSets

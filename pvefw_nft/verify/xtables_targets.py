@@ -111,7 +111,7 @@ def _connmark_target(_context: Context, options: Options) -> Made:
 
 
 def _conntrack_target(_context: Context, options: Options) -> Made:
-    """CT. Its zones are numbers, or (``--zone mark``) whatever the mark is, which is not modelled."""
+    """CT. Its zones are numbers; ``--zone mark`` (the packet's mark) is not modelled."""
     if options.pop("--notrack", None) is not None:
         return (NoTrack(),), None
     effects: list[Effect] = []

@@ -1,4 +1,4 @@
-"""Expressions: what a packet is asked for, and the values it is compared with.
+"""Expressions: fields of a packet, and the values they are compared with.
 
 Each is a ``TypedDict`` of the very shape libnftables reads, so that encoding it is all there is to do. They are
 shared between rules: never change one.
@@ -75,7 +75,7 @@ class _FibBody(TypedDict):
 
 
 class Fib(TypedDict):
-    """What the routing table says of an address."""
+    """The routing table's type of an address."""
 
     fib: _FibBody
 

@@ -29,7 +29,7 @@ SetType: TypeAlias = Literal["ipv4_addr", "ipv6_addr", "ifname"]
 KeyType: TypeAlias = SetType | Literal["ether_type", "inet_proto", "inet_service", "icmp_type", "icmpv6_type"]
 
 BETWEEN = ",\n"
-"""What stands between the commands of a transaction."""
+"""The separator between the commands of a transaction."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -54,7 +54,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """Where the kernel hands packets to a base chain. What is not decided there passes.
+    """The place where the kernel hands packets to a base chain. Packets that it does not decide pass.
 
     A chain of type ``nat`` sees the first packet of a connection only (nft(8)).
     """

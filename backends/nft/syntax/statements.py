@@ -1,4 +1,4 @@
-"""Statements: what the parts of a rule do, from left to right, until one does not match.
+"""Statements: the parts of a rule, run from left to right until one does not match.
 
 As in :mod:`.expressions`, each is a ``TypedDict`` of the shape libnftables reads; never change one.
 """
@@ -241,7 +241,7 @@ def reject(kind: Literal["tcp reset", "icmpx", "icmp", "icmpv6"], code: str | No
 
 
 def limit(rate: int, per: str, burst: int, *, over: bool = False) -> Limit:
-    """Return a limit of ``rate`` packets ``per`` unit of time; ``over``: what holds for the packets beyond it."""
+    """Return a limit of ``rate`` packets ``per`` unit of time; ``over``: match the packets beyond it."""
     body: _LimitBody = {"rate": rate, "per": per, "burst": burst}
     if over:
         body["inv"] = True

@@ -26,7 +26,7 @@ Node: TypeAlias = dict[str, Any]
 """An object, statement or expression of a command, as :mod:`json` reads it."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z_.][A-Za-z0-9/_.-]*")
-"""What nft reads as a name without quotes (``string`` in its scanner.l)."""
+"""Names that nft reads without quotes (``string`` in its scanner.l)."""
 
 _QUOTABLE = re.compile(r"[ -!#%-~]*")
 """Printable ASCII but for the quote, which would end the text, and the dollar sign, which begins a variable."""

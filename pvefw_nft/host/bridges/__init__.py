@@ -1,1 +1,1 @@
-"""Which guests' NICs are behind their firewall bridges, putting them there, and dropping what is not."""
+"""Find guests' NICs that are not behind their firewall bridges, plug them, and drop traffic of those left."""

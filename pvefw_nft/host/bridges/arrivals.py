@@ -27,8 +27,8 @@ _REOPEN = 5.0  # seconds until a socket that could not be opened is tried again
 class ArrivalWatch:
     """Plugs the NICs of a configuration when they become ports of bridges that are not their firewall bridges.
 
-    A thread of its own: it does not wait for a compile that runs. A NIC that is in no bridge is left to whoever makes
-    it, who is about to put it somewhere.
+    A thread of its own: it does not wait for a compile that runs. A NIC that is in no bridge is left to the program
+    that makes it, who is about to put it somewhere.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ArrivalWatch:
     ) -> None:
         """Watch the NICs that ``nics`` names, by interface.
 
-        ``told`` gets, in this thread, what was plugged or why that failed, and how many seconds after the event.
+        ``told`` gets, in this thread, the plugged NIC or the failure, and the seconds since the event.
         """
         self._nics = nics
         self._told = told
@@ -79,7 +79,7 @@ class ArrivalWatch:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            time.sleep(_PAUSE)  # more events than the queue held: the next look at all links finds what was missed
+            time.sleep(_PAUSE)  # more events than the queue held: the next look at all links finds the missed ones
 
 
 def _is_misplaced(message: Any) -> bool:  # noqa: ANN401 (pyroute2 is untyped)

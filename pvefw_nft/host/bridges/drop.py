@@ -1,7 +1,7 @@
 """Dropping the traffic of NICs that are not behind their firewall bridges, in both directions, until they are.
 
 Beside the ruleset, in places of their own: with the nft backend the table ``bridge pvefw-unplugged``, with the iptables
-backend a chain ``pvefw-unplugged`` in tables raw and mangle (physdev; what is bridged) and in ebtables' filter (every
+backend a chain ``pvefw-unplugged`` in tables raw and mangle (physdev; bridged packets) and in ebtables' filter (every
 frame, also from and to the host's own address on the bridge). Each rule names the bridge that the NIC belongs in, and
 so has no effect once the NIC is plugged.
 """
@@ -87,7 +87,7 @@ def _remove(backend: str) -> None:
 
 
 def _nft_commands(ports: Sequence[Port]) -> list[dict[str, Any]]:
-    """Return one transaction that makes the table anew.
+    """Return one transaction that replaces the table.
 
     Two sets, so that a frame of another port costs one look-up::
 

@@ -1,4 +1,4 @@
-"""Plugging what is not behind its firewall bridge, as ``start``, ``update`` and ``run`` do."""
+"""Plug NICs that are not behind their firewall bridges, as ``start``, ``update`` and ``run`` do."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plugged:
-    """What was plugged (names of NICs; in a dry run with the steps), and what is left unplugged.
+    """The plugged NICs (names; in a dry run with the steps), and those left unplugged.
 
-    ``dropped``: the traffic of what is left is dropped; ``problem`` says why that could not be brought about.
+    ``dropped``: the traffic of those left is dropped; ``problem`` says why that could not be brought about.
     """
 
     plugged: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ def plug_all(
 ) -> Plugged:
     """Plug each NIC that exists and is not behind its firewall bridge; one that fails does not stop the others.
 
-    ``plug`` False only looks. ``only_bridged`` leaves alone what is in no bridge: whoever makes the NIC may be about to
+    ``plug`` False only looks. ``only_bridged`` skips NICs in no bridge: the program that makes one may be about to
     plug it, and two programs that make the same bridge make one of them fail. Raises HostError where links cannot be
     read, LockedError.
     """

@@ -22,7 +22,7 @@ _LONGEST: Final = 320.0  # seconds between looks while one goes on running
 
 
 class FirewallWatch:
-    """Looks at Proxmox VE's firewalls, and says what is new since the last look."""
+    """Look at Proxmox VE's firewalls, and report changes since the last look."""
 
     def __init__(
         self,

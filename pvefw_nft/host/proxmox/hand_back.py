@@ -33,7 +33,7 @@ _GUARD = "pvefw-hand-back-guard"
 class HandBack:
     """What to hand back to: ``nftables`` is host.fw's option, ``enabled`` cluster.fw's switch.
 
-    ``confirm_within``: seconds in which ``confirmed`` must tell that somebody confirmed the change, while both
+    ``confirm_within``: seconds in which ``confirmed`` must report a confirmation of the change, while both
     firewalls are loaded; else ``take_over_again``, a command line, is run by a timer. None: ours goes without asking.
     """
 

@@ -15,7 +15,7 @@ IPTABLES_SERVICE = "pve-firewall.service"
 NFT_SERVICE = "proxmox-firewall.service"
 SERVICES = (IPTABLES_SERVICE, NFT_SERVICE)
 LOGGER = "pvefw-logger.service"
-"""Writes what is logged to NFLOG group 0 into /var/log/pve-firewall.log, which the GUI shows. It stays on."""
+"""The service that writes NFLOG group 0 to /var/log/pve-firewall.log, which the GUI shows. It stays on."""
 TABLES = (("inet", "proxmox-firewall"), ("bridge", "proxmox-firewall-guests"))
 """The tables of proxmox-firewall."""
 _SYSTEMD = Path("/run/systemd/system")
@@ -80,7 +80,7 @@ def keeps_flag() -> bool:
 
 
 def loaded_tables() -> list[tuple[str, str]]:
-    """Return which tables of proxmox-firewall are loaded, whoever loaded them. None where the kernel does not tell."""
+    """Return the loaded tables of proxmox-firewall, loaded by any program. None where the kernel does not tell."""
     with contextlib.suppress(HostError):
         return [(family, name) for family, name in TABLES if family in nf_tables.tables(name)]
     return []

@@ -3,7 +3,7 @@
 Ours is loaded beside theirs and read back; from then on a packet must pass both. Their services are ended by a signal
 that leaves them no time to remove rules. Only then what they loaded is removed, once ours is known to be loaded again.
 The iptables backend cannot be loaded beside pve-firewall, which rewrites or removes chains of these names. So that is
-ended first; what it loaded stays until ours replaces it, each table in one transaction.
+ended first; its rules stay until ours replace them, each table in one transaction.
 Their services are masked for good only after our own unit is enabled: whenever the host is switched off, the next boot
 starts one firewall or the other.
 Each step looks at what there is, so that all of them may be repeated after a run that was killed anywhere.
@@ -32,7 +32,7 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: what it does, in words, and the function that does it and returns what to tell.
+    """One step: its description, and the function that takes it and returns remarks.
 
     ``loads``: our rules are loaded from here on.
     """
@@ -100,7 +100,7 @@ class TakeOver:
 
     def _settle(self) -> tuple[str, ...]:
         with lock.hold(wait=self.wait):
-            # ours first, beside what is left of theirs: they may have removed chains of ours when they were still there
+            # ours first, beside the rest of theirs: their services may have removed chains of ours while they ran
             firewall.bring_to(self.desired, beside=True)
             told = [f"removed the table {name}" for name in theirs.remove_tables()]
             told += [f"removed the chains of {name}" for name in theirs.remove_other_variant()]
@@ -111,7 +111,7 @@ class TakeOver:
         return (*told, *outcome.problems)
 
     def _prove(self) -> tuple[str, ...]:
-        """Compare what is loaded with what was compiled; raise HostError where they differ again and again."""
+        """Compare the loaded rules with the compiled ones; raise HostError if they keep differing."""
         for _ in range(_ATTEMPTS):
             found = firewall.status(self.desired)
             if found.running and not found.changes and not found.drifted and not loaded_tables():

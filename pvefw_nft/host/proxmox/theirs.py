@@ -109,7 +109,8 @@ def _held_by(tool: str, variant: str) -> xtables.State:
 
 
 def _save_legacy_ebtables() -> str:
-    """Return what ``ebtables-legacy-save`` should list: that lists whatever ``/usr/sbin/ebtables`` leads to.
+    """Return the rules of ebtables-legacy: ``ebtables-legacy-save`` lists those of the target of
+    ``/usr/sbin/ebtables``.
 
     Raises HostError.
     """

@@ -2,8 +2,8 @@
 
 What a service of Proxmox VE was before is on record, so that it can be that again. A drop-in of its unit keeps it from
 removing rules when it ends, and from being started while pvefw owns the host: also by an upgrade of its package, which
-unmasks nothing but starts what is not masked. Both last until the next boot at first, and for good once pvefw's own
-unit is enabled: a host that is switched off half way comes up with Proxmox VE's firewall.
+unmasks nothing but starts units that are not masked. Both last until the next boot at first, and for good once pvefw's
+own unit is enabled: a host that is switched off half way comes up with Proxmox VE's firewall.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def record_path() -> Path:
 
 
 def handing_back_path() -> Path:
-    """Return the file that tells pvefw's service that its rules stay, whatever it was asked to do at its end."""
+    """Return the file that tells pvefw's service to keep its rules at its end, overriding its options."""
     return state.run_directory() / "handing-back"
 
 

@@ -5,7 +5,7 @@ The stages, in the order a proof runs them::
     network     guests, bridges and interfaces of both hosts, and those that only rules name    → ends
     flows       which ways through the host there are, and the base chains on them          path.py's stages
     residual    what is left of those chains for one protocol and one set of interfaces     → programs
-    actions     what rules do to packets, and to later ones: marks, sets, helpers, headers
+    actions     effects of rules on this packet and later ones: marks, sets, helpers, headers
     counters    which limit of one side stands for which of the other
     congruent   programs that are the same step by step need no more
     atoms       per field, the classes of values that the programs tell apart               → bit masks
@@ -14,7 +14,7 @@ The stages, in the order a proof runs them::
     explain     those packets as few, readable classes, one packet each
     render      the report as text or JSON
 
-``zones`` says what rulesets that divide connections differently may do differently, ``documented`` what rulesets of
-different tools cannot say alike, ``known`` reads the user's own list of differences to expect.
+``zones`` lists possible differences of rulesets that divide connections into other zones, ``documented`` unavoidable
+differences between the tools, ``known`` reads the user's own list of differences to expect.
 :mod:`~pvefw_nft.verify.prove.analyse` uses the same parts to find rules that never match or change nothing.
 """

@@ -1,4 +1,4 @@
-"""What a proof keeps of the effects of rules: actions on the fields of packets, and notes.
+"""Translate the effects of rules for a proof: actions on the fields of packets, and notes.
 
 Only what can change a verdict counts, of this packet or a later one; in a strict proof everything does. Example: of
 ``-j CONNMARK --set-mark 1`` is left, where a rule tests that bit, "for packets with a connection, bit 0 is 1".
@@ -34,10 +34,10 @@ class ActionMaker(ABC):
 
     @abstractmethod
     def residue(self, condition: m.Condition) -> m.Condition:
-        """Return what is left of a condition, whose tests mean what they say."""
+        """Return a condition specialised, with each test in its plain meaning."""
 
     def effect(self, effect: m.Effect) -> list[Action]:
-        """Return what a proof keeps of an effect."""
+        """Return the actions and notes of an effect."""
         match effect:
             case m.SetMark(target, keep, flip):
                 return self.set_mark(target, keep, flip)
@@ -62,13 +62,13 @@ class ActionMaker(ABC):
                 raise AssertionError("a guard is no effect by itself")
 
     def exempt(self, tracking: int) -> list[Action]:
-        """Return what a rule does about a packet's tracking: before the lookup, and where no rule did so before."""
+        """Return a rule's effect on a packet's tracking: before the lookup, and where no rule had one before."""
         if not self.residuals.exempts or self.context.view.looked_up:
             return []
         return [Where((m.equals(m.TRACKING, 0),), (), (Set(((m.TRACKING, tracking),)),))]
 
     def helper(self, name: str, *, template: bool) -> list[Action]:
-        """Return what it does to give a connection a helper: to its first packet, before or after the lookup."""
+        """Return the effect of giving a connection a helper: on its first packet, before or after the lookup."""
         actions = self.exempt(2) if template else []
         if template == self.context.view.looked_up or not (template or self.context.view.fresh):
             return actions  # too late, or too early
@@ -78,7 +78,7 @@ class ActionMaker(ABC):
         return [*actions, Where(tuple(tests), tuple(conditions), (Note(f"helper {name}"),))]
 
     def set_field(self, on: m.Field, value: int | tuple[int, ...]) -> list[Action]:
-        """Return what a change of a field does that some rule tests."""
+        """Return the effect of changing a field that some rule tests."""
         actions: list[Action] = [Note(f"{on} set {value}")] if self.residuals.strict else []
         if on not in self.residuals.later.fields or self.known.get(on, 0) is None:
             return actions
@@ -87,7 +87,7 @@ class ActionMaker(ABC):
         return [*actions, Remap(on, value)]
 
     def set_mark(self, target: m.MarkTarget, keep: int, flip: int) -> list[Action]:
-        """Return what a change of a mark does to the bits that matter."""
+        """Return the effect of changing a mark on the bits that matter."""
         fixed: list[tuple[m.Field, int]] = []
         flipped: list[m.Field] = []
         for place, bit in enumerate(target.bits):
@@ -102,7 +102,7 @@ class ActionMaker(ABC):
         return self.of_connection(actions) if target is m.MarkTarget.CONNECTION else [*actions]
 
     def of_connection(self, actions: Sequence[Set | Flip | Copy]) -> list[Action]:
-        """Return what actions on a connection's mark do: nothing to packets that have no connection."""
+        """Return the effect of actions on a connection's mark: none for packets without a connection."""
         if not actions or not self.context.view.looked_up:
             return []
         connected = m.All((m.Test(m.CT_STATE, CONNECTED), m.Not(untracked())))
@@ -111,7 +111,7 @@ class ActionMaker(ABC):
         return [] if rest == m.FALSE else [Where(tuple(tests), tuple(conditions), tuple(actions))]
 
     def copy_mark(self, target: m.MarkTarget, keep: int, take: int) -> list[Action]:
-        """Return what a copy of a mark does to the bits that matter."""
+        """Return the effect of copying a mark on the bits that matter."""
         other = m.CT_MARK if target is m.MarkTarget.PACKET else m.MARK
         fixed: list[tuple[m.Field, int]] = []
         copied: list[tuple[m.Field, m.Field]] = []

@@ -42,7 +42,7 @@ MOST_NAMED = 4
 
 
 class Kind(Enum):
-    """What is wrong with a rule."""
+    """A rule without effect, and why."""
 
     NEVER_MATCHES = "never-matches"
     NO_EFFECT = "no-effect"

@@ -30,7 +30,7 @@ UNTELLING = ("standard chain", "conntrack", "")
 
 
 class Cause(NamedTuple):
-    """What is only, or otherwise, on one side: at most one rule of each. ``table``: one side has not got this table."""
+    """The difference between the sides: at most one rule of each. ``table``: one side has not got this table."""
 
     before: Place | None = None
     after: Place | None = None
@@ -56,7 +56,7 @@ def line_of(place: Place) -> str:
 
 
 def _place_key(place: Place | None) -> Hashable:
-    """Return what a rule is known by: the same line of the configuration, or the same text in any chain."""
+    """Return the identity of a rule: its line of the configuration, else its text, in any chain."""
     if place is None:
         return None
     if place.origin not in UNTELLING:

@@ -1,7 +1,7 @@
 """Proves two rulesets equal, or finds the packets that they treat differently.
 
 What is proved: for every way through the host (between outside, host, guests and other interfaces), every kind of
-frame and every packet, what the hooks on the way do to it, end to end, is the same on both sides. The proof goes by
+frame and every packet, what the hooks on the way do to it, end to end, is the same on both sides. The proof is made by
 segments (one bridge crossed, or the host's own stack), most of which many ways share: where every segment
 treats every packet alike, whatever its mark, so does every way made of them. Only ways with a segment that
 differs are looked at as a whole.
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 
 class Result(Enum):
-    """What the proof of two flows says."""
+    """The result of the proof of two flows."""
 
     SAME = "same"
     MARKS = "marks"
@@ -237,7 +237,7 @@ class Comparison:
             self.prove_way(into, -1)
 
     def peer(self, end: NicEnd) -> End:
-        """Return somebody on the guest's bridge to talk to: the outside, or else the host."""
+        """Return a peer on the guest's bridge: the outside, or else the host."""
         return next(
             (e for e in self.ends.general if isinstance(e, PortEnd) and e.bridge == end.nic.bridge),
             HostEnd(),
@@ -409,7 +409,7 @@ class Comparison:
     # --- explaining ---
 
     def explain(self, found: _Found) -> None:
-        """Find out what each trouble means end to end."""
+        """Follow each trouble end to end."""
         if not self.troubles:
             return
         marks_matter: bool | None = None
@@ -579,7 +579,7 @@ class Comparison:
         return tuple(dict.fromkeys(self.zone(end) for end in distinct))
 
     def zone(self, end: End) -> str:
-        """Return what people call an end: a guest with one NIC by its own name."""
+        """Return the name of an end for people: a guest with one NIC by its own name."""
         match end:
             case NicEnd(nic):
                 alone = sum(other.zone == nic.zone for other in self.network.before.nics) == 1

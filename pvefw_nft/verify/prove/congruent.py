@@ -2,7 +2,7 @@
 
 Two rulesets that come from one configuration mostly differ in small shared chains alone. So programs are compared
 step by step first; where two called programs are not the same that way, they are proved equal once, by diagrams, for
-all programs that call them. What this does not find equal may be equal all the same.
+all programs that call them. The test is sufficient, not necessary: programs that fail it may still be equal.
 """
 
 from __future__ import annotations

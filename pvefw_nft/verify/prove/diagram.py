@@ -40,9 +40,9 @@ Edges: TypeAlias = tuple[tuple[int, int], ...]
 class Diagrams:
     """All nodes of one proof. ``widths`` gives the number of atoms of each level.
 
-    ``marks`` are bits that a node inherits from what is below it: :meth:`terminal` sets those of terminals, so
-    that substitution can pass by what holds nothing to substitute, and ``level_marks`` those of levels. ``memory`` is
-    about what the nodes take, in bytes.
+    ``marks`` are bits that a node inherits from the nodes below it: :meth:`terminal` sets those of terminals, so
+    that substitution can skip nodes with nothing to substitute, and ``level_marks`` those of levels. ``memory`` is
+    the approximate size of the nodes, in bytes.
     Operations raise BudgetExceededError where they exceed ``budget``.
     """
 
@@ -272,7 +272,7 @@ class Diagrams:
         return found
 
     def _split_all(self, nodes: tuple[int, ...], level: int, atoms: int) -> Iterator[tuple[tuple[int, ...], int]]:
-        """Yield what the nodes are at a level, for each part of the atoms where that is the same."""
+        """Yield the nodes at a level, for each part of the atoms with the same nodes."""
         if not nodes:
             yield (), atoms
             return

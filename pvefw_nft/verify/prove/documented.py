@@ -39,9 +39,9 @@ ARP = "ARP lengths: nft does not know the sender of ARP packets whose hardware a
 
 @dataclass(frozen=True, slots=True)
 class Exceptions:
-    """What is left out of a comparison ``across`` tools: ``texts`` say what of it can occur. ``lenient`` is the side
-    (0 or 1) that may let tagged packets by, those of IP only where ``unseen``. ``untagged_only``: tagged ones cannot
-    occur in the configuration, and no text speaks of them.
+    """Packets excluded from a comparison ``across`` tools: ``texts`` describe those that can occur. ``lenient`` is the
+    side (0 or 1) that may let tagged packets by, those of IP only where ``unseen``. ``untagged_only``: tagged ones
+    cannot occur in the configuration, and no text speaks of them.
     """
 
     texts: tuple[str, ...] = ()
@@ -93,8 +93,8 @@ class Exceptions:
 def kind_condition(test: m.Test, protocol: int) -> m.Condition:
     """Return what a test of the kind of an address means for the packets that are compared across tools.
 
-    There a broadcast is what is sent to everybody, or to an address that every host takes for broadcast, and
-    nothing is anycast. A test that also asks for other kinds is returned as it is.
+    There a broadcast is a packet sent to all hosts, or to an address that every host takes for broadcast, and
+    nothing is anycast. A test that also asks for other kinds is returned unchanged.
     """
     special = IntervalSet.from_ranges((KIND[name],) * 2 for name in ("broadcast", "multicast", "anycast"))
     if test.values - special:
@@ -114,7 +114,7 @@ def kind_condition(test: m.Test, protocol: int) -> m.Condition:
 
 
 def exceptions(before: Side, after: Side) -> Exceptions:
-    """Return what a comparison of two sides leaves out."""
+    """Return the packets that a comparison of two sides excludes."""
     tools = [{table.key.tool for table in side.model.tables} for side in (before, after)]
     xtables = [bool(tool & {"iptables", "ip6tables", "ebtables"}) for tool in tools]
     if xtables[0] == xtables[1] or not all(tools):

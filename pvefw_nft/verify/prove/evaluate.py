@@ -1,9 +1,9 @@
-"""From programs to diagrams: what becomes of each packet.
+"""From programs to diagrams: the outcome of each packet.
 
 Chains are evaluated backwards: the diagram of a rule list is the last one's, overridden by the one before where
 that matches, and so on. A call puts the rest of the caller in place of the callee's returns; a goto does not. An
 action such as setting the accept mark fixes that field in everything behind it, and is kept in the terminals, so
-that whoever called goes on with the field changed.
+that the caller goes on with the field changed.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.budget import Budget
 
 SET_UPDATE = "set "
-"""How notes of updates of sets begin, which last whatever becomes of the packet."""
+"""Prefix of notes about updates of sets, which last even if the packet is dropped."""
 OPEN = {"accept": 1, "return": 2}
 """Verdicts after which something follows, as marks of diagrams."""
 TESTS_MARK = 4
-"""Mark of nodes that test what a packet carries from one segment to the next, such as its mark."""
+"""Mark of nodes that test fields which a packet carries from one segment to the next, such as its mark."""
 
 
 class Base(NamedTuple):
-    """What is left of a base chain; ``accepts`` is its policy."""
+    """A base chain, specialised; ``accepts`` is its policy."""
 
     program: Program
     accepts: bool
@@ -209,7 +209,7 @@ class Evaluation:
         return self.space.terminal(outcome, OPEN.get(outcome.verdict, 0))
 
     def program(self, program: Program) -> int:
-        """Return what becomes of packets that enter a program."""
+        """Return the outcomes of packets that enter a program."""
         found = self._nodes.get(program)
         if found is None:
             found = self.outcome(RETURN)
@@ -219,11 +219,11 @@ class Evaluation:
         return found
 
     def step(self, step: Step, rest: int) -> int:
-        """Return what becomes of packets that come to a step, given what becomes of those that go on."""
+        """Return the outcomes of packets that reach a step, given the outcomes of those that go on."""
         return self.where(step.tests, step.conditions, self.end(step, rest), rest)
 
     def end(self, step: Step, rest: int) -> int:
-        """Return what becomes of packets for which a step's conditions hold."""
+        """Return the outcomes of packets for which a step's conditions hold."""
         match step.end:
             case None:
                 then = rest
@@ -242,7 +242,7 @@ class Evaluation:
         return then
 
     def action(self, action: Action, then: int, rest: int) -> int:
-        """Return what becomes of packets before an action, given what becomes of them after it."""
+        """Return the outcomes of packets before an action, given their outcomes after it."""
         match action:
             case Set(pairs):
                 return self.assign(then, pairs)
@@ -315,7 +315,7 @@ class Evaluation:
             mark |= OPEN[verdict]
         if not self.space.marks[node] & mark:
             return node
-        # What comes after sees what was assigned before, not what the packet started with.
+        # later steps test the assigned value, not the one that the packet started with
         rests = {}
         for number in self.space.terminals(node):
             outcome = self.space.values[number]
@@ -332,7 +332,7 @@ class Evaluation:
         return rest
 
     def flow(self, flow: Flow) -> int:
-        """Return what becomes of packets that meet these base chains in turn."""
+        """Return the outcomes of packets that meet these base chains in turn."""
         result = self.outcome(ACCEPT)
         for base in reversed(flow):
             node = self.program(base.program)
@@ -346,13 +346,13 @@ class Evaluation:
         return result
 
     def strip(self, node: int) -> int:
-        """Return ``node`` without what was assigned on the way to the packet; its connection's mark stays."""
+        """Return ``node`` without values assigned to the packet on the way; its connection's mark stays."""
         return self.change(node, {}, partial(_stripped))
 
 
 def _assigned(pairs: tuple[tuple[str, int], ...], outcome: Outcome) -> Outcome:
     if outcome.verdict not in OPEN:
-        pairs = tuple(pair for pair in pairs if _lasts(pair))  # what is dropped leaves its connection's mark
+        pairs = tuple(pair for pair in pairs if _lasts(pair))  # a dropped packet still leaves its connection's mark
     return outcome._replace(assigned=tuple(sorted((dict(pairs) | dict(outcome.assigned)).items())))
 
 

@@ -48,7 +48,7 @@ USUAL: Mapping[m.Field, IntervalSet] = {
     m.SADDR_TYPE: _LOCAL_OR_UNICAST,
     m.DADDR_TYPE: _LOCAL_OR_UNICAST,
 }
-"""What the first packet of an ordinary connection is like."""
+"""The fields of the first packet of an ordinary connection."""
 
 _KEEP = (m.L4PROTO, m.DPORT, m.ICMP, m.ICMP6, m.DADDR4, m.DADDR6, m.SADDR4, m.SADDR6, m.SPORT)
 """Fields that say most, best first: the last to be dropped from a class."""
@@ -277,7 +277,7 @@ class Explainer:
         return self.space.restrict(wide, {**fixed, **cube}, self.evaluation.true)
 
     def _widest(self, level: int, cube: dict[int, int], fixed: Mapping[int, int], wide: int) -> int:
-        """Return the most atoms that a level can have, or all but those no packet has, whatever reads better."""
+        """Return the most atoms that a level can have, or all but those no packet has, the shorter of both."""
         atoms = self.evaluation.levels[level].atoms
         largest = cube[level]
         smallest = cube[level]

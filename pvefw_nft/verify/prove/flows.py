@@ -1,4 +1,4 @@
-"""Which base chains a packet meets on its way, and what is left of them for it.
+"""The base chains that a packet meets on its way, specialised for it.
 
 A :class:`Way` is a path through the host for both sides of a comparison. Its *segments* are the hops of the path
 (one bridge crossed, or the host's own stack): most ways share theirs with others, so each is proved once.
@@ -64,7 +64,7 @@ NEW = m.within(m.CT_STATE, (m.CT_STATES.index("new"),) * 2)
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of two rulesets to compare: what it is called, its model, and the host it runs on."""
+    """One of two rulesets to compare: its name, its model, and the host that it runs on."""
 
     name: str
     model: m.RulesetModel
@@ -106,7 +106,7 @@ def all_conditions(model: m.RulesetModel) -> Iterator[m.Condition]:
 
 @dataclass(slots=True)
 class Tested:
-    """What two rulesets look at: all sets by field, and the mark bits that a rule tests or copies."""
+    """The values that two rulesets test: all sets by field, and the mark bits that a rule tests or copies."""
 
     sets: dict[m.Field, dict[IntervalSet, None]] = field(default_factory=dict)
     marks: set[m.Field] = field(default_factory=set)
@@ -259,9 +259,9 @@ def find_way(network: Network, source: End, destination: End, *, zones: bool = F
 
 
 def _passing(program: Program, states: IntervalSet) -> IntervalSet:
-    """Return the states of packets that a base chain does not stop at once, whatever else they are.
+    """Return the states whose packets a base chain does not always stop at once.
 
-    What an earlier step accepts is not stopped by a later one.
+    A packet that an earlier step accepts is not stopped by a later one.
     """
     passed = IntervalSet()
     for step in program.steps:
@@ -276,7 +276,7 @@ def _passing(program: Program, states: IntervalSet) -> IntervalSet:
 
 
 def _looks_into(program: Program) -> bool:
-    """Whether a program tests what packets in fragments may lack."""
+    """Whether a program tests a field that packets in fragments may lack."""
     return any(
         test.field is m.FRAGMENT or test.field in SOMETIMES_ABSENT
         for test in tests_of_programs(programs_of(((Base(program, accepts=True),),)))
@@ -291,7 +291,7 @@ def _runs(stage: Stage, case: Case) -> bool:
 _TOGETHER = Base(Program((Step((m.equals(m.FRAGMENT, 2),), (), (), TOGETHER),)), accepts=True)
 """Where fragments are put together, later ones are no packets any more."""
 _TRACKED_AGAIN = Base(Program((Step((), (), (Set(((m.TRACKING, 0),)),), None),)), accepts=True)
-"""Where a packet crosses to the next bridge, what rules did about its tracking before is forgotten."""
+"""Where a packet crosses to the next bridge, earlier effects of rules on its tracking are forgotten."""
 
 
 def _present(known: Known) -> dict[m.Field, int]:
@@ -299,10 +299,10 @@ def _present(known: Known) -> dict[m.Field, int]:
 
 
 class Flows:
-    """Makes the flows of one side: what is left, for a case, of the base chains along stages.
+    """Make the flows of one side: for a case, the specialised base chains along stages.
 
     Of the flow made last, ``fragments`` says whether rules look into packets before fragments are put together, and
-    ``counters`` what the counters of its rates are called.
+    ``counters`` the names of the counters of its rates.
     """
 
     def __init__(self, side: Side, residuals: Residuals, naming: Counters) -> None:
@@ -319,7 +319,7 @@ class Flows:
         return self.tracking.track(case.protocol, stages, back, lambda stage: _runs(stage, case))
 
     def flow(self, stages: Sequence[Stage], case: Case, tracked: Track) -> Flow:
-        """Return the base chains that have something left, in order. ``tracked`` says what each stage tracks.
+        """Return the base chains whose program is not empty, in order. ``tracked`` says what each stage tracks.
 
         With a case of fragments, also where they are put together.
         """
@@ -338,7 +338,7 @@ class Flows:
                 if base.accepts and all(
                     step.end in (ACCEPT, RETURN) and not step.actions for step in base.program.steps
                 ):
-                    continue  # whatever it tests, every packet passes
+                    continue  # every packet passes it
                 found.append(base)
         flow, self.counters = self.naming.name(tuple(found))
         return flow
@@ -346,7 +346,7 @@ class Flows:
     def contexts(
         self, stages: Sequence[Stage], case: Case, tracked: Track
     ) -> Iterator[tuple[m.Table, m.Chain, Context]]:
-        """Yield the base chains along stages, in order, and what is known where each starts."""
+        """Yield the base chains along stages, in order, with the facts known where each starts."""
         for stage, part in zip(stages, tracked, strict=True):
             chains = self.chains(stage, case.protocol)
             if not chains:

@@ -52,7 +52,7 @@ _Tests = dict[m.Field, IntervalSet]
 
 
 def compared(before: Side, after: Side) -> tuple[Side, Side, Exceptions]:
-    """Return what is compared of two sides, and what is left out of the comparison."""
+    """Return the compared parts of two sides, and the parts left out."""
     found = exceptions(before, after)
     if not found.across:
         return before, after, found
@@ -238,7 +238,7 @@ def _of_foreign_addresses(tests: _Tests, version: int, source: m.Field, foreign:
 
 
 def _foreign(table: m.Table, nic: Nic) -> dict[int, IntervalSet]:
-    """Return, by IP version, the sources that the NIC's own chain drops whatever else a new packet is."""
+    """Return, by IP version, the sources from which the NIC's own chain drops every new packet."""
     found: dict[int, IntervalSet] = {}
     chain = table.chains.get(f"{nic.interface}-OUT")
     for rule in chain.rules if chain is not None else ():

@@ -61,7 +61,7 @@ class Known:
         return _named(way.source, self.sources) and _named(way.destination, self.destinations)
 
     def condition(self, case: Case) -> m.Condition:
-        """Return what packets of a case must fulfil."""
+        """Return the condition on packets of a case."""
         tests = self.tests6 if case.protocol == m.IPV6 else self.tests
         if tests is None or (tests and not case.is_ip):
             return m.FALSE

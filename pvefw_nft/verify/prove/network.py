@@ -139,7 +139,8 @@ def conditions_of_table(table: m.Table) -> Iterator[m.Condition]:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What is walked. ``counterparts`` gives, of an end of ``before``, the one of ``after`` where that is another.
+    """The two networks to walk. ``counterparts`` gives, of an end of ``before``, the one of ``after`` where that is
+    another.
 
     ``plumbing`` says, a line each, what the sides' hosts do not have in common; ``unplaced`` which interfaces rules
     name that have no place in it.
@@ -199,7 +200,7 @@ def _ends(roles: Roles, topology: Topology, pairing: _Pairing) -> Ends:
 
 
 class _Pairing:
-    """Finds for each end of one host the same end of the other, and what only one of them has (``alone``)."""
+    """Find for each end of one host the same end of the other, and ends without a counterpart (``alone``)."""
 
     def __init__(self, names: tuple[str, str], before: Topology, after: Topology) -> None:
         self.names = names
@@ -303,7 +304,7 @@ class _Placing:
         self._patterns("interface", roles.devices, self.device_names, self.place_device)
 
     def added(self, topology: Topology) -> Topology:
-        """Return a host's topology with what was placed."""
+        """Return a host's topology with the interfaces that were placed."""
         own = {(nic.vmid, nic.index) for nic in topology.nics}
         nics = tuple(nic for key, nic in self.nics.items() if key not in own)
         names = {link.name for link in topology.links}

@@ -1,4 +1,4 @@
-"""Programs: what is left of a chain where much about the packet is known, as steps over the fields still open.
+"""Programs: a chain specialised for the known facts of a packet, as steps over the fields still open.
 
 Programs are interned: equal ones are one object, from whichever ruleset they come. :func:`rank` orders the fields of
 tests as the levels of diagrams.
@@ -124,7 +124,7 @@ Action: TypeAlias = Set | Where | Remap | Flip | Copy | Note | Only
 
 
 class Call(NamedTuple):
-    """On to a program; what it returns goes to the next step (``back``), or returns from here too."""
+    """On to a program; packets that it returns go to the next step (``back``), or return from here too."""
 
     program: Program
     back: bool

@@ -24,7 +24,7 @@ _WORDS = {m.SPORT: "source port", m.DPORT: "port", m.ETHER_SRC: "sender's MAC", 
 
 
 class SetNames:
-    """Names of sets that rules refer to, to write instead of what is in them."""
+    """Names of sets that rules refer to, to write instead of their members."""
 
     def __init__(self, report: Report) -> None:
         self._names: dict[IntervalSet, str] = {}
@@ -74,7 +74,7 @@ def _by_weight(fields: Mapping[m.Field, IntervalSet]) -> list[tuple[m.Field, Int
 
 
 def _kind(one: Difference, fields: dict[m.Field, IntervalSet], names: SetNames) -> str:
-    """Return what kind of packets they are, and take that from the fields."""
+    """Return the kind of packets, and remove it from the fields."""
     words = ["VLAN-tagged"] if one.tagged else []
     versions = set(one.protocols) & {m.IPV4, m.IPV6}
     others = [protocol for protocol in one.protocols if protocol not in versions]
@@ -207,7 +207,7 @@ def _summary(report: Report, groups: list[Group]) -> Iterator[str]:
 
 
 def _hosts(report: Report, *, verbose: bool) -> Iterator[str]:
-    """List what only one of the hosts has."""
+    """List the differences between the hosts."""
     shown = report.plumbing if verbose else report.plumbing[:LIMIT]
     if shown:
         yield ""
@@ -234,7 +234,7 @@ def _group_lines(
 def _one_group(
     number: int, group: Group, names: SetNames, rulesets: Sequence[Sequence[str]], *, verbose: bool
 ) -> Iterator[str]:
-    """Describe a group by its most ordinary class, or by what is missing."""
+    """Describe a group by its most ordinary class, or by its missing packets."""
     head = f"[{number}] {group.change.value}"
     if group.missing and not verbose:
         yield f"{head}, {_count(len(group.classes), 'kind')} of packets: {group.missing}"

@@ -1,4 +1,4 @@
-"""The commands that show again, with ``pvefw simulate``, what becomes of an example."""
+"""The ``pvefw simulate`` commands that repeat an example."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _UNICAST, _LOCAL = (m.ADDRESS_TYPES.index(name) for name in ("unicast", "local")
 
 
 def simulate_arguments(one: Difference, side: int = 0) -> list[str]:
-    """Return the options with which ``pvefw simulate`` shows what becomes of the witness on a side (0 or 1)."""
+    """Return the options with which ``pvefw simulate`` repeats the witness on a side (0 or 1)."""
     packet = one.witness.packet
     is_ip = m.L4PROTO in packet
     source, destination = one.witness.zones[side]
@@ -77,7 +77,7 @@ def _protocol(packet: Mapping[m.Field, int]) -> str:
 
 
 def replay_commands(one: Difference, rulesets: Sequence[Sequence[str]]) -> list[str]:
-    """Return the command lines that show what each ruleset does to the example, to be pasted as they are.
+    """Return the command lines that show each ruleset's verdict on the example, ready to paste.
 
     ``rulesets`` are the options that choose each side's ruleset, or those that choose both at once.
     """

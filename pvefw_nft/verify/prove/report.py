@@ -1,4 +1,4 @@
-"""What a comparison found, as data. :mod:`~pvefw_nft.verify.prove.render` writes it."""
+"""The result of a comparison, as data. :mod:`~pvefw_nft.verify.prove.render` writes it."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ class Report:
     """The result of a comparison of ``before`` with ``after``.
 
     ``protocols`` gives the network protocols that each one listed in a difference stands for.
-    ``assumptions`` says, a line each, what the result rests on, ``left_out`` which packets the sides' tools cannot
-    treat alike (see :mod:`~pvefw_nft.verify.prove.documented`). ``omitted`` counts classes of packets beyond
-    the limit of classes shown. ``undecided`` says, a line each, what was not compared and why, ``plumbing`` which
-    guests, bridges and interfaces the two hosts do not have in common. ``rests_on`` are the assumptions of every
-    comparison that count in this one. ``untagged_only``: the tools treat VLAN-tagged frames differently, and there are
-    no VLANs on this host.
+    ``assumptions`` lists, a line each, the assumptions of the result, ``left_out`` which packets the sides' tools
+    cannot treat alike (see :mod:`~pvefw_nft.verify.prove.documented`). ``omitted`` counts classes of packets beyond the
+    limit of classes shown. ``undecided`` says, a line each, what was not compared and why, ``plumbing`` which guests,
+    bridges and interfaces the two hosts do not have in common. ``rests_on`` are the assumptions of every comparison
+    that count in this one. ``untagged_only``: the tools treat VLAN-tagged frames differently, and there are no VLANs on
+    this host.
     """
 
     before: str

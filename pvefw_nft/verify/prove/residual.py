@@ -1,8 +1,8 @@
-"""What is left of a ruleset for one kind of packet at one hook: programs.
+"""Partial evaluation: specialise a ruleset for one kind of packet at one hook, into programs.
 
 A proof looks at one :class:`Case` (network protocol, VLAN tag) and one way through the host at a time. There the
 interfaces are known, and much else: tests of them are decided, rules that cannot match are gone, rules behind a
-final one too. What is left is a :class:`Program`: a tuple of :class:`Step` s over the fields still open. Programs
+final one too. The result is a :class:`Program`: a tuple of :class:`Step` s over the fields still open. Programs
 are interned, so that chains with the same rest are one object, whichever ruleset they come from.
 
 Example: for IPv4 that crosses from ``tap100i0`` to ``fwln100i0``, of ::
@@ -63,7 +63,7 @@ Known: TypeAlias = "dict[m.Field, int | None]"
 
 
 def known_fields(stage: Stage, case: Case) -> Known:
-    """Return what is known of a packet of this case at this stage."""
+    """Return the known facts about a packet of this case at this stage."""
     inside = stage.family is not m.Family.BRIDGE and stage.point in (m.Point.OUTPUT, m.Point.POSTROUTING)
     return {
         **_NO_INTERFACES,
@@ -77,7 +77,7 @@ _NO_INTERFACES: Known = {**dict.fromkeys(INTERFACES, m.NO_INTERFACE), m.IBR: Non
 
 @cache
 def _known_of_case(case: Case, *, from_host: bool, inside: bool, bridged: bool) -> Known:
-    """Return what is known wherever a packet is; ``inside``: it has no Ethernet header yet if the host sent it."""
+    """Return the facts known at every place; ``inside``: a packet of the host has no Ethernet header yet."""
     known: Known = {m.PROTOCOL: case.protocol}
     known[m.ETHER_TYPE] = m.VLAN if case.tagged and not from_host else case.protocol
     if bridged:
@@ -112,7 +112,7 @@ def _absent_fields(protocol: int) -> list[m.Field]:
 
 
 class Context(NamedTuple):
-    """What is known where a chain starts: of single fields, of the connection (None: nothing), of the hook."""
+    """Facts known where a chain starts: single fields, the connection (None: unknown), the hook."""
 
     case: Case
     known: Known
@@ -172,7 +172,7 @@ class Residuals:
         self._kept: list[object] = []
 
     def program(self, table: m.Table, chain: m.Chain, context: Context, depth: int = 0) -> Program:
-        """Return what is left of a chain; its policy is not part of it, unless it is a user chain's.
+        """Return a chain specialised; without its policy, unless it is a user chain.
 
         Raises HostError where chains call one another in a circle, or one is missing.
         """
@@ -199,7 +199,7 @@ class Residuals:
         )
 
     def _footprint(self, table: m.Table, chain: m.Chain, depth: int) -> _Footprint:
-        """What of a context makes a difference to this chain or one it calls."""
+        """Return the parts of a context that this chain, or one that it calls, tests."""
         found = self._footprints.get((id(table), id(chain)))
         if found is None:
             if depth > MAX_DEPTH:
@@ -319,10 +319,10 @@ class Specialiser(ActionMaker):
         self.rule_at: m.Rule | None = None
 
     def steps(self, chain: m.Chain) -> list[Step]:
-        """Return what is left of a chain, with what its last step calls in the place of that."""
+        """Return a chain specialised, with the call of its last step inlined."""
         found = self.own_steps(chain)
         while found and not (found[-1].tests or found[-1].conditions or found[-1].actions):
-            # Every packet that comes to the last step takes it: what it calls may stand in its place.
+            # every packet that comes to the last step takes it, so the called program may stand in its place
             end = found[-1].end
             if isinstance(end, Call):
                 found[-1:] = end.program.steps
@@ -367,7 +367,7 @@ class Specialiser(ActionMaker):
             yield step
 
     def ends(self, step: Step) -> bool:
-        """Whether no packet goes beyond this step; notes what is known of those that do."""
+        """Whether no packet goes beyond this step; notes the facts known of those that do."""
         if step.end is None or isinstance(step.end, Choice) or (isinstance(step.end, Call) and step.end.back):
             return False
         if step.conditions or any(isinstance(action, Only) for action in step.actions):
@@ -410,7 +410,7 @@ class Specialiser(ActionMaker):
         return tuple(tests), tuple(others), True
 
     def test(self, test: m.Test) -> m.Test | bool:
-        """Return what is left of a test: True or False where it is decided."""
+        """Return a test specialised: True or False where it is decided."""
         on = test.field
         if on in self.known:
             value = self.known[on]
@@ -432,12 +432,12 @@ class Specialiser(ActionMaker):
         return test
 
     def left_of_test(self, test: m.Test) -> m.Condition | bool:
-        """Return what is left of a rule's test."""
+        """Return a rule's test specialised."""
         meaning = self.meaning(test)
         return self.test(test) if meaning is test else self.residue(meaning)
 
     def meaning(self, test: m.Test) -> m.Condition:
-        """Return what a rule's test means for the packet as it is, where it is not the test itself.
+        """Return the meaning of a rule's test for the packet, where it is not the test itself.
 
         Kinds of addresses are what both sides' tools can tell; of a connection a rule sees what its hook shows.
         """
@@ -449,11 +449,11 @@ class Specialiser(ActionMaker):
         return test
 
     def condition(self, condition: m.Condition) -> m.Condition:
-        """Return what is left of a rule's condition."""
+        """Return a rule's condition specialised."""
         return self.residue(condition, self.meaning)
 
     def residue(self, condition: m.Condition, meaning: Callable[[m.Test], m.Condition] | None = None) -> m.Condition:
-        """Return what is left of a condition; ``meaning`` says what its tests mean, None: what they say."""
+        """Return a condition specialised; ``meaning`` translates its tests, None: as written."""
         match condition:
             case m.Test():
                 other = condition if meaning is None else meaning(condition)
@@ -540,7 +540,7 @@ class Specialiser(ActionMaker):
                 yield step._replace(end=Outcome(f"unknown {text}"))
 
     def call(self, name: str, step: Step) -> Program:
-        """Return what is left of a chain that a step calls."""
+        """Return the specialised chain that a step calls."""
         states = self.states
         for test in step.tests:
             if test.field is m.CT_STATE:
@@ -564,7 +564,7 @@ class Specialiser(ActionMaker):
         if not step.actions and not _MARKS & {t.field for branch in branches for t in branch.tests}:
             yield from branches
         else:
-            # What an entry does could change what the next one tests: they are looked up all at once.
+            # an entry's action could change a field that the next entry tests, so look them up all at once
             inner = [branch._replace(actions=branch.actions[len(step.actions) :]) for branch in branches]
             yield step._replace(end=Choice(tuple(inner)))
 

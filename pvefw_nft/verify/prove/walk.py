@@ -44,7 +44,7 @@ RuleKey: TypeAlias = tuple[int, int, int]
 """Table and chain by identity, and the rule's number from 1."""
 
 Line: TypeAlias = "str | RuleKey"
-"""What rules are judged by: their origin, or the rule itself where that is not known."""
+"""The identity under which a rule is judged: its origin, or the rule itself where that is unknown."""
 
 _LINE = re.compile(r"[\0:]\d+$")
 
@@ -59,7 +59,7 @@ _MARKS = frozenset(m.MARK)
 
 @dataclass(slots=True)
 class Judged:
-    """What is known of a rule so far."""
+    """The findings about a rule so far."""
 
     table: m.Table
     chain: m.Chain
@@ -86,7 +86,7 @@ class Rules:
         return self._rules[key]
 
     def judged(self, table: m.Table, chain: m.Chain, number: int, rule: m.Rule) -> Judged:
-        """Return what is known of a rule, nothing yet for one that is met for the first time."""
+        """Return the findings about a rule, empty ones at its first visit."""
         key = (id(table), id(chain), number)
         found = self._rules.get(key)
         if found is None:
@@ -177,7 +177,7 @@ class Walk:
         entries: list[tuple[m.Table, m.Chain, Context]],
         removed: frozenset[Line],
     ) -> None:
-        """Prepare a walk through ``entries``, base chains in order; what it finds out goes to ``rules``.
+        """Prepare a walk through ``entries``, base chains in order; findings go to ``rules``.
 
         Rules of the lines ``removed`` are judged like the others, and count as not there for the others.
         """
@@ -201,7 +201,7 @@ class Walk:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What the walk depends on: two with the same key are the same."""
+        """The inputs of the walk: walks with equal keys are equal."""
         return tuple(
             (key[:2], tuple((p.number, p.tests, p.conditions, p.choices) for p in prepared))
             for key, prepared in self.prepared.items()
@@ -486,7 +486,7 @@ class Walk:
         return self.union(*parts)
 
     def given(self, here: int, on: m.Field, value: int) -> int:
-        """Return the packets after a field of theirs is given a value, whatever it was."""
+        """Return the packets after a field of theirs is given a value."""
         evaluation = self.evaluation
         number = evaluation.number[on]
         free = evaluation.false
@@ -539,7 +539,7 @@ class Walk:
 
     @property
     def usual(self) -> Cube:
-        """The first packets of ordinary connections: what took them is worth naming."""
+        """The first packets of ordinary connections: rules that took them are worth naming."""
         cube = []
         for number, level in enumerate(self.evaluation.levels):
             if level.field in _MARKS:
@@ -608,7 +608,7 @@ class Walk:
         return then
 
     def whole(self, table: m.Table, chain: m.Chain, place: int) -> int:
-        """Return what becomes of any packets that enter a chain."""
+        """Return the outcomes of all packets that enter a chain."""
         key = (id(table), id(chain), place)
         found = self.wholes.get(key)
         if found is None:

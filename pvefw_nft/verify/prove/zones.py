@@ -1,4 +1,4 @@
-"""Connection tracking zones in a comparison: what two rulesets that divide connections differently may do differently.
+"""Connection tracking zones in a comparison: possible differences of rulesets with different zones.
 
 A proof takes a packet for what a lookup that knows every connection makes of it, wherever the packet's own way back
 leads through the same zone (:mod:`~pvefw_nft.verify.tracking`). What is left is a packet that belongs to a connection
