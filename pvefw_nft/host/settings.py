@@ -63,7 +63,7 @@ def needed_first(backend: str) -> dict[str, str]:
 
 
 def load_modules(backend: str) -> None:
-    """Load the kernel modules that a backend's ruleset needs; what is built in or missing shows when it is used."""
+    """Load the kernel modules that a backend's ruleset needs; built-in or missing ones show when they are used."""
     for module in info(backend).modules:
         if (_MODULES / module).is_dir():
             continue

@@ -585,11 +585,11 @@ class Walk:
         return [(name, list(block)) for name, block in groupby(prepared, line)][::-1]
 
     def before(self, table: m.Table, place: int, one: Prepared, rest: int) -> int:
-        """Return what becomes of packets that come to a rule, given what becomes of those that go on."""
+        """Return the outcomes of packets that reach a rule, given the outcomes of those that go on."""
         return self.evaluation.where(one.tests, one.conditions, self.outcome(table, place, one, rest), rest)
 
     def outcome(self, table: m.Table, place: int, one: Prepared, rest: int) -> int:
-        """Return what becomes of packets that match a rule, given what becomes of those that go on."""
+        """Return the outcomes of packets that match a rule, given the outcomes of those that go on."""
         evaluation = self.evaluation
         then = rest
         for choice in reversed(one.choices):
@@ -646,7 +646,7 @@ def tests_of_action(action: Action) -> Iterator[m.Test]:
 
 
 def shows(effect: m.Effect) -> bool:
-    """Whether an effect is seen, whatever becomes of the packet."""
+    """Whether an effect is visible even if the packet is dropped."""
     match effect:
         case m.SetMark(target):
             return target is m.MarkTarget.CONNECTION
