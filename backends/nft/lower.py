@@ -1,10 +1,10 @@
 """Lowering: a ruleset of the IR becomes two tables of nft.
 
 ``bridge pvefw``
-    ``stateless`` (prerouting, -350) what nobody may send, before anything is remembered of it
+    ``stateless`` (prerouting, -350) drops frames that no guest may send, before tracking
     ``zones`` (prerouting, -300)     a connection tracking zone for each firewall bridge
     ``raw`` (prerouting, -300)       rates of new connections, before connection tracking
-    ``link`` (prerouting, -250)      what guests may send below IP: MAC addresses, ARP senders, Ethernet types
+    ``link`` (prerouting, -250)      frames of guests below IP: MAC addresses, ARP senders, Ethernet types
     ``helpers`` (prerouting, -160)   conntrack helpers, after connection tracking made the connection (-200)
     ``answers`` (prerouting, -158)   what answers a connection from the side that opened it
     ``limits`` (prerouting, -155)    how many connections guests may open
@@ -116,7 +116,7 @@ _SOURCE_NETWORKS: dict[int, Selector] = {
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """A chain to be lowered: its name in the table, what makes the block of its rules, and its hook if it has one."""
+    """A chain to be lowered: its name in the table, the maker of its rules' block, and its hook if it has one."""
 
     name: str
     block: Callable[[], Block]

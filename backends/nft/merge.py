@@ -6,7 +6,7 @@ Before, three rules of one chain::
     proto tcp dport {80} -> accept ; 100.fw:5
     proto tcp dport {25} -> drop   ; 100.fw:6
 
-After, a run whose key is the destination port, and what becomes of it::
+After, a run whose key is the destination port, and the merged rule::
 
     tcp dport vmap { 22 : accept, 80 : accept, 25 : drop } comment "100.fw:4,5,6"
 

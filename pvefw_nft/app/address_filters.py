@@ -19,7 +19,7 @@ _WITHIN = frozenset(CT_STATES.index(state) for state in ("established", "related
 
 
 def hit_by_ipfilter_established(source: Source) -> Callable[[Outcome], str | None]:
-    """Return what says of a simulated packet that the option would drop it; None of one that it would not.
+    """Return a judge of simulated packets: the reason why the option would drop one, or None.
 
     The configuration is read for the first packet that the option could concern.
     """

@@ -69,7 +69,7 @@ class Task:
                 try:
                     frames = self._nics(steady) if request["do"] == "nics" else self._find(steady, store, asks)
                 except MemoryError:
-                    raise  # its limit: what is half done is not worth keeping
+                    raise  # its limit: a half-done compile is not worth keeping
                 except Exception as error:
                     frames = [encode({"kind": "failed", "error": error_as_json(error)})]
                 for frame in frames:

@@ -2,7 +2,7 @@
 
     this process                             the compiler's (:mod:`pvefw_nft.host.confine`)
     find ────────────────────────────────▶   reads the files, compiles
-       ◀── network? interface? zones? …──    what only the host knows is asked for, and answered here
+       ◀── network? interface? zones? …──    questions that only the host can answer, answered here
        ◀── ruleset, diagnostics, answers ─   kept for the next request, so that only changes are compiled
 
 A command asks once; the service keeps the process, and starts another one where it has ended. A compiler that ends by

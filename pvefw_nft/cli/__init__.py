@@ -98,7 +98,7 @@ def _print_versions(ctx: click.Context, param: click.Parameter, value: bool) -> 
     help="Print the versions of pvefw, its libraries and the tools it calls.",
 )
 def cli() -> None:
-    """Compile Proxmox VE firewall files to iptables or nftables, apply them, and prove what they do."""
+    """Compile Proxmox VE firewall files to iptables or nftables, apply them, and prove their effect."""
 
 
 def discard_output() -> None:
@@ -138,7 +138,7 @@ def _tell_warnings() -> None:
 
 
 def _tell_unexpected(error: Exception) -> None:
-    """Say that nothing could be printed, or else what went wrong and where, in one line."""
+    """Report in one line that nothing could be printed, or else the error and its place."""
     import traceback  # deferred: it takes milliseconds
 
     frame = traceback.extract_tb(error.__traceback__)[-1]

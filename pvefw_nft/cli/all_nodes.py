@@ -96,7 +96,7 @@ def run(
     """Do a command for all nodes, print the answer, and return the exit code: the worst of all.
 
     ``keep`` gets the name and the result of each node as it is done, and may take something out of the latter.
-    ``settle`` gets the results of all nodes of a cluster, and returns what amends each of them.
+    ``settle`` gets the results of all nodes of a cluster, and returns an amendment of each.
     """
     with tempfile.TemporaryFile(prefix="pvefw-") as spool:
         entries = list(_results(wanted, spool, keep))

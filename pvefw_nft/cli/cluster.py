@@ -163,7 +163,7 @@ def _severity(code: int) -> int:
 
 
 def _row(entry: dict[str, Any], *, with_compare: bool) -> dict[str, str]:
-    """Return a line of the table; what a node answers may be anything."""
+    """Return a line of the table; a node's answer may have any form."""
     status = entry["status"] or {}
     row = {
         "node": entry["node"],

@@ -83,7 +83,7 @@ def sarif_run(diagnostics: Sequence[Diagnostic]) -> dict[str, Any]:
 
 
 def _sarif_rule(name: str) -> dict[str, Any]:
-    """Return what SARIF calls a reporting descriptor: the declaration of a code (SARIF 2.1.0, 3.49)."""
+    """Return a reporting descriptor: the declaration of a code (SARIF 2.1.0, 3.49)."""
     from pvefw_nft.cli import manual
 
     code = find_code(name)

@@ -37,7 +37,7 @@ def work(job: Job) -> dict[str, Any]:
 
 
 def source_of(job: Job) -> Source:
-    """Return what a job compiles. Nothing of it is asked of this machine, but for its names of services."""
+    """Return the source of a job. It asks this machine for nothing but names of services."""
     network = job.options["local_network"]
     return Source(
         job.root,

@@ -34,7 +34,7 @@ def check_sessions(desired: Desired, source: Source, *, go_on: bool) -> None:
     Raises :class:`HostError` where one of those is among them that must not break, unless ``go_on``.
     """
     if firewall.stands(desired):
-        return  # it is what runs: nothing changes
+        return  # this ruleset runs already: nothing changes
     from pvefw_nft.app.session_guard import judge  # deferred: where nothing changes, nothing is to be judged
     from pvefw_nft.host.live_network import read_live_network
 

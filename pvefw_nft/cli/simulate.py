@@ -415,7 +415,7 @@ def packets_summary(packets: list[dict[str, Any]], count: int) -> dict[str, Any]
 
 
 def excuse_first_nodes(count: int, results: Iterable[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
-    """Return what amends a node's result: another node may stop the packets that this one lets pass, as expected.
+    """Return the amendment of a node's result: another node may stop the packets that this one lets pass, as expected.
 
     ``results`` are those of all nodes of a cluster, ``count`` is the number of packets in the file.
     """

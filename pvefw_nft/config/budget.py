@@ -1,7 +1,7 @@
 """How much one configuration may cost. A guest that asks for more is closed, since its tenant may be hostile.
 
-The limits hold for what a tenant writes: the file of a guest. They lie far above what people write by hand, and far
-below what would keep a node from compiling in time (benchmarks/compile.py: 30,000 lines a second and more).
+The limits hold for files of tenants: those of guests. They lie far above files written by hand, and far below sizes
+that would keep a node from compiling in time (benchmarks/compile.py: 30,000 lines a second and more).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Comparisons:
         self.begin_file()
 
     def begin_file(self) -> None:
-        """Allow for one file, within what is left for all."""
+        """Start the budget of one file, within the rest of the budget for all."""
         self._of_file = min(MAX_COMPARISONS, self._of_all)
 
     def take(self, count: int) -> bool:

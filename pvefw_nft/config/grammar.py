@@ -190,7 +190,7 @@ def _match(line: pp.Regex, body: str) -> re.Match[str] | None:
     return line.re.fullmatch(body)
 
 
-# The columns of a rule. The dash forms are matched as pairs; what the pairs do not cover is for the fine grammar.
+# The columns of a rule. The dash forms are matched as pairs; the fine grammar takes all other forms.
 _NAMED_FIELDS = re.compile(r"(?:[ \t]+--?[a-z][a-z-]*[ \t]+[^-\s]\S*)*[ \t]*")
 _NAMED_FIELD = re.compile(r"(--?[a-z][a-z-]*)[ \t]+(\S+)")
 _WORD = re.compile(r"\S+")

@@ -1,4 +1,4 @@
-"""Answers to what people write where the ``.fw`` language has another word: other firewalls' rules, guessed names.
+"""Hints for words that users write where the ``.fw`` language has another one: other firewalls' rules, guessed names.
 
 The table is data (``data/hints.toml``) and read when the first mistake is found.
 """

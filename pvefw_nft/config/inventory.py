@@ -88,7 +88,7 @@ def _cloud_init(text: str) -> dict[int, list[Prefix]]:
     for line in text.split("\n"):
         body = line.strip()
         if body.startswith("["):
-            break  # a snapshot's section: what the guest had once
+            break  # a snapshot's section: former settings
         setting = _IPCONFIG.match(body)
         if setting is None:
             continue

@@ -88,9 +88,9 @@ class OptionReader:
     def _unreadable(self, line: Line, setting: grammar.Setting, bad: BadValue) -> None:
         """Report an option whose value cannot be read: it keeps its default, save where a default could open.
 
-        A policy counts as DROP, an option of a companion file as what is strict, and ``enable`` as 1 where a ruleset is
-        to be applied. A comment behind the value is what cannot be read most often; Proxmox skips the line then, so a
-        line that says the default does no harm.
+        A policy counts as DROP, an option of a companion file as its strict value, and ``enable`` as 1 where a ruleset
+        is to be applied. A comment behind the value is the most frequent cause; Proxmox skips the line then, so a line
+        that says the default does no harm.
         """
         name, text = setting.name.text.lower(), setting.value.text
         if self._kind.is_companion:

@@ -52,7 +52,7 @@ class Patience:
     def run(self, function: Callable[[], _T]) -> _T:
         """Return the function's result, or raise its error; :class:`UnreadableError` where it hangs.
 
-        A function that hangs goes on in its thread when the file system answers again: what it works with must not be
+        A function that hangs goes on in its thread when the file system answers again: its data must not be
         used by anybody else then.
         """
         if threading.current_thread() is self._thread:

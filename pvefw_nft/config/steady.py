@@ -25,7 +25,7 @@ _LOOK = 0.1  # seconds between two looks of a command that waits
 
 
 def is_cut_off(text: str | None, before: str | None) -> bool:
-    """Tell whether a file looks as if it had been written in part only, as compared with what it held before."""
+    """Tell whether a file looks cut off, compared with its content before."""
     if before is None or text == before:
         return False
     if text is None or not text.strip():
@@ -34,9 +34,9 @@ def is_cut_off(text: str | None, before: str | None) -> bool:
 
 
 class SteadyFiles(Files):
-    """Files as they are, but for what looks cut off or is missing: that is as it was, until it has stayed so.
+    """Files as they are; one that looks cut off or is missing has its last content, until it has stayed so.
 
-    For a service, which remembers what it read before and can look again: :meth:`doubt_ends` says when.
+    For a service, which remembers the content read before and can look again: :meth:`doubt_ends` says when.
     """
 
     def __init__(self, files: Files, seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic) -> None:

@@ -36,7 +36,7 @@ _HOMES = {
     "aliases.fw": "aliases are defined in cluster.fw, below [ALIASES]",
     "ipsets.fw": "ipsets are defined in cluster.fw, as [IPSET name]",
 }
-"""Where what people put into files of their own belongs."""
+"""The right place for content that users put into files of their own."""
 
 _FILE_HINT = "files here are cluster.fw and VMID.fw, such as 100.fw"
 
@@ -44,7 +44,7 @@ _FILE_HINT = "files here are cluster.fw and VMID.fw, such as 100.fw"
 def survey(root: Root, configuration: Configuration, findings: Findings, *, only_own: bool = False) -> None:
     """Report mistakes in files that this node does not compile, and settings that defeat one another.
 
-    ``configuration`` is that of ``root`` and was made with ``findings``. What it found in the node's own files is
+    ``configuration`` is that of ``root`` and was made with ``findings``. Findings in the node's own files are
     reported where they are compiled: it is taken out again. ``only_own``: leave out findings of other nodes;
     its other nodes and :func:`survey_strays` report that. Raises ConfigurationError where the file system fails.
     """
@@ -127,7 +127,7 @@ def _vnets(root: Root) -> set[str] | None:
         state = json.loads(running or "{}")
         found |= set(state.get("vnets", {}).get("ids", {}))
     except (ValueError, AttributeError, TypeError, RecursionError):
-        return None  # what cannot be read is reported with the SDN's sets
+        return None  # reading the SDN's sets reports the error
     return found
 
 

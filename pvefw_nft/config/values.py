@@ -1,7 +1,7 @@
 """The values of the ``.fw`` language: addresses, ports, protocols and limits, and how they are read.
 
 Every reader takes the text of one value and returns a frozen value, or raises :class:`BadValue`, which says
-what is wrong, where in the text, and what was probably meant. Values keep the user's spelling beside their
+the mistake, its place in the text, and the probable intention. Values keep the user's spelling beside their
 meaning, since a ruleset is easier to recognise when it uses the words of its configuration.
 """
 
@@ -253,7 +253,7 @@ def read_addresses(text: str) -> tuple[Prefix, ...] | Range:
     """Read the address of a rule that is neither alias nor set: an address, a CIDR, a list of them, or a range.
 
     Raises BadValue for mixed families, for ranges inside lists, for lists that are too long for iptables-restore, and
-    for what is no address.
+    for a text that is no address.
     """
     if "," in text:
         if len(text) > MAX_PARAMETER:
@@ -510,7 +510,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return ``did you mean …?`` for the nearest known name, or None where nothing is near.
 
     Of more than 400 names only the first 400 count that begin with the word's first letter. None too where guesses have
-    used up what they may cost (:data:`pvefw_nft.config.budget.comparisons`).
+    used up their budget (:data:`pvefw_nft.config.budget.comparisons`).
     """
     import difflib  # deferred: only a mistake needs it
 

@@ -72,7 +72,7 @@ class _Packer:
         self._problems: dict[str, list[object]] = {}
 
     def fill(self) -> None:
-        """Put in what the job reads."""
+        """Add the files that the job reads."""
         files, pve, node = self._files, self._pve, self._job.node
         nodes = pve / "nodes"
         own: set[str] = set()

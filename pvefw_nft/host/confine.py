@@ -1,7 +1,8 @@
-"""Taking from a process what a compiler does not need: capabilities, network, writing, other programs, endless memory.
+"""Take from a process the rights that a compiler does not need: capabilities, network, writing, other programs, endless
+memory.
 
-What the kernel lacks is left out and named. All of it holds for the calling thread and those that it starts, and cannot
-be undone. The order matters: seccomp comes last, since it forbids the calls that the steps before it make.
+Steps that the kernel lacks are skipped and named. All of it holds for the calling thread and those that it starts, and
+cannot be undone. The order matters: seccomp comes last, since it forbids the calls that the steps before it make.
 
 capabilities(7), prctl(2), unshare(2), setrlimit(2), landlock(7) and seccomp(2) are called through the C library, and
 seccomp's filter is made by libseccomp, which systemd brings along on every Debian and which knows the numbers of system
@@ -54,10 +55,10 @@ _FCNTL_COMMANDS = (1, 2, 3, 1030)  # F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
 
 
 def confine(readable: Iterable[Path], memory: int) -> tuple[str, ...]:
-    """Give up all but reading what lies below ``readable``, computing, and the descriptors that are open.
+    """Give up all rights but reading below ``readable``, computing, and the open descriptors.
 
-    ``memory`` is how many bytes the process may have beyond what it has now. Returns the missing confinements, in
-    words. The calling process must have one thread only.
+    ``memory`` is the number of bytes that the process may have beyond its present size. Returns the missing
+    confinements, in words. The calling process must have one thread only.
     """
     _LIBC.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)  # SIGKILL, when its parent ends
     network = _in_namespaces_of_its_own()

@@ -34,7 +34,7 @@ Remember: TypeAlias = "Callable[[str, Memory | None], Memory]"
 
 
 class Planned(Protocol):
-    """What an apply would feed to the tools or the library; its text is what ``--dry-run`` prints."""
+    """The input for the tools or the library; ``--dry-run`` prints its text."""
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -42,7 +42,7 @@ class Planned(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What stays although it is not wanted, and why."""
+        """Unwanted parts that have to stay, and why."""
 
     @property
     def witness(self) -> Witness | None:
@@ -73,7 +73,7 @@ class Engine(Protocol):
         """
 
     def plan(self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool = False) -> Planned:
-        """Return what would bring the kernel to the ruleset.
+        """Return the plan that brings the kernel to the ruleset.
 
         ``previous`` is the ruleset applied last, ``memory`` its listing by the kernel. ``anew`` also replaces parts
         that are as wanted. Raises :class:`HostError`.
@@ -82,13 +82,14 @@ class Engine(Protocol):
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:
         """Execute a plan that was just made and read back the result; restore the rules before it if that fails.
 
-        Returns what tells how the kernel lists the ruleset now, which may take a while. Raises :class:`HostError`.
+        Returns a function that lists the ruleset as the kernel has it now, which may take a while. Raises
+        :class:`HostError`.
         """
 
     def remove(self) -> tuple[str, ...]:
         """Remove all that is ours and nothing else. Raises :class:`HostError`.
 
-        Returns what had to stay because other rules use it, and these rules, one line each.
+        Returns the parts that had to stay because other rules use them, with these rules, one line each.
         """
 
     def drifted(self, memory: Memory | None) -> list[str]:
@@ -143,7 +144,7 @@ class IptablesEngine:
         *,
         anew: bool = False,
     ) -> iptables_plan.Plan:
-        """Return what each tool would be fed."""
+        """Return the input for each tool."""
         target = _wanted(desired)
         seen = self._look(ebtables=bool(target.ebtables.chains))
         apply_iptables.refuse_dormant()
@@ -155,7 +156,7 @@ class IptablesEngine:
         )
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:  # noqa: ARG002
-        """Feed each tool what changes."""
+        """Feed each tool its changes."""
         assert isinstance(planned, iptables_plan.Plan)
         self._seen = None
         seen = self._seen = apply_iptables.apply(planned)

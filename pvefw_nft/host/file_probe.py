@@ -24,7 +24,7 @@ _POLL = 0.01  # seconds
 
 
 def answers(root: Path, seconds: float) -> bool:
-    """Tell whether the folders of a configuration and cluster.fw can be asked for; what the answers are is no matter.
+    """Tell whether the folders of a configuration and cluster.fw can be read; the content does not matter.
 
     ``root`` holds ``etc/pve``. While a child of an earlier call still hangs, nothing is asked again.
     """

@@ -1,8 +1,8 @@
 """Bringing a host to a ruleset and removing it, with records on disk and switching between backends.
 
 Each function takes the compiled ruleset as data and returns its changes; it prints nothing. All of them may be
-repeated, and a start after a run that was killed anywhere leads to the same end as an undisturbed one: what is
-to be done is worked out from what the kernel holds, never from what should have been done.
+repeated, and a start after a run that was killed anywhere leads to the same end as an undisturbed one: the steps follow
+from the rules in the kernel, never from a record of earlier steps.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """Why something could not be looked at, and what to do about it."""
+    """Why a part could not be examined, and a remedy."""
 
     message: str
     hint: str | None
@@ -59,7 +59,7 @@ class Unseen:
 class Status:
     """The firewall as it is: ``changes`` are pending, ``drifted`` was changed by hand; None: unknown.
 
-    What could not be looked at is in ``unseen``; the rest is then as far as it can be known.
+    Parts that could not be examined are in ``unseen``; the rest is then incomplete.
     """
 
     running: bool
@@ -83,13 +83,13 @@ def was_started() -> bool:
 
 
 def look_ahead(desired: Desired) -> None:
-    """Do what the next change need not wait for, in a service: this is the ruleset that runs. Raises HostError."""
+    """Warm the caches for the next change, in a service: this is the ruleset that runs. Raises HostError."""
     _known(desired.backend)
     engine(desired.backend).look_ahead(desired)
 
 
 def preview(desired: Desired, *, anew: bool = False) -> Outcome:
-    """Return what a start would do, without doing it."""
+    """Return the changes that a start would make, without making them."""
     chosen = engine(desired.backend)
     memory, previous = _known(desired.backend)
     planned = chosen.plan(desired, memory, previous, anew=anew)
@@ -180,7 +180,7 @@ def _adopt(moved: frozenset[int], desired: Desired) -> list[str]:
 
 
 def _harden_as_before(previous: Desired | None) -> None:
-    """Undo what hardens a ruleset that could not be loaded; what cannot be undone only drops."""
+    """Undo the hardening of a ruleset that could not be loaded; a rest of it only drops."""
     with contextlib.suppress(HostError):
         if previous is not None and previous.hardening:
             hardening.load(previous.hardening)
@@ -210,7 +210,8 @@ def _zone_rules(desired: Desired | None) -> list[str]:
 
 
 def _remove_replaced(engines: list[Engine], desired: Desired) -> Iterator[str]:
-    """Remove the rules of other backends than the one of the ruleset that was just loaded; yield what had to stay.
+    """Remove the rules of other backends than the one of the ruleset that was just loaded; yield the parts that had to
+    stay.
 
     Raises :class:`HostError` that names the rules loaded then.
     """
@@ -245,7 +246,7 @@ def remove_all() -> Outcome:
 
 
 def _put_back_what_was_set() -> PutBack:
-    """Put back all kernel settings; what cannot be noted about that is not worth failing for, since no rule is left."""
+    """Restore all kernel settings; failing to record that is no error, since no rule is left."""
     try:
         return settings.put_back()
     except HostError as error:
@@ -273,7 +274,7 @@ def withdraw(*, remove: bool) -> None:
     applied = _applied()
     if remove and applied is not None:
         for _ in engine(applied.backend).remove():
-            pass  # what had to stay is referred to by rules of others
+            pass  # foreign rules refer to the parts that had to stay
     if remove:
         hardening.remove()
     drop.remove_drops()
@@ -413,7 +414,7 @@ def _prepare_kernel(desired: Desired) -> None:
 
 
 def _put_back_what_others_needed(desired: Desired) -> PutBack:
-    """Put back the settings of a backend whose rules are gone. What cannot be put back is not worth failing for."""
+    """Restore the settings of a backend whose rules are gone. A setting that cannot be restored is no error."""
     try:
         return settings.put_back(running=desired.backend)
     except HostError as error:

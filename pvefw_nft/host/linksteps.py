@@ -188,7 +188,7 @@ Step: TypeAlias = (
 
 
 def foresee(step: Step, links: Links) -> None:
-    """Change ``links`` to what they are once the step is carried out."""
+    """Change ``links`` to their state after the step."""
     match step:
         case CreateBridge(name, mtu, settings):
             links.put(Link(name, 0, "bridge", mtu, up=False, bridge=settings, default_pvid=1))
@@ -239,7 +239,7 @@ def carry_out(steps: Sequence[Step], links: Links, route: Any) -> None:  # noqa:
     Raises :class:`HostError` that names the step which failed; the steps before it stay done, and planning
     anew finds what is missing.
     """
-    # what a plan foresees has no index yet: it is looked up when it is there
+    # a planned link has no index yet: it is looked up once the link exists
     indexes = {link.name: link.index for link in links if link.index}
     for step in steps:
         try:
@@ -293,7 +293,7 @@ def _carry_out_one(step: Step, indexes: dict[str, int], route: Any) -> None:  # 
 
 
 def _refused(step: Step, code: int | None) -> HostError:
-    """Return the error for what the kernel answered, with what to do about it."""
+    """Return the error for the kernel's answer, with a remedy."""
     hints = {
         errno.EPERM: "run this as root",
         errno.EACCES: "run this as root",

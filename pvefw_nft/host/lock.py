@@ -80,7 +80,7 @@ def _acquire(descriptor: int, path: Path, wait: float) -> None:
 
 
 def _holder(descriptor: int) -> str:
-    """Return what the process that holds the lock wrote about itself."""
+    """Return the process number that the holder of the lock has written, or "unknown"."""
     try:
         text = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
     except OSError:

@@ -30,7 +30,7 @@ _WITHOUT_BASES = 3
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """A compiled ruleset and what goes with it.
+    """A compiled ruleset and its settings.
 
     ``pieces`` are the artefact's (:meth:`backends.base.Artefact.loadable`); ``conntrack`` are host.fw's options; equal
     rulesets have one ``fingerprint``. ``hardening`` is the transaction of nft that hardens it from beside; empty: none.
@@ -45,7 +45,7 @@ class Desired:
 
     @property
     def identity(self) -> str:
-        """What tells it from all others: the ruleset's fingerprint, and what goes with it."""
+        """The identity: the ruleset's fingerprint, and its settings."""
         return json.dumps([self.fingerprint, self.enabled, None if self.conntrack is None else asdict(self.conntrack)])
 
 
@@ -66,7 +66,7 @@ def _fingerprint(backend: str, pieces: Sequence[str], hardening: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the kernel listed after the last apply, to tell changes by hand.
+    """The kernel's listing after the last apply, to detect changes by hand.
 
     ``identity`` is that of the applied ruleset. ``witness`` was taken when it had been read back; None: nothing proves
     that it still holds. ``names`` are digests of the host's names that it was loaded under, where it holds names.
@@ -114,7 +114,7 @@ def memory_path() -> Path:
 
 
 def inputs_path() -> Path:
-    """What the ruleset that was applied last was compiled from."""
+    """The inputs of the ruleset that was applied last."""
     return state.run_directory() / "inputs.json"
 
 
@@ -154,7 +154,7 @@ class Prepared:
 
 
 def prepare(path: Path, ruleset: Desired) -> Prepared:
-    """Write a record beside its place: what differs from the base of the record that was read or written last.
+    """Write a record beside its place: the differences from the base of the record read or written last.
 
     A new base is written where there is none, or too much differs. Raises :class:`HostError` (full or read-only disk).
     """
@@ -271,7 +271,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def write_memory(memory: Memory) -> None:
-    """Write what to remember about the ruleset that runs. Raises :class:`HostError`."""
+    """Write the remembered state of the running ruleset. Raises :class:`HostError`."""
     state.write(
         memory_path(),
         {

@@ -1,4 +1,4 @@
-"""What this host's kernel filters with now, as its tools print it: input for ``pvefw simulate`` and ``compare``."""
+"""The present rules of this host's kernel, as its tools print them: input for ``pvefw simulate`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def saved_rulesets(backend: str | None) -> list[tuple[str, str]]:
 
 
 def _save_commands(tool: str) -> list[tuple[str, ...]]:
-    """Return the commands that save what a tool loaded: rules of its nft and its legacy variant hold side by side."""
+    """Return the commands that save a tool's rules: rules of its nft and its legacy variant hold side by side."""
     variants = [f"{tool}-{variant}-save" for variant in ("nft", "legacy")]
     return [(name,) for name in variants if tools.is_installed(name)] or [(f"{tool}-save",)]

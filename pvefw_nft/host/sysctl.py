@@ -1,4 +1,4 @@
-"""Kernel settings below /proc/sys: reading, writing, and remembering what stood there before."""
+"""Kernel settings below /proc/sys: read, write, and remember the values before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tells that the configuration or the host's links changed: inotify, netlink, signals, and looking again."""
+"""Notice changes of the configuration or the host's links: inotify, netlink, signals, and polling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_LOOK_AT_RULES = 3.0  # seconds between looks at what the kernel does not tell of
+_LOOK_AT_RULES = 3.0  # seconds between polls of rules whose changes the kernel does not announce
 
 # include/uapi/linux/inotify.h
 _IN_MODIFY, _IN_ATTRIB, _IN_CLOSE_WRITE = 0x2, 0x4, 0x8
@@ -31,7 +31,7 @@ _EVENTS = _IN_MODIFY | _IN_CLOSE_WRITE | _IN_MOVED | _IN_CREATE | _IN_DELETE | _
 # include/uapi/linux/rtnetlink.h: links, IPv4 and IPv6 addresses
 _GROUPS = 0x1 | 0x10 | 0x100
 _NETLINK_ROUTE = 0
-_STATE_FILES = (".running-config", "pve-ipam-state.json", "ipam.db", "hosts")  # what else a compile reads
+_STATE_FILES = (".running-config", "pve-ipam-state.json", "ipam.db", "hosts")  # other inputs of a compile
 
 
 class Inotify:

@@ -105,7 +105,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class AddressSet:
-    """An ipset: what follows ``create NAME``, and its entries (what follows ``add NAME``)."""
+    """An ipset: the words after ``create NAME``, and its entries (the words after ``add NAME``)."""
 
     create: str
     entries: tuple[str, ...]
@@ -145,7 +145,7 @@ class State:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing of ours is there, but for what other rules use and a stop must leave."""
+        """Whether nothing of ours is there, apart from parts that foreign rules use and a stop must leave."""
         tables = [*self.tables.values(), self.ebtables]
         return self.sets.keys() <= self.set_users.keys() and not any(table.removable for table in tables)
 
@@ -168,7 +168,7 @@ def _normal(entry: str) -> str:
 
 
 def wanted(artefact: Mapping[str, Any]) -> State:
-    """Read what ``pvefw compile --backend iptables --format json`` gives.
+    """Read the output of ``pvefw compile --backend iptables --format json``.
 
     Raises :class:`InternalError` where the artefact is not of that shape, or a line would do something else
     than add one rule to its chain or one entry to its set.
@@ -233,7 +233,7 @@ def _after(line: str, words: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What the tools list: the text of each save command, of ipset only the lines that are ours.
+    """The tools' listing: the text of each save command, of ipset only the lines that are ours.
 
     ``ebtables`` is None where ebtables does not work.
     """
@@ -289,7 +289,7 @@ RULE_TOOLS = (*IP_TOOLS, *(f"{tool}-restore" for tool in IP_TOOLS), "ebtables-re
 
 
 def save(*, ebtables: bool = True) -> Saved:
-    """Return what the kernel has now, through the tools' own save commands.
+    """Return the kernel's present rules, through the tools' own save commands.
 
     Raises :class:`HostError` where a tool is missing or fails. A missing ebtables is an error only if
     ``ebtables`` says that it is needed.
@@ -317,7 +317,7 @@ def missing_tools() -> dict[str, HostError]:
 
 
 def read_what_can_be_read(on_record: OnRecord = tuple) -> State:
-    """Return what of ours the tools that are installed list. Raises :class:`HostError` where one of them fails.
+    """Return our part of the rules that the installed tools list. Raises :class:`HostError` where one of them fails.
 
     As in :func:`save`, an ebtables that does not work lists nothing.
     """
@@ -350,7 +350,7 @@ def save_sets() -> str:
 
 
 def parse_ebtables(text: str) -> Table:
-    """Read what ebtables-save lists; there, chains are ours by their names, since no rule holds a comment."""
+    """Read the output of ebtables-save; there, chains are ours by their names, since no rule holds a comment."""
     lines = _split_tables(text).get("filter", [])
     return parse_table(lines, EBTABLES_HOOKS, _EBTABLES_OURS)
 
@@ -413,7 +413,7 @@ def _targets(rules: Mapping[str, list[str]], ours: Container[str], jumps: Contai
 
 
 def parse_sets(text: str) -> dict[str, AddressSet]:
-    """Read our sets from what ``ipset save`` lists."""
+    """Read our sets from the output of ``ipset save``."""
     creates: dict[str, str] = {}
     entries: dict[str, list[str]] = defaultdict(list)
     for line in text.splitlines():

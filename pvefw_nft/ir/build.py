@@ -1,7 +1,7 @@
 """From the model to the IR: the meaning of a configuration. All policy is decided here and in the modules it calls.
 
-Which chain comes first, what ``dhcp: 1`` lets through, what a group's acceptance is: the answers stand in the
-order in which packets meet them. Backends only spell what they get.
+Read the order of chains, the packets that ``dhcp: 1`` accepts and the acceptance of groups here, in the order in which
+packets meet them. Backends only spell the result.
 
 Example: a guest 100 with ``enable: 1`` and the one rule ``IN DROP -p tcp -dport 25`` gives the chains::
 
@@ -56,13 +56,13 @@ def build(
 ) -> Ruleset:
     """Return the ruleset of a node. ``guests`` may be an iterator; each is looked at once, in the order given.
 
-    What ``store`` knows of guests is not made again. A guest that asks for too much, or whose build raises, which is a
-    bug of pvefw, is closed and told to ``report_failure``. ``as_reference``: leave out what makes the ruleset stricter
-    than the reference's, which are layer ``stateless`` and the connection tracking zones. ``zones_in_force`` are those
-    of the ruleset that runs.
+    Guests in ``store`` are not built again. A guest that asks for too much, or whose build raises, which is a
+    bug of pvefw, is closed and told to ``report_failure``. ``as_reference``: leave out rules that make the ruleset
+    stricter than the reference's, which are layer ``stateless`` and the connection tracking zones. ``zones_in_force``
+    are those of the ruleset that runs.
     """
     if not node.cluster.options.enable:
-        for _ in guests:  # what is wrong with them is still to be found
+        for _ in guests:  # reading them reports their problems
             pass
         return Ruleset(enabled=False)
     context = Context(node, as_reference=as_reference)
@@ -119,7 +119,7 @@ _FILTER_POINTS = (HookPoint.INPUT, HookPoint.OUTPUT, HookPoint.FORWARD)
 
 
 def _forward(context: Context, *, ips: bool) -> Iterator[Rule]:
-    """Yield the rules of PVEFW-FORWARD: what is known of the connection, then which way through a firewall bridge."""
+    """Yield the rules of PVEFW-FORWARD: the state of the connection, then the direction through a firewall bridge."""
     established = ConnState((State.RELATED, State.ESTABLISHED))
     if ips:
         yield builtin("ips", established, action=Jump("PVEFW-IPS"))
@@ -131,7 +131,7 @@ def _forward(context: Context, *, ips: bool) -> Iterator[Rule]:
 
 
 def _link_forward() -> Iterator[Rule]:
-    """Yield the rules of layer 2: IP is filtered above it, the rest by what the sending guest may send."""
+    """Yield the rules of layer 2: IP is filtered above it, other frames by the rules of their sender."""
     yield builtin("layer 2", EtherType(0x0800, "IPv4"), action=ACCEPT)
     yield builtin("layer 2", EtherType(0x86DD, "IPv6"), action=ACCEPT)
     yield builtin("layer 2", Bridged(Direction.OUT), action=Jump("PVEFW-FWBR-OUT"))

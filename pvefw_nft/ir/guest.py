@@ -177,7 +177,7 @@ class GuestBuilder:
         self.failed += part.failed
 
     def _make_part(self, guest: Guest) -> _Part:
-        """Make a guest, and return what was added for it; the lists are as before."""
+        """Build a guest, and return the parts added for it; the lists are unchanged."""
         nics, sets, ips, failed = len(self.nics), len(self.sets), len(self.ips), len(self.failed)
         self._context.journal.clear()
         self._make(guest)

@@ -1,6 +1,6 @@
 """The nodes of the IR: a closed union of frozen dataclasses.
 
-The IR says what is filtered, not how a tool spells it. One :class:`Ruleset` holds chains in six layers:
+The IR holds the rules, not a tool's spelling of them. One :class:`Ruleset` holds chains in six layers:
 
 ``raw``
     IP chains that run before connection tracking (synflood protection, conntrack helpers).
@@ -12,7 +12,7 @@ The IR says what is filtered, not how a tool spells it. One :class:`Ruleset` hol
     layer 2 chains (MAC, ARP senders, ether types) for frames that guests send.
 ``stateless``
     chains that see every frame at the ports of firewall bridges before IP defragmentation and connection tracking.
-    They only drop. The reference ruleset has nothing like them: what they drop makes a ruleset stricter.
+    They only drop. The reference ruleset has nothing like them: their drops make a ruleset stricter.
 ``limit``
     chains that new connections of guests enter first; they only drop, too.
 
@@ -84,14 +84,14 @@ class HookPoint(Enum):
     FORWARD = "FORWARD"
 
 
-# --- values: those of the language (config.values), and what only the IR has ------------------------------------
+# --- values: those of the language (config.values), and those of the IR alone ------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
     """A log line: syslog ``level`` 0 to 7, the VMID (0: the host or a group), the chain, and the message.
 
-    What is logged carries the prefix ``:VMID:LEVEL:CHAIN: MESSAGE``. ``limit`` is None where log rate limits
+    Log entries carry the prefix ``:VMID:LEVEL:CHAIN: MESSAGE``. ``limit`` is None where log rate limits
     are switched off.
     """
 
@@ -547,7 +547,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """Packets at this point enter the chain; what returns from it passes."""
+    """Packets at this point enter the chain; those that return from it pass."""
 
     layer: Layer
     point: HookPoint
@@ -611,8 +611,8 @@ class Ruleset:
     """All that a configuration means. Disabled: no chains, no sets, nothing is filtered.
 
     ``chains`` holds the chains of each layer by name. ``host_forward`` names the chain of layer ``forward``
-    that sees what the host routes, if there is one. ``zones`` gives by firewall bridge the connection tracking zone of
-    what crosses it, for all NICs with firewall=1 (see :mod:`.zones`); None: one for all.
+    that sees routed packets, if there is one. ``zones`` gives by firewall bridge the connection tracking zone of
+    packets that cross it, for all NICs with firewall=1 (see :mod:`.zones`); None: one for all.
     ``vnets_cover_host``: rules of VNets also hold between their guests and the host's own interface on that bridge.
     """
 

@@ -133,7 +133,7 @@ def user_rule(
 ) -> Iterator[Rule]:
     """Yield the rules of the IR for one rule of a file, in the chain of that name.
 
-    ``accept`` is what acceptance means there.
+    ``accept`` is the verdict that stands for acceptance there.
 
     Before: ``IN DNS(ACCEPT) -source 10.0.0.0/8``. After: one rule for udp port 53 and one for tcp port 53, both
     from 10.0.0.0/8 and for IPv4 only.
@@ -190,7 +190,7 @@ def group_rule(
     """Yield the rules that stand for a rule of type GROUP: through the group's chain, then ask for its mark.
 
     The group's chain is made on first use. ``iface`` is the host's interface, None in a guest's chains. A packet
-    from a guest keeps the mark and returns: that is what acceptance means there.
+    from a guest keeps the mark and returns, which stands for acceptance there.
     """
     chain = group_chain(context, rule.group, direction)
     line = rule.written.line

@@ -2,8 +2,8 @@
 
 They keep the promises of ``macfilter`` and ``ipfilter`` against a guest that writes its own frames, where the chains
 of the reference ruleset do not: those see a packet behind one VLAN tag only, after connection tracking, and after
-accepting what belongs to a connection and what looks like DHCP. A guest whose network is configured as its files say
-sends nothing that is dropped here. docs/security.md says what each rule is for.
+accepting packets of connections and packets that look like DHCP. A guest whose network is configured as its files say
+sends nothing that is dropped here. docs/security.md gives the purpose of each rule.
 
 Example, of a guest 100 with ``ipfilter: 1``::
 
@@ -129,7 +129,7 @@ def add_stateless_chain(context: Context, nics: list[Nic]) -> bool:
 
 
 def add_limit_chain(context: Context, nics: list[Nic]) -> bool:
-    """Add the chain of what NICs send outside of known connections; returns whether there is one."""
+    """Add the chain for packets that NICs send outside of known connections; return whether there is one."""
     if all(nic.limit_chain is None for nic in nics):
         return False
     old = builtin("conntrack", _OLD, action=RETURN)
@@ -138,7 +138,7 @@ def add_limit_chain(context: Context, nics: list[Nic]) -> bool:
 
 
 def limit_rules(hardening: GuestHardening, addresses: SetKey | None) -> Iterator[Rule]:
-    """Yield the rules for what a NIC sends outside of known connections, put together from its fragments.
+    """Yield the rules for packets that a NIC sends outside of known connections, put together from their fragments.
 
     The stateless chain does not see the address in an advertisement whose first fragment ends before it.
     """
@@ -157,7 +157,7 @@ def _tagged(reason: str, tags: tuple[EtherType, ...], *matches: Match) -> list[R
 def nic_rules(
     options: GuestOptions, hardening: GuestHardening, nic: ModelNic, addresses: SetKey | None
 ) -> Iterator[Rule]:
-    """Yield the rules for what a NIC sends; ``addresses`` is the set of those it may send from, with ipfilter.
+    """Yield the rules for packets that a NIC sends; ``addresses`` is the set of those it may send from, with ipfilter.
 
     ``hardening`` leaves nothing open: the cluster's options are in it.
     """

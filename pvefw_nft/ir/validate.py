@@ -103,19 +103,19 @@ def _references(chain: Chain) -> _References:
 
 
 class SoundChains:
-    """Chains that were found sound, for a service that builds again and again; known by being the same object."""
+    """Cache of valid chains, for a service that builds again and again; the key is the identity of the chain object."""
 
     def __init__(self) -> None:
         """Start with none."""
         self._known: dict[tuple[Layer, str], tuple[Chain, _References]] = {}
 
     def references(self, layer: Layer, chain: Chain) -> _References | None:
-        """Return what a chain refers to if it was found sound: chains and sets that may be gone, or others now."""
+        """Return the references of a valid chain: chains and sets that may be gone, or others now."""
         known = self._known.get((layer, chain.name))
         return known[1] if known is not None and known[0] is chain else None
 
     def keep(self, ruleset: Ruleset) -> None:
-        """Note that a ruleset is sound, and forget all others."""
+        """Record the chains of a valid ruleset, and forget all others."""
         before = self._known
         self._known = {}
         for layer, chains in ruleset.chains.items():

@@ -1,9 +1,9 @@
 """The connections that a sequence of packets leaves behind: a small model of the kernel's table.
 
-A connection is known by its two tuples, that of its first packet and that of an answer, each in the zone in which its
-packets are looked up. A packet finds it by either: by the first it is *new* until an answer was seen and *established*
-then; by the other it is an answer, and established. The table knows a connection from where its first packet left a
-bridge or came to the host, dropped later or not; an answer counts as seen where it is looked up.
+The key of a connection is its pair of tuples, that of its first packet and that of an answer, each in the zone in which
+its packets are looked up. A packet finds it by either: by the first it is *new* until an answer was seen and
+*established* then; by the other it is an answer, and established. The table knows a connection from where its first
+packet left a bridge or came to the host, dropped later or not; an answer counts as seen where it is looked up.
 
 Left out: sequence numbers, timeouts, resets, expected connections and translation.
 

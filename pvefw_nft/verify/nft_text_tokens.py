@@ -59,7 +59,7 @@ def tokens(text: str, source: str) -> list[Token]:
 
 
 class Tokens:
-    """Reads words from left to right; each method reads what it is named after, and raises RulesetError else."""
+    """Read words from left to right; each method reads the part that it is named after, or raises RulesetError."""
 
     def __init__(self, source: str, tokens: list[Token]) -> None:
         self._source = source

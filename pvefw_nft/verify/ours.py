@@ -1,7 +1,7 @@
 """The firewall's own part of a ruleset, without rules of other programs (Docker, fail2ban, an administrator).
 
 The firewall's are the nft tables ``pvefw`` and those of Proxmox's own nft firewall, and in the tables of iptables and
-ebtables all that is reached by a jump to a chain ``PVEFW-…``. What others have in the same tables is left out, the
+ebtables all that is reached by a jump to a chain ``PVEFW-…``. Rules of others in the same tables are left out, the
 policies of the built-in chains too.
 """
 

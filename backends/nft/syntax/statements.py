@@ -249,7 +249,7 @@ def limit(rate: int, per: str, burst: int, *, over: bool = False) -> Limit:
 
 
 def connections_over(number: int) -> ConnectionCount:
-    """Return what holds for packets of more connections than that, of those that came to this rule."""
+    """Return a test for packets of more connections than that, of those that came to this rule."""
     return {"ct count": {"val": number, "inv": True}}
 
 

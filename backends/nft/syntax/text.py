@@ -227,7 +227,7 @@ def _go(kind: str, body: Node) -> str:
 
 
 def _limit(_kind: str, body: Node) -> str:
-    burst = "" if body["burst"] == 5 else f" burst {int(body['burst'])} packets"  # 5 is what nft leaves out
+    burst = "" if body["burst"] == 5 else f" burst {int(body['burst'])} packets"  # nft leaves out the default 5
     over = "over " if body.get("inv") else ""
     return f"limit rate {over}{int(body['rate'])}/{_word(body['per'])}{burst}"
 

@@ -63,7 +63,7 @@ class ArrivalWatch:
             time.sleep(_REOPEN)
 
     def _follow(self, events: Any) -> None:  # noqa: ANN401 (pyroute2 is untyped)
-        """Plug what the next events tell of. Raises OSError where the socket is of no more use."""
+        """Plug the NICs of the next events. Raises OSError if the socket is broken."""
         try:
             messages = list(events.get())
             begun = time.monotonic()

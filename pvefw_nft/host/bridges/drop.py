@@ -168,7 +168,7 @@ def _remove_iptables() -> None:
 
 
 def _table(saved: str, name: str) -> list[str]:
-    """Return the lines of one table of what iptables-save prints."""
+    """Return the lines of one table in the output of iptables-save."""
     lines = saved.splitlines()
     if f"*{name}" not in lines:
         return []

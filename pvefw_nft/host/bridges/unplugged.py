@@ -107,7 +107,7 @@ def on_open_vswitch(nic: Nic, links: Links) -> bool:
 def read_unplugged(
     nics: Sequence[Nic], misconfigured: Sequence[Misconfigured] = (), backend: str | None = None
 ) -> list[Unplugged]:
-    """Return what :func:`find_unplugged` finds among this host's links. Raises HostError."""
+    """Return the result of :func:`find_unplugged` for this host's links. Raises HostError."""
     if not nics and not misconfigured:
         return []
     with open_route() as route:

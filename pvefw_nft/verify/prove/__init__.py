@@ -4,7 +4,7 @@ The stages, in the order a proof runs them::
 
     network     guests, bridges and interfaces of both hosts, and those that only rules name    → ends
     flows       which ways through the host there are, and the base chains on them          path.py's stages
-    residual    what is left of those chains for one protocol and one set of interfaces     → programs
+    residual    those chains specialised for one protocol and one set of interfaces         → programs
     actions     effects of rules on this packet and later ones: marks, sets, helpers, headers
     counters    which limit of one side stands for which of the other
     congruent   programs that are the same step by step need no more

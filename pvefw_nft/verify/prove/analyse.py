@@ -195,7 +195,7 @@ class _Analysis:
         return Finding(Kind.NEVER_MATCHES, name, places, self.names(takers, name))
 
     def names(self, takers: Iterable[RuleKey], name: str) -> tuple[str, ...]:
-        """Return what takes the packets of a rule: lines of the configuration, else standard rules or their chain."""
+        """Return the takers of a rule's packets: lines of the configuration, else standard rules or their chain."""
         named: dict[str, None] = {}
         for taker in takers:
             place = self.place(taker)

@@ -1,4 +1,4 @@
-"""Bounds on what a comparison may cost: the memory of decision diagrams, and time.
+"""Bounds on the cost of a comparison: the memory of decision diagrams, and time.
 
 Decision diagrams of rules that overlap in several fields at once can grow with the product of the rules. A pair of
 rule lists that exceeds a bound is *not decided*; the other pairs are compared all the same.

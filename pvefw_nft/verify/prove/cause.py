@@ -38,7 +38,7 @@ class Cause(NamedTuple):
 
     @property
     def key(self) -> Hashable:
-        """What causes must share to be one: the lines of the configuration, or else the rules' texts."""
+        """The key of equal causes: the lines of the configuration, or else the rules' texts."""
         return self.table or (_place_key(self.before), _place_key(self.after))
 
     @property
@@ -67,7 +67,7 @@ def _place_key(place: Place | None) -> Hashable:
 
 
 def find_cause(before: Outcome, after: Outcome, models: tuple[RulesetModel, RulesetModel]) -> Cause:
-    """Return the cause of the difference between what became of one packet in two rulesets."""
+    """Return the cause of the difference between the walks of one packet in two rulesets."""
     tables = [{table.key: table for table in model.tables} for model in models]
     deciding = Cause(_decider(before), _decider(after))
     if not tables[0].keys() & tables[1].keys():

@@ -555,7 +555,7 @@ class Comparison:
         )
 
     def add(self, found: _Found, place: Met, places: list[Met], differences: Iterable[Difference]) -> None:
-        """Take differences into the report. They hold for whatever way leads through the troubled segment."""
+        """Take differences into the report. They hold for every way through the troubled segment."""
         sources = self.zones([p.way.source for p in places], own=any(p.first for p in places))
         destinations = self.zones([p.way.destination for p in places], own=any(p.last for p in places))
         others = {p.case.protocol for p in places if not p.case.is_ip and p.case.tagged == place.case.tagged}
@@ -592,7 +592,7 @@ class Comparison:
 
 
 def _unfinished_text(reason: str, ways: Iterable[str]) -> str:
-    """Return what was not compared for one reason, the first few ways by name."""
+    """Return the comparisons left out for one reason, the first few ways by name."""
     named = list(ways)
     more = f" and {len(named) - _NAMED_WAYS} more" if len(named) > _NAMED_WAYS else ""
     return f"{reason}: not compared to the end: {'; '.join(named[:_NAMED_WAYS])}{more}"
@@ -643,7 +643,7 @@ _NAMED_WAYS = 3
 
 
 def verdict_text(outcome: Outcome) -> str:
-    """Return a verdict with what else is done: ``accept (queue bypass)``."""
+    """Return a verdict with its other effects: ``accept (queue bypass)``."""
     extra = [*outcome.trace]
     marks = [(name, value) for name, value in outcome.assigned if name.startswith(("mark", "ct mark"))]
     for prefix in ("mark bit ", "ct mark bit "):

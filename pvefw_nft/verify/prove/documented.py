@@ -1,4 +1,4 @@
-"""Where iptables and nft cannot say the same: what a comparison across the two leaves out, and why.
+"""Unavoidable differences of iptables and nft: packets that a comparison across the two excludes, and why.
 
 Each is a statement about packets for which the two are not compared, or may differ in one way only. The manual
 lists them, too. Between rulesets of one tool nothing is left out.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.flows import Side
 
 BROADCASTS4 = IntervalSet.of((0, 0), (0xFFFFFFFF, 0xFFFFFFFF))
-"""What every host takes for broadcast addresses (inet_addr_type of net/ipv4/fib_frontend.c, since Linux 5.3)."""
+"""The addresses that every host takes for broadcast (inet_addr_type of net/ipv4/fib_frontend.c, since Linux 5.3)."""
 MULTICASTS4 = IntervalSet.of((0xE0000000, 0xEFFFFFFF))
 MULTICASTS6 = IntervalSet.of((0xFF << 120, (1 << 128) - 1))
 
@@ -51,7 +51,7 @@ class Exceptions:
     untagged_only: bool = False
 
     def compared(self, fields: Iterable[m.Field], case: Case) -> Iterator[m.Condition]:
-        """Yield what holds of the packets that are compared, as far as these fields go."""
+        """Yield the facts that hold for the compared packets, as far as these fields go."""
         present = set(fields)
         if self.across and case.protocol == m.ARP and m.ARP_HLEN in present:
             yield m.equals(m.ARP_HLEN, 6)
@@ -91,7 +91,7 @@ class Exceptions:
 
 @cache
 def kind_condition(test: m.Test, protocol: int) -> m.Condition:
-    """Return what a test of the kind of an address means for the packets that are compared across tools.
+    """Return the meaning of a test of an address's kind for packets compared across tools.
 
     There a broadcast is a packet sent to all hosts, or to an address that every host takes for broadcast, and
     nothing is anycast. A test that also asks for other kinds is returned unchanged.

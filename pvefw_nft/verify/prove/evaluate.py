@@ -324,7 +324,7 @@ class Evaluation:
         return self.space.join(node, rests, mark)
 
     def _after(self, outcome: Outcome, rest: int) -> int:
-        """What becomes of packets that had an open outcome, and went on to ``rest``."""
+        """The outcomes of packets that had an open outcome, and went on to ``rest``."""
         for text in reversed(outcome.trace):
             rest = self.change(rest, {}, partial(_noted, text))
         if outcome.assigned:

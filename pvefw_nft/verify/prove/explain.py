@@ -84,7 +84,7 @@ def _implies(one: m.Condition, other: m.Condition) -> m.Condition:
 
 
 def possible(fields: Iterable[m.Field], case: Case, *, from_host: bool) -> Iterator[m.Condition]:
-    """Yield what holds of every packet, as far as these fields go: which fields it has, and how addresses and
+    """Yield the facts that hold for every packet, as far as these fields go: which fields it has, and how addresses and
     their kinds go together (inet_addr_type of net/ipv4/fib_frontend.c, ipv6_addr_type of net/ipv6).
     """
     present = set(fields)

@@ -141,7 +141,7 @@ def _only_labels(_table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> boo
 
 
 def _only_stricter(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...]) -> bool:
-    """Whether a base chain drops nothing but what its NICs must not send, and a second tag."""
+    """Whether a base chain drops only frames that its NICs must not send, and a second tag."""
     by_port = {m.interface_number(nic.interface): nic for nic in nics if nic.filtered}
     for rule in chain.rules:
         if rule.effects:
@@ -160,7 +160,7 @@ def _only_stricter(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...]) -> boo
 
 
 def _only_limits(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...]) -> bool:
-    """Whether a base chain drops nothing but new connections beyond a number, and what its NICs must not send."""
+    """Whether a base chain drops only new connections beyond a number, and packets that its NICs must not send."""
     by_port = {m.interface_number(nic.interface): nic for nic in nics if nic.filtered}
     for rule in chain.rules:
         match rule.verdict:
@@ -182,7 +182,7 @@ def _is_limit(rule: m.Rule) -> bool:
 
 
 def _sound_entry(table: m.Table, condition: m.Condition, verdict: m.Verdict, by_port: Mapping[int, Nic]) -> bool:
-    """Whether the chain of a port's frames drops only what its NIC must not send."""
+    """Whether the chain of a port drops only frames that its NIC must not send."""
     if not isinstance(condition, m.Test) or condition.field is not m.IIF or not isinstance(verdict, m.Jump):
         return False
     nic = by_port.get(condition.values.smallest())
@@ -196,7 +196,7 @@ def _sound_rule(rule: m.Rule, nic: Nic, foreign: Mapping[int, IntervalSet]) -> b
     if rule.effects:
         return False
     if rule.verdict == m.RETURN:
-        return True  # what it lets by goes on to all the other chains
+        return True  # its accepted packets go on to all other chains
     tests = _tests(rule)
     if tests is None or rule.verdict != m.DROP:
         return False
@@ -253,7 +253,7 @@ def _foreign(table: m.Table, nic: Nic) -> dict[int, IntervalSet]:
 
 
 def _tests(rule: m.Rule) -> _Tests | None:
-    """Return what a rule tests, by field; None where that is not one set for each field."""
+    """Return the tested values of a rule, by field; None where that is not one set for each field."""
     tests: _Tests = {}
     for condition in rule.conditions:
         if not isinstance(condition, m.Test) or condition.field in tests:

@@ -51,7 +51,7 @@ MAX_PORTS = 32
 _OF_NIC = re.compile(r"(?:(tap|veth)(\d+)i(\d+)|fw(?:br|ln)(\d+)i(\d+)|fwpr(\d+)p(\d+))")
 _IS_BRIDGE = re.compile(r"vmbr\d+(v\d+)?")
 _COMPLETIONS = ("999i0", "99i0", "9i0", "i0", "999p0", "99p0", "9p0", "p0", "0", "9", "")
-"""What may follow a pattern's prefix to make the name of a guest's interface, or another name."""
+"""Endings that complete a pattern's prefix to the name of a guest's interface, or another name."""
 _FREE = (*(f"other{n}" for n in range(1000)), *(f"tap99{n}i0" for n in range(100)), "fwln9999i0", "veth9999i0")
 """Names that rules hardly have."""
 
@@ -321,7 +321,7 @@ class _Placing:
             more = [next(name for name in _FREE if m.interface_number(name) not in self.singles)]
         return replace(link, ports=(*link.ports, *more))
 
-    # --- what there is ---
+    # --- present links ---
 
     def _add_names(self, nic: Nic) -> None:
         self._port_names |= {nic.interface, nic.port}

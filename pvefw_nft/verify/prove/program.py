@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
 
 
 TOGETHER = Outcome("put together")
-"""How a later fragment ends where fragments are put together: what becomes of it is decided with the first one."""
+"""How a later fragment ends where fragments are put together: the first one decides about it."""
 ACCEPT, DROP, RETURN = Outcome("accept"), Outcome("drop"), Outcome("return")
 
 

@@ -185,7 +185,7 @@ def _equal(report: Report) -> str:
 
 
 def _between(report: Report) -> str:
-    """Return between what the known differences are: ``between iptables and nft``."""
+    """Return the sides of the known differences: ``between iptables and nft``."""
     tools = ["nft" if all(table.key.tool == "nft" for table in model.tables) else "iptables" for model in report.models]
     return "in connection tracking zones" if tools[0] == tools[1] else f"between {tools[0]} and {tools[1]}"
 

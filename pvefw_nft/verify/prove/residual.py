@@ -186,7 +186,7 @@ class Residuals:
         return found
 
     def key(self, table: m.Table, chain: m.Chain, context: Context) -> tuple[object, ...]:
-        """Return what the rest of a chain depends on: of the context, what its rules and those it leads to ask for."""
+        """Return the dependencies of a specialised chain: the parts of the context that its rules and callees test."""
         _, fields, states, kinds = self._footprint(table, chain, 0)
         known = context.known
         return (
@@ -232,7 +232,7 @@ class Residuals:
 
 _CONNECTION = frozenset((m.CT_STATE, *CONNECTION_FIELDS))
 _TRACKING_EFFECTS = (m.NoTrack, m.SetZone, m.SetHelper, m.SetMark)
-"""What does nothing, or something else, before the lookup."""
+"""Effects that are void, or different, before the lookup."""
 _CONTEXTUAL = frozenset(
     (
         *INTERFACES,

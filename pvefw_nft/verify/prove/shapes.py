@@ -157,7 +157,7 @@ class Writer:
                 return type(condition).__name__, tuple([self.condition(part) for part in of])
 
     def end(self, step: Step) -> object:
-        """Return how a step ends; of a call the shape, and what stands at its places."""
+        """Return the end of a step; for a call its shape, and the values at its places."""
         match step.end:
             case Call(program, back):
                 shape = self.shape_of(program)

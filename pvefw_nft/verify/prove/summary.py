@@ -1,4 +1,4 @@
-"""What differs, in short: classes of packets grouped by what changes for them and by what causes it."""
+"""The summary of a comparison: classes of packets grouped by change and by cause."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Change(Enum):
-    """What a change means for packets, the worst first."""
+    """The kinds of change for packets, the worst first."""
 
     ACCEPTED = "newly accepted"
     STOPPED = "newly dropped or rejected"
@@ -26,7 +26,7 @@ class Change(Enum):
 
 
 def change_of(one: Difference) -> Change:
-    """Return what changes for a class of packets."""
+    """Return the change for a class of packets."""
     accepted = [verdict.split()[0] == "accept" for verdict in (one.before, one.after)]
     if accepted == [False, True]:
         return Change.ACCEPTED

@@ -104,7 +104,7 @@ class Rules:
         return found
 
     def get(self, key: RuleKey) -> Judged | None:
-        """Return what is known of a rule; None where no walk met it."""
+        """Return the findings about a rule; None where no walk met it."""
         return self._rules.get(key)
 
     def lines(self) -> Iterator[Line]:
@@ -125,7 +125,7 @@ class Rules:
 
 
 class Found(Enum):
-    """What a walk finds about a rule."""
+    """The findings of a walk about a rule."""
 
     MET = "met"
     ALIVE = "alive"
@@ -273,7 +273,7 @@ class Walk:
         return Prepared(number, rule, tests, conditions, tuple(actions), tuple(choices))
 
     def tests(self) -> Iterator[m.Test]:
-        """Yield every test of the rules on the way, and of what they set."""
+        """Yield every test of the rules on the way, and every value that they set."""
         for prepared in (one for several in self.prepared.values() for one in several):
             parts = [(prepared.tests, prepared.conditions)]
             parts += [(choice.tests, choice.conditions) for choice in prepared.choices]
@@ -301,7 +301,7 @@ class Walk:
         return tuple(self.events)
 
     def fits(self, events: Iterable[Event]) -> bool:
-        """Return whether events of a walk of this shape rest on what is known of this walk's rules, too."""
+        """Return whether events of a walk of this shape depend on the findings about this walk's rules, too."""
         return all(
             self.was(event.kind, event.place)
             for event in events
@@ -315,7 +315,7 @@ class Walk:
         return judged is not None and (judged.alive if kind is Found.WAS_ALIVE else judged.needed)
 
     def note(self, events: Iterable[Event]) -> None:
-        """Take the events of this walk, or of one of its shape, into what is known of the rules."""
+        """Merge the events of this walk, or of one of its shape, into the findings about the rules."""
         for event in events:
             judged = self.rules.judged(*self.met[event.place])
             match event.kind:
