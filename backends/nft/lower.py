@@ -205,7 +205,7 @@ class TableLowering:
         """Plan a base chain with the rules of a hook's chain, and all chains that these lead to.
 
         A return from the hook's chain ends the base chain, so the packet passes, as the IR wants it. A base chain that
-        would only accept is left out: what is in none passes too.
+        would only accept is left out: packets in none pass too.
         """
         rules = lowering.scope.rules(chain)
         if after or any(rule.action != ir.Accept() or rule.log is not None for rule in rules):

@@ -2,7 +2,7 @@
 
 The IR's filter chains stand for iptables' one FORWARD hook, which sees bridged and routed packets alike. nft has
 hooks for each: what crosses a firewall bridge is filtered where it enters one of the bridge's two ports, the only
-hook of the bridge family that knows the direction and may also reject; the rest of what is forwarded passes the
+hook of the bridge family that knows the direction and may also reject; other forwarded packets pass the
 forward hooks of both families.
 """
 

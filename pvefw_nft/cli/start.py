@@ -296,7 +296,7 @@ def find_ruleset(
 ) -> Result | None:
     """Return the ruleset, or None where there were errors, and they count.
 
-    A start whose configuration cannot be read or compiled, on a host where nothing runs, puts in place what was
+    A start whose configuration cannot be read or compiled, on a host where nothing runs, loads the ruleset
     confirmed last.
     """
 

@@ -64,7 +64,7 @@ class FilesBelow(Files):
     """The files below a folder that may come from anybody: no link leads out of it, and only regular files are read.
 
     A path is opened with O_PATH, which neither waits for a FIFO nor does anything to a device (open(2)); the kernel
-    then tells what was opened and where that lies (proc_pid_fd(5)), even if the path changes meanwhile.
+    then names the opened file and its place (proc_pid_fd(5)), even if the path changes meanwhile.
     """
 
     def __init__(self, root: Path) -> None:

@@ -2,7 +2,7 @@
 
 Dask sends a job again whose worker dies, and gives it up after as many deaths as its scheduler's setting
 ``distributed.scheduler.allowed-failures`` says (3). It counts a death for all jobs that the worker held. So
-what it gives up is sent once more at the end, alone: a job that kills its workers then costs no other job its result.
+a job given up is sent once more at the end, alone: a job that kills its workers then costs no other job its result.
 
 A job is sent with its bundle. Only twice as many are under way as there are threads, so that neither this process nor
 the scheduler ever holds many.

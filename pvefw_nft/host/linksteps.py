@@ -237,7 +237,7 @@ def carry_out(steps: Sequence[Step], links: Links, route: Any) -> None:  # noqa:
     """Carry out the steps in order; ``links`` are the links as they are before, ``route`` an IPRoute.
 
     Raises :class:`HostError` that names the step which failed; the steps before it stay done, and planning
-    anew finds what is missing.
+    again finds the missing ones.
     """
     # a planned link has no index yet: it is looked up once the link exists
     indexes = {link.name: link.index for link in links if link.index}

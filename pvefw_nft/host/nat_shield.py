@@ -27,7 +27,7 @@ _CHAINS: Final = (
     ("prerouting", -110, "iifname", "dnat", "daddr"),
     ("postrouting", 90, "oifname", "snat", "saddr"),
 )
-"""Chain and hook, priority, what is matched, what translates to which field: as the nft backend has it."""
+"""Chain and hook, priority, match, and translation of a field, as in the nft backend."""
 _FORWARDS: Final = {"dnat", "redirect"}
 _INTERFACES: Final = ("iif", "iifname")
 

@@ -1,7 +1,7 @@
 """The state of a packet that belongs to no known connection.
 
 Sources: nf_conntrack_proto_tcp.c (tcp_valid_flags, and the state table's row for "no connection", with
-nf_conntrack_tcp_loose at its default of 1), nf_conntrack_proto_icmp.c and _icmpv6.c, and for what is not IP
+nf_conntrack_tcp_loose at its default of 1), nf_conntrack_proto_icmp.c and _icmpv6.c, and for frames without IP
 nf_ct_bridge_pre (net/bridge/netfilter/nf_conntrack_bridge.c) of Linux 6.1.
 """
 

@@ -135,7 +135,7 @@ class IpSets:
         return _several(ipset, version, directions)
 
     def _expiring(self, ipset: IpSet, version: int, directions: tuple[str, ...]) -> Condition:
-        """Return the condition of a set of which members expire. When, is not compared: saved is only what is left."""
+        """Return the condition of a set with members that expire. The time is not compared: only its rest is saved."""
         lasting = replace(ipset, entries={k: entry for k, entry in ipset.entries.items() if not entry.expires})
         whole = replace(ipset, entries={k: replace(entry, expires=False) for k, entry in ipset.entries.items()})
         parts = [

@@ -734,7 +734,7 @@ class SetField:
 class UpdateSet:
     """A set gets an element made of the packet, or loses it: which packets it has later depends on that.
 
-    ``set`` names the set (``ipset bad``, ``nft inet t bad``), ``text`` what is done, with its timeout.
+    ``set`` names the set (``ipset bad``, ``nft inet t bad``), ``text`` the update, with its timeout.
     """
 
     set: str

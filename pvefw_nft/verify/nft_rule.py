@@ -160,7 +160,7 @@ _TAG_FIELDS: dict[tuple[tuple[object, ...], int | None], Field] = {
 
 
 def _is_plain(left: dict[str, Json]) -> bool:
-    """Return whether an expression reads a named field as it is, at a glance: nearly all do."""
+    """Return whether an expression reads a named field unchanged, by a cheap test: nearly all do."""
     payload, meta = left.get("payload"), left.get("meta")
     if len(left) != 1:
         return False
@@ -235,7 +235,7 @@ class NftRuleParser:
         self._require(self._everywhere(left, on, operator, right))
 
     def _everywhere(self, left: Json, on: Selector, operator: str, right: Json) -> Condition:
-        """Return the condition of a match, also where what it reads is in another field of the model.
+        """Return the condition of a match, also where its operand is in another field of the model.
 
         ``ip6 nexthdr`` is the number of the first header, which may be one of an extension; ``th dport`` are bytes of
         whatever follows the network header (nft_payload_eval and nft_meta_get_eval of net/netfilter).
@@ -251,7 +251,7 @@ class NftRuleParser:
         return self._compare(on, operator, right)
 
     def _selector(self, expression: Json) -> Selector:
-        """Return what an expression reads, having required what it depends on."""
+        """Return the field of an expression, after requiring the conditions that it depends on."""
         on = selector(expression, self.table.family)
         for test in on.depends:
             if test.field is PROTOCOL and self.table.family in (Family.IP, Family.IP6, Family.ARP):

@@ -1,7 +1,7 @@
 """Read nft rulesets in nft's own syntax: files for ``nft -f``, and the output of ``nft list ruleset``.
 
 Source: nft(8), and the listings of nftables 1.0.6 to 1.1. The text becomes the JSON that libnftables has for it, which
-:mod:`.nft` reads; so the meaning of a rule is decided in one place. What is read is the part of the language that
+:mod:`.nft` reads; so the meaning of a rule is decided in one place. It reads the part of the language that
 filters use: tables with sets, maps, conntrack helpers and chains. Variables, included files and single commands but
 ``add``, ``delete``, ``destroy`` and ``flush`` of tables are not; they, and statements that are not known, are errors
 that name the line. ``nft -j list ruleset`` gives the whole.

@@ -593,7 +593,7 @@ def _local(topology: Topology, source: End, destination: End) -> list[Stage]:
 def _depart(topology: Topology, source: End, destination: End) -> list[Stage]:
     """A packet of the host's own stack goes out: IP postrouting, then the bridge it leaves by.
 
-    What is forwarded still has its input interface there (ip_output, net/ipv4/ip_output.c, since Linux 5.7).
+    Forwarded packets still have their input interface there (ip_output, net/ipv4/ip_output.c, since Linux 5.7).
     """
     if isinstance(destination, HostEnd):
         return []

@@ -74,7 +74,7 @@ def is_doubtful(guess: Guess) -> bool:
 def _tells(walk: ChainWalk) -> bool:
     """Return whether a walk is worth a line: it ended the way, or a rule let the packet pass.
 
-    That the layer 2 filter lets all IP by, and the others what is not IP, is no news; nor is a base chain that returns.
+    Skipped: the layer 2 filter passing IP, the other filters passing frames without IP, and base chains that return.
     """
     if not isinstance(walk.end, Accept):
         return True

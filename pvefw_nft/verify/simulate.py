@@ -193,7 +193,7 @@ class ChainWalk:
 
 
 def _tests_mark(rule: Rule) -> bool:
-    """Return whether a rule does nothing but return or accept what is marked."""
+    """Return whether a rule only returns or accepts marked packets."""
     tests = [test for condition in rule.conditions for test in tests_of(condition)]
     return bool(tests) and all(test.field in MARK and 1 in test.values for test in tests)
 

@@ -2,12 +2,12 @@
 
 A base chain before the lookup (priority -200 of prerouting and output) sees no connection: the state is *invalid*, the
 connection's mark, status and direction are absent. ``notrack`` counts only there, and a zone or helper given there
-makes the state *new* already. Fragments are put together at priority -400 (on a bridge: at the lookup). Whoever looks a
-packet up first decides; it stays until the packet crosses to the next bridge, where it is looked up again.
+makes the state *new* already. Fragments are put together at priority -400 (on a bridge: at the lookup). The first
+lookup decides; it holds until the packet crosses to the next bridge, where it is looked up again.
 
 **Zones.** A connection is known in the zone in which its packets were looked up. A packet is looked up as one of a
-known connection where the way back leads through a lookup in the same zone; elsewhere it looks like one of a connection
-that nobody knows, whose state :func:`~pvefw_nft.verify.conntrack.first_state` gives.
+known connection where the way back leads through a lookup in the same zone; elsewhere it looks like one of an unknown
+connection, whose state :func:`~pvefw_nft.verify.conntrack.first_state` gives.
 
 Sources: nft_ct_get_eval and nft_ct_set_zone_eval (net/netfilter/nft_ct.c), nft_notrack_eval, xt_conntrack.c, xt_CT.c,
 nf_conntrack_in (nf_conntrack_core.c), nf_ct_bridge_pre (net/bridge/netfilter/nf_conntrack_bridge.c), nf_ct_netns_get

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def deliver_tagged(topology: Topology, path: Path, tag: int) -> Path:
-    """Return the path of a frame with this tag: as it is where a bridge alone passes it on, else by a VLAN interface.
+    """Return the path of a frame with this tag: unchanged where a bridge alone passes it on, else by a VLAN interface.
 
     Example: a frame with tag 5 from ``vmbr0/eth0`` to the host meets the bridge's hooks, and then the IP hooks with
     ``vmbr0.5`` as its input interface.

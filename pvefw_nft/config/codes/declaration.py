@@ -29,7 +29,7 @@ SKIPPED = "it writes a warning to the log of its service, leaves the line out, a
 
 
 UNTRIED = "this has not been tried with Proxmox's own firewall."
-"""Said where nobody has seen what Proxmox does."""
+"""For codes where Proxmox's behaviour is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def error(id: str, title: str, why: str, proxmox: str, example: Example) -> Code
 
 
 def warning(id: str, title: str, why: str, proxmox: str, example: Example) -> Code:  # noqa: A002
-    """Declare a code for lines that do what they say, which is probably not what was meant."""
+    """Declare a code for lines that work as written, which is probably not the intention."""
     return Code(id, Severity.WARNING, title, why, proxmox, example)
 
 

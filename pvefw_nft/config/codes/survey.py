@@ -1,4 +1,4 @@
-"""Codes about files that nobody reads, and settings that defeat one another: what ``pvefw check`` alone looks at."""
+"""Codes about files that no node reads, and settings that defeat one another: only ``pvefw check`` reports them."""
 
 from __future__ import annotations
 

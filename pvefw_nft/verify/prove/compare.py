@@ -1,9 +1,9 @@
 """Proves two rulesets equal, or finds the packets that they treat differently.
 
-What is proved: for every way through the host (between outside, host, guests and other interfaces), every kind of
+The claim: for every way through the host (between outside, host, guests and other interfaces), every kind of
 frame and every packet, what the hooks on the way do to it, end to end, is the same on both sides. The proof is made by
 segments (one bridge crossed, or the host's own stack), most of which many ways share: where every segment
-treats every packet alike, whatever its mark, so does every way made of them. Only ways with a segment that
+treats every packet alike, with any mark, so does every way made of them. Only ways with a segment that
 differs are looked at as a whole.
 """
 
@@ -228,7 +228,7 @@ class Comparison:
         self.progress(total, total)
 
     def prove_nic(self, nic: Nic) -> None:
-        """Prove what is a guest's own: its firewall bridge, in both directions."""
+        """Prove the segments of a guest: its firewall bridge, in both directions."""
         end = NicEnd(nic)
         peer = self.peer(end)
         out, into = self.way(end, peer), self.way(peer, end)
@@ -336,7 +336,7 @@ class Comparison:
         self.unfinished.setdefault(reason, {})[text] = None
 
     def _prove(self, before: Flow, after: Flow, case: Case, *, fixed: bool) -> tuple[Result, bool]:
-        """Return the result, and whether it holds for whatever kind of frames has these flows."""
+        """Return the result, and whether it holds for every kind of frames with these flows."""
         evaluation = self.evaluation(before, after, case)
         one, two = self.starting(evaluation, before, fixed=fixed), self.starting(evaluation, after, fixed=fixed)
         if one == two:

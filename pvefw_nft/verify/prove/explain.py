@@ -265,7 +265,7 @@ class Explainer:
         for level in sorted(cube, key=self._importance, reverse=True):
             cube[level] = self._widest(level, cube, fixed, wide)
         for level in cube.keys() & fixed.keys():
-            # What is not usual needs no mention, so it may be said to belong where that is shorter.
+            # unusual values need no mention, so add them where that makes the text shorter
             atoms = self.evaluation.levels[level].atoms
             unusual = ((1 << atoms.width) - 1) & ~fixed[level]
             cube[level] = min(

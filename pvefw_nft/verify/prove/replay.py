@@ -58,7 +58,7 @@ def simulate_arguments(one: Difference, side: int = 0) -> list[str]:
 
 
 def zone_text(topology: Topology, end: End) -> str:
-    """Return the zone of an end: its name on that host, or, of one that only rules name, what it is taken for."""
+    """Return the zone of an end: its name on that host, or, for one that only rules name, the assumed one."""
     match end:
         case NicEnd(nic) if nic not in topology.nics:
             return f"nic/{nic.bridge}/{nic.interface}"

@@ -102,7 +102,7 @@ class Report:
     ``protocols`` gives the network protocols that each one listed in a difference stands for.
     ``assumptions`` lists, a line each, the assumptions of the result, ``left_out`` which packets the sides' tools
     cannot treat alike (see :mod:`~pvefw_nft.verify.prove.documented`). ``omitted`` counts classes of packets beyond the
-    limit of classes shown. ``undecided`` says, a line each, what was not compared and why, ``plumbing`` which guests,
+    limit of classes shown. ``undecided`` lists, a line each, comparisons left out and why, ``plumbing`` which guests,
     bridges and interfaces the two hosts do not have in common. ``rests_on`` are the assumptions of every comparison
     that count in this one. ``untagged_only``: the tools treat VLAN-tagged frames differently, and there are no VLANs on
     this host.

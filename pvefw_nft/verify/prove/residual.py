@@ -386,7 +386,7 @@ class Specialiser(ActionMaker):
     ) -> tuple[tuple[m.Test, ...], tuple[m.Condition, ...], bool]:
         """Return the tests left, the other conditions left, and False where they cannot all hold.
 
-        ``conditions`` are a rule's, ``left`` what is left of others already.
+        ``conditions`` are a rule's, ``left`` specialised ones of others.
         """
         tests: list[m.Test] = []
         others: list[m.Condition] = []

@@ -74,7 +74,7 @@ class Shapes:
         self._shapes: dict[Program, Shape | None] = {}
 
     def key(self, flows: Sequence[Flow], constants: _Constants = lambda _fields: ()) -> Key | None:
-        """Return what is equal for flows that are the same but for addresses and ports; None: they are for themselves.
+        """Return a key that is equal for flows that differ in addresses and ports alone; None: these flows have none.
 
         ``constants`` gives, for the fields that the flows test, other tests that count.
         """

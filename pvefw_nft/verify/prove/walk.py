@@ -3,7 +3,7 @@
 Packets go forwards through the chains: a rule is alive where some packet that comes to it fulfils its conditions. From
 the last rule to the first, what becomes of packets is compared with and without each line: where both are the same for
 all packets that come there, the line is not needed there. Setting a mark is followed, too: behind it packets have the
-mark, whatever they came with.
+mark, for any mark they came with.
 
 What a walk finds is a list of events, which :meth:`Walk.note` takes into the judgement of the rules: walks of one shape
 (:mod:`~pvefw_nft.verify.prove.walk_shapes`) have the same events, of rules at the same places.
@@ -287,7 +287,7 @@ class Walk:
     # --- walking ---
 
     def run(self) -> tuple[Event, ...] | None:
-        """Follow the packets; returns what was found. None: that exceeds the budget, and all rules count as needed."""
+        """Follow the packets; return the events. None: the budget is exceeded, and all rules count as needed."""
         try:
             self.comparison.budget.check_time()
             self.follow()
@@ -504,7 +504,7 @@ class Walk:
     # --- judging ---
 
     def find_shadows(self, at: int, one: Prepared) -> None:
-        """Find out which rules took packets that a dead rule would have matched: lines first, each for what is left."""
+        """Find out which rules took packets that a dead rule would have matched: lines first, each for the rest."""
         if at in self.alive:
             return
         if self.was(Found.WAS_ALIVE, at):
@@ -517,7 +517,7 @@ class Walk:
         self.events.append(Event(Found.SHADOWED, at, *self.takers(everything, [*lines, *others])))
 
     def takers(self, hit: int, taken: list[tuple[RuleKey, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return which rules took packets of ``hit``, each for what is left: ordinary ones, or else any."""
+        """Return the rules that took packets of ``hit``, each for the remaining ones: ordinary ones, or else any."""
         false = self.evaluation.false
         found: list[tuple[int, ...]] = []
         for usual in (self.usual, ()):

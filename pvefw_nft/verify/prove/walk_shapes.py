@@ -27,7 +27,7 @@ _CT_MARKS = frozenset(m.CT_MARK)
 
 
 def shape_of(walk: Walk) -> Key | None:
-    """Return what is equal for walks that find the same, by places; None: this one is for itself."""
+    """Return a key that is equal for walks with the same events, by places; None: this walk has none."""
     writer = _WalkWriter(walk)
     try:
         chains = tuple([writer.chain(*key) for key in walk.prepared])
