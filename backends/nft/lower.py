@@ -336,7 +336,7 @@ class TableLowering:
         self.plan_reached(lowering, lowering.scope.reachable(chain))
 
     def plan_stateless(self, chain: str) -> None:
-        """Plan what is dropped before anything else is done with a frame."""
+        """Plan the stateless chains, which drop frames before any other chain."""
         self.plan_to_no_host()
         self.plan_base("stateless", _STATELESS, self.lowering(Place.LINK, Layer.STATELESS), chain)
 

@@ -53,7 +53,7 @@ class FirewallWatch:
         self._interval = min(2 * self._interval, _LONGEST) if found and not came else _INTERVAL
         self._found = found
         for line in came:
-            yield f"warning: {line}: what it changes in our rules is mended; `pvefw take-over` stops it"
+            yield f"warning: {line}: its changes to pvefw's rules are repaired; `pvefw take-over` stops it"
         for line in gone:
             yield f"no more: {line}"
         self._due = self._clock() + self._interval
