@@ -131,7 +131,7 @@ def test_two_services_at_once_do_not_fight(running: Running, options: list[str],
         running.waits_for(lambda: rules() == before)
         running.follows()
         for command in (running.command, other):
-            assert "again and again" not in command.said()
+            assert "keeps changing the rules" not in command.said()
 
 
 # --- the process ---------------------------------------------------------------------------------------------
