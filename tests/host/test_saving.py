@@ -17,7 +17,7 @@ pytest.importorskip("pyroute2")
 from pvefw_nft.config.files import Files
 from pvefw_nft.config.steady import SettledFiles, SteadyFiles, is_cut_off
 
-from .commands import pvefw, service
+from .commands import Command, pvefw, service
 from .conftest import need
 from .network import configure
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from .commands import Command
     from .conftest import Namespace
 
 SETTLE = 1.5
@@ -199,12 +198,11 @@ def test_update_waits_for_a_file_that_is_being_saved(host: Namespace, tmp_path: 
     text = path.read_text()
     before = rules_now()
     path.unlink()
-    saving = threading.Timer(1.0, path.write_text, [text])
-    saving.start()
-    done = pvefw(tmp_path / "said", "update", *options, "--settle", "5")
-    saving.join()
+    update = Command(("update", *options, "--settle", "5"), tmp_path / "said")
+    update.waits_for(lambda: "perhaps while it is being saved" in update.said())
+    path.write_text(text)
+    done = update.ended()
     assert done.status == 0, done
-    assert "perhaps while it is being saved" in done.said
     assert rules_now() == before
     path.unlink()
     # without cluster.fw, names that the guest's rules use are unknown
