@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pvefw_nft.cli import main
-from pvefw_nft.host import nftables_state
+from pvefw_nft.host.apply import nftables_state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pvefw_nft.host.nftables_state import Command
+    from pvefw_nft.host.apply.nftables_state import Command
 
 _run = nftables_state.Nftables.run
 

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.compile import NODE, generate
 from pvefw_nft.app import session_guard
 from pvefw_nft.app.desired import desired_of
-from pvefw_nft.host import connections
-from pvefw_nft.host.connections import Flow, Session
 from pvefw_nft.host.live_network import LiveLink, LiveNetwork
+from pvefw_nft.host.tracking import connections
+from pvefw_nft.host.tracking.connections import Flow, Session
 from pvefw_nft.pipeline import Source, compile_root, topology
 
 HOST = 4, int(ipaddress.IPv4Address("10.128.0.1"))

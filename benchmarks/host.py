@@ -28,8 +28,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.compile import NODE, generate  # noqa: E402 - the repository must be on the path first
-from pvefw_nft.host.nf_listing import Listing  # noqa: E402
-from pvefw_nft.host.nf_tables import Questions  # noqa: E402
+from pvefw_nft.host.netfilter.nf_listing import Listing  # noqa: E402
+from pvefw_nft.host.netfilter.nf_tables import Questions  # noqa: E402
 
 
 class Figure(NamedTuple):
@@ -169,9 +169,9 @@ def rest(pid: int) -> None:
 
 def plumbing(count: int) -> dict[str, Figure]:
     """Return how long it takes to plug, plug again and unplug so many NICs, in seconds."""
-    from pvefw_nft.host import wiring
+    from pvefw_nft.host.bridges import wiring
+    from pvefw_nft.host.bridges.plumbing import Nic
     from pvefw_nft.host.links import open_route
-    from pvefw_nft.host.plumbing import Nic
 
     with tempfile.TemporaryDirectory() as folder, open_route() as route:
         os.environ["PVEFW_RUN_DIRECTORY"] = folder

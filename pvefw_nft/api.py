@@ -25,19 +25,19 @@ from pvefw_nft.errors import (
     UsageError,
     has_errors,
 )
-from pvefw_nft.verify.guesses import simulate_guessing
-from pvefw_nft.verify.packet import PacketSpec as Packet
-from pvefw_nft.verify.packet import make_probe
 from pvefw_nft.verify.prove import compare as proof
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.report import Answer, Difference, Report
-from pvefw_nft.verify.simulate import Outcome
+from pvefw_nft.verify.simulate.guesses import simulate_guessing
+from pvefw_nft.verify.simulate.packet import PacketSpec as Packet
+from pvefw_nft.verify.simulate.packet import make_probe
+from pvefw_nft.verify.simulate.walk import Outcome
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from pvefw_nft.verify.model import RulesetModel
-    from pvefw_nft.verify.path import Topology
+    from pvefw_nft.verify.network.path import Topology
 
 __all__ = [
     "Answer",

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pvefw_nft.config.values import Prefix
     from pvefw_nft.ir.nodes import Origin, Ruleset
     from pvefw_nft.verify.model import RulesetModel
-    from pvefw_nft.verify.path import Topology
+    from pvefw_nft.verify.network.path import Topology
     from pvefw_nft.verify.prove.flows import Side
 
 BACKENDS = tuple(backend.name for backend in REGISTRY if backend.is_loadable)
@@ -465,7 +465,7 @@ def read_back(compiled: Compiled) -> RulesetModel:
 
 
 def _read_back(backend: Backend, artefact: Artefact, spelled: Callable[[Origin], str]) -> RulesetModel:
-    from pvefw_nft.verify.read import Text, read_ruleset  # deferred: compiling needs nothing of verify
+    from pvefw_nft.verify.readers.files import Text, read_ruleset  # deferred: compiling needs nothing of verify
 
     form = artefact.json if backend.default_format == "json" else artefact.text
     return read_ruleset(
@@ -481,8 +481,8 @@ def topology(source: Source) -> Topology:
     """
     from pvefw_nft.config.inventory import guest_addresses, guests_elsewhere
     from pvefw_nft.config.model import GuestKind
-    from pvefw_nft.verify.interfaces import read_interfaces
-    from pvefw_nft.verify.path import Nic, Topology
+    from pvefw_nft.verify.network.interfaces import read_interfaces
+    from pvefw_nft.verify.network.path import Nic, Topology
 
     root = _root(source)
     configuration = _configuration(_offline(source), Findings())
@@ -578,7 +578,7 @@ def analyse_root(
     """
     # deferred: this is the slow part of a check
     from pvefw_nft.config.unused import find_unused_of_cluster, find_unused_of_guests
-    from pvefw_nft.verify.prove.analyse import analyse
+    from pvefw_nft.verify.prove.dead_rules import analyse
     from pvefw_nft.verify.prove.flows import Side
 
     backend = make_backend("iptables")
@@ -635,7 +635,7 @@ _ADMINISTRATION = (22, 8006)
 def _lock_out(node: NodeConfig, side: Side) -> list[Diagnostic]:
     """Return a warning if the host accepts no login from outside."""
     from pvefw_nft.config.model import Policy
-    from pvefw_nft.verify.intervals import IntervalSet
+    from pvefw_nft.verify.model.intervals import IntervalSet
     from pvefw_nft.verify.prove.budget import BudgetExceededError
     from pvefw_nft.verify.prove.reach import host_is_reachable
 

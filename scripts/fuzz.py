@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pvefw_nft.cli import main
 from pvefw_nft.errors import HostError, PvefwError
-from pvefw_nft.host import control, record, settings, state
+from pvefw_nft.host import control, settings
+from pvefw_nft.host.records import record, state
 from pvefw_nft.pipeline import BACKENDS, Source, compile_root
 
 if TYPE_CHECKING:

@@ -37,6 +37,6 @@ def test_script_sees_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(_: Path) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr("pvefw_nft.host.record.load", failing)
+    monkeypatch.setattr("pvefw_nft.host.records.record.load", failing)
     case = {"kind": "records", "files": {"running.ruleset": ""}}
     assert str(problem_of(case)).startswith("KeyError")

@@ -34,6 +34,26 @@ MAY_IMPORT = {
 }
 """The places of the code, and the other places that each may import."""
 
+ROOMS = {
+    "verify": {
+        "model": set[str](),
+        "readers": {"model"},
+        "network": {"model"},
+        "simulate": {"model", "network"},
+        "prove": {"model", "network", "simulate"},
+    },
+    "host": {
+        "netfilter": set[str](),
+        "records": {"netfilter"},
+        "apply": {"records", "netfilter"},
+        "bridges": {"apply", "records", "netfilter"},
+        "tracking": {"apply", "records", "netfilter"},
+        "watching": {"netfilter"},
+        "proxmox": {"apply", "records", "netfilter"},
+    },
+}
+"""The rooms of two large places, and the rooms beside them that each may import."""
+
 HEAVY = ("nftables", "pyparsing", "pyroute2", "rich")
 """Modules that only some commands need and that would slow the start of all the others."""
 
@@ -64,6 +84,9 @@ def check(root: Path, file: Path) -> Iterator[str]:
         there = place_of(real_module(root, imported))
         if there is not None and there != here and there not in MAY_IMPORT[here]:
             yield f"{module}:{line}: {here} must not import {there} ({imported})"
+        room, other = room_of(here, module), room_of(here, real_module(root, imported))
+        if there == here and room and other and other != room and other not in ROOMS[here][room]:
+            yield f"{module}:{line}: {here}/{room} must not import {here}/{other} ({imported})"
         if here != "host" and imported.split(".")[0] in ("subprocess", "pty", "pyroute2"):
             yield f"{module}:{line}: only host uses {imported}"
         if imported.split(".")[0] == "backends":
@@ -88,6 +111,15 @@ def place_of(module: str) -> str | None:
     match module.split("."):
         case ["pvefw_nft", place, *_] if place in MAY_IMPORT:
             return place
+        case _:
+            return None
+
+
+def room_of(place: str, module: str) -> str | None:
+    """Return the room of a place that a module is in, None where it is in none."""
+    match module.split("."):
+        case [_, _, room, *_] if room in ROOMS.get(place, ()):
+            return room
         case _:
             return None
 
@@ -167,6 +199,12 @@ def test_the_project_keeps_its_own_rules() -> None:
     assert violations(REPOSITORY) == []
 
 
+@pytest.mark.parametrize("place", ROOMS)
+def test_every_room_is_in_the_table(place: str) -> None:
+    folders = {file.parent.name for file in (REPOSITORY / "pvefw_nft" / place).glob("*/__init__.py")}
+    assert folders == set(ROOMS[place])
+
+
 def test_every_module_is_read() -> None:
     assert {"pvefw_nft.errors", "pvefw_nft.ir.nodes", "pvefw_nft.backends"} <= {
         module_name(REPOSITORY, file)
@@ -216,6 +254,8 @@ def test_the_command_line_starts_without_heavy_modules(arguments: list[str]) -> 
         ("pvefw_nft/host/a.py", "import pvefw_nft.verify.model as m", "host must not import verify"),
         ("pvefw_nft/verify/a.py", "from pvefw_nft.backends import iptables", "verify must not import backends"),
         ("pvefw_nft/verify/a.py", "from pvefw_nft.ir.build import build", "verify must not import ir"),
+        ("pvefw_nft/verify/readers/a.py", "from pvefw_nft.verify.prove import a", "verify/readers must not import verify/"),
+        ("pvefw_nft/host/records/a.py", "from ..apply import engines", "host/records must not import host/apply"),
         ("pvefw_nft/pipeline.py", "from pvefw_nft.cli import main", "pipeline must not import cli"),
         ("pvefw_nft/cli/a.py", "from pvefw_nft.config import model", "cli must not import config"),
         ("pvefw_nft/ir/a.py", "importlib.import_module('pvefw_nft.backends.nft')", "ir must not import backends"),
@@ -251,7 +291,9 @@ def test_a_breach_is_found(tmp_path: Path, file: str, code: str, finding: str) -
         "config/model",
         "ir/nodes",
         "ir/build",
-        "verify/model",
+        "verify/model/__init__",
+        "verify/prove/a",
+        "host/apply/engines",
         "cli/__init__",
     ):
         place(tmp_path / "pvefw_nft" / f"{module}.py", "")

@@ -17,7 +17,7 @@ from pvefw_nft.config.corosync import read_corosync
 from pvefw_nft.config.files import Files, files_of
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.errors import ConfigurationError, UsageError
-from pvefw_nft.verify.interfaces import read_interfaces
+from pvefw_nft.verify.network.interfaces import read_interfaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

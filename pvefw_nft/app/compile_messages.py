@@ -22,19 +22,19 @@ from pvefw_nft.errors import (
     UnreadableError,
     UsageError,
 )
-from pvefw_nft.host import record
 from pvefw_nft.host.backend_info import BACKENDS
+from pvefw_nft.host.bridges.plumbing import Nic
 from pvefw_nft.host.bridges.unplugged import Misconfigured
 from pvefw_nft.host.links import VlanRange
-from pvefw_nft.host.plumbing import Nic
+from pvefw_nft.host.records import record
+from pvefw_nft.host.records.state import typed
 from pvefw_nft.host.settings import Conntrack
-from pvefw_nft.host.state import typed
 from pvefw_nft.pipeline import Observations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
 
 _BETWEEN = b"\0"  # no JSON text holds it
 _ERRORS = {

@@ -34,9 +34,9 @@ from pvefw_nft.config import netdb
 from pvefw_nft.config.files import FILES
 from pvefw_nft.config.patience import PatientFiles
 from pvefw_nft.errors import CompilerError, DeniedError, PvefwError
-from pvefw_nft.host import zone_change
 from pvefw_nft.host.confined import KILLED_BY_FILTER, Worker
-from pvefw_nft.host.state import typed
+from pvefw_nft.host.records.state import typed
+from pvefw_nft.host.tracking import zone_change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.config.steady import SettledFiles
 from pvefw_nft.errors import Diagnostic, HostError, InternalError, Severity, Span, has_errors
-from pvefw_nft.host import record, state, zone_change
+from pvefw_nft.host.records import record, state
 from pvefw_nft.host.settings import Conntrack
+from pvefw_nft.host.tracking import zone_change
 from pvefw_nft.pipeline import CLOSED_CODES, Observations, closing_failures, compile_root, hardening_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Closed, Compiled, Source, Store
 
 

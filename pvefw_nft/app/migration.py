@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from pvefw_nft.pipeline import corosync_links
 
 if TYPE_CHECKING:
-    from pvefw_nft.host.connections import Address
     from pvefw_nft.host.live_network import LiveNetwork
+    from pvefw_nft.host.tracking.connections import Address
     from pvefw_nft.pipeline import Source
 
 _INSECURE_PORT = 60000

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import UsageError
+from pvefw_nft.host.bridges.plumbing import Nic
 from pvefw_nft.host.bridges.unplugged import Misconfigured
 from pvefw_nft.host.links import VlanRange
-from pvefw_nft.host.plumbing import Nic
 from pvefw_nft.pipeline import read_guests
 
 if TYPE_CHECKING:

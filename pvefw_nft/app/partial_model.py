@@ -10,12 +10,12 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from pvefw_nft.verify.read import read_compiled
+from pvefw_nft.verify.readers.files import read_compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
     from pvefw_nft.verify.model import RulesetModel
 
 _NIC_CHAIN = re.compile(r"((?:tap|veth)\d+i\d+)-")

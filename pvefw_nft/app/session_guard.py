@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import UsageError
-from pvefw_nft.host import connections, sysctl
+from pvefw_nft.host import sysctl
 from pvefw_nft.host.backend_info import info
-from pvefw_nft.host.connections import TCP, spelled
+from pvefw_nft.host.tracking import connections
+from pvefw_nft.host.tracking.connections import TCP, spelled
 from pvefw_nft.pipeline import compile_root, corosync_links, read_back, topology
-from pvefw_nft.verify.packet import PacketSpec
-from pvefw_nft.verify.path import Link, Network, NicEnd
+from pvefw_nft.verify.network.path import Link, Network, NicEnd
+from pvefw_nft.verify.simulate.packet import PacketSpec
 
 from .migration import Peer, migration_peers
 from .partial_model import PartialReader
@@ -32,12 +33,12 @@ from .verdicts import Verdicts
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from pvefw_nft.host.connections import Address, Flow, Session
     from pvefw_nft.host.live_network import LiveNetwork
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
+    from pvefw_nft.host.tracking.connections import Address, Flow, Session
     from pvefw_nft.pipeline import Source
-    from pvefw_nft.verify.path import Nic, Topology
-    from pvefw_nft.verify.simulate import Outcome
+    from pvefw_nft.verify.network.path import Nic, Topology
+    from pvefw_nft.verify.simulate.walk import Outcome
 
 MAX_GUEST_CONNECTIONS = 20_000
 """How many connections of guests are judged. Equal ones cost nothing, but a flood must not hold up an apply."""

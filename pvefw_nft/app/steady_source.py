@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pvefw_nft.app import desired as desired_ruleset
 from pvefw_nft.config.patience import Patience, PatientFiles
 from pvefw_nft.config.steady import SECONDS, SteadyFiles
-from pvefw_nft.host import file_probe
+from pvefw_nft.host.watching import file_probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

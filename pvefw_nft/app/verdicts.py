@@ -10,17 +10,17 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify.model import DADDR4, DADDR6, DPORT, SADDR4, SADDR6, SPORT, Guard, VerdictMap, tests_of
-from pvefw_nft.verify.packet import make_probe
-from pvefw_nft.verify.shortcuts import Shortcuts
-from pvefw_nft.verify.simulate import simulate
+from pvefw_nft.verify.model.shortcuts import Shortcuts
+from pvefw_nft.verify.simulate.packet import make_probe
+from pvefw_nft.verify.simulate.walk import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pvefw_nft.verify.model import Condition, Field, Rule, RulesetModel
-    from pvefw_nft.verify.packet import PacketSpec
-    from pvefw_nft.verify.path import Topology
-    from pvefw_nft.verify.simulate import Outcome
+    from pvefw_nft.verify.network.path import Topology
+    from pvefw_nft.verify.simulate.packet import PacketSpec
+    from pvefw_nft.verify.simulate.walk import Outcome
 
 _ADDRESSES = {4: (SADDR4, DADDR4), 6: (SADDR6, DADDR6)}
 

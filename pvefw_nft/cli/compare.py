@@ -21,14 +21,14 @@ from pvefw_nft.cli.options import (
 from pvefw_nft.cli.progress import progress
 from pvefw_nft.cli.rulesets import Named, assume_option, configuration_rulesets, load_ruleset
 from pvefw_nft.errors import EXIT_UNDECIDED, UsageError
-from pvefw_nft.verify.ours import only_ours
+from pvefw_nft.verify.model.ours import only_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from pvefw_nft.pipeline import Source
     from pvefw_nft.verify.prove.compare import Options
-    from pvefw_nft.verify.prove.known import Known
+    from pvefw_nft.verify.prove.expected_differences import Known
     from pvefw_nft.verify.prove.report import Report
 
 
@@ -210,7 +210,7 @@ def _exit_code(report: Report) -> int:
 def _known(path: Path | None) -> tuple[Known, ...]:
     if path is None:
         return ()
-    from pvefw_nft.verify.prove.known import read_known
+    from pvefw_nft.verify.prove.expected_differences import read_known
 
     return read_known(read_input(path, MAX_TOML), str(path))
 

@@ -18,7 +18,7 @@ from pvefw_nft.pipeline import Source, diagnostic_codes, topology
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pvefw_nft.verify.path import Topology
+    from pvefw_nft.verify.network.path import Topology
 
 SHELLS = ("bash", "zsh", "fish")
 

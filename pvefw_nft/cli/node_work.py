@@ -132,7 +132,7 @@ def compare_node(job: Job) -> dict[str, Any]:
     """Compare a node's rulesets of both backends."""
     from pvefw_nft.cli.compare import compare_sides
     from pvefw_nft.verify.prove.compare import Options
-    from pvefw_nft.verify.prove.known import read_known
+    from pvefw_nft.verify.prove.expected_differences import read_known
     from pvefw_nft.verify.prove.render import report_data, report_text
 
     given = job.options

@@ -10,9 +10,10 @@ from pvefw_nft.app.nics import filtered_nics, read_filtered_nics
 from pvefw_nft.cli import completion
 from pvefw_nft.cli.options import make_source, source_options
 from pvefw_nft.errors import HostError, PvefwError, UsageError
-from pvefw_nft.host import lock, wiring
+from pvefw_nft.host import lock
+from pvefw_nft.host.bridges import wiring
+from pvefw_nft.host.bridges.plumbing import MAX_VLAN, Naming, Nic, guest_nic, parse_trunks
 from pvefw_nft.host.bridges.unplugged import read_unplugged
-from pvefw_nft.host.plumbing import MAX_VLAN, Naming, Nic, guest_nic, parse_trunks
 from pvefw_nft.pipeline import Source, read_guests
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pvefw_nft.host.bridges.unplugged import Unplugged
-    from pvefw_nft.host.wiring import Wired
+    from pvefw_nft.host.bridges.wiring import Wired
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pvefw_nft.host.bridges.keep import Plugged
+    from pvefw_nft.host.bridges.plumbing import Nic
     from pvefw_nft.host.bridges.unplugged import Unplugged
-    from pvefw_nft.host.plumbing import Nic
     from pvefw_nft.pipeline import Source
 
 _F = TypeVar("_F", bound="Callable[..., Any]")

@@ -25,8 +25,8 @@ from pvefw_nft.pipeline import (
     read_back,
     topology,
 )
-from pvefw_nft.verify.read import Text, read_ruleset
-from pvefw_nft.verify.reading import Assume
+from pvefw_nft.verify.readers.files import Text, read_ruleset
+from pvefw_nft.verify.readers.shared import Assume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pvefw_nft.errors import Diagnostic
     from pvefw_nft.pipeline import Files
     from pvefw_nft.verify.model import RulesetModel
-    from pvefw_nft.verify.path import Topology
+    from pvefw_nft.verify.network.path import Topology
 
 Tell: TypeAlias = "Callable[[tuple[Diagnostic, ...]], None]"
 

@@ -28,13 +28,15 @@ from pvefw_nft.cli.options import (
 from pvefw_nft.cli.plugging import NicService, chosen, plugging_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import HostError, PvefwError, UsageError
-from pvefw_nft.host import control, firewall, lock, service_user, state, tools, watch
-from pvefw_nft.host.moved import MovedGuests
+from pvefw_nft.host import control, firewall, lock, service_user, tools
 from pvefw_nft.host.proxmox.awake import FirewallWatch
 from pvefw_nft.host.proxmox.flag import flag_path, keep_flag
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox
 from pvefw_nft.host.proxmox.units import handing_back_path
-from pvefw_nft.host.rule_guard import RuleGuard
+from pvefw_nft.host.records import state
+from pvefw_nft.host.tracking.moved import MovedGuests
+from pvefw_nft.host.watching import watch
+from pvefw_nft.host.watching.rule_guard import RuleGuard
 from pvefw_nft.pipeline import Source, node_name
 
 if TYPE_CHECKING:
@@ -43,8 +45,8 @@ if TYPE_CHECKING:
 
     from pvefw_nft.app.desired import Result
     from pvefw_nft.app.plugging import PlugOptions
-    from pvefw_nft.host.record import Desired
-    from pvefw_nft.host.rule_events import Transaction
+    from pvefw_nft.host.records.record import Desired
+    from pvefw_nft.host.watching.rule_events import Transaction
 
 _LOCK_WAIT = 60.0
 _STARTS_GUESTS = ("pve-guests", "libvirt-guests")

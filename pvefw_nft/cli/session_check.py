@@ -11,7 +11,7 @@ from pvefw_nft.host import firewall
 
 if TYPE_CHECKING:
     from pvefw_nft.app.session_guard import Judgement
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Source
 
 _MAX_SHOWN = 5

@@ -25,16 +25,16 @@ from pvefw_nft.cli.options import (
 )
 from pvefw_nft.cli.rulesets import SPEC_HELP, Named, assume_option, configuration_rulesets, load_ruleset
 from pvefw_nft.errors import EXIT_UNDECIDED, UsageError
-from pvefw_nft.verify.connections import Connections
-from pvefw_nft.verify.guesses import guess_text, simulate_guessing
-from pvefw_nft.verify.packet import ElsewhereError, PacketSpec, make_probe
-from pvefw_nft.verify.report import is_doubtful, outcome_data, outcome_lines
-from pvefw_nft.verify.simulate import simulate
+from pvefw_nft.verify.simulate.connections import Connections
+from pvefw_nft.verify.simulate.guesses import guess_text, simulate_guessing
+from pvefw_nft.verify.simulate.packet import ElsewhereError, PacketSpec, make_probe
+from pvefw_nft.verify.simulate.report import is_doubtful, outcome_data, outcome_lines
+from pvefw_nft.verify.simulate.walk import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from pvefw_nft.verify.simulate import Outcome
+    from pvefw_nft.verify.simulate.walk import Outcome
 
 _PACKET_FIELDS = tuple(field.name for field in fields(PacketSpec))
 _NUMBERS = ("vlan", "mark", "family", "uid")

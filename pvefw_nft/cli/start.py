@@ -33,13 +33,14 @@ from pvefw_nft.errors import (
     PvefwError,
     UnreadableError,
 )
-from pvefw_nft.host import control, firewall, lock, nat_zone
+from pvefw_nft.host import control, firewall, lock
 from pvefw_nft.host.backend_info import info
 from pvefw_nft.host.bridges import drop
 from pvefw_nft.host.bridges.unplugged import read_unplugged
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox, running_firewalls
 from pvefw_nft.host.proxmox.theirs import leftovers
 from pvefw_nft.host.proxmox.units import is_taken_over
+from pvefw_nft.host.tracking import nat_zone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from pvefw_nft.host.bridges.unplugged import Unplugged
     from pvefw_nft.host.control import Pending
     from pvefw_nft.host.firewall import Status
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Source
 
 _F = TypeVar("_F", bound="Callable[..., Any]")

@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import HostError, PvefwError
 
-from . import firewall, lock, record, state, tools
+from . import firewall, lock, tools
 from .firewall import Outcome
 from .proxmox import units
 from .proxmox.flag import remove_flag
 from .proxmox.services import keeps_flag
+from .records import record, state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .record import Desired
+    from .records.record import Desired
 
 MAX_SECONDS = 24 * 3600
 _GUARD_START = 60.0  # seconds for the guard process to say that it runs

@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError, PvefwError
 
-from . import bindings, engines, firewall, nat_zone, sysctl, tools
+from . import bindings, firewall, sysctl, tools
+from .apply import engines
+from .apply.nftables_state import TABLE, Nftables
 from .backend_info import info
+from .bridges.plumbing import plan_plug
 from .bridges.unplugged import find_unplugged, on_open_vswitch
 from .links import open_route, read_links
-from .nftables_state import TABLE, Nftables
-from .plumbing import plan_plug
 from .proxmox.services import read_services, running_firewalls
+from .tracking import nat_zone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from .bridges.plumbing import Nic
     from .bridges.unplugged import Misconfigured
     from .links import Links
-    from .plumbing import Nic
 
 # what a bridge ruleset needs of the kernel, tried without loading anything into it
 _PROBES = (

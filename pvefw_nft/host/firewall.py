@@ -14,20 +14,22 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pvefw_nft.errors import HostError
 
-from . import hardening, nat_zone, record, settings, state, sysctl, zone_change
+from . import hardening, settings, sysctl
+from .apply.engines import Engine, Remember, engine, others
 from .backend_info import BACKENDS, info
 from .bridges import drop
-from .engines import Engine, Remember, engine, others
-from .moved import adopt, arrived
 from .proxmox.flag import keep_flag
+from .records import record, state
 from .settings import PutBack
+from .tracking import nat_zone, zone_change
+from .tracking.moved import adopt, arrived
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from .changes import Change
-    from .record import Desired, Memory
+    from .records.changes import Change
+    from .records.record import Desired, Memory
 
 _T = TypeVar("_T")
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError, InternalError
 
-from . import nf_tables
-from .changes import Change
-from .nf_tables import NO_NFTABLES
-from .nftables_state import Nftables
+from .apply.nftables_state import Nftables
+from .netfilter import nf_tables
+from .netfilter.nf_tables import NO_NFTABLES
+from .records.changes import Change
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .nftables_state import Command
+    from .apply.nftables_state import Command
 
 NAME = "pvefw-hardening"
 """The table's name."""

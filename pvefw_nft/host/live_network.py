@@ -13,7 +13,7 @@ from .localnet import read_routes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .connections import Address
+    from .tracking.connections import Address
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import HostError
 
-from . import state, sysctl, tools
+from . import sysctl, tools
 from .backend_info import BACKENDS, info
+from .records import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -12,9 +12,10 @@ import pytest
 from pvefw_nft.app import session_guard
 from pvefw_nft.app.desired import desired_of
 from pvefw_nft.app.steady_source import patient
-from pvefw_nft.host import connections, file_probe
-from pvefw_nft.host.connections import Flow, Session
 from pvefw_nft.host.live_network import LiveLink, LiveNetwork
+from pvefw_nft.host.tracking import connections
+from pvefw_nft.host.tracking.connections import Flow, Session
+from pvefw_nft.host.watching import file_probe
 from pvefw_nft.pipeline import Source, compile_root
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pvefw_nft.app.session_guard import Judgement
-    from pvefw_nft.host.connections import Address
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
+    from pvefw_nft.host.tracking.connections import Address
 
 pytestmark = pytest.mark.parametrize("backend", ["iptables", "nft"])
 

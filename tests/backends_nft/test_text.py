@@ -15,7 +15,7 @@ from pvefw_nft.backends.nft.syntax import statements as s
 from pvefw_nft.backends.nft.syntax.objects import Chain, DynamicSet, Helper, Hook, Rule, Set, Table, VerdictMap
 from pvefw_nft.errors import InternalError
 from pvefw_nft.pipeline import Source, compile_root
-from pvefw_nft.verify.read import Text, read_ruleset
+from pvefw_nft.verify.readers.files import Text, read_ruleset
 from tests.support import NODE, VM
 
 if TYPE_CHECKING:

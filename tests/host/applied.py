@@ -13,7 +13,7 @@ from .rulesets import iptables
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
 
 
 def with_port(port: int) -> Desired:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import state, sysctl, tools
+from pvefw_nft.host import sysctl, tools
+from pvefw_nft.host.records import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

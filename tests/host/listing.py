@@ -6,7 +6,8 @@ import re
 import subprocess
 from typing import Any
 
-from pvefw_nft.host import control, record, sysctl
+from pvefw_nft.host import control, sysctl
+from pvefw_nft.host.records import record
 from pvefw_nft.host.settings import needed_first
 
 

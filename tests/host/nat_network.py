@@ -21,9 +21,10 @@ import subprocess
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
-from pvefw_nft.host import sysctl, wiring
+from pvefw_nft.host import sysctl
+from pvefw_nft.host.bridges import wiring
+from pvefw_nft.host.bridges.plumbing import Nic
 from pvefw_nft.host.links import open_route
-from pvefw_nft.host.plumbing import Nic
 
 from .conftest import Namespace
 

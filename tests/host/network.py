@@ -24,9 +24,11 @@ import pytest
 
 from pvefw_nft.app.desired import desired_of
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, record, sysctl, tools, wiring
+from pvefw_nft.host import control, sysctl, tools
+from pvefw_nft.host.bridges import wiring
+from pvefw_nft.host.bridges.plumbing import Nic
 from pvefw_nft.host.links import open_route
-from pvefw_nft.host.plumbing import Nic
+from pvefw_nft.host.records import record
 from pvefw_nft.host.settings import needed_first
 from pvefw_nft.pipeline import Source, compile_root
 
@@ -36,7 +38,7 @@ from .rulesets import pieces
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
 
 SECONDS = float(os.environ.get("PVEFW_TEST_SECONDS", "inf"))
 """How long a test goes on with updates or switches, where it is to make many."""

@@ -10,8 +10,9 @@ import pytest
 
 from pvefw_nft.backends.signature import signature
 from pvefw_nft.errors import HostError, InternalError
-from pvefw_nft.host import apply_iptables, iptables_plan, tools, xtables
-from pvefw_nft.host.xtables import State, Table, parse_ebtables, parse_sets, parse_table, read_state, wanted
+from pvefw_nft.host import tools
+from pvefw_nft.host.apply import apply_iptables, iptables_plan, xtables
+from pvefw_nft.host.apply.xtables import State, Table, parse_ebtables, parse_sets, parse_table, read_state, wanted
 
 from .rulesets import iptables
 

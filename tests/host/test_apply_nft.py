@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pvefw_nft.errors import HostError, InternalError
-from pvefw_nft.host import apply_nft, nf_tables
-from pvefw_nft.host.nf_tables import generation
-from pvefw_nft.host.nftables_state import Nftables, Noted, Reader, read_kernel
+from pvefw_nft.host.apply import apply_nft
+from pvefw_nft.host.apply.nftables_state import Nftables, Noted, Reader, read_kernel
+from pvefw_nft.host.netfilter import nf_tables
+from pvefw_nft.host.netfilter.nf_tables import generation
 
 from .rulesets import nft, pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pvefw_nft.host.nftables_state import Kernel, Wanted
+    from pvefw_nft.host.apply.nftables_state import Kernel, Wanted
 
     from .conftest import Namespace
 

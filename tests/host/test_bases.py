@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import bases, record, state
+from pvefw_nft.host.records import bases, record, state
 
 from .test_kill import killed_at
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
 
 PIECES = [f'{{"piece {number}": "{"x" * 200}"}}' for number in range(1000)]
 

@@ -14,8 +14,9 @@ pytest.importorskip("nftables")
 
 from pvefw_nft.cli import main
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, record, state, sysctl, tools
+from pvefw_nft.host import control, sysctl, tools
 from pvefw_nft.host.proxmox import theirs
+from pvefw_nft.host.records import record, state
 from pvefw_nft.host.settings import needed_first
 
 from . import rulesets
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
 
     from .conftest import Namespace
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.host import doctor
+from pvefw_nft.host.bridges.plumbing import Nic
 from pvefw_nft.host.doctor import Finding, Level, Switches
 from pvefw_nft.host.links import Links, open_route, read_links
-from pvefw_nft.host.plumbing import Nic
 from pvefw_nft.pipeline import Source, read_inventory
 from tests.support import NODE, VM
 

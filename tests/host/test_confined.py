@@ -19,9 +19,10 @@ from pvefw_nft.app import compile_task, desired
 from pvefw_nft.app.compile_messages import encode
 from pvefw_nft.app.compiler import Compiler
 from pvefw_nft.errors import CompilerError, ConfigurationError, InternalError, UsageError
-from pvefw_nft.host import hardening, xtables
+from pvefw_nft.host import hardening
+from pvefw_nft.host.apply import xtables
+from pvefw_nft.host.apply.nftables_state import Reader
 from pvefw_nft.host.confined import Channel, Worker
-from pvefw_nft.host.nftables_state import Reader
 from pvefw_nft.pipeline import Source
 
 from .commands import pvefw, service

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pvefw_nft.errors import HostError, LockedError
-from pvefw_nft.host import control, firewall, lock, record, state
-from pvefw_nft.host.engines import engine
+from pvefw_nft.host import control, firewall, lock
+from pvefw_nft.host.apply.engines import engine
+from pvefw_nft.host.records import record, state
 
 from .applied import Killed, everything, has_port, wait_until, with_port
 from .network import ruleset, small_file_system
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
 
     from .conftest import Namespace
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.host import connections
-from pvefw_nft.host.connections import Flow, Session, spelled
+from pvefw_nft.host.tracking import connections
+from pvefw_nft.host.tracking.connections import Flow, Session, spelled
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,9 @@ import pytest
 
 from pvefw_nft import pipeline
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import backend_info, control, firewall, record
-from pvefw_nft.host.engines import engine
+from pvefw_nft.host import backend_info, control, firewall
+from pvefw_nft.host.apply.engines import engine
+from pvefw_nft.host.records import record
 
 from .applied import Killed, die, everything, has_port, ours, shell, with_port
 from .network import ruleset

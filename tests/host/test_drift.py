@@ -16,8 +16,8 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from pvefw_nft.host.rule_events import RuleEvents
-from pvefw_nft.host.rule_guard import RuleGuard
+from pvefw_nft.host.watching.rule_events import RuleEvents
+from pvefw_nft.host.watching.rule_guard import RuleGuard
 
 from .commands import service
 from .conftest import need

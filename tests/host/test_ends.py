@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("pyroute2")
 
 from pvefw_nft.host import lock
-from pvefw_nft.host.watch import Watcher
+from pvefw_nft.host.watching.watch import Watcher
 
 from .commands import Command, service
 from .conftest import need

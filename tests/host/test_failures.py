@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("nftables")
 
 from pvefw_nft.errors import HostError, LockedError
-from pvefw_nft.host import control, lock, state, sysctl, tools
-from pvefw_nft.host.nftables_state import Nftables
+from pvefw_nft.host import control, lock, sysctl, tools
+from pvefw_nft.host.apply.nftables_state import Nftables
+from pvefw_nft.host.records import state
 
 from . import rulesets
 from .listing import everything
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
 
     from .conftest import Namespace
 

@@ -22,7 +22,8 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from pvefw_nft.host import control, record, state, tools
+from pvefw_nft.host import control, tools
+from pvefw_nft.host.records import record, state
 
 from .commands import Done, pvefw, service
 from .conftest import need

@@ -9,8 +9,9 @@ import pytest
 
 from pvefw_nft.app.desired import desired_of
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, firewall, hardening, record
-from pvefw_nft.host.engines import engine
+from pvefw_nft.host import control, firewall, hardening
+from pvefw_nft.host.apply.engines import engine
+from pvefw_nft.host.records import record
 from pvefw_nft.pipeline import Source, compile_root
 from tests.support import NODE, VM
 
@@ -19,7 +20,7 @@ from .conftest import need
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
     from tests.support import MakeRoot
 
     from .conftest import Namespace

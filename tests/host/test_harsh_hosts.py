@@ -22,7 +22,8 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from pvefw_nft.host import state, tools
+from pvefw_nft.host import tools
+from pvefw_nft.host.records import state
 
 from .commands import Command, pvefw, service
 from .conftest import need

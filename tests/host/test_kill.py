@@ -23,8 +23,9 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from pvefw_nft.host import control, firewall, record, state, sysctl
-from pvefw_nft.host.nftables_state import Nftables
+from pvefw_nft.host import control, firewall, sysctl
+from pvefw_nft.host.apply.nftables_state import Nftables
+from pvefw_nft.host.records import record, state
 from pvefw_nft.host.settings import needed_first
 
 from . import rulesets
@@ -34,7 +35,7 @@ from .network import DENIED_WAYS, Denied, Network, compiled, ruleset, start, swi
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
 
     from .conftest import Namespace
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.host import legacy_tables, tools, witness
-from pvefw_nft.host.legacy_tables import digest
+from pvefw_nft.host import tools
+from pvefw_nft.host.netfilter import legacy_tables, witness
+from pvefw_nft.host.netfilter.legacy_tables import digest
 
 from .conftest import need
 from .test_other_hands import shell

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pvefw_nft.host import conntrack, moved, sysctl, wiring
+from pvefw_nft.host import sysctl
+from pvefw_nft.host.bridges import wiring
+from pvefw_nft.host.bridges.plumbing import Nic
 from pvefw_nft.host.links import open_route
-from pvefw_nft.host.plumbing import Nic
+from pvefw_nft.host.netfilter import conntrack
+from pvefw_nft.host.tracking import moved
 
 from .conftest import Namespace, need
 from .nat_network import run
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
 
 pytest.importorskip("pyroute2")
 

@@ -16,8 +16,9 @@ pytest.importorskip("nftables")
 
 from pvefw_nft.cli import main
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, doctor, firewall, record, tools
-from pvefw_nft.host.engines import engine
+from pvefw_nft.host import control, doctor, firewall, tools
+from pvefw_nft.host.apply.engines import engine
+from pvefw_nft.host.records import record
 
 from . import rulesets
 from .conftest import need
@@ -27,7 +28,7 @@ from .network import ruleset
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
     from tests.support import MakeRoot
 
     from .conftest import Namespace

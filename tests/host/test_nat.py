@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.host import nat_zone, sysctl
+from pvefw_nft.host import sysctl
+from pvefw_nft.host.tracking import nat_zone
 
 from .forgery import forge_answers
 from .nat_network import ADDRESSES, BRIDGES, WAN, NatNetwork, configure, run

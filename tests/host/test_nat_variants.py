@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.host import nat_zone
+from pvefw_nft.host.tracking import nat_zone
 
 from .nat_network import ADDRESSES, ADDRESSES6, BRIDGES, BRIDGES6, WAN, WAN6, NatNetwork, configure, run
 from .network import has_bridge_conntrack, recompiled, start

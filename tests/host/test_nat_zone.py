@@ -8,8 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from pvefw_nft.cli import cli
-from pvefw_nft.host import doctor, nat_shield, nat_zone
+from pvefw_nft.host import doctor
 from pvefw_nft.host.doctor import Level
+from pvefw_nft.host.tracking import nat_shield, nat_zone
 
 from .conftest import need
 from .network import configure

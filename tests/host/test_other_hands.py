@@ -19,8 +19,9 @@ pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, firewall, lock, record, tools
-from pvefw_nft.host.engines import engine
+from pvefw_nft.host import control, firewall, lock, tools
+from pvefw_nft.host.apply.engines import engine
+from pvefw_nft.host.records import record
 
 from . import rulesets
 from .conftest import need
@@ -30,7 +31,7 @@ from .network import compiled, has_bridge_conntrack, ruleset, start
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
 
     from .conftest import Namespace
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pvefw_nft.errors import HostError, UsageError
-from pvefw_nft.host.links import BridgeSettings, Link, Links, VlanRange, coalesce
-from pvefw_nft.host.plumbing import (
+from pvefw_nft.host.bridges.plumbing import (
     ALIAS,
     Naming,
     Nic,
@@ -18,6 +17,7 @@ from pvefw_nft.host.plumbing import (
     plan_unplug,
     port_vlans,
 )
+from pvefw_nft.host.links import BridgeSettings, Link, Links, VlanRange, coalesce
 
 SETTINGS = BridgeSettings(30000, 0, 32768, 0, 200, 2000, 1, 0)
 NIC = Nic("tap100i0", "vmbr0", 100, 0)
@@ -73,7 +73,7 @@ def test_plan_is_completed_from_every_state_it_passes() -> None:
     whole = plan_plug(NIC, Links([bridge(), nic()]), setting=open_)
     for count in range(len(whole) + 1):
         links = Links([bridge(), nic()])
-        from pvefw_nft.host.linksteps import foresee
+        from pvefw_nft.host.bridges.linksteps import foresee
 
         for step in whole[:count]:
             foresee(step, links)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pvefw_nft.host import sysctl, wiring
+from pvefw_nft.host import sysctl
+from pvefw_nft.host.bridges import wiring
+from pvefw_nft.host.bridges.plumbing import Nic
 from pvefw_nft.host.links import Links, VlanRange, open_route, read_links
-from pvefw_nft.host.plumbing import Nic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,11 +10,12 @@ import pytest
 
 from pvefw_nft.cli.run import unit_text
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, firewall, record
+from pvefw_nft.host import control, firewall
 from pvefw_nft.host.proxmox import services, theirs, units
 from pvefw_nft.host.proxmox.awake import FirewallWatch
 from pvefw_nft.host.proxmox.flag import flag_path
-from pvefw_nft.host.rule_guard import RuleGuard
+from pvefw_nft.host.records import record
+from pvefw_nft.host.watching.rule_guard import RuleGuard
 
 from .network import compiled, configure, start
 from .test_commands import pvefw

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.errors import HostError, InternalError
-from pvefw_nft.host import record
+from pvefw_nft.host.records import record
 from pvefw_nft.host.settings import Conntrack
 
 if TYPE_CHECKING:

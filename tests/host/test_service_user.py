@@ -19,7 +19,8 @@ pytest.importorskip("pyroute2")
 import pvefw_nft
 from pvefw_nft.app.compiler import Compiler
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import lock, record, service_user, settings, state, tools
+from pvefw_nft.host import lock, service_user, settings, tools
+from pvefw_nft.host.records import record, state
 from pvefw_nft.pipeline import Source
 
 from .conftest import need

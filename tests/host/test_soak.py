@@ -21,8 +21,8 @@ pytest.importorskip("nftables")
 
 from benchmarks.cut_down import cut_down
 from pvefw_nft.host.links import open_route
-from pvefw_nft.host.nf_listing import Listing
-from pvefw_nft.host.nf_tables import Questions
+from pvefw_nft.host.netfilter.nf_listing import Listing
+from pvefw_nft.host.netfilter.nf_tables import Questions
 
 from .commands import service
 from .conftest import need

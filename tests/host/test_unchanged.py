@@ -13,19 +13,11 @@ import pytest
 from pvefw_nft.app import desired as desired_ruleset
 from pvefw_nft.cli import main
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import (
-    apply_iptables,
-    apply_nft,
-    control,
-    firewall,
-    iptables_plan,
-    nf_tables,
-    record,
-    sysctl,
-    tools,
-    witness,
-)
-from pvefw_nft.host.engines import engine
+from pvefw_nft.host import control, firewall, sysctl, tools
+from pvefw_nft.host.apply import apply_iptables, apply_nft, iptables_plan
+from pvefw_nft.host.apply.engines import engine
+from pvefw_nft.host.netfilter import nf_tables, witness
+from pvefw_nft.host.records import record
 from tests.support import VM
 
 from .rulesets import iptables, nft, pieces
@@ -33,7 +25,7 @@ from .rulesets import iptables, nft, pieces
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
     from tests.support import MakeRoot
 
     from .conftest import Namespace
@@ -363,7 +355,7 @@ def test_error_of_netlink_is_no_absence(real: Namespace, monkeypatch: pytest.Mon
     def failing(*_: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("pvefw_nft.host.nf_tables.socket.socket", failing)
+    monkeypatch.setattr("pvefw_nft.host.netfilter.nf_tables.socket.socket", failing)
     with pytest.raises(HostError, match="Too many open files"):
         engine("nft").present()
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.host import wiring
+from pvefw_nft.host.bridges import wiring
+from pvefw_nft.host.bridges.plumbing import Nic
 from pvefw_nft.host.bridges.unplugged import Misconfigured, find_unplugged
 from pvefw_nft.host.links import BridgeSettings, Link, Links, open_route, read_links
-from pvefw_nft.host.plumbing import Nic
 
 from .network import ADDRESSES, MACS, Denied, Echo, Network, configure, has_bridge_conntrack
 from .test_commands import REPOSITORY, pvefw

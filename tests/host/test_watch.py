@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.config.sdn import STATE_FILES
-from pvefw_nft.host.watch import folders_of, snapshot
+from pvefw_nft.host.watching.watch import folders_of, snapshot
 
 if TYPE_CHECKING:
     from pathlib import Path

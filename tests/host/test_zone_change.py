@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from pvefw_nft.app.desired import desired_of
-from pvefw_nft.host import control, nf_tables, record, zone_change
+from pvefw_nft.host import control
+from pvefw_nft.host.netfilter import nf_tables
+from pvefw_nft.host.records import record
+from pvefw_nft.host.tracking import zone_change
 from pvefw_nft.ir.zones import first_choice
 from pvefw_nft.pipeline import Source, compile_root
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pvefw_nft.host import firewall
-    from pvefw_nft.host.record import Desired
+    from pvefw_nft.host.records.record import Desired
 
     from .conftest import Namespace
 

@@ -8,8 +8,8 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.conntrack import first_state
-from pvefw_nft.verify.path import HostEnd, NicEnd, PortEnd, RoutedEnd
+from pvefw_nft.verify.network.path import HostEnd, NicEnd, PortEnd, RoutedEnd
+from pvefw_nft.verify.simulate.conntrack import first_state
 
 from .network.plan import HOST, OUTSIDE, ROUTER, WAN_PORT
 from .packets import SYN, Arp, Packet
@@ -17,7 +17,7 @@ from .packets import SYN, Arp, Packet
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pvefw_nft.verify.path import End
+    from pvefw_nft.verify.network.path import End
     from pvefw_nft.verify.prove.report import Witness
 
     from .network.plan import Plan

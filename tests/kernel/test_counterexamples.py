@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.verify.packet import Probe as Simulated
 from pvefw_nft.verify.prove.compare import compare
 from pvefw_nft.verify.prove.flows import Side
-from pvefw_nft.verify.read import Text, read_ruleset
-from pvefw_nft.verify.simulate import simulate
+from pvefw_nft.verify.readers.files import Text, read_ruleset
+from pvefw_nft.verify.simulate.packet import Probe as Simulated
+from pvefw_nft.verify.simulate.walk import simulate
 from tests.kernel import configurations
 from tests.kernel.artefact import IPTABLES
 from tests.kernel.guest.machine import GuestError
@@ -24,9 +24,9 @@ from tests.verify.lab import agrees, outcome_of, text_of, topology_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pvefw_nft.verify.path import Topology
+    from pvefw_nft.verify.network.path import Topology
     from pvefw_nft.verify.prove.report import Witness
-    from pvefw_nft.verify.simulate import Outcome as Foreseen
+    from pvefw_nft.verify.simulate.walk import Outcome as Foreseen
     from tests.kernel.artefact import Artefact
     from tests.kernel.configurations import Configuration
     from tests.kernel.lab import Lab

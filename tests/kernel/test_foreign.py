@@ -10,7 +10,7 @@ import pytest
 from pvefw_nft.verify.prove.compare import compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.render import report_text
-from pvefw_nft.verify.read import Text, read_ruleset
+from pvefw_nft.verify.readers.files import Text, read_ruleset
 from tests.kernel import configurations
 from tests.kernel.artefact import BACKENDS, IPTABLES, NFT
 from tests.kernel.network.build import HOST_NAMESPACE

@@ -15,7 +15,7 @@ import pytest
 from pvefw_nft.verify.prove.compare import compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.report import Answer
-from pvefw_nft.verify.read import Text, read_ruleset
+from pvefw_nft.verify.readers.files import Text, read_ruleset
 from tests.kernel import configurations
 from tests.kernel.network.plan import UNFILTERED_VMID
 from tests.kernel.outcome import ACCEPT, DROP

@@ -25,12 +25,14 @@ from pvefw_nft.config.rules import Names
 from pvefw_nft.config.sdn import read_sdn
 from pvefw_nft.config.steady import is_cut_off
 from pvefw_nft.errors import CompilerError, HostError, InternalError, PvefwError
-from pvefw_nft.host import control, record, settings, state, xtables
-from pvefw_nft.host.nftables_state import Reader
+from pvefw_nft.host import control, settings
+from pvefw_nft.host.apply import xtables
+from pvefw_nft.host.apply.nftables_state import Reader
+from pvefw_nft.host.records import record, state
 from pvefw_nft.pipeline import Source, Store, compile_root
-from pvefw_nft.verify.interfaces import read_interfaces
-from pvefw_nft.verify.prove.known import read_known
-from pvefw_nft.verify.read import Text, read_ruleset
+from pvefw_nft.verify.network.interfaces import read_interfaces
+from pvefw_nft.verify.prove.expected_differences import read_known
+from pvefw_nft.verify.readers.files import Text, read_ruleset
 
 if TYPE_CHECKING:
     from collections.abc import Callable

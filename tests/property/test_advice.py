@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from pvefw_nft.cli.rulesets import Named, compiled_ruleset
 from pvefw_nft.errors import UsageError
 from pvefw_nft.pipeline import BACKENDS, Source, analyse_root, check_root
-from pvefw_nft.verify.packet import PacketSpec, make_probe
 from pvefw_nft.verify.prove.compare import Options, compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.render import report_text
-from pvefw_nft.verify.simulate import simulate
+from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
+from pvefw_nft.verify.simulate.walk import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pvefw_nft.backends.base import LineStore
 from pvefw_nft.backends.nft import NftBackend
-from pvefw_nft.host.nftables_state import Reader
+from pvefw_nft.host.apply.nftables_state import Reader
 from pvefw_nft.pipeline import Source, Store, compile_root
 from tests.support import NODE, file_path
 

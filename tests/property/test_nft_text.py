@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from pvefw_nft.errors import ConfigurationError
 from pvefw_nft.pipeline import Source, compile_root
-from pvefw_nft.verify.read import Text, read_ruleset
+from pvefw_nft.verify.readers.files import Text, read_ruleset
 from tests.property.test_untrusted_input import FILES, REPEATABLE, Files
 
 if TYPE_CHECKING:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvefw_nft.verify.intervals import IntervalSet
-from pvefw_nft.verify.ipset import _most_specific
 from pvefw_nft.verify.model import (
     ACCEPT,
     DROP,
@@ -42,9 +40,11 @@ from pvefw_nft.verify.model import (
     VerdictMap,
     equals,
 )
-from pvefw_nft.verify.packet import PacketSpec, make_probe
-from pvefw_nft.verify.path import Topology
-from pvefw_nft.verify.simulate import simulate
+from pvefw_nft.verify.model.intervals import IntervalSet
+from pvefw_nft.verify.network.path import Topology
+from pvefw_nft.verify.readers.ipset import _most_specific
+from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
+from pvefw_nft.verify.simulate.walk import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,14 +9,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.intervals import IntervalSet
+from pvefw_nft.verify.model.intervals import IntervalSet
 from pvefw_nft.verify.prove.flows import Side
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator
 
-    from pvefw_nft.verify.path import Topology
+    from pvefw_nft.verify.network.path import Topology
 
 INTERFACES = (m.IIF, m.OIF, m.PHYSIN, m.PHYSOUT)
 UNKNOWN = ("tap999i0", "fwln998i0", "enp9s0", "eth9", "vmbr9")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pvefw_nft.verify import names
-from pvefw_nft.verify.connections import Connections, Found
-from pvefw_nft.verify.model import CT_STATES, IPV4, PROTOCOL, RulesetModel
-from pvefw_nft.verify.packet import PacketSpec, make_probe
-from pvefw_nft.verify.packet import Probe as Simulated
-from pvefw_nft.verify.path import Link, Network, Nic, Topology
-from pvefw_nft.verify.simulate import Outcome, simulate
+from pvefw_nft.verify.model import CT_STATES, IPV4, PROTOCOL, RulesetModel, names
+from pvefw_nft.verify.network.path import Link, Network, Nic, Topology
+from pvefw_nft.verify.simulate.connections import Connections, Found
+from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
+from pvefw_nft.verify.simulate.packet import Probe as Simulated
+from pvefw_nft.verify.simulate.walk import Outcome, simulate
 from tests.kernel.network.plan import HOST, ROUTER, WAN_PORT, Plan
 from tests.kernel.packets import SMALL_FRAGMENT
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pvefw_nft.verify.model import Field
-    from pvefw_nft.verify.tracking import Zone
+    from pvefw_nft.verify.simulate.tracking import Zone
     from tests.kernel.outcome import Outcome as Seen
     from tests.kernel.packets import Packet, Probe
 

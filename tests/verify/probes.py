@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pvefw_nft.verify.describe import parse_value
 from pvefw_nft.verify.model import (
     CT_MARK,
     MARK,
@@ -14,10 +13,11 @@ from pvefw_nft.verify.model import (
     field_named,
     holds,
 )
-from pvefw_nft.verify.read import Text, read_ruleset
+from pvefw_nft.verify.model.text import parse_value
+from pvefw_nft.verify.readers.files import Text, read_ruleset
 
 if TYPE_CHECKING:
-    from pvefw_nft.verify.reading import Assume
+    from pvefw_nft.verify.readers.shared import Assume
 
 
 def packet(**fields: int | str) -> dict[Field, int]:

@@ -2,7 +2,7 @@
 
 Written from the definition of the model (:mod:`pvefw_nft.verify.model`), forwards and rule by rule. With the prover it
 shares the readers, the paths, and at which hooks connection tracking looks packets up in which zone
-(:mod:`pvefw_nft.verify.tracking`); what a rule sees of that, it works out itself.
+(:mod:`pvefw_nft.verify.simulate.tracking`); what a rule sees of that, it works out itself.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import z3
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.conntrack import first_state
-from pvefw_nft.verify.intervals import IntervalSet
-from pvefw_nft.verify.packet import HOST_MAC
-from pvefw_nft.verify.tracking import Tracking
+from pvefw_nft.verify.model.intervals import IntervalSet
+from pvefw_nft.verify.simulate.conntrack import first_state
+from pvefw_nft.verify.simulate.packet import HOST_MAC
+from pvefw_nft.verify.simulate.tracking import Tracking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pvefw_nft.verify.path import Path, Stage
+    from pvefw_nft.verify.network.path import Path, Stage
 
 CAST = z3.BitVec("cast", 2)
 """Whom a frame is sent to: 0 somebody, 1 everybody, 2 a group."""

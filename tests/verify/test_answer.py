@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pvefw_nft.verify.packet import PacketSpec, make_probe
-from pvefw_nft.verify.path import Link, Network, Nic, Topology
-from pvefw_nft.verify.read import Text, read_ruleset
-from pvefw_nft.verify.simulate import Outcome, simulate
+from pvefw_nft.verify.network.path import Link, Network, Nic, Topology
+from pvefw_nft.verify.readers.files import Text, read_ruleset
+from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
+from pvefw_nft.verify.simulate.walk import Outcome, simulate
 
 TOPOLOGY = Topology(
     nics=(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pvefw_nft.verify.conntrack import first_state
+from pvefw_nft.verify.simulate.conntrack import first_state
 from tests.verify.probes import packet
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from pvefw_nft.verify.describe import condition_text, parse_value, rule_text, set_text, value_text, verdict_text
-from pvefw_nft.verify.intervals import IntervalSet
 from pvefw_nft.verify.model import (
     CT_STATE,
     DPORT,
@@ -31,6 +29,8 @@ from pvefw_nft.verify.model import (
     rate_test,
     within,
 )
+from pvefw_nft.verify.model.intervals import IntervalSet
+from pvefw_nft.verify.model.text import condition_text, parse_value, rule_text, set_text, value_text, verdict_text
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.verify.packet import PacketSpec, make_probe
-from pvefw_nft.verify.path import Link, Network, Topology
+from pvefw_nft.verify.network.path import Link, Network, Topology
 from pvefw_nft.verify.prove.compare import compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.render import SetNames, class_text
-from pvefw_nft.verify.read import Text, read_ruleset
-from pvefw_nft.verify.reading import Assume, RulesetError
-from pvefw_nft.verify.simulate import Outcome, simulate
+from pvefw_nft.verify.readers.files import Text, read_ruleset
+from pvefw_nft.verify.readers.shared import Assume, RulesetError
+from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
+from pvefw_nft.verify.simulate.walk import Outcome, simulate
 from tests.verify.docker import ENGINES, rules, script
 from tests.verify.test_kernel_listing import listed_in_namespace, needs
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pvefw_nft.verify.model import ACCEPT, DROP, RETURN, Jump, Log, MarkTarget, Rule, SetMark
-from pvefw_nft.verify.read import Text, read_compiled, read_ruleset
-from pvefw_nft.verify.reading import RulesetError
+from pvefw_nft.verify.readers.files import Text, read_compiled, read_ruleset
+from pvefw_nft.verify.readers.shared import RulesetError
 from tests.verify.probes import matches, packet, rule_of
 
 

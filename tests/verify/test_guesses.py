@@ -11,11 +11,11 @@ from click.testing import CliRunner, Result
 
 from pvefw_nft.cli.simulate import simulate_command
 from pvefw_nft.pipeline import Source, topology
-from pvefw_nft.verify.describe import set_text
-from pvefw_nft.verify.guesses import Guess, simulate_guessing
-from pvefw_nft.verify.packet import PacketSpec, make_probe
-from pvefw_nft.verify.path import Link, Nic, Topology
-from pvefw_nft.verify.read import Text, read_ruleset
+from pvefw_nft.verify.model.text import set_text
+from pvefw_nft.verify.network.path import Link, Nic, Topology
+from pvefw_nft.verify.readers.files import Text, read_ruleset
+from pvefw_nft.verify.simulate.guesses import Guess, simulate_guessing
+from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
 
 Option: TypeAlias = Any
 """The value of an option of PacketSpec."""
@@ -71,7 +71,7 @@ def test_groups_and_loopback_are_no_guests_addresses() -> None:
 
 
 def test_more_classes_than_are_tried_are_not_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pvefw_nft.verify.guesses.MAX_PACKETS", 3)
+    monkeypatch.setattr("pvefw_nft.verify.simulate.guesses.MAX_PACKETS", 3)
     rules = [f"-A FORWARD -s 10.{n}.0.0/16 -j DROP" for n in range(9)]
     assert not guesses("vm100", "vm101", *rules)[0].complete
 

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from pvefw_nft.verify.intervals import IntervalSet
+from pvefw_nft.verify.model.intervals import IntervalSet
 
 
 def test_equal_sets_are_one_object() -> None:

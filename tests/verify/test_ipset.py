@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pvefw_nft.verify.reading import RulesetError
+from pvefw_nft.verify.readers.shared import RulesetError
 from tests.verify.probes import matches, packet, xtables_rule
 
 NETS = """create x hash:net family inet hashsize 64 maxelem 64 bucketsize 12

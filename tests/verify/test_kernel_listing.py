@@ -17,7 +17,7 @@ import pytest
 
 from pvefw_nft.pipeline import Source, compile_root
 from pvefw_nft.verify.model import All, Condition, Rule, RulesetModel, Table
-from pvefw_nft.verify.read import Text, read_ruleset
+from pvefw_nft.verify.readers.files import Text, read_ruleset
 
 Json: TypeAlias = Any
 REPOSITORY = Path(__file__).resolve().parents[2]

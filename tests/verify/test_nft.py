@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from pvefw_nft.verify.describe import rule_text
 from pvefw_nft.verify.model import (
     ACCEPT,
     DROP,
@@ -32,8 +31,9 @@ from pvefw_nft.verify.model import (
     helper_field,
     route_field,
 )
-from pvefw_nft.verify.read import Text, read_ruleset
-from pvefw_nft.verify.reading import Assume, RulesetError
+from pvefw_nft.verify.model.text import rule_text
+from pvefw_nft.verify.readers.files import Text, read_ruleset
+from pvefw_nft.verify.readers.shared import Assume, RulesetError
 from tests.verify.probes import matches, packet
 
 Json: TypeAlias = Any

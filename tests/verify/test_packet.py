@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 import pytest
 
 from pvefw_nft.errors import UsageError
-from pvefw_nft.verify.describe import packet_text, value_text
 from pvefw_nft.verify.model import (
     ARP_SPA,
     CT_STATE,
@@ -31,8 +30,9 @@ from pvefw_nft.verify.model import (
     VLAN_ID,
     Field,
 )
-from pvefw_nft.verify.packet import PacketSpec, Probe, make_probe
-from pvefw_nft.verify.path import Link, Network, Nic, Topology
+from pvefw_nft.verify.model.text import packet_text, value_text
+from pvefw_nft.verify.network.path import Link, Network, Nic, Topology
+from pvefw_nft.verify.simulate.packet import PacketSpec, Probe, make_probe
 
 
 def v4(text: str) -> tuple[int, int]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from pvefw_nft.errors import UsageError
-from pvefw_nft.verify.interfaces import read_interfaces
 from pvefw_nft.verify.model import (
     ETHER_TYPE,
     IIF,
@@ -22,7 +21,8 @@ from pvefw_nft.verify.model import (
     holds,
     interface_name,
 )
-from pvefw_nft.verify.path import (
+from pvefw_nft.verify.network.interfaces import read_interfaces
+from pvefw_nft.verify.network.path import (
     HostEnd,
     Link,
     Network,

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.errors import UsageError
-from pvefw_nft.verify.packet import Probe
-from pvefw_nft.verify.path import Link, Nic, Topology
+from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove.compare import Options, compare
+from pvefw_nft.verify.prove.expected_differences import read_known
 from pvefw_nft.verify.prove.flows import Side
-from pvefw_nft.verify.prove.known import read_known
 from pvefw_nft.verify.prove.render import SetNames, class_text, report_data, report_text
-from pvefw_nft.verify.read import Text, read_ruleset
-from pvefw_nft.verify.simulate import simulate
+from pvefw_nft.verify.readers.files import Text, read_ruleset
+from pvefw_nft.verify.simulate.packet import Probe
+from pvefw_nft.verify.simulate.walk import simulate
 
 if TYPE_CHECKING:
     from pvefw_nft.verify.prove.report import Report

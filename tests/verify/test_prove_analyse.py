@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pvefw_nft.verify.path import Link, Nic, Topology
-from pvefw_nft.verify.prove.analyse import Finding, Kind, analyse
+from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove.compare import Options
+from pvefw_nft.verify.prove.dead_rules import Finding, Kind, analyse
 from pvefw_nft.verify.prove.flows import Side
-from pvefw_nft.verify.read import Text, read_ruleset
+from pvefw_nft.verify.readers.files import Text, read_ruleset
 
 TOPOLOGY = Topology(
     nics=(

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.cli import cli
-from pvefw_nft.verify.path import Link, Nic, Topology
+from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove.compare import Options, compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.render import report_data, report_text
 from pvefw_nft.verify.prove.report import Answer
-from pvefw_nft.verify.read import Text, read_ruleset
-from pvefw_nft.verify.reading import Assume
+from pvefw_nft.verify.readers.files import Text, read_ruleset
+from pvefw_nft.verify.readers.shared import Assume
 
 if TYPE_CHECKING:
     from pathlib import Path

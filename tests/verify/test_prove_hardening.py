@@ -10,7 +10,7 @@ from pvefw_nft.pipeline import Source, compile_root, topology
 from pvefw_nft.verify.prove.compare import compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.hardening import OWN_SIDE, STRICTER
-from pvefw_nft.verify.read import Text, read_ruleset
+from pvefw_nft.verify.readers.files import Text, read_ruleset
 from tests.support import NODE, VM
 
 if TYPE_CHECKING:

@@ -22,15 +22,15 @@ import pytest
 
 from pvefw_nft.errors import UsageError
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.intervals import IntervalSet
-from pvefw_nft.verify.packet import Probe
-from pvefw_nft.verify.path import HostEnd, NicEnd, Path, find_ends_outside, find_path
+from pvefw_nft.verify.model.intervals import IntervalSet
+from pvefw_nft.verify.network.path import HostEnd, NicEnd, Path, find_ends_outside, find_path
 from pvefw_nft.verify.prove.compare import compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.report import Answer
-from pvefw_nft.verify.read import Text, read_ruleset
-from pvefw_nft.verify.simulate import simulate
-from pvefw_nft.verify.tracking import Tracking
+from pvefw_nft.verify.readers.files import Text, read_ruleset
+from pvefw_nft.verify.simulate.packet import Probe
+from pvefw_nft.verify.simulate.tracking import Tracking
+from pvefw_nft.verify.simulate.walk import simulate
 from tests.kernel import configurations
 from tests.kernel.artefact import BACKENDS, IPTABLES
 from tests.kernel.mutate import mutations
@@ -41,7 +41,7 @@ from tests.verify.second_opinion import Way, differing_packet
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pvefw_nft.verify.path import End
+    from pvefw_nft.verify.network.path import End
     from pvefw_nft.verify.prove.report import Difference, Report
 
 NAMES = (

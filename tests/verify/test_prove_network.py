@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from pvefw_nft.verify.path import Link, Nic, Topology
+from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove.compare import compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.render import SetNames, class_text, report_text
 from pvefw_nft.verify.prove.report import Answer, Report
-from pvefw_nft.verify.read import Text, read_ruleset
+from pvefw_nft.verify.readers.files import Text, read_ruleset
 
 NICS = tuple(Nic(f"vm{n}", n, 0, f"tap{n}i0", "vmbr0", filtered=True) for n in (100, 101))
 BRIDGE = Link("vmbr0", is_bridge=True, ports=("eth0",))

@@ -7,14 +7,14 @@ import random
 import pytest
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.intervals import IntervalSet
-from pvefw_nft.verify.path import Link, Nic, Topology
+from pvefw_nft.verify.model.intervals import IntervalSet
+from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove.compare import Comparison, Options, compare
 from pvefw_nft.verify.prove.evaluate import Base
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.program import ACCEPT, DROP, Call, Outcome, Program, Set, Step
 from pvefw_nft.verify.prove.shapes import Shapes, overlaps
-from pvefw_nft.verify.read import Text, read_ruleset
+from pvefw_nft.verify.readers.files import Text, read_ruleset
 
 GUESTS = range(100, 112)
 TOPOLOGY = Topology(

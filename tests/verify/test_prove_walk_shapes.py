@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.verify.path import Link, Nic, Topology
-from pvefw_nft.verify.prove import analyse as analysis
-from pvefw_nft.verify.prove.analyse import Advice, Kind, analyse
+from pvefw_nft.verify.network.path import Link, Nic, Topology
+from pvefw_nft.verify.prove import dead_rules as analysis
+from pvefw_nft.verify.prove.dead_rules import Advice, Kind, analyse
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.walk import Walk
-from pvefw_nft.verify.read import Text, read_ruleset
+from pvefw_nft.verify.readers.files import Text, read_ruleset
 
 if TYPE_CHECKING:
     from collections.abc import Callable

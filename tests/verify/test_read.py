@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pvefw_nft.verify.model import ACCEPT, DROP, Family, Nat, Point, RulesetModel
-from pvefw_nft.verify.read import Text, read_compiled, read_ruleset
-from pvefw_nft.verify.reading import RulesetError
+from pvefw_nft.verify.readers.files import Text, read_compiled, read_ruleset
+from pvefw_nft.verify.readers.shared import RulesetError
 from tests.verify.probes import matches, packet, rule_of
 
 SAMPLES = Path(__file__).parent / "samples"

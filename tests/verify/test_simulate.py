@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
-from pvefw_nft.verify.packet import PacketSpec, make_probe
-from pvefw_nft.verify.path import Link, Network, Nic, Topology
-from pvefw_nft.verify.read import Text, read_ruleset
-from pvefw_nft.verify.reading import Assume
-from pvefw_nft.verify.report import outcome_data, outcome_lines
-from pvefw_nft.verify.simulate import Outcome, simulate
+from pvefw_nft.verify.network.path import Link, Network, Nic, Topology
+from pvefw_nft.verify.readers.files import Text, read_ruleset
+from pvefw_nft.verify.readers.shared import Assume
+from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
+from pvefw_nft.verify.simulate.report import outcome_data, outcome_lines
+from pvefw_nft.verify.simulate.walk import Outcome, simulate
 
 if TYPE_CHECKING:
     from pvefw_nft.verify.model import RulesetModel

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from pvefw_nft.cli.simulate import simulate_command
 from pvefw_nft.errors import UsageError
-from pvefw_nft.verify.connections import Connections
-from pvefw_nft.verify.tracking import ESTABLISHED, NEW
+from pvefw_nft.verify.simulate.connections import Connections
+from pvefw_nft.verify.simulate.tracking import ESTABLISHED, NEW
 from tests.support import NODE
 from tests.verify.probes import packet
 

@@ -6,11 +6,11 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from pvefw_nft.verify.interfaces import read_interfaces
-from pvefw_nft.verify.packet import PacketSpec, make_probe
-from pvefw_nft.verify.path import Nic, Topology
-from pvefw_nft.verify.read import Text, read_ruleset
-from pvefw_nft.verify.simulate import Outcome, simulate
+from pvefw_nft.verify.network.interfaces import read_interfaces
+from pvefw_nft.verify.network.path import Nic, Topology
+from pvefw_nft.verify.readers.files import Text, read_ruleset
+from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
+from pvefw_nft.verify.simulate.walk import Outcome, simulate
 
 Option: TypeAlias = Any
 """The value of an option of PacketSpec."""

@@ -22,8 +22,8 @@ from pvefw_nft.verify.model import (
     SetHelper,
     SetMark,
 )
-from pvefw_nft.verify.read import Text, read_ruleset
-from pvefw_nft.verify.reading import Assume, RulesetError
+from pvefw_nft.verify.readers.files import Text, read_ruleset
+from pvefw_nft.verify.readers.shared import Assume, RulesetError
 from tests.verify.probes import matches, packet, rule_of, xtables_rule
 
 TCP = {"l4proto": 6}

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import HostError
 
-from .. import nf_tables, state, tools
-from ..nftables_state import Nftables
+from .. import tools
+from ..apply.nftables_state import Nftables
+from ..netfilter import nf_tables
+from ..records import state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .. import lock, wiring
+from .. import lock
+from . import wiring
 from .unplugged import Unplugged, read_unplugged
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.errors import HostError
 
-    from ..plumbing import Nic
+    from .plumbing import Nic
     from .unplugged import Misconfigured
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .. import state
 from ..lock import RUN_DIRECTORY
+from ..records import state
 
 _NAME = "proxmox-nftables-firewall-force-disable"
 

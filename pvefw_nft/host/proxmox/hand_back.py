@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError
 
-from .. import control, firewall, lock, record, state, tools
+from .. import control, firewall, lock, tools
+from ..records import record, state
 from . import theirs, units
 from .flag import flag_path, remove_flag
 from .services import IPTABLES_SERVICE, NFT_SERVICE, has_systemd, read_services

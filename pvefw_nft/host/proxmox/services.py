@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pvefw_nft.errors import HostError
 
-from .. import nf_tables, tools
+from .. import tools
+from ..netfilter import nf_tables
 
 IPTABLES_SERVICE = "pve-firewall.service"
 NFT_SERVICE = "proxmox-firewall.service"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..control import Pending
-    from ..record import Desired
+    from ..records.record import Desired
 
 _ATTEMPTS = 3
 

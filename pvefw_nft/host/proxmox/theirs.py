@@ -12,9 +12,12 @@ from pathlib import Path
 
 from pvefw_nft.errors import HostError
 
-from .. import firewall, nf_tables, record, tools, xtables
-from ..apply_iptables import plan
-from ..nftables_state import Nftables
+from .. import firewall, tools
+from ..apply import xtables
+from ..apply.apply_iptables import plan
+from ..apply.nftables_state import Nftables
+from ..netfilter import nf_tables
+from ..records import record
 from .services import IPTABLES_SERVICE, NFT_SERVICE, loaded_tables, read_services
 
 _VARIANTS = ("legacy", "nft")

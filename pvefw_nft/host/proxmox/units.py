@@ -14,7 +14,8 @@ from typing import Any
 
 from pvefw_nft.errors import HostError
 
-from .. import state, tools
+from .. import tools
+from ..records import state
 from .services import IPTABLES_SERVICE, LOGGER, SERVICES, Service, read_services
 
 OWN_UNIT = "pvefw.service"

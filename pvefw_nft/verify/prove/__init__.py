@@ -16,5 +16,5 @@ The stages, in the order a proof runs them::
 
 ``zones`` lists possible differences of rulesets that divide connections into other zones, ``documented`` unavoidable
 differences between the tools, ``known`` reads the user's own list of differences to expect.
-:mod:`~pvefw_nft.verify.prove.analyse` uses the same parts to find rules that never match or change nothing.
+:mod:`~pvefw_nft.verify.prove.dead_rules` uses the same parts to find rules that never match or change nothing.
 """

@@ -10,16 +10,16 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.describe import nat_text
-from pvefw_nft.verify.intervals import IntervalSet
+from pvefw_nft.verify.model.intervals import IntervalSet
+from pvefw_nft.verify.model.text import nat_text
 from pvefw_nft.verify.prove.program import Action, Copy, Flip, Note, Remap, Set, Where
-from pvefw_nft.verify.tracking import CONNECTED, untracked
+from pvefw_nft.verify.simulate.tracking import CONNECTED, untracked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pvefw_nft.verify.prove.program import Case
-    from pvefw_nft.verify.prove.residual import Context, Known, Residuals
+    from pvefw_nft.verify.prove.specialise import Context, Known, Residuals
 
 _FIRST = IntervalSet.of((m.CT_STATES.index("related"), m.CT_STATES.index("new")))
 """The states of a connection's first packets."""

@@ -13,15 +13,15 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from pvefw_nft.verify.describe import rule_text
+from pvefw_nft.verify.model.text import rule_text
 from pvefw_nft.verify.prove.report import Place
-from pvefw_nft.verify.simulate import Step
+from pvefw_nft.verify.simulate.walk import Step
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping
 
     from pvefw_nft.verify.model import Rule, RulesetModel, Table, TableKey
-    from pvefw_nft.verify.simulate import Outcome
+    from pvefw_nft.verify.simulate.walk import Outcome
 
 Tables: TypeAlias = "Mapping[TableKey, Table]"
 

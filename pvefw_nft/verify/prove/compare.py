@@ -20,37 +20,37 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.errors import InternalError, UsageError
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.describe import packet_text, value_text
-from pvefw_nft.verify.packet import Probe
-from pvefw_nft.verify.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
+from pvefw_nft.verify.model.text import packet_text, value_text
+from pvefw_nft.verify.network.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
+from pvefw_nft.verify.prove.backend_differences import kind_condition
 from pvefw_nft.verify.prove.budget import MAX_MEMORY, MAX_SECONDS, Budget, BudgetExceededError
 from pvefw_nft.verify.prove.cause import find_cause, place_of
-from pvefw_nft.verify.prove.congruent import Congruence
+from pvefw_nft.verify.prove.counterexamples import Class, Explainer, differing, tests_of_possible
 from pvefw_nft.verify.prove.counters import Counters
-from pvefw_nft.verify.prove.documented import kind_condition
 from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow, programs_of, tests_of_programs
-from pvefw_nft.verify.prove.explain import Class, Explainer, differing, tests_of_possible
 from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_way, shared_counters
 from pvefw_nft.verify.prove.hardening import compared
 from pvefw_nft.verify.prove.network import make_network, unplaced_text
 from pvefw_nft.verify.prove.program import TOGETHER
 from pvefw_nft.verify.prove.replay import zone_text
 from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
-from pvefw_nft.verify.prove.residual import Residuals
 from pvefw_nft.verify.prove.shapes import Shapes
+from pvefw_nft.verify.prove.specialise import Residuals
+from pvefw_nft.verify.prove.structural import Congruence
 from pvefw_nft.verify.prove.zones import UNKNOWN as UNKNOWN_ZONES
 from pvefw_nft.verify.prove.zones import Zones
-from pvefw_nft.verify.simulate import simulate
+from pvefw_nft.verify.simulate.packet import Probe
+from pvefw_nft.verify.simulate.walk import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from pvefw_nft.verify.path import End, Nic, Stage
-    from pvefw_nft.verify.prove.known import Known
+    from pvefw_nft.verify.network.path import End, Nic, Stage
+    from pvefw_nft.verify.prove.expected_differences import Known
     from pvefw_nft.verify.prove.program import Case, Outcome
     from pvefw_nft.verify.prove.shapes import Key
-    from pvefw_nft.verify.simulate import Outcome as Simulated
-    from pvefw_nft.verify.tracking import Track
+    from pvefw_nft.verify.simulate.tracking import Track
+    from pvefw_nft.verify.simulate.walk import Outcome as Simulated
 
 
 class Result(Enum):

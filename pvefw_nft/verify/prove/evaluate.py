@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.prove.atoms import Atoms
+from pvefw_nft.verify.model.atoms import Atoms
 from pvefw_nft.verify.prove.budget import UNBOUNDED
 from pvefw_nft.verify.prove.diagram import Cube, Diagrams
 from pvefw_nft.verify.prove.program import (
@@ -40,7 +40,7 @@ from pvefw_nft.verify.prove.program import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from pvefw_nft.verify.intervals import IntervalSet
+    from pvefw_nft.verify.model.intervals import IntervalSet
     from pvefw_nft.verify.prove.budget import Budget
 
 SET_UPDATE = "set "

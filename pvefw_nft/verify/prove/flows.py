@@ -11,8 +11,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.intervals import IntervalSet
-from pvefw_nft.verify.path import (
+from pvefw_nft.verify.model.atoms import Atoms, distinct
+from pvefw_nft.verify.model.intervals import IntervalSet
+from pvefw_nft.verify.network.path import (
     End,
     HostEnd,
     NicEnd,
@@ -22,7 +23,6 @@ from pvefw_nft.verify.path import (
     Topology,
     find_stages,
 )
-from pvefw_nft.verify.prove.atoms import Atoms, distinct
 from pvefw_nft.verify.prove.evaluate import Base, Flow, programs_of, tests_of_programs
 from pvefw_nft.verify.prove.program import (
     ACCEPT,
@@ -37,7 +37,7 @@ from pvefw_nft.verify.prove.program import (
     Set,
     Step,
 )
-from pvefw_nft.verify.prove.residual import (
+from pvefw_nft.verify.prove.specialise import (
     ALL_STATES,
     Context,
     Later,
@@ -46,15 +46,15 @@ from pvefw_nft.verify.prove.residual import (
     conditions_of,
     known_fields,
 )
-from pvefw_nft.verify.tracking import LOOKUP, Tracking, enters
+from pvefw_nft.verify.simulate.tracking import LOOKUP, Tracking, enters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pvefw_nft.verify.prove.counters import Counters
     from pvefw_nft.verify.prove.network import Network
-    from pvefw_nft.verify.prove.residual import Known
-    from pvefw_nft.verify.tracking import Track
+    from pvefw_nft.verify.prove.specialise import Known
+    from pvefw_nft.verify.simulate.tracking import Track
 
 LLDP = 0x88CC
 """An ether type to stand for those that no rule names."""

@@ -16,14 +16,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.intervals import IntervalSet
-from pvefw_nft.verify.prove.documented import exceptions
+from pvefw_nft.verify.model.intervals import IntervalSet
+from pvefw_nft.verify.prove.backend_differences import exceptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pvefw_nft.verify.path import Nic
-    from pvefw_nft.verify.prove.documented import Exceptions
+    from pvefw_nft.verify.network.path import Nic
+    from pvefw_nft.verify.prove.backend_differences import Exceptions
     from pvefw_nft.verify.prove.flows import Side
 
 STRICTER = (

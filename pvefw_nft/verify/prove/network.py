@@ -25,7 +25,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.path import (
+from pvefw_nft.verify.model.atoms import Atoms
+from pvefw_nft.verify.network.path import (
     End,
     HostEnd,
     Link,
@@ -36,13 +37,12 @@ from pvefw_nft.verify.path import (
     Topology,
     find_ends_outside,
 )
-from pvefw_nft.verify.prove.atoms import Atoms
 from pvefw_nft.verify.prove.program import INTERFACES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from pvefw_nft.verify.intervals import IntervalSet
+    from pvefw_nft.verify.model.intervals import IntervalSet
     from pvefw_nft.verify.prove.flows import Side
 
 MAX_PORTS = 32

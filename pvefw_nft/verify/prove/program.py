@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias, final
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.intervals import IntervalSet
+from pvefw_nft.verify.model.intervals import IntervalSet
 
 CAST = m.Field("cast", 3, m.FieldKind.ENUM, ("unicast", "broadcast", "multicast"))
 """Whom a frame is addressed to, whether or not that is this host: ``PKTTYPE`` without the hook's part in it."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.path import HostEnd, PortEnd, RoutedEnd
+from pvefw_nft.verify.network.path import HostEnd, PortEnd, RoutedEnd
 from pvefw_nft.verify.prove.compare import Comparison, Options, without_gc
 from pvefw_nft.verify.prove.evaluate import Evaluation
 from pvefw_nft.verify.prove.program import Outcome, rank
 
 if TYPE_CHECKING:
-    from pvefw_nft.verify.intervals import IntervalSet
+    from pvefw_nft.verify.model.intervals import IntervalSet
     from pvefw_nft.verify.prove.flows import Side, Way
     from pvefw_nft.verify.prove.program import Case
 

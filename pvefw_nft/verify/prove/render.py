@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.describe import packet_text, set_text, value_text
+from pvefw_nft.verify.model.text import packet_text, set_text, value_text
 from pvefw_nft.verify.prove.program import CAST
 from pvefw_nft.verify.prove.replay import replay_commands, simulate_arguments
 from pvefw_nft.verify.prove.report import ANYWHERE, Answer
@@ -15,7 +15,7 @@ from pvefw_nft.verify.prove.summary import Change, change_of, filters, groups_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pvefw_nft.verify.intervals import IntervalSet
+    from pvefw_nft.verify.model.intervals import IntervalSet
     from pvefw_nft.verify.prove.report import Difference, Place, Report
     from pvefw_nft.verify.prove.summary import Group
 

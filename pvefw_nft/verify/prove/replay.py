@@ -6,14 +6,14 @@ import shlex
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.conntrack import first_state
-from pvefw_nft.verify.describe import value_text
-from pvefw_nft.verify.path import NicEnd, PortEnd, RoutedEnd
+from pvefw_nft.verify.model.text import value_text
+from pvefw_nft.verify.network.path import NicEnd, PortEnd, RoutedEnd
+from pvefw_nft.verify.simulate.conntrack import first_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pvefw_nft.verify.path import End, Topology
+    from pvefw_nft.verify.network.path import End, Topology
     from pvefw_nft.verify.prove.report import Difference
 
 _OPTIONS = {

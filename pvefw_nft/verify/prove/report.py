@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pvefw_nft.verify.intervals import IntervalSet
     from pvefw_nft.verify.model import Field, RulesetModel
-    from pvefw_nft.verify.path import Path
+    from pvefw_nft.verify.model.intervals import IntervalSet
+    from pvefw_nft.verify.network.path import Path
     from pvefw_nft.verify.prove.cause import Cause
 
 ANYWHERE = "anywhere"
@@ -101,9 +101,9 @@ class Report:
 
     ``protocols`` gives the network protocols that each one listed in a difference stands for.
     ``assumptions`` lists, a line each, the assumptions of the result, ``left_out`` which packets the sides' tools
-    cannot treat alike (see :mod:`~pvefw_nft.verify.prove.documented`). ``omitted`` counts classes of packets beyond the
-    limit of classes shown. ``undecided`` lists, a line each, comparisons left out and why, ``plumbing`` which guests,
-    bridges and interfaces the two hosts do not have in common. ``rests_on`` are the assumptions of every comparison
+    cannot treat alike (see :mod:`~pvefw_nft.verify.prove.backend_differences`). ``omitted`` counts classes of packets
+    beyond the limit of classes shown. ``undecided`` lists, a line each, comparisons left out and why, ``plumbing``
+    which guests, bridges and interfaces the two hosts do not have in common. ``rests_on`` are the assumptions of every comparison
     that count in this one. ``untagged_only``: the tools treat VLAN-tagged frames differently, and there are no VLANs on
     this host.
     """

@@ -6,7 +6,7 @@ says depends on the shapes of the two flows, and on how the values overlap that 
 (:func:`overlaps`). Two pairs with the same key have the same result, for this reason:
 
 - A diagram knows of the values of a field only which atoms there are, that is, which combinations of its sets have a
-  value in common (:class:`~pvefw_nft.verify.prove.atoms.Atoms`). Where these combinations are the same, each atom of
+  value in common (:class:`~pvefw_nft.verify.model.atoms.Atoms`). Where these combinations are the same, each atom of
   one pair stands for one of the other.
 - To put one pair's atoms in place of the other's turns the one pair of flows into the other, step by step, since
   their shapes are equal. So a packet that the one pair treats differently has a counterpart in the other pair.
@@ -43,7 +43,7 @@ from pvefw_nft.verify.prove.program import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from pvefw_nft.verify.intervals import IntervalSet
+    from pvefw_nft.verify.model.intervals import IntervalSet
     from pvefw_nft.verify.prove.evaluate import Flow
 
 RENAMED = frozenset(

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.prove.budget import BudgetExceededError
+from pvefw_nft.verify.prove.counterexamples import USUAL
 from pvefw_nft.verify.prove.evaluate import Evaluation
-from pvefw_nft.verify.prove.explain import USUAL
 from pvefw_nft.verify.prove.program import Action, Copy, Flip, Note, Only, Outcome, Remap, Set, Where
-from pvefw_nft.verify.prove.residual import Context, Specialiser, find_chain
+from pvefw_nft.verify.prove.specialise import Context, Specialiser, find_chain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

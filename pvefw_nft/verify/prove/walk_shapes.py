@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.prove.program import Copy, Flip, Note, Set
-from pvefw_nft.verify.prove.residual import find_chain
 from pvefw_nft.verify.prove.shapes import NoShapeError, Writer, overlaps
+from pvefw_nft.verify.prove.specialise import find_chain
 from pvefw_nft.verify.prove.walk import is_line, shows
 
 if TYPE_CHECKING:

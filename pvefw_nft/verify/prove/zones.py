@@ -1,9 +1,9 @@
 """Connection tracking zones in a comparison: possible differences of rulesets with different zones.
 
 A proof takes a packet for what a lookup that knows every connection makes of it, wherever the packet's own way back
-leads through the same zone (:mod:`~pvefw_nft.verify.tracking`). The remaining case is a packet that belongs to a
-connection which only *other* ways have made. One zone for all bridges takes it for established, a zone for each does
-not: the proof does not compare such packets, and says so.
+leads through the same zone (:mod:`~pvefw_nft.verify.simulate.tracking`). The remaining case is a packet that belongs
+to a connection which only *other* paths have made. One zone for all bridges takes it for established, a zone for each
+does not: the proof does not compare such packets, and says so.
 
 Example: VM 100 opens a connection to the outside; VM 101 forges an answer in it. With one zone for all firewall bridges
 the answer is established at VM 101's bridge, too; with a zone for each NIC it belongs to no connection there.
@@ -14,14 +14,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.tracking import undecided_zones
+from pvefw_nft.verify.simulate.tracking import undecided_zones
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pvefw_nft.verify.path import Stage
+    from pvefw_nft.verify.network.path import Stage
     from pvefw_nft.verify.prove.flows import Side, Way
-    from pvefw_nft.verify.tracking import Tracked, Zone
+    from pvefw_nft.verify.simulate.tracking import Tracked, Zone
 
 UNKNOWN = (
     "the zone that connection tracking looks a packet up in depends on more than the packet's way (its addresses, say):"

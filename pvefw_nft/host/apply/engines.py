@@ -1,0 +1,391 @@
+"""The two backends' ways to apply a ruleset, behind one interface, so that commands and switching need not care."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from pvefw_nft.errors import HostError, InternalError
+
+from ..netfilter.nf_tables import NO_NFTABLES
+from ..netfilter.witness import call as call_witness
+from ..records import record
+from ..records.changes import Remembered
+from ..records.record import Memory
+from . import apply_iptables, apply_nft, iptables_plan, names, xtables
+from .nftables_state import Nftables, Reader, our_tables, read_kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from ..netfilter.witness import Witness
+    from ..records.changes import Change
+    from ..records.record import Desired
+    from .nftables_state import Kernel, Wanted
+
+_DROPS = (" -j DROP", " -j REJECT", " -j PVEFW-reject", " -g PVEFW-reject")
+
+_OTHERS_AT_WORK = ("No such file", "Device or resource busy", "File exists")
+"""The kernel's words where a transaction names something that is gone, is used, or is there already."""
+
+Remember: TypeAlias = "Callable[[str, Memory | None], Memory]"
+"""Get the ruleset's identity and the state remembered before; return the state to remember now."""
+
+
+class Planned(Protocol):
+    """The input for the tools or the library; ``--dry-run`` prints its text."""
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """The changes; none: the kernel holds the wanted ruleset."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Unwanted parts that have to stay, and why."""
+
+    @property
+    def witness(self) -> Witness | None:
+        """The witness of the time in which the kernel was looked at for it; None: there is none."""
+
+
+class Engine(Protocol):
+    """One backend on this host.
+
+    The state of the kernel is cached, and used again while a witness proves that it is unchanged.
+    """
+
+    name: str
+
+    def present(self) -> bool:
+        """Tell whether anything of ours is in the kernel, as far as the tools that are installed can see."""
+
+    def look_ahead(self, desired: Desired) -> None:
+        """Warm the caches for the next plan: read the kernel's rules and the running ruleset.
+
+        Raises :class:`HostError`.
+        """
+
+    def unchanged(self, memory: Memory | None) -> bool:
+        """Tell whether the kernel provably still holds the noted rules, and these are the wanted ones.
+
+        In doubt: no.
+        """
+
+    def plan(self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool = False) -> Planned:
+        """Return the plan that brings the kernel to the ruleset.
+
+        ``previous`` is the ruleset applied last, ``memory`` its listing by the kernel. ``anew`` also replaces parts
+        that are as wanted. Raises :class:`HostError`.
+        """
+
+    def apply(self, planned: Planned, previous: Desired | None) -> Remember:
+        """Execute a plan that was just made and read back the result; restore the rules before it if that fails.
+
+        Returns a function that lists the ruleset as the kernel has it now, which may take a while. Raises
+        :class:`HostError`.
+        """
+
+    def remove(self) -> tuple[str, ...]:
+        """Remove all that is ours and nothing else. Raises :class:`HostError`.
+
+        Returns the parts that had to stay because other rules use them, with these rules, one line each.
+        """
+
+    def drifted(self, memory: Memory | None) -> list[str]:
+        """Return the parts changed by hand since the apply."""
+
+    def dropped(self) -> dict[str, int]:
+        """Return packets dropped or rejected, by chain."""
+
+    def blind(self) -> bool:
+        """Tell whether a tool is not installed, so that there may be more of ours than can be seen."""
+
+    def missing(self, applied: Desired | None) -> list[HostError]:
+        """Return the error of each tool that is not installed and without which not all can be seen and removed.
+
+        ``applied`` is the ruleset that was applied last, if that is known.
+        """
+
+    def names(self) -> Mapping[str, str]:
+        """Return digests of the host's names that a ruleset would be loaded under now, where it holds names."""
+
+
+class IptablesEngine:
+    """iptables, ip6tables, ipset and ebtables."""
+
+    name = "iptables"
+
+    def __init__(self) -> None:
+        """Start without having seen anything."""
+        self._seen: apply_iptables.Seen | None = None
+
+    def present(self) -> bool:
+        """Tell whether chains, jumps or sets of ours are there."""
+        if xtables.missing_tools():
+            return not xtables.read_what_can_be_read(_chains_on_record).empty
+        return not self._look(ebtables=False).state.empty
+
+    def look_ahead(self, desired: Desired) -> None:  # noqa: ARG002 - each engine gets the same
+        """Read all chains and sets."""
+        self._look(ebtables=False)
+
+    def unchanged(self, memory: Memory | None) -> bool:
+        """Ask for the witness that was taken when the ruleset had been read back."""
+        if memory is None or memory.witness is None or memory.names != names.digests():
+            return False
+        return memory.witness == apply_iptables.call_witness()
+
+    def plan(
+        self,
+        desired: Desired,
+        memory: Memory | None,
+        previous: Desired | None,  # noqa: ARG002 - each engine gets the same
+        *,
+        anew: bool = False,
+    ) -> iptables_plan.Plan:
+        """Return the input for each tool."""
+        target = _wanted(desired)
+        seen = self._look(ebtables=bool(target.ebtables.chains))
+        apply_iptables.refuse_dormant()
+        # without a recorded listing drift cannot be detected: reload everything
+        anew = anew or memory is None
+        renamed = names.differing(memory.names, names.digests()) if memory is not None else []
+        return apply_iptables.plan(
+            seen.state, target, _chains(memory), anew=anew, renamed=renamed, witness=seen.witness
+        )
+
+    def apply(self, planned: Planned, previous: Desired | None) -> Remember:  # noqa: ARG002
+        """Feed each tool its changes."""
+        assert isinstance(planned, iptables_plan.Plan)
+        self._seen = None
+        seen = self._seen = apply_iptables.apply(planned)
+
+        def remember(identity: str, before: Memory | None) -> Memory:
+            chains = apply_iptables.memory_of(seen.state, planned, _chains(before))
+            spoiled = apply_iptables.drifted(seen.state, chains)
+            return Memory(identity, chains, None if spoiled else seen.witness)
+
+        return remember
+
+    def remove(self) -> tuple[str, ...]:
+        """Remove our chains, sets and the jumps to them."""
+        there = self._look(ebtables=False).state
+        self._seen = None
+        return apply_iptables.apply(apply_iptables.plan(there, xtables.State(), removing=True)).notes
+
+    def drifted(self, memory: Memory | None) -> list[str]:
+        """Compare each chain with its listing after the apply, unless the witness proves that nothing changed."""
+        if memory is None or self.unchanged(memory):
+            return []
+        return apply_iptables.drifted(self._look(ebtables=False).state, memory.chains)
+
+    def dropped(self) -> dict[str, int]:
+        """Sum the counters of rules that drop or reject."""
+        return xtables.count_packets(_DROPS)
+
+    def blind(self) -> bool:
+        """Look for the tools that list."""
+        return bool(xtables.missing_tools())
+
+    def missing(self, applied: Desired | None) -> list[HostError]:
+        """Look for the tools that list; ebtables is not missed where its chains were not asked for."""
+        found = xtables.missing_tools()
+        known = applied is not None and applied.backend == self.name
+        if "ebtables-save" in found and applied is not None and known and not _wanted(applied).ebtables.chains:
+            del found["ebtables-save"]
+        return list(found.values())
+
+    def names(self) -> Mapping[str, str]:
+        """Rules hold names of services and protocols, whose numbers the tools look up."""
+        return names.digests()
+
+    def _look(self, *, ebtables: bool) -> apply_iptables.Seen:
+        """Return the present rules, read again unless a witness proves them unchanged."""
+        if self._seen is None or not self._seen.still_holds():
+            self._seen = apply_iptables.look(ebtables=ebtables, on_record=_chains_on_record)
+        return self._seen
+
+
+def _chains_on_record() -> Collection[str]:
+    """Return the chains that were loaded since boot and not removed, by the keys of their remembered state."""
+    remembered = record.read_memory()
+    if remembered is not None:
+        return remembered.chains.keys()
+    applied = record.load_if_sound(record.running_path()) if record.marker_path().exists() else None
+    if applied is None or applied.backend != IptablesEngine.name:
+        return ()
+    return {
+        iptables_plan.memory_key(f"{tool} {name}", chain)
+        for (tool, name), table in _wanted(applied).tables.items()
+        for chain in table.chains
+    }
+
+
+def _wanted(desired: Desired) -> xtables.State:
+    try:
+        artefact = json.loads("".join(desired.pieces))
+    except (ValueError, RecursionError) as error:
+        raise InternalError(f"an artefact that is not JSON: {error}") from error
+    return xtables.wanted(artefact)
+
+
+class NftEngine:
+    """nftables, through libnftables."""
+
+    name = "nft"
+
+    def __init__(self) -> None:
+        """Start without having seen anything."""
+        self._seen: tuple[Witness, Kernel] | None = None
+        self._reader = Reader()
+
+    def present(self) -> bool:
+        """Tell whether a table of ours is there."""
+        try:
+            return bool(our_tables())
+        except HostError as error:
+            if error.hint == NO_NFTABLES:
+                return False  # without it there cannot be one
+            raise
+
+    def look_ahead(self, desired: Desired) -> None:
+        """Read the notes in our tables, and all pieces, of which the next ruleset will have most."""
+        self._look()
+        self._reader.wanted(desired.pieces)
+
+    def unchanged(self, memory: Memory | None) -> bool:
+        """Ask for the witness that was taken when the ruleset had been read back."""
+        return memory is not None and memory.witness is not None and memory.witness == call_witness()
+
+    def plan(
+        self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool = False
+    ) -> apply_nft.Plan:
+        """Return the commands of the transaction."""
+        Nftables()  # where it is missing, nothing is to be begun
+        target = self._reader.wanted(desired.pieces)
+        there, witness = self._look()
+        # without a recorded listing drift cannot be detected: reload everything
+        if anew or (memory is None and there):
+            return apply_nft.replacing(there, target)
+
+        @cache
+        def before() -> Mapping[str, Wanted]:
+            return self._known(previous)
+
+        drift = self._drift(memory, there)
+        if drift.in_structure:
+            return apply_nft.replacing(there, target)
+        planned = apply_nft.plan(there, target, before, drift.changed)
+        return replace(planned, witness=witness if witness == call_witness() else None)
+
+    def apply(self, planned: Planned, previous: Desired | None) -> Remember:
+        """Run the transaction; restore the previous ruleset if the rules read back are not the wanted ones."""
+        assert isinstance(planned, apply_nft.Plan)
+        nft = Nftables()
+        self._seen = None
+        witness = planned.witness
+        try:
+            if planned.commands:
+                witness, kernel = self._carried_out(planned, nft)
+                if witness is not None and witness == call_witness():
+                    self._seen = (witness, kernel)
+        except apply_nft.NotAsLoadedError as error:
+            back = self._known(previous) if planned.was_there else {}
+            apply_nft.carry_out(apply_nft.replacing(read_kernel(), back), nft)
+            raise HostError(f"{error.message}\nthe ruleset that ran before is in place", error.hint) from error
+
+        def remember(identity: str, before: Memory | None) -> Memory:
+            chains = apply_nft.memory_of(planned.target, _chains(before) if before is not None else None)
+            now = call_witness()
+            if now is not None and now != witness:
+                # rules changed meanwhile, perhaps these: forget their listings, so the next apply loads them again
+                old = _chains(before)
+                chains = {k: v if old.get(k) == v else Remembered(v.signature, "") for k, v in chains.items()}
+            return Memory(identity, chains, witness if witness == now else None)
+
+        return remember
+
+    @staticmethod
+    def _carried_out(planned: apply_nft.Plan, nft: Nftables) -> tuple[Witness | None, Kernel]:
+        """Run the transaction; where a part of our tables is not there to be changed, replace them as a whole."""
+        try:
+            return apply_nft.carry_out(planned, nft)
+        except apply_nft.NotAsLoadedError:
+            raise
+        except HostError as error:
+            if planned.whole or not any(reason in error.message for reason in _OTHERS_AT_WORK):
+                raise
+            # the tables changed since they were read: the transaction failed as a whole
+            return apply_nft.carry_out(apply_nft.replacing(read_kernel(), planned.target), nft)
+
+    def _known(self, previous: Desired | None) -> Mapping[str, Wanted]:
+        known = previous is not None and previous.backend == self.name
+        return self._reader.wanted(previous.pieces) if previous is not None and known else {}
+
+    def remove(self) -> tuple[str, ...]:
+        """Delete our tables, which rules of other tables cannot refer to."""
+        nft = Nftables()
+        self._seen = None
+        apply_nft.carry_out(apply_nft.plan(read_kernel(), {}), nft)
+        return ()
+
+    def drifted(self, memory: Memory | None) -> list[str]:
+        """Compare each chain and set with its listing, unless no ruleset changed since."""
+        return [] if memory is None or self.unchanged(memory) else self._drift(memory, self._look()[0]).names
+
+    def _drift(self, memory: Memory | None, there: Kernel) -> apply_nft.Drift:
+        if memory is None or self.unchanged(memory):
+            return apply_nft.Drift()
+        return apply_nft.drift(there, memory.chains)
+
+    def dropped(self) -> dict[str, int]:
+        """Sum the counters of rules that drop or reject."""
+        return apply_nft.count_packets(our_tables())
+
+    def blind(self) -> bool:
+        """Tell that the kernel itself is asked."""
+        return False
+
+    def missing(self, applied: Desired | None) -> list[HostError]:  # noqa: ARG002 - each engine gets the same
+        """Look for the library."""
+        try:
+            Nftables()
+        except HostError as error:
+            return [error]
+        return []
+
+    def names(self) -> Mapping[str, str]:
+        """Rules hold numbers only."""
+        return {}
+
+    def _look(self) -> tuple[Kernel, Witness | None]:
+        """Return the notes in our tables, read again unless a witness proves them unchanged, and the witness."""
+        witness = call_witness()
+        if self._seen is not None and self._seen[0] == witness:
+            return self._seen[1], witness
+        kernel = read_kernel()
+        holds = witness is not None and witness == call_witness()
+        self._seen = (witness, kernel) if witness is not None and holds else None
+        return kernel, witness if holds else None
+
+
+def _chains(memory: Memory | None) -> Mapping[str, Remembered]:
+    return memory.chains if memory is not None else {}
+
+
+_ENGINES: Sequence[Engine] = (IptablesEngine(), NftEngine())
+
+
+def engine(name: str) -> Engine:
+    """Return the engine of a backend."""
+    for candidate in _ENGINES:
+        if candidate.name == name:
+            return candidate
+    raise InternalError(f"no engine for the backend {name}")
+
+
+def others(name: str) -> list[Engine]:
+    """Return the engines of all other backends."""
+    return [candidate for candidate in _ENGINES if candidate.name != name]

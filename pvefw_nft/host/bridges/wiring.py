@@ -1,0 +1,68 @@
+"""Plugging and unplugging many guest NICs in one go: one look at the links, then a plan for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pvefw_nft.errors import PvefwError
+
+from .. import lock
+from ..links import open_route, read_links
+from .linksteps import carry_out
+from .plumbing import Naming, plan_plug, plan_unplug
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..links import Links
+    from .linksteps import Step
+    from .plumbing import Nic
+
+
+@dataclass(frozen=True, slots=True)
+class Wired:
+    """The steps taken (or, in a dry run, planned) for one NIC; ``error`` says why it failed."""
+
+    nic: Nic
+    steps: tuple[Step, ...]
+    error: PvefwError | None = None
+
+
+def plug(
+    nics: Sequence[Nic], naming: Naming = Naming.CURRENT, *, dry_run: bool = False, wait: float = lock.WAIT
+) -> list[Wired]:
+    """Put each NIC behind its firewall bridge. One that fails does not keep the others from theirs."""
+    return _each(nics, lambda nic, links: plan_plug(nic, links, naming), dry_run=dry_run, wait=wait)
+
+
+def unplug(nics: Sequence[Nic], *, dry_run: bool = False, wait: float = lock.WAIT) -> list[Wired]:
+    """Remove each NIC's firewall bridge. One that fails does not keep the others from theirs."""
+    return _each(nics, plan_unplug, dry_run=dry_run, wait=wait)
+
+
+def existing(nics: Sequence[Nic]) -> tuple[list[Nic], list[Nic]]:
+    """Return the NICs whose host side exists (the guest runs), and the others."""
+    with open_route() as route:
+        links = read_links(route)
+    there = [nic for nic in nics if links.get(nic.interface) is not None]
+    return there, [nic for nic in nics if links.get(nic.interface) is None]
+
+
+def _each(nics: Sequence[Nic], plan: Callable[[Nic, Links], list[Step]], *, dry_run: bool, wait: float) -> list[Wired]:
+    results = []
+    with lock.hold(lock.lock_path("pvefw-plumbing"), wait), open_route() as route:
+        links = read_links(route)
+        for nic in nics:
+            steps: list[Step] = []
+            error: PvefwError | None = None
+            try:
+                steps = plan(nic, links)
+                if not dry_run:
+                    carry_out(steps, links, route)
+            except PvefwError as err:
+                error = err
+                # the plan and the links have parted: look again
+                links = read_links(route)
+            results.append(Wired(nic, tuple(steps), error))
+    return results

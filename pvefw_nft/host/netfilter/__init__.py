@@ -1,0 +1,1 @@
+"""What the kernel says of its rules and connections, over netlink and through its tools."""

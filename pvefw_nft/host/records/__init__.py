@@ -1,0 +1,1 @@
+"""Records on disk: which ruleset runs, which was confirmed last, and how to go back."""

@@ -1,0 +1,301 @@
+"""Records of rulesets on disk: the running one, the one confirmed last, and the one before an unconfirmed change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pvefw_nft.errors import HostError, InternalError
+
+from ..backend_info import BACKENDS, info
+from ..netfilter.witness import Witness
+from ..settings import Conntrack
+from . import bases, state
+from .bases import BETWEEN, stamp
+from .changes import Remembered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from .bases import Base
+
+_VERSION = 4
+_WITHOUT_BASES = 3
+"""The version whose records hold all pieces, which is still read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """A compiled ruleset and its settings.
+
+    ``pieces`` are the artefact's (:meth:`backends.base.Artefact.loadable`); ``conntrack`` are host.fw's options; equal
+    rulesets have one ``fingerprint``. ``hardening`` is the transaction of nft that hardens it from beside; empty: none.
+    """
+
+    backend: str
+    enabled: bool
+    pieces: tuple[str, ...]
+    fingerprint: str
+    conntrack: Conntrack | None = None
+    hardening: str = ""
+
+    @property
+    def identity(self) -> str:
+        """The identity: the ruleset's fingerprint, and its settings."""
+        return json.dumps([self.fingerprint, self.enabled, None if self.conntrack is None else asdict(self.conntrack)])
+
+
+def desired(
+    backend: str, pieces: Iterable[str], *, enabled: bool, conntrack: Conntrack | None = None, hardening: str = ""
+) -> Desired:
+    """Return a ruleset from the pieces of its artefact."""
+    kept = tuple(pieces)
+    return Desired(backend, enabled, kept, _fingerprint(backend, kept, hardening), conntrack, hardening)
+
+
+def _fingerprint(backend: str, pieces: Sequence[str], hardening: str) -> str:
+    if info(backend).one_document:
+        pieces = ["".join(pieces)]
+    parts = [backend, *pieces, hardening] if hardening else [backend, *pieces]
+    return hashlib.sha256(BETWEEN.join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The kernel's listing after the last apply, to detect changes by hand.
+
+    ``identity`` is that of the applied ruleset. ``witness`` was taken when it had been read back; None: nothing proves
+    that it still holds. ``names`` are digests of the host's names that it was loaded under, where it holds names.
+    """
+
+    identity: str
+    chains: Mapping[str, Remembered]
+    witness: Witness | None
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+def running_path() -> Path:
+    """The ruleset that was applied last."""
+    return state.state_directory() / "running.ruleset"
+
+
+def confirmed_path() -> Path:
+    """The ruleset that was confirmed last, or applied without asking for confirmation."""
+    return state.state_directory() / "confirmed.ruleset"
+
+
+def previous_path() -> Path:
+    """The ruleset that an unconfirmed change goes back to."""
+    return state.state_directory() / "previous.ruleset"
+
+
+def held_path() -> Path:
+    """The fingerprint of a ruleset that was not confirmed: only a person may apply it again."""
+    return state.state_directory() / "held.json"
+
+
+def pending_path() -> Path:
+    """The change that waits for its confirmation. It goes with a reboot, and so does the guard."""
+    return state.run_directory() / "pending.json"
+
+
+def marker_path() -> Path:
+    """Says that the firewall was started since boot."""
+    return state.run_directory() / "running.json"
+
+
+def memory_path() -> Path:
+    """How the kernel listed the ruleset after the last apply."""
+    return state.run_directory() / "memory.json"
+
+
+def inputs_path() -> Path:
+    """The inputs of the ruleset that was applied last."""
+    return state.run_directory() / "inputs.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A record that this process read or wrote last, with its stamp: reading that of a large node takes long."""
+
+    path: Path
+    stamp: list[int] | None
+    ruleset: Desired
+    base: Base | None
+
+
+_last: _Known | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A record that is written beside its place."""
+
+    file: state.Prepared
+    ruleset: Desired
+    base: Base | None = None
+
+    def commit(self) -> None:
+        """Put it in place, as :meth:`.state.Prepared.commit`."""
+        global _last
+        written = stamp(self.file.temporary)  # a new name does not change it
+        self.file.commit()
+        _last = _Known(self.file.path, written, self.ruleset, self.base)
+        _remove_unused_bases()
+
+    def discard(self) -> None:
+        """Remove it."""
+        self.file.discard()
+        _remove_unused_bases()
+
+
+def prepare(path: Path, ruleset: Desired) -> Prepared:
+    """Write a record beside its place: the differences from the base of the record read or written last.
+
+    A new base is written where there is none, or too much differs. Raises :class:`HostError` (full or read-only disk).
+    """
+    if any(BETWEEN in piece for piece in ruleset.pieces):
+        raise InternalError("an artefact that is not JSON")
+    base = None if _last is None else _last.base
+    if base is not None and not base.still_holds():
+        base = None
+    parts, new = bases.parts_of(ruleset.pieces, base)
+    if bases.differs_too_much(ruleset.pieces, new):
+        base = bases.write(ruleset.pieces)  # in place before a record names it
+        parts, new = bases.parts_of(ruleset.pieces, base)
+    conntrack = ruleset.conntrack
+    head = {
+        "version": _VERSION,
+        "backend": ruleset.backend,
+        "enabled": ruleset.enabled,
+        "fingerprint": ruleset.fingerprint,
+        "conntrack": None if conntrack is None else [conntrack.maximum, conntrack.established, conntrack.syn_recv],
+        "hardening": ruleset.hardening,
+        "base": None if base is None else base.name,
+        "parts": parts,
+    }
+    return Prepared(state.prepare_text(path, BETWEEN.join([json.dumps(head), *new])), ruleset, base)
+
+
+def load(path: Path) -> Desired | None:
+    """Return a record, or None where there is none. Raises :class:`HostError` where it is damaged."""
+    global _last
+    found = stamp(path)
+    if found is not None and _last is not None and (_last.path, _last.stamp) == (path, found):
+        return _last.ruleset
+    text = state.read_text(path)
+    if text is None:
+        return None
+    ruleset, base = _read(path, text)
+    if found == stamp(path):  # else it may have been another one
+        _last = _Known(path, found, ruleset, base)
+    return ruleset
+
+
+def _read(path: Path, text: str) -> tuple[Desired, Base | None]:
+    head, *new = text.split(BETWEEN)
+    try:
+        value = json.loads(head)
+        if value["version"] not in (_VERSION, _WITHOUT_BASES):
+            raise HostError(f"{path} was written by another version of pvefw", f"remove it: {path}")
+        numbers = value["conntrack"]
+        conntrack = None if numbers is None else Conntrack(*(state.typed(number, int) for number in numbers))
+        backend, fingerprint = state.typed(value["backend"], str), state.typed(value["fingerprint"], str)
+        hardening = state.typed(value.get("hardening", ""), str)
+        enabled = state.typed(value["enabled"], bool)
+        if backend not in BACKENDS:
+            raise ValueError(f"there is no backend {backend[:40]!r}")
+        base = _base_of(value)
+        pieces = tuple(new) if value["version"] == _WITHOUT_BASES else bases.put_together(value["parts"], new, base)
+        found = Desired(backend, enabled, pieces, fingerprint, conntrack, hardening)
+        sound = fingerprint == _fingerprint(backend, pieces, hardening)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise state.damaged(path, repr(error)) from error
+    if not sound:
+        raise state.damaged(path, "its ruleset is not the one that was written")
+    return found, base
+
+
+def _base_of(head: Any) -> Base | None:  # noqa: ANN401 - JSON
+    """Return the base that a record names; the one in memory where it is that one."""
+    name = head.get("base")
+    if name is None:
+        return None
+    known = None if _last is None else _last.base
+    return known if known is not None and known.name == name and known.still_holds() else bases.read(name)
+
+
+def _remove_unused_bases() -> None:
+    """Remove the bases that no record names; none where a record cannot be read."""
+    known = None if _last is None or _last.base is None else _last.base.name
+    if bases.names() <= {known}:
+        return
+    named = set()
+    for path in (running_path(), confirmed_path(), previous_path()):
+        try:
+            head = json.loads((state.read_text(path) or "{}").partition(BETWEEN)[0])
+            named.add(head.get("base"))
+        except (AttributeError, ValueError, RecursionError):
+            continue  # no record: it names nothing
+        except HostError:
+            return
+    bases.remove_others(named)
+
+
+def load_if_sound(path: Path) -> Desired | None:
+    """Return a record, or None where there is none or it is damaged: a start must not depend on it."""
+    try:
+        return load(path)
+    except HostError:
+        return None
+
+
+def copy(source: Path, target: Path) -> None:
+    """Give a record a second name; needs no room on the disk. Raises :class:`HostError`."""
+    temporary = target.with_name(f".{target.name}.link")
+    try:
+        if target.exists() and target.samefile(source) and not target.is_symlink():
+            return
+        for place in (temporary, target):
+            state.set_aside(place)
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary, follow_symlinks=False)  # the folder may be the service's user's
+        temporary.replace(target)
+        _remove_unused_bases()
+    except OSError as error:
+        raise HostError(f"cannot write {target}: {error.strerror}", "check the disk") from error
+
+
+def write_memory(memory: Memory) -> None:
+    """Write the remembered state of the running ruleset. Raises :class:`HostError`."""
+    state.write(
+        memory_path(),
+        {
+            "identity": memory.identity,
+            "record": stamp(running_path()),
+            "witness": None if memory.witness is None else memory.witness.as_json(),
+            "names": dict(memory.names),
+            "chains": {key: [value.signature, value.listing] for key, value in memory.chains.items()},
+        },
+    )
+
+
+def read_memory() -> Memory | None:
+    """Return the state remembered since this boot of the ruleset on record; None if there is no valid one."""
+
+    def check(value: Any) -> Memory | None:  # noqa: ANN401 - JSON
+        chains = {
+            key: Remembered(state.typed(signature, str), state.typed(listing, str))
+            for key, (signature, listing) in value["chains"].items()
+        }
+        names = {key: state.typed(digest, str) for key, digest in value["names"].items()}
+        witness = Witness.of_json(value["witness"])
+        if value["record"] != stamp(running_path()):
+            return None  # a run that was killed had written another ruleset
+        return Memory(state.typed(value["identity"], str), chains, witness, names)
+
+    return state.read_record(memory_path(), check)

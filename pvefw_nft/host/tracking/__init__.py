@@ -1,0 +1,1 @@
+"""Connection tracking on the host: reading connections, and keeping them across changes of zones."""

@@ -1,0 +1,1 @@
+"""What the service watches: files, links, and rules that other programs change."""

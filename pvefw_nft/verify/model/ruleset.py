@@ -1,0 +1,161 @@
+"""Rules, chains, hooks and tables: the structure of a ruleset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from pvefw_nft.verify.model.effects import Alter, Effect, Guard, Log
+from pvefw_nft.verify.model.fields import ARP, IPV4, IPV6, Field, counter_field, rate_of
+from pvefw_nft.verify.model.verdicts import RETURN, Accept, Drop, Goto, Jump, Return, Verdict, VerdictMap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pvefw_nft.verify.model.conditions import Condition
+    from pvefw_nft.verify.model.intervals import IntervalSet
+
+
+class Rule(NamedTuple):
+    """Where all ``conditions`` hold, ``effects`` happen and ``verdict`` decides.
+
+    ``text`` is the rule as read (or, from JSON, empty), ``origin`` the place in the configuration it comes
+    from (``100.fw:12``, where known), ``line`` its line in the file read (0: unknown). Rules are numbered
+    from 1 in a chain.
+    """
+
+    conditions: tuple[Condition, ...]
+    effects: tuple[Effect, ...]
+    verdict: Verdict | None
+    text: str = ""
+    origin: str = ""
+    line: int = 0
+
+
+def own_counter(on: Field, rule: Rule) -> Field:
+    """Return the field of a rate as a rule counts it, which has a counter of its own unless it names one.
+
+    Rules that only log are taken to log together. Rates kept for each source, say, count for themselves where what is
+    within them is accepted: where it is dropped beyond, a second one with the same rate finds nothing more to drop.
+    """
+    rate = rate_of(on)
+    only_logs = rule.verdict is None and all(isinstance(effect, (Log, Guard, Alter)) for effect in rule.effects)
+    if rate is None or only_logs:
+        return on
+    if not isinstance(rule.verdict, Accept) and " per " in rate.name.partition(" burst ")[2]:
+        return rate
+    return counter_field(on, f"rule {id(rule):x}") if rate is on else on
+
+
+class Family(Enum):
+    """The protocol family of a table (nft(8), ADDRESS FAMILIES)."""
+
+    IP = "ip"
+    IP6 = "ip6"
+    INET = "inet"
+    BRIDGE = "bridge"
+    ARP = "arp"
+    NETDEV = "netdev"
+
+    def sees(self, protocol: int) -> bool:
+        """Return whether chains of this family see packets of this network protocol."""
+        match self:
+            case Family.IP:
+                return protocol == IPV4
+            case Family.IP6:
+                return protocol == IPV6
+            case Family.INET:
+                return protocol in (IPV4, IPV6)
+            case Family.ARP:
+                return protocol == ARP
+            case Family.BRIDGE | Family.NETDEV:
+                return True
+
+
+class Point(IntEnum):
+    """Where in the stack a base chain is hooked in."""
+
+    INGRESS = 0
+    PREROUTING = 1
+    INPUT = 2
+    FORWARD = 3
+    OUTPUT = 4
+    POSTROUTING = 5
+    EGRESS = 6
+    BROUTING = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """What makes a chain a base chain. Lower priorities come first. ``kind`` is filter, nat or route."""
+
+    family: Family
+    point: Point
+    priority: int
+    kind: str = "filter"
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Chain:
+    """Rules in order; ``policy`` is what happens to a packet that falls off the end."""
+
+    name: str
+    rules: list[Rule]
+    policy: Accept | Drop | Return = RETURN
+    hook: Hook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TableKey:
+    """Names a table: ``tool`` is ``iptables``, ``ip6tables``, ``ebtables`` or ``nft``."""
+
+    tool: str
+    family: Family
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.tool} {self.name}" if self.tool != "nft" else f"nft {self.family.value} {self.name}"
+
+
+@dataclass(slots=True)
+class Table:
+    """Chains by name. ``sets`` keeps the named sets the rules refer to, to name them in reports; ``lookups`` the names
+    of those that rules look packets up in, as :class:`UpdateSet` has them.
+    """
+
+    key: TableKey
+    chains: dict[str, Chain] = field(default_factory=dict)
+    sets: dict[str, IntervalSet] = field(default_factory=dict)
+    lookups: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class RulesetModel:
+    """All tables read. ``assumptions`` says, a line each, what unknown matches were taken for."""
+
+    tables: tuple[Table, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    _hooked: list[tuple[Hook, Table, Chain]] = field(default_factory=list, init=False, compare=False, repr=False)
+
+    def base_chains(self, point: Point, *families: Family) -> list[tuple[Table, Chain]]:
+        """Return the base chains at a point of these families, in the order packets meet them."""
+        if not self._hooked:
+            # few chains of many have a hook, and each packet asks for them at each hook
+            hooked = [(c.hook, table, c) for table in self.tables for c in table.chains.values() if c.hook is not None]
+            self._hooked.extend(sorted(hooked, key=lambda row: row[0].priority))
+        return [(t, c) for hook, t, c in self._hooked if hook.point == point and hook.family in families]
+
+    def merged(self, other: RulesetModel) -> RulesetModel:
+        """Return the ruleset with the tables of both (both are loaded; a packet passes both)."""
+        return RulesetModel(self.tables + other.tables, self.assumptions + other.assumptions)
+
+
+def targets(verdict: Verdict | None) -> Iterable[str]:
+    """Yield the chains a verdict may go to."""
+    if isinstance(verdict, (Jump, Goto)):
+        yield verdict.chain
+    elif isinstance(verdict, VerdictMap):
+        for _, entry in verdict.entries:
+            yield from targets(entry)

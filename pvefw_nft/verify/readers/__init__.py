@@ -1,0 +1,1 @@
+"""Readers: rulesets as the tools print them, into the model."""

@@ -1,0 +1,1 @@
+"""Reads nftables rulesets, in JSON and in nft's own syntax."""

@@ -1,0 +1,287 @@
+"""Reads nft rulesets in JSON form: ``nft -j list ruleset``, and command lists as ``nft -j -f`` takes them.
+
+Source: libnftables-json(5). A command list is carried out in order on an empty ruleset, so that "add, delete,
+add" of a table gives the new table. An element of the list without a command is one of a listing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TYPE_CHECKING
+
+from pvefw_nft.verify.model import (
+    ACCEPT,
+    DROP,
+    Chain,
+    Family,
+    Hook,
+    Point,
+    Rule,
+    Table,
+    TableKey,
+)
+from pvefw_nft.verify.readers.nft.rule import NftRuleParser, NftTable
+from pvefw_nft.verify.readers.nft.values import text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from pvefw_nft.verify.readers.nft.values import Json
+    from pvefw_nft.verify.readers.shared import Reading
+
+_PRIORITIES = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50, "srcnat": 100}
+_BRIDGE_PRIORITIES = {"dstnat": -300, "filter": -200, "out": 100, "srcnat": 300}
+XTABLES = frozenset(
+    product(
+        (Family.IP, Family.IP6, Family.BRIDGE, Family.ARP), ("raw", "mangle", "nat", "filter", "security", "broute")
+    )
+)
+"""The tables that iptables-nft and its kin make, by family and name."""
+_COMMANDS = ("add", "create", "insert", "replace", "delete", "destroy", "flush")
+_SIGNATURE = re.compile(r" ?sig:\S+$")
+"""The digest of a chain of ours, at the end of its first rule's comment: it says nothing about the rule."""
+_IGNORED = ("metainfo", "counter", "quota", "limit", "ct timeout", "ct expectation", "secmark", "synproxy")
+
+
+@dataclass(slots=True)
+class _RawChain:
+    """A chain with its rules still as JSON, with their handles and comments."""
+
+    name: str
+    definition: dict[str, Json]
+    rules: list[dict[str, Json]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _RawTable:
+    family: Family
+    name: str
+    definition: dict[str, Json]
+    chains: dict[str, _RawChain] = field(default_factory=dict)
+    objects: NftTable = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.objects = NftTable(self.family, self.name)
+
+
+class NftReader:
+    """Reads one ruleset. Of the tables ``without``, by family and name, those that iptables-nft made are left out (read
+    them by iptables-save, which understands all of their extensions).
+    """
+
+    def __init__(self, reading: Reading, *, without: Collection[tuple[Family, str]] = ()) -> None:
+        self.reading = reading
+        self.without = without
+        self._tables: dict[tuple[Family, str], _RawTable] = {}
+
+    def read_text(self, text: str) -> list[Table]:
+        """Return the tables of JSON text. Raises RulesetError, naming table, chain and rule."""
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise self.reading.error("not JSON", error) from None
+        return self.read(document)
+
+    def read(self, document: Json) -> list[Table]:
+        """Return the tables of a parsed document, ``{"nftables": […]}``."""
+        items = document.get("nftables") if isinstance(document, dict) else None
+        if not isinstance(items, list):
+            raise self.reading.error("JSON", "is not an nft ruleset: it has no list 'nftables'")
+        for number, item in enumerate(items, 1):
+            if not isinstance(item, dict) or len(item) != 1:
+                raise self.reading.error(f"object {number}", f"is not one command: {text_of(item)}")
+            (kind, body), = item.items()  # fmt: skip
+            try:
+                if kind in _COMMANDS and isinstance(body, dict) and len(body) == 1:
+                    (what, inner), = body.items()  # fmt: skip
+                    self._command(kind, what, inner)
+                else:
+                    self._command("add", kind, body)
+            except (KeyError, ValueError, TypeError, IndexError) as error:
+                message = f"cannot be carried out ({type(error).__name__}: {error}): {text_of(item)[:200]}"
+                raise self.reading.error(f"object {number}", message) from None
+        return [self._table(raw) for raw in self._tables.values() if not self._left_out(raw)]
+
+    def _left_out(self, raw: _RawTable) -> bool:
+        if (raw.family, raw.name) not in self.without:
+            return False
+        hooked = [chain.name for chain in raw.chains.values() if "hook" in chain.definition]
+        return bool(hooked) and all(name.isupper() for name in hooked)
+
+    # --- commands -------------------------------------------------------------------------------------------
+
+    def _command(self, command: str, what: str, body: Json) -> None:
+        if what in _IGNORED:
+            return
+        if what == "ruleset" and command == "flush":
+            self._tables.clear()
+            return
+        if not isinstance(body, dict):
+            raise ValueError(f"unknown object {what}")
+        if what == "table":
+            self._table_command(command, body)
+            return
+        table = self._tables[Family(str(body["family"])), str(body["table"])]
+        if what == "chain":
+            self._chain_command(command, table, body)
+        elif what == "rule":
+            self._rule_command(command, table.chains[str(body["chain"])], body)
+        elif what in ("set", "map", "element"):
+            self._set_command(command, what, table, body)
+        elif what == "ct helper":
+            table.objects.helpers[str(body["name"])] = str(body["type"])
+        elif what != "flowtable":
+            raise ValueError(f"unknown object {what}")
+
+    def _table_command(self, command: str, body: dict[str, Json]) -> None:
+        key = (Family(str(body["family"])), str(body["name"]))
+        if command in ("add", "create"):
+            self._tables.setdefault(key, _RawTable(*key, body))
+        elif command in ("delete", "destroy"):
+            if self._tables.pop(key, None) is None and command == "delete":
+                raise ValueError("no such table")
+        elif command == "flush":
+            for chain in self._tables[key].chains.values():
+                chain.rules.clear()
+        else:
+            raise ValueError(f"{command} of a table")
+
+    def _chain_command(self, command: str, table: _RawTable, body: dict[str, Json]) -> None:
+        name = str(body["name"])
+        if command in ("add", "create"):
+            known = table.chains.setdefault(name, _RawChain(name, body))
+            if "policy" in body:
+                known.definition = {**known.definition, "policy": body["policy"]}
+        elif command in ("delete", "destroy"):
+            if table.chains.pop(name, None) is None and command == "delete":
+                raise ValueError("no such chain")
+        elif command == "flush":
+            table.chains[name].rules.clear()
+        else:
+            raise ValueError(f"{command} of a chain")
+
+    def _rule_command(self, command: str, chain: _RawChain, body: dict[str, Json]) -> None:
+        place = body.get("index")
+        if "handle" in body and command != "add":
+            place = next(n for n, rule in enumerate(chain.rules) if rule.get("handle") == body["handle"])
+        if command in ("add", "create"):
+            at = place + 1 if isinstance(place, int) else len(chain.rules)
+            chain.rules.insert(at, body)
+        elif command == "insert":
+            chain.rules.insert(place if isinstance(place, int) else 0, body)
+        elif command == "replace" and isinstance(place, int):
+            chain.rules[place] = body
+        elif command in ("delete", "destroy") and isinstance(place, int):
+            del chain.rules[place]
+        else:
+            raise ValueError(f"{command} of a rule")
+
+    def _set_command(self, command: str, what: str, table: _RawTable, body: dict[str, Json]) -> None:
+        name = str(body["name"])
+        elements = body.get("elem", [])
+        if not isinstance(elements, list):
+            elements = [elements]
+        known = table.objects.elements
+        if "timeout" in body and what != "element":
+            table.objects.timeouts[name] = str(body["timeout"])
+        if command in ("add", "create"):
+            if what == "element" and name not in known:
+                raise ValueError("no such set")
+            known.setdefault(name, []).extend(elements)
+        elif command == "flush":
+            known[name].clear()
+        elif command in ("delete", "destroy") and what == "element":
+            for element in elements:
+                known[name].remove(element)
+        elif command in ("delete", "destroy"):
+            if known.pop(name, None) is None and command == "delete":
+                raise ValueError("no such set")
+        else:
+            raise ValueError(f"{command} of a {what}")
+
+    # --- the model ------------------------------------------------------------------------------------------
+
+    def _table(self, raw: _RawTable) -> Table:
+        table = Table(TableKey("nft", raw.family, raw.name))
+        flags = raw.definition.get("flags", [])
+        dormant = flags == "dormant" or (isinstance(flags, list) and "dormant" in flags)
+        raw.objects.counting |= _counting_sets(rule for chain in raw.chains.values() for rule in chain.rules)
+        for chain in raw.chains.values():
+            for rule in chain.rules:
+                looked_up = _looked_up(rule.get("expr")) - raw.objects.counting
+                raw.objects.lookups |= {raw.objects.set_name(name) for name in looked_up}
+        parser = NftRuleParser(raw.objects, self.reading)
+        for chain in raw.chains.values():
+            made = Chain(chain.name, [])
+            if "hook" in chain.definition:
+                made.policy = DROP if chain.definition.get("policy") == "drop" else ACCEPT
+                if not dormant:
+                    made.hook = self._hook(table, chain)
+            table.chains[chain.name] = made
+            before = f"table {table.key}, chain {chain.name}, rule "
+            for number, rule in enumerate(chain.rules, 1):
+                where = f"{before}{number}"
+                statements = rule.get("expr")
+                if not isinstance(statements, list):
+                    raise self.reading.error(where, "has no expressions")
+                conditions, effects, verdict = parser.parse(statements, where)
+                made.rules.append(
+                    Rule(conditions, effects, verdict, "", _SIGNATURE.sub("", str(rule.get("comment", ""))))
+                )
+        for (reference, _), values in raw.objects.values.items():
+            table.sets.setdefault(reference[1:], values)
+        table.lookups = raw.objects.lookups
+        return table
+
+    def _hook(self, table: Table, chain: _RawChain) -> Hook | None:
+        definition = chain.definition
+        name = str(definition["hook"])
+        where = f"table {table.key}, chain {chain.name}"
+        if name in ("ingress", "egress"):
+            self.reading.unknown(where, f"hook {name}")
+            return None
+        try:
+            point = Point[name.upper()]
+        except KeyError:
+            raise self.reading.error(where, f"unknown hook {name}") from None
+        priority = definition.get("prio", 0)
+        if not isinstance(priority, int):
+            known = _BRIDGE_PRIORITIES if table.key.family is Family.BRIDGE else _PRIORITIES
+            if str(priority) not in known:
+                raise self.reading.error(where, f"unknown priority {priority}")
+            offset = definition.get("offset", 0)
+            priority = known[str(priority)] + (offset if isinstance(offset, int) else 0)
+        return Hook(table.key.family, point, priority, str(definition.get("type", "filter")))
+
+
+def _counting_sets(rules: Iterable[dict[str, Json]]) -> set[str]:
+    """Return the references of sets that rules fill with rates, which change with each packet."""
+    found = set()
+    for rule in rules:
+        statements = rule.get("expr")
+        for statement in statements if isinstance(statements, list) else ():
+            body = statement.get("set") if isinstance(statement, dict) else None
+            if isinstance(body, dict) and body.get("stmt"):
+                found.add(str(body.get("set")))
+    return found
+
+
+def _looked_up(expressions: Json) -> set[str]:
+    """Return the references of sets and maps in a rule's expressions, but for those of sets that it updates."""
+    found = set()
+    todo = [expressions]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, str):
+            if node.startswith("@"):
+                found.add(node)
+        elif isinstance(node, list):
+            todo += node
+        elif isinstance(node, dict):
+            todo += [
+                part for key, part in node.items() if not (key == "set" and isinstance(part, dict) and "op" in part)
+            ]
+    return found

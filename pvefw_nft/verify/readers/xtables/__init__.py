@@ -1,0 +1,1 @@
+"""Reads iptables and ip6tables rulesets."""

@@ -1,0 +1,212 @@
+"""Reads iptables and ip6tables rulesets: save and restore text, and the JSON form of ``pvefw compile``.
+
+Sources: iptables(8), iptables-extensions(8), iptables-restore(8). Restore text is read as if fed to a kernel
+that has only the built-in chains, accepting all.
+
+Example: ``-A tap100i0-IN -p tcp --dport 22 -j ACCEPT`` becomes a rule of chain ``tap100i0-IN`` with the tests
+``l4proto in [6]`` and ``dport in [22]`` and the verdict Accept.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pvefw_nft.verify.model import (
+    ACCEPT,
+    DROP,
+    Chain,
+    Family,
+    Hook,
+    Point,
+    Rule,
+    Table,
+    TableKey,
+)
+from pvefw_nft.verify.readers.xtables.rule import RuleParser
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pvefw_nft.verify.readers.ipset import IpSets
+    from pvefw_nft.verify.readers.shared import Reading
+
+P = Point
+BUILTIN_CHAINS: dict[str, dict[str, tuple[Point, int]]] = {
+    "raw": {"PREROUTING": (P.PREROUTING, -300), "OUTPUT": (P.OUTPUT, -300)},
+    "mangle": {
+        "PREROUTING": (P.PREROUTING, -150),
+        "INPUT": (P.INPUT, -150),
+        "FORWARD": (P.FORWARD, -150),
+        "OUTPUT": (P.OUTPUT, -150),
+        "POSTROUTING": (P.POSTROUTING, -150),
+    },
+    "nat": {
+        "PREROUTING": (P.PREROUTING, -100),
+        "INPUT": (P.INPUT, 100),
+        "OUTPUT": (P.OUTPUT, -100),
+        "POSTROUTING": (P.POSTROUTING, 100),
+    },
+    "filter": {"INPUT": (P.INPUT, 0), "FORWARD": (P.FORWARD, 0), "OUTPUT": (P.OUTPUT, 0)},
+    "security": {"INPUT": (P.INPUT, 50), "FORWARD": (P.FORWARD, 50), "OUTPUT": (P.OUTPUT, 50)},
+}
+"""The built-in chains with their hook and priority (include/uapi/linux/netfilter_ipv4.h)."""
+
+OUR_HOOKS = {
+    "filter": {"INPUT": "PVEFW-INPUT", "FORWARD": "PVEFW-FORWARD", "OUTPUT": "PVEFW-OUTPUT"},
+    "raw": {"PREROUTING": "PVEFW-PREROUTING"},
+}
+"""From where an applied ruleset of ours is entered; its JSON form holds only the chains themselves."""
+
+_COUNTERS = re.compile(r"\[\d+:\d+\]\s*")
+
+
+@dataclass(slots=True)
+class XtablesReader:
+    """Reads rulesets of one IP version (4: iptables, 6: ip6tables).
+
+    ``legacy`` rulesets, of iptables-legacy, are apart from those of iptables-nft: a packet passes both.
+    ``origins`` gives the place in the configuration by table, chain and number of the rule in its chain.
+    """
+
+    version: int
+    reading: Reading
+    sets: IpSets
+    origins: Mapping[tuple[str, str, int], str] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
+    legacy: bool = False
+    _parser: RuleParser = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._parser = RuleParser(self.version, self.reading, self.sets)
+
+    @property
+    def tool(self) -> str:
+        """The tool's name, as in table keys."""
+        return ("iptables" if self.version == 4 else "ip6tables") + ("-legacy" if self.legacy else "")
+
+    def read_text(self, text: str, first_line: int = 1) -> None:
+        """Read save or restore text. Raises RulesetError, with line (from ``first_line``), table and chain.
+
+        iptables-restore wants each table to end with ``COMMIT``; without it the text was cut off.
+        """
+        table: Table | None = None
+        number = first_line
+        for number, raw in enumerate(text.splitlines(), first_line):
+            line = raw.strip()
+            if not line or line.startswith("#"):
+                continue
+            if line.startswith("*"):
+                self._expect_commit(table, number)
+                table = self.table(line[1:].strip(), number)
+            elif line == "COMMIT":
+                table = None
+            elif table is None:
+                raise self.reading.error(f"line {number}", f"outside of any table: {line}")
+            elif line.startswith(":"):
+                self._declare(table, line, number)
+            else:
+                self._command(table, line, number)
+        self._expect_commit(table, number)
+
+    def _expect_commit(self, table: Table | None, number: int) -> None:
+        if table is not None:
+            raise self.reading.error(f"line {number}", f"table {table.key.name} has no COMMIT: the text was cut off")
+
+    def read_json(self, tables: Mapping[str, Mapping[str, Iterable[str]]]) -> list[Table]:
+        """Return the tables of the JSON form: ``{"filter": {CHAIN: [RULE…]}}``, entered from the hooks."""
+        for name, chains in tables.items():
+            table = self.table(name, 0)
+            for chain in chains:
+                table.chains.setdefault(chain, Chain(chain, []))
+            for builtin, ours in OUR_HOOKS.get(name, {}).items():
+                if ours in chains:
+                    self._append(table, builtin, f"-j {ours}", f"-A {builtin} -j {ours}", 0)
+            for rules in chains.values():
+                for line in rules:
+                    self._command(table, line, 0)
+        return self.finish()
+
+    def finish(self) -> list[Table]:
+        """Return the tables read, after checking that targets were chains where they were no extension."""
+        self._parser.check_targets(self.tables.values())
+        for table in self.tables.values():
+            table.lookups = {f"ipset {name}" for name in self.sets.lookups}
+        return list(self.tables.values())
+
+    def table(self, name: str, line: int) -> Table:
+        """Return a table, with its built-in chains when new."""
+        known = self.tables.get(name)
+        if known is None:
+            builtin = BUILTIN_CHAINS.get(name)
+            if builtin is None:
+                raise self.reading.error(f"line {line}", f"there is no table '{name}' in {self.tool}")
+            family = Family.IP if self.version == 4 else Family.IP6
+            known = Table(TableKey(self.tool, family, name))
+            kind = "nat" if name == "nat" else "filter"
+            for chain, (point, priority) in builtin.items():
+                known.chains[chain] = Chain(chain, [], ACCEPT, Hook(family, point, priority, kind))
+            self.tables[name] = known
+        return known
+
+    def _declare(self, table: Table, line: str, number: int) -> None:
+        words = line[1:].split()
+        if len(words) < 2:
+            raise self.reading.error(f"line {number}", f"not a chain: {line}")
+        name, policy = words[0], words[1]
+        chain = table.chains.get(name)
+        if chain is None:
+            table.chains[name] = Chain(name, [])
+        elif chain.hook is not None and policy in ("ACCEPT", "DROP"):
+            chain.policy = ACCEPT if policy == "ACCEPT" else DROP
+        elif policy != "-":
+            raise self.reading.error(f"line {number}", f"unknown policy {policy}")
+
+    def _command(self, table: Table, line: str, number: int) -> None:
+        if line.startswith("["):
+            line = _COUNTERS.sub("", line, count=1)
+        command, _, rest = line.partition(" ")
+        chain, _, body = rest.strip().partition(" ")
+        if command in ("-A", "--append"):
+            self._append(table, chain, body.strip(), line, number)
+            return
+        where = f"line {number}: table {table.key}"
+        if command in ("-I", "--insert"):
+            first, _, other = body.strip().partition(" ")
+            place = int(first) if first.isdecimal() else 1
+            self._append(table, chain, other.strip() if first.isdecimal() else body.strip(), line, number, place)
+        elif command in ("-N", "--new-chain"):
+            table.chains.setdefault(chain, Chain(chain, []))
+        elif command in ("-F", "--flush"):
+            for name in [chain] if chain else list(table.chains):
+                self._existing(table, name, where).rules.clear()
+        elif command in ("-P", "--policy"):
+            if body.strip() not in ("ACCEPT", "DROP"):
+                raise self.reading.error(where, f"unknown policy: {line}")
+            self._existing(table, chain, where).policy = ACCEPT if body.strip() == "ACCEPT" else DROP
+        elif command in ("-X", "--delete-chain"):
+            for name in [chain] if chain else [c.name for c in table.chains.values() if c.hook is None]:
+                self._existing(table, name, where)
+                del table.chains[name]
+        else:
+            raise self.reading.error(where, f"unknown command: {line}")
+
+    def _existing(self, table: Table, name: str, where: str) -> Chain:
+        chain = table.chains.get(name)
+        if chain is None:
+            raise self.reading.error(where, f"there is no chain '{name}'")
+        return chain
+
+    def _append(self, table: Table, name: str, body: str, line: str, number: int, place: int | None = None) -> None:
+        chain = table.chains.get(name)
+        if chain is None:
+            raise self.reading.error(f"line {number}: table {table.key}", f"there is no chain '{name}' for: {line}")
+        index = len(chain.rules) + 1 if place is None else place
+        origin = self.origins.get((table.key.name, name, index), "") if self.origins else ""
+        conditions, effects, verdict = self._parser.parse(table, name, index, body)
+        rule = Rule(conditions, effects, verdict, line, origin, number)
+        if place is None:
+            chain.rules.append(rule)
+        else:
+            chain.rules.insert(place - 1, rule)
