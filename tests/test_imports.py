@@ -254,7 +254,11 @@ def test_the_command_line_starts_without_heavy_modules(arguments: list[str]) -> 
         ("pvefw_nft/host/a.py", "import pvefw_nft.verify.model as m", "host must not import verify"),
         ("pvefw_nft/verify/a.py", "from pvefw_nft.backends import iptables", "verify must not import backends"),
         ("pvefw_nft/verify/a.py", "from pvefw_nft.ir.build import build", "verify must not import ir"),
-        ("pvefw_nft/verify/readers/a.py", "from pvefw_nft.verify.prove import a", "verify/readers must not import verify/"),
+        (
+            "pvefw_nft/verify/readers/a.py",
+            "from pvefw_nft.verify.prove import a",
+            "verify/readers must not import verify/",
+        ),
         ("pvefw_nft/host/records/a.py", "from ..apply import engines", "host/records must not import host/apply"),
         ("pvefw_nft/pipeline.py", "from pvefw_nft.cli import main", "pipeline must not import cli"),
         ("pvefw_nft/cli/a.py", "from pvefw_nft.config import model", "cli must not import config"),

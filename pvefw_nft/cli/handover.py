@@ -16,7 +16,7 @@ def take_steps(steps: Iterable[Step], *, dry_run: bool) -> None:
     """Print each step, and take it unless this is a ``dry_run``. Raises what the steps raise."""
     for number, step in enumerate(steps, 1):
         click.echo(f"{number}. {step.text}")
-        for line in () if dry_run else step.carry_out():
+        for line in () if dry_run else step.execute():
             click.echo(f"   {line}")
 
 

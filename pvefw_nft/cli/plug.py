@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pvefw_nft.host.bridges.unplugged import Unplugged
-    from pvefw_nft.host.bridges.wiring import Wired
+    from pvefw_nft.host.bridges.wiring import PlugResult
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
@@ -134,7 +134,7 @@ def _naming(*, older_names: bool) -> Naming:
     return Naming.OLDER
 
 
-def _report(results: Sequence[Wired], *, dry_run: bool, misconfigured: Sequence[Unplugged] = ()) -> None:
+def _report(results: Sequence[PlugResult], *, dry_run: bool, misconfigured: Sequence[Unplugged] = ()) -> None:
     """Print the result of each NIC. Raises the error of the only NIC, or one that counts them, after printing each."""
     failed: list[PvefwError] = [result.error for result in results if result.error is not None]
     failed += [HostError(f"{one.interface}: {one.reason}", one.hint) for one in misconfigured]

@@ -256,7 +256,7 @@ class _Service:
         self._plugging.watch_arrivals()
         if self._last is not None:
             with contextlib.suppress(PvefwError):
-                firewall.look_ahead(self._last.desired)
+                firewall.warm_up(self._last.desired)
         gc.freeze()  # the cached configuration has no cycles: keep it out of later collections
 
     @desired_ruleset.no_garbage()
@@ -356,7 +356,7 @@ class _Service:
         if desired.enabled:
             self._plugging.refresh(desired.backend, changed=result is not self._noted)
         with lock.hold(wait=_LOCK_WAIT):
-            outcome = control.keep_up(desired, beside=self._beside)
+            outcome = control.reconcile_from_service(desired, beside=self._beside)
         self._look_for_moved(desired)
         if result.diagnostics != self._shown:  # first the rules, then their diagnostics
             self._shown = result.diagnostics

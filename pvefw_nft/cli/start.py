@@ -96,7 +96,7 @@ def _apply_options(command: _F) -> _F:
     "nat_zone_wanted",
     default=None,
     help="With the iptables backend: have (or no longer have) a rule that makes NAT work for guests behind firewall "
-    "bridges. Remembered; `stop` removes the rule.",
+    "bridges. AppliedChain; `stop` removes the rule.",
 )
 @_apply_options
 @click.pass_context
@@ -124,7 +124,7 @@ def update_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN4
 @click.pass_context
 def restart_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401
     """Load the whole ruleset again, unchanged parts included. At no time is the host without rules."""
-    ctx.exit(_apply(**options, anew=True))
+    ctx.exit(_apply(**options, reload_all=True))
 
 
 @click.command("stop")
@@ -216,7 +216,7 @@ def _apply(
     harden: bool,
     beside: bool,
     only_if_running: bool = False,
-    anew: bool = False,
+    reload_all: bool = False,
     nat_zone_wanted: bool | None = None,
 ) -> int:
     if not dry_run:
@@ -234,7 +234,7 @@ def _apply(
             options = chosen(no_plug=no_plug, unplugged=unplugged)
             filtered = plug_and_report(source, desired.backend, options, dry_run=dry_run, wait=wait)
     if dry_run:
-        outcome = firewall.preview(desired, anew=anew)
+        outcome = firewall.preview(desired, reload_all=reload_all)
         if only_if_running and not outcome.running:
             click.echo("the firewall is not running: nothing to do", err=True)
         else:
@@ -247,7 +247,7 @@ def _apply(
     outcome, pending = control.apply(
         desired,
         only_if_running=only_if_running,
-        anew=anew,
+        reload_all=reload_all,
         confirm_within=confirm_within,
         beside="remove" if beside else "",
         wait=wait,

@@ -90,14 +90,14 @@ def apply(
     desired: Desired,
     *,
     only_if_running: bool = False,
-    anew: bool = False,
+    reload_all: bool = False,
     confirm_within: float | None = None,
     beside: str = "",
     wait: float = lock.WAIT,
 ) -> tuple[Outcome, Pending | None]:
     """Apply a ruleset; with ``confirm_within`` seconds it goes again unless :func:`confirm` comes in time.
 
-    ``only_if_running``: do nothing where the firewall is not running. ``anew``: load unchanged parts, too.
+    ``only_if_running``: do nothing where the firewall is not running. ``reload_all``: load unchanged parts, too.
     ``beside``: leave the rules of another firewall, see :class:`Pending`. Raises
     :class:`HostError`, also where another change still waits for its confirmation, and LockedError.
     """
@@ -117,8 +117,8 @@ def apply(
                 "run `pvefw confirm` or `pvefw rollback` first",
             )
         if confirm_within is not None:
-            return _apply_guarded(desired, confirm_within, was_running=running, anew=anew, beside=beside)
-        outcome = firewall.bring_to(desired, anew=anew, beside=bool(beside))
+            return _apply_guarded(desired, confirm_within, was_running=running, reload_all=reload_all, beside=beside)
+        outcome = firewall.reconcile(desired, reload_all=reload_all, beside=bool(beside))
         keep()
         return outcome, None
 
@@ -170,13 +170,13 @@ def bring_to_confirmed() -> Outcome:
     confirmed = record.load(record.confirmed_path())
     if confirmed is None:
         raise HostError("there is no confirmed ruleset to return to", "run `pvefw start`")
-    return firewall.bring_to(confirmed, record_of=record.confirmed_path())
+    return firewall.reconcile(confirmed, record_of=record.confirmed_path())
 
 
-def keep_up(desired: Desired, *, beside: bool = False) -> Outcome | None:
+def reconcile_from_service(desired: Desired, *, beside: bool = False) -> Outcome | None:
     """Do the service's part, which never overrides a person; the caller holds the lock.
 
-    ``beside``: as for :func:`.firewall.bring_to`.
+    ``beside``: as for :func:`.firewall.reconcile`.
 
     None where a change waits for its confirmation, or where this ruleset was not confirmed: then the one confirmed
     last runs, also after a reboot.
@@ -190,7 +190,7 @@ def keep_up(desired: Desired, *, beside: bool = False) -> Outcome | None:
         if not firewall.is_running() and record.load_if_sound(record.confirmed_path()) is not None:
             bring_to_confirmed()
         return None
-    outcome = firewall.bring_to(desired, beside=beside)
+    outcome = firewall.reconcile(desired, beside=beside)
     keep()
     return outcome
 
@@ -249,7 +249,7 @@ def await_confirmation(change: Pending) -> bool:
 
 
 def _apply_guarded(
-    desired: Desired, seconds: float, *, was_running: bool, anew: bool, beside: str
+    desired: Desired, seconds: float, *, was_running: bool, reload_all: bool, beside: str
 ) -> tuple[Outcome, Pending]:
     if was_running:
         if record.load(record.running_path()) is None:
@@ -270,7 +270,7 @@ def _apply_guarded(
         _hold_as_before(held)
         raise
     try:
-        outcome = firewall.bring_to(desired, anew=anew, beside=bool(beside))
+        outcome = firewall.reconcile(desired, reload_all=reload_all, beside=bool(beside))
     except PvefwError as error:
         # what failed half way is undone now; where that fails too, or this process is interrupted, by the guard
         try:
@@ -323,7 +323,7 @@ def _undo(change: Pending) -> Outcome:
         before = record.load(record.previous_path())
         if before is None:
             raise HostError("the ruleset that ran before was not kept", "run `pvefw start` or `pvefw stop`")
-        outcome = firewall.bring_to(before, record_of=record.previous_path(), beside=bool(change.beside))
+        outcome = firewall.reconcile(before, record_of=record.previous_path(), beside=bool(change.beside))
     elif change.beside:
         firewall.withdraw(remove=change.beside == "remove")
         units.resume_iptables_service()

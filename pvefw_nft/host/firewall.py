@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .records.changes import Change
-    from .records.record import Desired, Memory
+    from .records.record import AppliedState, Desired
 
 _T = TypeVar("_T")
 
@@ -50,7 +50,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Unseen:
+class Unavailable:
     """Why a part could not be examined, and a remedy."""
 
     message: str
@@ -70,7 +70,7 @@ class Status:
     changes: tuple[Change, ...] | None
     drifted: tuple[str, ...] | None
     dropped: dict[str, int]
-    unseen: tuple[Unseen, ...] = ()
+    unseen: tuple[Unavailable, ...] = ()
     hardened: bool = False
 
 
@@ -84,17 +84,17 @@ def was_started() -> bool:
     return record.marker_path().exists()
 
 
-def look_ahead(desired: Desired) -> None:
+def warm_up(desired: Desired) -> None:
     """Warm the caches for the next change, in a service: this is the ruleset that runs. Raises HostError."""
     _known(desired.backend)
-    engine(desired.backend).look_ahead(desired)
+    engine(desired.backend).warm_up(desired)
 
 
-def preview(desired: Desired, *, anew: bool = False) -> Outcome:
+def preview(desired: Desired, *, reload_all: bool = False) -> Outcome:
     """Return the changes that a start would make, without making them."""
     chosen = engine(desired.backend)
     memory, previous = _known(desired.backend)
-    planned = chosen.plan(desired, memory, previous, anew=anew)
+    planned = chosen.plan(desired, memory, previous, reload_all=reload_all)
     hardening_change = hardening.change(desired.hardening)
     switched = next((other.name for other in others(desired.backend) if is_present(other)), None)
     text, changes = str(planned), planned.changes
@@ -104,8 +104,10 @@ def preview(desired: Desired, *, anew: bool = False) -> Outcome:
     return Outcome(is_running(), changes, text, switched)
 
 
-def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = None, beside: bool = False) -> Outcome:
-    """Bring the host to the ruleset, from any state. With ``anew`` unchanged parts are loaded again, too.
+def reconcile(
+    desired: Desired, *, reload_all: bool = False, record_of: Path | None = None, beside: bool = False
+) -> Outcome:
+    """Bring the host to the ruleset, from any state. With ``reload_all`` unchanged parts are loaded again, too.
 
     With ``beside`` rules of other backends stay, which may be those of another firewall that runs. The caller holds the
     lock. ``record_of``: the record that the ruleset was read from; without one it is written.
@@ -115,7 +117,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     leftover = [] if beside else [other for other in others(desired.backend) if is_present(other)]
     _check_removable(leftover)
     flag_problems = [] if beside else list(filter(None, [keep_flag()]))
-    if not (anew or leftover) and stands(desired):
+    if not (reload_all or leftover) and stands(desired):
         back = _put_back_what_others_needed(desired)
         problems = [*flag_problems, *back.problems, *_keep_settings(desired), *_conntrack(desired)]
         zone_change.remove_if_over()
@@ -124,7 +126,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
     hardening.load(desired.hardening)
     memory, previous = _known(desired.backend)
     names = chosen.names()  # before anything is loaded: where they change meanwhile, it is loaded again
-    planned = chosen.plan(desired, memory, previous, anew=anew)
+    planned = chosen.plan(desired, memory, previous, reload_all=reload_all)
     remember: Remember | None = None
     connections, moved = zone_change.ZoneChange(), frozenset[int]()
     if planned.changes or leftover or _differs(desired, previous) or memory is None:
@@ -151,7 +153,7 @@ def bring_to(desired: Desired, *, anew: bool = False, record_of: Path | None = N
         _note(replace(memory, witness=planned.witness, names=names))
     if not record.marker_path().exists():
         state.write(record.marker_path(), {"backend": desired.backend})
-    remembered = None if remember is None else remember(desired.identity, None if anew else memory)
+    remembered = None if remember is None else remember(desired.identity, None if reload_all else memory)
     connections.after_load()  # it changes rules of its own: not before it is remembered how ours are listed
     # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
     notes = [*planned.notes, *_remove_replaced(leftover, desired)]
@@ -336,7 +338,7 @@ class _Looking:
     """Looks that may fail, and why they did."""
 
     def __init__(self) -> None:
-        self.unseen: dict[Unseen, None] = {}
+        self.unseen: dict[Unavailable, None] = {}
 
     def seen(self, look: Callable[[], _T], otherwise: _T) -> _T:
         try:
@@ -346,7 +348,7 @@ class _Looking:
             return otherwise
 
     def note(self, *errors: HostError) -> None:
-        self.unseen.update(dict.fromkeys(Unseen(error.message, error.hint) for error in errors))
+        self.unseen.update(dict.fromkeys(Unavailable(error.message, error.hint) for error in errors))
 
 
 def _pending(desired: Desired) -> tuple[Change, ...] | None:
@@ -359,7 +361,7 @@ def _pending(desired: Desired) -> tuple[Change, ...] | None:
 
 def is_present(candidate: Engine) -> bool:
     """Tell whether rules of a backend are in the kernel; where not all can be seen, whether they were started."""
-    return candidate.present() or (candidate.blind() and _was_started(candidate.name))
+    return candidate.present() or (candidate.has_missing_tools() and _was_started(candidate.name))
 
 
 def missing_for(candidate: Engine) -> list[HostError]:
@@ -442,7 +444,7 @@ def _conntrack(desired: Desired) -> list[str]:
     return settings.set_all(desired.conntrack.settings(), required=False)
 
 
-def _note(memory: Memory) -> list[str]:
+def _note(memory: AppliedState) -> list[str]:
     """Note how the kernel lists the ruleset. Without the notes it is loaded again next time: not worth failing for."""
     try:
         record.write_memory(memory)
@@ -452,7 +454,7 @@ def _note(memory: Memory) -> list[str]:
     return []
 
 
-def _known(backend: str) -> tuple[Memory | None, Desired | None]:
+def _known(backend: str) -> tuple[AppliedState | None, Desired | None]:
     """Return the ruleset applied last and its listing, if known and of this backend."""
     previous = record.load_if_sound(record.running_path())
     if previous is None or previous.backend != backend:

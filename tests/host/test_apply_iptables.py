@@ -343,7 +343,7 @@ def test_killed_at_every_step_then_started(real: Namespace, monkeypatch: pytest.
     steps = len(apply_iptables.plan(wanted(old), wanted(new)).parts)
     assert steps == 6
     for step in range(steps):
-        apply(old, anew=True)
+        apply(old, reload_all=True)
         count = iter(range(steps))
 
         def dying(_: iptables_plan.Part, count: Any = count, step: int = step) -> None:  # noqa: ANN401
@@ -352,7 +352,7 @@ def test_killed_at_every_step_then_started(real: Namespace, monkeypatch: pytest.
 
         planned = apply_iptables.plan(read_state(), wanted(new))
         with pytest.raises(_Killed):
-            apply_iptables.carry_out(planned, dying)
+            apply_iptables.execute(planned, dying)
         # wherever it died, the chain that filters the guest is there and the host's chains are entered
         assert "-A tap100i0-IN -j DROP" in saved()
         assert "-A INPUT -j PVEFW-INPUT" in saved()

@@ -212,7 +212,7 @@ def users() -> str:
 
 def apply(library: Nftables, artefact: dict[str, Any], previous: dict[str, Wanted] | None = None) -> dict[str, Wanted]:
     target = wanted(artefact)
-    apply_nft.carry_out(apply_nft.plan(read_kernel(), target, lambda: previous or {}), library)
+    apply_nft.execute(apply_nft.plan(read_kernel(), target, lambda: previous or {}), library)
     assert apply_nft.plan(read_kernel(), target, lambda: target).commands == ()
     return target
 
@@ -226,7 +226,7 @@ def test_updates_leave_other_tables_alone(kernel: Nftables) -> None:
         guests = tuple(range(100, 100 + number % 5))
         target = apply(kernel, nft(guests, (f"10.{number}.0.0/16",), ports=(number + 1,)), target)
         assert users() == before
-    apply_nft.carry_out(apply_nft.plan(read_kernel(), {}), kernel)
+    apply_nft.execute(apply_nft.plan(read_kernel(), {}), kernel)
     assert listed() == whole
 
 
@@ -284,7 +284,7 @@ def test_changes_by_hand_are_seen_and_mended(kernel: Nftables) -> None:
     drifted = apply_nft.drift(read_kernel(), memory).names
     assert sorted(drifted) == ["bridge chain tap100i0-OUT", "bridge set friends"]
     planned = apply_nft.plan(read_kernel(), target, lambda: target, drifted)
-    apply_nft.carry_out(planned, kernel)
+    apply_nft.execute(planned, kernel)
     assert apply_nft.drift(read_kernel(), memory).names == []
 
 

@@ -174,9 +174,9 @@ def test_update_whose_guard_was_killed_is_undone_by_the_service(
     apply_and_lose_the_guard(with_port(81), monkeypatch, killed=False)
     assert has_port(81)
     with lock.hold():
-        assert control.keep_up(with_port(81)) is None
+        assert control.reconcile_from_service(with_port(81)) is None
         assert has_port(80)
-        assert control.keep_up(with_port(82)) is not None
+        assert control.reconcile_from_service(with_port(82)) is not None
     assert has_port(82)
 
 
@@ -202,7 +202,7 @@ def test_rollback_at_any_time(real: Namespace, no_systemd: None) -> None:
         control.roll_back()
     control.apply(with_port(80))
     with lock.hold():
-        firewall.bring_to(with_port(81))  # what was not confirmed by anybody
+        firewall.reconcile(with_port(81))  # what was not confirmed by anybody
     control.roll_back()
     assert has_port(80)
 
@@ -211,15 +211,15 @@ def test_service_leaves_what_was_rolled_back_alone(real: Namespace, no_systemd: 
     control.apply(with_port(80))
     control.apply(with_port(81), confirm_within=60)
     with lock.hold():
-        assert control.keep_up(with_port(81)) is None
+        assert control.reconcile_from_service(with_port(81)) is None
     control.roll_back()
     with lock.hold():
-        assert control.keep_up(with_port(81)) is None
+        assert control.reconcile_from_service(with_port(81)) is None
         assert has_port(80)
-        assert control.keep_up(with_port(82)) is not None  # the configuration changed again
+        assert control.reconcile_from_service(with_port(82)) is not None  # the configuration changed again
     control.apply(with_port(81))  # a person asks for it
     with lock.hold():
-        assert control.keep_up(with_port(81)) is not None
+        assert control.reconcile_from_service(with_port(81)) is not None
 
 
 def test_unconfirmed_ruleset_does_not_come_back_with_a_reboot(real: Namespace, no_systemd: None) -> None:
@@ -228,5 +228,5 @@ def test_unconfirmed_ruleset_does_not_come_back_with_a_reboot(real: Namespace, n
     # a reboot: no rules, nothing under /run
     with lock.hold():
         firewall.remove_all()
-        assert control.keep_up(with_port(81)) is None
+        assert control.reconcile_from_service(with_port(81)) is None
     assert has_port(80)

@@ -50,7 +50,7 @@ def test_restart_loads_everything_again(real: Namespace) -> None:
     for desired in (with_port(80), ruleset("nft", nft())):
         control.apply(desired)
         state_before = firewall.status(desired)
-        outcome, _ = control.apply(desired, anew=True)
+        outcome, _ = control.apply(desired, reload_all=True)
         assert outcome.running
         assert firewall.status(desired) == state_before
 

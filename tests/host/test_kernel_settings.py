@@ -98,7 +98,7 @@ def test_bridged_packets_pass_iptables_by_again_after_stop(module: Module) -> No
     control.apply(with_port(80))
     assert module.settings() == ["1", "1", "1"]
     control.apply(with_port(81))
-    control.apply(with_port(81), anew=True)
+    control.apply(with_port(81), reload_all=True)
     assert control.stop().notes == (PASSED_BY,)
     assert module.settings() == ["0", "0", "0"]
     control.apply(with_port(80))  # now it is loaded, and its settings are 0

@@ -123,7 +123,7 @@ def test_service_follows(etc: Etc, options: list[str]) -> None:
     for port in (7001, 7002):
         etc.say("mine", port)
         with lock.hold():
-            outcome = control.keep_up(desired_ruleset.compiled(source, "iptables").desired)
+            outcome = control.reconcile_from_service(desired_ruleset.compiled(source, "iptables").desired)
         assert outcome is not None
         assert str(port) in ports()
 

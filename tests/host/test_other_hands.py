@@ -162,7 +162,7 @@ _CAPTURED: dict[str, Any] = {"capture_output": True, "text": True, "check": True
 
 def as_service(desired: Desired) -> None:
     with lock.hold():
-        control.keep_up(desired)
+        control.reconcile_from_service(desired)
 
 
 WAYS: dict[str, Callable[[Desired], object]] = {

@@ -73,10 +73,10 @@ def test_plan_is_completed_from_every_state_it_passes() -> None:
     whole = plan_plug(NIC, Links([bridge(), nic()]), setting=open_)
     for count in range(len(whole) + 1):
         links = Links([bridge(), nic()])
-        from pvefw_nft.host.bridges.linksteps import foresee
+        from pvefw_nft.host.bridges.linksteps import apply_to_model
 
         for step in whole[:count]:
-            foresee(step, links)
+            apply_to_model(step, links)
         plan_plug(NIC, links, setting=shut)
         assert links.ports("fwbr100i0") == ["fwln100i0", "tap100i0"]
         assert links.ports("vmbr0") == ["fwpr100p0"]

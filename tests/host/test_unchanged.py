@@ -198,14 +198,14 @@ def test_others_change_rules_while_a_chain_is_replaced(
     real: Namespace, commands: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control.apply(ruleset("iptables"))
-    carry_out = apply_iptables.carry_out
+    execute = apply_iptables.execute
 
     def disturbed(planned: iptables_plan.Plan) -> list[str]:
-        left = carry_out(planned)
+        left = execute(planned)
         shell("iptables -A PVEFW-HOST-IN -j ACCEPT")
         return left
 
-    monkeypatch.setattr(apply_iptables, "carry_out", disturbed)
+    monkeypatch.setattr(apply_iptables, "execute", disturbed)
     commands.clear()
     with pytest.raises(HostError, match="PVEFW-HOST-IN has 5 rules, not 4"):
         control.apply(ruleset("iptables", 81))
@@ -234,7 +234,7 @@ def test_witness_of_another_namespace(real: Namespace, other: Namespace) -> None
     assert here is not None
     assert there is not None
     assert here.namespace != there.namespace
-    assert witness.Witness.of_json(json.loads(json.dumps(here.as_json()))) == here
+    assert witness.RulesetStamp.of_json(json.loads(json.dumps(here.as_json()))) == here
 
 
 # --- others at work at the same time -------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_changed_around_a_transaction(
     real: Namespace, monkeypatch: pytest.MonkeyPatch, script: str, first: bool
 ) -> None:
     control.apply(ruleset("nft"))
-    once(monkeypatch, apply_nft, "carry_out", script, first=first)
+    once(monkeypatch, apply_nft, "execute", script, first=first)
     desired = ruleset("nft", 81)
     control.apply(desired)
     assert not stands("nft")
@@ -303,7 +303,7 @@ def test_changed_around_a_transaction(
 
 def test_rule_replaced_between_plan_and_restore(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     control.apply(ruleset("iptables"))
-    once(monkeypatch, apply_iptables, "carry_out", "iptables -R PVEFW-HOST-IN 1 -s 192.0.2.9 -j ACCEPT")
+    once(monkeypatch, apply_iptables, "execute", "iptables -R PVEFW-HOST-IN 1 -s 192.0.2.9 -j ACCEPT")
     desired = ruleset("iptables", 81)
     control.apply(desired)
     assert firewall.status(desired).drifted == ("iptables filter PVEFW-HOST-IN",)

@@ -114,7 +114,7 @@ def test_established_connections_outlast_a_change_of_zones(
         assert streams.broken() == []
         assert network.tcp("vm102", ADDRESSES["vm100"], 80) == "no answer"
         # nor does an update end them
-        outcome, _ = control.apply(recompiled(tmp_path, after), anew=True)
+        outcome, _ = control.apply(recompiled(tmp_path, after), reload_all=True)
         assert streams.broken() == []
 
 

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pvefw_nft.verify.network.path import End
-    from pvefw_nft.verify.prove.report import Witness
+    from pvefw_nft.verify.prove.report import Counterexample
 
     from .network.plan import Plan
 
 
-def as_packets(witness: Witness, plan: Plan) -> Iterator[Packet]:
+def as_packets(witness: Counterexample, plan: Plan) -> Iterator[Packet]:
     """Yield the packets of the lab that are like an example, the most like it first; none where the lab has no such.
 
     An example leaves open what no rule asks for, and has something there that may not go together with the network: an

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pvefw_nft.verify.network.path import Topology
-    from pvefw_nft.verify.prove.report import Witness
+    from pvefw_nft.verify.prove.report import Counterexample
     from pvefw_nft.verify.simulate.walk import Outcome as Foreseen
     from tests.kernel.artefact import Artefact
     from tests.kernel.configurations import Configuration
@@ -40,7 +40,7 @@ CHANGES_PER_CONFIGURATION = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Counterexample:
+class Shown:
     """A change, a packet that it changes the fate of, and that fate as simulate foresees it before and after."""
 
     mutation: Mutation
@@ -86,7 +86,7 @@ def fate(lab: Lab, probe: Probe, foreseen: Foreseen) -> Outcome:
     return outcome if agrees(foreseen, outcome, probe.judged) else lab.run([probe])[0]
 
 
-def counterexamples(plan: Plan, artefact: Artefact, seed: int) -> Iterator[Counterexample]:
+def counterexamples(plan: Plan, artefact: Artefact, seed: int) -> Iterator[Shown]:
     """Yield random changes of a ruleset that compare reports, each with a packet that the lab can send."""
     topology = topology_of(plan, call_iptables=artefact.backend == IPTABLES)
     before = side(artefact, topology)
@@ -103,7 +103,7 @@ def side(artefact: Artefact, topology: Topology) -> Side:
     return Side(artefact.backend, read_ruleset([Text(artefact.backend, artefact.text)]), topology)
 
 
-def replayable(witness: Witness, mutation: Mutation, sides: tuple[Side, Side], plan: Plan) -> Counterexample | None:
+def replayable(witness: Counterexample, mutation: Mutation, sides: tuple[Side, Side], plan: Plan) -> Shown | None:
     """Return the packet of the lab that is like an example, and has the verdicts that compare says of it, if any."""
     said = [
         text_of(simulate(side.model, Simulated(witness.packet, path)))
@@ -113,5 +113,5 @@ def replayable(witness: Witness, mutation: Mutation, sides: tuple[Side, Side], p
         probe = Probe((packet,), "example of compare")
         before, after = (outcome_of(probe, plan, side.topology, side.model) for side in sides)
         if [text_of(before), text_of(after)] == said and {before.answered, after.answered} <= {None, True}:
-            return Counterexample(mutation, probe, before, after)
+            return Shown(mutation, probe, before, after)
     return None

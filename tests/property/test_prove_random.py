@@ -16,7 +16,7 @@ from pvefw_nft.verify.prove.compare import Options, compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.simulate.packet import Probe
 from pvefw_nft.verify.simulate.walk import simulate
-from tests.verify.second_opinion import Way, differing_packet, marks_in_use
+from tests.verify.second_opinion import PathPair, differing_packet, marks_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -286,7 +286,7 @@ def z3_says_equal(one: m.RulesetModel, two: m.RulesetModel) -> bool:
     protocols = (m.IPV4, m.IPV6) if fields_of(one, two) & telling else (m.IPV4,)
     for (source, destination), protocol in product(WAYS, protocols):
         path = find_path(TOPOLOGY, source, destination)
-        way = Way(protocol, marked=isinstance(source, HostEnd))
+        way = PathPair(protocol, marked=isinstance(source, HostEnd))
         if differing_packet(one, two, (path, path), way) is not None:
             return False
     return True

@@ -33,7 +33,7 @@ KINDS: dict[str, int] = {}
 """The numbers of the rejections met, from 3 on."""
 
 
-class Way:
+class PathPair:
     """What two encodings of one way share: the packet's fields as variables, and the tests of them.
 
     ``ether_type`` is that of the frame, ``protocol`` that behind its tag, if it has one. ``marked`` says whether
@@ -88,7 +88,7 @@ class Encoder:
     ``verdict`` is what became of packets: 0 for those that go on.
     """
 
-    def __init__(self, way: Way) -> None:
+    def __init__(self, way: PathPair) -> None:
         self.way = way
         self.state: dict[m.Field, z3.BitVecRef] = {}
         if not way.marked:
@@ -355,7 +355,7 @@ def lasting(sides: list[Encoder], *models: m.RulesetModel) -> Iterator[z3.BoolRe
 
 
 def differing_packet(
-    one: m.RulesetModel, two: m.RulesetModel, paths: tuple[Path, Path], way: Way
+    one: m.RulesetModel, two: m.RulesetModel, paths: tuple[Path, Path], way: PathPair
 ) -> z3.ModelRef | None:
     """Return a packet that two rulesets treat differently on their paths of one way, None where there is none."""
     sides = [Encoder(way) for _ in paths]

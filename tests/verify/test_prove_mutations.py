@@ -36,7 +36,7 @@ from tests.kernel.artefact import BACKENDS, IPTABLES
 from tests.kernel.mutate import mutations
 from tests.verify.changes import changes_of_meaning
 from tests.verify.lab import topology_of
-from tests.verify.second_opinion import Way, differing_packet
+from tests.verify.second_opinion import PathPair, differing_packet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,7 +51,7 @@ NAMES = (
 """Configurations with address sets, host rules, both families, macros, groups and rules of layer 2."""
 EACH = int(os.environ.get("PVEFW_MUTANTS", "2"))
 """So many changes of each sort are made to each of them, for each backend; of the third sort twice as many."""
-MOST_WAYS = 10
+MAX_WAYS = 10
 """On so many ways that a change may show on the second opinion is asked for, of more on a sample."""
 
 
@@ -209,7 +209,7 @@ def targets(verdict: m.Verdict | None, known: dict[m.Field, int]) -> Iterator[st
 def differs(one: Side, two: Side, kinds: Sequence[Kind]) -> str | None:
     """Return what z3 finds that is treated differently; None: nothing."""
     for kind in kinds:
-        way = Way(kind.protocol, marked=isinstance(kind.path.source, HostEnd), ether_type=kind.ether_type)
+        way = PathPair(kind.protocol, marked=isinstance(kind.path.source, HostEnd), ether_type=kind.ether_type)
         packet = differing_packet(one.model, two.model, (kind.path, kind.path), way)
         if packet is not None:
             return f"{kind.path} {kind.protocol:04x} in {kind.ether_type:04x}: {packet}"
@@ -239,7 +239,7 @@ def test_changes_are_found_just_if_they_matter(name: str, backend: str) -> None:
             continue  # nothing is claimed
         kinds = list(ways_through_change(mutant.before, mutant.side))
         if report.equal:
-            kinds = choice.sample(kinds, min(MOST_WAYS, len(kinds)))
+            kinds = choice.sample(kinds, min(MAX_WAYS, len(kinds)))
         else:
             packet, path = report.differences[0].witness.packet, report.differences[0].witness.before
             kinds = [Kind(path, packet[m.PROTOCOL], packet[m.ETHER_TYPE])]

@@ -13,7 +13,7 @@ from pvefw_nft.errors import HostError
 from .. import tools
 from ..netfilter import nf_tables
 from ..netfilter.witness import are_counted, call_for_tools
-from ..records.changes import Remembered
+from ..records.changes import AppliedChain
 from .iptables_plan import LOCK_WAIT, NOTHING, SETS, Part, Plan, memory_key
 from .iptables_plan import plan as plan
 from .xtables import (
@@ -33,7 +33,7 @@ from .xtables import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ..netfilter.witness import Witness
+    from ..netfilter.witness import RulesetStamp
     from .xtables import OnRecord
 
 _IN_USE = "in use by a kernel component"  # ipset's words for a set that a rule or another set uses
@@ -48,7 +48,7 @@ class Seen:
     """
 
     state: State
-    witness: Witness | None
+    witness: RulesetStamp | None
     notes: tuple[str, ...] = ()
 
     def still_holds(self) -> bool:
@@ -67,17 +67,17 @@ def look(*, ebtables: bool, on_record: OnRecord = tuple) -> Seen:
     return Seen(saved.state(on_record), witness if holds else None)
 
 
-def call_witness() -> Witness | None:
+def call_witness() -> RulesetStamp | None:
     """Return the witness of this moment, or None where there is none. Raises :class:`HostError`."""
     return witness_with(save_sets())
 
 
-def witness_with(sets: str) -> Witness | None:
+def witness_with(sets: str) -> RulesetStamp | None:
     """Return the witness of this moment, for sets that were just listed."""
     return call_for_tools(SAVE_TOOLS + RULE_TOOLS, sets)
 
 
-def carry_out(planned: Plan, before_part: Callable[[Part], None] | None = None) -> list[str]:
+def execute(planned: Plan, before_part: Callable[[Part], None] | None = None) -> list[str]:
     """Feed each part to its tool. Raises :class:`HostError` at the first that fails.
 
     Returns the sets that stay although they should go, since the kernel says that they are in use.
@@ -138,7 +138,7 @@ def differences(current: State, target: State) -> list[str]:
     return wrong
 
 
-def memory_of(current: State, planned: Plan, before: Mapping[str, Remembered] = NOTHING) -> dict[str, Remembered]:
+def memory_of(current: State, planned: Plan, before: Mapping[str, AppliedChain] = NOTHING) -> dict[str, AppliedChain]:
     """Return what to remember of a state that was just applied and read back.
 
     ``before`` is the remembered state until then: it stands for parts that the plan did not touch, so that foreign
@@ -150,7 +150,7 @@ def memory_of(current: State, planned: Plan, before: Mapping[str, Remembered] = 
         for name, chain in wanted.chains.items():
             if name in there.chains:
                 key = memory_key(where, name)
-                fresh = Remembered(chain.signature or chain.listing, there.chains[name].listing)
+                fresh = AppliedChain(chain.signature or chain.listing, there.chains[name].listing)
                 old = before.get(key)
                 if old is None or key in touched or old.signature != fresh.signature:
                     found[key] = fresh
@@ -159,7 +159,7 @@ def memory_of(current: State, planned: Plan, before: Mapping[str, Remembered] = 
     return found
 
 
-def drifted(current: State, memory: Mapping[str, Remembered]) -> list[str]:
+def drifted(current: State, memory: Mapping[str, AppliedChain]) -> list[str]:
     """Return the chains changed by hand since they were applied, as ``iptables filter tap100i0-IN``."""
     found = []
     for where, there, _ in _tables(current, current):
@@ -197,7 +197,7 @@ def apply(planned: Plan) -> Seen:
     if not planned.parts:
         return Seen(planned.before, planned.witness, planned.notes)
     try:
-        left = carry_out(planned)
+        left = execute(planned)
         after = _read_changed(planned) or look(ebtables=bool(planned.after.ebtables.chains))
         stay = {name: there for name, there in after.state.sets.items() if name in left}
         wrong = differences(after.state, replace(planned.after, sets={**stay, **planned.after.sets}))
@@ -244,7 +244,7 @@ def _put_back(before: State, cause: HostError) -> None:
     try:
         now = read_state(ebtables=False)
         # as listed, and not as compiled: the signature lines go back with the rules they belong to
-        carry_out(plan(now, before, removing=True))
+        execute(plan(now, before, removing=True))
     except HostError as err:
         raise HostError(
             f"{cause.message}\nand putting back the ruleset that ran before failed too: {err.message}",

@@ -16,7 +16,7 @@ from pvefw_nft.errors import HostError
 
 from ..netfilter import nf_tables
 from ..netfilter.witness import call as call_witness
-from ..records.changes import Change, Remembered
+from ..records.changes import AppliedChain, Change
 from .nftables_state import (
     DIGESTS,
     FAMILIES,
@@ -35,7 +35,7 @@ from .nftables_state import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from ..netfilter.witness import Witness
+    from ..netfilter.witness import RulesetStamp
 
 _FEW = 500  # so many are asked for one by one, each in less than a millisecond; more in one listing of the table
 
@@ -56,7 +56,7 @@ class Plan:
     changes: tuple[Change, ...]
     target: Mapping[str, Wanted]
     was_there: bool
-    witness: Witness | None = None
+    witness: RulesetStamp | None = None
     whole: bool = False
     notes: tuple[str, ...] = ()
 
@@ -108,7 +108,7 @@ def replacing(current: Kernel, target: Mapping[str, Wanted]) -> Plan:
     return plan({family: {} for family in current}, target)
 
 
-def carry_out(planned: Plan, nft: Nftables) -> tuple[Witness | None, Kernel]:
+def execute(planned: Plan, nft: Nftables) -> tuple[RulesetStamp | None, Kernel]:
     """Run the transaction; read back and return the notes.
 
     Returns the witness of the moment before reading back; None if another program may have changed the state that the
@@ -147,12 +147,14 @@ def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:
     return wrong
 
 
-def memory_of(target: Mapping[str, Wanted], before: Mapping[str, Remembered] | None = None) -> dict[str, Remembered]:
+def memory_of(
+    target: Mapping[str, Wanted], before: Mapping[str, AppliedChain] | None = None
+) -> dict[str, AppliedChain]:
     """Return what to remember of a state that was just applied, by ``FAMILY KIND NAME``.
 
     ``before``: the remembered state before it; then only differing parts are listed.
     """
-    memory: dict[str, Remembered] = {}
+    memory: dict[str, AppliedChain] = {}
     for family, wanted in target.items():
         fresh = [
             thing
@@ -164,7 +166,7 @@ def memory_of(target: Mapping[str, Wanted], before: Mapping[str, Remembered] | N
         for key, thing in wanted.things.items():
             name = f"{family} {key}"
             if key in listed:
-                memory[name] = Remembered(thing.digests, listed[key])
+                memory[name] = AppliedChain(thing.digests, listed[key])
             elif before is not None and name in before:
                 memory[name] = before[name]
     return memory
@@ -192,7 +194,7 @@ class Drift:
         return bool(self.missing or self.added)
 
 
-def drift(current: Kernel, memory: Mapping[str, Remembered]) -> Drift:
+def drift(current: Kernel, memory: Mapping[str, AppliedChain]) -> Drift:
     """Compare each thing with how the kernel listed it when it was applied. Raises :class:`HostError`."""
     changed: list[str] = []
     missing = [f"{family} table {TABLE}" for family in FAMILIES if family not in current and _remembers(memory, family)]
@@ -206,7 +208,7 @@ def drift(current: Kernel, memory: Mapping[str, Remembered]) -> Drift:
     return Drift(tuple(changed), tuple(missing), tuple(added))
 
 
-def _remembers(memory: Mapping[str, Remembered], family: str) -> bool:
+def _remembers(memory: Mapping[str, AppliedChain], family: str) -> bool:
     return any(key.startswith(f"{family} ") for key in memory)
 
 

@@ -12,15 +12,15 @@ from pvefw_nft.errors import HostError, InternalError
 from ..netfilter.nf_tables import NO_NFTABLES
 from ..netfilter.witness import call as call_witness
 from ..records import record
-from ..records.changes import Remembered
-from ..records.record import Memory
+from ..records.changes import AppliedChain
+from ..records.record import AppliedState
 from . import apply_iptables, apply_nft, iptables_plan, names, xtables
 from .nftables_state import Nftables, Reader, our_tables, read_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from ..netfilter.witness import Witness
+    from ..netfilter.witness import RulesetStamp
     from ..records.changes import Change
     from ..records.record import Desired
     from .nftables_state import Kernel, Wanted
@@ -30,7 +30,7 @@ _DROPS = (" -j DROP", " -j REJECT", " -j PVEFW-reject", " -g PVEFW-reject")
 _OTHERS_AT_WORK = ("No such file", "Device or resource busy", "File exists")
 """The kernel's words where a transaction names something that is gone, is used, or is there already."""
 
-Remember: TypeAlias = "Callable[[str, Memory | None], Memory]"
+Remember: TypeAlias = "Callable[[str, AppliedState | None], AppliedState]"
 """Get the ruleset's identity and the state remembered before; return the state to remember now."""
 
 
@@ -46,7 +46,7 @@ class Planned(Protocol):
         """Unwanted parts that have to stay, and why."""
 
     @property
-    def witness(self) -> Witness | None:
+    def witness(self) -> RulesetStamp | None:
         """The witness of the time in which the kernel was looked at for it; None: there is none."""
 
 
@@ -61,23 +61,25 @@ class Engine(Protocol):
     def present(self) -> bool:
         """Tell whether anything of ours is in the kernel, as far as the tools that are installed can see."""
 
-    def look_ahead(self, desired: Desired) -> None:
+    def warm_up(self, desired: Desired) -> None:
         """Warm the caches for the next plan: read the kernel's rules and the running ruleset.
 
         Raises :class:`HostError`.
         """
 
-    def unchanged(self, memory: Memory | None) -> bool:
+    def unchanged(self, memory: AppliedState | None) -> bool:
         """Tell whether the kernel provably still holds the noted rules, and these are the wanted ones.
 
         In doubt: no.
         """
 
-    def plan(self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool = False) -> Planned:
+    def plan(
+        self, desired: Desired, memory: AppliedState | None, previous: Desired | None, *, reload_all: bool = False
+    ) -> Planned:
         """Return the plan that brings the kernel to the ruleset.
 
-        ``previous`` is the ruleset applied last, ``memory`` its listing by the kernel. ``anew`` also replaces parts
-        that are as wanted. Raises :class:`HostError`.
+        ``previous`` is the ruleset applied last, ``memory`` its listing by the kernel. ``reload_all`` also replaces
+        parts that are as wanted. Raises :class:`HostError`.
         """
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:
@@ -93,13 +95,13 @@ class Engine(Protocol):
         Returns the parts that had to stay because other rules use them, with these rules, one line each.
         """
 
-    def drifted(self, memory: Memory | None) -> list[str]:
+    def drifted(self, memory: AppliedState | None) -> list[str]:
         """Return the parts changed by hand since the apply."""
 
     def dropped(self) -> dict[str, int]:
         """Return packets dropped or rejected, by chain."""
 
-    def blind(self) -> bool:
+    def has_missing_tools(self) -> bool:
         """Tell whether a tool is not installed, so that there may be more of ours than can be seen."""
 
     def missing(self, applied: Desired | None) -> list[HostError]:
@@ -127,11 +129,11 @@ class IptablesEngine:
             return not xtables.read_what_can_be_read(_chains_on_record).empty
         return not self._look(ebtables=False).state.empty
 
-    def look_ahead(self, desired: Desired) -> None:  # noqa: ARG002 - each engine gets the same
+    def warm_up(self, desired: Desired) -> None:  # noqa: ARG002 - each engine gets the same
         """Read all chains and sets."""
         self._look(ebtables=False)
 
-    def unchanged(self, memory: Memory | None) -> bool:
+    def unchanged(self, memory: AppliedState | None) -> bool:
         """Ask for the witness that was taken when the ruleset had been read back."""
         if memory is None or memory.witness is None or memory.names != names.digests():
             return False
@@ -140,20 +142,20 @@ class IptablesEngine:
     def plan(
         self,
         desired: Desired,
-        memory: Memory | None,
+        memory: AppliedState | None,
         previous: Desired | None,  # noqa: ARG002 - each engine gets the same
         *,
-        anew: bool = False,
+        reload_all: bool = False,
     ) -> iptables_plan.Plan:
         """Return the input for each tool."""
         target = _wanted(desired)
         seen = self._look(ebtables=bool(target.ebtables.chains))
         apply_iptables.refuse_dormant()
         # without a recorded listing drift cannot be detected: reload everything
-        anew = anew or memory is None
+        reload_all = reload_all or memory is None
         renamed = names.differing(memory.names, names.digests()) if memory is not None else []
         return apply_iptables.plan(
-            seen.state, target, _chains(memory), anew=anew, renamed=renamed, witness=seen.witness
+            seen.state, target, _chains(memory), reload_all=reload_all, renamed=renamed, witness=seen.witness
         )
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:  # noqa: ARG002
@@ -162,10 +164,10 @@ class IptablesEngine:
         self._seen = None
         seen = self._seen = apply_iptables.apply(planned)
 
-        def remember(identity: str, before: Memory | None) -> Memory:
+        def remember(identity: str, before: AppliedState | None) -> AppliedState:
             chains = apply_iptables.memory_of(seen.state, planned, _chains(before))
             spoiled = apply_iptables.drifted(seen.state, chains)
-            return Memory(identity, chains, None if spoiled else seen.witness)
+            return AppliedState(identity, chains, None if spoiled else seen.witness)
 
         return remember
 
@@ -175,7 +177,7 @@ class IptablesEngine:
         self._seen = None
         return apply_iptables.apply(apply_iptables.plan(there, xtables.State(), removing=True)).notes
 
-    def drifted(self, memory: Memory | None) -> list[str]:
+    def drifted(self, memory: AppliedState | None) -> list[str]:
         """Compare each chain with its listing after the apply, unless the witness proves that nothing changed."""
         if memory is None or self.unchanged(memory):
             return []
@@ -185,7 +187,7 @@ class IptablesEngine:
         """Sum the counters of rules that drop or reject."""
         return xtables.count_packets(_DROPS)
 
-    def blind(self) -> bool:
+    def has_missing_tools(self) -> bool:
         """Look for the tools that list."""
         return bool(xtables.missing_tools())
 
@@ -238,7 +240,7 @@ class NftEngine:
 
     def __init__(self) -> None:
         """Start without having seen anything."""
-        self._seen: tuple[Witness, Kernel] | None = None
+        self._seen: tuple[RulesetStamp, Kernel] | None = None
         self._reader = Reader()
 
     def present(self) -> bool:
@@ -250,24 +252,24 @@ class NftEngine:
                 return False  # without it there cannot be one
             raise
 
-    def look_ahead(self, desired: Desired) -> None:
+    def warm_up(self, desired: Desired) -> None:
         """Read the notes in our tables, and all pieces, of which the next ruleset will have most."""
         self._look()
         self._reader.wanted(desired.pieces)
 
-    def unchanged(self, memory: Memory | None) -> bool:
+    def unchanged(self, memory: AppliedState | None) -> bool:
         """Ask for the witness that was taken when the ruleset had been read back."""
         return memory is not None and memory.witness is not None and memory.witness == call_witness()
 
     def plan(
-        self, desired: Desired, memory: Memory | None, previous: Desired | None, *, anew: bool = False
+        self, desired: Desired, memory: AppliedState | None, previous: Desired | None, *, reload_all: bool = False
     ) -> apply_nft.Plan:
         """Return the commands of the transaction."""
         Nftables()  # where it is missing, nothing is to be begun
         target = self._reader.wanted(desired.pieces)
         there, witness = self._look()
         # without a recorded listing drift cannot be detected: reload everything
-        if anew or (memory is None and there):
+        if reload_all or (memory is None and there):
             return apply_nft.replacing(there, target)
 
         @cache
@@ -293,32 +295,32 @@ class NftEngine:
                     self._seen = (witness, kernel)
         except apply_nft.NotAsLoadedError as error:
             back = self._known(previous) if planned.was_there else {}
-            apply_nft.carry_out(apply_nft.replacing(read_kernel(), back), nft)
+            apply_nft.execute(apply_nft.replacing(read_kernel(), back), nft)
             raise HostError(f"{error.message}\nthe ruleset that ran before is in place", error.hint) from error
 
-        def remember(identity: str, before: Memory | None) -> Memory:
+        def remember(identity: str, before: AppliedState | None) -> AppliedState:
             chains = apply_nft.memory_of(planned.target, _chains(before) if before is not None else None)
             now = call_witness()
             if now is not None and now != witness:
                 # rules changed meanwhile, perhaps these: forget their listings, so the next apply loads them again
                 old = _chains(before)
-                chains = {k: v if old.get(k) == v else Remembered(v.signature, "") for k, v in chains.items()}
-            return Memory(identity, chains, witness if witness == now else None)
+                chains = {k: v if old.get(k) == v else AppliedChain(v.signature, "") for k, v in chains.items()}
+            return AppliedState(identity, chains, witness if witness == now else None)
 
         return remember
 
     @staticmethod
-    def _carried_out(planned: apply_nft.Plan, nft: Nftables) -> tuple[Witness | None, Kernel]:
+    def _carried_out(planned: apply_nft.Plan, nft: Nftables) -> tuple[RulesetStamp | None, Kernel]:
         """Run the transaction; where a part of our tables is not there to be changed, replace them as a whole."""
         try:
-            return apply_nft.carry_out(planned, nft)
+            return apply_nft.execute(planned, nft)
         except apply_nft.NotAsLoadedError:
             raise
         except HostError as error:
             if planned.whole or not any(reason in error.message for reason in _OTHERS_AT_WORK):
                 raise
             # the tables changed since they were read: the transaction failed as a whole
-            return apply_nft.carry_out(apply_nft.replacing(read_kernel(), planned.target), nft)
+            return apply_nft.execute(apply_nft.replacing(read_kernel(), planned.target), nft)
 
     def _known(self, previous: Desired | None) -> Mapping[str, Wanted]:
         known = previous is not None and previous.backend == self.name
@@ -328,14 +330,14 @@ class NftEngine:
         """Delete our tables, which rules of other tables cannot refer to."""
         nft = Nftables()
         self._seen = None
-        apply_nft.carry_out(apply_nft.plan(read_kernel(), {}), nft)
+        apply_nft.execute(apply_nft.plan(read_kernel(), {}), nft)
         return ()
 
-    def drifted(self, memory: Memory | None) -> list[str]:
+    def drifted(self, memory: AppliedState | None) -> list[str]:
         """Compare each chain and set with its listing, unless no ruleset changed since."""
         return [] if memory is None or self.unchanged(memory) else self._drift(memory, self._look()[0]).names
 
-    def _drift(self, memory: Memory | None, there: Kernel) -> apply_nft.Drift:
+    def _drift(self, memory: AppliedState | None, there: Kernel) -> apply_nft.Drift:
         if memory is None or self.unchanged(memory):
             return apply_nft.Drift()
         return apply_nft.drift(there, memory.chains)
@@ -344,7 +346,7 @@ class NftEngine:
         """Sum the counters of rules that drop or reject."""
         return apply_nft.count_packets(our_tables())
 
-    def blind(self) -> bool:
+    def has_missing_tools(self) -> bool:
         """Tell that the kernel itself is asked."""
         return False
 
@@ -360,7 +362,7 @@ class NftEngine:
         """Rules hold numbers only."""
         return {}
 
-    def _look(self) -> tuple[Kernel, Witness | None]:
+    def _look(self) -> tuple[Kernel, RulesetStamp | None]:
         """Return the notes in our tables, read again unless a witness proves them unchanged, and the witness."""
         witness = call_witness()
         if self._seen is not None and self._seen[0] == witness:
@@ -371,7 +373,7 @@ class NftEngine:
         return kernel, witness if holds else None
 
 
-def _chains(memory: Memory | None) -> Mapping[str, Remembered]:
+def _chains(memory: AppliedState | None) -> Mapping[str, AppliedChain]:
     return memory.chains if memory is not None else {}
 
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from pvefw_nft.backends.signature import signature
 from pvefw_nft.errors import HostError
 
-from ..records.changes import Change, Remembered
+from ..records.changes import AppliedChain, Change
 from . import names
 from .xtables import EBTABLES_HOOKS, HOOK_CHAINS, IP_TABLES, IP_TOOLS, SWAP_SUFFIX, Chain, State, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from ..netfilter.witness import Witness
+    from ..netfilter.witness import RulesetStamp
 
 SETS = "ipset"
 LOCK_WAIT = "10"
@@ -55,38 +55,38 @@ class Plan:
     changes: tuple[Change, ...]
     before: State
     after: State
-    witness: Witness | None = None
+    witness: RulesetStamp | None = None
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "".join(str(part) for part in self.parts)
 
 
-NOTHING: dict[str, Remembered] = {}
+NOTHING: dict[str, AppliedChain] = {}
 _NO_RULES = signature([])
 
 
 def plan(
     current: State,
     target: State,
-    memory: Mapping[str, Remembered] = NOTHING,
+    memory: Mapping[str, AppliedChain] = NOTHING,
     *,
     removing: bool = False,
-    anew: bool = False,
+    reload_all: bool = False,
     renamed: Sequence[str] = (),
-    witness: Witness | None = None,
+    witness: RulesetStamp | None = None,
 ) -> Plan:
     """Return what brings ``current`` to ``target``; ``witness`` is that of ``current``.
 
     ``memory`` (by :func:`memory_key`) tells chains that were changed by hand since they were applied, and for
     ebtables, whose rules hold no signature, those that are as wanted. With ``removing`` the chains that the
-    kernel's chains jump to go too; otherwise those stay, empty, when they are no longer wanted. With ``anew``
+    kernel's chains jump to go too; otherwise those stay, empty, when they are no longer wanted. With ``reload_all``
     also the chains that are as wanted are replaced, with ``renamed`` those that hold names of these files of the host.
     Raises :class:`HostError` where a chain that is not ours has a name that is wanted.
     """
 
     def again(chain: Chain) -> bool:
-        return anew or names.holds_any(chain.rules, renamed)
+        return reload_all or names.holds_any(chain.rules, renamed)
 
     changes: list[Change] = []
     first, last = _plan_sets(current, target, changes)
@@ -160,7 +160,7 @@ class _TablePlan:
         name: str,
         current: Table,
         target: Table,
-        memory: Mapping[str, Remembered],
+        memory: Mapping[str, AppliedChain],
         again: Callable[[Chain], bool],
     ) -> None:
         self._where = f"{tool} {name}"

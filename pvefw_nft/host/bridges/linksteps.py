@@ -187,7 +187,7 @@ Step: TypeAlias = (
 )
 
 
-def foresee(step: Step, links: Links) -> None:
+def apply_to_model(step: Step, links: Links) -> None:
     """Change ``links`` to their state after the step."""
     match step:
         case CreateBridge(name, mtu, settings):
@@ -233,7 +233,7 @@ def _lower_bridge(port: str, links: Links) -> None:
         links.change(bridge.name, mtu=link.mtu)
 
 
-def carry_out(steps: Sequence[Step], links: Links, route: Any) -> None:  # noqa: ANN401 (pyroute2 is untyped)
+def execute(steps: Sequence[Step], links: Links, route: Any) -> None:  # noqa: ANN401 (pyroute2 is untyped)
     """Carry out the steps in order; ``links`` are the links as they are before, ``route`` an IPRoute.
 
     Raises :class:`HostError` that names the step which failed; the steps before it stay done, and planning

@@ -39,7 +39,7 @@ from .linksteps import (
     SetPortVlans,
     SetUp,
     Step,
-    foresee,
+    apply_to_model,
 )
 
 if TYPE_CHECKING:
@@ -416,7 +416,7 @@ class _Plan:
 
     def _do(self, step: Step) -> None:
         self._steps.append(step)
-        foresee(step, self._links)
+        apply_to_model(step, self._links)
 
 
 def port_vlans(nic: Nic, default_pvid: int) -> tuple[VlanRange, ...]:

@@ -9,7 +9,7 @@ from pvefw_nft.errors import PvefwError
 
 from .. import lock
 from ..links import open_route, read_links
-from .linksteps import carry_out
+from .linksteps import execute
 from .plumbing import Naming, plan_plug, plan_unplug
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Wired:
+class PlugResult:
     """The steps taken (or, in a dry run, planned) for one NIC; ``error`` says why it failed."""
 
     nic: Nic
@@ -31,12 +31,12 @@ class Wired:
 
 def plug(
     nics: Sequence[Nic], naming: Naming = Naming.CURRENT, *, dry_run: bool = False, wait: float = lock.WAIT
-) -> list[Wired]:
+) -> list[PlugResult]:
     """Put each NIC behind its firewall bridge. One that fails does not keep the others from theirs."""
     return _each(nics, lambda nic, links: plan_plug(nic, links, naming), dry_run=dry_run, wait=wait)
 
 
-def unplug(nics: Sequence[Nic], *, dry_run: bool = False, wait: float = lock.WAIT) -> list[Wired]:
+def unplug(nics: Sequence[Nic], *, dry_run: bool = False, wait: float = lock.WAIT) -> list[PlugResult]:
     """Remove each NIC's firewall bridge. One that fails does not keep the others from theirs."""
     return _each(nics, plan_unplug, dry_run=dry_run, wait=wait)
 
@@ -49,7 +49,9 @@ def existing(nics: Sequence[Nic]) -> tuple[list[Nic], list[Nic]]:
     return there, [nic for nic in nics if links.get(nic.interface) is None]
 
 
-def _each(nics: Sequence[Nic], plan: Callable[[Nic, Links], list[Step]], *, dry_run: bool, wait: float) -> list[Wired]:
+def _each(
+    nics: Sequence[Nic], plan: Callable[[Nic, Links], list[Step]], *, dry_run: bool, wait: float
+) -> list[PlugResult]:
     results = []
     with lock.hold(lock.lock_path("pvefw-plumbing"), wait), open_route() as route:
         links = read_links(route)
@@ -59,10 +61,10 @@ def _each(nics: Sequence[Nic], plan: Callable[[Nic, Links], list[Step]], *, dry_
             try:
                 steps = plan(nic, links)
                 if not dry_run:
-                    carry_out(steps, links, route)
+                    execute(steps, links, route)
             except PvefwError as err:
                 error = err
                 # the plan and the links have parted: look again
                 links = read_links(route)
-            results.append(Wired(nic, tuple(steps), error))
+            results.append(PlugResult(nic, tuple(steps), error))
     return results

@@ -34,7 +34,7 @@ _LEGACY = ("xtables-legacy-multi", "ebtables-legacy")  # how the files of legacy
 
 
 @dataclass(frozen=True, slots=True)
-class Witness:
+class RulesetStamp:
     """The facts recorded when the rules were read.
 
     ``boot`` (with a number of the module) and ``namespace`` (a number that no other namespace of this boot gets) say
@@ -46,7 +46,7 @@ class Witness:
     generation: int
     rest: str = ""
 
-    def after(self, transactions: int) -> Witness:
+    def after(self, transactions: int) -> RulesetStamp:
         """Return the witness if exactly so many transactions were made since, by whomever."""
         return replace(self, generation=self.generation + transactions)
 
@@ -55,7 +55,7 @@ class Witness:
         return [self.boot, self.namespace, self.generation, self.rest]
 
     @classmethod
-    def of_json(cls, value: Any) -> Witness | None:  # noqa: ANN401 - JSON
+    def of_json(cls, value: Any) -> RulesetStamp | None:  # noqa: ANN401 - JSON
         """Return the witness that was written; None: there was none. Raises TypeError for any other value."""
         if value is None:
             return None
@@ -65,7 +65,7 @@ class Witness:
         return cls(boot, namespace, generation, rest)
 
 
-def call(rest: str = "") -> Witness | None:
+def call(rest: str = "") -> RulesetStamp | None:
     """Return the witness of this moment, or None where the kernel does not tell."""
     number = generation()
     try:
@@ -74,7 +74,7 @@ def call(rest: str = "") -> Witness | None:
             namespace = int.from_bytes(asking.getsockopt(socket.SOL_SOCKET, _NETNS_COOKIE, 8), sys.byteorder)
     except OSError:
         return None
-    return Witness(boot, namespace, number, rest) if number is not None and namespace else None
+    return RulesetStamp(boot, namespace, number, rest) if number is not None and namespace else None
 
 
 def _module_number() -> int:
@@ -85,7 +85,7 @@ def _module_number() -> int:
         return 0
 
 
-def call_for_tools(names: Sequence[str], uncounted: str) -> Witness | None:
+def call_for_tools(names: Sequence[str], uncounted: str) -> RulesetStamp | None:
     """Return the witness for rules that these tools keep, and the listing of the parts that are not counted.
 
     None where one of them is missing, is of a variant that is not known, or keeps its rules where they cannot be read.

@@ -38,7 +38,7 @@ class Step:
     """
 
     text: str
-    carry_out: Callable[[], tuple[str, ...]]
+    execute: Callable[[], tuple[str, ...]]
     loads: bool = False
 
 
@@ -101,10 +101,10 @@ class TakeOver:
     def _settle(self) -> tuple[str, ...]:
         with lock.hold(wait=self.wait):
             # ours first, beside the rest of theirs: their services may have removed chains of ours while they ran
-            firewall.bring_to(self.desired, beside=True)
+            firewall.reconcile(self.desired, beside=True)
             told = [f"removed the table {name}" for name in theirs.remove_tables()]
             told += [f"removed the chains of {name}" for name in theirs.remove_other_variant()]
-            outcome = firewall.bring_to(self.desired)
+            outcome = firewall.reconcile(self.desired)
             control.keep()
         if outcome.switched_from is not None:
             told.append(f"removed the chains of {outcome.switched_from}")

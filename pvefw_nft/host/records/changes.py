@@ -23,7 +23,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
+class AppliedChain:
     """A chain or set as it was applied: its digest as compiled, and that of how the kernel listed it then."""
 
     signature: str

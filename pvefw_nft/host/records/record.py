@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pvefw_nft.errors import HostError, InternalError
 
 from ..backend_info import BACKENDS, info
-from ..netfilter.witness import Witness
+from ..netfilter.witness import RulesetStamp
 from ..settings import Conntrack
 from . import bases, state
 from .bases import BETWEEN, stamp
-from .changes import Remembered
+from .changes import AppliedChain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -65,7 +65,7 @@ def _fingerprint(backend: str, pieces: Sequence[str], hardening: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class AppliedState:
     """The kernel's listing after the last apply, to detect changes by hand.
 
     ``identity`` is that of the applied ruleset. ``witness`` was taken when it had been read back; None: nothing proves
@@ -73,8 +73,8 @@ class Memory:
     """
 
     identity: str
-    chains: Mapping[str, Remembered]
-    witness: Witness | None
+    chains: Mapping[str, AppliedChain]
+    witness: RulesetStamp | None
     names: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -270,7 +270,7 @@ def copy(source: Path, target: Path) -> None:
         raise HostError(f"cannot write {target}: {error.strerror}", "check the disk") from error
 
 
-def write_memory(memory: Memory) -> None:
+def write_memory(memory: AppliedState) -> None:
     """Write the remembered state of the running ruleset. Raises :class:`HostError`."""
     state.write(
         memory_path(),
@@ -284,18 +284,18 @@ def write_memory(memory: Memory) -> None:
     )
 
 
-def read_memory() -> Memory | None:
+def read_memory() -> AppliedState | None:
     """Return the state remembered since this boot of the ruleset on record; None if there is no valid one."""
 
-    def check(value: Any) -> Memory | None:  # noqa: ANN401 - JSON
+    def check(value: Any) -> AppliedState | None:  # noqa: ANN401 - JSON
         chains = {
-            key: Remembered(state.typed(signature, str), state.typed(listing, str))
+            key: AppliedChain(state.typed(signature, str), state.typed(listing, str))
             for key, (signature, listing) in value["chains"].items()
         }
         names = {key: state.typed(digest, str) for key, digest in value["names"].items()}
-        witness = Witness.of_json(value["witness"])
+        witness = RulesetStamp.of_json(value["witness"])
         if value["record"] != stamp(running_path()):
             return None  # a run that was killed had written another ruleset
-        return Memory(state.typed(value["identity"], str), chains, witness, names)
+        return AppliedState(state.typed(value["identity"], str), chains, witness, names)
 
     return state.read_record(memory_path(), check)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.model.intervals import IntervalSet
 from pvefw_nft.verify.model.text import nat_text
-from pvefw_nft.verify.prove.program import Action, Copy, Flip, Note, Remap, Set, Where
+from pvefw_nft.verify.prove.program import Action, Copy, FlipBits, Remap, Set, Trace, Where
 from pvefw_nft.verify.simulate.tracking import CONNECTED, untracked
 
 if TYPE_CHECKING:
@@ -48,16 +48,16 @@ class ActionMaker(ABC):
             case m.SetZone():
                 return self.exempt(2)
             case m.Log(prefix, level, group):
-                return [Note(f"log {prefix!r} level {level} group {group}")] if self.residuals.strict else []
+                return [Trace(f"log {prefix!r} level {level} group {group}")] if self.residuals.strict else []
             case m.SetHelper(name, template):
                 return self.helper(name, template=template)
             case m.SetField(on, value):
                 return self.set_field(on, value)
             case m.UpdateSet(name, text):
                 counts = self.residuals.strict or name in self.residuals.later.sets
-                return [Note(f"set {name}: {text}")] if counts else []
+                return [Trace(f"set {name}: {text}")] if counts else []
             case m.Alter(text):
-                return [Note(f"alter {text}")] if self.residuals.strict else []
+                return [Trace(f"alter {text}")] if self.residuals.strict else []
             case m.Guard():
                 raise AssertionError("a guard is no effect by itself")
 
@@ -75,11 +75,11 @@ class ActionMaker(ABC):
         if not (self.residuals.strict or self.residuals.later.helpers):
             return actions
         tests, conditions = conjuncts(self.residue(m.Test(m.CT_STATE, _FIRST)))
-        return [*actions, Where(tuple(tests), tuple(conditions), (Note(f"helper {name}"),))]
+        return [*actions, Where(tuple(tests), tuple(conditions), (Trace(f"helper {name}"),))]
 
     def set_field(self, on: m.Field, value: int | tuple[int, ...]) -> list[Action]:
         """Return the effect of changing a field that some rule tests."""
-        actions: list[Action] = [Note(f"{on} set {value}")] if self.residuals.strict else []
+        actions: list[Action] = [Trace(f"{on} set {value}")] if self.residuals.strict else []
         if on not in self.residuals.later.fields or self.known.get(on, 0) is None:
             return actions
         if isinstance(value, int):
@@ -97,11 +97,11 @@ class ActionMaker(ABC):
                 fixed.append((bit, flip >> place & 1))
             elif flip >> place & 1:
                 flipped.append(bit)
-        actions: list[Set | Flip | Copy] = [Set(tuple(fixed))] if fixed else []
-        actions += [Flip(tuple(flipped))] if flipped else []
+        actions: list[Set | FlipBits | Copy] = [Set(tuple(fixed))] if fixed else []
+        actions += [FlipBits(tuple(flipped))] if flipped else []
         return self.of_connection(actions) if target is m.MarkTarget.CONNECTION else [*actions]
 
-    def of_connection(self, actions: Sequence[Set | Flip | Copy]) -> list[Action]:
+    def of_connection(self, actions: Sequence[Set | FlipBits | Copy]) -> list[Action]:
         """Return the effect of actions on a connection's mark: none for packets without a connection."""
         if not actions or not self.context.view.looked_up:
             return []
@@ -127,7 +127,7 @@ class ActionMaker(ABC):
                 copied.append((bit, source))
             else:
                 fixed.append((bit, 0))
-        actions: list[Set | Flip | Copy] = [Set(tuple(fixed))] if fixed else []
+        actions: list[Set | FlipBits | Copy] = [Set(tuple(fixed))] if fixed else []
         actions += [Copy(tuple(copied), flip=False)] if copied else []
         actions += [Copy(tuple(flipped), flip=True)] if flipped else []
         return self.of_connection(actions)
@@ -158,4 +158,4 @@ def translate(nat: m.Nat, case: Case) -> list[Action]:
     if nat.ports is not None:
         pairs.append((m.DPORT if to_destination else m.SPORT, nat.ports[0]))
     note = nat_text(nat, m.SADDR4 if case.protocol == m.IPV4 else m.SADDR6)
-    return [Note(note), Set(tuple(pairs))]
+    return [Trace(note), Set(tuple(pairs))]

@@ -28,12 +28,12 @@ from pvefw_nft.verify.prove.cause import find_cause, place_of
 from pvefw_nft.verify.prove.counterexamples import Class, Explainer, differing, tests_of_possible
 from pvefw_nft.verify.prove.counters import Counters
 from pvefw_nft.verify.prove.evaluate import TESTS_MARK, Evaluation, Flow, programs_of, tests_of_programs
-from pvefw_nft.verify.prove.flows import Flows, Segment, Side, Tested, Way, bridge_of, find_way, shared_counters
+from pvefw_nft.verify.prove.flows import Flows, PathPair, Segment, Side, Tested, bridge_of, find_way, shared_counters
 from pvefw_nft.verify.prove.hardening import compared
 from pvefw_nft.verify.prove.network import make_network, unplaced_text
 from pvefw_nft.verify.prove.program import TOGETHER
 from pvefw_nft.verify.prove.replay import zone_text
-from pvefw_nft.verify.prove.report import ANYWHERE, Counts, Difference, Place, Report, Witness
+from pvefw_nft.verify.prove.report import ANYWHERE, Counterexample, Counts, Difference, Place, Report
 from pvefw_nft.verify.prove.shapes import Shapes
 from pvefw_nft.verify.prove.specialise import Residuals
 from pvefw_nft.verify.prove.structural import Congruence
@@ -64,7 +64,7 @@ class Result(Enum):
     """A bound was reached before the proof was done."""
 
 
-class Trouble(NamedTuple):
+class SegmentDifference(NamedTuple):
     """A segment that is not the same on both sides, for one kind of frame."""
 
     before: Flow
@@ -72,19 +72,19 @@ class Trouble(NamedTuple):
     result: Result
 
 
-class Met(NamedTuple):
+class Occurrence(NamedTuple):
     """Where a trouble was met: the way, the kind of frame, and the segment's number on the way.
 
     ``first`` and ``last`` tell whether the segment is the way's first or last.
     """
 
-    way: Way
+    way: PathPair
     case: Case
     first: bool
     last: bool
 
     @property
-    def worth(self) -> tuple[bool, bool, bool, int]:
+    def sort_key(self) -> tuple[bool, bool, bool, int]:
         """The lower, the better the way shows the trouble: from or to outside, with few hooks."""
         ends = (self.way.source, self.way.destination)
         host = any(isinstance(end, HostEnd) for end in ends) and not (self.first and self.last)
@@ -169,7 +169,7 @@ class Comparison:
         self.results: dict[tuple[Flow, Flow, bool, Case | None], Result] = {}
         self.reasons: dict[tuple[Flow, Flow, bool], str] = {}
         self.later: dict[tuple[Flow, Flow], bool] = {}
-        self.troubles: dict[tuple[Trouble, int], list[Met]] = defaultdict(list)
+        self.troubles: dict[tuple[SegmentDifference, int], list[Occurrence]] = defaultdict(list)
         self.congruence = Congruence()
         self.shapes = Shapes()
         self.results_of_shapes: dict[tuple[Key, Case, bool], tuple[Result, bool]] = {}
@@ -243,14 +243,14 @@ class Comparison:
             HostEnd(),
         )
 
-    def way(self, source: End, destination: End) -> Way | None:
+    def way(self, source: End, destination: End) -> PathPair | None:
         """Return the way between two ends; None where there is none (different VLANs of one bridge)."""
         try:
             return find_way(self.network, source, destination, zones=self.tested.zones)
         except UsageError:
             return None
 
-    def prove_way(self, way: Way, only: int | None) -> None:
+    def prove_way(self, way: PathPair, only: int | None) -> None:
         """Prove a way's segments, or ``only`` one of them."""
         self.ways += 1
         for case in self.cases:
@@ -268,7 +268,9 @@ class Comparison:
                     self.unfinished_way(self.reasons[left, right, fixed], way, case)
                 elif result is not Result.SAME:
                     version = case.protocol if case.is_ip else 0
-                    self.troubles[Trouble(left, right, result), version].append(Met(way, case, first, last))
+                    self.troubles[SegmentDifference(left, right, result), version].append(
+                        Occurrence(way, case, first, last)
+                    )
 
     def prove(self, before: Flow, after: Flow, case: Case, *, fixed: bool) -> Result:
         """Compare two flows for all packets; ``fixed``: for all that carry no mark."""
@@ -309,7 +311,7 @@ class Comparison:
             found = self.constants[case, fields] = tuple(self.tests(case, set(fields), usual=False))
         return found
 
-    def tracked(self, way: Way, case: Case) -> tuple[Track, Track]:
+    def tracked(self, way: PathPair, case: Case) -> tuple[Track, Track]:
         """Return what connection tracking does on a way, on either side; notes where that is not known, or differs."""
         found = (
             self.flows_before.track(way.before, way.back_before, case),
@@ -319,7 +321,7 @@ class Comparison:
             self.zones_met.add(way, found)
         return found
 
-    def segments(self, way: Way, case: Case) -> Iterator[tuple[Segment, tuple[Track, Track]]]:
+    def segments(self, way: PathPair, case: Case) -> Iterator[tuple[Segment, tuple[Track, Track]]]:
         """Yield the segments of a way (the whole way where the sides' hops differ), with their part in tracking."""
         tracked = [iter(side) for side in self.tracked(way, case)]
         for segment in way.segments or (Segment("", way.before, way.after),):
@@ -329,7 +331,7 @@ class Comparison:
             )
             yield segment, (before, after)
 
-    def unfinished_way(self, reason: str, way: Way, case: Case) -> None:
+    def unfinished_way(self, reason: str, way: PathPair, case: Case) -> None:
         """Note that the packets of a case were not compared on a way, or not to the end."""
         kind = {m.IPV4: "IPv4", m.IPV6: "IPv6"}.get(case.protocol, value_text(m.PROTOCOL, case.protocol))
         text = f"{'VLAN-tagged ' if case.tagged else ''}{kind} from {way.source} to {way.destination}"
@@ -414,14 +416,14 @@ class Comparison:
             return
         marks_matter: bool | None = None
         unexplained: dict[Nic, None] = {}
-        looked_at: dict[tuple[Way, Case], list[Difference]] = {}
+        looked_at: dict[tuple[PathPair, Case], list[Difference]] = {}
         for (trouble, _), places in self.troubles.items():
             if trouble.result is Result.MARKS:
                 if marks_matter is None:
                     marks_matter = self.marks_matter()
                 if not marks_matter:
                     continue
-            for place in sorted(places, key=lambda place: place.worth):
+            for place in sorted(places, key=lambda place: place.sort_key):
                 key = (place.way, place.case)
                 if key not in looked_at:
                     looked_at[key] = self.differences(place.way, place.case, found)
@@ -435,21 +437,23 @@ class Comparison:
                 unexplained |= {end.nic: None for end in ends if isinstance(end, NicEnd)}
         self.between_guests(list(unexplained), looked_at, found)
 
-    def between_guests(self, nics: Sequence[Nic], looked_at: Mapping[tuple[Way, Case], object], found: _Found) -> None:
+    def between_guests(
+        self, nics: Sequence[Nic], looked_at: Mapping[tuple[PathPair, Case], object], found: _Found
+    ) -> None:
         """Look at the ways between guests whose own segments differ, though not seen from outside or host."""
         pairs = [(a, b) for a in nics for b in self.ends.nics if a is not b]
-        if len(pairs) > MOST_PAIRS:
+        if len(pairs) > MAX_PAIRS:
             self.undecided.append(
-                f"{len(pairs) - MOST_PAIRS} of {len(pairs)} pairs of guests whose marks may differ were not compared"
+                f"{len(pairs) - MAX_PAIRS} of {len(pairs)} pairs of guests whose marks may differ were not compared"
             )
-        for source, destination in pairs[:MOST_PAIRS]:
+        for source, destination in pairs[:MAX_PAIRS]:
             way = self.way(NicEnd(source), NicEnd(destination))
             for case in self.cases:
                 if way is not None and (way, case) not in looked_at and not (way.routed and not case.is_ip):
-                    place = Met(way, case, first=True, last=True)
+                    place = Occurrence(way, case, first=True, last=True)
                     self.add(found, place, [place], self.differences(way, case, found))
 
-    def differences(self, way: Way, case: Case, found: _Found) -> list[Difference]:
+    def differences(self, way: PathPair, case: Case, found: _Found) -> list[Difference]:
         """Return how the sides differ on a whole way."""
         tracked = self.tracked(way, case)
         before, after, case = self.flows((way.before, way.after), case, tracked)
@@ -473,7 +477,7 @@ class Comparison:
                 break
         return before, after, seen
 
-    def explained(self, before: Flow, after: Flow, way: Way, case: Case, found: _Found) -> list[Difference]:
+    def explained(self, before: Flow, after: Flow, way: PathPair, case: Case, found: _Found) -> list[Difference]:
         """Return how two flows of a way differ. Raises BudgetExceededError."""
         result = []
         explainer = self.explainer(before, after, way, case)
@@ -490,7 +494,7 @@ class Comparison:
         found.omitted += explainer.omitted
         return result
 
-    def explainer(self, before: Flow, after: Flow, way: Way, case: Case) -> Explainer:
+    def explainer(self, before: Flow, after: Flow, way: PathPair, case: Case) -> Explainer:
         """Evaluate two flows so that their difference can be explained."""
         known = [t for one in self.options.known for t in m.tests_of(one.condition(case))]
 
@@ -509,7 +513,7 @@ class Comparison:
         from_host = isinstance(way.source, HostEnd)
         return Explainer(evaluation, nodes[0], nodes[1], case, self.exceptions, from_host=from_host)
 
-    def difference(self, one: Class, way: Way, case: Case, known: str | None) -> Difference:
+    def difference(self, one: Class, way: PathPair, case: Case, known: str | None) -> Difference:
         """Make a class of packets a difference, with the rules that decide about its packet."""
         other = self.network.counterparts
         source, destination = (other.get(end, end) for end in (way.source, way.destination))
@@ -549,12 +553,14 @@ class Comparison:
             verdict_text(one.after),
             deciding(runs[0]),
             deciding(runs[1]),
-            Witness(paths[0], paths[1], one.packet, (zones[0], zones[1])),
+            Counterexample(paths[0], paths[1], one.packet, (zones[0], zones[1])),
             find_cause(runs[0], runs[1], (self.before.model, self.after.model)),
             known,
         )
 
-    def add(self, found: _Found, place: Met, places: list[Met], differences: Iterable[Difference]) -> None:
+    def add(
+        self, found: _Found, place: Occurrence, places: list[Occurrence], differences: Iterable[Difference]
+    ) -> None:
         """Take differences into the report. They hold for every way through the troubled segment."""
         sources = self.zones([p.way.source for p in places], own=any(p.first for p in places))
         destinations = self.zones([p.way.destination for p in places], own=any(p.last for p in places))
@@ -636,7 +642,7 @@ def _joined(one: Difference, other: Difference) -> Difference:
     )
 
 
-MOST_PAIRS = 2000
+MAX_PAIRS = 2000
 """Ways between guests looked at one by one, where their segments differ in marks alone."""
 _NAMED_WAYS = 3
 """How many ways that were not compared a reason names."""

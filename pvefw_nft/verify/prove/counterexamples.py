@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.diagram import Cube
     from pvefw_nft.verify.prove.evaluate import Evaluation
 
-MOST_CLASSES = 16
+MAX_CLASSES = 16
 """Classes shown of one pair of verdicts on one way."""
 
 _MULTICAST = KIND["multicast"]
@@ -243,7 +243,7 @@ class Explainer:
         for fixed in (usual, {}) if usual and all(usual.values()) else ({},):
             rule = tuple(sorted(fixed.items()))
             while (some := self.space.rule(rule, left, false)) != false:
-                if count == MOST_CLASSES:
+                if count == MAX_CLASSES:
                     self.omitted += 1
                     return
                 count += 1

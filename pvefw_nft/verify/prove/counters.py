@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.prove.evaluate import Base, Flow, steps_of
-from pvefw_nft.verify.prove.program import Action, Call, Choice, Only, Program, Step, Where, rank
+from pvefw_nft.verify.prove.program import Action, Call, Choice, Program, Restrict, Step, Where, rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -83,7 +83,7 @@ class Counters:
 def _tests(step: Step) -> Iterator[m.Test]:
     """Yield the tests that may be of rates: those of a step, and of what only some packets take of it."""
     parts: list[tuple[Iterable[m.Test], Iterable[m.Condition]]] = [(step.tests, step.conditions)]
-    parts += [(a.tests, a.conditions) for a in step.actions if isinstance(a, (Only, Where))]
+    parts += [(a.tests, a.conditions) for a in step.actions if isinstance(a, (Restrict, Where))]
     for tests, conditions in parts:
         yield from tests
         for condition in conditions:
@@ -107,7 +107,7 @@ def _condition(condition: m.Condition, names: Mapping[m.Field, m.Field]) -> m.Co
 
 
 def _action(action: Action, names: Mapping[m.Field, m.Field]) -> Action:
-    if not isinstance(action, (Only, Where)):
+    if not isinstance(action, (Restrict, Where)):
         return action
     return action._replace(
         tests=tuple(sorted((_test(test, names) for test in action.tests), key=lambda test: rank(test.field))),

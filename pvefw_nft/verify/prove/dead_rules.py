@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from pvefw_nft.verify.network.path import Stage
-    from pvefw_nft.verify.prove.flows import Side, Way
+    from pvefw_nft.verify.prove.flows import PathPair, Side
     from pvefw_nft.verify.prove.program import Case
     from pvefw_nft.verify.prove.shapes import Key
     from pvefw_nft.verify.prove.walk import Event, Line, RuleKey
     from pvefw_nft.verify.simulate.tracking import Track
 
-MOST_NAMED = 4
+MAX_NAMED = 4
 """How many shadowing rules a finding names."""
 
 
@@ -144,7 +144,7 @@ class _Analysis:
             self.add(chosen, comparison.way(peer, end), -1)
         yield from chosen
 
-    def add(self, chosen: dict[_Chosen, None], way: Way | None, only: int | None) -> None:
+    def add(self, chosen: dict[_Chosen, None], way: PathPair | None, only: int | None) -> None:
         if way is None or way.segments is None:
             return
         for case in self.comparison.cases:
@@ -203,7 +203,7 @@ class _Analysis:
             named[origin or f"{place.chain} rule {place.number}"] = None
         named.pop(name, None)
         lines = [origin for origin in named if is_line(origin)]
-        return tuple(lines or named)[:MOST_NAMED]
+        return tuple(lines or named)[:MAX_NAMED]
 
     def place(self, key: RuleKey) -> Place:
         seen = self.rules[key]

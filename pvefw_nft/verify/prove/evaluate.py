@@ -25,14 +25,14 @@ from pvefw_nft.verify.prove.program import (
     Call,
     Choice,
     Copy,
-    Flip,
-    Note,
-    Only,
+    FlipBits,
     Outcome,
     Program,
     Remap,
+    Restrict,
     Set,
     Step,
+    Trace,
     Where,
     rank,
 )
@@ -98,7 +98,7 @@ def tests_of_programs(programs: Iterable[Program]) -> Iterator[m.Test]:
 def _tests_of_action(action: Action) -> Iterator[m.Test]:
     """Yield the tests that an action makes of a packet as it comes."""
     match action:
-        case Only(tests, conditions) | Where(tests, conditions):
+        case Restrict(tests, conditions) | Where(tests, conditions):
             yield from tests
             yield from (test for condition in conditions for test in m.tests_of(condition))
             if isinstance(action, Where):
@@ -108,9 +108,9 @@ def _tests_of_action(action: Action) -> Iterator[m.Test]:
             yield from (m.equals(bit, 1) for bit, _ in pairs if flip)
         case Remap():
             yield from action.groups().values()
-        case Flip(bits):
+        case FlipBits(bits):
             yield from (m.equals(bit, 1) for bit in bits)
-        case Set() | Note():
+        case Set() | Trace():
             pass
 
 
@@ -253,11 +253,11 @@ class Evaluation:
                 return self.where(tests, conditions, changed, then)
             case Remap():
                 return self.remap(action, then)
-            case Note(text):
+            case Trace(text):
                 return self.change(then, {}, partial(_noted, text))
-            case Only(tests, conditions):
+            case Restrict(tests, conditions):
                 return self.where(tests, conditions, then, rest)
-            case Flip(bits):
+            case FlipBits(bits):
                 for bit in bits:
                     then = self.flip(bit, then)
                 return then

@@ -33,7 +33,7 @@ from pvefw_nft.verify.network.path import End, NicEnd, PortEnd, RoutedEnd
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pvefw_nft.verify.prove.flows import Way
+    from pvefw_nft.verify.prove.flows import PathPair
     from pvefw_nft.verify.prove.program import Case
 
 _PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1, "icmpv6": 58, "sctp": 132, "gre": 47, "esp": 50}
@@ -54,7 +54,7 @@ class Known:
     tests6: tuple[m.Condition, ...] | None = ()
     tagged: bool | None = None
 
-    def concerns(self, way: Way, case: Case) -> bool:
+    def concerns(self, way: PathPair, case: Case) -> bool:
         """Whether a way and kind of frame may hold such packets."""
         if self.tagged is not None and self.tagged != case.tagged:
             return False

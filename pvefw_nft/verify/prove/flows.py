@@ -1,6 +1,6 @@
 """The base chains that a packet meets on its way, specialised for it.
 
-A :class:`Way` is a path through the host for both sides of a comparison. Its *segments* are the hops of the path
+A :class:`PathPair` is a path through the host for both sides of a comparison. Its *segments* are the hops of the path
 (one bridge crossed, or the host's own stack): most ways share theirs with others, so each is proved once.
 """
 
@@ -205,7 +205,7 @@ class Segment(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class PathPair:
     """From one end to another; ``segments`` is None where the sides' hops differ.
 
     ``back_before`` and ``back_after`` are the stages of the way back, where they matter: where rules set zones.
@@ -236,7 +236,7 @@ def bridge_of(end: End) -> str | None:
             return None
 
 
-def find_way(network: Network, source: End, destination: End, *, zones: bool = False) -> Way:
+def find_way(network: Network, source: End, destination: End, *, zones: bool = False) -> PathPair:
     """Return the way between two ends on both sides; with the ways back where rules set ``zones``.
 
     Raises UsageError where there is none on one of them.
@@ -250,9 +250,9 @@ def find_way(network: Network, source: End, destination: End, *, zones: bool = F
     if [hop for hop, _ in hops[0]] == [hop for hop, _ in hops[1]]:
         segments = tuple(Segment(hop, left, right) for (hop, left), (_, right) in zip(*hops, strict=True))
     if not zones:
-        return Way(source, destination, one, two, segments)
+        return PathPair(source, destination, one, two, segments)
     back_before, back_after = find_stages(before, destination, source), find_stages(after, others[1], others[0])
-    return Way(source, destination, one, two, segments, back_before, back_after)
+    return PathPair(source, destination, one, two, segments, back_before, back_after)
 
 
 # --- flows --------------------------------------------------------------------------------------------------

@@ -86,13 +86,13 @@ class Remap(NamedTuple):
         }
 
 
-class Note(NamedTuple):
+class Trace(NamedTuple):
     """Something is done that no field shows; the proof compares the text."""
 
     text: str
 
 
-class Flip(NamedTuple):
+class FlipBits(NamedTuple):
     """These bits change."""
 
     bits: tuple[m.Field, ...]
@@ -103,7 +103,7 @@ class Where(NamedTuple):
 
     tests: tuple[m.Test, ...]
     conditions: tuple[m.Condition, ...]
-    actions: tuple[Set | Flip | Copy | Note, ...]
+    actions: tuple[Set | FlipBits | Copy | Trace, ...]
 
 
 class Copy(NamedTuple):
@@ -113,14 +113,14 @@ class Copy(NamedTuple):
     flip: bool
 
 
-class Only(NamedTuple):
+class Restrict(NamedTuple):
     """The rest of the step is for packets where these hold."""
 
     tests: tuple[m.Test, ...]
     conditions: tuple[m.Condition, ...]
 
 
-Action: TypeAlias = Set | Where | Remap | Flip | Copy | Note | Only
+Action: TypeAlias = Set | Where | Remap | FlipBits | Copy | Trace | Restrict
 
 
 class Call(NamedTuple):

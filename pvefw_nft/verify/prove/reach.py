@@ -12,7 +12,7 @@ from pvefw_nft.verify.prove.program import Outcome, rank
 
 if TYPE_CHECKING:
     from pvefw_nft.verify.model.intervals import IntervalSet
-    from pvefw_nft.verify.prove.flows import Side, Way
+    from pvefw_nft.verify.prove.flows import PathPair, Side
     from pvefw_nft.verify.prove.program import Case
 
 TCP = 6
@@ -35,7 +35,7 @@ def host_is_reachable(side: Side, ports: IntervalSet) -> bool:
     return False
 
 
-def _is_accepted(comparison: Comparison, way: Way, case: Case, ports: IntervalSet) -> bool:
+def _is_accepted(comparison: Comparison, way: PathPair, case: Case, ports: IntervalSet) -> bool:
     flows = comparison.flows_before
     flow = flows.flow(way.before, case, flows.track(way.before, way.back_before, case))
     tests = sorted(

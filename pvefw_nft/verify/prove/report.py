@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Witness:
+class Counterexample:
     """One packet of a class, on one way through the host; ``packet`` is complete, to be simulated.
 
     ``zones`` are, for each side, the names by which ``simulate`` knows the two ends on that side's host.
@@ -78,7 +78,7 @@ class Difference:
     after: str
     rules_before: tuple[Place, ...]
     rules_after: tuple[Place, ...]
-    witness: Witness
+    witness: Counterexample
     cause: Cause
     known: str | None = None
 
@@ -103,9 +103,9 @@ class Report:
     ``assumptions`` lists, a line each, the assumptions of the result, ``left_out`` which packets the sides' tools
     cannot treat alike (see :mod:`~pvefw_nft.verify.prove.backend_differences`). ``omitted`` counts classes of packets
     beyond the limit of classes shown. ``undecided`` lists, a line each, comparisons left out and why, ``plumbing``
-    which guests, bridges and interfaces the two hosts do not have in common. ``rests_on`` are the assumptions of every comparison
-    that count in this one. ``untagged_only``: the tools treat VLAN-tagged frames differently, and there are no VLANs on
-    this host.
+    which guests, bridges and interfaces the two hosts do not have in common. ``rests_on`` are the assumptions of every
+    comparison that count in this one. ``untagged_only``: the tools treat VLAN-tagged frames differently, and there are
+    no VLANs on this host.
     """
 
     before: str

@@ -30,13 +30,13 @@ from pvefw_nft.verify.prove.program import (
     Call,
     Choice,
     Copy,
-    Flip,
-    Note,
-    Only,
+    FlipBits,
     Program,
     Remap,
+    Restrict,
     Set,
     Step,
+    Trace,
     Where,
 )
 
@@ -177,17 +177,17 @@ class Writer:
         """Return an action. Raises NoShapeError where it gives a renamed field a value."""
         name = type(action).__name__
         match action:
-            case Only(tests, conditions):
+            case Restrict(tests, conditions):
                 return (name, *self.conditions(tests, conditions))
             case Where(tests, conditions, inner):
                 return (name, *self.conditions(tests, conditions), self.actions(inner))
-            case Note(text):
+            case Trace(text):
                 return name, text
             case Set(pairs):
                 self.changes(on for on, _ in pairs)
             case Remap(on):
                 self.changes((on,))
-            case Flip(bits):
+            case FlipBits(bits):
                 self.changes(bits)
             case Copy(pairs):
                 self.changes(on for pair in pairs for on in pair)

@@ -38,11 +38,11 @@ from pvefw_nft.verify.prove.program import (
     Call,
     Case,
     Choice,
-    Note,
-    Only,
     Outcome,
     Program,
+    Restrict,
     Step,
+    Trace,
     rank,
 )
 from pvefw_nft.verify.simulate.packet import HOST_MAC
@@ -370,7 +370,7 @@ class Specialiser(ActionMaker):
         """Whether no packet goes beyond this step; notes the facts known of those that do."""
         if step.end is None or isinstance(step.end, Choice) or (isinstance(step.end, Call) and step.end.back):
             return False
-        if step.conditions or any(isinstance(action, Only) for action in step.actions):
+        if step.conditions or any(isinstance(action, Restrict) for action in step.actions):
             return False
         if not step.tests:
             return True
@@ -493,10 +493,10 @@ class Specialiser(ActionMaker):
                     open_end = True
                     break
                 if more or others:
-                    actions.append(Only(more, others))
+                    actions.append(Restrict(more, others))
             else:
                 actions += self.effect(effect)
-        while actions and isinstance(actions[0], Only):
+        while actions and isinstance(actions[0], Restrict):
             merged, others, possible = self.conditions(
                 (), (*tests, *actions[0].tests, *conditions, *actions[0].conditions)
             )
@@ -505,7 +505,7 @@ class Specialiser(ActionMaker):
             tests, conditions = merged, others
             del actions[0]
         if open_end or rule.verdict is None:
-            while actions and isinstance(actions[-1], Only):
+            while actions and isinstance(actions[-1], Restrict):
                 actions.pop()
             if actions:
                 yield Step(tests, conditions, tuple(actions), None)
@@ -532,7 +532,7 @@ class Specialiser(ActionMaker):
                     yield step._replace(end=always or Call(program, back))
             case m.Queue(first, last, bypass):
                 text = f"queue {first}-{last}" if self.residuals.strict else "queue"
-                note = Note(f"{text} bypass" if bypass else text)
+                note = Trace(f"{text} bypass" if bypass else text)
                 yield step._replace(actions=(*step.actions, note), end=ACCEPT)
             case m.Nat():
                 yield step._replace(actions=(*step.actions, *translate(verdict, self.context.case)), end=ACCEPT)

@@ -15,7 +15,7 @@ from pvefw_nft.verify.prove.program import Call, Step
 if TYPE_CHECKING:
     from pvefw_nft.verify.prove.program import Program
 
-MOST_STEPS = 60
+MAX_STEPS = 60
 """Called programs of more steps than this are not proved equal by themselves: they are not likely to be shared."""
 
 
@@ -57,7 +57,7 @@ class Congruence:
     @staticmethod
     def _proved(one: Program, two: Program) -> bool:
         flows: list[Flow] = [(Base(one, accepts=True),), (Base(two, accepts=True),)]
-        if sum(len(program.steps) for program in programs_of(flows)) > MOST_STEPS:
+        if sum(len(program.steps) for program in programs_of(flows)) > MAX_STEPS:
             return False
         evaluation = Evaluation(flows)
         return evaluation.program(one) == evaluation.program(two)

@@ -24,7 +24,7 @@ from pvefw_nft.verify import model as m
 from pvefw_nft.verify.prove.budget import BudgetExceededError
 from pvefw_nft.verify.prove.counterexamples import USUAL
 from pvefw_nft.verify.prove.evaluate import Evaluation
-from pvefw_nft.verify.prove.program import Action, Copy, Flip, Note, Only, Outcome, Remap, Set, Where
+from pvefw_nft.verify.prove.program import Action, Copy, FlipBits, Outcome, Remap, Restrict, Set, Trace, Where
 from pvefw_nft.verify.prove.specialise import Context, Specialiser, find_chain
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class Walk:
         for effect in rule.effects:
             if isinstance(effect, m.Guard):
                 more, others, possible = special.conditions((effect.condition,))
-                actions.append(Only(more, others if possible else (m.FALSE,)))
+                actions.append(Restrict(more, others if possible else (m.FALSE,)))
             else:
                 actions += special.effect(effect)
         choices = [Choice((), (), rule.verdict)] if not isinstance(rule.verdict, m.VerdictMap) else []
@@ -433,20 +433,20 @@ class Walk:
         failed = self.evaluation.false
         for action in actions:
             match action:
-                case Only(tests, conditions):
+                case Restrict(tests, conditions):
                     failed = self.union(failed, self.beyond(hit, tests, conditions))
                     hit = self.within(hit, tests, conditions)
                 case Where(tests, conditions, inner):
                     rest, hit = self.beyond(hit, tests, conditions), self.within(hit, tests, conditions)
                     hit, _ = self.act(inner, hit)
                     hit = self.union(hit, rest)
-                case Set() | Remap() | Flip() | Copy():
+                case Set() | Remap() | FlipBits() | Copy():
                     hit = self.changed(action, hit)
-                case Note():
+                case Trace():
                     pass
         return hit, failed
 
-    def changed(self, action: Set | Remap | Flip | Copy, hit: int) -> int:
+    def changed(self, action: Set | Remap | FlipBits | Copy, hit: int) -> int:
         """Return the packets after fields of theirs have been changed."""
         match action:
             case Set(pairs):
@@ -460,7 +460,7 @@ class Walk:
                 before, hit = hit, self.evaluation.false
                 for new, test in action.groups().items():
                     hit = self.union(hit, self.given(self.within(before, (test,), ()), on, new))
-            case Flip(bits):
+            case FlipBits(bits):
                 for bit in bits:
                     hit = self.split(hit, bit, partial(self.flipped, bit))
             case Copy(pairs, flip):
@@ -624,7 +624,7 @@ class Walk:
 def tests_of_action(action: Action) -> Iterator[m.Test]:
     """Yield every test that an action makes, and of each value that it gives."""
     match action:
-        case Only(tests, conditions):
+        case Restrict(tests, conditions):
             yield from tests
             yield from (test for condition in conditions for test in m.tests_of(condition))
         case Where(tests, conditions, actions):
@@ -637,11 +637,11 @@ def tests_of_action(action: Action) -> Iterator[m.Test]:
             for new, test in action.groups().items():
                 yield test
                 yield m.equals(on, new)
-        case Flip(bits):
+        case FlipBits(bits):
             yield from (m.equals(bit, 1) for bit in bits)
         case Copy(pairs):
             yield from (m.equals(bit, 1) for pair in pairs for bit in pair)
-        case Note():
+        case Trace():
             pass
 
 

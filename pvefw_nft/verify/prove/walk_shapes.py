@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.prove.program import Copy, Flip, Note, Set
+from pvefw_nft.verify.prove.program import Copy, FlipBits, Set, Trace
 from pvefw_nft.verify.prove.shapes import NoShapeError, Writer, overlaps
 from pvefw_nft.verify.prove.specialise import find_chain
 from pvefw_nft.verify.prove.walk import is_line, shows
@@ -91,13 +91,13 @@ class _WalkWriter(Writer):
 
     def action(self, action: Action) -> Key:
         match action:
-            case Note(text) if text.startswith(_LOG):
+            case Trace(text) if text.startswith(_LOG):
                 return _LOG, self.logs.setdefault(text, len(self.logs))
             case Set(pairs):
                 self.changes(on for on, _ in pairs)
                 given = [self.of_mark(m.equals(on, v)) if on in _CT_MARKS else (on, "is", v) for on, v in pairs]
                 return "Set", tuple(given)
-            case Flip(bits):
+            case FlipBits(bits):
                 asked = bits
             case Copy(pairs):
                 asked = tuple(bit for pair in pairs for bit in pair)

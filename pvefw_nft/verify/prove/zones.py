@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pvefw_nft.verify.network.path import Stage
-    from pvefw_nft.verify.prove.flows import Side, Way
+    from pvefw_nft.verify.prove.flows import PathPair, Side
     from pvefw_nft.verify.simulate.tracking import Tracked, Zone
 
 UNKNOWN = (
@@ -46,7 +46,7 @@ class Zones:
         self._pairs: set[tuple[Zone, Zone]] = set()
         self.undecided = False
 
-    def add(self, way: Way, tracked: tuple[Sequence[Tracked], Sequence[Tracked]]) -> None:
+    def add(self, way: PathPair, tracked: tuple[Sequence[Tracked], Sequence[Tracked]]) -> None:
         """Take up the lookups on a way."""
         if not self._same_rules and any(True for side in tracked for _ in undecided_zones(side)):
             self.undecided = True
