@@ -130,7 +130,7 @@ class Links:
 
 def read_links(route: Any) -> Links:  # noqa: ANN401 (pyroute2 is untyped)
     """Return all links of this network namespace; ``route`` is a pyroute2 IPRoute."""
-    messages = list(route.link("dump", ext_mask=_SKIP_STATS, match=_any))
+    messages = _dump(route, ext_mask=_SKIP_STATS)
     names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in messages}
     links = [_link(message, names) for message in messages]
     if any(link.vlan_aware for link in links):
@@ -139,9 +139,11 @@ def read_links(route: Any) -> Links:  # noqa: ANN401 (pyroute2 is untyped)
     return Links(links)
 
 
-def _any(message: Any) -> bool:  # noqa: ANN401, ARG001 (a netlink message)
-    """Match any message: without a match, pyroute2 0.7.2 takes ``ext_mask`` for an attribute that links must have."""
-    return True
+def _dump(route: Any, **asked: int) -> list[Any]:  # noqa: ANN401 (pyroute2 is untyped)
+    """Return the messages of all links, asked for with these fields of the request."""
+    # pyroute2 0.7.2 takes ext_mask for an attribute that links must have, and so finds none. A match of our own ends
+    # that, but has 0.9.7 leave out the fields of the request.
+    return list(route.link("dump", **asked)) or list(route.link("dump", **asked, match=lambda _: True))
 
 
 def open_route() -> Any:  # noqa: ANN401 (pyroute2 is untyped)
@@ -238,7 +240,7 @@ def _bridge_settings(data: Any) -> BridgeSettings:  # noqa: ANN401 (a netlink at
 
 def _port_vlans(route: Any) -> dict[int, tuple[VlanRange, ...]]:  # noqa: ANN401 (pyroute2 is untyped)
     found: dict[int, tuple[VlanRange, ...]] = {}
-    for message in route.link("dump", family=socket.AF_BRIDGE, ext_mask=_VLANS_COMPRESSED, match=_any):
+    for message in _dump(route, family=socket.AF_BRIDGE, ext_mask=_VLANS_COMPRESSED):
         spec = message.get_attr("IFLA_AF_SPEC")
         ranges: list[VlanRange] = []
         begin = 0

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 pytest.importorskip("pyroute2")
 
 GUEST, HOST = ADDRESSES["vm102"], BRIDGES["vmbr1"]
-# nothing listens on the host: a refusal says that the packet came there
-REACHED, SILENT = "Connection refused", "no answer"
+# a server says from which address it was reached
+SILENT = "no answer"
 
 
 @pytest.mark.parametrize("host_firewall", [True, False])
@@ -31,9 +31,9 @@ def test_vnet_rules_hold_between_guests_and_the_host(host: Namespace, tmp_path: 
     rules.write_text("[OPTIONS]\nenable: 1\npolicy_forward: DROP\n[RULES]\nFORWARD ACCEPT -p tcp -dport 22\n")
     with NatNetwork() as network:
         start(recompiled(tmp_path, "nft"))
-        assert network.tcp("vm102", HOST, 22) == REACHED
+        assert network.tcp("vm102", HOST, 22) == GUEST
         assert network.tcp("host", GUEST, 22) == HOST
-        assert network.tcp("vm102", HOST, 80) == (SILENT if host_firewall else REACHED)
+        assert network.tcp("vm102", HOST, 80) == (SILENT if host_firewall else GUEST)
         assert network.tcp("host", GUEST, 80) == (SILENT if host_firewall else HOST)
         # between guests they hold in any case
         assert network.tcp("vm102", ADDRESSES["vm101"], 80) == SILENT
