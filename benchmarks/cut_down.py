@@ -45,7 +45,16 @@ def _is_known(statement: dict[str, Any]) -> bool:
     selector = {"match": "left", "vmap": "key", "mangle": "key"}.get(kind)
     if selector is None:
         return True
-    return "ct" not in body[selector] and body[selector].get("meta", {}).get("key") != "ibrname"
+    return not _needs_modules(body[selector])
+
+
+def _needs_modules(expression: Any) -> bool:  # noqa: ANN401 - an expression of nft's JSON, or a value
+    """Tell whether an expression, or one within it (``ct status & 2048``), asks for a connection or a bridge's name."""
+    if isinstance(expression, list):
+        return any(map(_needs_modules, expression))
+    if not isinstance(expression, dict):
+        return False
+    return "ct" in expression or expression.get("key") == "ibrname" or any(map(_needs_modules, expression.values()))
 
 
 def cut_down() -> None:
