@@ -315,9 +315,15 @@ def load_stages(*, checks: bool = False, proof: bool = False) -> None:
     """
     names = ["config.load", "ir.build", "ir.validate", *(f"backends.{name}" for name in BACKENDS)]
     if checks:
-        names += ["config.survey", "config.unused", "config.inventory", "verify.read", "verify.interfaces"]
+        names += [
+            "config.survey",
+            "config.unused",
+            "config.inventory",
+            "verify.readers.files",
+            "verify.network.interfaces",
+        ]
     if proof:
-        names += ["verify.prove.analyse", "verify.prove.compare"]
+        names += ["verify.prove.dead_rules", "verify.prove.compare"]
     for name in names:
         import_module(f"pvefw_nft.{name}")
 

@@ -65,7 +65,7 @@ def need_privileges(status: Path = Path("/proc/self/status")) -> None:
     """
     if os.geteuid() == 0:
         return
-    found = _EFFECTIVE.search(status.read_text(encoding="ascii", errors="replace"))
+    found = _EFFECTIVE.search(status.read_text(encoding="utf-8", errors="replace"))
     if found is None or int(found[1], 16) & _NEEDED != _NEEDED:
         raise HostError("this needs root, or CAP_NET_ADMIN and CAP_NET_RAW", "run this as root")
 

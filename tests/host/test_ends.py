@@ -57,7 +57,7 @@ def test_without_root_the_first_message_says_so(options: list[str], tmp_path: Pa
     more = [] if command == "stop" else options
     done = Command([command, *more], tmp_path / "said", become_nobody).ended()
     assert done.status == 3
-    assert done.said == "error: this needs root\n  help: run this as root\n"
+    assert done.said == "error: this needs root, or CAP_NET_ADMIN and CAP_NET_RAW\n  help: run this as root\n"
 
 
 @pytest.mark.parametrize("descriptors", [(1,), (2,), (1, 2)])

@@ -83,9 +83,10 @@ def test_no_traceback_where_descriptors_run_out(host: Namespace, tmp_path: Path,
     for command in ("doctor", "status"):
         check_words(Command([command, *options], tmp_path / "said", descriptors(number)).ended().said)
     running = Command(["run", *options, "--poll", "0.3"], tmp_path / "said", descriptors(number))
-    end = time.monotonic() + 2
-    while running.is_running() and time.monotonic() < end:
+    begun = time.monotonic()
+    while running.is_running() and not running.said() and time.monotonic() < begun + 30:
         time.sleep(0.1)
+    time.sleep(2)
     if running.is_running():
         running.send(signal.SIGTERM)
     done = running.ended()

@@ -206,6 +206,19 @@ def test_services_are_found_by_systemd(systemd: list[str]) -> None:
         services.refuse_beside_proxmox()
 
 
+def test_without_d_bus_control_groups_tell_users_what_runs(
+    systemd: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "_answers", lambda: False)
+    monkeypatch.setattr(services, "_CONTROL_GROUPS", tmp_path)
+    for name, populated in (("pve-firewall.service", 1), ("ended.service", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cgroup.events").write_text(f"populated {populated}\nfrozen 0\n")
+    names = ("pve-firewall.service", "ended.service", "missing.service")
+    assert [service.running for service in services.read_services(*names)] == [True, False, False]
+    assert systemd == []
+
+
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Have units and records in a folder of the test's, and both services stopped."""

@@ -80,6 +80,8 @@ LIBRARIES = "/opt/python/lib"
 COMMAND = (
     f'#!/bin/sh\nLD_LIBRARY_PATH={LIBRARIES} PYTHONPATH={PATHS} exec /opt/python/bin/{{python}} -m pvefw_nft.cli "$@"\n'
 )
+DROP_IN = f"[Service]\nEnvironment=PYTHONPATH={PATHS} LD_LIBRARY_PATH={LIBRARIES}\n"
+"""What a unit of pvefw's needs besides, since that is not installed there."""
 
 
 class Systemd:
@@ -162,8 +164,7 @@ def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
     running.run("install", "-m755", "/run/pvefw-command", "/usr/local/sbin/pvefw")
     running.write(UNIT, running.run("pvefw", "run", "--print-unit"))
     running.write("/etc/systemd/system/pvefw-failure.service", running.run("pvefw", "run", "--print-failure-unit"))
-    drop_in = f"[Service]\nEnvironment=PYTHONPATH={PATHS} LD_LIBRARY_PATH={LIBRARIES}\n"
-    running.write("/etc/systemd/system/pvefw.service.d/lab.conf", drop_in)
+    running.write("/etc/systemd/system/pvefw.service.d/lab.conf", DROP_IN)
     yield running
     running.close()
 

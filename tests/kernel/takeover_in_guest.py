@@ -23,7 +23,7 @@ import pytest
 
 from tests.host.conftest import Namespace
 from tests.host.network import Denied, Network, Streams, check, configure
-from tests.kernel.systemd_in_guest import BACKENDS, COMMAND, Systemd, eventually
+from tests.kernel.systemd_in_guest import BACKENDS, COMMAND, DROP_IN, Systemd, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,9 +143,7 @@ class Node:
         python = Path(sys.executable).name
         self.systemd.write("/run/pvefw-command", COMMAND.format(python=python))
         self.run("install", "-m755", "/run/pvefw-command", "/usr/local/sbin/pvefw")
-        self.systemd.write(
-            "/etc/systemd/system/pvefw.service.d/lab.conf", "[Service]\nEnvironment=PYTHONPATH=/opt/pvefw\n"
-        )
+        self.systemd.write("/etc/systemd/system/pvefw.service.d/lab.conf", DROP_IN)
         for name, (text, _) in DAEMONS.items():
             stop = f"ExecStop=/opt/python/bin/{python} /usr/local/lib/{name} stop\n" if name == "pve-firewall" else ""
             self.systemd.write(f"/usr/local/lib/{name}", text)

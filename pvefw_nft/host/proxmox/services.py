@@ -21,6 +21,7 @@ TABLES = (("inet", "proxmox-firewall"), ("bridge", "proxmox-firewall-guests"))
 """The tables of proxmox-firewall."""
 _SYSTEMD = Path("/run/systemd/system")
 _BUS = Path("/run/dbus/system_bus_socket")
+_CONTROL_GROUPS = Path("/sys/fs/cgroup/system.slice")
 _RUNNING = frozenset(("active", "activating", "reloading", "deactivating"))
 _TIMEOUT = 30.0
 
@@ -56,10 +57,12 @@ def has_systemd() -> bool:
 def read_services(*names: str) -> list[Service]:
     """Return units by name, none where systemd does not run. Raises HostError where it does not answer.
 
-    Users get its answers by D-Bus, which each Proxmox VE has. Where it is not installed, the service's user sees none.
+    Users other than root get its answers by D-Bus. Where that is not installed, the control groups tell which run.
     """
-    if not has_systemd() or not _answers():
+    if not has_systemd():
         return []
+    if not _answers():
+        return [_by_control_group(name) for name in names]
     properties = ("Id", "LoadState", "ActiveState", "UnitFileState", "FragmentPath")
     output = tools.run(["systemctl", "show", f"--property={','.join(properties)}", "--", *names], timeout=_TIMEOUT)
     found = []
@@ -71,6 +74,14 @@ def read_services(*names: str) -> list[Service]:
 
 def _answers() -> bool:
     return os.geteuid() == 0 or _BUS.exists()
+
+
+def _by_control_group(name: str) -> Service:
+    """Return what any user sees of a service: systemd has a control group for each that has processes (systemd(1))."""
+    runs = False
+    with contextlib.suppress(OSError):  # it has none, or none any more
+        runs = "populated 1" in (_CONTROL_GROUPS / name / "cgroup.events").read_text().splitlines()
+    return Service(name, "loaded" if runs else "", "active" if runs else "inactive", "", "")
 
 
 def keeps_flag() -> bool:
