@@ -232,7 +232,9 @@ def test_service(systemd: Systemd, owner: str, backend: str) -> None:
 def assert_only_known_warnings(systemd: Systemd) -> None:
     """Have no warning in the journal but that of a setting which network namespaces but the first do not have."""
     lines = systemd.run("journalctl", "--unit", "pvefw").splitlines()
-    assert [line for line in lines if "warning" in line and "nf_conntrack_buckets" not in line] == []
+    # which only the machine's own network namespace may set
+    known = "no permission to set net/netfilter/nf_conntrack_"
+    assert [line for line in lines if "warning" in line and known not in line] == []
 
 
 @pytest.mark.parametrize("backend", ONE_BACKEND, indirect=True)
@@ -274,8 +276,8 @@ def test_unit_of_an_older_version_is_told(systemd: Systemd, owner: str, backend:
         systemd.run("systemctl", "stop", "pvefw")
         configure(systemd, backend, port=1008)
         systemd.run("systemctl", "start", "pvefw")
+        eventually(lambda: "killed by SIGSYS" in systemd.run("journalctl", "--unit", "pvefw"))
         said = systemd.run("journalctl", "--unit", "pvefw")
-        assert "killed by SIGSYS" in said
         assert "run OPTIONS --print-unit" in said
         assert has_port(systemd, backend, 1000)  # what was loaded before
     finally:
