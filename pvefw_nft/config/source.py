@@ -206,13 +206,13 @@ def program_digest() -> str:
     for name in _PACKAGES:
         found = importlib.util.find_spec(name)
         for folder in (found.submodule_search_locations or ()) if found is not None else ():
-            for path in _program_files(Path(folder)):
+            for path in program_files(Path(folder)):
                 digest.update(f"{path}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
                 digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _program_files(folder: Path) -> list[Path]:
+def program_files(folder: Path) -> list[Path]:
     """Return the files of a package, those of linked folders included, in a fixed order.
 
     Compiled files are left out, and their folders not even looked into: another run may make or remove them now.

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pvefw_nft.config.source import program_files
 from pvefw_nft.errors import HostError, PvefwError
 from pvefw_nft.fleet.bundle import digest_of, pack, unpack
 from pvefw_nft.fleet.jobs import Job, Outcome, decode, do, encode, failed
@@ -259,12 +260,8 @@ def code_digest() -> str:
     """Return a digest of this program's code, the same wherever it is installed."""
     digest = hashlib.sha256()
     package = Path(__file__).resolve().parents[1]
-    backends = (package / "backends").resolve()  # in a checkout it is a link
-    for folder in (package, backends):
-        for path in sorted(folder.rglob("*.py")):
-            name = path.relative_to(folder)
-            if folder is package and name.parts[0] == "backends":
-                continue
-            digest.update(f"{folder.name} {name}\0".encode())
+    for path in program_files(package):
+        if path.suffix == ".py":
+            digest.update(f"{path.relative_to(package)}\0".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -42,10 +42,8 @@ class _Family:
 
 _PROC = Path("/proc/thread-self/net")  # /proc/net is that of the process's first thread
 _FAMILIES = {
-    "iptables": _Family(socket.AF_INET, socket.IPPROTO_IP, Path("/proc/thread-self/net/ip_tables_names"), 88, 96),
-    "ip6tables": _Family(
-        socket.AF_INET6, socket.IPPROTO_IPV6, Path("/proc/thread-self/net/ip6_tables_names"), 140, 152
-    ),
+    "iptables": _Family(socket.AF_INET, socket.IPPROTO_IP, _PROC / "ip_tables_names", 88, 96),
+    "ip6tables": _Family(socket.AF_INET6, socket.IPPROTO_IPV6, _PROC / "ip6_tables_names", 140, 152),
 }
 
 
@@ -104,9 +102,14 @@ def _without_counters(entries: bytearray, family: _Family) -> bytes:
     return bytes(entries)
 
 
+def has_bridge_table() -> bool:
+    """Tell whether legacy ebtables can have rules: where its module is not loaded, asking for them would load it."""
+    return _EBTABLES_MODULE.is_dir()
+
+
 def _bridge_tables() -> dict[str, bytes]:
-    if not _EBTABLES_MODULE.is_dir():
-        return {}  # asking would load it
+    if not has_bridge_table():
+        return {}
     name = "filter"
     with _asking(socket.AF_INET) as asking:
         for _ in range(_TRIES):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
 
 from pvefw_nft.errors import HostError
 
@@ -16,13 +15,12 @@ from .. import firewall, tools
 from ..apply import xtables
 from ..apply.apply_iptables import plan
 from ..apply.nftables_state import Nftables
-from ..netfilter import nf_tables
+from ..netfilter import legacy_tables, nf_tables
 from ..records import record
 from .services import IPTABLES_SERVICE, NFT_SERVICE, loaded_tables, read_services
 
 _VARIANTS = ("legacy", "nft")
 _LOOK_AGAIN = 1.0  # seconds; rules that are still there then are not those of a load that was under way
-_MODULES = Path("/proc/modules")
 # a line of `ebtables -L`, of ebtables' legacy variant: Bridge chain: FORWARD, entries: 1, policy: ACCEPT
 _LEGACY_CHAIN = re.compile(r"Bridge chain: (\S+), entries: \d+, policy: (\S+)")
 _HOOKED = re.compile(r"^-A INPUT -j PVEFW-INPUT$", re.MULTILINE)
@@ -52,22 +50,14 @@ def leftovers() -> list[str]:
         variant
         for variant in _VARIANTS
         if not (ours and variant == current)
-        and _is_installed(f"iptables-{variant}-save")
+        and tools.is_installed(f"iptables-{variant}-save")
         and _HOOKED.search(tools.run([f"iptables-{variant}-save"]))
     ]
 
 
 def _save_tools(tool: str) -> list[str]:
     names = [f"{tool}-{variant}-save" for variant in _VARIANTS]
-    return [name for name in names if _is_installed(name)] or [f"{tool}-save"]
-
-
-def _is_installed(tool: str) -> bool:
-    try:
-        tools.find(tool)
-    except HostError:
-        return False
-    return True
+    return [name for name in names if tools.is_installed(name)] or [f"{tool}-save"]
 
 
 def remove_tables() -> list[str]:
@@ -88,10 +78,10 @@ def remove_other_variant() -> list[str]:
     pve-firewall uses the legacy ones. Where pvefw uses the others, chains of both are loaded. Raises HostError.
     """
     removed = []
-    for tool in filter(_is_installed, (*xtables.IP_TOOLS, "ebtables")):
+    for tool in filter(tools.is_installed, (*xtables.IP_TOOLS, "ebtables")):
         current = _current_variant(tool)
         for variant in _VARIANTS:
-            if variant == current or not _is_installed(f"{tool}-{variant}"):
+            if variant == current or not tools.is_installed(f"{tool}-{variant}"):
                 continue
             there = _held_by(tool, variant)
             if there.empty:
@@ -117,9 +107,7 @@ def _save_legacy_ebtables() -> str:
 
     Raises HostError.
     """
-    # as it does: where the module is not loaded there is no table, and asking would load it
-    modules = _MODULES.read_text() if _MODULES.exists() else ""
-    if re.search(r"^ebtable_filter ", modules, re.MULTILINE) is None:
+    if not legacy_tables.has_bridge_table():
         return ""
     lines = ["*filter"]
     chain = ""
@@ -135,7 +123,7 @@ def _save_legacy_ebtables() -> str:
 
 def _current_variant(tool: str = "iptables") -> str:
     """Return which variant a tool is. Raises HostError where it is not installed."""
-    return "legacy" if "(legacy)" in tools.run([tool, "--version"]) else "nft"
+    return "legacy" if "(legacy)" in tools.version(tool) else "nft"
 
 
 def wait_until_loaded(service: str, seconds: float) -> None:

@@ -71,7 +71,7 @@ def add_where_needed() -> None:
     if wanted - present:
         nft.run([command for family in sorted(wanted - present) for command in _commands(family)])
     if present - wanted:
-        nft.run([{"delete": {"table": {"family": family, "name": NAME}}} for family in sorted(present - wanted)])
+        _delete(present - wanted)
 
 
 def shielded() -> set[str]:
@@ -81,10 +81,14 @@ def shielded() -> set[str]:
 
 
 def remove() -> None:
-    """Remove the tables where they are. Raises :class:`HostError`."""
+    """Remove the tables where they are; a failure is no error, since they change no packet."""
     with contextlib.suppress(HostError):
-        for family in sorted(shielded()):
-            Nftables().run([{"delete": {"table": {"family": family, "name": NAME}}}])
+        if present := shielded():
+            _delete(present)
+
+
+def _delete(families: Iterable[str]) -> None:
+    Nftables().run([{"delete": {"table": {"family": family, "name": NAME}}} for family in sorted(families)])
 
 
 def _commands(family: str) -> list[dict[str, Any]]:
