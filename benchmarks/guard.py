@@ -15,16 +15,15 @@ import ipaddress
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.compile import NODE, generate
 from pvefw_nft.app import session_guard
 from pvefw_nft.app.desired import desired_of
+from pvefw_nft.app.judgement import Connections
 from pvefw_nft.host.live_network import LiveLink, LiveNetwork
-from pvefw_nft.host.tracking import connections
-from pvefw_nft.host.tracking.connections import Flow, Session
+from pvefw_nft.host.tracking.connections import Address, Flow, Session
 from pvefw_nft.pipeline import Source, compile_root, topology
 
 HOST = 4, int(ipaddress.IPv4Address("10.128.0.1"))
@@ -50,21 +49,20 @@ def main() -> None:
             {guest: nic.mac for guest, nic in zip(guests, nics, strict=True) if nic.mac is not None},
         )
         sessions = [Session("ssh", Flow(6, (4, CLIENT), 50000 + n, HOST, 22), "a benchmark") for n in range(2)]
-        connections.sessions = lambda **_: sessions
         gc.disable()  # as the commands do
         for backend in ("iptables", "nft"):
             desired = desired_of(compile_root(source, backend))
             for met in arguments.met:
                 flows = _flows(guests[:met], arguments.connections)
-                connections.tracked = partial(list, flows)
+                now = Connections(tuple(sessions), tuple(flows), network, calls_iptables=False)
                 begun = time.process_time()
-                judgement = session_guard.judge(desired, None, source, network)
+                judgement = session_guard.judge(desired, None, source, now)
                 seconds = time.process_time() - begun
                 judged = "; ".join(judgement.notes) or "all were judged"
                 print(f"{backend}: {len(flows)} connections of {met} guests: {seconds:.2f} s; {judged}")
 
 
-def _flows(guests: list[connections.Address], count: int) -> list[Flow]:
+def _flows(guests: list[Address], count: int) -> list[Flow]:
     """Return so many connections from outside to these guests."""
     return [Flow(6, (4, FAR), 40000 + n, guests[n % len(guests)], PORTS[n % len(PORTS)]) for n in range(count)]
 

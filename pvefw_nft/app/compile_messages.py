@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.app.desired import Result, diagnostic_as_json, diagnostic_of_json
+from pvefw_nft.app.judgement import Cut, GuestLoss, Judgement
 from pvefw_nft.app.nics import FilteredNics
 from pvefw_nft.errors import (
     CompilerError,
@@ -99,7 +100,7 @@ def result_as_json(result: Result, sent: dict[str, int]) -> tuple[dict[str, Any]
         "hardening": desired.hardening,
         "pieces": [sent[piece] if piece in sent else place[piece] for piece in desired.pieces],
         "diagnostics": [diagnostic_as_json(diagnostic) for diagnostic in result.diagnostics],
-        "answers": [[*question, answer] for question, answer in result.observations.answers.items()],
+        "answers": observations_as_json(result.observations),
     }
     return message, _BETWEEN.join(piece.encode() for piece in fresh)
 
@@ -114,7 +115,6 @@ def result_of_json(message: dict[str, Any], frame: bytes, last: Desired | None, 
     numbers = message["conntrack"]
     conntrack = None if numbers is None else Conntrack(*(typed(number, int) for number in numbers))
     pieces = [known[typed(place, int)] if place >= 0 else fresh[-1 - place] for place in message["pieces"]]
-    answers = {(typed(kind, str), typed(about, str)): typed(answer, str) for kind, about, answer in message["answers"]}
     desired = record.desired(
         name,
         pieces,
@@ -122,7 +122,45 @@ def result_of_json(message: dict[str, Any], frame: bytes, last: Desired | None, 
         conntrack=conntrack,
         hardening=typed(message["hardening"], str),
     )
-    return Result(desired, tuple(map(diagnostic_of_json, message["diagnostics"])), Observations(answers))
+    return Result(
+        desired, tuple(map(diagnostic_of_json, message["diagnostics"])), observations_of_json(message["answers"])
+    )
+
+
+def observations_as_json(observations: Observations) -> list[list[str]]:
+    """Return the answers that a compile had as a message."""
+    return [[*question, answer] for question, answer in observations.answers.items()]
+
+
+def observations_of_json(value: list[list[str]]) -> Observations:
+    """Return the answers of a message."""
+    return Observations({(typed(kind, str), typed(about, str)): typed(answer, str) for kind, about, answer in value})
+
+
+# --- judgements -----------------------------------------------------------------------------------------------
+
+
+def judgement_as_json(judgement: Judgement) -> dict[str, Any]:
+    """Return a judgement as a message."""
+    return {
+        "cuts": [[cut.connection, cut.effect, cut.place, cut.add] for cut in judgement.cuts],
+        "guests": [[loss.place, loss.connections] for loss in judgement.guests],
+        "notes": judgement.notes,
+    }
+
+
+def judgement_of_json(message: dict[str, Any]) -> Judgement:
+    """Return the judgement of a message."""
+    cuts = tuple(
+        Cut(typed(connection, str), typed(effect, str), typed(place, str), typed(add, str))
+        for connection, effect, place, add in message["cuts"]
+    )
+    guests = tuple(GuestLoss(typed(place, str), _texts(lost)) for place, lost in message["guests"])
+    return Judgement(cuts, guests, _texts(message["notes"]))
+
+
+def _texts(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - JSON
+    return tuple(typed(text, str) for text in typed(value, list))
 
 
 # --- NICs -----------------------------------------------------------------------------------------------------

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.app import desired as desired_ruleset
-from pvefw_nft.app.compile_messages import decode, encode, error_as_json, error_of_json, nics_as_json, result_as_json
+from pvefw_nft.app.compile_messages import (
+    decode,
+    encode,
+    error_as_json,
+    error_of_json,
+    judgement_as_json,
+    nics_as_json,
+    observations_of_json,
+    result_as_json,
+)
 from pvefw_nft.app.nics import read_filtered_nics
 from pvefw_nft.app.steady_source import SteadySource
 from pvefw_nft.config import netdb
@@ -24,10 +34,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pvefw_nft.app.desired import Before, Result
+    from pvefw_nft.app.judgement import Connections
     from pvefw_nft.host.confined import Channel
+    from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Source
 
-HOSTS = Path("/etc/hosts")
+HOST_FILES = ("/etc/hosts", "/etc/network/interfaces")
+"""Files of the host outside of its configuration, which the other process reads for this one."""
 
 
 class Task:
@@ -40,7 +53,6 @@ class Task:
         self._before: Before = desired_ruleset.known_before(source, backend) if settle else desired_ruleset.Before()
         self._sent: dict[str, int] = {}
         self._last: Result | None = None
-        load_stages()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another program needs to do the same; what only the host knows it asks for."""
@@ -67,7 +79,15 @@ class Task:
             while True:
                 request = decode(channel.receive())
                 try:
-                    frames = self._nics(steady) if request["do"] == "nics" else self._find(steady, store, asks)
+                    match request["do"]:
+                        case "nics":
+                            frames = self._nics(steady)
+                        case "judge":
+                            frames = self._judge(steady, channel.receive())
+                        case "holds":
+                            frames = self._holds(steady, request["answers"])
+                        case _:
+                            frames = self._find(steady, store, asks)
                 except MemoryError:
                     raise  # its limit: a half-done compile is not worth keeping
                 except Exception as error:
@@ -82,6 +102,21 @@ class Task:
     def _nics(self, steady: SteadySource) -> list[bytes]:
         found = steady.patience.run(lambda: read_filtered_nics(steady.source))
         return [encode({"kind": "nics", **nics_as_json(found)})]
+
+    def _holds(self, steady: SteadySource, answers: list[list[str]]) -> list[bytes]:
+        holds = steady.still_hold(observations_of_json(answers))
+        return [encode({"kind": "holds", "holds": holds})]
+
+    def _judge(self, steady: SteadySource, frame: bytes) -> list[bytes]:
+        from pvefw_nft.app.session_guard import judge  # deferred: only commands ask for it, the service does not
+
+        desired: Desired
+        before: Desired | None
+        now: Connections
+        desired, before, now = pickle.loads(frame)  # noqa: S301 - of the process that started this one
+        source = replace(steady.source, zones=dict)
+        judgement = steady.patience.run(lambda: judge(desired, before, source, now))
+        return [encode({"kind": "judgement", **judgement_as_json(judgement)})]
 
     def _find(self, steady: SteadySource, store: Store, asks: _Asks) -> list[bytes]:
         first = self._last is None
@@ -115,8 +150,8 @@ class _Asks:
     def names(self, file: str) -> str | None:
         return self._text("names", file)
 
-    def hosts(self) -> str | None:
-        return self._text("hosts")
+    def file(self, path: str) -> str | None:
+        return self._text("file", path)
 
     def zones(self) -> dict[tuple[int, int], int]:
         return {(vmid, index): zone for vmid, index, zone in self._ask("zones")}
@@ -144,7 +179,7 @@ class _HostFiles(Files):
         self._asks = asks
 
     def text(self, path: Path | str) -> str | None:
-        return self._asks.hosts() if str(path) == str(HOSTS) else self._files.text(path)
+        return self._asks.file(str(path)) if str(path) in HOST_FILES else self._files.text(path)
 
     def listed(self, folder: Path) -> list[str]:
         return self._files.listed(folder)

@@ -1,7 +1,7 @@
 """The compiler in a process of its own, without privileges: tenants' files are read there, and nowhere else.
 
     this process                             the compiler's (:mod:`pvefw_nft.host.confine`)
-    find ────────────────────────────────▶   reads the files, compiles
+    find, nics, judge, holds ────────────▶   reads the files, compiles
        ◀── network? interface? zones? …──    questions that only the host can answer, answered here
        ◀── ruleset, diagnostics, answers ─   kept for the next request, so that only changes are compiled
 
@@ -12,6 +12,7 @@ back.
 
 from __future__ import annotations
 
+import pickle
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +26,14 @@ from pvefw_nft.app.compile_messages import (
     encode,
     error_as_json,
     error_of_json,
+    judgement_of_json,
     nics_of_json,
+    observations_as_json,
     result_of_json,
 )
-from pvefw_nft.app.compile_task import HOSTS, Task
-from pvefw_nft.app.steady_source import SETTLE_SECONDS, patience_of, read_patiently
+from pvefw_nft.app.compile_task import HOST_FILES, Task
+from pvefw_nft.app.judgement import Judgement, read_connections
+from pvefw_nft.app.steady_source import SETTLE_SECONDS, patience_of
 from pvefw_nft.config import netdb
 from pvefw_nft.config.files import FILES
 from pvefw_nft.config.patience import PatientFiles
@@ -37,13 +41,16 @@ from pvefw_nft.errors import CompilerError, DeniedError, PvefwError
 from pvefw_nft.host.confined import KILLED_BY_FILTER, Worker
 from pvefw_nft.host.records.state import typed
 from pvefw_nft.host.tracking import zone_change
+from pvefw_nft.pipeline import load_stages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from pvefw_nft.app.desired import Result
+    from pvefw_nft.app.judgement import Connections
     from pvefw_nft.app.nics import FilteredNics
-    from pvefw_nft.pipeline import Source
+    from pvefw_nft.host.records.record import Desired
+    from pvefw_nft.pipeline import Observations, Source
 
 
 class Compiler:
@@ -74,7 +81,7 @@ class Compiler:
         ``waiting`` is called with each path that the first request waits for. Raises what
         :func:`.desired.compiled` raises, UnreadableError where the file system does not answer, and CompilerError.
         """
-        message = self._ask("find", waiting)
+        message = self._ask({"do": "find"}, waiting)
         self.doubts = checked(lambda: ([*map(str, message["doubts"])], message["seconds"]))
         if message["kind"] == "same":
             if self._last is None:
@@ -91,9 +98,21 @@ class Compiler:
 
     def filtered_nics(self) -> FilteredNics:
         """Return the filtered NICs of the configuration. Raises as :meth:`find`."""
-        message = self._ask("nics", lambda _: None)
+        message = self._ask({"do": "nics"})
         found: FilteredNics = checked(lambda: nics_of_json(message))
         return found
+
+    def judge(self, desired: Desired, before: Desired | None, now: Connections) -> Judgement:
+        """Return the effect of loading ``desired`` in place of ``before`` on connections. Raises as :meth:`find`."""
+        message = self._ask({"do": "judge"}, frames=[pickle.dumps((desired, before, now))])
+        found: Judgement = checked(lambda: judgement_of_json(message))
+        return found
+
+    def still_hold(self, observations: Observations) -> bool:
+        """Tell whether the configuration gives the same answers now. Raises as :meth:`find`."""
+        message = self._ask({"do": "holds", "answers": observations_as_json(observations)})
+        holds: bool = checked(lambda: typed(message["holds"], bool))
+        return holds
 
     def close(self) -> None:
         """End the process."""
@@ -101,35 +120,44 @@ class Compiler:
             self._worker.close()
             self._worker = self._last = None
 
-    def _ask(self, what: str, waiting: Callable[[str], None]) -> dict[str, Any]:
-        """Return the answer to a request. Raises the error that the compiler ended with, and CompilerError."""
+    def _ask(
+        self, request: dict[str, Any], waiting: Callable[[str], None] = lambda _: None, frames: Sequence[bytes] = ()
+    ) -> dict[str, Any]:
+        """Return the answer to a request, which ``frames`` follow.
+
+        Raises the error that the compiler ended with, and CompilerError.
+        """
         fresh = self._worker is None
         try:
-            return self._request(what, waiting)
+            return self._request(request, waiting, frames)
         except DeniedError:
             if fresh:
                 raise
             # a file system that was mounted again is another one to Landlock: a new process may read it
             self.close()
-            return self._request(what, waiting)
+            return self._request(request, waiting, frames)
 
-    def _request(self, what: str, waiting: Callable[[str], None]) -> dict[str, Any]:
+    def _request(
+        self, request: dict[str, Any], waiting: Callable[[str], None], frames: Sequence[bytes]
+    ) -> dict[str, Any]:
         self._patience.run(lambda: None)  # a process that hangs in a file system cannot be ended: ask that first
         if self._worker is None:
+            if request["do"] != "holds":  # where nothing has changed, the stages are not needed
+                load_stages()
             self._start()
         assert self._worker is not None
         self._worker.allow()
-        self._send({"do": what})
+        self._send(encode(request), *frames)
         while True:
             message = self._message()
             match message.get("kind"):
                 case "ask":
-                    self._send(self._answer(message))
+                    self._send(encode(self._answer(message)))
                 case "waiting":
                     waiting(_text_of(message, "path"))
                 case "failed":
                     raise _error_of(message)
-                case "same" | "ruleset" | "nics" if message["kind"] in _ANSWERS[what]:
+                case str() as kind if kind in _ANSWERS[request["do"]]:
                     return message
                 case other:
                     raise self._closed(f"it said {str(other)[:40]!r}")
@@ -154,16 +182,17 @@ class Compiler:
                     return {"answer": [[vmid, index, zone] for (vmid, index), zone in zones.items()]}
                 case "names" if about in netdb.FILES:
                     return {"answer": netdb.host_text(about)}
-                case "hosts":
-                    return {"answer": FILES.text(HOSTS)}
+                case "file" if about in HOST_FILES:
+                    return {"answer": FILES.text(about)}
         except PvefwError as error:
             return {"error": error_as_json(error)}
         raise self._closed(f"it asked for {what[:40]!r}")
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, *frames: bytes) -> None:
         assert self._worker is not None
         try:
-            self._worker.channel.send(encode(message))
+            for frame in frames:
+                self._worker.channel.send(frame)
         except (OSError, TimeoutError):
             raise self._closed() from None
 
@@ -207,10 +236,11 @@ def find_once(
     With ``settle`` seconds it waits for files that are missing, empty or cut off and were not at the last apply, and
     calls ``waiting`` with the path of each. Raises what :meth:`Compiler.find` raises.
     """
-    known = read_patiently(source, lambda _: desired_ruleset.on_record(source, backend))
-    if known is not None:
-        return known
     with Compiler(source, backend, settle) as compiler:
+        known = desired_ruleset.on_record(source, backend, compiler.still_hold)
+        if known is not None:
+            return known
+        compiler.close()  # the process for a compile begins with its stages loaded
         return compiler.find(waiting)
 
 
@@ -218,6 +248,18 @@ def find_nics_once(source: Source) -> FilteredNics:
     """Return the filtered NICs of the configuration, for a command that runs once. Raises as :meth:`Compiler.find`."""
     with Compiler(source, None, settle=0.0) as compiler:
         return compiler.filtered_nics()
+
+
+def judge_once(source: Source, desired: Desired, before: Desired | None) -> Judgement:
+    """Return the effect of loading ``desired`` on the connections that this host has now, for a command that runs once.
+
+    ``before`` is the ruleset of ours that runs; None: none. Raises as :meth:`Compiler.find`, and HostError where the
+    kernel does not tell its connections.
+    """
+    if not desired.enabled:
+        return Judgement()
+    with Compiler(source, None, settle=0.0) as compiler:
+        return compiler.judge(desired, before, read_connections())
 
 
 def _text_of(message: Mapping[str, Any], key: str) -> str:
@@ -230,13 +272,18 @@ def _error_of(message: Mapping[str, Any]) -> PvefwError:
     return error
 
 
-_ANSWERS = {"find": ("same", "ruleset"), "nics": ("nics",)}
+_ANSWERS = {"find": ("same", "ruleset"), "nics": ("nics",), "judge": ("judgement",), "holds": ("holds",)}
+"""The kinds of answer to each request."""
 
 
 def _readable(root: Path) -> list[Path]:
-    """Return the paths that the compiler may read: the configuration, and this program with its Python."""
+    """Return the paths that the compiler may read: the configuration, and this program with its Python.
+
+    The checker looks names up by the C library, which reads files of ``/etc`` that all may read (nsswitch.conf(5)).
+    """
     package = Path(pvefw_nft.__file__).resolve().parent
     own = [package, package.parent / "backends", *map(Path, (sys.prefix, sys.base_prefix))]
     parsers = [Path(path).parent for path in [getattr(sys.modules.get("pyparsing"), "__file__", None)] if path]
     configuration = root / "etc" / "pve" if root == Path("/") else root
-    return [configuration, *own, *parsers, Path("/usr"), Path("/lib"), Path("/lib64")]
+    names = [netdb.ETC / name for name in (*netdb.FILES, "nsswitch.conf")]
+    return [configuration, *own, *parsers, *names, Path("/usr"), Path("/lib"), Path("/lib64")]

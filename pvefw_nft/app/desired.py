@@ -164,11 +164,14 @@ def _read_notes(source: Source, backend: str | None) -> _Notes | None:
     return state.read_record(record.inputs_path(), check)
 
 
-def on_record(source: Source, backend: str | None) -> Result | None:
-    """Return the ruleset that was applied last, if a compile would be certain to make the same again."""
+def on_record(source: Source, backend: str | None, still_hold: Callable[[Observations], bool]) -> Result | None:
+    """Return the ruleset that was applied last, if a compile would be certain to make the same again.
+
+    ``still_hold`` tells whether the answers that its compile had are those of now.
+    """
     noted = _read_notes(source, backend)
     try:
-        if noted is None or not noted.observations.still_hold(source):
+        if noted is None or not still_hold(noted.observations):
             return None
     except InternalError:  # a kind of question that this version does not ask
         return None

@@ -6,6 +6,8 @@ migration network. Connections of guests are listed if the ruleset would no long
 An established session is judged by three packets: its next one (of a connection that the kernel does not track yet,
 that is a new connection's), the host's answer, and the first packet of the same connection opened again. A rule that
 only shuts out the third would lock out an operator whose connection breaks, so it counts too.
+
+This reads the configuration, so it runs in the compiler's process (:mod:`.compile_task`).
 """
 
 from __future__ import annotations
@@ -17,17 +19,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import UsageError
-from pvefw_nft.host import sysctl
 from pvefw_nft.host.backend_info import info
-from pvefw_nft.host.tracking import connections
 from pvefw_nft.host.tracking.connections import TCP, spelled
 from pvefw_nft.pipeline import compile_root, corosync_links, read_back, topology
 from pvefw_nft.verify.network.path import Link, Network, NicEnd
 from pvefw_nft.verify.simulate.packet import PacketSpec
 
+from .judgement import Cut, GuestLoss, Judgement
 from .migration import Peer, migration_peers
 from .partial_model import PartialReader
-from .steady_source import read_patiently
 from .verdicts import Verdicts
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from pvefw_nft.pipeline import Source
     from pvefw_nft.verify.network.path import Nic, Topology
     from pvefw_nft.verify.simulate.walk import Outcome
+
+    from .judgement import Connections
 
 MAX_GUEST_CONNECTIONS = 20_000
 """How many connections of guests are judged. Equal ones cost nothing, but a flood must not hold up an apply."""
@@ -54,49 +56,16 @@ _GUEST_PORT = re.compile(r"(?:tap|veth|fwln|link)\d+[io]\d+|fwpr\d+p\d+|link\d+i
 _RULE_PLACE = re.compile(r"(\S+\.fw):(\d+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A connection that must not break and would: ``place`` is the line that cuts it, ``add`` a rule to keep it."""
-
-    connection: str
-    effect: str
-    place: str
-    add: str
-
-
-@dataclass(frozen=True, slots=True)
-class GuestLoss:
-    """Established connections of guests that one line would not allow any more."""
-
-    place: str
-    connections: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """The effect of a ruleset on the connections of this moment; ``notes`` name those that were not judged."""
-
-    cuts: tuple[Cut, ...] = ()
-    guests: tuple[GuestLoss, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def judge(desired: Desired, before: Desired | None, source: Source, network: LiveNetwork) -> Judgement:
+def judge(desired: Desired, before: Desired | None, source: Source, now: Connections) -> Judgement:
     """Return the effect of loading ``desired`` on the connections that this host has now.
 
     ``before`` is the ruleset of ours that runs (None: none, all is allowed). Only connections that ``before`` allows
-    can be lost. Raises what reading the configuration raises.
+    can be lost. Reads the configuration; raises what that raises.
     """
     if not desired.enabled:
         return Judgement()
-    # one thread and one probe of the file system for all files
-    return read_patiently(source, lambda _: _judge(desired, before, source, network))
-
-
-def _judge(desired: Desired, before: Desired | None, source: Source, network: LiveNetwork) -> Judgement:
-    sessions = connections.sessions(own=network.own_addresses)
-    tracked = connections.tracked()
-    host = _live_topology(topology(source), network, desired.backend)
+    sessions, tracked, network = now.sessions, now.tracked, now.network
+    host = _live_topology(topology(source), now, desired.backend)
     guests = _guest_flows(tracked or (), host)
     peers = [*_corosync(source, network), *migration_peers(source, network)]
     if not sessions and not guests and not peers:
@@ -154,7 +123,7 @@ def _untracked(tracked: Sequence[Flow] | None, host: Topology) -> tuple[str, ...
 # --- the host's network -------------------------------------------------------------------------------------
 
 
-def _live_topology(configured: Topology, network: LiveNetwork, backend: str) -> Topology:
+def _live_topology(configured: Topology, now: Connections, backend: str) -> Topology:
     """Return the topology with the links of the running host, and guests' addresses that it has met."""
     links = tuple(
         Link(
@@ -163,17 +132,17 @@ def _live_topology(configured: Topology, network: LiveNetwork, backend: str) -> 
             tuple(port for port in link.ports if _GUEST_PORT.fullmatch(port) is None),
             tuple(Network(*address) for address in link.addresses),
         )
-        for link in network.links
+        for link in now.network.links
         if _FIREWALL_LINK.fullmatch(link.name) is None
     )
     met: dict[int, list[Address]] = {}
-    for address, mac in network.neighbours.items():
+    for address, mac in now.network.neighbours.items():
         met.setdefault(mac, []).append(address)
     nics = tuple(
         replace(nic, addresses=tuple(dict.fromkeys((*nic.addresses, *met.get(nic.mac or -1, ())))))
         for nic in configured.nics
     )
-    call = info(backend).needs_br_netfilter or sysctl.read("net/bridge/bridge-nf-call-iptables") == "1"
+    call = info(backend).needs_br_netfilter or now.calls_iptables
     return replace(configured, nics=nics, links=links, call_iptables=call).with_bridges()
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pvefw_nft.app.desired import Before, Result
-    from pvefw_nft.pipeline import Source, Store
+    from pvefw_nft.pipeline import Observations, Source, Store
 
 _T = TypeVar("_T")
 
@@ -83,6 +83,10 @@ class SteadySource:
             return self.find(None, store)
         finally:
             self._files.files = self._patient.files
+
+    def still_hold(self, observations: Observations) -> bool:
+        """Tell whether the configuration gives the same answers now. Raises UnreadableError."""
+        return self.patience.run(lambda: observations.still_hold(self._patient))
 
     def doubtful(self) -> tuple[list[str], float | None]:
         """Return the paths whose content is not believed yet, and the seconds until the first of them is."""

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pvefw_nft.app.compiler import judge_once
 from pvefw_nft.errors import HostError, PvefwError
 from pvefw_nft.host import firewall
 
 if TYPE_CHECKING:
-    from pvefw_nft.app.session_guard import Judgement
+    from pvefw_nft.app.judgement import Judgement
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Source
 
@@ -35,11 +36,8 @@ def check_sessions(desired: Desired, source: Source, *, go_on: bool) -> None:
     """
     if firewall.stands(desired):
         return  # this ruleset runs already: nothing changes
-    from pvefw_nft.app.session_guard import judge  # deferred: where nothing changes, nothing is to be judged
-    from pvefw_nft.host.live_network import read_live_network
-
     try:
-        judgement = judge(desired, firewall.running_ruleset(), source, read_live_network())
+        judgement = judge_once(source, desired, firewall.running_ruleset())
     except PvefwError as error:
         click.echo(f"warning: connections were not judged: {error.message}", err=True)
         return

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.app import session_guard
+from pvefw_nft.app import judgement, session_guard
+from pvefw_nft.app.compiler import judge_once
 from pvefw_nft.app.desired import desired_of
+from pvefw_nft.app.judgement import Connections, Judgement
 from pvefw_nft.app.steady_source import patient
 from pvefw_nft.host.live_network import LiveLink, LiveNetwork
 from pvefw_nft.host.tracking import connections
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pvefw_nft.app.session_guard import Judgement
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.host.tracking.connections import Address
 
@@ -78,9 +79,8 @@ class Configured:
         source = Source(self.root, "n", lambda: None)
         running = self.compiled if before else None
         self.compiled = desired_of(compile_root(source, self.backend))
-        self.monkeypatch.setattr(connections, "sessions", lambda **_: list(sessions))
-        self.monkeypatch.setattr(connections, "tracked", lambda: list(tracked))
-        return session_guard.judge(self.compiled, running, source, network)
+        now = Connections(tuple(sessions), tuple(tracked), network, calls_iptables=False)
+        return session_guard.judge(self.compiled, running, source, now)
 
 
 @pytest.fixture
@@ -249,11 +249,13 @@ def test_a_thousand_connections_take_less_than_a_second(configured: Configured) 
     assert sum(len(loss.connections) for loss in judgement.guests) == 500
 
 
-def test_judging_probes_the_file_system_once_not_once_a_file(
+def test_judgement_of_the_compilers_process_is_the_same_and_probes_the_file_system_once(
     configured: Configured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Source(configured.root, "n", lambda: None)
-    desired = desired_of(compile_root(source, configured.backend))
+    configured.write("firewall/100.fw", "[OPTIONS]\nenable: 1\n[RULES]\nIN DROP -p tcp -dport 80\n")
+    flow = Flow(6, FAR, 40000, GUEST, 80)
+    here = configured.judge([ssh()], [flow])
+    assert (len(here.cuts), len(here.guests)) == (1, 1)
     probes: list[Path] = []
 
     def answers(root: Path, _: float) -> bool:
@@ -261,7 +263,9 @@ def test_judging_probes_the_file_system_once_not_once_a_file(
         return True
 
     monkeypatch.setattr(connections, "sessions", lambda **_: [ssh()])
-    monkeypatch.setattr(connections, "tracked", list)
+    monkeypatch.setattr(connections, "tracked", lambda: [flow])
+    monkeypatch.setattr(judgement, "read_live_network", lambda: NETWORK)
     monkeypatch.setattr(file_probe, "answers", answers)
-    session_guard.judge(desired, None, patient(source), NETWORK)
-    assert len(probes) == 1
+    assert configured.compiled is not None
+    assert judge_once(patient(Source(configured.root, "n", lambda: None)), configured.compiled, None) == here
+    assert probes == [configured.root]

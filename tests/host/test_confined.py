@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,17 @@ pytest.importorskip("pyroute2")
 from pvefw_nft.app import compile_task, desired
 from pvefw_nft.app.compile_messages import encode
 from pvefw_nft.app.compiler import Compiler
+from pvefw_nft.app.judgement import Connections
 from pvefw_nft.errors import CompilerError, ConfigurationError, InternalError, UsageError
 from pvefw_nft.host import hardening
 from pvefw_nft.host.apply import xtables
 from pvefw_nft.host.apply.nftables_state import Reader
 from pvefw_nft.host.confined import Channel, Worker
-from pvefw_nft.pipeline import Source
+from pvefw_nft.host.live_network import LiveNetwork
+from pvefw_nft.host.records import record
+from pvefw_nft.pipeline import Observations, Source
 
-from .commands import pvefw, service
+from .commands import Command, pvefw, service
 from .conftest import need
 from .network import configure
 
@@ -212,6 +216,53 @@ def test_bug_of_the_compiler_is_told(compiler: Compiler, monkeypatch: pytest.Mon
         compiler.find()
 
 
+# --- only it reads the configuration ------------------------------------------------------------------------------
+
+
+def _opened_by(folder: Path, root: Path, *arguments: str) -> tuple[set[str], str]:
+    """Run a command; return the files below ``root`` that its process opened, those of others not, and its output."""
+    log = folder / "opened"
+    log.write_text("")
+
+    def note_opens() -> None:
+        own = os.getpid()
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+
+        def note(event: str, details: tuple[Any, ...]) -> None:
+            if event == "open" and os.getpid() == own and str(root) in str(details[0]):
+                os.write(descriptor, f"{details[0]}\n".encode())
+
+        sys.addaudithook(note)
+
+    done = Command(arguments, folder, note_opens).ended()
+    assert "Traceback" not in done.said
+    return {line for line in log.read_text().splitlines() if not Path(line).is_dir()}, done.said
+
+
+def test_process_with_privileges_opens_no_file_of_the_configuration(
+    host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("iptables -L; ip6tables -L; ipset list; ebtables -L")
+    said, root = tmp_path / "said", tmp_path / "root"
+    said.mkdir()
+    configure(root)
+    subprocess.run(["ip", "address", "add", "10.0.0.1/24", "dev", "lo"], check=True)
+    monkeypatch.setenv("SSH_CONNECTION", "10.0.0.9 50000 10.0.0.1 22")
+    where = ["--root", str(root), "--node", "n", "--local-network", "192.0.2.0/24"]
+    opened, _ = _opened_by(said, root, "check", "--root", str(root), "--node", "n")
+    assert any(name.endswith("100.fw") for name in opened)  # so such an open is seen
+    for command in (["start", "--dry-run", "--backend", "nft"], ["start"]):  # both judge
+        opened, output = _opened_by(said, root, *command, *where)
+        assert "ssh 10.0.0.9:50000 → 10.0.0.1:22 (SSH_CONNECTION) would be cut by cluster.fw policy_in DROP" in output
+        assert opened == set()
+    for command in (["start", "--force"], ["update"], ["status"], ["restart", "--force"]):
+        opened, output = _opened_by(said, root, *command, *where)
+        assert opened == set(), command
+        assert "error" not in output
+    configure(root, 3242)
+    assert _opened_by(said, root, "update", "--force", *where)[0] == set()
+
+
 # --- it ends ----------------------------------------------------------------------------------------------------
 
 
@@ -314,6 +365,42 @@ LIES: dict[str, list[bytes]] = {
     "an unknown error": [encode({"kind": "failed", "error": ["SystemExit", "x", None]})],
     "NICs": [encode({"kind": "nics", "nics": [], "misconfigured": []})],
 }
+
+
+JUDGEMENT: dict[str, Any] = {"kind": "judgement", "cuts": [], "guests": [], "notes": []}
+LIES_OF_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a ruleset for a judgement": ("judge", RULESET),
+    "a short cut": ("judge", {**JUDGEMENT, "cuts": [["ssh", "would be cut"]]}),
+    "numbers for a cut": ("judge", {**JUDGEMENT, "cuts": [[1, 2, 3, 4]]}),
+    "a text for connections": ("judge", {**JUDGEMENT, "guests": [["100.fw:4", "tcp"]]}),
+    "no notes": ("judge", {**JUDGEMENT, "notes": None}),
+    "a judgement for an answer": ("holds", JUDGEMENT),
+    "a text for yes": ("holds", {"kind": "holds", "holds": "yes"}),
+    "the host's secrets": ("holds", {"kind": "ask", "what": "file", "about": "/etc/shadow"}),
+}
+
+
+@pytest.mark.parametrize("lie", sorted(LIES_OF_OTHERS))
+def test_what_must_not_be_said_of_connections_and_changes_is_refused(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch, lie: str
+) -> None:
+    request, answer = LIES_OF_OTHERS[lie]
+
+    def serve(_: object, channel: Channel, missing: Sequence[str]) -> None:
+        channel.send(encode({"missing": [*missing]}))
+        channel.receive()
+        channel.send(encode(answer))
+        channel.receive()
+
+    monkeypatch.setattr(compile_task.Task, "serve", serve)
+    ruleset = record.desired("nft", ["{}"], enabled=True)
+    now = Connections((), (), LiveNetwork((), (), {}), calls_iptables=False)
+    asks: dict[str, Callable[[], object]] = {
+        "judge": lambda: compiler.judge(ruleset, None, now),
+        "holds": lambda: compiler.still_hold(Observations({("program", ""): ""})),
+    }
+    with pytest.raises(CompilerError):
+        asks[request]()
 
 
 @pytest.mark.parametrize("lie", sorted(LIES))
