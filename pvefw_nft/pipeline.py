@@ -21,6 +21,7 @@ from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.model import Layer2
 from pvefw_nft.config.source import Observations as Observations
 from pvefw_nft.config.source import Source as Source  # noqa: TC001 - for those who compile
+from pvefw_nft.config.steady import SETTLE_SECONDS as SETTLE_SECONDS
 from pvefw_nft.errors import (
     ConfigurationError,
     Diagnostic,

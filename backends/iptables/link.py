@@ -39,9 +39,9 @@ def link_lines(chain: Chain, nics: tuple[Nic, ...]) -> Iterator[tuple[str, Origi
             for nic in nics:
                 if nic.link_chain is not None:
                     option = syntax.in_interface(nic.interface)
-                    yield syntax.rule(chain.name, (option,), syntax.jump(nic.link_chain)), rule.origin
+                    yield syntax.rule(chain.name, option, syntax.jump(nic.link_chain)), rule.origin
         else:
-            options = tuple(_option(match) for match in rule.matches)
+            options = " ".join([_option(match) for match in rule.matches])
             yield syntax.rule(chain.name, options, _target(rule.action)), rule.origin
 
 

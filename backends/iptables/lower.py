@@ -8,7 +8,7 @@ Example, the chain of the IR's docstring for IPv4::
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from pvefw_nft.backends.iptables import syntax
 from pvefw_nft.errors import InternalError
@@ -84,6 +84,14 @@ _REJECT_V6 = {
 }
 
 
+class _Body(NamedTuple):
+    """The options and the target of a rule, and whether the reference pads the place of options that are not there."""
+
+    options: str
+    target: str
+    padded: bool
+
+
 class ChainLowering:
     """Lowers chains for one family. ``nics`` are those that a dispatch may lead to, ``names`` those of the ipsets.
 
@@ -97,31 +105,31 @@ class ChainLowering:
         self._nics = nics
         self._loadable = loadable
         # The rules that many chains share are one object in the IR; their options and target are kept by identity.
-        self._shared: dict[int, tuple[str, str]] = {}
+        self._shared: dict[int, _Body] = {}
 
     def lines(self, chain: Chain) -> Iterator[tuple[str, Origin]]:
         """Yield the lines of a chain, each with the origin of its rule."""
-        name = chain.name
+        name, family = chain.name, self._family
         for rule in chain.rules:
-            if not rule.families & self._family:
+            if not rule.families & family:
                 continue
             if isinstance(rule.action, Dispatch):
                 for line in self._dispatch(name, rule.action.direction):
                     yield line, rule.origin
                 continue
-            options, target = self._body(rule)
-            matches = (options,) if options else ()
+            body = self._shared.get(id(rule))
+            if body is None:
+                body = self._body(rule)
             if rule.log is not None:
-                yield syntax.rule(name, matches, _log(rule.log, loadable=self._loadable), padded=True), rule.origin
-            yield syntax.rule(name, matches, target, padded=_padded(rule)), rule.origin
+                log = _log(rule.log, loadable=self._loadable)
+                yield syntax.rule(name, body.options, log, padded=True), rule.origin
+            yield syntax.rule(name, body.options, body.target, padded=body.padded), rule.origin
 
-    def _body(self, rule: Rule) -> tuple[str, str]:
-        if rule.origin.provenance is Provenance.USER:
-            return " ".join(self._options(rule)), self._target(rule.action)
-        known = self._shared.get(id(rule))
-        if known is None:
-            known = self._shared[id(rule)] = (" ".join(self._options(rule)), self._target(rule.action))
-        return known
+    def _body(self, rule: Rule) -> _Body:
+        body = _Body(self._options(rule), self._target(rule.action), _padded(rule))
+        if rule.origin.provenance is not Provenance.USER:
+            self._shared[id(rule)] = body
+        return body
 
     def _dispatch(self, chain: str, direction: Direction) -> Iterator[str]:
         for nic in self._nics:
@@ -129,32 +137,34 @@ class ChainLowering:
                 port, target = syntax.bridged(port_out=nic.interface), nic.in_chain
             else:
                 port, target = syntax.bridged(port_in=nic.interface), nic.out_chain
-            yield syntax.rule(chain, (port,), syntax.jump(target))
+            yield syntax.rule(chain, port, syntax.jump(target))
 
-    def _options(self, rule: Rule) -> Iterator[str]:
-        """Yield the options of a rule's matches; the ports of both sides make one option, at the place of the first."""
+    def _options(self, rule: Rule) -> str:
+        """Return the options of a rule; the ports of both sides make one option, at the place of the first."""
+        words: list[str] = []
         number, protocol = 0, ""
         ports_due = True
         for match in rule.matches:
             match match:
                 case ProtocolMatch(matched):
                     number, protocol = matched.number, matched.spelling
-                    yield syntax.protocol(protocol)
+                    words.append(syntax.protocol(protocol))
                     if _names_module(rule):
-                        yield syntax.protocol_module(protocol)
+                        words.append(syntax.protocol_module(protocol))
                 case Ports():
                     if ports_due:
                         ports_due = False
                         # iptables has no match module for UDP-Lite: --dport is unknown there, multiport is not.
                         multiport = self._loadable and number == _UDP_LITE
                         source, destination = _ports(rule, Side.SOURCE), _ports(rule, Side.DESTINATION)
-                        yield syntax.ports(source, destination, multiport=multiport)
+                        words.append(syntax.ports(source, destination, multiport=multiport))
                 case IcmpType(version, _, _, spelling):
                     if rule.origin.provenance is not Provenance.BUILTIN:
-                        yield syntax.protocol_module(protocol)
-                    yield syntax.icmp_type(version, spelling)
+                        words.append(syntax.protocol_module(protocol))
+                    words.append(syntax.icmp_type(version, spelling))
                 case _:
-                    yield self._option(match)
+                    words.append(self._option(match))
+        return " ".join(words)
 
     def _option(self, match: Match) -> str:  # noqa: C901 - one case for each kind of match
         match match:
@@ -254,13 +264,13 @@ def _padded(rule: Rule) -> bool:
 
 def _names_module(rule: Rule) -> bool:
     """Tell whether the reference names the protocol's match module in this rule."""
-    return isinstance(rule.action, AssignHelper) or any(isinstance(match, TcpFlags) for match in rule.matches)
+    return isinstance(rule.action, AssignHelper) or TcpFlags in map(type, rule.matches)
 
 
 def _ports(rule: Rule, side: Side) -> tuple[str, ...]:
     for match in rule.matches:
         if isinstance(match, Ports) and match.side is side:
-            return tuple(ports.spelling for ports in match.ranges)
+            return tuple([ports.spelling for ports in match.ranges])
     return ()
 
 

@@ -19,16 +19,15 @@ Option: TypeAlias = str
 """A match or target with its arguments, such as ``-p tcp``."""
 
 
-def rule(chain: str, options: Iterable[Option], target: Option, *, padded: bool = False) -> str:
-    """Return the line that appends a rule.
+def rule(chain: str, options: str, target: Option, *, padded: bool = False) -> str:
+    """Return the line that appends a rule; ``options`` are joined by blanks.
 
     ``padded``: with no options, the reference leaves their place empty, so that two blanks follow the chain.
     Raises InternalError where the line would not be one line of printable ASCII.
     """
-    words = " ".join(options)
-    if not words and padded:
-        return _checked(f"-A {chain}  {target}")
-    return _checked(f"-A {chain} {words} {target}" if words else f"-A {chain} {target}")
+    if options:
+        return _checked(f"-A {chain} {options} {target}")
+    return _checked(f"-A {chain}  {target}" if padded else f"-A {chain} {target}")
 
 
 def _checked(line: str) -> str:

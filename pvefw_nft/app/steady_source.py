@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pvefw_nft.app import desired as desired_ruleset
 from pvefw_nft.config.patience import Patience, PatientFiles
-from pvefw_nft.config.steady import SECONDS, SteadyFiles
+from pvefw_nft.config.steady import SETTLE_SECONDS as SETTLE_SECONDS
+from pvefw_nft.config.steady import SteadyFiles
 from pvefw_nft.host.watching import file_probe
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from pvefw_nft.pipeline import Observations, Source, Store
 
 _T = TypeVar("_T")
-
-SETTLE_SECONDS = SECONDS
-"""How long a file must be missing, empty or cut off before it counts as that."""
 
 
 def patient(source: Source) -> Source:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pvefw_nft.app.steady_source import SETTLE_SECONDS
 from pvefw_nft.errors import UsageError
-from pvefw_nft.pipeline import BACKENDS, Source
+from pvefw_nft.pipeline import BACKENDS, SETTLE_SECONDS, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -70,7 +70,7 @@ class FilesBelow(Files):
     def __init__(self, root: Path) -> None:
         """Take a folder for the whole file system."""
         self._root = root
-        self._place = root.resolve()
+        self._place = str(root.resolve())
 
     def text(self, path: Path | str) -> str | None:
         """Return the text of a file; see :func:`read_text`. Raises UnusableFileError for a file elsewhere."""
@@ -114,10 +114,10 @@ class FilesBelow(Files):
         """
         pinned = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
         try:
-            place = Path(f"/proc/self/fd/{pinned}").readlink()
-            if not place.is_relative_to(self._place):
-                self._place = self._root.resolve()  # the root itself may be a link, which another process changed
-            if not place.is_relative_to(self._place):
+            place = os.readlink(f"/proc/self/fd/{pinned}")  # noqa: PTH115 - each file of a compile is asked
+            if not self._is_below(place):
+                self._place = str(self._root.resolve())  # the root itself may be a link, which another process changed
+            if not self._is_below(place):
                 raise UnusableFileError(
                     str(path), 0, f"it leads out of {self._root}", "copy the file below the root instead"
                 )
@@ -125,6 +125,10 @@ class FilesBelow(Files):
             os.close(pinned)
             raise
         return pinned
+
+    def _is_below(self, place: str) -> bool:
+        """Tell whether a path that the kernel gave, which has no ``..``, is the root or lies below it."""
+        return place == self._place or place.startswith("/" if self._place == "/" else f"{self._place}/")
 
 
 @lru_cache(maxsize=8)
@@ -156,10 +160,10 @@ def is_folder(path: Path) -> bool:
         raise _unreadable(path, error) from None
 
 
-def read_link(path: Path) -> str | None:
+def read_link(path: Path | str) -> str | None:
     """Return where a symbolic link points to, or None where the path is none. Raises UnreadableError."""
     try:
-        return str(path.readlink())
+        return os.readlink(path)  # noqa: PTH115 - asked for each file that is not there
     except OSError as error:
         if error.errno in (*_ABSENT, errno.EINVAL):
             return None
@@ -183,7 +187,7 @@ def read_text(path: Path | str, opened: Callable[[Path | str], int] | None = Non
     try:
         data = read_bytes(path, MAX_FILE_SIZE, opened)
     except FileNotFoundError:
-        if read_link(Path(path)) is not None:
+        if read_link(path) is not None:
             raise UnusableFileError(str(path), 0, "the link leads nowhere", "mend it or remove it") from None
         return None
     except OSError as error:

@@ -509,6 +509,8 @@ _COMPANIONS: Mapping[type, FileKind] = {
 
 def read_companion(kind: type[_Hardening], file: str, text: str, findings: Findings) -> _Hardening:
     """Read a companion file: options of pvefw's own, beside the file of Proxmox."""
+    if not text:
+        return kind()
     reader = _FileReader(_COMPANIONS[kind], findings, Names(0), None)
     reader.read(file, text)
     return _options(kind, reader)

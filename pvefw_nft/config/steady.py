@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-SECONDS = 3.0
+SETTLE_SECONDS = 3.0
 """How long a file must be missing, empty or cut off before it counts as that."""
 _LONGEST = 10  # a file that changes all the time is given up after so many times the wait
 _LOOK = 0.1  # seconds between two looks of a command that waits
@@ -39,7 +39,9 @@ class SteadyFiles(Files):
     For a service, which remembers the content read before and can look again: :meth:`doubt_ends` says when.
     """
 
-    def __init__(self, files: Files, seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, files: Files, seconds: float = SETTLE_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Take an answer that takes something away only after it was the same for ``seconds``."""
         self.files = files
         """The underlying files."""
@@ -134,7 +136,7 @@ class SettledFiles(Files):
         files: Files,
         knew: Callable[[str, str | None], bool],
         names: Iterable[str],
-        seconds: float = SECONDS,
+        seconds: float = SETTLE_SECONDS,
         waiting: Callable[[str], None] = lambda _: None,
     ) -> None:
         """``knew`` (path, text) tells whether the path had a text, and not this one; ``names`` are paths that had one.

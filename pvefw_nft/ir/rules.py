@@ -69,6 +69,9 @@ NDP_TYPES = {
 }
 """The ICMPv6 types of neighbour discovery that rules let through (RFC 4861, section 4)."""
 
+_TYPES = {Direction.IN: RuleType.IN, Direction.OUT: RuleType.OUT}
+"""The type of a file's rules for packets of a direction."""
+
 DEFAULT_LIMIT = RateLimit(1, "second", None, "1/sec")
 """The limit of log lines where the cluster says nothing about it."""
 
@@ -138,13 +141,7 @@ def user_rule(
     Before: ``IN DNS(ACCEPT) -source 10.0.0.0/8``. After: one rule for udp port 53 and one for tcp port 53, both
     from 10.0.0.0/8 and for IPv4 only.
     """
-    match rule.action:
-        case RuleAction.ACCEPT:
-            action = accept
-        case RuleAction.DROP:
-            action = DROP
-        case RuleAction.REJECT:
-            action = REJECT
+    action = accept if rule.action is RuleAction.ACCEPT else DROP if rule.action is RuleAction.DROP else REJECT
     head: tuple[Match, ...] = ()
     if vmid == 0 and rule.iface is not None:
         head = (Interface(Direction.OUT if rule.type is RuleType.OUT else Direction.IN, rule.iface),)
@@ -154,11 +151,12 @@ def user_rule(
         head = (*head, _address(Side.DESTINATION, rule.dest))
     line = rule.written.line
     origin = Origin(Provenance.USER, line.file, line.number, rule.macro, group)
-    log = context.log(rule.log, vmid, chain, rule.action.value)
+    log = None if rule.log is None else context.log(rule.log, vmid, chain, rule.action.value)
     for service in rule.services:
         families = common(rule.families, service.families)
         if families is not None:
-            yield Rule((*head, *_service(service)), action, origin, families, log)
+            matches = head if service.protocol is None else (*head, *_service(service))
+            yield Rule(matches, action, origin, families, log)
 
 
 def _address(side: Side, addresses: Addresses) -> Match:
@@ -171,17 +169,18 @@ def _address(side: Side, addresses: Addresses) -> Match:
             return Address(side, addresses)
 
 
-def _service(service: Service) -> Iterator[Match]:
+def _service(service: Service) -> list[Match]:
     if service.protocol is None:
-        return
-    yield ProtocolMatch(service.protocol)
+        return []
+    matches: list[Match] = [ProtocolMatch(service.protocol)]
     if service.icmp is not None:
         icmp = service.icmp
-        yield IcmpType(icmp.version, icmp.type, icmp.code, icmp.spelling)
+        matches.append(IcmpType(icmp.version, icmp.type, icmp.code, icmp.spelling))
     if service.sport:
-        yield Ports(Side.SOURCE, service.sport)
+        matches.append(Ports(Side.SOURCE, service.sport))
     if service.dport:
-        yield Ports(Side.DESTINATION, service.dport)
+        matches.append(Ports(Side.DESTINATION, service.dport))
+    return matches
 
 
 def group_rule(
@@ -207,7 +206,7 @@ def group_chain(context: Context, name: str, direction: Direction) -> str:
     if chain not in context.chains[Layer.FILTER]:
         rules = [builtin("group", action=SetAcceptMark(on=False))]
         for rule in context.node.cluster.groups[name].rules:
-            if rule.type.value == direction.value:
+            if rule.type is _TYPES[direction]:
                 rules += user_rule(context, rule, chain, 0, SET_ACCEPT_MARK, group=name)
         context.chains[Layer.FILTER][chain] = Chain(chain, tuple(rules))
     return chain
@@ -223,12 +222,13 @@ def file_rules(
     nic: int | None = None,
 ) -> Iterator[Rule]:
     """Yield the rules of the IR for the rules of a file that speak of that direction (and, in a guest, that NIC)."""
+    wanted = _TYPES[direction]
     for rule in rules:
         if nic is not None and rule.iface is not None and rule.iface != f"net{nic}":
             continue
         if isinstance(rule, GroupRule):
             yield from group_rule(context, rule, direction, accept, rule.iface if nic is None else None)
-        elif rule.type.value == direction.value:
+        elif rule.type is wanted:
             yield from user_rule(context, rule, chain, vmid, accept)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
+    Accept,
     AcceptMark,
     Address,
     AddressRange,
@@ -133,14 +134,14 @@ def validate(ruleset: Ruleset, store: SoundChains | None = None) -> None:
     """
     keys = {made.key for made in ruleset.sets}
     for layer, chains in ruleset.chains.items():
-        sound: set[tuple[int, Family]] = set()
-        references: dict[str, _References] = {}
+        sound: dict[Family, set[int]] = {family: set() for family in Family}
+        called: dict[str, list[str]] = {}
         for name, chain in chains.items():
             known = None if store is None else store.references(layer, chain)
             if known is None or not known.hold(chains, keys):
-                _check_chain(layer, chain, chains, keys, sound)
-            references[name] = known or _references(chain)
-        _check_loops(layer, references)
+                _check_chain(layer, chain, chains, keys, sound[chain.families])
+            called[name] = _called(chain) if known is None else [other for other, _ in known.chains]
+        _check_loops(layer, called)
     for hook in ruleset.hooks:
         _require(hook.chain in ruleset.chains[hook.layer], f"hook {hook.point.value} has no chain {hook.chain}")
     for nic in ruleset.nics:
@@ -176,16 +177,19 @@ def _check_chain(
     chain: Chain,
     chains: Mapping[str, Chain],
     keys: set[SetKey],
-    sound: set[tuple[int, Family]],
+    sound: set[int],
 ) -> None:
-    """Check the rules of a chain. ``sound`` holds those found in order so far: many chains share some."""
+    """Check the rules of a chain. ``sound`` holds those, by identity, found in order in a chain of these families.
+
+    Many chains share some.
+    """
     name = chain.name
     if len(name) > MAX_CHAIN_NAME or not _CHAIN_NAME.fullmatch(name):
         _require(holds=False, message=f"{name!r} cannot name a chain")
     for rule in chain.rules:
-        if (id(rule), chain.families) in sound:
+        if id(rule) in sound:
             continue
-        sound.add((id(rule), chain.families))
+        sound.add(id(rule))
         problem = _rule_problem(layer, rule, chain, chains, keys)
         if problem is not None:
             _require(holds=False, message=f"{layer.value} {name}, {rule.origin}: {problem}")
@@ -195,6 +199,8 @@ def _rule_problem(layer: Layer, rule: Rule, chain: Chain, chains: Mapping[str, C
     if not rule.families & chain.families:
         return "the rule can never match: its families are not the chain's"
     match rule.action:
+        case Accept() | Drop() if layer is Layer.FILTER:
+            pass  # nearly all rules
         case Jump(target) | Goto(target):
             found = chains.get(target)
             if found is None:
@@ -278,9 +284,12 @@ def _fits(prefix: Prefix, families: Family) -> bool:
     return prefix.version == version and 0 <= prefix.length <= width and 0 <= prefix.address <= prefix.last < 1 << width
 
 
-def _check_loops(layer: Layer, references: Mapping[str, _References]) -> None:
-    """Check that no chain reaches itself: netfilter refuses loops."""
-    called = {name: [chain for chain, _ in found.chains] for name, found in references.items()}
+def _called(chain: Chain) -> list[str]:
+    return [rule.action.chain for rule in chain.rules if isinstance(rule.action, _CALLS)]
+
+
+def _check_loops(layer: Layer, called: Mapping[str, list[str]]) -> None:
+    """Check that no chain reaches itself: netfilter refuses loops. ``called`` are the chains that each one leads to."""
     try:
         TopologicalSorter(called).prepare()
     except CycleError as error:
