@@ -1,9 +1,10 @@
-"""pvefw on a kernel that cannot track connections on bridges: what needs that is left out of what is loaded.
+"""pvefw on a kernel that cannot track connections on bridges: what needs that is replaced in what is loaded.
 
 Usage: ``python benchmarks/cut_down.py COMMAND ...``, as ``pvefw COMMAND ...``
 
-For ``benchmarks/host.py --cut-down``, and tests that look at the service alone: all else is as always, the number of
-rules too, but they do not filter.
+For ``benchmarks/host.py --cut-down``, and tests that look at the service alone. All else is as always, the number of
+rules too. They filter without connections: a TCP segment that opens none counts as established, all else as new. Rules
+that ask for a bridge's name, or for more of a connection than its state, do nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.host.apply.nftables_state import Command
 
+Statement = dict[str, Any]
 _run = nftables_state.Nftables.run
 
 
@@ -31,30 +33,56 @@ def _run_cut_down(library: nftables_state.Nftables, commands: Sequence[Command])
 
 def _cut_down(command: Command) -> Command:
     rule = command.get("add", {}).get("rule")
-    if rule is None or rule["family"] != "bridge" or all(map(_is_known, rule["expr"])):
+    if rule is None or rule["family"] != "bridge" or not _needs_modules(rule["expr"]):
         return command
-    expressions = [expression for expression in rule["expr"] if _is_known(expression)]
-    return {"add": {"rule": {**rule, "expr": expressions or [{"continue": None}]}}}
+    return {"add": {"rule": {**rule, "expr": _without_connections(rule["expr"])}}}
 
 
-def _is_known(statement: dict[str, Any]) -> bool:
-    """Tell whether a kernel without modules for bridges takes a statement."""
-    ((kind, body),) = statement.items()
-    if kind in ("reject", "ct helper"):
-        return False
-    selector = {"match": "left", "vmap": "key", "mangle": "key"}.get(kind)
-    if selector is None:
-        return True
-    return not _needs_modules(body[selector])
+def _without_connections(statements: list[Statement]) -> list[Statement]:
+    """Return the statements of a rule that does about the same without connection tracking and names of bridges."""
+    changed: list[Statement] = []
+    for statement in statements:
+        if not _needs_modules(statement):
+            changed.append(statement)
+        elif "reject" in statement:
+            changed.append({"drop": None})
+        elif "vmap" in statement and _is_state(statement["vmap"]["key"]):
+            changed += [_LATER_SEGMENT, {"accept": None}]
+        elif "match" in statement and _is_state(statement["match"]["left"]):
+            states = _states(statement["match"]["right"])
+            if "established" in states:
+                changed.append(_LATER_SEGMENT)
+            elif "new" not in states:
+                return _NOTHING
+        elif "mangle" not in statement:
+            return _NOTHING
+    return changed or _NOTHING
 
 
-def _needs_modules(expression: Any) -> bool:  # noqa: ANN401 - an expression of nft's JSON, or a value
-    """Tell whether an expression, or one within it (``ct status & 2048``), asks for a connection or a bridge's name."""
+_NOTHING: list[Statement] = [{"continue": None}]
+_FLAGS = {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, {"|": ["syn", "ack"]}]}
+_LATER_SEGMENT: Statement = {"match": {"op": "!=", "left": _FLAGS, "right": "syn"}}
+
+
+def _is_state(expression: Any) -> bool:  # noqa: ANN401 - an expression of nft's JSON
+    return bool(expression == {"ct": {"key": "state"}})
+
+
+def _states(value: Any) -> list[str]:  # noqa: ANN401 - a value of nft's JSON
+    if isinstance(value, dict):
+        value = value["set"]
+    return value if isinstance(value, list) else [value]
+
+
+def _needs_modules(expression: Any) -> bool:  # noqa: ANN401 - statements or expressions of nft's JSON, or a value
+    """Tell whether something asks for a connection or a bridge's name, or rejects: modules for bridges do that."""
     if isinstance(expression, list):
         return any(map(_needs_modules, expression))
     if not isinstance(expression, dict):
         return False
-    return "ct" in expression or expression.get("key") == "ibrname" or any(map(_needs_modules, expression.values()))
+    if not {"ct", "ct helper", "reject"}.isdisjoint(expression) or expression.get("key") == "ibrname":
+        return True
+    return any(map(_needs_modules, expression.values()))
 
 
 def cut_down() -> None:

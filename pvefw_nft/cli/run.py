@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import sys
 import time
-from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -28,11 +27,11 @@ from pvefw_nft.cli.options import (
 from pvefw_nft.cli.plugging import NicService, chosen, plugging_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import HostError, PvefwError, UsageError
-from pvefw_nft.host import control, firewall, lock, service_user, tools
+from pvefw_nft.host import control, firewall, lock, service_units, service_user, tools
+from pvefw_nft.host.proxmox import units
 from pvefw_nft.host.proxmox.awake import FirewallWatch
-from pvefw_nft.host.proxmox.flag import flag_path, keep_flag
+from pvefw_nft.host.proxmox.flag import keep_flag
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox
-from pvefw_nft.host.proxmox.units import handing_back_path
 from pvefw_nft.host.records import state
 from pvefw_nft.host.tracking.moved import MovedGuests
 from pvefw_nft.host.watching import watch
@@ -40,8 +39,7 @@ from pvefw_nft.host.watching.rule_guard import RuleGuard
 from pvefw_nft.pipeline import Source, node_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from pvefw_nft.app.desired import Result
     from pvefw_nft.app.plugging import PlugOptions
@@ -49,7 +47,6 @@ if TYPE_CHECKING:
     from pvefw_nft.host.watching.rule_events import Transaction
 
 _LOCK_WAIT = 60.0
-_STARTS_GUESTS = ("pve-guests", "libvirt-guests")
 _RULES_CHANGED = "rules changed"
 _RETRY = 5.0  # seconds after a failure
 _STILL_STARTING = 600  # seconds within which a service that waits for its first ruleset must say so again
@@ -69,14 +66,18 @@ _STILL_STARTING = 600  # seconds within which a service that waits for its first
 @click.option(
     "--fail-closed",
     is_flag=True,
-    help="Report ready only when rules are loaded. With --print-unit: at boot, guests start only then.",
+    help="Report ready only when rules are loaded. In the unit: at boot, guests start only then.",
 )
 @click.option("--print-unit", is_flag=True, help="Print a systemd unit with these options, and end.")
 @click.option(
     "--as-root/--as-user",
     default=None,
-    help=f"With --print-unit: who the service is. Default: user {service_user.NAME}, where there is one that can.",
+    help=f"In the unit: who the service is. Default: user {service_user.NAME}, where there is one that can.",
 )
+@click.option(
+    "--write-units", type=click.Path(file_okay=False, path_type=Path), metavar="DIRECTORY",
+    help="Write that unit and those that belong to it, such as to /etc/systemd/system, and end.",
+)  # fmt: skip
 @click.option("--print-failure-unit", is_flag=True, help="Print the unit that the former asks for at its end, and end.")
 @click.pass_context
 def run_command(
@@ -91,6 +92,7 @@ def run_command(
     fail_closed: bool,
     print_unit: bool,
     as_root: bool | None,
+    write_units: Path | None,
     print_failure_unit: bool,
     no_plug: bool,
     unplugged: str | None,
@@ -102,15 +104,17 @@ def run_command(
     Messages go to standard error, which systemd keeps in the journal.
     """
     if print_failure_unit:
-        click.echo(_unit_file("pvefw-failure.service"), nl=False)
+        click.echo(service_units.failure(), nl=False)
         return
-    if print_unit:
-        _print_unit(_given_options(ctx), root, as_root=as_root)
+    if print_unit or write_units is not None:
+        texts = service_units.unit_texts(*_given_options(ctx), as_root=_as_root(root, asked=as_root))
+        if write_units is not None:
+            _write_units(write_units, texts)
+        if print_unit:
+            click.echo(texts[service_units.SERVICE], nl=False)
         return
     if as_root is not None:
-        raise UsageError(
-            "--as-root and --as-user are for --print-unit", "without it, `pvefw run` runs as the user that starts it"
-        )
+        raise UsageError("--as-root and --as-user are for units", "without one, `pvefw run` runs as who starts it")
     need_root()
     if not beside:
         refuse_beside_proxmox()
@@ -130,7 +134,7 @@ def run_command(
         watcher.run(service.started)
     finally:
         service.close()
-    if stop_at_end and not handing_back_path().exists():
+    if stop_at_end and not units.handing_back_path().exists():
         report_problems(control.stop(wait=_LOCK_WAIT))
 
 
@@ -138,7 +142,10 @@ def _given_options(ctx: click.Context) -> Iterator[str]:
     """Yield the options of the command line, but for those about the unit; paths as they are from anywhere."""
     for parameter in ctx.command.params:
         name = parameter.name or ""
-        if name in ("print_unit", "as_root") or ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+        if (
+            name in ("print_unit", "write_units", "as_root")
+            or ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE
+        ):
             continue
         value = ctx.params[name]
         yield parameter.opts[0]
@@ -146,45 +153,21 @@ def _given_options(ctx: click.Context) -> Iterator[str]:
             yield str(value.absolute() if name == "root" else value)
 
 
-def _print_unit(options: Iterable[str], root: Path, *, as_root: bool | None) -> None:
-    """Print the unit; say on standard error why it runs as root though that was not asked for. None: find out."""
-    if as_root is None:
-        reason = service_user.why_root(root) or service_user.why_missing()
-        as_root = reason is not None
-        if as_root:
-            click.echo(f"this unit runs as root: {reason}", err=True)
-    click.echo(unit_text(*options, as_root=as_root), nl=False)
+def _as_root(root: Path, *, asked: bool | None) -> bool:
+    """Tell whether the unit is root's; say on standard error why, though that was not asked for. None: find out."""
+    if asked is not None:
+        return asked
+    reason = service_user.why_root(root) or service_user.why_missing()
+    if reason is not None:
+        click.echo(f"this unit runs as root: {reason}", err=True)
+    return reason is not None
 
 
-def unit_text(*options: str, as_root: bool) -> str:
-    """Return the systemd unit that runs the service with these options. Raises UsageError for one with a blank."""
-    for option in options:
-        if not option.isprintable() or set(option) & set(" \t\"'\\%$;"):
-            raise UsageError(f"an option that cannot stand in a unit: {option!r}", "leave it out, or write the unit")
-    text = _lines_for("ROOT" if as_root else "USER", _unit_file("pvefw.service"))
-    if "--fail-closed" in options:
-        guests = " ".join(f"{name}.service" for name in _STARTS_GUESTS)
-        text = text.replace("WantedBy=multi-user.target", f"WantedBy=multi-user.target\nRequiredBy={guests}")
-    if "--beside" in options:
-        text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("ExecCondition="))
-    if "--stop-at-end" in options and not as_root:  # as a start makes it: root's part of a stop
-        text = text.replace("ExecReload=", "ExecStopPost=+/bin/rm -f @FLAG@\nExecReload=")
-    text = text.replace("@PVEFW@ run\n", " ".join(["@PVEFW@ run", *options]) + "\n")
-    names = {"@PVEFW@": f"{sys.executable} -m pvefw_nft.cli", "@NAME@": service_user.NAME, "@FLAG@": str(flag_path())}
-    for name, value in names.items():
-        text = text.replace(name, value)
-    return text
-
-
-def _unit_file(name: str) -> str:
-    return files("pvefw_nft.host").joinpath("systemd", name).read_text("utf-8")
-
-
-def _lines_for(who: str, text: str) -> str:
-    """Return the lines of a unit without those that are marked for another than ``who``, and without the marks."""
-    mark = f"@{who}@ "
-    lines = (line.removeprefix(mark) for line in text.splitlines(keepends=True))
-    return "".join(line for line in lines if not line.startswith(("@USER@", "@ROOT@")))
+def _write_units(folder: Path, texts: dict[str, str]) -> None:
+    """Write the units into a folder, each at once as a whole. Raises HostError."""
+    for name, text in texts.items():
+        units.write(folder / name, text)
+        click.echo(f"wrote {folder / name}", err=True)
 
 
 def _give_back_memory() -> None:

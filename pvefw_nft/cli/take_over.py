@@ -12,10 +12,9 @@ from pvefw_nft.cli.confirm import wait_option
 from pvefw_nft.cli.handover import dry_run_option, take_steps
 from pvefw_nft.cli.options import backend_option, make_source, source_options
 from pvefw_nft.cli.plugging import chosen, plug_and_report, plugging_options
-from pvefw_nft.cli.run import unit_text
 from pvefw_nft.cli.session_check import check_sessions, force_option
 from pvefw_nft.cli.start import confirm_option, find_ruleset, wait_for_confirmation
-from pvefw_nft.host import service_user
+from pvefw_nft.host import service_units, service_user
 from pvefw_nft.host.proxmox.take_over import Step, TakeOver
 
 if TYPE_CHECKING:
@@ -70,7 +69,9 @@ def take_over_command(
     kept += ["--root", str(root)] if root != Path("/") else []
     taking = TakeOver(
         result.desired,
-        unit_text(*kept, *(["--no-plug"] if no_plug else []), as_root=service_user.why_root(root) is not None),
+        service_units.unit_texts(
+            *kept, *(["--no-plug"] if no_plug else []), as_root=service_user.why_root(root) is not None
+        ),
         confirm_within,
         lambda pending: wait_for_confirmation(pending, wait),
         wait,

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.cli.run import unit_text
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, firewall
+from pvefw_nft.host import control, firewall, service_units
 from pvefw_nft.host.proxmox import services, theirs, units
 from pvefw_nft.host.proxmox.awake import FirewallWatch
 from pvefw_nft.host.proxmox.flag import flag_path
@@ -270,14 +269,14 @@ def changes(given: list[str]) -> list[str]:
 
 
 def test_the_unit_neither_stops_theirs_nor_runs_beside_them() -> None:
-    text = unit_text("--backend", "nft", as_root=False)
+    text = service_units.service("--backend", "nft", as_root=False)
     assert "Conflicts=" not in text
     assert "After=pve-firewall.service proxmox-firewall.service" in text
     assert "ExecCondition=+/bin/sh -c '! systemctl --quiet is-active pve-firewall.service" in text
     assert "ExecStartPre=+/bin/touch /run/proxmox-nftables-firewall-force-disable" in text
     assert text.index("Before=pve-guests.service") > 0
     assert " run --backend nft\n" in text
-    assert "ExecCondition" not in unit_text("--beside", as_root=False)
+    assert "ExecCondition" not in service_units.service("--beside", as_root=False)
 
 
 def test_without_systemd_the_commands_say_so(host: Namespace, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ systemd runs as process 1 of namespaces of its own, with a host's network that i
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.host.fuse import Faulty
+from tests.host.network import has_bridge_conntrack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +34,7 @@ UNIT = "/etc/systemd/system/pvefw.service"
 WHOLE = "PVEFW_TEST_SYSTEMD" in os.environ
 """Whether to try each unit with each backend; else the unit of the service's user, and a backend for each test."""
 ONE_BACKEND = BACKENDS if WHOLE else BACKENDS[:1]
+_NUMBERS = itertools.count()
 PATIENCE = 60.0
 """Seconds that anything may take on the emulated machine."""
 
@@ -74,7 +77,15 @@ exec /lib/systemd/systemd --system --unit=lab.target
 """
 
 MOUNT_POINTS = [Path(path) for path in ("/opt/pvefw", "/opt/packages", "/opt/python", "/etc/pve", "/var/lib/pvefw")]
-PATHS = "/opt/pvefw:/opt/packages"
+CUT_DOWN = "/usr/local/lib/cut-down"
+"""A folder whose module Python runs first in each process of pvefw's."""
+CUTS = """\
+import sys
+if "pvefw_nft.cli" in sys.orig_argv:
+    from benchmarks.cut_down import cut_down
+    cut_down()
+"""
+PATHS = "/opt/pvefw:/opt/packages" + ("" if has_bridge_conntrack() else f":{CUT_DOWN}")
 # RPATH of an interpreter below /root is closed to the service's user
 LIBRARIES = "/opt/python/lib"
 COMMAND = (
@@ -98,11 +109,14 @@ class Systemd:
         init.write_text(INIT.format(**paths, disk=folder / "disk", legacy=LEGACY))
         own = ["--mount", "--pid", "--cgroup", "--net", "--uts", "--ipc"]
         self.log = (folder / "log").open("w+")
+        self._group = f"pvefw-{os.getpid()}-{next(_NUMBERS)}"
+        in_group = _in_cgroup(f"mkdir {self._group}; echo $$ >{self._group}/cgroup.procs")
         self._unshare = subprocess.Popen(
-            ["unshare", *own, "--fork", "--kill-child", "sh", str(init)],
+            [*in_group, "unshare", *own, "--fork", "--kill-child", "sh", str(init)],
             stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         eventually(lambda: self._find() and self.run("systemctl", "is-system-running", check=False) == "running\n")
+        self.write(f"{CUT_DOWN}/sitecustomize.py", CUTS)
 
     def _find(self) -> bool:
         assert self._unshare.poll() is None, self._words()
@@ -144,9 +158,18 @@ class Systemd:
         self._unshare.kill()
         self._unshare.wait()
         self.log.close()
+        # its processes end one after the other, after process 1
+        removal = f"find {self._group} -depth -type d -exec rmdir {{}} + 2>/dev/null && break; sleep 0.2"
+        subprocess.run([*_in_cgroup(f"for _ in $(seq 50); do {removal}; done"), "true"], check=False)
         for path in self._made:
             with suppress(OSError):  # another one is at work there
                 path.rmdir()
+
+
+def _in_cgroup(script: str) -> list[str]:
+    """Return the start of a command that first does something at the root of control groups (cgroup2)."""
+    mounted = "cd $(mktemp -d); mount --make-rprivate /; mount -t cgroup2 cgroup2 .; cd ."
+    return ["unshare", "--mount", "sh", "-ec", f'{mounted}; {script}; cd /; exec "$@"', "sh"]
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -162,8 +185,7 @@ def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
     running = Systemd(tmp_path_factory.mktemp("systemd"))
     running.write("/run/pvefw-command", COMMAND.format(python=Path(sys.executable).resolve().name))
     running.run("install", "-m755", "/run/pvefw-command", "/usr/local/sbin/pvefw")
-    running.write(UNIT, running.run("pvefw", "run", "--print-unit"))
-    running.write("/etc/systemd/system/pvefw-failure.service", running.run("pvefw", "run", "--print-failure-unit"))
+    running.run("pvefw", "run", "--write-units", "/etc/systemd/system")
     running.write("/etc/systemd/system/pvefw.service.d/lab.conf", DROP_IN)
     yield running
     running.close()

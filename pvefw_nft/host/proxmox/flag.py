@@ -7,11 +7,13 @@ is empty after a boot, so it has to be made again before guests start.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from ..lock import RUN_DIRECTORY
 from ..records import state
 
+_PATIENCE = 2.0  # seconds
 _NAME = "proxmox-nftables-firewall-force-disable"
 
 
@@ -21,9 +23,18 @@ def flag_path() -> Path:
 
 
 def keep_flag() -> str | None:
-    """Make the file unless it is there. Returns what kept it from being made, which is not worth failing for."""
+    """Make the file unless it is there. Returns what kept it from being made, which is not worth failing for.
+
+    Where the service runs as its own user, who may not, the unit ``pvefw-flag.path`` does: that is waited for.
+    """
     if flag_path().exists():
-        return None  # it is root's, where the service runs as its own user
+        return None
+    if not _may_write():
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            if flag_path().exists():
+                return None
+            time.sleep(0.05)
     try:
         descriptor = os.open(flag_path(), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
@@ -37,5 +48,9 @@ def remove_flag() -> None:
 
     The service's user cannot; the unit does that for it (``ExecStopPost=``).
     """
-    if os.geteuid() == 0 or os.access(flag_path().parent, os.W_OK):
+    if _may_write():
         state.remove(flag_path())
+
+
+def _may_write() -> bool:
+    return os.geteuid() == 0 or os.access(flag_path().parent, os.W_OK)

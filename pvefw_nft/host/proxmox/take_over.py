@@ -44,13 +44,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class TakeOver:
-    """What to take over with: the ruleset, the text of pvefw's unit, and the seconds to confirm within (None: none).
+    """What to take over with: the ruleset, pvefw's units by name, the seconds to confirm within (None: none).
 
     ``confirmed`` waits for the confirmation of a change and tells whether it came.
     """
 
     desired: Desired
-    unit: str
+    unit_texts: dict[str, str]
     confirm_within: float | None
     confirmed: Callable[[Pending], bool]
     wait: float = lock.WAIT
@@ -124,9 +124,9 @@ class TakeOver:
         )
 
     def _enable(self) -> tuple[str, ...]:
-        if f"\nUser={service_user.NAME}\n" in self.unit:
+        if f"\nUser={service_user.NAME}\n" in self.unit_texts[units.OWN_UNIT]:
             service_user.make()
-        units.enable_own_unit(self.unit)
+        units.enable_own_units(self.unit_texts)
         return ()
 
 

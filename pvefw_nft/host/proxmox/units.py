@@ -14,11 +14,11 @@ from typing import Any
 
 from pvefw_nft.errors import HostError
 
-from .. import tools
+from .. import service_units, tools
 from ..records import state
 from .services import IPTABLES_SERVICE, LOGGER, SERVICES, Service, read_services
 
-OWN_UNIT = "pvefw.service"
+OWN_UNIT = service_units.SERVICE
 _ETC = Path("/etc/systemd/system")
 _RUN = Path("/run/systemd/system")
 _TIMEOUT = 120.0
@@ -87,7 +87,7 @@ def end_service(service: Service) -> None:
         _unmask(service.name)  # systemd reads no drop-ins of a masked unit
         masked = False
     if not masked:
-        _write(_drop_in(_RUN, service.name), _DROP_IN.format(record=record_path()))
+        write(_drop_in(_RUN, service.name), _DROP_IN.format(record=record_path()))
         _systemctl("daemon-reload")
     _systemctl("stop", service.name)
     left = [again for again in read_services(service.name) if again.running]
@@ -101,7 +101,7 @@ def keep_ended() -> None:
     """Have the services that :func:`end_service` ended stay masked after a boot, too. Raises HostError."""
     ended = [service.name for service in read_services(*SERVICES) if service.exists and _is_ended_by_us(service.name)]
     for name in ended:
-        _write(_drop_in(_ETC, name), _DROP_IN.format(record=record_path()))
+        write(_drop_in(_ETC, name), _DROP_IN.format(record=record_path()))
     if ended:
         _systemctl("daemon-reload")
     if maskable := [name for name in ended if _can_be_masked(name)]:
@@ -153,12 +153,13 @@ def start_logger() -> bool:
     return True
 
 
-def enable_own_unit(text: str) -> None:
-    """Write the unit of pvefw's service, and have it run, also after a boot. Raises HostError."""
+def enable_own_units(texts: dict[str, str]) -> None:
+    """Write the units of pvefw's service, by name, and have it run, also after a boot. Raises HostError."""
     state.remove(handing_back_path())  # of a hand-back that was not completed
-    path = _ETC / OWN_UNIT
-    if not path.exists() or path.read_text("utf-8", "replace") != text:
-        _write(path, text)
+    for name, text in texts.items():
+        path = _ETC / name
+        if not path.exists() or path.read_text("utf-8", "replace") != text:
+            write(path, text)
     _systemctl("daemon-reload")
     _systemctl("enable", OWN_UNIT)
     _systemctl("restart", OWN_UNIT)
@@ -180,7 +181,8 @@ def forget() -> None:
     if has_own_unit():
         _systemctl("disable", OWN_UNIT)
     if (_noted() or {}).get("unit"):
-        (_ETC / OWN_UNIT).unlink(missing_ok=True)
+        for name in service_units.NAMES:
+            (_ETC / name).unlink(missing_ok=True)
         _systemctl("daemon-reload")
     state.remove(record_path())
 
@@ -211,7 +213,8 @@ def _unmask(name: str) -> None:
         _systemctl("unmask", *option, name)
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Write a file of systemd's, so that at no time it is half there. Raises HostError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.pvefw")
