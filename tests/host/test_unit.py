@@ -1,4 +1,4 @@
-"""The systemd unit that ``run --print-unit`` prints, and when the service says that it is ready."""
+"""The systemd units that ``run --print-unit`` and ``--write-units`` make, and when the service says it is ready."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,16 +17,15 @@ from click.testing import CliRunner
 pytest.importorskip("pyroute2")
 
 from pvefw_nft.cli import cli
-from pvefw_nft.errors import UsageError
-from pvefw_nft.host import service_user
+from pvefw_nft.errors import HostError, UsageError
+from pvefw_nft.host import service_units, service_user
+from pvefw_nft.host.proxmox.flag import flag_path
 
 from .commands import service
 from .conftest import need
 from .network import configure
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from click.testing import Result
 
     from .conftest import Namespace
@@ -88,6 +88,46 @@ def systemd_analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("needs systemd-analyze")
     return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_units_are_written_with_the_options_given(tmp_path: Path) -> None:
+    done = invoke("--backend", "nft", "--as-user", "--write-units", str(tmp_path))
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == ""
+    assert {path.name for path in tmp_path.iterdir()} == set(service_units.NAMES)
+    assert f"{tmp_path}/pvefw-flag.path\n" in done.stderr
+    assert (tmp_path / "pvefw.service").read_text() == printed("--backend", "nft", "--as-user")
+    (tmp_path / "pvefw.service").unlink()
+    (tmp_path / "pvefw.service").symlink_to("pvefw-failure.service")
+    assert invoke("--as-user", "--write-units", str(tmp_path)).exit_code == 0
+    assert not (tmp_path / "pvefw.service").is_symlink()  # what it led to stays as it is
+    assert (tmp_path / "pvefw-failure.service").read_text() == printed_failure_unit()
+
+
+def test_roots_unit_needs_none_for_the_flag_file(tmp_path: Path) -> None:
+    assert invoke("--as-root", "--write-units", str(tmp_path)).exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {service_units.SERVICE, service_units.FAILURE}
+    assert "pvefw-flag" not in (tmp_path / "pvefw.service").read_text()
+
+
+def test_units_of_the_flag_file_are_sound(tmp_path: Path, open_to_users: None) -> None:
+    assert invoke("--as-user", "--write-units", str(tmp_path)).exit_code == 0
+    (tmp_path / "pvefw.service").unlink()  # its program is not there
+    for name in service_units.FLAG_UNITS:
+        text = (tmp_path / name).read_text()
+        assert "@" not in text.replace("@system-service", "")
+        assert str(flag_path()) in text
+        done = systemd_analyze("verify", "--man=no", "--recursive-errors=no", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("folder", ["missing", "file"])
+def test_units_that_cannot_be_written_are_told(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("")
+    where = tmp_path / "file/below" if folder == "file" else Path("/proc/missing")
+    done = invoke("--as-user", "--write-units", str(where))
+    assert isinstance(done.exception, HostError)
+    assert done.exception.message.startswith(f"cannot write {where}/pvefw.service: ")
 
 
 @pytest.mark.parametrize(("options", "score"), [((), 15), (("--as-root",), 27)])
