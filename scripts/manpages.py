@@ -22,6 +22,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(CHECKOUT))
 
 from pvefw_nft.cli import cli  # noqa: E402 - found in the checkout that this script belongs to
+from pvefw_nft.cli.command import Command  # noqa: E402
 from pvefw_nft.cli.manual import page as diagnostics  # noqa: E402
 from pvefw_nft.config import macros  # noqa: E402
 from pvefw_nft.config.option_help import option_help  # noqa: E402
@@ -125,6 +126,7 @@ def command_page(name: str, command: click.Command, parent: click.Context) -> It
             if made is not None and not made.hidden:
                 yield f'.SH "{escaped(below.upper())}"'
                 yield from described(made, ctx, below)
+    yield from examples(command)
     yield from exit_status()
     yield from see_also("pvefw(8)", "pvefw.fw(5)")
 
@@ -165,6 +167,16 @@ def options(command: click.Command, ctx: click.Context) -> Iterator[str]:
         record = parameter.get_help_record(ctx)
         if record is not None:
             yield from (".TP", f"\\fB{escaped(record[0])}\\fR", inline(" ".join(record[1].split())) or "\\&")
+
+
+def examples(command: click.Command) -> Iterator[str]:
+    """Yield the examples of a command, or of a group's commands, as their --help has them."""
+    below = command.commands.values() if isinstance(command, click.Group) else [command]
+    lines = [example for one in below if isinstance(one, Command) for example in one.examples]
+    if lines:
+        yield ".SH EXAMPLES"
+    for line, purpose in lines:
+        yield from (".TP", f"\\fB{escaped(line)}\\fR", inline(purpose))
 
 
 def exit_status() -> Iterator[str]:

@@ -11,11 +11,12 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pvefw_nft.cli.clean_stream import clean_output
+from pvefw_nft.cli.console import colour
 from pvefw_nft.errors import HostError, PvefwError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _COMMANDS = {
     "update": ("pvefw_nft.cli.start", "Apply changes if the firewall is running."),
     "restart": ("pvefw_nft.cli.start", "Load the whole ruleset again, without a gap."),
     "stop": ("pvefw_nft.cli.start", "Remove all rules of pvefw from this host."),
-    "status": ("pvefw_nft.cli.start", "Show whether the firewall runs, and pending changes."),
+    "status": ("pvefw_nft.cli.status", "Show whether the firewall runs, and pending changes."),
     "confirm": ("pvefw_nft.cli.confirm", "Keep a change that was applied with --confirm."),
     "rollback": ("pvefw_nft.cli.confirm", "Return to the ruleset that was confirmed last."),
     "run": ("pvefw_nft.cli.run", "Keep this host at its configuration, as a service."),
@@ -49,6 +50,11 @@ _COMMANDS = {
 
 class _Commands(click.Group):
     """The commands by name; a command's module is imported when it is called."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:  # noqa: ANN401 - click's
+        made = super().make_context(*arguments, **options)
+        made.color = colour()
+        return made
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
         return list(_COMMANDS)
@@ -134,7 +140,7 @@ def _tell_warnings() -> None:
     state = sys.modules.get("pvefw_nft.host.records.state")
     for warning in state.take_warnings() if state is not None else ():
         with contextlib.suppress(OSError, ValueError):
-            click.echo(f"warning: {warning}", err=True)
+            click.echo(f"{click.style('warning', fg='yellow', bold=True)}: {warning}", err=True, color=colour())
 
 
 def _tell_unexpected(error: Exception) -> None:
@@ -170,7 +176,7 @@ def _is_of_output(error: Exception, place: str) -> bool:
 
 def _tell_error(message: str, hint: str | None = None) -> None:
     with contextlib.suppress(OSError, ValueError):  # standard error may be closed as well
-        click.echo(f"{click.style('error', fg='red', bold=True)}: {message}", err=True)
+        click.echo(f"{click.style('error', fg='red', bold=True)}: {message}", err=True, color=colour())
         if hint is not None:
             click.echo(f"  help: {hint}", err=True)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pvefw_nft.cli import console
+from pvefw_nft.cli.command import command
 from pvefw_nft.cli.formats import FORMATS
 from pvefw_nft.cli.options import all_nodes_options, is_for_all_nodes, make_offline_source, source_options
 from pvefw_nft.cli.progress import progress
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command("check")
+@command("check")
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=pathlib.Path))
 @source_options
 @click.option(
@@ -73,5 +75,5 @@ def check_command(
     else:
         show(diagnostics, err=False)
         if not diagnostics:
-            click.echo("no problems")
+            console.say("no problems")
     ctx.exit(int(has_errors(diagnostics)))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pvefw_nft.app.cluster_hosts import find_targets
+from pvefw_nft.cli.command import Command
+from pvefw_nft.cli.examples import EXAMPLES
 from pvefw_nft.cli.render import printable
 from pvefw_nft.errors import UsageError
 from pvefw_nft.fleet.ssh import Login, need_asyncssh
@@ -115,7 +117,7 @@ def _words(options: dict[str, Any]) -> tuple[str, ...]:
 # --- asking -------------------------------------------------------------------------------------------------------
 
 
-@cluster_command.command("status")
+@cluster_command.command("status", cls=Command, examples=EXAMPLES["cluster status"])
 @_at_once
 @_form
 @_ssh_options
@@ -128,7 +130,7 @@ def status_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN4
     ctx.exit(_survey(options, None))
 
 
-@cluster_command.command("compare")
+@cluster_command.command("compare", cls=Command, examples=EXAMPLES["cluster compare"])
 @click.option(
     "--only", type=click.Choice(("ours",)), help="Leave out the rules of others, such as Docker and fail2ban."
 )
@@ -242,7 +244,7 @@ def _rollout_options(command: _F) -> _F:
     return command
 
 
-@cluster_command.command("start")
+@cluster_command.command("start", cls=Command, examples=EXAMPLES["cluster start"])
 @_rollout_options
 @_form
 @_ssh_options
@@ -256,7 +258,7 @@ def start_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN40
     ctx.exit(_roll_out("start", options))
 
 
-@cluster_command.command("update")
+@cluster_command.command("update", cls=Command, examples=EXAMPLES["cluster update"])
 @_rollout_options
 @_form
 @_ssh_options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pvefw_nft.app.inputs import MAX_TOML, read_input
+from pvefw_nft.cli import console
+from pvefw_nft.cli.command import command
 from pvefw_nft.cli.options import (
     all_nodes_options,
     as_reference_option,
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.report import Report
 
 
-@click.command("compare")
+@command("compare")
 @click.argument("before", metavar="[A]", required=False)
 @click.argument("after", metavar="[B]", required=False)
 @click.option("--strict", is_flag=True, help="Also compare log lines, marks and queues.")
@@ -217,8 +220,13 @@ def _known(path: Path | None) -> tuple[Known, ...]:
 
 def _print(report: Report, form: str, rulesets: list[list[str]], *, verbose: bool) -> None:
     from pvefw_nft.verify.prove.render import report_data, report_text
+    from pvefw_nft.verify.prove.report import Answer
 
     if form == "json":
         click.echo(json.dumps(report_data(report, rulesets), indent=1))
     else:
-        click.echo(report_text(report, verbose=verbose, rulesets=rulesets), nl=False)
+        first, *more = report_text(report, verbose=verbose, rulesets=rulesets).splitlines()
+        colour = {Answer.EQUAL: "green", Answer.DIFFERENT: "red", Answer.UNDECIDED: "yellow"}[report.answer]
+        click.echo(click.style(console.wrapped(first, sys.stdout), fg=colour, bold=True))
+        for line in more:
+            console.say(line)

@@ -11,6 +11,7 @@ import click
 
 from pvefw_nft.app.outputs import write_file
 from pvefw_nft.cli import discard_output
+from pvefw_nft.cli.command import command
 from pvefw_nft.cli.options import (
     all_nodes_options,
     as_reference_option,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command("compile")
+@command("compile")
 @source_options
 @click.option(
     "--backend",

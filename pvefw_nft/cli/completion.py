@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import get_completion_class
 
+from pvefw_nft.cli.command import command
 from pvefw_nft.errors import PvefwError
 from pvefw_nft.pipeline import Source, diagnostic_codes, topology
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command("completion")
+@command("completion")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion_command(ctx: click.Context, shell: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from pvefw_nft.app.nics import filtered_nics
 from pvefw_nft.app.steady_source import patient, read_patiently
+from pvefw_nft.cli import console
+from pvefw_nft.cli.command import command
 from pvefw_nft.cli.options import backend_option, make_source, source_options
 from pvefw_nft.errors import PvefwError
 from pvefw_nft.host import firewall
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 _COLOURS = {Level.GOOD: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.BAD: "red"}
 
 
-@click.command("doctor")
+@command("doctor")
 @source_options
 @backend_option
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
@@ -45,7 +48,8 @@ def doctor_command(
         listed = [{"level": f.level.value, "text": f.text, "remedy": f.remedy} for f in findings]
         click.echo(json.dumps(listed, indent=2))
     else:
-        for finding in findings:
+        bad = [finding for finding in findings if finding.level in (Level.WARNING, Level.BAD)]
+        for finding in bad if console.is_quiet() else findings:
             _print(finding)
     ctx.exit(int(any(finding.level in (Level.WARNING, Level.BAD) for finding in findings)))
 
@@ -67,6 +71,7 @@ def _examined(inventory: Inventory, backend: str | None) -> Iterator[Finding]:
 
 
 def _print(finding: Finding) -> None:
-    click.echo(f"{click.style(finding.level.value, fg=_COLOURS[finding.level])}: {finding.text}")
+    level = click.style(finding.level.value, fg=_COLOURS[finding.level])
+    click.echo(console.wrapped(f"{level}: {finding.text}", sys.stdout))
     if finding.remedy is not None:
-        click.echo(f"  help: {finding.remedy}")
+        click.echo(console.wrapped(f"  help: {finding.remedy}", sys.stdout))

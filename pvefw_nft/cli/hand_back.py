@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-import click
-
+from pvefw_nft.cli import console
+from pvefw_nft.cli.command import command
 from pvefw_nft.cli.confirm import wait_option
 from pvefw_nft.cli.handover import dry_run_option, take_steps
 from pvefw_nft.cli.options import make_source, source_options
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command("hand-back")
+@command("hand-back", answers=True)
 @wait_option
 @dry_run_option
 @confirm_option
@@ -57,4 +57,4 @@ def hand_back_command(
     )
     take_steps(handing.steps(), dry_run=dry_run)
     if not dry_run:
-        click.echo("Proxmox VE's firewall filters this host; `pvefw take-over` returns to pvefw")
+        console.say("Proxmox VE's firewall filters this host; `pvefw take-over` returns to pvefw")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from pvefw_nft.cli import console
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,10 +16,14 @@ if TYPE_CHECKING:
 
 def take_steps(steps: Iterable[Step], *, dry_run: bool) -> None:
     """Print each step, and take it unless this is a ``dry_run``. Raises what the steps raise."""
+    taken: list[dict[str, Any]] = []
+    console.answer(dry_run=dry_run, steps=taken)  # with JSON, a run that fails has the steps before the failure, too
     for number, step in enumerate(steps, 1):
-        click.echo(f"{number}. {step.text}")
+        console.say(f"{number}. {step.text}")
+        taken.append({"step": step.text, "remarks": (remarks := list[str]())})
         for line in () if dry_run else step.execute():
-            click.echo(f"   {line}")
+            remarks.append(line)
+            console.say(f"   {line}")
 
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the steps; take none.")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
+from pvefw_nft.cli import console
+from pvefw_nft.cli.command import command
 from pvefw_nft.cli.options import make_source, source_options
 from pvefw_nft.pipeline import read_inventory
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command("localnet")
+@command("localnet", answers=True)
 @source_options
 def localnet_command(root: Path, node: str | None, local_network: str | None) -> None:
     """Show the local network, and the corosync peers that are let in."""
@@ -21,19 +21,29 @@ def localnet_command(root: Path, node: str | None, local_network: str | None) ->
     network = inventory.node.local_network
     alias = "local_network" in inventory.node.cluster.aliases
     source = "cluster.fw" if alias else "--local-network" if local_network is not None else "detected"
-    click.echo(f"node: {inventory.node.node}")
+    console.say(f"node: {inventory.node.node}")
     if network is None:
-        click.echo("local network: none found, so the management set holds only the addresses that cluster.fw adds")
-        click.echo("  help: add an alias local_network to cluster.fw")
+        console.say("local network: none found")
+        console.warn(
+            "the management set holds only the addresses that cluster.fw adds",
+            "add an alias local_network to cluster.fw",
+        )
     else:
-        click.echo(f"local network: {network.spelling} ({source})")
+        console.say(f"local network: {network.spelling} ({source})")
     corosync = inventory.node.corosync
+    console.answer(
+        node=inventory.node.node,
+        local_network=None if network is None else network.spelling,
+        source=None if network is None else source,
+        corosync=None if corosync is None else corosync.transport,
+        peers=[{"address": theirs.spelling, "own_address": ours.spelling} for ours, theirs in inventory.corosync_peers],
+    )
     if corosync is None:
-        click.echo("corosync: no corosync.conf, no cluster")
+        console.say("corosync: no corosync.conf, no cluster")
         return
     multicast = ", multicast accepted" if corosync.transport == "udp" else ""
-    click.echo(f"corosync: {corosync.transport}{multicast}")
+    console.say(f"corosync: {corosync.transport}{multicast}")
     for ours, theirs in inventory.corosync_peers:
-        click.echo(f"  {theirs.spelling} <-> {ours.spelling}, udp 5404:5405")
+        console.say(f"  {theirs.spelling} <-> {ours.spelling}, udp 5404:5405")
     if not inventory.corosync_peers:
-        click.echo("  no peer has an address on a link of this node")
+        console.say("  no peer has an address on a link of this node")

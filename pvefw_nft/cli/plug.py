@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pvefw_nft.app.nics import filtered_nics, read_filtered_nics
-from pvefw_nft.cli import completion
+from pvefw_nft.cli import completion, console
+from pvefw_nft.cli.command import command
 from pvefw_nft.cli.options import make_source, source_options
 from pvefw_nft.errors import HostError, PvefwError, UsageError
 from pvefw_nft.host import lock
@@ -38,7 +39,7 @@ def _plug_options(command: _F) -> _F:
     return command
 
 
-@click.command("plug")
+@command("plug", answers=True)
 @click.argument("interface", shell_complete=completion.interfaces)
 @click.option("--bridge", metavar="NAME", help="The guest's bridge. Default: that of the guest's configuration.")
 @click.option("--tag", type=click.IntRange(1, MAX_VLAN), metavar="VLAN", help="The VLAN that the guest is in.")
@@ -69,7 +70,8 @@ def plug_command(
             raise UsageError("--tag, --trunks and --mtu go with --bridge", "leave them out, or name the bridge too")
         nic = _configured(make_source(root, node, local_network), interface)
         if nic is None:
-            click.echo(f"{interface}: its configuration does not have firewall=1: left alone", err=True)
+            console.answer(nics=[])
+            console.note(f"{interface}: its configuration does not have firewall=1: left alone")
             return
     else:
         vmid, index = _named(interface)
@@ -77,7 +79,7 @@ def plug_command(
     _report(wiring.plug([nic], _naming(older_names=older_names), dry_run=dry_run, wait=wait), dry_run=dry_run)
 
 
-@click.command("unplug")
+@command("unplug", answers=True)
 @click.argument("interface", shell_complete=completion.interfaces)
 @_plug_options
 def unplug_command(interface: str, older_names: bool, dry_run: bool, wait: float) -> None:  # noqa: ARG001 - both names go
@@ -87,10 +89,11 @@ def unplug_command(interface: str, older_names: bool, dry_run: bool, wait: float
     """
     vmid, index = _named(interface)
     # where it was plugged is seen from the links
-    _report(wiring.unplug([Nic(interface, interface, vmid, index)], dry_run=dry_run, wait=wait), dry_run=dry_run)
+    results = wiring.unplug([Nic(interface, interface, vmid, index)], dry_run=dry_run, wait=wait)
+    _report(results, dry_run=dry_run, verb="removed")
 
 
-@click.command("plumb")
+@command("plumb", answers=True)
 @source_options
 @_plug_options
 def plumb_command(
@@ -100,10 +103,11 @@ def plumb_command(
     found = read_filtered_nics(make_source(root, node, local_network))
     there, absent = wiring.existing(found.nics)
     results = wiring.plug(there, _naming(older_names=older_names), dry_run=dry_run, wait=wait)
-    changed = sum(1 for result in results if result.steps and result.error is None)
+    console.answer(not_running=[nic.interface for nic in absent])
     _report(results, dry_run=dry_run, misconfigured=read_unplugged((), found.misconfigured))
+    changed = sum(1 for result in results if result.steps and result.error is None)
     if not dry_run:
-        click.echo(f"{len(there)} NICs plugged, {changed} of them changed; {len(absent)} are not running")
+        console.say(f"{len(there)} NICs plugged, {changed} of them changed; {len(absent)} are not running")
 
 
 def _configured(source: Source, interface: str) -> Nic | None:
@@ -128,23 +132,46 @@ def _named(interface: str) -> tuple[int, int]:
 def _naming(*, older_names: bool) -> Naming:
     if not older_names:
         return Naming.CURRENT
-    click.echo(
-        "warning: the rulesets of pvefw match fwln links only: with the older names nothing is filtered", err=True
-    )
+    console.warn("the rulesets of pvefw match fwln links only: with the older names nothing is filtered")
     return Naming.OLDER
 
 
-def _report(results: Sequence[PlugResult], *, dry_run: bool, misconfigured: Sequence[Unplugged] = ()) -> None:
+def _report(
+    results: Sequence[PlugResult],
+    *,
+    dry_run: bool,
+    misconfigured: Sequence[Unplugged] = (),
+    verb: str = "plugged behind",
+) -> None:
     """Print the result of each NIC. Raises the error of the only NIC, or one that counts them, after printing each."""
     failed: list[PvefwError] = [result.error for result in results if result.error is not None]
     failed += [HostError(f"{one.interface}: {one.reason}", one.hint) for one in misconfigured]
+    console.answer(dry_run=dry_run, nics=[_data(result) for result in results])
     for result in results:
-        for step in result.steps if dry_run else ():
-            click.echo(str(step))
+        if result.steps and not dry_run and result.error is None:
+            console.say(f"{result.nic.interface}: {_done(result, verb)}")
+        for step in result.steps if dry_run or console.is_verbose() else ():
+            console.say(str(step) if dry_run else f"  {step}")
     count = len(results) + len(misconfigured)
     if count == 1 and failed:
         raise failed[0]
     for error in failed:
-        click.echo(f"error: {error.message}" + (f"\n  help: {error.hint}" if error.hint else ""), err=True)
+        console.error(error.message, error.hint)
     if failed:
         raise HostError(f"{len(failed)} of {count} NICs could not be plugged", "see above")
+
+
+def _done(result: PlugResult, verb: str) -> str:
+    """Return what was done with a NIC: ``plugged behind fwbr100i0 (12 steps)``."""
+    count = len(result.steps)
+    bridge = f"fwbr{result.nic.vmid}i{result.nic.index}"
+    return f"{verb} {bridge} ({count} step{'s' if count > 1 else ''})"
+
+
+def _data(result: PlugResult) -> dict[str, Any]:
+    return {
+        "interface": result.nic.interface,
+        "bridge": result.nic.bridge,
+        "steps": [str(step) for step in result.steps],
+        "error": None if result.error is None else result.error.message,
+    }

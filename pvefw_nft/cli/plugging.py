@@ -11,6 +11,7 @@ import click
 from pvefw_nft.app.compiler import find_nics_once
 from pvefw_nft.app.nics import FilteredNics
 from pvefw_nft.app.plugging import PlugOptions, settle
+from pvefw_nft.cli import console
 from pvefw_nft.errors import PvefwError
 from pvefw_nft.host.bridges.arrivals import ArrivalWatch
 
@@ -50,12 +51,15 @@ def plug_and_report(source: Source, backend: str, options: PlugOptions, *, dry_r
     try:
         result = settle(find_nics_once(source), backend, options, dry_run=dry_run, wait=wait)
     except PvefwError as error:
-        click.echo(f"warning: the guests' NICs could not be examined: {error.message}", err=True)
+        console.warn(f"the guests' NICs could not be examined: {error.message}")
         return False
+    console.answer(
+        plugged=[*result.plugged], unplugged=[unplugged_data(one, dropped=result.dropped) for one in result.left]
+    )
     for step in result.steps:
-        click.echo(f"# {step}")
+        console.say(f"# {step}")
     for line in plugged_lines(result, dry_run=dry_run):
-        click.echo(line, err=True)
+        console.tell(line)
     return not result.left and result.problem is None
 
 
@@ -69,14 +73,14 @@ def plugged_lines(result: Plugged, *, dry_run: bool = False) -> list[str]:
 
 
 def unplugged_lines(left: Sequence[Unplugged], *, dropped: bool) -> list[str]:
-    """Return the unplugged NICs, as lines for people."""
+    """Return a warning for each unplugged NIC, with its remedy."""
     effect = "all its traffic is dropped" if dropped else "it is not filtered"
-    lines = []
-    for one in left:
-        lines.append(f"warning: {one}: {effect}")
-        if one.hint is not None:
-            lines.append(f"  help: {one.hint}")
-    return lines
+    return [f"warning: {one}: {effect}" + (f"\n  help: {one.hint}" if one.hint is not None else "") for one in left]
+
+
+def unplugged_data(one: Unplugged, *, dropped: bool) -> dict[str, Any]:
+    """Return an unplugged NIC as data."""
+    return {"interface": one.interface, "bridge": one.bridge, "dropped": dropped, "reason": one.reason}
 
 
 class NicService:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
+
+from pvefw_nft.cli import console
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,7 +24,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
     Example of the line, which is written over and removed at the end: ``proving: 40 of 100 (40 %)``.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or console.is_quiet():
         yield None
         return
     shown, since = -1, time.monotonic() + _DELAY

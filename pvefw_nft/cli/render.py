@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pvefw_nft.cli import console
 from pvefw_nft.errors import Severity
 
 if TYPE_CHECKING:
@@ -27,10 +28,17 @@ _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "c
 
 
 def show(diagnostics: Sequence[Diagnostic], *, err: bool = True) -> None:
-    """Print diagnostics, by default on standard error, and how many there are. Colour only on a terminal."""
+    """Print diagnostics, by default on standard error, and how many there are. Colour only on a terminal.
+
+    With -q there are only errors, and no count. Nothing of a JSON answer is printed: it holds them as data.
+    """
+    if console.current().form == "json":
+        return
+    if console.is_quiet():
+        diagnostics = [diagnostic for diagnostic in diagnostics if diagnostic.severity is Severity.ERROR]
     for diagnostic in diagnostics:
         click.echo(_text(diagnostic), err=err)
-    if diagnostics:
+    if diagnostics and not console.is_quiet():
         click.echo(_summary(diagnostics), err=err)
 
 

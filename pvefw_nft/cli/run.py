@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from pvefw_nft.app import desired as desired_ruleset
 from pvefw_nft.app.compiler import Compiler
 from pvefw_nft.app.steady_source import SteadySource
+from pvefw_nft.cli.command import command
 from pvefw_nft.cli.confirm import report_problems
 from pvefw_nft.cli.options import (
     backend_option,
@@ -52,7 +53,7 @@ _RETRY = 5.0  # seconds after a failure
 _STILL_STARTING = 600  # seconds within which a service that waits for its first ruleset must say so again
 
 
-@click.command("run")
+@command("run")
 @source_options
 @backend_option
 @click.option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pvefw_nft.app.compiler import judge_once
+from pvefw_nft.cli import console
 from pvefw_nft.errors import HostError, PvefwError
 from pvefw_nft.host import firewall
 
@@ -39,7 +40,7 @@ def check_sessions(desired: Desired, source: Source, *, go_on: bool) -> None:
     try:
         judgement = judge_once(source, desired, firewall.running_ruleset())
     except PvefwError as error:
-        click.echo(f"warning: connections were not judged: {error.message}", err=True)
+        console.warn(f"connections were not judged: {error.message}")
         return
     _print(judgement)
     if judgement.cuts and not go_on:
@@ -51,15 +52,13 @@ def check_sessions(desired: Desired, source: Source, *, go_on: bool) -> None:
 
 def _print(judgement: Judgement) -> None:
     for cut in judgement.cuts:
-        click.echo(f"warning: {cut.connection} {cut.effect} by {cut.place}", err=True)
-        click.echo(f"  help: add {cut.add}", err=True)
+        console.warn(f"{cut.connection} {cut.effect} by {cut.place}", f"add {cut.add}")
     for loss in judgement.guests:
         count = len(loss.connections)
         what = f"{count} established connection{'s' if count > 1 else ''} of guests"
-        click.echo(f"note: {what} would not be allowed again, by {loss.place}:", err=True)
-        for text in loss.connections[:_MAX_SHOWN]:
-            click.echo(f"  {text}", err=True)
-        if count > _MAX_SHOWN:
-            click.echo(f"  and {count - _MAX_SHOWN} more", err=True)
+        shown = count if console.is_verbose() else min(count, _MAX_SHOWN)
+        lines = [f"  {text}" for text in loss.connections[:shown]]
+        lines += [f"  and {count - shown} more"] if count > shown else []
+        console.note("\n".join([f"{what} would not be allowed again, by {loss.place}:", *lines]))
     for note in judgement.notes:
-        click.echo(f"note: {note}", err=True)
+        console.note(note)

@@ -15,7 +15,8 @@ import click
 
 from pvefw_nft.app.address_filters import hit_by_ipfilter_established
 from pvefw_nft.app.inputs import MAX_TOML, read_input
-from pvefw_nft.cli import completion
+from pvefw_nft.cli import completion, console
+from pvefw_nft.cli.command import command
 from pvefw_nft.cli.options import (
     all_nodes_options,
     as_reference_option,
@@ -28,7 +29,7 @@ from pvefw_nft.errors import EXIT_UNDECIDED, UsageError
 from pvefw_nft.verify.simulate.connections import Connections
 from pvefw_nft.verify.simulate.guesses import guess_text, simulate_guessing
 from pvefw_nft.verify.simulate.packet import ElsewhereError, PacketSpec, make_probe
-from pvefw_nft.verify.simulate.report import is_doubtful, outcome_data, outcome_lines
+from pvefw_nft.verify.simulate.report import answer_line, is_doubtful, outcome_data, outcome_lines
 from pvefw_nft.verify.simulate.walk import simulate
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class _Test:
     steps: tuple[PacketSpec, ...] = ()
 
 
-@click.command("simulate")
+@command("simulate")
 @click.option(
     "--from",
     "source_zone",
@@ -148,10 +149,14 @@ def simulate_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: AN
         data = tests_data(results, len(tests), options) if options["tests_file"] else _data(results[0], options)
         click.echo(json.dumps(data, indent=1))
     elif options["tests_file"]:
-        for line in test_lines(results, len(tests), verbose=options["verbose"]):
-            click.echo(line)
+        *lines, counts = test_lines(results, len(tests), verbose=options["verbose"])
+        for line in lines:
+            console.say(line)
+        click.echo(counts)
     else:
-        _show(results[0], verbose=options["verbose"])
+        for line in _shown(results[0], verbose=options["verbose"]):
+            console.say(line)
+        _answer(results[0])
     ctx.exit(exit_code_of(results))
 
 
@@ -346,9 +351,17 @@ def _run(test: _Test, rulesets: list[Named], *, skip: bool) -> Result | None:
     return Result(test, agree and expected, outcomes)
 
 
-def _show(result: Result, *, verbose: bool) -> None:
+def _shown(result: Result, *, verbose: bool) -> Iterator[str]:
+    """Yield the lines about a packet, with the verdicts at their heads coloured."""
     for line in _result_lines(result, verbose=verbose):
-        click.echo(line)
+        yield console.verdict_styled(line)
+
+
+def _answer(result: Result) -> None:
+    """Print the answer, last and short: of each ruleset, where there are two; with -q nothing else is printed."""
+    for name, outcome in result.outcomes:
+        line = console.verdict_styled(answer_line(outcome))
+        click.echo(f"{name}: {line}" if len(result.outcomes) > 1 else line)
 
 
 def _result_lines(result: Result, *, verbose: bool) -> Iterator[str]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from pvefw_nft.app import desired as desired_ruleset
+from pvefw_nft.cli import console
+from pvefw_nft.cli.command import command
 from pvefw_nft.cli.confirm import wait_option
 from pvefw_nft.cli.handover import dry_run_option, take_steps
 from pvefw_nft.cli.options import backend_option, make_source, source_options
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from pvefw_nft.pipeline import Source
 
 
-@click.command("take-over")
+@command("take-over", answers=True)
 @wait_option
 @force_option
 @plugging_options
@@ -81,7 +83,7 @@ def take_over_command(
     take_steps(_with_plugging(taking, source, result, options, plugged, dry_run=dry_run), dry_run=dry_run)
     if not dry_run:
         desired_ruleset.note(result, source, backend)
-        click.echo("pvefw filters this host; `pvefw hand-back` returns to Proxmox VE's firewall")
+        console.say("pvefw filters this host; `pvefw hand-back` returns to Proxmox VE's firewall")
     ctx.exit(int(result.has_errors or not all(plugged)))
 
 

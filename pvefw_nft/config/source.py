@@ -118,6 +118,17 @@ class Observations:
         except (PvefwError, OSError):
             return False
 
+    def changed(self, source: Source) -> list[tuple[str, str]]:
+        """Return the questions, each a kind and a name, that have another answer now, or none that can be had."""
+        return [question for question, answer in self.answers.items() if _digest_now(source, *question) != answer]
+
+
+def _digest_now(source: Source, kind: str, name: str) -> str | None:
+    try:
+        return _digest(_ask(source, kind, name))
+    except (PvefwError, OSError):
+        return None
+
 
 def _ask(source: Source, kind: str, name: str) -> Any:  # noqa: ANN401 - one answer for each kind
     match kind:

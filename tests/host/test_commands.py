@@ -104,11 +104,19 @@ def test_plug_without_a_configuration(nics: None) -> None:
 
 def test_plumb_plugs_what_runs(nics: None, configuration: Path) -> None:
     done = pvefw("plumb", *options(configuration))
-    assert done.stdout == "2 NICs plugged, 2 of them changed; 1 are not running\n"
+    *each, total = done.stdout.splitlines()
+    assert [line.partition(" (")[0] for line in each] == [
+        "tap100i0: plugged behind fwbr100i0",
+        "veth200i0: plugged behind fwbr200i0",
+    ]
+    assert total == "2 NICs plugged, 2 of them changed; 1 are not running"
     assert now().ports("vmbr0") == ["fwpr100p0", "fwpr200p0", "tap100i1"]
     container = now().get("veth200i0")
     assert container is not None
     assert container.mtu == 1400
+    again = json.loads(pvefw("plumb", "--format", "json", *options(configuration)).stdout)
+    assert [(nic["interface"], nic["steps"]) for nic in again["nics"]] == [("tap100i0", []), ("veth200i0", [])]
+    assert again["not_running"] == ["tap100i2"]
     assert "0 of them changed" in pvefw("plumb", *options(configuration)).stdout
 
 

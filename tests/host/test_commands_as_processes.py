@@ -66,7 +66,7 @@ def test_commands(real: Namespace, configuration: Path) -> None:
     there = options(configuration)
     assert pvefw("status", *there).returncode == 3
     compiled = pvefw("compile", *there).stdout
-    fed = pvefw("start", "--dry-run", *there).stdout
+    fed = pvefw("start", "--dry-run", "-v", *there).stdout
     # parts in which nothing happens are not fed
     assert fed == compiled.replace("### iptables-restore -T raw -n\n*raw\nCOMMIT\n", "").replace(
         "### ip6tables-restore -T raw -n\n*raw\nCOMMIT\n", ""
@@ -79,6 +79,11 @@ def test_commands(real: Namespace, configuration: Path) -> None:
     status = pvefw("status", "--diff", *there)
     assert status.returncode == 1
     assert "change iptables filter PVEFW-HOST-IN" in status.stdout
+    assert "    - -p tcp --dport 80 -j RETURN" in status.stdout
+    assert "    + -p tcp --dport 81 -j RETURN" in status.stdout
+    assert f"  because: {configuration}/etc/pve/firewall/cluster.fw changed" in status.stdout
+    preview = pvefw("update", "--dry-run", *there)
+    assert preview.stdout.count("PVEFW-HOST-IN\n    - -p tcp --dport 80 -j RETURN\n    + -p tcp --dport 81") == 2
     assert json.loads(pvefw("status", "--format", "json", *there).stdout)["backends"] == ["iptables"]
     assert pvefw("update", *there).returncode == 0
     assert lets_in(81)

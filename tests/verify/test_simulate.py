@@ -12,7 +12,7 @@ from pvefw_nft.verify.network.path import Link, Network, Nic, Topology
 from pvefw_nft.verify.readers.files import Text, read_ruleset
 from pvefw_nft.verify.readers.shared import Assume
 from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
-from pvefw_nft.verify.simulate.report import outcome_data, outcome_lines
+from pvefw_nft.verify.simulate.report import answer_line, outcome_data, outcome_lines
 from pvefw_nft.verify.simulate.walk import Outcome, simulate
 
 if TYPE_CHECKING:
@@ -239,7 +239,12 @@ def test_the_report_for_people() -> None:
     assert lines[0] == "ACCEPT: tcp 198.51.100.1:40000 → 10.0.0.100:80 (vmbr0/eno1 → vm100i0)"
     assert lines[-1].startswith("  decided by: GROUP-web-IN rule 2 (cluster.fw:9): -p tcp --dport 80")
     verbose = list(outcome_lines(run("outside", "vm100:80"), verbose=True))
-    assert any("· PVEFW-FORWARD rule 1" in line and "[no: ct state invalid]" in line for line in verbose)
+    assert any("· PVEFW-FORWARD rule 1" in line and "[ct state is new]" in line for line in verbose)
+
+
+def test_the_answer_in_few_words() -> None:
+    assert answer_line(run("outside", "vm100:80")) == "ACCEPT at vm100, cluster.fw:9"
+    assert answer_line(run("vm100", "outside:25")) == "REJECT (tcp-reset) at vm100, 100.fw:7"
 
 
 def test_the_report_for_programs_is_json() -> None:

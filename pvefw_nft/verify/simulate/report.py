@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeAlias
 
-from pvefw_nft.verify.model import Accept, Drop, Family, Goto, Jump, Log, Reject, Return, UnknownVerdict
+from pvefw_nft.verify.model import Accept, Drop, Family, Goto, Jump, Log, Reject, Return, Test, UnknownVerdict
 from pvefw_nft.verify.model.text import (
     condition_text,
     packet_text,
@@ -20,7 +20,7 @@ from pvefw_nft.verify.simulate.guesses import guess_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pvefw_nft.verify.model import Field
+    from pvefw_nft.verify.model import Condition, Field
     from pvefw_nft.verify.model.intervals import IntervalSet
     from pvefw_nft.verify.network.path import End
     from pvefw_nft.verify.simulate.guesses import Guess
@@ -64,6 +64,34 @@ def outcome_lines(outcome: Outcome, *, verbose: bool = False, title: str = "") -
         yield f"  decided by: the policy of {walk.table.key} {walk.chain.name} ({stage.stage})"
     else:
         yield "  decided by: no rule; nothing on the way filters this packet"
+
+
+def answer_line(outcome: Outcome) -> str:
+    """Return the answer in few words: verdict, place, line of the configuration: ``DROP at vm111, 111.fw:5``."""
+    if outcome.verdict == "UNDECIDED":
+        return outcome.text
+    if outcome.stopped is not None:
+        return f"{outcome.text}: {outcome.stopped}"
+    decider = outcome.decider
+    found = [(stage, walk) for stage, walk in outcome.deciding if decider is None or walk.decider is decider]
+    if not found:
+        return f"{outcome.text}: no rule filters it"
+    stage, walk = found[-1]
+    if decider is None:
+        reason = f"policy of {walk.chain.name}"
+    else:
+        reason = decider.origin or f"{decider.chain.name} rule {decider.number}"
+    return f"{outcome.text} at {_place(stage, outcome)}, {reason}"
+
+
+def _place(stage: StageWalk, outcome: Outcome) -> str:
+    """Return where on its way a packet was: at a guest (known by its bridge), a bridge or the host."""
+    bridge, _, ports = stage.stage.hop.partition(": ")
+    topology = outcome.probe.topology
+    for nic in topology.nics if topology is not None else ():
+        if bridge == nic.firewall_bridge:
+            return nic.zone if nic.index == 0 else nic.name
+    return "the host" if "host" in ports.split() and stage.stage.family is not Family.BRIDGE else bridge
 
 
 def is_doubtful(guess: Guess) -> bool:
@@ -126,8 +154,15 @@ def _short(step: Step) -> str:
 def _tried_text(step: Step) -> str:
     if step.failed is None:
         return step_text(step)
-    why = condition_text(step.failed)
-    return f"{step_text(step)}  [no: {why if len(why) <= 80 else why[:79] + '…'}]"
+    return f"{step_text(step)}  [{_why_not(step.failed, step.seen)}]"
+
+
+def _why_not(failed: Condition, seen: int | None) -> str:
+    """Return why a rule did not match: ``ct state is new``, or the condition where no single value tells it."""
+    if isinstance(failed, Test) and seen is not None and failed.field.size > 2:
+        return f"{failed.field} is {value_text(failed.field, seen)}"
+    why = condition_text(failed)
+    return f"no: {why if len(why) <= 80 else why[:79] + '…'}"
 
 
 def _log_text(log: Log) -> str:

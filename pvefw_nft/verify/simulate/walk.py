@@ -130,7 +130,7 @@ MAX_UNKNOWN = 10
 @dataclass(frozen=True, slots=True)
 class Step:
     """A rule a packet met: ``number`` counts from 1 in its chain. ``failed`` is the test that did not hold; None: it
-    matched.
+    matched. ``seen`` is the value that the packet had of the field of a single failed test; None: of several, or none.
 
     ``callers`` are the rules whose jumps or gotos led here, outermost first. ``verdict`` is what the rule decided: of a
     verdict map the entry that holds.
@@ -143,6 +143,7 @@ class Step:
     callers: tuple[Step, ...] = ()
     failed: Condition | None = None
     verdict: PlainVerdict | None = None
+    seen: int | None = None
 
     @property
     def matched(self) -> bool:
@@ -541,7 +542,8 @@ class _Walker:
         rule = self.rule_at = chain.rules[position]
         for condition in rule.conditions:
             if not self._holds(condition):
-                return Step(table, chain, position + 1, rule, callers, condition)
+                seen = self.view.get(condition.field) if isinstance(condition, Test) else None
+                return Step(table, chain, position + 1, rule, callers, condition, seen=seen)
         for effect in rule.effects:
             if isinstance(effect, Guard):
                 if not self._holds(effect.condition):

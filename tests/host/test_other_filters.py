@@ -1,0 +1,54 @@
+"""Who else filters here: told by the names of tables and chains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pvefw_nft.host import tools
+from pvefw_nft.host.apply.nftables_state import Nftables
+from pvefw_nft.host.other_filters import other_filters
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pytest
+
+SAVED = """*filter
+:INPUT ACCEPT [0:0]
+:PVEFW-INPUT - [0:0]
+:DOCKER - [0:0]
+:f2b-sshd - [0:0]
+-A INPUT -j PVEFW-INPUT
+-A INPUT -p tcp --dport 22 -j f2b-sshd
+{more}COMMIT
+"""
+CHAINS = [
+    ("inet", "firewalld", "filter_INPUT"),
+    ("inet", "pvefw", "input"),
+    ("ip", "filter", "INPUT"),
+    ("ip", "mine", "x"),
+]
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, more: str = "") -> list[str]:
+    def run(command: Sequence[str], *_: object, **__: object) -> str:
+        return SAVED.format(more=more) if command == ["iptables-save"] else ""
+
+    answer = [{"chain": {"family": family, "table": table, "name": name}} for family, table, name in CHAINS]
+    monkeypatch.setattr(tools, "run", run)
+    monkeypatch.setattr(Nftables, "run", lambda *_: answer)
+    return other_filters()
+
+
+def test_programs_are_known_by_their_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert listed(monkeypatch) == [
+        "Docker (ip filter)",
+        "another program (ip mine)",
+        "fail2ban (ip filter)",
+        "firewalld (inet firewalld)",
+    ]
+
+
+def test_rules_without_a_chain_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    more = "-A INPUT -s 192.0.2.7/32 -j DROP\n"
+    assert "rules without a chain of their own (ip filter INPUT)" in listed(monkeypatch, more)
