@@ -466,18 +466,24 @@ def find_code(name: str) -> Code:
 # --- reading back ---------------------------------------------------------------------------------------------
 
 
-def read_back(compiled: Compiled) -> RulesetModel:
-    """Return the ruleset of an artefact as verify reads it from the artefact's own text, with the rules' origins."""
-    return _read_back(compiled.backend, compiled.artefact, str)
+def read_back(compiled: Compiled, *, on_demand: bool = False) -> RulesetModel:
+    """Return the ruleset of an artefact as verify reads it from the artefact's own text, with the rules' origins.
+
+    ``on_demand``: the rules of a chain are read when somebody asks for them.
+    """
+    return _read_back(compiled.backend, compiled.artefact, str, on_demand=on_demand)
 
 
-def _read_back(backend: Backend, artefact: Artefact, spelled: Callable[[Origin], str]) -> RulesetModel:
+def _read_back(
+    backend: Backend, artefact: Artefact, spelled: Callable[[Origin], str], *, on_demand: bool = False
+) -> RulesetModel:
     from pvefw_nft.verify.readers.files import Text, read_ruleset  # deferred: compiling needs nothing of verify
 
     form = artefact.json if backend.default_format == "json" else artefact.text
     return read_ruleset(
         [Text(backend.name, "".join(form()))],
         origins={place: spelled(origin) for place, origin in artefact.origins()},
+        on_demand=on_demand,
     )
 
 

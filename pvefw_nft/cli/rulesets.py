@@ -19,10 +19,10 @@ from pvefw_nft.pipeline import (
     BACKENDS,
     BORROWED_CODES,
     Source,
-    check_root,
     compile_root,
     default_backend,
     read_back,
+    read_node,
     topology,
 )
 from pvefw_nft.verify.readers.files import Text, read_ruleset
@@ -71,8 +71,15 @@ def assume_option(command: Callable[..., object]) -> Callable[..., object]:
     )(command)
 
 
-def load_ruleset(spec: str, source_of: Callable[[Path], Source], assume: str | None, *, default_root: Path) -> Named:
-    """Return the ruleset a name means.
+def load_ruleset(
+    spec: str,
+    source_of: Callable[[Path], Source],
+    assume: str | None,
+    *,
+    default_root: Path,
+    on_demand: bool = False,
+) -> Named:
+    """Return the ruleset a name means. ``on_demand``: it is read chain by chain when rules are asked for.
 
     ``source_of`` gives the configuration below a folder; that below ``default_root`` says which NICs and bridges the
     host of a saved or running ruleset has. Raises UsageError for a name that is none, and what reading and
@@ -80,16 +87,17 @@ def load_ruleset(spec: str, source_of: Callable[[Path], Source], assume: str | N
     """
     kind, colon, rest = spec.partition(":")
     if colon and kind in BACKENDS:
-        return compiled_ruleset(source_of(Path(rest)), kind, spec)
+        return compiled_ruleset(source_of(Path(rest)), kind, spec, on_demand=on_demand)
     if colon and kind in ("save", "nft-json"):
-        return _read(spec, _files(kind, rest), source_of(default_root), assume)
+        return _read(spec, _files(kind, rest), source_of(default_root), assume, on_demand=on_demand)
     if kind == "live" and rest in ("", *BACKENDS):
         from pvefw_nft.host.saved import saved_rulesets  # deferred: few commands read this host's rules
 
         texts = [Text(*text) for text in saved_rulesets(rest or None)]
-        return _read(spec, texts, source_of(default_root), assume, only_nft=rest == "nft")
+        source = source_of(default_root)
+        return _read(spec, texts, source, assume, only_nft=rest == "nft", on_demand=on_demand)
     if not colon and Path(spec).is_dir():
-        return compiled_ruleset(source_of(Path(spec)), None, spec)
+        return compiled_ruleset(source_of(Path(spec)), None, spec, on_demand=on_demand)
     raise UsageError(f"no ruleset: {spec}", f"name one as {SPEC_HELP}")
 
 
@@ -104,9 +112,17 @@ def _files(kind: str, names: str) -> list[Text]:
     ]
 
 
-def _read(spec: str, texts: list[Text], source: Source, assume: str | None, *, only_nft: bool = False) -> Named:
+def _read(
+    spec: str,
+    texts: list[Text],
+    source: Source,
+    assume: str | None,
+    *,
+    only_nft: bool = False,
+    on_demand: bool = False,
+) -> Named:
     chosen = Assume(assume) if assume else None
-    model = read_ruleset(texts, assume=chosen, without_xtables=only_nft)
+    model = read_ruleset(texts, assume=chosen, without_xtables=only_nft, on_demand=on_demand)
     named = _named(spec, model, source)
     return replace(named, arguments=("--ruleset", spec, *named.arguments), listed=True)
 
@@ -121,14 +137,16 @@ def show_borrowed(diagnostics: tuple[Diagnostic, ...]) -> None:
 _show_borrowed_once = cache(show_borrowed)
 
 
-def compiled_ruleset(source: Source, backend: str | None, name: str, tell: Tell = _show_borrowed_once) -> Named:
+def compiled_ruleset(
+    source: Source, backend: str | None, name: str, tell: Tell = _show_borrowed_once, *, on_demand: bool = False
+) -> Named:
     """Return the ruleset of a configuration; ``backend`` None: the one that host.fw asks for.
 
-    ``tell`` is called with facts that the ruleset takes from this machine.
+    ``tell`` is called with facts that the ruleset takes from this machine. ``on_demand`` as for :func:`load_ruleset`.
     """
     compiled = compile_root(source, backend)
     tell(tuple(one for one in compiled.checked.diagnostics if one.code in BORROWED_CODES))
-    named = _named(name, read_back(compiled), source)
+    named = _named(name, read_back(compiled, on_demand=on_demand), source)
     return named if backend is None else replace(named, arguments=(*named.arguments, "--backend", backend))
 
 
@@ -147,9 +165,9 @@ def _topology(root: Path, node: str | None, files: Files) -> Topology:
     return topology(Source(root, node, lambda: None, observed_files=files))
 
 
-def configuration_rulesets(source: Source, backend: str | None, tell: Tell = _show_borrowed_once) -> list[Named]:
+def configuration_rulesets(
+    source: Source, backend: str | None, tell: Tell = _show_borrowed_once, *, on_demand: bool = False
+) -> list[Named]:
     """Return the rulesets of a configuration through a backend, through ``both``, or the one of host.fw (None)."""
-    if backend == "both":
-        return [compiled_ruleset(source, name, name, tell) for name in BACKENDS]
-    name = backend or default_backend(check_root(source).node)
-    return [compiled_ruleset(source, name, name, tell)]
+    names = BACKENDS if backend == "both" else (backend or default_backend(read_node(source)),)
+    return [compiled_ruleset(source, name, name, tell, on_demand=on_demand) for name in names]

@@ -201,8 +201,9 @@ def _rulesets(options: dict[str, Any]) -> list[Named]:
     if options["ruleset"]:
         if options["backend"]:
             raise UsageError("--backend and --ruleset do not go together", "leave one out")
-        return [load_ruleset(options["ruleset"], source_of, options["assume"], default_root=options["root"])]
-    return configuration_rulesets(source_of(options["root"]), options["backend"])
+        ruleset, assume = options["ruleset"], options["assume"]
+        return [load_ruleset(ruleset, source_of, assume, default_root=options["root"], on_demand=True)]
+    return configuration_rulesets(source_of(options["root"]), options["backend"], on_demand=True)
 
 
 def _packet_options(options: dict[str, Any]) -> list[str]:

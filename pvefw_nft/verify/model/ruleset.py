@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from pvefw_nft.verify.model.effects import Alter, Effect, Guard, Log
+from pvefw_nft.verify.model.effects import Alter, Effect, Guard, Log, SetZone
 from pvefw_nft.verify.model.fields import ARP, IPV4, IPV6, Field, counter_field, rate_of
 from pvefw_nft.verify.model.verdicts import RETURN, Accept, Drop, Goto, Jump, Return, Verdict, VerdictMap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from pvefw_nft.verify.model.conditions import Condition
     from pvefw_nft.verify.model.intervals import IntervalSet
@@ -105,6 +105,43 @@ class Chain:
     rules: list[Rule]
     policy: Accept | Drop | Return = RETURN
     hook: Hook | None = None
+
+    def sets_zone(self) -> bool:
+        """Whether a rule gives packets a connection tracking zone."""
+        return any(isinstance(effect, SetZone) for rule in self.rules for effect in rule.effects)
+
+
+class UnreadChain(Chain):
+    """A chain whose rules are read when they are first asked for: a packet meets few chains of a large ruleset.
+
+    ``read`` returns its rules, and raises what reading a ruleset raises. ``may_set_zone``: whether its text has the
+    words of a rule that gives packets a zone.
+    """
+
+    __slots__ = ("_known", "_may_set_zone", "_read")
+
+    def __init__(self, chain: Chain, read: Callable[[], list[Rule]], *, may_set_zone: bool) -> None:
+        """Take name, policy and hook from ``chain``."""
+        self.name, self.policy, self.hook = chain.name, chain.policy, chain.hook
+        self._read = read
+        self._may_set_zone = may_set_zone
+        self._known: list[Rule] | None = None
+
+    @property
+    def rules(self) -> list[Rule]:  # type: ignore[override] # a field of the base class, which is read here on demand
+        """The rules in order. Raises RulesetError where one cannot be read."""
+        if self._known is None:
+            self._known = self._read()
+        return self._known
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the rules have been read."""
+        return self._known is not None
+
+    def sets_zone(self) -> bool:
+        """Whether a rule gives packets a connection tracking zone."""
+        return self._may_set_zone and Chain.sets_zone(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,12 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from pvefw_nft.errors import PvefwError
-from pvefw_nft.verify.model import FALSE, TRUE, Condition, Table, equals, targets, unknown_field
+from pvefw_nft.verify.model import FALSE, TRUE, Condition, Table, UnreadChain, equals, targets, unknown_field
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from pvefw_nft.verify.model import Rule
 
 
 class RulesetError(PvefwError):
@@ -71,6 +73,8 @@ def check_jumps(reading: Reading, tables: Iterable[Table]) -> None:
     The kernel refuses both (a loop with "Too many links").
     """
     for table in tables:
+        if any(isinstance(chain, UnreadChain) for chain in table.chains.values()):
+            continue  # each chain is checked when it is read
         next_chains: dict[str, list[str]] = {}
         for chain in table.chains.values():
             found: dict[str, None] = {}
@@ -84,6 +88,30 @@ def check_jumps(reading: Reading, tables: Iterable[Table]) -> None:
                     found[target] = None
             next_chains[chain.name] = list(found)
         _check_loops(reading, table, next_chains)
+
+
+def check_jumps_of(reading: Reading, table: Table, name: str, rules: Sequence[Rule]) -> None:
+    """Check a chain that is being read, as :func:`check_jumps` does: a circle is found with the last of its chains.
+
+    Raises RulesetError where one of its rules goes to a chain that is not there, or back to it by way of chains that
+    have been read.
+    """
+    due: list[str] = []
+    for number, rule in enumerate(rules, 1):
+        for target in targets(rule.verdict):
+            if target not in table.chains:
+                where = f"table {table.key}, chain {name}, rule {number}"
+                raise reading.error(where, f"goes to chain '{target}', which is not there")
+            due.append(target)
+    seen: set[str] = set()
+    while due:
+        target = due.pop()
+        if target == name:
+            raise reading.error(f"table {table.key}", f"chains go in a circle, by way of {name}")
+        chain = table.chains[target]
+        if target not in seen and not (isinstance(chain, UnreadChain) and not chain.is_read):
+            seen.add(target)
+            due += [other for rule in chain.rules for other in targets(rule.verdict)]
 
 
 def _check_loops(reading: Reading, table: Table, next_chains: dict[str, list[str]]) -> None:

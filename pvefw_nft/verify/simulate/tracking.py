@@ -101,9 +101,9 @@ class Tracking:
         self.has_zones = False
         for table in model.tables:
             for chain in table.chains.values():
-                if (chain.hook is not None and chain.hook.kind == "nat" and chain.rules) or _tracks(chain):
+                if table.key.family not in families and (_is_nat(chain) or _tracks(chain)):
                     families.add(table.key.family)
-                self.has_zones |= any(isinstance(e, m.SetZone) for rule in chain.rules for e in rule.effects)
+                self.has_zones = self.has_zones or chain.sets_zone()
         self.bridge = m.Family.BRIDGE in families
         everywhere = self.bridge or m.Family.INET in families
         self._protocols = {
@@ -202,6 +202,10 @@ def enters(stage: Stage) -> bool:
     return stage.family is m.Family.BRIDGE and stage.point is m.Point.PREROUTING and stage.first is None
 
 
+def _is_nat(chain: m.Chain) -> bool:
+    return chain.hook is not None and chain.hook.kind == "nat" and bool(chain.rules)
+
+
 @cache
 def _asks(on: m.Field) -> bool:
     return on is m.CT_STATE or on in CONNECTION_FIELDS
@@ -230,12 +234,17 @@ def _tracks(chain: m.Chain) -> bool:
 
 def sets_zone(table: m.Table, name: str) -> bool:
     """Whether a chain, or one it leads to, gives packets a zone."""
+    setters = {chain.name for chain in table.chains.values() if chain.sets_zone()}
+    if name in setters or not setters:
+        return bool(setters)
+    if table.key.tool == "nft" and all(table.chains[setter].hook is not None for setter in setters):
+        return False  # no rule of nft leads to a base chain (nft_verdict_init in net/netfilter/nf_tables_api.c)
     seen, due = {name}, [name]
     while due:
         for rule in table.chains[due.pop()].rules:
-            if any(isinstance(effect, m.SetZone) for effect in rule.effects):
-                return True
             new = [target for target in m.targets(rule.verdict) if target not in seen]
+            if not setters.isdisjoint(new):
+                return True
             seen.update(new)
             due += new
     return False

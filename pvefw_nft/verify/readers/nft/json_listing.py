@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify.model import (
     ACCEPT,
@@ -22,9 +23,11 @@ from pvefw_nft.verify.model import (
     Rule,
     Table,
     TableKey,
+    UnreadChain,
 )
 from pvefw_nft.verify.readers.nft.rule import NftRuleParser, NftTable
 from pvefw_nft.verify.readers.nft.values import text_of
+from pvefw_nft.verify.readers.shared import check_jumps_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -43,7 +46,54 @@ XTABLES = frozenset(
 _COMMANDS = ("add", "create", "insert", "replace", "delete", "destroy", "flush")
 _SIGNATURE = re.compile(r" ?sig:\S+$")
 """The digest of a chain of ours, at the end of its first rule's comment: it says nothing about the rule."""
+_FAMILIES = frozenset(family.value for family in Family)
+_MARK = {"ct": {"key": "mark"}}
 _IGNORED = ("metainfo", "counter", "quota", "limit", "ct timeout", "ct expectation", "secmark", "synproxy")
+
+
+class UnreadRule(NamedTuple):
+    """The command that adds a rule, still as text, and the chain that it names."""
+
+    text: str
+    family: str
+    table: str
+    chain: str
+
+    def body(self) -> dict[str, Json]:
+        """Return the rule. Raises ValueError where the text is not that command."""
+        command = json.loads(self.text)
+        if not isinstance(command, dict) or list(command) != ["add"]:
+            raise ValueError("is not one command")
+        body = command["add"]["rule"]
+        if not isinstance(body, dict) or len(command["add"]) != 1:
+            raise ValueError("is not one rule")
+        return body
+
+
+class Commands(NamedTuple):
+    """The commands of a document, in order."""
+
+    items: list[Json | UnreadRule]
+
+
+def commands_by_line(text: str) -> Commands | None:
+    """Return the commands of ``pvefw compile --format json``, one on a line, without reading those of rules.
+
+    None where the text is not of that form. Raises ValueError where a line is not JSON.
+    """
+    if not (text.startswith(_BEGIN) and text.endswith(_END)):
+        return None
+    commands: list[Json | UnreadRule] = []
+    for line in text[len(_BEGIN) : -len(_END)].split(",\n"):
+        found = _RULE.match(line)
+        # a name given twice counts as it stands last: such a line is read as a whole
+        plain = found is not None and all(line.count(key) == 1 for key in ('"family":', '"table":', '"chain":'))
+        commands.append(UnreadRule(line, *found.groups()) if found is not None and plain else json.loads(line))
+    return Commands(commands)
+
+
+_BEGIN, _END = '{"nftables":[\n', "\n]}\n"
+_RULE = re.compile(r'\{"add":\{"rule":\{"family":"([a-z0-9]+)","table":"([\w.-]+)","chain":"([\w.-]+)",')
 
 
 @dataclass(slots=True)
@@ -52,7 +102,7 @@ class _RawChain:
 
     name: str
     definition: dict[str, Json]
-    rules: list[dict[str, Json]] = field(default_factory=list)
+    rules: list[dict[str, Json] | UnreadRule] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -69,12 +119,16 @@ class _RawTable:
 
 class NftReader:
     """Reads one ruleset. Of the tables ``without``, by family and name, those that iptables-nft made are left out (read
-    them by iptables-save, which understands all of their extensions).
+    them by iptables-save, which understands all of their extensions). ``on_demand``: rules are read when somebody asks
+    for those of their chain.
     """
 
-    def __init__(self, reading: Reading, *, without: Collection[tuple[Family, str]] = ()) -> None:
+    def __init__(
+        self, reading: Reading, *, without: Collection[tuple[Family, str]] = (), on_demand: bool = False
+    ) -> None:
         self.reading = reading
         self.without = without
+        self.on_demand = on_demand
         self._tables: dict[tuple[Family, str], _RawTable] = {}
 
     def read_text(self, text: str) -> list[Table]:
@@ -90,7 +144,14 @@ class NftReader:
         items = document.get("nftables") if isinstance(document, dict) else None
         if not isinstance(items, list):
             raise self.reading.error("JSON", "is not an nft ruleset: it has no list 'nftables'")
-        for number, item in enumerate(items, 1):
+        return self.read_commands(Commands([*items]))
+
+    def read_commands(self, commands: Commands) -> list[Table]:
+        """Return the tables that commands make."""
+        for number, item in enumerate(commands.items, 1):
+            if isinstance(item, UnreadRule):
+                self._add_unread(item)
+                continue
             if not isinstance(item, dict) or len(item) != 1:
                 raise self.reading.error(f"object {number}", f"is not one command: {text_of(item)}")
             (kind, body), = item.items()  # fmt: skip
@@ -104,6 +165,15 @@ class NftReader:
                 message = f"cannot be carried out ({type(error).__name__}: {error}): {text_of(item)[:200]}"
                 raise self.reading.error(f"object {number}", message) from None
         return [self._table(raw) for raw in self._tables.values() if not self._left_out(raw)]
+
+    def _add_unread(self, rule: UnreadRule) -> None:
+        """Add a rule at the end of its chain. Raises RulesetError where there is none."""
+        table = self._tables.get((Family(rule.family), rule.table)) if rule.family in _FAMILIES else None
+        chain = None if table is None else table.chains.get(rule.chain)
+        if chain is None:
+            message = f"there is no chain '{rule.chain}' for: {rule.text[:200]}"
+            raise self.reading.error(f"table {rule.family} {rule.table}", message)
+        chain.rules.append(rule)
 
     def _left_out(self, raw: _RawTable) -> bool:
         if (raw.family, raw.name) not in self.without:
@@ -166,7 +236,7 @@ class NftReader:
     def _rule_command(self, command: str, chain: _RawChain, body: dict[str, Json]) -> None:
         place = body.get("index")
         if "handle" in body and command != "add":
-            place = next(n for n, rule in enumerate(chain.rules) if rule.get("handle") == body["handle"])
+            place = next(n for n, rule in enumerate(chain.rules) if _body(rule).get("handle") == body["handle"])
         if command in ("add", "create"):
             at = place + 1 if isinstance(place, int) else len(chain.rules)
             chain.rules.insert(at, body)
@@ -209,9 +279,9 @@ class NftReader:
         flags = raw.definition.get("flags", [])
         dormant = flags == "dormant" or (isinstance(flags, list) and "dormant" in flags)
         raw.objects.counting |= _counting_sets(rule for chain in raw.chains.values() for rule in chain.rules)
-        for chain in raw.chains.values():
-            for rule in chain.rules:
-                looked_up = _looked_up(rule.get("expr")) - raw.objects.counting
+        if not self.on_demand:  # only a proof asks for them
+            for rule in (rule for chain in raw.chains.values() for rule in chain.rules):
+                looked_up = _looked_up(_body(rule).get("expr")) - raw.objects.counting
                 raw.objects.lookups |= {raw.objects.set_name(name) for name in looked_up}
         parser = NftRuleParser(raw.objects, self.reading)
         for chain in raw.chains.values():
@@ -220,21 +290,39 @@ class NftReader:
                 made.policy = DROP if chain.definition.get("policy") == "drop" else ACCEPT
                 if not dormant:
                     made.hook = self._hook(table, chain)
+            if self.on_demand:
+                read = partial(self._read_met, parser, table, chain)
+                made = UnreadChain(made, read, may_set_zone=any(map(_names_zone, chain.rules)))
+            else:
+                made.rules = self._rules(parser, table, chain)
             table.chains[chain.name] = made
-            before = f"table {table.key}, chain {chain.name}, rule "
-            for number, rule in enumerate(chain.rules, 1):
-                where = f"{before}{number}"
-                statements = rule.get("expr")
-                if not isinstance(statements, list):
-                    raise self.reading.error(where, "has no expressions")
-                conditions, effects, verdict = parser.parse(statements, where)
-                made.rules.append(
-                    Rule(conditions, effects, verdict, "", _SIGNATURE.sub("", str(rule.get("comment", ""))))
-                )
         for (reference, _), values in raw.objects.values.items():
             table.sets.setdefault(reference[1:], values)
         table.lookups = raw.objects.lookups
         return table
+
+    def _rules(self, parser: NftRuleParser, table: Table, chain: _RawChain) -> list[Rule]:
+        """Return the rules of a chain. Raises RulesetError where one cannot be read."""
+        rules = []
+        before = f"table {table.key}, chain {chain.name}, rule "
+        for number, rule in enumerate(chain.rules, 1):
+            where = f"{before}{number}"
+            try:
+                body = _body(rule)
+            except (ValueError, KeyError, TypeError) as error:
+                raise self.reading.error(where, f"is not JSON, or not one command: {error}") from None
+            statements = body.get("expr")
+            if not isinstance(statements, list):
+                raise self.reading.error(where, "has no expressions")
+            origin = _SIGNATURE.sub("", str(body.get("comment", "")))
+            rules.append(Rule(*parser.parse(statements, where), "", origin))
+        return rules
+
+    def _read_met(self, parser: NftRuleParser, table: Table, chain: _RawChain) -> list[Rule]:
+        """As :meth:`_rules`. Raises RulesetError also where a rule goes to no chain, or back to this one."""
+        rules = self._rules(parser, table, chain)
+        check_jumps_of(self.reading, table, chain.name, rules)
+        return rules
 
     def _hook(self, table: Table, chain: _RawChain) -> Hook | None:
         definition = chain.definition
@@ -257,16 +345,35 @@ class NftReader:
         return Hook(table.key.family, point, priority, str(definition.get("type", "filter")))
 
 
-def _counting_sets(rules: Iterable[dict[str, Json]]) -> set[str]:
+def _body(rule: dict[str, Json] | UnreadRule) -> dict[str, Json]:
+    return rule.body() if isinstance(rule, UnreadRule) else rule
+
+
+def _counting_sets(rules: Iterable[dict[str, Json] | UnreadRule]) -> set[str]:
     """Return the references of sets that rules fill with rates, which change with each packet."""
     found = set()
     for rule in rules:
-        statements = rule.get("expr")
+        if isinstance(rule, UnreadRule) and '"stmt"' not in rule.text:
+            continue
+        statements = _body(rule).get("expr")
         for statement in statements if isinstance(statements, list) else ():
             body = statement.get("set") if isinstance(statement, dict) else None
             if isinstance(body, dict) and body.get("stmt"):
                 found.add(str(body.get("set")))
     return found
+
+
+def _names_zone(rule: dict[str, Json] | UnreadRule) -> bool:
+    """Tell whether a rule may give packets a connection tracking zone: by a statement that sets something of ``ct``."""
+    if isinstance(rule, UnreadRule):
+        return '"zone"' in rule.text
+    statements = rule.get("expr")
+    for statement in statements if isinstance(statements, list) else ():
+        body = statement.get("mangle") if isinstance(statement, dict) else None
+        key = body.get("key") if isinstance(body, dict) else None
+        if isinstance(key, dict) and "ct" in key and key != _MARK:
+            return True
+    return False
 
 
 def _looked_up(expressions: Json) -> set[str]:

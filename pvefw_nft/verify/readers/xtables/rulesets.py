@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify.model import (
     ACCEPT,
@@ -23,11 +24,14 @@ from pvefw_nft.verify.model import (
     Rule,
     Table,
     TableKey,
+    UnreadChain,
+    targets,
 )
+from pvefw_nft.verify.readers.shared import check_jumps_of
 from pvefw_nft.verify.readers.xtables.rule import RuleParser
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pvefw_nft.verify.readers.ipset import IpSets
     from pvefw_nft.verify.readers.shared import Reading
@@ -62,12 +66,21 @@ OUR_HOOKS = {
 _COUNTERS = re.compile(r"\[\d+:\d+\]\s*")
 
 
+class _Unread(NamedTuple):
+    """A rule as text: without ``-A CHAIN``, as a whole, and the number of its line."""
+
+    body: str
+    line: str
+    number: int
+
+
 @dataclass(slots=True)
 class XtablesReader:
     """Reads rulesets of one IP version (4: iptables, 6: ip6tables).
 
     ``legacy`` rulesets, of iptables-legacy, are apart from those of iptables-nft: a packet passes both.
     ``origins`` gives the place in the configuration by table, chain and number of the rule in its chain.
+    ``on_demand``: rules are read when somebody asks for those of their chain.
     """
 
     version: int
@@ -76,7 +89,9 @@ class XtablesReader:
     origins: Mapping[tuple[str, str, int], str] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
     legacy: bool = False
+    on_demand: bool = False
     _parser: RuleParser = field(init=False)
+    _unread: dict[str, dict[str, list[_Unread]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._parser = RuleParser(self.version, self.reading, self.sets)
@@ -93,13 +108,20 @@ class XtablesReader:
         """
         table: Table | None = None
         number = first_line
+        unread: dict[str, list[_Unread]] = {}
         for number, raw in enumerate(text.splitlines(), first_line):
+            if raw.startswith("-A ") and self.on_demand and table is not None:
+                _, chain, body = f"{raw} ".split(" ", 2)
+                if chain in unread:  # its next rule, of many
+                    unread[chain].append(_Unread(body.strip(), raw.strip(), number))
+                    continue
             line = raw.strip()
             if not line or line.startswith("#"):
                 continue
             if line.startswith("*"):
                 self._expect_commit(table, number)
                 table = self.table(line[1:].strip(), number)
+                unread = self._unread.setdefault(table.key.name, {})
             elif line == "COMMIT":
                 table = None
             elif table is None:
@@ -133,7 +155,24 @@ class XtablesReader:
         self._parser.check_targets(self.tables.values())
         for table in self.tables.values():
             table.lookups = {f"ipset {name}" for name in self.sets.lookups}
+        for table_name, chains in self._unread.items():
+            table = self.tables[table_name]
+            for name, unread in chains.items():
+                read = partial(self._read, table, name, unread)
+                zone = any("zone" in rule.body for rule in unread)
+                table.chains[name] = UnreadChain(table.chains[name], read, may_set_zone=zone)
         return list(self.tables.values())
+
+    def _read(self, table: Table, chain: str, unread: Sequence[_Unread]) -> list[Rule]:
+        """Return the rules of a chain. Raises RulesetError where one cannot be read, or goes to no chain."""
+        rules = []
+        for index, (body, line, number) in enumerate(unread, 1):
+            rules.append(self._rule(table, chain, index, body, line, number))
+            for target in targets(rules[-1].verdict):
+                if target not in table.chains:
+                    self.reading.unknown(f"table {table.key}, chain {chain}, rule {index}", body)
+        check_jumps_of(self.reading, table, chain, rules)
+        return rules
 
     def table(self, name: str, line: int) -> Table:
         """Return a table, with its built-in chains when new."""
@@ -181,6 +220,7 @@ class XtablesReader:
         elif command in ("-F", "--flush"):
             for name in [chain] if chain else list(table.chains):
                 self._existing(table, name, where).rules.clear()
+                self._unread.get(table.key.name, {}).pop(name, None)
         elif command in ("-P", "--policy"):
             if body.strip() not in ("ACCEPT", "DROP"):
                 raise self.reading.error(where, f"unknown policy: {line}")
@@ -189,6 +229,7 @@ class XtablesReader:
             for name in [chain] if chain else [c.name for c in table.chains.values() if c.hook is None]:
                 self._existing(table, name, where)
                 del table.chains[name]
+                self._unread.get(table.key.name, {}).pop(name, None)
         else:
             raise self.reading.error(where, f"unknown command: {line}")
 
@@ -202,11 +243,16 @@ class XtablesReader:
         chain = table.chains.get(name)
         if chain is None:
             raise self.reading.error(f"line {number}: table {table.key}", f"there is no chain '{name}' for: {line}")
-        index = len(chain.rules) + 1 if place is None else place
-        origin = self.origins.get((table.key.name, name, index), "") if self.origins else ""
-        conditions, effects, verdict = self._parser.parse(table, name, index, body)
-        rule = Rule(conditions, effects, verdict, line, origin, number)
+        if self.on_demand:
+            unread = self._unread.setdefault(table.key.name, {}).setdefault(name, [])
+            unread.insert(len(unread) if place is None else place - 1, _Unread(body, line, number))
+            return
+        rule = self._rule(table, name, len(chain.rules) + 1 if place is None else place, body, line, number)
         if place is None:
             chain.rules.append(rule)
         else:
             chain.rules.insert(place - 1, rule)
+
+    def _rule(self, table: Table, name: str, index: int, body: str, line: str, number: int) -> Rule:
+        origin = self.origins.get((table.key.name, name, index), "") if self.origins else ""
+        return Rule(*self._parser.parse(table, name, index, body), line, origin, number)

@@ -1,0 +1,129 @@
+"""Rulesets read chain by chain: a packet meets the rules that it meets in one read as a whole."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pvefw_nft.pipeline import Source, compile_root
+from pvefw_nft.verify.model import Point, RulesetModel, UnreadChain
+from pvefw_nft.verify.model.ruleset import Family
+from pvefw_nft.verify.readers.files import Text, read_ruleset
+from pvefw_nft.verify.readers.shared import Assume, RulesetError
+from pvefw_nft.verify.simulate.report import outcome_data
+from tests.kernel import cases, configurations
+from tests.kernel.artefact import IPTABLES
+from tests.kernel.packets import describe
+from tests.verify.lab import lost_before_rules, outcome_of, topology_of
+
+
+def unread(model: RulesetModel) -> set[str]:
+    chains = (chain for table in model.tables for chain in table.chains.values())
+    return {chain.name for chain in chains if isinstance(chain, UnreadChain) and not chain.is_read}
+
+
+def read_both_ways(text: str) -> tuple[RulesetModel, RulesetModel]:
+    return read_ruleset([Text("ruleset", text)]), read_ruleset([Text("ruleset", text)], on_demand=True)
+
+
+@pytest.mark.parametrize("backend", configurations.backends())
+@pytest.mark.parametrize("name", cases.names())
+def test_packets_meet_the_same_rules(name: str, backend: str) -> None:
+    case = cases.load(name)
+    plan = configurations.of_case(name).plan
+    topology = topology_of(plan, call_iptables=backend == IPTABLES)
+    artefact = compile_root(Source(case.root, case.node, lambda: case.local_network), backend).artefact
+    whole, on_demand = read_both_ways("".join(artefact.text() if backend == IPTABLES else artefact.json()))
+    assert unread(on_demand)
+    for probe, _ in case.expected:
+        if not lost_before_rules(probe.judged, topology):
+            data = [
+                outcome_data(outcome_of(probe, plan, topology, model), verbose=True) for model in (whole, on_demand)
+            ]
+            assert data[0] == data[1], describe(probe)
+
+
+def nft(*rules: dict[str, object], jump: str = "a") -> str:
+    """Return a document as pvefw compile prints it: a base chain that goes to ``jump``, and chain ``a`` with rules."""
+    own = {"family": "inet", "table": "t"}
+    hook = {"type": "filter", "hook": "input", "prio": 0, "policy": "accept"}
+    commands: list[object] = [
+        {"table": {"family": "inet", "name": "t"}},
+        *({"chain": {**own, "name": name, **more}} for name, more in (("in", hook), ("a", {}), ("b", {}))),
+        {"rule": {**own, "chain": "in", "expr": [{"jump": {"target": jump}}]}},
+        *({"rule": {**own, "chain": "a", **rule}} for rule in rules),
+    ]
+    lines = ",\n".join(json.dumps({"add": command}, separators=(",", ":")) for command in commands)
+    return f'{{"nftables":[\n{lines}\n]}}\n'
+
+
+def save(*lines: str) -> str:
+    return "\n".join(["*filter", ":INPUT ACCEPT [0:0]", ":a - [0:0]", ":b - [0:0]", *lines, "COMMIT", ""])
+
+
+def rules_of(text: str, chain: str) -> object:
+    model = read_ruleset([Text("ruleset", text)], on_demand=True)
+    return next(table.chains[chain].rules for table in model.tables)
+
+
+def test_a_rule_that_is_not_modelled_counts_where_it_is_met() -> None:
+    for text in (nft({"expr": [{"osf": {}}]}), save("-A INPUT -j ACCEPT", "-A a -m unheard-of -j DROP")):
+        chain = "in" if text.startswith("{") else "INPUT"
+        assert rules_of(text, chain)
+        with pytest.raises(RulesetError, match="not modelled"):
+            rules_of(text, "a")
+        with pytest.raises(RulesetError, match="not modelled"):
+            read_ruleset([Text("ruleset", text)])
+
+
+def test_assumptions_are_told_so_all_rules_are_read() -> None:
+    text = Text("ruleset", save("-A a -m unheard-of -j DROP"))
+    model = read_ruleset([text], assume=Assume.MATCH, on_demand=True)
+    assert model.assumptions
+    assert not unread(model)
+
+
+def test_chains_that_are_not_there_and_circles_are_refused() -> None:
+    for text in (nft(jump="c"), save("-A INPUT -j c")):
+        with pytest.raises(RulesetError):
+            rules_of(text, "in" if text.startswith("{") else "INPUT")
+    for text in (nft({"expr": [{"goto": {"target": "a"}}]}), save("-A a -j b", "-A b -g a")):
+        model = read_ruleset([Text("ruleset", text)], on_demand=True)
+        with pytest.raises(RulesetError, match="circle"):
+            [chain.rules for table in model.tables for chain in table.chains.values()]
+
+
+def test_commands_on_text_that_is_not_read_yet() -> None:
+    commands = (
+        "-A a -j DROP",
+        "-I a -j ACCEPT",
+        "-I a 2 -s 10.0.0.1/32 -j ACCEPT",
+        "-A b -j DROP",
+        "-F b",
+        "-A b -j a",
+    )
+    whole, on_demand = read_both_ways(save(*commands))
+    for chain in ("a", "b"):
+        assert on_demand.tables[0].chains[chain].rules == whole.tables[0].chains[chain].rules
+
+
+def test_a_name_given_twice_counts_as_json_has_it() -> None:
+    twice = nft().replace(',"expr":[{"jump"', ',"chain":"b","expr":[{"jump"')
+    whole, on_demand = read_both_ways(twice)
+    assert [len(chain.rules) for chain in on_demand.tables[0].chains.values()] == [0, 0, 1]
+    assert [chain.rules for chain in on_demand.tables[0].chains.values()] == [
+        chain.rules for chain in whole.tables[0].chains.values()
+    ]
+
+
+def test_a_line_that_is_no_command_is_refused() -> None:
+    damaged = nft({"expr": [{"drop": None}]}).replace('[{"drop":null}]', "[{]")
+    with pytest.raises(RulesetError, match="not JSON"):
+        rules_of(damaged, "a")
+    assert read_ruleset([Text("r", damaged)], on_demand=True).base_chains(Point.INPUT, Family.INET)
+
+
+def test_a_rule_of_a_chain_that_is_not_declared_is_refused() -> None:
+    with pytest.raises(RulesetError, match="no chain"):
+        read_ruleset([Text("r", nft().replace('"chain":"in"', '"chain":"nowhere"'))], on_demand=True)
