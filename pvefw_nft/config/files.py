@@ -29,6 +29,11 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _NO_FILES = {errno.ELOOP: "the link leads to itself", errno.ENXIO: "it is a socket, or a device that is not there"}
 """What open(2) says of a path that leads to no file, and never of a file system that fails."""
 _DENIED = (errno.EACCES, errno.EPERM)
+_AS_ROOT = (
+    "configurations are read as root, but without root's right to ignore modes: have root own the file and its "
+    "folders and its owner read them (chown root, chmod u+r, for folders u+rx), or let others read them"
+)
+_AS_OTHERS = "let this user read the file and enter its folders, or run this as root"
 _FAILING = "see whether the file system is mounted and its daemon runs: systemctl status pve-cluster"
 
 
@@ -173,7 +178,7 @@ def read_link(path: Path | str) -> str | None:
 def _unreadable(path: Path | str, error: OSError) -> UnreadableError:
     message = f"{path}: cannot be read: {error.strerror}"
     if error.errno in _DENIED:
-        return DeniedError(message, "check its permissions, and run this as root")
+        return DeniedError(message, _AS_ROOT if os.geteuid() == 0 else _AS_OTHERS)
     return UnreadableError(message, _FAILING)
 
 

@@ -20,7 +20,7 @@ from pvefw_nft.app import compile_task, desired
 from pvefw_nft.app.compile_messages import encode
 from pvefw_nft.app.compiler import Compiler
 from pvefw_nft.app.judgement import Connections
-from pvefw_nft.errors import CompilerError, ConfigurationError, InternalError, UsageError
+from pvefw_nft.errors import CompilerError, ConfigurationError, DeniedError, InternalError, UsageError
 from pvefw_nft.host import hardening
 from pvefw_nft.host.apply import xtables
 from pvefw_nft.host.apply.nftables_state import Reader
@@ -205,6 +205,23 @@ def test_errors_come_through(tmp_path: Path) -> None:
         compiler.find()
     with Compiler(source(tmp_path / "no"), "nft") as compiler, pytest.raises(UsageError, match="not a folder"):
         compiler.find()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="says what root is told")
+@pytest.mark.parametrize(("mode", "owner"), [(0o000, 0), (0o600, 65534)])
+def test_file_that_modes_close_to_root_is_told_with_the_reason(
+    compiler: Compiler, tmp_path: Path, mode: int, owner: int
+) -> None:
+    file = tmp_path / "etc/pve/firewall/100.fw"
+    file.chmod(mode)
+    os.chown(file, owner, owner)
+    with pytest.raises(DeniedError, match=r"100\.fw: cannot be read: Permission denied") as raised:
+        compiler.find()
+    assert "run this as root" not in str(raised.value.hint)
+    assert "chown root, chmod u+r" in str(raised.value.hint)
+    os.chown(file, 0, 0)
+    file.chmod(0o400)
+    assert compiler.find().desired.enabled
 
 
 def test_bug_of_the_compiler_is_told(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
