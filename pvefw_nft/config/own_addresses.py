@@ -24,13 +24,29 @@ def cut_off(guest: Guest, config: GuestConfig, groups: Mapping[str, Group]) -> I
         entries = _filter_entries(config, nic)
         if entries is None:
             continue
-        for written, rule in _rules(config.rules, groups):
-            if rule.type is not RuleType.IN or rule.action is not RuleAction.ACCEPT or not isinstance(rule.dest, tuple):
+        held = _Held(entries, nic.addresses)
+        of_groups: dict[str, tuple[Prefix, ...]] = {}
+        for written in config.rules:
+            if written.iface not in (None, f"net{nic.index}"):
                 continue
-            if written.iface in (None, f"net{nic.index}"):
-                for prefix in rule.dest:
-                    if not _holds(entries, nic.addresses, prefix):
-                        yield written, nic, prefix
+            if not isinstance(written, GroupRule):
+                missing = _missing([written], held)
+            elif (known := of_groups.get(written.group)) is not None:  # a file may name a large group in each line
+                missing = known
+            else:
+                missing = of_groups[written.group] = _missing(groups[written.group].rules, held)
+            yield from ((written, nic, prefix) for prefix in missing)
+
+
+def _missing(rules: Iterable[Rule], held: _Held) -> tuple[Prefix, ...]:
+    """Return the addresses to which rules accept packets and from which the IP filter lets none answer."""
+    return tuple(
+        prefix
+        for rule in rules
+        if rule.type is RuleType.IN and rule.action is RuleAction.ACCEPT and isinstance(rule.dest, tuple)
+        for prefix in rule.dest
+        if prefix not in held
+    )
 
 
 def link_local(mac: int) -> Prefix:
@@ -51,7 +67,7 @@ def may_send_from(guest: Guest, index: int, version: int, address: int) -> bool:
         return True
     prefix = Prefix(version, address, 32 if version == 4 else 128, "")
     own = nics[0].addresses if nics[0].mac is None else (*nics[0].addresses, link_local(nics[0].mac))
-    return _holds(entries, own, prefix)
+    return prefix in _Held(entries, own)
 
 
 def _filter_entries(config: GuestConfig, nic: Nic) -> tuple[IpsetEntry, ...] | None:
@@ -62,21 +78,31 @@ def _filter_entries(config: GuestConfig, nic: Nic) -> tuple[IpsetEntry, ...] | N
     return () if ipset is None else ipset.entries
 
 
-def _rules(rules: Iterable[RuleItem], groups: Mapping[str, Group]) -> Iterator[tuple[RuleItem, Rule]]:
-    """Yield the rules, those of groups too, each with the line of the guest's file that brings it in."""
-    for written in rules:
-        if isinstance(written, GroupRule):
-            yield from ((written, rule) for rule in groups[written.group].rules)
-        else:
-            yield written, written
+class _Held:
+    """The addresses that a set holds, and a NIC's own: of the entries around an address the longest counts."""
+
+    def __init__(self, entries: Iterable[IpsetEntry], own: Iterable[Prefix]) -> None:
+        """Look them up by their length, so that a large set costs no more than a small one."""
+        self._own = tuple(own)
+        self._by_length: dict[tuple[int, int], dict[int, bool]] = {}
+        for entry in entries:
+            prefix = entry.prefix
+            networks = self._by_length.setdefault((prefix.version, prefix.length), {})
+            networks.setdefault(_network(prefix, prefix.length), not entry.nomatch)
+        self._lengths = sorted((length for _, length in self._by_length), reverse=True)
+
+    def __contains__(self, prefix: Prefix) -> bool:
+        """Tell whether it holds an address or a whole network."""
+        for length in self._lengths:
+            networks = self._by_length.get((prefix.version, length), {})
+            if length <= prefix.length and (found := networks.get(_network(prefix, length))) is not None:
+                return found
+        return any(_contains(address, prefix) for address in self._own)
 
 
-def _holds(entries: Iterable[IpsetEntry], own: Iterable[Prefix], prefix: Prefix) -> bool:
-    """Whether a set with these entries holds an address or a whole network: of those around it the longest counts."""
-    around = [entry for entry in entries if _contains(entry.prefix, prefix)]
-    if around:
-        return not max(around, key=lambda entry: entry.prefix.length).nomatch
-    return any(_contains(address, prefix) for address in own)
+def _network(prefix: Prefix, length: int) -> int:
+    """Return the bits of an address that a shorter network around it has."""
+    return prefix.address >> ((32 if prefix.version == 4 else 128) - length)
 
 
 def _contains(outer: Prefix, inner: Prefix) -> bool:

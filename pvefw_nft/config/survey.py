@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from pvefw_nft.config.budget import MAX_PROBLEMS
 from pvefw_nft.config.model import GroupRule, Policy, Rule, RuleAction, RuleType
 from pvefw_nft.config.own_addresses import cut_off
 from pvefw_nft.errors import Span, UnusableFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pvefw_nft.config.findings import Findings
@@ -193,7 +195,8 @@ def _judge_answers(guest: Guest, cluster: ClusterConfig, findings: Findings) -> 
     config = guest.firewall
     if config is None or guest.closed or not config.hardening.over(cluster.hardening).ipfilter_established:
         return
-    for rule, nic, prefix in cut_off(guest, config, cluster.groups):
+    # one more than are shown, so that the rest is told of
+    for rule, nic, prefix in islice(cut_off(guest, config, cluster.groups), MAX_PROBLEMS + 1):
         findings.warning(
             "answers-cut-off",
             rule.written.line.span(),
@@ -236,10 +239,10 @@ def _judge_interfaces(guest: Guest, rules: tuple[RuleItem, ...], filtered: set[i
 
 
 def _judge_policies(
-    config: ClusterConfig | GuestConfig, rules: Iterable[RuleItem], groups: Mapping[str, Group], findings: Findings
+    config: ClusterConfig | GuestConfig, rules: Sequence[RuleItem], groups: Mapping[str, Group], findings: Findings
 ) -> None:
     """Report a policy ACCEPT beside rules that only accept; a rule that logs has an effect nevertheless."""
-    flat = list(_flat(rules, groups))
+    flat = list(_distinct(rules, groups))
     for kind, name, policy in (
         (RuleType.IN, "policy_in", config.options.policy_in),
         (RuleType.OUT, "policy_out", config.options.policy_out),
@@ -256,10 +259,8 @@ def _judge_policies(
             )
 
 
-def _flat(rules: Iterable[RuleItem], groups: Mapping[str, Group]) -> Iterator[Rule]:
-    for rule in rules:
-        if isinstance(rule, GroupRule):
-            group = groups.get(rule.group)
-            yield from () if group is None else group.rules
-        else:
-            yield rule
+def _distinct(rules: Sequence[RuleItem], groups: Mapping[str, Group]) -> Iterator[Rule]:
+    """Yield the rules, and those of each group once: a file may name a large group in each of its lines."""
+    named = dict.fromkeys(rule.group for rule in rules if isinstance(rule, GroupRule))
+    yield from (rule for rule in rules if not isinstance(rule, GroupRule))
+    yield from (rule for name in named if name in groups for rule in groups[name].rules)
