@@ -39,6 +39,7 @@ OUT REJECT -dest office
 """
 
 TENANT = 105
+NIC = re.compile(rf"(?<![0-9]){TENANT}i[0-9]")
 HEAD = "[OPTIONS]\nenable: 1\npolicy_in: DROP\npolicy_out: DROP\n"
 RESTRICTIONS = "[RULES]\nIN DROP -p tcp -dport 25\nOUT DROP -p tcp -dport 25\n"
 KEPT = ("-p tcp --dport 25 -j DROP", "-j DROP")
@@ -164,7 +165,7 @@ def chains(source: Source, backend: str) -> dict[str, Any]:
 
 def is_tenants(name: str) -> bool:
     """Tell whether an object belongs to the tenant's guest alone."""
-    return f"{TENANT}i0" in name or f"PVEFW-{TENANT}-" in name
+    return NIC.search(name) is not None or f"PVEFW-{TENANT}-" in name
 
 
 def others(ruleset: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +184,7 @@ def without_tenant(value: Any) -> Any:  # noqa: ANN401 - JSON
     """
     match value:
         case str():
-            return None if f"{TENANT}i0" in value else value
+            return None if NIC.search(value) else value
         case list():
             parts = [without_tenant(part) for part in value]
             # a pair of a key and what it leads to goes as a whole
