@@ -7,6 +7,7 @@ import ipaddress
 import random
 import re
 import time
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -121,6 +122,33 @@ def test_group_named_again_and_again_closes_the_guest(make_root: MakeRoot) -> No
     message, line = found["100.fw"]
     assert f"more than {budget.MAX_RULES:,} rules" in message
     assert line > 4
+
+
+def test_check_of_a_group_named_again_and_again_takes_little_memory(make_root: MakeRoot) -> None:
+    cluster = "[OPTIONS]\nenable: 1\n[group big]\n" + "IN ACCEPT -p tcp -dport 80\n" * 2_000
+    root = make_root({"cluster": cluster, "100.conf": VM, "100.fw": RULES + "GROUP big\n" * 20_000})
+    tracemalloc.start()
+    try:
+        review = review_root(Source(root, "n1", lambda: "10.0.0.0/24"), analysis=True)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [one.code for one in review.diagnostics if one.span.file.endswith("100.fw")] == ["guest-closed"]
+    assert peak < 150 << 20  # 340 MiB where each line is expanded
+
+
+def test_addresses_cut_off_are_told_within_the_bound_of_problems(make_root: MakeRoot) -> None:
+    accepts = "".join(f"IN ACCEPT -dest 11.{n >> 8}.{n & 255}.1\n" for n in range(2_000))
+    entries = "".join(f"10.{n >> 8}.{n & 255}.1\n" for n in range(20_000))
+    cluster = f"[OPTIONS]\nenable: 1\n[group big]\n{accepts}"
+    files: dict[str, str | bytes] = {"cluster": cluster, "100.conf": VM}
+    files["100.fw"] = f"{ON}[IPSET ipfilter-net0]\n{entries}[RULES]\n" + "GROUP big\n" * 20_000
+    root = make_root(files)
+    (root / "etc/pve/firewall/100.pvefw").write_text("[OPTIONS]\nipfilter_established: 1\n")
+    review = review_root(Source(root, "n1", lambda: "10.0.0.0/24"), analysis=True)
+    found = [one.code for one in review.diagnostics if one.span.file.endswith("100.fw")]
+    assert found.count("answers-cut-off") == budget.MAX_PROBLEMS
+    assert {"guest-closed", "too-many-problems"} <= set(found)
 
 
 def test_file_that_is_too_large_closes_its_guest(make_root: MakeRoot) -> None:
