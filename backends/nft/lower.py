@@ -45,10 +45,12 @@ from pvefw_nft.backends.nft.sides import (
     ANSWERED,
     ANSWERS,
     ANSWERS_HOOKS,
+    OPENED,
     SIDES,
     SIDES_HOOKS,
     answer_rules,
     answered_rules,
+    opened_rules,
     side_rules,
 )
 from pvefw_nft.backends.nft.syntax import statements as nft
@@ -313,9 +315,9 @@ class TableLowering:
         """Plan what has connections answered by the side that did not open them."""
         family = self._family
         self.plan(ANSWERS, partial(answer_rules, family), ANSWERS_HOOKS[family])
-        if family == "bridge":
-            self.plan(ANSWERED, answered_rules)
-        self.plan(SIDES, partial(side_rules, family), SIDES_HOOKS[family])
+        self.plan(ANSWERED, partial(answered_rules, family))
+        self.plan(SIDES, side_rules, SIDES_HOOKS[family])
+        self.plan(OPENED, partial(opened_rules, family))
 
     def plan_no_nat(self) -> None:
         """Plan the chains that keep bridged packets on firewall bridges from being translated."""

@@ -7,9 +7,12 @@ filter could get past ``policy_out`` likewise. So each connection has a label fo
 by, and what comes by the only side that opened it is no answer. In the table of family bridge::
 
     chain sides { type filter hook forward priority -140
-      ct state new iifname "fwln*" ct label set 126
-      ct state new meta ibrname "fwbr*" iifname != "fwln*" ct label set 127
-      ct state new meta ibrname != "fwbr*" ct label set 125 }
+      ct state new,related jump opened }
+    chain opened {
+      ct state related meta l4proto { icmp, icmpv6 } return
+      iifname "fwln*" ct label set 126
+      meta ibrname "fwbr*" iifname != "fwln*" ct label set 127
+      meta ibrname != "fwbr*" ct label set 125 }
     chain answers { type filter hook prerouting priority -158
       meta ibrname "fwbr*" ct direction reply jump answered }
     chain answered {
@@ -22,12 +25,24 @@ bridge, to himself, and then reach any port of the host from there. The bridge h
 sends, so in the table of family inet::
 
     chain sides { type filter hook output priority -140
-      ct state new ct label set 124 }
+      ct state new,related jump opened }
+    chain opened {
+      ct state related meta l4proto { icmp, icmpv6 } return
+      ct label set 124 }
     chain answers { type filter hook input priority -158
-      ct direction reply ct label 124 accept
-      ct direction reply ct label 125 drop }
+      ct direction reply jump answered
+      ct state related jump answered }
+    chain answered {
+      ct label 124 return
+      ct label 125 drop }
 
-A connection without a label is one from before the ruleset, of a guest that moved here, or one that a helper expected.
+An ICMP error about a connection that only crossed a bridge is no answer, but comes from the same neighbour.
+
+The first packets of a connection that a helper expects are *related*, and open it like new ones: a neighbour makes
+the kernel expect one by asking the guest, and could open that in the guest's name as well. An ICMP error is related,
+too, but belongs to a connection that is there and opens none.
+
+A connection without a label is one from before the ruleset, or of a guest that moved here.
 
 The chain ``answers`` also drops IP that connection tracking refuses, such as a length beyond the frame's end: such a
 packet keeps the template by which it was given a zone (``IPS_TEMPLATE`` of include/uapi/linux/netfilter/
@@ -40,7 +55,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from pvefw_nft.backends.nft.syntax import statements as nft
-from pvefw_nft.backends.nft.syntax.expressions import bits, ct, meta
+from pvefw_nft.backends.nft.syntax.expressions import anonymous_set, bits, ct, meta
 from pvefw_nft.backends.nft.syntax.objects import Hook, Rule
 
 if TYPE_CHECKING:
@@ -48,6 +63,8 @@ if TYPE_CHECKING:
 
 SIDES: Final = "sides"
 """The chain that labels connections, of both tables."""
+OPENED: Final = "opened"
+"""The chain with the labels, of both tables."""
 SIDES_HOOKS: Final = {"bridge": Hook("forward", -140), "inet": Hook("output", -140)}
 
 ANSWERS: Final = "answers"
@@ -70,19 +87,28 @@ _HERE = nft.match(meta("ibrname"), "fwbr*")
 _ELSEWHERE = nft.match(meta("ibrname"), "fwbr*", "!=")
 _FROM_NETWORK = nft.match(meta("iifname"), "fwln*")
 _FROM_GUEST = nft.match(meta("iifname"), "fwln*", "!=")
-_NEW = nft.match(ct("state"), ["new"], "in")
+_OPENING = nft.match(ct("state"), ["new", "related"], "in")
+_RELATED = nft.match(ct("state"), ["related"], "in")
+_ERROR = (_RELATED, nft.match(meta("l4proto"), anonymous_set([1, 58])))
 _ANSWER = nft.match(ct("direction"), "reply")
 _LABEL = ct("label")
 
 
-def side_rules(family: Family) -> tuple[Rule, ...]:
-    """Return the rules of the chain :data:`SIDES` of the table of a family, bridge or inet."""
+def side_rules() -> tuple[Rule, ...]:
+    """Return the rules of the chain :data:`SIDES`."""
+    return (Rule((_OPENING, nft.jump(OPENED)), "opened"),)
+
+
+def opened_rules(family: Family) -> tuple[Rule, ...]:
+    """Return the rules of the chain :data:`OPENED` of the table of a family, bridge or inet."""
+    error = Rule((*_ERROR, nft.RETURN), "errors open nothing")
     if family == "inet":
-        return (Rule((_NEW, nft.mangle(_LABEL, _BY_HOST)), "opened by the host"),)
+        return error, Rule((nft.mangle(_LABEL, _BY_HOST),), "opened by the host")
     return (
-        Rule((_NEW, _FROM_NETWORK, nft.mangle(_LABEL, _BY_NETWORK)), "opened from the network"),
-        Rule((_NEW, _HERE, _FROM_GUEST, nft.mangle(_LABEL, _BY_GUEST)), "opened by the guest"),
-        Rule((_NEW, _ELSEWHERE, nft.mangle(_LABEL, _BY_BRIDGE)), "opened across a bridge of guests"),
+        error,
+        Rule((_FROM_NETWORK, nft.mangle(_LABEL, _BY_NETWORK)), "opened from the network"),
+        Rule((_HERE, _FROM_GUEST, nft.mangle(_LABEL, _BY_GUEST)), "opened by the guest"),
+        Rule((_ELSEWHERE, nft.mangle(_LABEL, _BY_BRIDGE)), "opened across a bridge of guests"),
     )
 
 
@@ -90,8 +116,8 @@ def answer_rules(family: Family) -> tuple[Rule, ...]:
     """Return the rules of the chain :data:`ANSWERS` of the table of a family, bridge or inet."""
     if family == "inet":
         return (
-            Rule((_ANSWER, _labelled(_BY_HOST), nft.ACCEPT), "opened by the host"),
-            Rule((_ANSWER, _labelled(_BY_BRIDGE), nft.COUNTER, nft.DROP), "no answer to the host"),
+            Rule((_ANSWER, nft.jump(ANSWERED)), "answers"),
+            Rule((_RELATED, nft.jump(ANSWERED)), "errors"),
         )
     refused = nft.match(bits(ct("status"), _TEMPLATE), _TEMPLATE)
     return (
@@ -100,8 +126,13 @@ def answer_rules(family: Family) -> tuple[Rule, ...]:
     )
 
 
-def answered_rules() -> tuple[Rule, ...]:
-    """Return the rules of the chain :data:`ANSWERED`, of the table of family bridge."""
+def answered_rules(family: Family) -> tuple[Rule, ...]:
+    """Return the rules of the chain :data:`ANSWERED` of the table of a family, bridge or inet."""
+    if family == "inet":
+        return (
+            Rule((_labelled(_BY_HOST), nft.RETURN), "opened by the host"),
+            Rule((_labelled(_BY_BRIDGE), nft.COUNTER, nft.DROP), "no answer to the host"),
+        )
     return (
         Rule((_FROM_NETWORK, _labelled(_BY_GUEST), nft.RETURN), "opened by the guest"),
         Rule((_FROM_GUEST, _labelled(_BY_NETWORK), nft.RETURN), "opened from the network"),

@@ -22,6 +22,7 @@
     ip_options = "01010101"     # of IPv4, in hex; extensions = [0, 60, 43, 44]: IPv6 extension headers, in order
     overlap = 16; last_first = true (of two fragments); nd_flags = 0x20 (of a neighbour advertisement)
     patch = ["0:65"]; cut = 20  # bytes (hex) at a place behind the Ethernet header; how many are left behind it
+    says = "0001"               # what a UDP datagram begins with, in hex: the request of a protocol that has a helper
     answering = true            # ports the other way round: 9 and the ephemeral one; seq, ack: TCP's, from 0 on
     steps = [{…}, {…}]          # packets sent before this one, in order, each with keys like these
     verdict = "ACCEPT"          # or DROP, or REJECT and how: "REJECT tcp-reset"
@@ -63,7 +64,7 @@ _KEYS = {
     "from", "to", "family", "proto", "icmp", "arp", "ethertype", "source", "dest", "sport", "dport", "source_mac",
     "vlan", "flags", "state", "fragmented", "damage", "verdict", "about", "tags", "wrapping", "dest_mac", "nd_target",
     "only_first", "spoof", "answering", "seq", "ack", "steps", "quotes", "ip_options", "extensions", "overlap",
-    "last_first", "nd_flags", "patch", "cut",
+    "last_first", "nd_flags", "patch", "cut", "says",
 }  # fmt: skip
 
 
@@ -122,12 +123,13 @@ def read_packets(table: dict[str, Any]) -> list[Probe]:
     if table.get("verdict", ACCEPT) not in VERDICTS:
         raise CaseError(f"unknown verdict {table['verdict']!r}; there are {sorted(VERDICTS)}")
     packets = []
-    lists = (_listed(table.get(key)) for key in ("source", "dest", "dport", "icmp", "from", "to"))
-    for source, dest, dport, icmp, sender, receiver in itertools.product(*lists):
+    keys = ("source", "dest", "dport", "icmp", "proto", "ethertype", "from", "to")
+    for values in itertools.product(*(_listed(table.get(key)) for key in keys)):
+        one = {**table, **dict(zip(keys, values, strict=True))}
+        icmp, source, dest = one["icmp"], one["source"], one["dest"]
         addresses = [ip_address(text) for text in (source, dest) if text is not None]
         for family in _families(table, icmp, [address.version for address in addresses]):
-            one = {**table, "dport": dport, "icmp": icmp, "source": source, "dest": dest}
-            packets.append(_packet({**one, "from": sender, "to": receiver}, family))
+            packets.append(_packet(one, family))
     probes = [_in_state(packet, table.get("state", "new"), table.get("about", "")) for packet in packets]
     before = tuple(packet for step in table.get("steps", ()) for one in read_packets(step) for packet in one.packets)
     if before:
@@ -180,6 +182,7 @@ def _packet(one: dict[str, Any], family: int) -> Packet:
         damage=one.get("damage"),
         patches=tuple((int(at), bytes.fromhex(new)) for at, _, new in (p.partition(":") for p in one.get("patch", ()))),
         cut=one.get("cut"),
+        says=bytes.fromhex(one.get("says", "")),
     )
     if one["icmp"] is not None:
         kind, code = _icmp(one["icmp"], family)
@@ -211,7 +214,7 @@ def _wrapping(text: str) -> Wrapping:
 def _protocol(one: dict[str, Any], family: int) -> int:
     if one["icmp"] is not None:
         return Proto.ICMP if family == 4 else Proto.ICMPV6
-    name = one.get("proto", "tcp")
+    name = "tcp" if one["proto"] is None else one["proto"]
     return name if isinstance(name, int) else Proto[name.upper()]
 
 

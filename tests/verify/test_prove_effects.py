@@ -195,3 +195,11 @@ def test_effects_of_an_nft_ruleset(one: dict[str, str], two: dict[str, str]) -> 
     assert prove(before, after).answer is Answer.DIFFERENT
     assert prove(after, before).answer is Answer.DIFFERENT
     assert prove(before, before).answer is Answer.EQUAL
+
+
+def test_a_packet_without_a_connection_has_no_label() -> None:
+    text = "table inet t {{\n chain a {{\n  type filter hook input priority 0; policy accept\n  {rule}\n }}\n}}\n"
+    labelled = text.format(rule="ct label 5 drop")
+    connected = text.format(rule="ct state { new, related, established } ct label 5 drop")
+    assert prove(labelled, connected).answer is Answer.EQUAL
+    assert prove(labelled, text.format(rule="ct state new ct label 5 drop")).answer is Answer.DIFFERENT

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
+from pvefw_nft.verify.model.conditions import HAS_CONNECTION
 from pvefw_nft.verify.model.intervals import IntervalSet
 from pvefw_nft.verify.prove.backend_differences import exceptions
 
@@ -115,7 +116,7 @@ def _only_answers(table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> boo
         match rule.verdict:
             case m.Drop() if m.FALSE in rule.conditions:
                 pass
-            case m.Jump(name) if _ANSWER in rule.conditions:
+            case m.Jump(name) if _ANSWER in rule.conditions or _RELATED in rule.conditions:
                 if not all(_drops_own_side(one) for one in table.chains[name].rules):
                     return False
             case _:
@@ -128,16 +129,29 @@ def _drops_own_side(rule: m.Rule) -> bool:
     """Whether a rule for answers drops some in connections that a label says were opened, or lets by."""
     if rule.effects or rule.verdict in (m.RETURN, m.ACCEPT):
         return not rule.effects
-    tests = _tests(rule)
+    conditions = [part for one in rule.conditions for part in (one.of if isinstance(one, m.All) else (one,))]
+    tests = _tests(rule._replace(conditions=tuple(part for part in conditions if part != HAS_CONNECTION)))
     return rule.verdict == m.DROP and tests is not None and tests.keys() - {m.CT_DIRECTION} in _OPENED
 
 
-def _only_labels(_table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> bool:
+def _only_labels(table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> bool:
     """Whether a base chain does nothing but note by labels which side opened a connection."""
-    return all(
-        rule.verdict is None and all(isinstance(e, m.SetField) and {e.field} in _OPENED for e in rule.effects)
-        for rule in chain.rules
-    )
+    for rule in chain.rules:
+        match rule.verdict:
+            case m.Jump(name) if not rule.effects:
+                if not all(_labels(one) for one in table.chains[name].rules):
+                    return False
+            case _:
+                if not _labels(rule):
+                    return False
+    return True
+
+
+def _labels(rule: m.Rule) -> bool:
+    """Whether a rule does nothing but give a connection a label of those, or return."""
+    if rule.verdict not in (None, m.RETURN):
+        return False
+    return all(isinstance(e, m.SetField) and {e.field} in _OPENED for e in rule.effects)
 
 
 def _only_stricter(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...]) -> bool:
@@ -268,6 +282,7 @@ SIDES = "sides"
 _OPENED = tuple({m.label_field(number)} for number in range(124, 128))
 """The labels: opened by the host, across a bridge of guests, from the guest's bridge, by the guest."""
 _ANSWER = m.equals(m.CT_DIRECTION, 1)
+_RELATED = m.equals(m.CT_STATE, m.CT_STATES.index("related"))
 
 _STATELESS = ((m.Family.BRIDGE, m.Point.PREROUTING),)
 _HOOKS = {

@@ -167,7 +167,7 @@ def label_match(operator: str, right: Json) -> Condition:
     if number is None or operator not in ("in", "!"):
         raise UnknownExpressionError(f"ct label {operator} {text_of(right)}")
     has = equals(label_field(number), 1)
-    return All((HAS_CONNECTION, negate(has))) if operator == "!" else has
+    return All((HAS_CONNECTION, negate(has) if operator == "!" else has))
 
 
 def status_match(mask: Json, operator: str, right: Json) -> Condition:
