@@ -128,8 +128,8 @@ def read_packets(table: dict[str, Any]) -> list[Probe]:
         one = {**table, **dict(zip(keys, values, strict=True))}
         icmp, source, dest = one["icmp"], one["source"], one["dest"]
         addresses = [ip_address(text) for text in (source, dest) if text is not None]
-        for family in _families(table, icmp, [address.version for address in addresses]):
-            packets.append(_packet(one, family))
+        families = _families(table, icmp, [address.version for address in addresses])
+        packets += [_packet(one, family) for family in families]
     probes = [_in_state(packet, table.get("state", "new"), table.get("about", "")) for packet in packets]
     before = tuple(packet for step in table.get("steps", ()) for one in read_packets(step) for packet in one.packets)
     if before:
