@@ -122,11 +122,18 @@ class _Analysis:
         return not self.rules.is_alive(line) or not self.rules.is_needed(line)
 
     def walk(self, removed: frozenset[Line]) -> None:
-        """Judge the rules along every segment, as if the lines ``removed`` were not there."""
+        """Judge the rules along every segment, as if the lines ``removed`` were not there.
+
+        Segments with the same rules as an earlier one have them in each walk: the first one tells which these are.
+        """
         walked: set[tuple[object, ...]] = set()
+        distinct = []
         for done, chosen in enumerate(self.todo, 1):
-            self.walk_segment(chosen, removed, walked)
+            if self.walk_segment(chosen, removed, walked):
+                distinct.append(chosen)
             self.progress(done, len(self.todo))
+        if not removed:
+            self.todo = distinct
 
     def segments(self) -> Iterator[_Chosen]:
         """Yield the segments to walk, each with each kind of untagged frame that comes there."""
@@ -153,23 +160,26 @@ class _Analysis:
                 for segment, (tracked, _) in segments if only is None else (segments[only],):
                     chosen[_Chosen(segment.before, tracked, case)] = None
 
-    def walk_segment(self, chosen: _Chosen, removed: frozenset[Line], walked: set[tuple[object, ...]]) -> None:
-        """Follow all packets of a case through a segment, unless one like it was walked.
+    def walk_segment(self, chosen: _Chosen, removed: frozenset[Line], walked: set[tuple[object, ...]]) -> bool:
+        """Follow all packets of a case through a segment, unless one like it was walked; return whether it was not.
 
         With lines removed, segments without these are as they were when nothing was removed.
         """
         entries = list(self.comparison.flows_before.contexts(chosen.stages, chosen.case, chosen.tracked))
         walk = Walk(self.comparison, self.rules, entries, removed)
-        if entries and (not removed or walk.meets(removed)) and walk.key not in walked:
-            walked.add(walk.key)
-            shape = shape_of(walk)
-            events = None if shape is None else self.events.get(shape)
-            if events is None or not walk.fits(events):
-                events = walk.run()
-            if events is not None:
-                walk.note(events)
-                if shape is not None:
-                    self.events[shape] = events
+        key = walk.key
+        if not entries or (removed and not walk.meets(removed)) or key in walked:
+            return False
+        walked.add(key)
+        shape = shape_of(walk)
+        events = None if shape is None else self.events.get(shape)
+        if events is None or not walk.fits(events):
+            events = walk.run()
+        if events is not None:
+            walk.note(events)
+            if shape is not None:
+                self.events[shape] = events
+        return True
 
     # --- result ---
 

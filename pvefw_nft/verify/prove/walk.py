@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.compare import Comparison
     from pvefw_nft.verify.prove.diagram import Cube
 
-MAX_PREPARED = 4096
-"""How many chains are remembered as they look in a context: those of all guests come again and again."""
+MAX_PREPARED = 1 << 16
+"""How many chains are remembered as they look in a context: those of 1,000 guests, which are walked twice."""
 LONG_CHAIN = 100
 """Chains of more rules than this, such as those that lead to each guest, have their rules numbered once."""
 MAX_SHADOWS = 16
