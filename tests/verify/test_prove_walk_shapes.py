@@ -119,7 +119,7 @@ def test_advice_is_that_of_walks_without_shapes(
             if chance.random() < 0.8:
                 origins[vmid, number] = f"{vmid}.fw:{chance.choice((number, number - 1))}"
     shared, walks = advice(rules, origins), len(count_walks)
-    monkeypatch.setattr(analysis, "shape_of", lambda _walk: None)
+    monkeypatch.setattr(analysis, "shape_of", lambda _walk, _shapes: None)
     assert advice(rules, origins) == shared
     assert shared.found
     assert walks <= len(count_walks) - walks

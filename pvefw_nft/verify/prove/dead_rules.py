@@ -24,7 +24,7 @@ from pvefw_nft.verify.network.path import HostEnd, NicEnd
 from pvefw_nft.verify.prove.compare import Comparison, Options, without_gc
 from pvefw_nft.verify.prove.report import Place
 from pvefw_nft.verify.prove.walk import Rules, Walk, is_line
-from pvefw_nft.verify.prove.walk_shapes import shape_of
+from pvefw_nft.verify.prove.walk_shapes import ChainShapes, shape_of
 from pvefw_nft.verify.simulate.walk import STANDARD
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class _Analysis:
         # Strict: a rule that keeps packets from a log, or from a mark, has an effect.
         self.comparison = Comparison(side, side, replace(options, strict=True), None)
         self.rules = Rules()
+        self.shapes = ChainShapes()
         self.todo = list(self.segments())
         self.events: dict[Key, tuple[Event, ...]] = {}
 
@@ -171,7 +172,7 @@ class _Analysis:
         if not entries or (removed and not walk.meets(removed)) or key in walked:
             return False
         walked.add(key)
-        shape = shape_of(walk)
+        shape = shape_of(walk, self.shapes)
         events = None if shape is None else self.events.get(shape)
         if events is None or not walk.fits(events):
             events = walk.run()
