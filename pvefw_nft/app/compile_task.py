@@ -9,7 +9,7 @@ import contextlib
 import gc
 import pickle
 import time
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from pvefw_nft.app.compile_messages import (
 )
 from pvefw_nft.app.nics import read_filtered_nics
 from pvefw_nft.app.steady_source import SteadySource
+from pvefw_nft.app.unfiltered import unfiltered_guests
 from pvefw_nft.config import netdb
 from pvefw_nft.config.files import Files
 from pvefw_nft.pipeline import Store, load_stages
@@ -84,6 +85,10 @@ class Task:
                             frames = self._nics(steady)
                         case "judge":
                             frames = self._judge(steady, channel.receive())
+                        case "unfiltered":
+                            frames = self._unfiltered(steady)
+                        case "changed":
+                            frames = self._changed(steady, request["answers"])
                         case "holds":
                             frames = self._holds(steady, request["answers"])
                         case _:
@@ -102,6 +107,13 @@ class Task:
     def _nics(self, steady: SteadySource) -> list[bytes]:
         found = steady.patience.run(lambda: read_filtered_nics(steady.source))
         return [encode({"kind": "nics", **nics_as_json(found)})]
+
+    def _unfiltered(self, steady: SteadySource) -> list[bytes]:
+        found = steady.patience.run(lambda: [*unfiltered_guests(steady.source)])
+        return [encode({"kind": "unfiltered", "nics": [astuple(one) for one in found]})]
+
+    def _changed(self, steady: SteadySource, answers: list[list[str]]) -> list[bytes]:
+        return [encode({"kind": "changed", "questions": steady.changed(observations_of_json(answers))})]
 
     def _holds(self, steady: SteadySource, answers: list[list[str]]) -> list[bytes]:
         holds = steady.still_hold(observations_of_json(answers))

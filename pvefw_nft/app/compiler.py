@@ -1,7 +1,7 @@
 """The compiler in a process of its own, without privileges: tenants' files are read there, and nowhere else.
 
     this process                             the compiler's (:mod:`pvefw_nft.host.confine`)
-    find, nics, judge, holds ────────────▶   reads the files, compiles
+    find, nics, judge, holds, … ─────────▶   reads the files, compiles
        ◀── network? interface? zones? …──    questions that only the host can answer, answered here
        ◀── ruleset, diagnostics, answers ─   kept for the next request, so that only changes are compiled
 
@@ -34,6 +34,7 @@ from pvefw_nft.app.compile_messages import (
 from pvefw_nft.app.compile_task import HOST_FILES, Task
 from pvefw_nft.app.judgement import Judgement, read_connections
 from pvefw_nft.app.steady_source import SETTLE_SECONDS, patience_of
+from pvefw_nft.app.unfiltered import Unfiltered
 from pvefw_nft.config import netdb
 from pvefw_nft.config.files import FILES
 from pvefw_nft.config.patience import PatientFiles
@@ -113,6 +114,22 @@ class Compiler:
         message = self._ask({"do": "holds", "answers": observations_as_json(observations)})
         holds: bool = checked(lambda: typed(message["holds"], bool))
         return holds
+
+    def changed(self, observations: Observations) -> list[tuple[str, str]]:
+        """Return the questions, each a kind and a name, that have another answer now. Raises as :meth:`find`."""
+        message = self._ask({"do": "changed", "answers": observations_as_json(observations)})
+        found: list[tuple[str, str]] = checked(
+            lambda: [(typed(kind, str), typed(name, str)) for kind, name in message["questions"]]
+        )
+        return found
+
+    def unfiltered(self) -> list[Unfiltered]:
+        """Return the NICs of this node's guests that no rule filters. Raises as :meth:`find`."""
+        message = self._ask({"do": "unfiltered"})
+        found: list[Unfiltered] = checked(
+            lambda: [Unfiltered(*(typed(text, str) for text in one)) for one in message["nics"]]
+        )
+        return found
 
     def close(self) -> None:
         """End the process."""
@@ -273,6 +290,7 @@ def _error_of(message: Mapping[str, Any]) -> PvefwError:
 
 
 _ANSWERS = {"find": ("same", "ruleset"), "nics": ("nics",), "judge": ("judgement",), "holds": ("holds",)}
+_ANSWERS |= {kind: (kind,) for kind in ("changed", "unfiltered")}
 """The kinds of answer to each request."""
 
 

@@ -86,6 +86,10 @@ class SteadySource:
         """Tell whether the configuration gives the same answers now. Raises UnreadableError."""
         return self.patience.run(lambda: observations.still_hold(self._patient))
 
+    def changed(self, observations: Observations) -> list[tuple[str, str]]:
+        """Return the questions, each a kind and a name, that have another answer now. Raises UnreadableError."""
+        return self.patience.run(lambda: observations.changed(self._patient))
+
     def doubtful(self) -> tuple[list[str], float | None]:
         """Return the paths whose content is not believed yet, and the seconds until the first of them is."""
         return self._files.doubtful(), self._files.doubt_ends()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pvefw_nft.app import desired as desired_ruleset
-from pvefw_nft.app.compiler import find_nics_once, find_once
-from pvefw_nft.app.reasons import Unfiltered, unfiltered_guests, why_pending
+from pvefw_nft.app.compiler import Compiler, find_nics_once, find_once
+from pvefw_nft.app.reasons import why_pending
 from pvefw_nft.app.ruleset_diff import with_lines
-from pvefw_nft.app.steady_source import patient, read_patiently
+from pvefw_nft.app.steady_source import patient
 from pvefw_nft.cli import console
 from pvefw_nft.cli.command import command
 from pvefw_nft.cli.confirm import styled_change
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from pvefw_nft.app.unfiltered import Unfiltered
     from pvefw_nft.host.bridges.unplugged import Unplugged
     from pvefw_nft.host.control import Pending
     from pvefw_nft.host.firewall import Status
@@ -121,10 +122,11 @@ def _look(about: _Found, found: Status, source: Source, backend: str | None, des
     if desired is None:
         return
     try:
-        if found.changes:
-            about.reasons = read_patiently(source, lambda now: why_pending(now, backend, desired))
-        if desired.enabled:
-            about.unfiltered = read_patiently(source, unfiltered_guests)
+        with Compiler(source, backend, settle=0.0) as compiler:
+            if found.changes:
+                about.reasons = why_pending(source, backend, desired, compiler.changed)
+            if desired.enabled:
+                about.unfiltered = compiler.unfiltered()
     except PvefwError as error:
         console.warn(f"the guests were not looked at: {error.message}", error.hint)
 

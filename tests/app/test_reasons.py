@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pvefw_nft.app.compiler import Compiler
 from pvefw_nft.app.desired import compiled
-from pvefw_nft.app.reasons import Unfiltered, unfiltered_guests
 from pvefw_nft.app.ruleset_diff import line_difference, with_lines
+from pvefw_nft.app.unfiltered import Unfiltered
 from pvefw_nft.config.source import Observations
 from pvefw_nft.host.records.changes import Change
 from pvefw_nft.pipeline import Source
@@ -29,7 +30,9 @@ def test_guests_that_no_rule_filters(make_root: MakeRoot) -> None:
     root = make_root(
         {"100.conf": VM, "100.fw": ON, "101.conf": VM, "102.conf": VM, "102.fw": "", "103.conf": bare, "103.fw": ON}
     )
-    assert unfiltered_guests(source(root)) == [
+    with Compiler(source(root), None, settle=0.0) as compiler:
+        found = compiler.unfiltered()
+    assert found == [
         Unfiltered("101", "net0", "there is no 101.fw"),
         Unfiltered("102", "net0", "`enable: 1` is missing in 102.fw"),
         Unfiltered("103", "net0", "firewall=1 is missing at the NIC"),
@@ -44,7 +47,8 @@ def test_a_changed_file_is_named(make_root: MakeRoot) -> None:
     assert observations.changed(here) == []
     file = root / "etc/pve/firewall/100.fw"
     file.write_text(ON + "[RULES]\nIN SSH(ACCEPT)\n")
-    assert observations.changed(here) == [("text", str(file))]
+    with Compiler(here, None, settle=0.0) as compiler:
+        assert compiler.changed(observations) == [("text", str(file))]
 
 
 def test_differing_lines_in_order() -> None:
