@@ -44,7 +44,7 @@ async def _fill(entry: dict[str, Any], node: Node, pvefw: Sequence[str], compare
     if version.code != 0:
         entry["error"] = _failure(version, "pvefw --version")
         return
-    entry["pvefw"] = version.out.strip().rpartition(" ")[2]
+    entry["pvefw"] = version.out.partition("\n")[0].strip().rpartition(" ")[2]  # libraries and tools are below it
     kernel = await node.run(["uname", "-r"])
     entry["kernel"] = kernel.out.strip() if kernel.code == 0 else None
     status = await node.run([*pvefw, "status", "--format", "json"])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import schemas
 from tests.host.conftest import Namespace, need
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ class Cluster:
     def answer(self, *arguments: str) -> tuple[int, dict[str, Any]]:
         run = self.run(*arguments, "--format", "json")
         assert run.stdout, run.stderr
+        schemas.check("cluster-apply" if arguments[0] in ("start", "update") else "cluster-status", run.stdout)
         return run.returncode, {one["node"]: one for one in json.loads(run.stdout)["nodes"]}
 
     def close(self) -> None:
