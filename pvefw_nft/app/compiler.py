@@ -15,6 +15,7 @@ from __future__ import annotations
 import pickle
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -301,7 +302,8 @@ def _readable(root: Path) -> list[Path]:
     """
     package = Path(pvefw_nft.__file__).resolve().parent
     own = [package, package.parent / "backends", *map(Path, (sys.prefix, sys.base_prefix))]
-    parsers = [Path(path).parent for path in [getattr(sys.modules.get("pyparsing"), "__file__", None)] if path]
+    parser = find_spec("pyparsing")  # that process may import it only when a file has changed
+    parsers = [Path(parser.origin).parent] if parser is not None and parser.origin else []
     configuration = root / "etc" / "pve" if root == Path("/") else root
     names = [netdb.ETC / name for name in (*netdb.FILES, "nsswitch.conf")]
     return [configuration, *own, *parsers, *names, Path("/usr"), Path("/lib"), Path("/lib64")]

@@ -349,7 +349,9 @@ def _start_guard(token: str, seconds: float) -> None:
 
 def start_timer(command: Sequence[str], unit: str, seconds: float) -> None:
     """Have systemd run a command in so many seconds, unless the timer of that name is stopped. Raises HostError."""
+    # oneshot: a start by hand waits for the command's end (`systemctl start --wait` would need D-Bus)
     timer = [f"--on-active={seconds:g}s", f"--unit={unit}", "--timer-property=AccuracySec=100ms"]
+    timer.append("--service-type=oneshot")
     environment = [f"--setenv={key}={value}" for key, value in _guard_environment().items()]
     tools.run(["systemd-run", "--quiet", "--collect", *timer, *environment, "--", *command])
     tools.run(["systemctl", "is-active", "--quiet", f"{unit}.timer"])

@@ -51,6 +51,15 @@ class Namespace:
         os.close(self.descriptor)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nft_without_connections() -> None:
+    """With ``PVEFW_TEST_CUT_DOWN``, replace in nft's rules what this kernel lacks (``benchmarks/cut_down.py``)."""
+    if "PVEFW_TEST_CUT_DOWN" in os.environ and not Path("/sys/module/nf_conntrack_bridge").exists():
+        from benchmarks.cut_down import cut_down  # deferred: it takes libnftables
+
+        cut_down()
+
+
 def need(script: str) -> None:
     """Run a script in this thread's namespace, and have br_netfilter there; skip the test where that cannot be."""
     try:

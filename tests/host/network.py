@@ -53,6 +53,8 @@ ADDRESSES = {
 HOST, OUTSIDE, GUEST = (ADDRESSES[place][0] for place in ("host", "outside", "guest"))
 DENIED_WAYS = (("outside", "guest"), ("outside", "host"), ("guest", "outside"), ("guest", "host"))
 ALLOWED_WAYS = (("outside", "guest"), ("outside", "host"), ("guest", "outside"))
+CUT_DOWN = "PVEFW_TEST_CUT_DOWN" in os.environ
+"""Whether nft's rules are to do without connections on bridges where the kernel does not track them."""
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _NO_DAD = 0x02  # IFA_F_NODAD, linux/if_addr.h: the address can be used at once
 _LACKING = ("not supported", "Protocol error", "No such file", "no setting")
@@ -171,6 +173,11 @@ def switch_off() -> None:
     for key in needed_first("iptables"):
         if sysctl.read(key) is not None:
             sysctl.write(key, "0")
+
+
+def takes_compiled_nft() -> bool:
+    """Tell whether this kernel takes compiled nft rulesets, if need be with what it lacks replaced in them."""
+    return CUT_DOWN or has_bridge_conntrack()
 
 
 @contextlib.contextmanager

@@ -28,9 +28,9 @@ from .network import (
     Network,
     compiled,
     configure,
-    has_bridge_conntrack,
     rounds,
     ruleset,
+    takes_compiled_nft,
 )
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def foreign(found: dict[str, list[str]]) -> dict[str, list[str]]:
 
 def numbered(folder: Path, backend: str, number: int) -> Desired:
     """Return one ruleset of many; chains and sets come and go from each to the next."""
-    if backend == "iptables" or has_bridge_conntrack():
+    if backend == "iptables" or takes_compiled_nft():
         return compiled(folder, backend, number, other=bool(number % 2))
     guests = tuple(range(100, 101 + number % 3))
     return ruleset("nft", rulesets.nft(guests, (f"10.{number}.0.0/16",), ports=(number + 1,)))
@@ -161,7 +161,7 @@ def pvefw(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_commands_leave_rules_of_others_as_they_are(
     users: Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not has_bridge_conntrack():
+    if not takes_compiled_nft():
         pytest.skip("this kernel does not take compiled nft rulesets")
     source = ["--root", str(tmp_path / "c"), "--node", "n", "--local-network", "192.0.2.0/24", "--backend"]
     configure(tmp_path / "c")

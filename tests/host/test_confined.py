@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyparsing
 import pytest
 
 pytest.importorskip("pyroute2")
@@ -163,6 +165,24 @@ def test_same_ruleset_as_in_one_process(example: str, node: str, backend: str) -
         found = compiler.find()
         assert compiler.find() is found
     assert (found.desired, found.diagnostics, found.observations) == (here.desired, here.diagnostics, here.observations)
+
+
+READABLE = """\
+import sys
+from pathlib import Path
+from pvefw_nft.app import compiler
+print("pyparsing" in sys.modules, *compiler._readable(Path("/")), sep="\\n")
+"""
+
+
+def test_process_may_read_the_parser_that_is_not_loaded_yet(tmp_path: Path) -> None:
+    """It lies outside of Python's own folders: Debian's package is below /usr, this one anywhere."""
+    shutil.copytree(Path(pyparsing.__file__).parent, tmp_path / "pyparsing")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{EXAMPLES.parent}"}
+    done = subprocess.run([sys.executable, "-c", READABLE], env=environment, capture_output=True, text=True, check=True)
+    loaded, *paths = done.stdout.splitlines()
+    assert loaded == "False"
+    assert str(tmp_path / "pyparsing") in paths
 
 
 def test_only_what_changed_is_sent_again(tmp_path: Path) -> None:

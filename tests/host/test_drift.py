@@ -23,7 +23,7 @@ from .commands import service
 from .conftest import need
 from .fuse import own_mounts
 from .listing import everything
-from .network import configure, has_bridge_conntrack
+from .network import configure, takes_compiled_nft
 from .test_other_hands import shell, use_legacy_tools
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def running(
 ) -> Iterator[tuple[str, Command]]:
     kind: str = request.param
     need("iptables -L; ip6tables -L; ipset list; ebtables -L; nft add table inet probe; nft delete table inet probe")
-    if kind == "nft" and not has_bridge_conntrack():
+    if kind == "nft" and not takes_compiled_nft():
         pytest.skip("this kernel does not take compiled nft rulesets")
     if kind == "legacy":
         use_legacy_tools(tmp_path / "tools", monkeypatch)

@@ -29,7 +29,7 @@ from .commands import Done, pvefw, service
 from .conftest import need
 from .fuse import HANG, Faulty, own_mounts
 from .listing import everything
-from .network import configure, has_bridge_conntrack, small_file_system
+from .network import configure, small_file_system, takes_compiled_nft
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -71,7 +71,7 @@ def host_of(
 ) -> Iterator[Host]:
     backend: str = request.param
     need("iptables -L; ip6tables -L; ipset list; ebtables -L; nft add table inet probe; nft delete table inet probe")
-    if backend == "nft" and not has_bridge_conntrack():
+    if backend == "nft" and not takes_compiled_nft():
         pytest.skip("this kernel does not take compiled nft rulesets")
     monkeypatch.setenv("PVEFW_FILE_TIMEOUT", str(FILE_TIMEOUT))
     configure(tmp_path / "c")

@@ -26,7 +26,7 @@ from pvefw_nft.host.records import record
 from . import rulesets
 from .conftest import need
 from .listing import everything
-from .network import compiled, has_bridge_conntrack, ruleset, start
+from .network import compiled, ruleset, start, takes_compiled_nft
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,9 +80,9 @@ NFT_HANDS = {
     "table flushed": "nft flush table bridge pvefw",
     "notes flushed": "nft flush chain bridge pvefw digests",
     "chain flushed": "nft flush chain bridge pvefw tap100i0-OUT",
-    "dispatch flushed": "nft flush chain bridge pvefw prerouting",
+    "dispatch flushed": "nft flush chain bridge pvefw @GUESTS@",
     "chain flushed and deleted": (
-        "nft flush chain bridge pvefw prerouting; nft flush map bridge pvefw @NICS@; "
+        "nft flush chain bridge pvefw @GUESTS@; nft flush map bridge pvefw @NICS@; "
         "nft flush chain bridge pvefw tap100i0-OUT; nft delete chain bridge pvefw tap100i0-OUT"
     ),
     "map flushed": "nft flush map bridge pvefw @NICS@",
@@ -141,19 +141,22 @@ def kind(request: pytest.FixtureRequest, host: Namespace, tmp_path: Path, monkey
 def desired_of(kind: str, folder: Path, number: int = 0) -> Desired:
     if kind != "nft":
         return compiled(folder, "iptables", number, other=True)
-    if has_bridge_conntrack():
+    if takes_compiled_nft():
         return compiled(folder, "nft", number, other=True)
     return ruleset("nft", rulesets.nft(networks=(f"10.{number}.1.0/24",)))
 
 
 def script_of(kind: str, name: str) -> str:
-    """Return the script with the names of the set and map that this ruleset has."""
+    """Return the script with the names of the chain, set and map that this ruleset has."""
     text = SCRIPTS[kind][name]
     if "@" in text:
         listed = json.loads(subprocess.run(["nft", "-j", "list", "table", "bridge", "pvefw"], **_CAPTURED).stdout)
         for mark, what, holds in (("@NICS@", "map", "tap100i0"), ("@FRIENDS@", "set", "10.0.1.0")):
             bodies = [entry[what] for entry in listed["nftables"] if what in entry]
             text = text.replace(mark, next(body["name"] for body in bodies if holds in json.dumps(body.get("elem"))))
+        chains = [entry["chain"] for entry in listed["nftables"] if "chain" in entry]
+        hooks = {(chain.get("hook"), chain.get("prio")): chain["name"] for chain in chains}
+        text = text.replace("@GUESTS@", hooks["prerouting", -150])
     return text
 
 

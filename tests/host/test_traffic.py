@@ -24,6 +24,7 @@ from pvefw_nft.host.links import open_route
 from .network import (
     ADDRESSES,
     ALLOWED,
+    CUT_DOWN,
     DENIED_WAYS,
     HOST_ONLY,
     Denied,
@@ -142,6 +143,8 @@ def connects(network: Network) -> bool:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_unconfirmed_update_that_cuts_new_connections(network: Network, tmp_path: Path, backend: str) -> None:
+    if backend == "nft" and CUT_DOWN:
+        pytest.skip("the guard is another program, which loads the rules as they are")
     start(compiled(tmp_path / "c", backend))
     before = firewall.status(compiled(tmp_path / "c", backend))
     with Echo(network), contextlib.closing(Denied(network)) as denied:

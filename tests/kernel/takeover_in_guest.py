@@ -143,7 +143,8 @@ class Node:
         python = Path(sys.executable).name
         self.systemd.write("/run/pvefw-command", COMMAND.format(python=python))
         self.run("install", "-m755", "/run/pvefw-command", "/usr/local/sbin/pvefw")
-        self.systemd.write("/etc/systemd/system/pvefw.service.d/lab.conf", DROP_IN)
+        for unit in ("pvefw", "pvefw-hand-back-guard"):
+            self.systemd.write(f"/etc/systemd/system/{unit}.service.d/lab.conf", DROP_IN)
         for name, (text, _) in DAEMONS.items():
             stop = f"ExecStop=/opt/python/bin/{python} /usr/local/lib/{name} stop\n" if name == "pve-firewall" else ""
             self.systemd.write(f"/usr/local/lib/{name}", text)

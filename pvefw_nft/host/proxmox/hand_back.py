@@ -90,8 +90,8 @@ class HandBack:
         with lock.hold(wait=self.wait):
             change = control.await_with_rules(self.confirm_within)
         if not self.confirmed(change):
-            # what the timer would do; without --wait it would only have begun
-            tools.run(["systemctl", "--quiet", "--wait", "start", f"{_GUARD}.service"], timeout=LOAD_WITHIN)
+            # what the timer would do
+            tools.run(["systemctl", "--quiet", "start", f"{_GUARD}.service"], timeout=LOAD_WITHIN)
             _stop_timer()
             raise HostError("not confirmed: pvefw has taken over again, and their services are ended", None)
         _stop_timer()
