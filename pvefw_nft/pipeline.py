@@ -185,6 +185,18 @@ class Inventory:
             cluster = node.cluster.hardening
         return tuple(guest.vmid for guest in self.guests if _has_open_layer2(guest, cluster))
 
+    def divided(self) -> tuple[int, ...]:
+        """Return the VMIDs of filtered guests with several NICs in one network, each in a zone of its own."""
+        return tuple(guest.vmid for guest in self.guests if _is_divided(guest))
+
+
+def _is_divided(guest: Guest) -> bool:
+    config = guest.firewall
+    if config is None or not config.options.enable or config.hardening.one_zone:
+        return False
+    networks = [(nic.bridge, nic.tag) for nic in guest.nics if nic.firewall and nic.bridge is not None]
+    return len(set(networks)) < len(networks)
+
 
 def _has_open_layer2(guest: Guest, cluster: ClusterHardening | None) -> bool:
     """Tell whether a filtered guest's frames without IP pass; ``cluster`` None: for any value of ``l2``."""

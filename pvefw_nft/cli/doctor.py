@@ -15,6 +15,7 @@ from pvefw_nft.cli.command import command
 from pvefw_nft.cli.options import backend_option, make_source, source_options
 from pvefw_nft.errors import PvefwError
 from pvefw_nft.host import firewall
+from pvefw_nft.host.backend_info import info
 from pvefw_nft.host.doctor import Finding, Level, Switches, examine
 from pvefw_nft.pipeline import BACKENDS, Inventory, default_backend, read_inventory
 
@@ -65,6 +66,7 @@ def _examined(inventory: Inventory, backend: str | None) -> Iterator[Finding]:
             if any(nic.firewall for nic in guest.nics)
         },
         open_layer2=inventory.open_layer2(chosen),
+        divided=inventory.divided() if info(chosen).sets_zones else (),
     )
     found = filtered_nics(inventory.guests)
     return examine(chosen, switches, found.nics, found.misconfigured)

@@ -266,9 +266,13 @@ class HostHardening:
 
 @dataclass(frozen=True, slots=True)
 class GuestHardening:
-    """Options of a guest's .pvefw file; None where cluster.pvefw decides."""
+    """Options of a guest's .pvefw file; None where cluster.pvefw decides.
+
+    ``one_zone``: the connections of all its NICs are tracked together.
+    """
 
     qinq: bool = False
+    one_zone: bool = False
     l2: Layer2 | None = None
     ipfilter_established: bool | None = None
     max_connections: int | None = None
@@ -278,6 +282,7 @@ class GuestHardening:
         """Return the options with those of the cluster where the guest has none."""
         return GuestHardening(
             self.qinq,
+            self.one_zone,
             cluster.l2 if self.l2 is None else self.l2,
             cluster.ipfilter_established if self.ipfilter_established is None else self.ipfilter_established,
             cluster.max_connections if self.max_connections is None else self.max_connections,

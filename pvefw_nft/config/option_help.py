@@ -102,7 +102,11 @@ _HELP: Mapping[FileKind, Mapping[str, tuple[str, str]]] = {
         "harden": (_YES, "Load the stateless checks of the nft ruleset beside the iptables ruleset."),
         "synflood_sources": ("1024 to 16777216", "How many sources protection_synflood counts at once."),
     },
-    FileKind.GUEST_HARDENING: {"qinq": (_YES, "Let the guest send frames with two VLAN tags."), **_LIMITS},
+    FileKind.GUEST_HARDENING: {
+        "qinq": (_YES, "Let the guest send frames with two VLAN tags."),
+        "one_zone": (_YES, "Let the guest answer by another NIC than it was asked by."),
+        **_LIMITS,
+    },
 }
 
 

@@ -360,7 +360,7 @@ _FOR_ALL_GUESTS: Readers = {
 OPTIONS |= {
     FileKind.CLUSTER_HARDENING: _FOR_ALL_GUESTS,
     FileKind.HOST_HARDENING: {"harden": _bool, "synflood_sources": _sources},
-    FileKind.GUEST_HARDENING: {"qinq": _bool, **_FOR_ALL_GUESTS},
+    FileKind.GUEST_HARDENING: {"qinq": _bool, "one_zone": _bool, **_FOR_ALL_GUESTS},
 }
 
 STRICT_VALUES: Mapping[str, object] = {
@@ -371,6 +371,7 @@ STRICT_VALUES: Mapping[str, object] = {
     "harden": True,
     "synflood_sources": 262_144,
     "qinq": False,
+    "one_zone": False,
 }
 """The value of an option of a companion file that cannot be read: the strict one."""
 

@@ -59,12 +59,14 @@ class Switches:
     """The enable switches of a configuration: the cluster's, the node's, and by VMID the guests' with filtered NICs.
 
     ``open_layer2`` are the VMIDs of filtered guests whose frames without IP pass, those of spanning tree among them.
+    ``divided`` are those with several NICs in one network, each in a connection tracking zone of its own.
     """
 
     cluster: bool
     host: bool
     guests: dict[int, bool]
     open_layer2: tuple[int, ...] = ()
+    divided: tuple[int, ...] = ()
 
 
 def examine(
@@ -89,6 +91,7 @@ def examine(
     yield from _plumbing(nics, misconfigured, backend)
     if switches is not None:
         yield from _spanning_tree(switches)
+        yield from _divided(switches)
 
 
 def _switches(switches: Switches) -> Iterator[Finding]:
@@ -319,6 +322,17 @@ def _spanning_tree(switches: Switches) -> Iterator[Finding]:
             Level.NOTE,
             f"frames of spanning tree (BPDUs) of guests pass: {_few(switches.open_layer2)}",
             "write `l2: strict` in etc/pve/firewall/cluster.pvefw (with iptables also `harden: 1` in host.pvefw)",
+        )
+
+
+def _divided(switches: Switches) -> Iterator[Finding]:
+    """Advise about guests that may answer by another NIC than they were asked by, as Linux does within one network."""
+    if switches.cluster and switches.divided:
+        yield Finding(
+            Level.NOTE,
+            "TCP answers by another NIC than the one that was asked are dropped, in guests with several NICs in one"
+            f" network: {_few(switches.divided)}",
+            "write `one_zone: 1` in etc/pve/firewall/VMID.pvefw",
         )
 
 

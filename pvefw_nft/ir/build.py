@@ -71,9 +71,10 @@ def build(
     context.add(Layer.FILTER, "PVEFW-FWBR-IN", [*input_filters(context), dispatch_in])
     context.add(Layer.FILTER, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
     builder = GuestBuilder(context, store)
-    firewalled: list[NicKey] = []
+    firewalled: dict[NicKey, bool] = {}
     for guest in guests:
-        firewalled += [(guest.vmid, nic.index) for nic in guest.nics if nic.firewall]
+        one_zone = guest.firewall is not None and guest.firewall.hardening.one_zone
+        firewalled |= {(guest.vmid, nic.index): one_zone for nic in guest.nics if nic.firewall}
         builder.add(guest)
     for guest, error in builder.failed:
         report_failure(guest, error)
@@ -111,8 +112,10 @@ def build(
     )
 
 
-def _zones(firewalled: Iterable[NicKey], in_force: Mapping[NicKey, int] | None) -> dict[str, int]:
-    return {firewall_bridge(key): zone for key, zone in allocate(firewalled, in_force).items()}
+def _zones(firewalled: Mapping[NicKey, bool], in_force: Mapping[NicKey, int] | None) -> dict[str, int]:
+    """Return the zones of firewall bridges. ``firewalled``: whether all NICs of the NIC's guest share one."""
+    together = {vmid for (vmid, _), one_zone in firewalled.items() if one_zone}
+    return {firewall_bridge(key): zone for key, zone in allocate(firewalled, in_force, together).items()}
 
 
 _FILTER_POINTS = (HookPoint.INPUT, HookPoint.OUTPUT, HookPoint.FORWARD)

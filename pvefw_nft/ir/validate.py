@@ -48,7 +48,7 @@ from pvefw_nft.ir.nodes import (
     TagOfVlanZero,
     ThirdTag,
 )
-from pvefw_nft.ir.zones import SHARED_ZONE
+from pvefw_nft.ir.zones import SHARED_ZONE, nic_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -159,8 +159,12 @@ def validate(ruleset: Ruleset, store: SoundChains | None = None) -> None:
             nic.limit_chain is None or nic.limit_chain in ruleset.chains[Layer.LIMIT],
             f"{nic.interface} has no chain of limits {nic.limit_chain}",
         )
-    own_zones = [zone for zone in (ruleset.zones or {}).values() if zone != SHARED_ZONE]
-    _require(len({*own_zones}) == len(own_zones), "two firewall bridges are in one connection tracking zone")
+    guests: dict[int, int] = {}
+    for bridge, zone in (ruleset.zones or {}).items():
+        key = nic_of(bridge)
+        if key is not None and zone != SHARED_ZONE:
+            alone = guests.setdefault(zone, key[0]) == key[0]
+            _require(alone, "firewall bridges of two guests are in one connection tracking zone")
     for vnet in ruleset.vnets:
         _require(vnet.chain in ruleset.chains[Layer.FORWARD], f"VNet {vnet.bridge} has no chain {vnet.chain}")
     if store is not None:

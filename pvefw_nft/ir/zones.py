@@ -11,6 +11,11 @@ same number, the one that comes later takes the next that is free. A NIC that ha
 {(100, 0): 7297, (61539, 0): 7298}
 >>> allocate([(100, 0), (100 + 61439, 0)], {(61539, 0): 7297})
 {(100, 0): 7298, (61539, 0): 7297}
+
+The NICs of a guest can share the zone of its first one, for guests that answer by another NIC than they were asked by:
+
+>>> allocate([(100, 0), (100, 1), (101, 0)], together={100})
+{(100, 0): 7297, (100, 1): 7297, (101, 0): 7329}
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import re
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
 NicKey: TypeAlias = "tuple[int, int]"
 """VMID and number of a NIC."""
@@ -40,13 +45,20 @@ def first_choice(vmid: int, index: int) -> int:
     return FIRST_ZONE + (vmid * _MAX_NICS + index) % _COUNT
 
 
-def allocate(nics: Iterable[NicKey], in_force: Mapping[NicKey, int] | None = None) -> dict[NicKey, int]:
-    """Return the zone of each NIC, no two alike, in the order of the keys.
+def allocate(
+    nics: Iterable[NicKey], in_force: Mapping[NicKey, int] | None = None, together: Container[int] = ()
+) -> dict[NicKey, int]:
+    """Return the zone of each NIC, in the order of the keys; only NICs of guests ``together``, by VMID, share theirs.
 
     ``in_force`` are zones of the ruleset that runs: a NIC that has one there keeps it, unless the number is not one of
     ours or another NIC has it too, as after damage. NICs that no number is left for share :data:`SHARED_ZONE`.
     """
-    keys = sorted(set(nics))
+    all_keys = sorted(set(nics))
+    first: dict[int, NicKey] = {}
+    for vmid, index in all_keys:
+        first.setdefault(vmid, (vmid, index))
+    leader = {key: first[key[0]] if key[0] in together else key for key in all_keys}
+    keys = sorted(set(leader.values()))
     taken: dict[int, NicKey] = {}
     zones: dict[NicKey, int] = {}
     for key in keys:
@@ -58,7 +70,7 @@ def allocate(nics: Iterable[NicKey], in_force: Mapping[NicKey, int] | None = Non
         if key not in zones:
             zones[key] = _next_free(first_choice(*key), taken)
             taken[zones[key]] = key
-    return {key: zones[key] for key in keys}
+    return {key: zones[leader[key]] for key in all_keys}
 
 
 def _next_free(zone: int, taken: Mapping[int, NicKey]) -> int:

@@ -48,15 +48,15 @@ def test_all_options_are_read(make_root: MakeRoot) -> None:
         make_root,
         cluster="[OPTIONS]\nl2: strict\nmax_connections: 5000\n",
         host="[OPTIONS]\nsynflood_sources: 4096\n",
-        guest="[OPTIONS]\nqinq: 1\nL2: open\nipfilter_established: 1\nmax_fragments: 0\n",
+        guest="[OPTIONS]\nqinq: 1\none_zone: 1\nL2: open\nipfilter_established: 1\nmax_fragments: 0\n",
     )
     cluster, host, guest, codes = read(root)
     assert codes == []
     assert cluster == ClusterHardening(l2=Layer2.STRICT, max_connections=5000)
     assert host == HostHardening(synflood_sources=4096)
-    assert guest == GuestHardening(qinq=True, l2=Layer2.OPEN, ipfilter_established=True, max_fragments=0)
+    assert guest == GuestHardening(qinq=True, one_zone=True, l2=Layer2.OPEN, ipfilter_established=True, max_fragments=0)
     assert guest.over(cluster) == GuestHardening(
-        qinq=True, l2=Layer2.OPEN, ipfilter_established=True, max_connections=5000, max_fragments=0
+        qinq=True, one_zone=True, l2=Layer2.OPEN, ipfilter_established=True, max_connections=5000, max_fragments=0
     )
 
 

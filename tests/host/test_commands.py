@@ -214,3 +214,16 @@ def test_doctor_notes_guests_that_speak_spanning_tree(make_root: MakeRoot) -> No
     found = list(doctor.examine("iptables", switches, []))
     # a note leaves the exit code at 0: the default configuration of every host lets them pass
     assert "frames of spanning tree (BPDUs) of guests pass: 100" in texts(found, Level.NOTE)
+
+
+def test_doctor_notes_guests_that_may_answer_by_another_nic(make_root: MakeRoot) -> None:
+    other_bridge = VM.replace("net0", "net1").replace("vmbr0", "vmbr1")
+    files = {"100.conf": f"{VM}{VM.replace('net0', 'net1')}", "101.conf": f"{VM}{other_bridge}"}
+    root = make_root({**files, "100.fw": "[OPTIONS]\nenable: 1\n", "101.fw": "[OPTIONS]\nenable: 1\n"})
+    source = Source(root, NODE, lambda: None)
+    assert read_inventory(source).divided() == (100,)
+    (root / "etc/pve/firewall/100.pvefw").write_text("[OPTIONS]\none_zone: 1\n")
+    assert read_inventory(source).divided() == ()
+    switches = Switches(cluster=True, host=True, guests={}, divided=(100,))
+    (note,) = [text for text in texts(list(doctor.examine("nft", switches, [])), Level.NOTE) if "another NIC" in text]
+    assert note.endswith(": 100")

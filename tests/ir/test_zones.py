@@ -19,6 +19,7 @@ ON = "[OPTIONS]\nenable: 1\n"
 KEYS = st.tuples(st.integers(100, 999_999_999), st.integers(0, 31))
 # few numbers for many NICs, so that they collide
 COLLIDING = st.tuples(st.sampled_from([100 + 61439 * n for n in range(6)]), st.integers(0, 3))
+VMIDS = COLLIDING.map(lambda key: key[0])
 Zones = dict[tuple[int, int], int]
 ANY_ZONE = st.integers(-1, 70_000)
 
@@ -55,6 +56,31 @@ def test_nics_that_no_number_is_left_for_share_one() -> None:
     made = allocate(nics)
     assert len(nics) > LAST_ZONE - FIRST_ZONE + 1
     assert {zone for zone in made.values() if zone != SHARED_ZONE} == set(range(FIRST_ZONE, LAST_ZONE + 1))
+
+
+@given(st.sets(COLLIDING, max_size=20), st.dictionaries(COLLIDING, ANY_ZONE, max_size=20), st.sets(VMIDS))
+def test_only_nics_of_one_guest_share_a_zone(nics: set[tuple[int, int]], held: Zones, together: set[int]) -> None:
+    made = allocate(nics, held, together)
+    assert set(made) == nics
+    owners: dict[int, object] = {zone: key[0] if key[0] in together else key for key, zone in made.items()}
+    assert all(owners[zone] == (key[0] if key[0] in together else key) for key, zone in made.items())
+    assert len({made[key] for key in nics if key[0] in together}) == len({vmid for vmid, _ in nics} & together)
+    assert allocate(nics, made, together) == made
+    apart = allocate(nics, made)  # the option is taken back
+    assert len(set(apart.values())) == len(nics)
+
+
+def test_the_option_one_zone(make_root: MakeRoot) -> None:
+    two = f"{VM}{VM.replace('net0', 'net1')}"
+    root = make_root({"cluster": ON, "100.conf": two, "100.fw": ON, "101.conf": two, "101.fw": ON})
+    (root / "etc/pve/firewall/100.pvefw").write_text("[OPTIONS]\none_zone: 1\n")
+    zones_of_bridges = check(root).ruleset.zones
+    assert zones_of_bridges == {
+        "fwbr100i0": first_choice(100, 0),
+        "fwbr100i1": first_choice(100, 0),
+        "fwbr101i0": first_choice(101, 0),
+        "fwbr101i1": first_choice(101, 1),
+    }
 
 
 def test_names_of_firewall_bridges() -> None:
