@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from pvefw_nft.host import service_user
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEBIAN = REPOSITORY / "packaging" / "debian"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
 
 
 def test_unit_starts_the_packaged_command_and_is_the_printed_one_otherwise() -> None:
-    command = [sys.executable, "-m", "pvefw_nft.cli", "run", "--print-unit", "--as-root"]
+    command = [sys.executable, "-m", "pvefw_nft.cli", "run", "--print-unit", "--as-user"]
     printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, cwd=REPOSITORY).stdout
     packaged = subprocess.run(
         [sys.executable, REPOSITORY / "packaging" / "unit.py"],
@@ -28,6 +30,23 @@ def test_unit_starts_the_packaged_command_and_is_the_printed_one_otherwise() -> 
     changed = set(packaged.splitlines()) ^ set(printed.splitlines())
     assert {line.partition("=")[0] for line in changed} == {"EnvironmentFile", "ExecStart"}
     assert "ExecStart=/usr/bin/pvefw run $PVEFW_OPTIONS\n" in packaged
+    assert f"User={service_user.NAME}\n" in packaged
+    rules = (DEBIAN / "rules").read_text("utf-8")
+    assert "run --write-units $(units) --as-user" in rules
+    assert "run --print-unit --as-user | /usr/bin/python3 packaging/unit.py" in rules
+
+
+def test_user_of_the_package_is_that_of_the_unit() -> None:
+    lines = (DEBIAN / "pvefw.sysusers").read_text("utf-8").splitlines()
+    (line,) = [line for line in lines if not line.startswith("#")]
+    assert f"'{line}'" in service_user.MAKE
+
+
+def test_scripts_run_nothing_that_the_services_user_may_have_written() -> None:
+    for script in ("postinst", "prerm", "postrm"):
+        for line in (DEBIAN / f"pvefw.{script}").read_text("utf-8").splitlines():
+            names_its_folders = re.search(r"/(var/lib|run)/pvefw(/|\b(?!-))", line) is not None
+            assert not names_its_folders or line.strip().startswith(("[ ! -e /", "if [ -e /", "rm -rf ", "#")), line
 
 
 def test_unit_without_its_command_is_refused() -> None:
