@@ -6,6 +6,7 @@ An exception of :class:`PvefwError` ends the command; its ``exit_code`` is that 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
@@ -141,3 +142,16 @@ class InternalError(PvefwError):
     """An invariant of the compiler does not hold: a bug of pvefw, never of the configuration."""
 
     exit_code = 3
+
+
+def number_of_environment(name: str, default: int, least: int, most: int) -> int:
+    """Return the number that a variable of the environment holds; ``default`` where it is not set or empty.
+
+    Raises UsageError for what is no number from ``least`` to ``most``, in decimal digits.
+    """
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        raise UsageError(f"{name}={text[:40]} is not a number from {least} to {most}", f"unset {name}, or correct it")
+    return int(text)

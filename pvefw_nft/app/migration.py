@@ -85,7 +85,7 @@ def _node_addresses(source: Source) -> list[Address]:
         for node in members["nodelist"].values():
             ip = ipaddress.ip_address(node["ip"])
             found.append((ip.version, int(ip)))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # not a cluster, or its list is not there yet
     return list(dict.fromkeys(found))
 

@@ -8,13 +8,12 @@ system answers at all, since a process does not end while one of its threads han
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
 
 from pvefw_nft.config.files import FILES, Files
-from pvefw_nft.errors import UnreadableError
+from pvefw_nft.errors import UnreadableError, number_of_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-SECONDS = 10.0
+SECONDS = 10
 """How long one call to the file system may take (``PVEFW_FILE_TIMEOUT``)."""
 _LOOK = 0.2  # seconds between two looks at whether the thread still moves
 _HINT = "see whether its daemon hangs: systemctl status pve-cluster"
@@ -44,7 +43,9 @@ class Patience:
         """
         self._root = str(root)
         self._probe = probe
-        self._seconds = float(os.environ.get("PVEFW_FILE_TIMEOUT", SECONDS)) if seconds is None else seconds
+        self._seconds = (
+            float(number_of_environment("PVEFW_FILE_TIMEOUT", SECONDS, 1, 3600)) if seconds is None else seconds
+        )
         self._call: tuple[float, str] | None = None
         self._thread: threading.Thread | None = None
         self._hanging = ""

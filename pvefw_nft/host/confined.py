@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvefw_nft.errors import CompilerError, HostError
+from pvefw_nft.errors import CompilerError, HostError, number_of_environment
 
 from .confine import confine, forgo_capabilities, needs_another_program
 from .tools import LIMIT_HINTS
@@ -40,6 +40,7 @@ MAX_MEMORY = 8 << 30
 (``PVEFW_COMPILER_MEMORY`` in MiB). The ruleset of 5,000 guests takes 2 GiB."""
 MAX_FRAME = 1 << 30
 _MIN_MEMORY = 1 << 30
+_LEAST_MEMORY = 64  # MiB that may be asked for; with less Python cannot start a thread
 _WAIT = 400.0  # seconds for an answer, its own waits included
 _PIPE = 1 << 20
 _MAX_LEFT_BEHIND = 3
@@ -144,7 +145,7 @@ class Worker:
 
     def allow(self) -> None:
         """Let the next request take its share of the processor; beyond that the kernel ends the process."""
-        seconds = int(os.environ.get("PVEFW_COMPILER_SECONDS", SECONDS))
+        seconds = number_of_environment("PVEFW_COMPILER_SECONDS", SECONDS, 1, 86_400)
         with contextlib.suppress(OSError, ValueError):
             most = int(self._spent()) + 1 + seconds
             resource.prlimit(self._process, resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
@@ -227,9 +228,9 @@ def _keep_only(descriptors: Sequence[int]) -> None:
 
 
 def _memory() -> int:
-    given = os.environ.get("PVEFW_COMPILER_MEMORY")
-    if given is not None and given.isdecimal():
-        return int(given) << 20
+    given = number_of_environment("PVEFW_COMPILER_MEMORY", 0, _LEAST_MEMORY, 1 << 20)
+    if given:
+        return given << 20
     half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return min(MAX_MEMORY, max(_MIN_MEMORY, half))
 

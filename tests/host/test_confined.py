@@ -29,6 +29,7 @@ from pvefw_nft.host.apply.nftables_state import Reader
 from pvefw_nft.host.confined import Channel, Worker
 from pvefw_nft.host.live_network import LiveNetwork
 from pvefw_nft.host.records import record
+from pvefw_nft.host.tracking import connections
 from pvefw_nft.pipeline import Observations, Source
 
 from .commands import Command, pvefw, service
@@ -539,3 +540,26 @@ def test_hardening_of_another_table_is_refused(table: str, monkeypatch: pytest.M
     rule = {"family": "bridge", "table": table, "chain": "c", "comment": "", "expr": []}
     with pytest.raises(InternalError):
         hardening.load(json.dumps({"nftables": [{"add": {"rule": rule}}]}))
+
+
+# --- its limits in the environment --------------------------------------------------------------------------------
+
+NO_NUMBERS = ["²", "٣", "9" * 5000, "-1", "0", "nan", "inf", "1e3", "0x10", "1_000", " 5", "\x1b[2J"]
+
+
+@pytest.mark.parametrize("name", ["PVEFW_COMPILER_MEMORY", "PVEFW_COMPILER_SECONDS", "PVEFW_FILE_TIMEOUT"])
+def test_limit_that_is_no_number_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    configure(tmp_path)
+    for text in NO_NUMBERS:
+        monkeypatch.setenv(name, text)
+        with pytest.raises(UsageError, match=f"^{name}="), Compiler(source(tmp_path), "nft") as made:
+            made.find()
+    monkeypatch.setenv(name, "")
+    with Compiler(source(tmp_path), "nft") as made:
+        assert made.find().desired.enabled
+
+
+def test_connection_of_the_environment_has_ports(tmp_path: Path) -> None:
+    for port in (*NO_NUMBERS[:3], "65536"):
+        environment = {"SSH_CONNECTION": f"10.0.0.9 {port} 10.0.0.1 22"}
+        assert connections.sessions(tmp_path, environment, own=frozenset({(4, 0x0A000001)})) == []

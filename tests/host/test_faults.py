@@ -73,7 +73,7 @@ def host_of(
     need("iptables -L; ip6tables -L; ipset list; ebtables -L; nft add table inet probe; nft delete table inet probe")
     if backend == "nft" and not takes_compiled_nft():
         pytest.skip("this kernel does not take compiled nft rulesets")
-    monkeypatch.setenv("PVEFW_FILE_TIMEOUT", str(FILE_TIMEOUT))
+    monkeypatch.setenv("PVEFW_FILE_TIMEOUT", f"{FILE_TIMEOUT:g}")
     configure(tmp_path / "c")
     (tmp_path / "root/etc").mkdir(parents=True)
     (tmp_path / "said").mkdir()

@@ -30,6 +30,7 @@ _ESTABLISHED, _LISTEN = "01", "0A"  # include/net/tcp_states.h
 _MAPPED = 0xFFFF << 32  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 _TRACKED = re.compile(r"^ipv([46])\s+\d+\s+\S+\s+(\d+)\s+\d+\s+(?:([A-Z_0-9]+)\s+)?src=(\S+) dst=(\S+)")
 _PORTS = re.compile(r" sport=(\d+) dport=(\d+)")
+_PORT = re.compile(r"[0-9]{1,5}")
 _REPLY_SOURCE = re.compile(r" src=(\S+)")
 
 
@@ -168,7 +169,7 @@ def _sshd_sockets(proc: Path) -> frozenset[str]:
 def _ssh_connection(environment: Mapping[str, str]) -> Flow | None:
     """Return the connection that SSH_CONNECTION names (ssh(1)): address and port of the client, then of the server."""
     words = environment.get("SSH_CONNECTION", "").split()
-    if len(words) != 4 or not (words[1].isdecimal() and words[3].isdecimal()):
+    if len(words) != 4 or not all(_PORT.fullmatch(word) and int(word) < 1 << 16 for word in words[1::2]):
         return None
     source, destination = _number(words[0]), _number(words[2])
     if source is None or destination is None:
