@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.compare import Options
     from pvefw_nft.verify.prove.expected_differences import Known
     from pvefw_nft.verify.prove.report import Report
+
+
+_JOBS_HELP = "Compare guests, or with --all-nodes nodes, in so many processes. Default: one a core."
 
 
 @command("compare")
@@ -64,7 +69,7 @@ if TYPE_CHECKING:
 @click.option("-v", "--verbose", is_flag=True, help="List every kind of packets that differs.")
 @as_reference_option
 @assume_option
-@all_nodes_options
+@partial(all_nodes_options, jobs_help=_JOBS_HELP)
 @source_options
 @click.pass_context
 def compare_command(
@@ -85,6 +90,7 @@ def compare_command(
     root: Path,
     node: str | None,
     local_network: str | None,
+    jobs: int | None,
     **_: Any,  # noqa: ANN401 - those of all_nodes_options
 ) -> None:
     """Prove that two rulesets treat packets alike, or show packets that they treat differently.
@@ -98,7 +104,7 @@ def compare_command(
     Exit code 0: equal; 1: they differ; 5: not decided. Then no difference was found, but something was not compared,
     for example because a limit of time or memory was reached.
     """
-    if is_for_all_nodes(ctx.params):
+    if is_for_all_nodes(ctx.params, jobs_alone=True):
         ctx.exit(_compare_all_nodes(ctx.params))
     gc.disable()  # reading rulesets makes no garbage, and looking for it takes a third of the time
 
@@ -118,7 +124,7 @@ def compare_command(
         sides = [replace(side, topology=replace(side.topology, call_iptables=bridge_call)) for side in sides]
     from pvefw_nft.verify.prove.compare import Options
 
-    options = Options(strict=strict, known=_known(known))
+    options = Options(strict=strict, known=_known(known), jobs=jobs or len(os.sched_getaffinity(0)))
     options = replace(options, max_seconds=max_time or options.max_seconds, max_memory=max_memory or options.max_memory)
     if only is not None:
         sides = [replace(side, model=only_ours(side.model)) for side in sides]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
+JOBS_HELP = "With --all-nodes: nodes at a time, a process each. Default: all cores."
+
 
 def _complete_node(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from pvefw_nft.cli import completion  # deferred: only a shell asks
@@ -75,8 +77,8 @@ def as_reference_option(command: _F) -> _F:
     )(command)
 
 
-def all_nodes_options(command: _F) -> _F:
-    """Add ``--all-nodes`` and its companions."""
+def all_nodes_options(command: _F, jobs_help: str = JOBS_HELP) -> _F:
+    """Add ``--all-nodes`` and its companions. ``jobs_help`` is the help of ``-j``."""
     for option in (
         click.option(
             "--scheduler",
@@ -88,7 +90,7 @@ def all_nodes_options(command: _F) -> _F:
             "--jobs",
             type=click.IntRange(min=1),
             metavar="N",
-            help="With --all-nodes: nodes at a time, a process each. Default: all cores.",
+            help=jobs_help,
         ),
         click.option(
             "--all-clusters", is_flag=True, help="As --all-nodes, for each cluster: --root holds a folder for each."
@@ -99,12 +101,15 @@ def all_nodes_options(command: _F) -> _F:
     return command
 
 
-def is_for_all_nodes(params: Mapping[str, Any]) -> bool:
-    """Tell whether the command is for many nodes. Raises UsageError for options that do not go together."""
+def is_for_all_nodes(params: Mapping[str, Any], *, jobs_alone: bool = False) -> bool:
+    """Tell whether the command is for many nodes. Raises UsageError for options that do not go together.
+
+    ``jobs_alone``: ``-j`` means something for one node, too.
+    """
     many = params["all_nodes"] or params["all_clusters"]
     if many and params["node"] is not None:
         raise UsageError("--all-nodes and --node do not go together", "leave one out")
-    if not many and (params["jobs"] or params["scheduler"]):
+    if not many and ((params["jobs"] and not jobs_alone) or params["scheduler"]):
         raise UsageError("-j and --scheduler go with --all-nodes or --all-clusters only", "add one of these")
     if params["jobs"] and params["scheduler"]:
         raise UsageError("-j and --scheduler do not go together", "the scheduler says how many nodes at a time")

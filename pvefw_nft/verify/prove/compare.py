@@ -22,6 +22,7 @@ from pvefw_nft.errors import InternalError, UsageError
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.model.text import packet_text, value_text
 from pvefw_nft.verify.network.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
+from pvefw_nft.verify.prove import processes
 from pvefw_nft.verify.prove.backend_differences import kind_condition
 from pvefw_nft.verify.prove.budget import MAX_MEMORY, MAX_SECONDS, Budget, BudgetExceededError
 from pvefw_nft.verify.prove.cause import find_cause, place_of
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.expected_differences import Known
     from pvefw_nft.verify.prove.program import Case, Outcome
     from pvefw_nft.verify.prove.shapes import Key
+    from pvefw_nft.verify.prove.zones import ZonesMet
     from pvefw_nft.verify.simulate.tracking import Track
     from pvefw_nft.verify.simulate.walk import Outcome as Simulated
 
@@ -95,12 +97,29 @@ class Occurrence(NamedTuple):
 class Options:
     """How to compare: ``strict`` also compares logs, marks, queue numbers and helpers; ``known`` are differences
     to expect. ``max_memory`` bounds each decision diagram (MiB), ``max_seconds`` the whole comparison (None: no bound).
+    ``jobs``: prove guests in up to so many processes.
     """
 
     strict: bool = False
     known: tuple[Known, ...] = ()
     max_memory: int | None = MAX_MEMORY
     max_seconds: float | None = MAX_SECONDS
+    jobs: int = 1
+
+
+class _Summary(NamedTuple):
+    """What a process of :mod:`.processes` knows besides: of ``marked`` NICs, the marks of packets alone differ.
+
+    ``marks_matter``: some segment that it proved looks at the mark that a packet comes with. ``ways`` are the numbers
+    of ways by NIC.
+    """
+
+    marked: tuple[int, ...]
+    marks_matter: bool
+    ways: dict[int, int]
+    pairs: int
+    diagrams: int
+    zones: ZonesMet
 
 
 def compare(
@@ -178,6 +197,8 @@ class Comparison:
         self.evaluations: dict[int, Evaluation] = {}
         self.ways = 0
         self.diagrams = 0
+        self.pairs_elsewhere = 0
+        self.marks_matter_elsewhere = False
         self.assumptions: list[str] = list(dict.fromkeys((*before.model.assumptions, *after.model.assumptions)))
 
     def report(self) -> Report:
@@ -196,7 +217,7 @@ class Comparison:
             merge(found.merged.values()),
             tuple(self.assumptions),
             found.omitted,
-            Counts(self.ways, len(self.cases), len(self.results), self.diagrams),
+            Counts(self.ways, len(self.cases), len(self.results) + self.pairs_elsewhere, self.diagrams),
             (self.before.model, self.after.model),
             self.tested.protocols(),
             self.left_out(),
@@ -216,16 +237,64 @@ class Comparison:
         """Prove every segment; what does not hold goes to ``troubles``."""
         general = [(s, d) for s in self.ends.general for d in self.ends.general if s != d]
         general += [(HostEnd(), HostEnd())]
-        total = len(general) + len(self.ends.nics)
+        nics = self.ends.nics
+        total = len(general) + len(nics)
         for done, (source, destination) in enumerate(general):
             way = self.way(source, destination)
             if way is not None:
                 self.prove_way(way, None)
             self.progress(done, total)
-        for done, nic in enumerate(self.ends.nics, len(general)):
-            self.prove_nic(nic)
-            self.progress(done, total)
+        dealt = processes.shares(len(nics), self.options.jobs)
+        settled: set[int] = set()
+        if len(dealt) > 1:
+            settled = self.prove_elsewhere(dealt, lambda done: self.progress(len(general) + done, total))
+        for number, nic in enumerate(nics):
+            if number not in settled:
+                self.prove_nic(nic)
+                self.progress(len(general) + number, total)
         self.progress(total, total)
+
+    def prove_elsewhere(self, dealt: Sequence[range], progress: Callable[[int], None]) -> set[int]:
+        """Prove NICs in processes, one for each share of their numbers; return those that are settled.
+
+        Where no segment looks at a mark, NICs with which marks alone differ are settled, too.
+        """
+        settled: set[int] = set()
+        marked: set[int] = set()
+        ways: dict[int, int] = {}
+        for finding in processes.prove(dealt, self.prove_share, progress):
+            if isinstance(finding.summary, _Summary):
+                settled |= set(finding.settled)
+                marked |= set(finding.summary.marked)
+                ways |= finding.summary.ways
+                self.marks_matter_elsewhere |= finding.summary.marks_matter
+                self.pairs_elsewhere += finding.summary.pairs
+                self.diagrams += finding.summary.diagrams
+                self.zones_met.merge(finding.summary.zones)
+        if not self.marks_matter_elsewhere and not (marked and self.marks_matter()):
+            settled |= marked
+        self.ways += sum(ways[number] for number in settled)
+        return settled
+
+    def prove_share(self, numbers: Iterable[int]) -> Iterator[processes.Finding]:
+        """Prove NICs in a process of its own; a NIC is settled where no packet is treated otherwise."""
+        pairs, diagrams = len(self.results), self.diagrams
+        settled: list[int] = []
+        marked: list[int] = []
+        ways: dict[int, int] = {}
+        proved = 0
+        for proved, number in enumerate(numbers, 1):
+            self.troubles, self.unfinished = defaultdict(list), {}
+            before = self.ways
+            self.prove_nic(self.ends.nics[number])
+            ways[number] = self.ways - before
+            if not self.unfinished and all(trouble.result is Result.MARKS for trouble, _ in self.troubles):
+                (marked if self.troubles else settled).append(number)
+            if proved % processes.BETWEEN_REPORTS == 0:
+                yield processes.Finding((), proved)
+        counts = len(self.results) - pairs, self.diagrams - diagrams
+        summary = _Summary(tuple(marked), self.marks_matter(), ways, *counts, self.zones_met.met)
+        yield processes.Finding(tuple(settled), proved, summary)
 
     def prove_nic(self, nic: Nic) -> None:
         """Prove the segments of a guest: its firewall bridge, in both directions."""
@@ -420,7 +489,7 @@ class Comparison:
         for (trouble, _), places in self.troubles.items():
             if trouble.result is Result.MARKS:
                 if marks_matter is None:
-                    marks_matter = self.marks_matter()
+                    marks_matter = self.marks_matter_elsewhere or self.marks_matter()
                 if not marks_matter:
                     continue
             for place in sorted(places, key=lambda place: place.sort_key):

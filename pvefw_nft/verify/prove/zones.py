@@ -11,7 +11,7 @@ the answer is established at VM 101's bridge, too; with a zone for each NIC it b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.simulate.tracking import undecided_zones
@@ -37,6 +37,13 @@ OTHERWISE = (
 )
 
 
+class ZonesMet(NamedTuple):
+    """The pairs of zones of both sides' lookups, and whether some lookup's zone is not known."""
+
+    pairs: frozenset[tuple[Zone, Zone]]
+    undecided: bool
+
+
 class Zones:
     """Collects the zones of both sides' lookups, way by way."""
 
@@ -52,6 +59,16 @@ class Zones:
             self.undecided = True
         before, after = (_by_hop(stages, side) for stages, side in zip((way.before, way.after), tracked, strict=True))
         self._pairs |= {(zone, after[hop]) for hop, zone in before.items() if hop in after}
+
+    @property
+    def met(self) -> ZonesMet:
+        """What was collected so far."""
+        return ZonesMet(frozenset(self._pairs), self.undecided)
+
+    def merge(self, met: ZonesMet) -> None:
+        """Take up what another process collected."""
+        self._pairs |= met.pairs
+        self.undecided = self.undecided or met.undecided
 
     def difference(self) -> str | None:
         """Return which packets are not compared since the sides' zones differ; None: they do not."""
