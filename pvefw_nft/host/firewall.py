@@ -8,14 +8,14 @@ from the rules in the kernel, never from a record of earlier steps.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pvefw_nft.errors import HostError
 
 from . import hardening, settings, sysctl
-from .apply.engines import Engine, Remember, engine, others
+from .apply.engines import Engine, Planned, Remember, engine, others
 from .backend_info import BACKENDS, info
 from .bridges import drop
 from .proxmox.flag import keep_flag
@@ -113,56 +113,37 @@ def reconcile(
     lock. ``record_of``: the record that the ruleset was read from; without one it is written.
     Raises :class:`HostError`: the ruleset that ran before is then in place, or the message names the one that is.
     """
-    chosen = engine(desired.backend)
     leftover = [] if beside else [other for other in others(desired.backend) if is_present(other)]
     _check_removable(leftover)
     flag_problems = [] if beside else list(filter(None, [keep_flag()]))
     if not (reload_all or leftover) and stands(desired):
-        back = _put_back_what_others_needed(desired)
-        problems = [*flag_problems, *back.problems, *_keep_settings(desired), *_conntrack(desired)]
-        zone_change.remove_if_over()
-        return Outcome(running=True, problems=tuple(problems), notes=back.notes)
+        return _keep(desired, flag_problems)
     hardening_change = hardening.change(desired.hardening)
     hardening.load(desired.hardening)
+    chosen = engine(desired.backend)
     memory, previous = _known(desired.backend)
     names = chosen.names()  # before anything is loaded: where they change meanwhile, it is loaded again
     planned = chosen.plan(desired, memory, previous, reload_all=reload_all)
-    remember: Remember | None = None
-    connections, moved = zone_change.ZoneChange(), frozenset[int]()
+    loaded = _Loaded()
     if planned.changes or leftover or _differs(desired, previous) or memory is None:
-        # written and synced before the kernel is touched: a full disk changes nothing
-        prepared = record.prepare(record.running_path(), desired) if record_of is None else None
-        connections = zone_change.begin(desired)
-        moved = arrived(previous, desired)
-        try:
-            _prepare_kernel(desired)
-            connections.before_load()
-            remember = chosen.apply(planned, previous)
-        except BaseException:
-            if prepared is not None:
-                prepared.discard()
-            if hardening_change is not None:
-                _harden_as_before(previous)
-            raise
-        if prepared is not None:
-            prepared.commit()
-        elif record_of is not None:
-            record.copy(record_of, record.running_path())
+        with _hardened_as_before(previous) if hardening_change is not None else contextlib.nullcontext():
+            loaded = _load(desired, planned, previous, record_of)
     elif planned.witness is not None:
         # others changed rules of theirs since: ours were found as they were noted
         _note(replace(memory, witness=planned.witness, names=names))
     if not record.marker_path().exists():
         state.write(record.marker_path(), {"backend": desired.backend})
+    remember = loaded.remember
     remembered = None if remember is None else remember(desired.identity, None if reload_all else memory)
-    connections.after_load()  # it changes rules of its own: not before it is remembered how ours are listed
+    loaded.zones.after_load()  # it changes rules of its own: not before it is remembered how ours are listed
     # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
     notes = [*planned.notes, *_remove_replaced(leftover, desired)]
     if not desired.hardening:
         hardening.remove()
-    connections.after_removal()
+    loaded.zones.after_removal()
     back = _put_back_what_others_needed(desired)
-    problems = [*flag_problems, *connections.problems, *back.problems]
-    problems += [*_keep_settings(desired), *_conntrack(desired), *_zone_rules(desired), *_adopt(moved, desired)]
+    problems = [*flag_problems, *loaded.zones.problems, *back.problems]
+    problems += [*_keep_settings(desired), *_conntrack(desired), *_zone_rules(desired), *_adopt(loaded.moved, desired)]
     if remembered is not None:
         problems += _note(replace(remembered, names=names))
     return Outcome(
@@ -174,6 +155,44 @@ def reconcile(
     )
 
 
+def _keep(desired: Desired, problems: list[str]) -> Outcome:
+    """Leave the loaded ruleset, which is the desired one; put right what belongs to it."""
+    back = _put_back_what_others_needed(desired)
+    problems = [*problems, *back.problems, *_keep_settings(desired), *_conntrack(desired)]
+    zone_change.remove_if_over()
+    return Outcome(running=True, problems=tuple(problems), notes=back.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a load leaves to do: the change of zones, guests that moved here, and what to remember of the kernel."""
+
+    zones: zone_change.ZoneChange = field(default_factory=zone_change.ZoneChange)
+    moved: frozenset[int] = frozenset()
+    remember: Remember | None = None
+
+
+def _load(desired: Desired, planned: Planned, previous: Desired | None, record_of: Path | None) -> _Loaded:
+    """Load what is planned, and have it on record. Raises HostError; the rules and the record before are then there."""
+    # written and synced before the kernel is touched: a full disk changes nothing
+    prepared = record.prepare(record.running_path(), desired) if record_of is None else None
+    zones = zone_change.begin(desired)
+    moved = arrived(previous, desired)
+    try:
+        _prepare_kernel(desired)
+        zones.before_load()
+        remember = engine(desired.backend).apply(planned, previous)
+    except BaseException:
+        if prepared is not None:
+            prepared.discard()
+        raise
+    if prepared is not None:
+        prepared.commit()
+    elif record_of is not None:
+        record.copy(record_of, record.running_path())
+    return _Loaded(zones, moved, remember)
+
+
 def _adopt(moved: frozenset[int], desired: Desired) -> list[str]:
     """Have connections of guests that moved here go on; return problems."""
     try:
@@ -183,13 +202,18 @@ def _adopt(moved: frozenset[int], desired: Desired) -> list[str]:
     return []
 
 
-def _harden_as_before(previous: Desired | None) -> None:
-    """Undo the hardening of a ruleset that could not be loaded; a rest of it only drops."""
-    with contextlib.suppress(HostError):
-        if previous is not None and previous.hardening:
-            hardening.load(previous.hardening)
-        else:
-            hardening.remove()
+@contextlib.contextmanager
+def _hardened_as_before(previous: Desired | None) -> Iterator[None]:
+    """Undo the hardening of a ruleset that cannot be loaded; a rest of it only drops."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(HostError):
+            if previous is not None and previous.hardening:
+                hardening.load(previous.hardening)
+            else:
+                hardening.remove()
+        raise
 
 
 def _zone_rules(desired: Desired | None) -> list[str]:
