@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.config.model import Guest, NodeConfig
     from pvefw_nft.ir.guest import PartStore
+    from pvefw_nft.ir.nodes import Nic
     from pvefw_nft.ir.zones import NicKey
 
 
@@ -86,23 +87,13 @@ def build(
         add_host_chains(context)
     for chain, target in (("PVEFW-INPUT", "PVEFW-HOST-IN"), ("PVEFW-OUTPUT", "PVEFW-HOST-OUT")):
         context.add(Layer.FILTER, chain, [builtin("host", action=Jump(target))] if host_enabled else [])
-    hooks = [Hook(Layer.FILTER, point, f"PVEFW-{point.value}") for point in _FILTER_POINTS]
-    if add_raw_chain(context):
-        hooks.append(Hook(Layer.RAW, HookPoint.PREROUTING, "PVEFW-PREROUTING"))
-    if node.cluster.options.ebtables:
-        context.add(Layer.LINK, "PVEFW-FORWARD", _link_forward())
-        context.add(Layer.LINK, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
-        hooks.append(Hook(Layer.LINK, HookPoint.FORWARD, "PVEFW-FORWARD"))
-    if not as_reference and add_stateless_chain(context, builder.nics):
-        hooks.append(Hook(Layer.STATELESS, HookPoint.PREROUTING, STATELESS))
-    if not as_reference and add_limit_chain(context, builder.nics):
-        hooks.append(Hook(Layer.LIMIT, HookPoint.PREROUTING, LIMIT))
+    hooks = _hooks(context, builder.nics)
     host_forward, vnets = add_forward_chains(context)
     sets = (*cluster_sets(context), *builder.sets)
     return Ruleset(
         enabled=True,
         chains=context.chains,
-        hooks=tuple(hooks),
+        hooks=hooks,
         sets=sets,
         nics=tuple(builder.nics),
         vnets=vnets,
@@ -119,6 +110,22 @@ def _zones(firewalled: Mapping[NicKey, bool], in_force: Mapping[NicKey, int] | N
 
 
 _FILTER_POINTS = (HookPoint.INPUT, HookPoint.OUTPUT, HookPoint.FORWARD)
+
+
+def _hooks(context: Context, nics: list[Nic]) -> tuple[Hook, ...]:
+    """Return the hooks of the ruleset, and add the chains that some of them jump to."""
+    hooks = [Hook(Layer.FILTER, point, f"PVEFW-{point.value}") for point in _FILTER_POINTS]
+    if add_raw_chain(context):
+        hooks.append(Hook(Layer.RAW, HookPoint.PREROUTING, "PVEFW-PREROUTING"))
+    if context.node.cluster.options.ebtables:
+        context.add(Layer.LINK, "PVEFW-FORWARD", _link_forward())
+        context.add(Layer.LINK, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
+        hooks.append(Hook(Layer.LINK, HookPoint.FORWARD, "PVEFW-FORWARD"))
+    if not context.as_reference and add_stateless_chain(context, nics):
+        hooks.append(Hook(Layer.STATELESS, HookPoint.PREROUTING, STATELESS))
+    if not context.as_reference and add_limit_chain(context, nics):
+        hooks.append(Hook(Layer.LIMIT, HookPoint.PREROUTING, LIMIT))
+    return tuple(hooks)
 
 
 def _forward(context: Context, *, ips: bool) -> Iterator[Rule]:
