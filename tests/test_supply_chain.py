@@ -92,7 +92,18 @@ def test_the_callers_environment_adds_no_code(tmp_path: Path) -> None:
     trap.mkdir()
     for name in ("sitecustomize", "usercustomize", "pvefw_nft"):
         (trap / f"{name}.py").write_text("raise SystemExit('code of the caller')")
-    run = pvefw(checkout, PYTHONPATH=str(trap), PYTHONSTARTUP=str(trap / "sitecustomize.py"))
+    for tool in ("readlink", "find", "cmp", "id", "stat", "python", "python3"):
+        (trap / tool).write_text("#!/bin/sh\necho code of the caller >&2\n")
+        (trap / tool).chmod(0o755)
+    variables = {
+        "PYTHONPATH": str(trap),
+        "PYTHONHOME": str(trap),
+        "PYTHONSTARTUP": str(trap / "sitecustomize.py"),
+        "PYTHONEXECUTABLE": str(trap / "python"),
+        "PATH": f"{trap}:{os.environ['PATH']}",
+        "ENV": str(trap / "find"),
+    }
+    run = pvefw(checkout, **variables)
     assert (run.stdout, run.stderr) == (greeting(checkout), "")
 
 
