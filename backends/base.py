@@ -86,7 +86,7 @@ class Artefact(Protocol):
     def origins(self) -> Iterator[tuple[tuple[str, str, str, int], Origin]]:
         """Yield tool, table, chain and number (from 1) of rules, each with its origin.
 
-        Only of rules that cannot say it themselves, as those of nft do in their comments.
+        Only for backends whose rules carry no comment that says it; nft's do.
         """
 
     def loadable(self) -> Iterator[str]:

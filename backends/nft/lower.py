@@ -25,7 +25,7 @@
     ``input``, ``output`` (0)        the host
     ``forward`` (0)                  what the host routes
 
-Guests are filtered before br_netfilter (priority 0): behind it, a filter in the forward hook was passed by (Linux 6.1).
+Guests are filtered before br_netfilter (priority 0): behind it, packets got past a filter in the forward hook (6.1).
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ class TableLowering:
             self.plan_reached(lowering, [name for name in lowering.scope.reachable(chain) if name != chain])
 
     def plan_reached(self, lowering: RuleLowering, names: Iterable[str]) -> None:
-        """Plan chains, those excepted that are planned already; callers may share them.
+        """Plan the chains that are not planned yet; several callers may lead to the same chain.
 
         Raises InternalError where a chain would be needed at two places of the table, since it would not be the same.
         """

@@ -3,8 +3,8 @@
 Connection tracking takes any packet of the right addresses for an answer, whichever port it comes by. So somebody on
 the guest's network could send a packet in the guest's name, to a port that the guest's rules let in, and then reach any
 port of the guest from there: what he sends is an "answer" in that connection, and established. A guest without an IP
-filter could get past ``policy_out`` likewise. So each connection has a label for each side whose first packets were let
-by, and what comes by the only side that opened it is no answer. In the table of family bridge::
+filter could get past ``policy_out`` likewise. So each connection gets a label for each side whose first packets were
+let through, and an "answer" from the only side that opened it is dropped. In the table of family bridge::
 
     chain sides { type filter hook forward priority -140
       ct state new,related jump opened }

@@ -1,4 +1,4 @@
-"""``pvefw start``, ``update``, ``stop``, ``restart``, ``status``: this host's ruleset."""
+"""``pvefw start``, ``update``, ``restart``, ``stop``: this host's ruleset."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def _apply_options(command: _F) -> _F:
 def start_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - those of _apply_options
     """Load the ruleset of the configuration, and replace the one before.
 
-    Repeating it changes nothing. A configuration with errors is not applied without --skip-invalid. If a guest's file
-    cannot be read at all, the guest is closed: nothing passes its NICs.
+    Repeating it changes nothing. A configuration with errors is not applied without --skip-invalid. A guest whose
+    file is binary or too large is closed: nothing passes its NICs. If a file cannot be read, nothing changes.
 
     Over ssh, use `pvefw start --confirm 60`: unless you confirm, the ruleset before comes back.
     """

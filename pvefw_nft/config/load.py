@@ -129,10 +129,9 @@ class Root:
 class GuestStore:
     """Guests as they were read last, for a service that reads its configuration again and again.
 
-    A guest follows from its own two files, the names of cluster.fw and those of the host's services. Of the former, one
-    in whose files nothing is wrong follows from those that it names: it is read again where one of these stands for
-    something else, any other where any name does. What is known is returned, the same object, with what was found wrong
-    with it.
+    A guest is read again if one of its files changes. One without diagnostics is also read again if a name of
+    cluster.fw that it uses stands for something else; one with diagnostics, if any name does. All are, if the host's
+    services change. Else the same object is returned, with the same diagnostics.
     """
 
     def __init__(self) -> None:

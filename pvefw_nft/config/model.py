@@ -239,7 +239,7 @@ class Layer2(Enum):
     """Which frames without IP a guest may send."""
 
     OPEN = "open"
-    """what Proxmox's own options let by"""
+    """what Proxmox's own options let through"""
     STRICT = "strict"
     """ARP, and the protocols of the option ``layer2_protocols``"""
 

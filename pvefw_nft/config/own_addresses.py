@@ -18,7 +18,8 @@ _LINK_LOCAL = 0xFE80 << 112
 def cut_off(guest: Guest, config: GuestConfig, groups: Mapping[str, Group]) -> Iterator[tuple[RuleItem, Nic, Prefix]]:
     """Yield the guest's rules that accept packets to an address which a NIC's IP filter does not hold.
 
-    With each the NIC and the address. The NIC answers from there, which the reference lets by as part of a connection.
+    With each the NIC and the address. The NIC answers from there, which the reference lets through as part of a
+    connection.
     """
     for nic in guest.nics:
         entries = _filter_entries(config, nic)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _PACKAGES = ("pvefw_nft", "pvefw_nft.backends", "pyparsing")
-"""The settings that decide how a configuration is read and compiled."""
+"""The packages whose code decides how a configuration is read and compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class Source:
     link that has an alternative name, or None; ``now`` the epoch time. ``cautious``: an ``enable`` that cannot be read
     counts as 1. ``as_reference``: leave out rules that make a ruleset stricter than the reference's.
     ``harden``: the iptables ruleset is hardened from beside it, whether or not host.pvefw says so.
-    ``zones`` gives the connection tracking zones of NICs, by VMID and number, in the ruleset that runs. They are no
-    question of a compile: made again with the zones it has, a ruleset is the same.
+    ``zones`` gives the connection tracking zones of NICs, by VMID and number, in the ruleset that runs. They are not
+    recorded as an answer: compiled again with the zones that it has, a ruleset is the same.
     ``borrows_network`` and ``borrows_names``: the root is that of another host, so what is taken from this machine's
     network, or from its tables of services and protocols, is reported.
     """
@@ -178,7 +178,10 @@ class _ObservedFiles(Files):
     def text(self, path: Path | str) -> str | None:
         try:
             text = self._files.text(path)
-        except (UnusableFileError, DeniedError) as error:  # an answer as well: the compile may go on without this file
+        except (
+            UnusableFileError,
+            DeniedError,
+        ) as error:  # an answer, too: a guest with an unusable file is closed, SDN's state may be denied
             self._notes.note("text", str(path), _problem(error))
             raise
         except ConfigurationError:

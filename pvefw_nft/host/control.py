@@ -1,6 +1,6 @@
 """The verbs: apply, stop, confirm, roll back, each under the lock.
 
-A change that must be confirmed goes again by itself without a confirmation in time. A guard outside of the command
+A change that must be confirmed is undone by itself without a confirmation in time. A guard outside of the command
 does that, so that it happens also when the shell, the ssh session or pvefw dies: a transient systemd timer where
 systemd runs, else a process of its own session. It is started before anything changes.
 """
@@ -95,7 +95,7 @@ def apply(
     beside: str = "",
     wait: float = lock.WAIT,
 ) -> tuple[Outcome, Pending | None]:
-    """Apply a ruleset; with ``confirm_within`` seconds it goes again unless :func:`confirm` comes in time.
+    """Apply a ruleset; with ``confirm_within`` seconds it is undone unless :func:`confirm` comes in time.
 
     ``only_if_running``: do nothing where the firewall is not running. ``reload_all``: load unchanged parts, too.
     ``beside``: leave the rules of another firewall, see :class:`Pending`. Raises

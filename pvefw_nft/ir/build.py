@@ -59,7 +59,7 @@ def build(
 
     Guests in ``store`` are not built again. A guest that asks for too much, or whose build raises, which is a
     bug of pvefw, is closed and told to ``report_failure``. ``as_reference``: leave out rules that make the ruleset
-    stricter than the reference's, which are layer ``stateless`` and the connection tracking zones. ``zones_in_force``
+    stricter than the reference's: the layers ``stateless`` and ``limit``, and the zones. ``zones_in_force``
     are those of the ruleset that runs.
     """
     if not node.cluster.options.enable:

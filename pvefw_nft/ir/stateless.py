@@ -150,7 +150,7 @@ def limit_rules(hardening: GuestHardening, addresses: SetKey | None) -> Iterator
 
 
 def _tagged(reason: str, tags: tuple[EtherType, ...], *matches: Match) -> list[Rule]:
-    """Return the rules that drop frames which have such a tag behind the one that is looked behind."""
+    """Return the rules that drop frames with such a tag behind the one that the kernel has taken off."""
     return [builtin(reason, tag, *matches, action=DROP) for tag in tags]
 
 

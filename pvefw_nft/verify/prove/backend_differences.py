@@ -70,7 +70,7 @@ class Exceptions:
             broadcast = m.equals(m.SADDR_TYPE, KIND["broadcast"])
             yield m.Any((m.Not(broadcast), m.Test(m.SADDR4, BROADCASTS4)))
 
-    def lets_by(self, case: Case, flows: tuple[Sized, Sized]) -> bool:
+    def lets_through(self, case: Case, flows: tuple[Sized, Sized]) -> bool:
         """Whether the lenient side lets all frames of a kind by, as it may: its flow is empty."""
         return self.may(case) and self.lenient is not None and not len(flows[self.lenient])
 

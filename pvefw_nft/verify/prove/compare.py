@@ -347,7 +347,7 @@ class Comparison:
             self.later[before, after] = True
         if before == after:
             return Result.SAME
-        if self.exceptions.lets_by(case, (before, after)) or self.congruence.flows(before, after):
+        if self.exceptions.lets_through(case, (before, after)) or self.congruence.flows(before, after):
             return Result.SAME
         flows = (before, after, fixed)
         found = self.results.get((*flows, None)) or self.results.get((*flows, case))

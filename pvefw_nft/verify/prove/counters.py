@@ -5,8 +5,8 @@ Along a flow, the first counter with a limit stands for the first one with that 
 the second, and so on. Counters that go by a name of their own (hashlimit's, an nft set) which both rulesets know stand
 for themselves.
 
-Example: of ``limit rate 10/second accept; limit rate 10/second accept; drop`` the second rule lets by what exceeds the
-first one's rate; without it, that is dropped.
+Example: of ``limit rate 10/second accept; limit rate 10/second accept; drop`` the second rule lets through what exceeds
+the first one's rate; without it, that is dropped.
 """
 
 from __future__ import annotations

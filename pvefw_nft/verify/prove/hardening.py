@@ -126,7 +126,7 @@ def _only_answers(table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> boo
 
 
 def _drops_own_side(rule: m.Rule) -> bool:
-    """Whether a rule for answers drops some in connections that a label says were opened, or lets by."""
+    """Whether a rule only drops answers in connections whose label says who opened them, or lets some through."""
     if rule.effects or rule.verdict in (m.RETURN, m.ACCEPT):
         return not rule.effects
     conditions = [part for one in rule.conditions for part in (one.of if isinstance(one, m.All) else (one,))]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Data: TypeAlias = "bool | int | str | list[Data] | dict[str, Data] | None"
 PASSING = ("layer 2", "not IP")
-"""Origins of rules by which a part of the ruleset lets by what another part filters."""
+"""Origins of rules by which a part of the ruleset lets through what another part filters."""
 _MAX_RULE = 110
 """How much of a rule's text is shown, in characters."""
 
