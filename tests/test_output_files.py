@@ -87,6 +87,45 @@ def test_link_of_another_user_in_a_shared_folder_is_not_followed(tmp_path: Path,
 
 
 @needs_root
+@pytest.mark.parametrize("deeper", ["", "sub"])
+def test_folder_that_is_a_link_of_another_user_is_not_used(tmp_path: Path, deeper: str) -> None:
+    own, shared = tmp_path / "own", tmp_path / "shared"
+    (own / deeper).mkdir(parents=True)
+    (own / deeper / "rules").write_text("only root writes here")
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "folder").symlink_to(own)
+    os.lchown(shared / "folder", NOBODY, NOBODY)
+    (tmp_path / "link").symlink_to(shared / "folder" / deeper / "rules")
+    for place in (
+        shared / "folder" / deeper / "rules",
+        shared / "folder/../shared/folder" / deeper / "rules",
+        tmp_path / "link",
+    ):
+        with pytest.raises(OSError, match="another user"):
+            write_file(place, ["overwritten"])
+    assert (own / deeper / "rules").read_text() == "only root writes here"
+    os.lchown(shared / "folder", 0, 0)
+    write_file(shared / "folder" / deeper / "rules", ["mine"])
+    assert (own / deeper / "rules").read_text() == "mine"
+
+
+def test_folders_that_are_own_links_lead_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "relative").symlink_to("a/b/../b")
+    (tmp_path / "absolute").symlink_to(tmp_path / "relative")
+    monkeypatch.chdir(tmp_path / "a")
+    for place in (Path("../absolute/rules"), tmp_path / "relative/rules", Path("b/rules"), Path("b/../b/./rules")):
+        write_file(place, [str(place)])
+        assert (tmp_path / "a/b/rules").read_text() == str(place)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links"):
+        write_file(tmp_path / "loop/rules", ["x"])
+    with pytest.raises(FileNotFoundError):
+        write_file(tmp_path / "gone/rules", ["x"])
+
+
+@needs_root
 def test_fifo_of_another_user_in_a_shared_folder_is_not_used(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     os.mkfifo(tmp_path / "rules")

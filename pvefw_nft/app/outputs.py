@@ -17,12 +17,14 @@ _MODE = 0o600
 """Rulesets describe a network: only their owner may read them, under any umask."""
 
 _WRITABLE_BY_OTHERS = 0o022
+_MAX_LINKS = 40  # as many as the kernel follows (path_resolution(7))
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def write_file(path: Path, pieces: Iterable[str]) -> None:
     """Write a regular file as a whole or not at all; write into any other, such as ``/dev/null`` or a FIFO.
 
-    Where other users may write to the file's folder, a link or FIFO of theirs there is not used: it may lead to what
+    Where other users may write to a folder of the path, a link or FIFO of theirs there is not used: it may lead to what
     only we may write to. The text is written beside the file and renamed, all within the folder that was opened first.
     Raises OSError; ELOOP is for a foreign link.
     """
@@ -47,10 +49,10 @@ def _place(path: Path) -> tuple[int, str]:
     Links to files are followed one by one, as long as each can only be ours or root's. Where a link is returned, it is
     foreign or leads to no file, as those of /proc/self/fd do.
     """
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = _folder(path.parent, None)
     name = path.name or "."
     try:
-        for _ in range(40):  # as many as the kernel follows (path_resolution(7))
+        for _ in range(_MAX_LINKS):
             status = _status(folder, name)
             if status is None or not stat.S_ISLNK(status.st_mode) or _is_foreign(folder, status):
                 return folder, name
@@ -58,13 +60,42 @@ def _place(path: Path) -> tuple[int, str]:
                 if not stat.S_ISREG(os.stat(name, dir_fd=folder).st_mode):
                     return folder, name
             target = Path(os.readlink(name, dir_fd=folder))
-            following = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+            following = _folder(target.parent, folder)
             os.close(folder)
             folder, name = following, target.name or "."
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     except BaseException:
         os.close(folder)
         raise
+
+
+def _folder(path: Path, start: int | None) -> int:
+    """Open a folder step by step, from the folder ``start`` or the working directory; follow no foreign link.
+
+    The kernel's own guard (fs.protected_symlinks, proc(5)) looks at the last step of a path only.
+    """
+    here = os.open(".", _FOLDER, dir_fd=start)
+    steps = list(reversed(path.parts))
+    links = 0
+    try:
+        while steps:
+            step = steps.pop()
+            status = os.stat(step, dir_fd=here, follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                if _is_foreign(here, status):
+                    raise OSError(errno.ELOOP, f"{step} is a link, and another user may have put it there")
+                steps += reversed(Path(os.readlink(step, dir_fd=here)).parts)
+                continue
+            following = os.open(step, _FOLDER, dir_fd=here)
+            os.close(here)
+            here = following
+    except BaseException:
+        os.close(here)
+        raise
+    return here
 
 
 def _status(folder: int, name: str) -> os.stat_result | None:
