@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from pvefw_nft.errors import UsageError
 from pvefw_nft.host.backend_info import info
 from pvefw_nft.host.tracking.connections import TCP, spelled
-from pvefw_nft.pipeline import compile_root, corosync_links, read_back, topology
+from pvefw_nft.pipeline import closing_failures, compile_root, corosync_links, read_back, topology
 from pvefw_nft.verify.network.path import Link, Network, NicEnd
 from pvefw_nft.verify.simulate.packet import PacketSpec
 
@@ -244,7 +244,11 @@ class _Judge:
         """
         if self._explaining is None:
             met = {nic.vmid for nic in self._host.nics}
-            compiled = compile_root(replace(self._source, cautious=True), "iptables", only=met)
+            source = replace(self._source, cautious=True)
+            # a guest's file on which the compile fails costs the judgement of the others as little as their rules
+            compiled = closing_failures(
+                source, lambda closed: compile_root(source, "iptables", closed=closed, only=met)
+            )
             self._explaining = Verdicts(read_back(compiled), replace(self._host, call_iptables=True))
         explained = self._explaining.outcome(packet.spec, packet.source, packet.destination)
         if explained.verdict in ("DROP", "REJECT") and explained.stopped is None:

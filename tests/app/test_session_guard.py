@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.host.tracking.connections import Address
+    from pvefw_nft.pipeline import Closed, Compiled
 
 pytestmark = pytest.mark.parametrize("backend", ["iptables", "nft"])
 
@@ -247,6 +248,23 @@ def test_a_thousand_connections_take_less_than_a_second(configured: Configured) 
     assert time.process_time() - begun < 1
     assert len(judgement.cuts) == 500
     assert sum(len(loss.connections) for loss in judgement.guests) == 500
+
+
+def test_guest_on_whose_file_the_compile_fails_does_not_end_the_judgement(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(source: Source, backend: str, *, closed: Closed, only: set[int]) -> Compiled:
+        if 100 not in closed:
+            raise KeyError("an input that nobody foresaw")
+        return compile_root(source, backend, closed=closed, only=only)
+
+    configured.cluster("[RULES]\nIN DROP -p tcp -dport 22\n")
+    configured.write("firewall/100.fw", "[OPTIONS]\nenable: 1\n")
+    source = Source(configured.root, "n", lambda: None)
+    desired = desired_of(compile_root(source, configured.backend))
+    monkeypatch.setattr(session_guard, "compile_root", fail)
+    now = Connections((ssh(), ssh(GUEST)), (), NETWORK, calls_iptables=False)
+    assert {cut.place for cut in session_guard.judge(desired, None, source, now).cuts} >= {"cluster.fw:6"}
 
 
 def test_judgement_of_the_compilers_process_is_the_same_and_probes_the_file_system_once(
