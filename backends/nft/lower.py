@@ -46,11 +46,16 @@ from pvefw_nft.backends.nft.sides import (
     ANSWERS,
     ANSWERS_HOOKS,
     OPENED,
+    ROUTED,
+    ROUTED_HOOK,
+    ROUTED_OPENED,
     SIDES,
     SIDES_HOOKS,
     answer_rules,
     answered_rules,
     opened_rules,
+    routed_opened_rules,
+    routed_rules,
     side_rules,
 )
 from pvefw_nft.backends.nft.syntax import statements as nft
@@ -318,6 +323,9 @@ class TableLowering:
         self.plan(ANSWERED, partial(answered_rules, family))
         self.plan(SIDES, side_rules, SIDES_HOOKS[family])
         self.plan(OPENED, partial(opened_rules, family))
+        if family == "inet":
+            self.plan(ROUTED, routed_rules, ROUTED_HOOK)
+            self.plan(ROUTED_OPENED, routed_opened_rules)
 
     def plan_no_nat(self) -> None:
         """Plan the chains that keep bridged packets on firewall bridges from being translated."""

@@ -29,6 +29,11 @@ sends, so in the table of family inet::
     chain opened {
       ct state related meta l4proto { icmp, icmpv6 } return
       ct label set 124 }
+    chain routed { type filter hook forward priority -140
+      ct state new,related jump routed-opened }
+    chain routed-opened {
+      ct state related meta l4proto { icmp, icmpv6 } return
+      ct label set 125 }
     chain answers { type filter hook input priority -158
       ct direction reply jump answered
       ct state related jump answered }
@@ -36,7 +41,8 @@ sends, so in the table of family inet::
       ct label 124 return
       ct label 125 drop }
 
-An ICMP error about a connection that only crossed a bridge is no answer, but comes from the same neighbour.
+He could have the host itself route such a packet back to him, so what the host routes gets the label of what crosses a
+bridge. An ICMP error about a connection that only crossed a bridge is no answer, but comes from the same neighbour.
 
 The first packets of a connection that a helper expects are *related*, and open it like new ones: a neighbour makes
 the kernel expect one by asking the guest, and could open that in the guest's name as well. An ICMP error is related,
@@ -67,6 +73,11 @@ OPENED: Final = "opened"
 """The chain with the labels, of both tables."""
 SIDES_HOOKS: Final = {"bridge": Hook("forward", -140), "inet": Hook("output", -140)}
 
+ROUTED: Final = "routed"
+"""The chain that labels connections which the host routes, of the table of family inet."""
+ROUTED_OPENED: Final = "routed-opened"
+ROUTED_HOOK: Final = Hook("forward", -140)
+
 ANSWERS: Final = "answers"
 """The chain that drops answers from the wrong side, of both tables."""
 ANSWERS_HOOKS: Final = {"bridge": Hook("prerouting", -158), "inet": Hook("input", -158)}
@@ -76,8 +87,8 @@ _BY_HOST: Final = "124"
 _BY_BRIDGE: Final = "125"
 _BY_NETWORK: Final = "126"
 _BY_GUEST: Final = "127"
-"""The labels, as bits: opened by the host itself, across a bridge of guests, from the guest's bridge to the guest, by
-the guest. Others' labels begin at 0.
+"""The labels, as bits: opened by the host itself, across a bridge of guests or routed, from the guest's bridge to the
+guest, by the guest. Others' labels begin at 0.
 """
 
 _TEMPLATE: Final = 1 << 11
@@ -97,6 +108,19 @@ _LABEL = ct("label")
 def side_rules() -> tuple[Rule, ...]:
     """Return the rules of the chain :data:`SIDES`."""
     return (Rule((_OPENING, nft.jump(OPENED)), "opened"),)
+
+
+def routed_rules() -> tuple[Rule, ...]:
+    """Return the rules of the chain :data:`ROUTED`."""
+    return (Rule((_OPENING, nft.jump(ROUTED_OPENED)), "routed"),)
+
+
+def routed_opened_rules() -> tuple[Rule, ...]:
+    """Return the rules of the chain :data:`ROUTED_OPENED`."""
+    return (
+        Rule((*_ERROR, nft.RETURN), "errors open nothing"),
+        Rule((nft.mangle(_LABEL, _BY_BRIDGE),), "not opened by the host"),
+    )
 
 
 def opened_rules(family: Family) -> tuple[Rule, ...]:

@@ -37,7 +37,7 @@ STRICTER = (
 
 OWN_SIDE = (
     "stricter nft: its chains `sides` and `answers` drop answers in a connection that come from the side of the guest's"
-    " firewall bridge which opened it, or to the host in one that it did not open."
+    " firewall bridge which opened it, or to the host in one that it did not open, and errors about such."
     " `--as-reference` compiles without these rules"
 )
 
@@ -70,7 +70,7 @@ def without_stricter_rules(side: Side) -> tuple[Side, list[str]]:
         kept = dict(table.chains)
         for name, (only_stricter, text) in _CHAINS.items():
             chain = table.chains.get(name)
-            if name == SIDES and "answers" in kept:
+            if name in (SIDES, ROUTED) and "answers" in kept:
                 continue  # its labels are read
             if chain is None or not chain.rules or not _is_ours(table, chain):
                 continue
@@ -279,8 +279,11 @@ def _tests(rule: m.Rule) -> _Tests | None:
 SIDES = "sides"
 """The base chain that gives connections the labels of the side that opened them."""
 
+ROUTED = "routed"
+"""The base chain that does so for connections which the host routes."""
+
 _OPENED = tuple({m.label_field(number)} for number in range(124, 128))
-"""The labels: opened by the host, across a bridge of guests, from the guest's bridge, by the guest."""
+"""The labels: opened by the host, across a bridge of guests or routed, from the guest's bridge, by the guest."""
 _ANSWER = m.equals(m.CT_DIRECTION, 1)
 _RELATED = m.equals(m.CT_STATE, m.CT_STATES.index("related"))
 
@@ -288,6 +291,7 @@ _STATELESS = ((m.Family.BRIDGE, m.Point.PREROUTING),)
 _HOOKS = {
     "answers": (*_STATELESS, (m.Family.INET, m.Point.INPUT)),
     SIDES: ((m.Family.BRIDGE, m.Point.FORWARD), (m.Family.INET, m.Point.OUTPUT)),
+    ROUTED: ((m.Family.INET, m.Point.FORWARD),),
 }
 """Where the base chains about answers are hooked in."""
 
@@ -296,5 +300,6 @@ _CHAINS: Mapping[str, tuple[Callable[[m.Table, m.Chain, tuple[Nic, ...]], bool],
     "limits": (_only_limits, STRICTER),
     "answers": (_only_answers, OWN_SIDE),
     SIDES: (_only_labels, OWN_SIDE),
+    ROUTED: (_only_labels, OWN_SIDE),
 }
 """The base chains that may make the ruleset stricter, what tells whether they do nothing else, and what to say."""
