@@ -40,7 +40,7 @@ class Controller:
             "pvefw_command": str(command),
             "pvefw_root": str(self.node),
             "pvefw_options": options(self.node)[2:],
-            "pvefw_confirm": 10,
+            "pvefw_confirm": 120,
             "ansible_python_interpreter": sys.executable,
         }
         (folder / "variables.json").write_text(json.dumps(variables))
@@ -75,6 +75,7 @@ def test_files_are_checked_applied_and_confirmed(controller: Controller) -> None
     assert (counts["failed"], counts["changed"], lets_in(81)) == (0, 0, False), said
     counts, said = controller.play()
     assert (counts["failed"], lets_in(81)) == (0, True), said
+    assert "WARNING" not in said
     status = json.loads(pvefw("status", "--format", "json", *options(controller.node)).stdout)
     assert (status["changes"], status["confirmation"]) == ([], None)
     counts, said = controller.play()
@@ -94,7 +95,7 @@ def test_rules_that_are_not_confirmed_go_and_the_files_with_them(controller: Con
     (controller.files / "etc/pve/firewall/100.fw").write_text("[OPTIONS]\nenable: 1\n")
     command = controller.folder / "pvefw"  # as where the new connection never comes about
     command.write_text(command.read_text().replace("exec", '[ "$1" = confirm ] && exit 1\nexec'))
-    counts, said = controller.play()
+    counts, said = controller.play("-e", "pvefw_confirm=10")
     assert counts["failed"] == 1, said
     assert "Rules and files are as before" in said
     assert {file.name for file in (controller.node / "etc/pve/firewall").iterdir()} == {"cluster.fw"}
