@@ -30,6 +30,7 @@ CHECKOUT: Final = Path(__file__).resolve().parent.parent
 PYPROJECT: Final = CHECKOUT / "pyproject.toml"
 LOCKS: Final = CHECKOUT / "requirements"
 HOST_EXTRAS: Final = ("host", "nft")
+PIP_CONFIGURATION: Final = ("/etc/pip.conf", "/etc/xdg/pip/pip.conf")
 RETRY_AFTER: Final = 3600
 """Seconds after which packages that could not be had are tried again."""
 
@@ -171,12 +172,50 @@ def build(venv: Path, stamp: Stamp, extras: frozenset[str], lock: int) -> None:
         raise BootstrapError(f"{venv} exists and was not made by ./pvefw\nmove it away, or name another in PVEFW_VENV")
     keep = stamp.is_complete() and can_run(venv)
     pyproject = PYPROJECT.read_text("utf-8")
+    if not keep:
+        check_network()
     say(f"{'renewing' if keep else 'first use: making'} the virtual environment {venv}")
     stamp.start()
     if not keep:
         make_empty(venv, stamp, lock)
     stamp.finish(pyproject, install(venv, extras, lock))
     say("ready")
+
+
+def check_network() -> None:
+    """Refuse at once where no network can be reached: pip would say so after many tries, and not what to do.
+
+    Somebody who names a source of packages may have it on this machine.
+    """
+    named = ("PVEFW_WHEELHOUSE", "PVEFW_INDEX_URL", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+    if any(os.environ.get(name) for name in named) or names_packages(PIP_CONFIGURATION) or has_route():
+        return
+    raise BootstrapError(
+        "the first use downloads packages, and this machine has no route to a network\n"
+        "without network: install the Debian package, or make a folder of the packages elsewhere with\n"
+        "scripts/wheelhouse and set PVEFW_WHEELHOUSE=FOLDER (docs/how-to/install.md)"
+    )
+
+
+def names_packages(files: tuple[str, ...]) -> bool:
+    """Tell whether the machine's configuration of pip names where packages are."""
+    words = ("index-url", "find-links", "proxy")
+    texts = [Path(file).read_text("utf-8", "replace") for file in files if Path(file).is_file()]
+    return any(word in text for text in texts for word in words)
+
+
+def has_route() -> bool:
+    """Tell whether the kernel has a route beyond loopback and the link (proc(5)); True where that is not shown."""
+    try:
+        four = Path("/proc/net/route").read_text("ascii").splitlines()[1:]
+        ipv6 = Path("/proc/net/ipv6_route")
+        six = ipv6.read_text("ascii").splitlines() if ipv6.exists() else []
+    except OSError:
+        return True
+    local = ("fe80", "ff00")
+    return any(line.split()[0] != "lo" for line in four) or any(
+        line.split()[-1] != "lo" and not line.startswith(local) for line in six
+    )
 
 
 def can_run(venv: Path) -> bool:

@@ -7,6 +7,7 @@ own build backend, and its command prints where it was imported from.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -239,6 +240,31 @@ def test_a_failed_installation_is_an_error_and_tried_again(tmp_path: Path) -> No
     assert "pip could not install" in run.stderr
     shutil.copy(make_checkout(tmp_path / "good") / "backend.py", checkout)
     assert pvefw(checkout).stdout == greeting(checkout)
+
+
+def test_without_network_it_says_at_once_what_to_do(tmp_path: Path) -> None:
+    checkout = make_checkout(tmp_path / "checkout")
+    script = checkout / "scripts" / "bootstrap.py"
+    # as on a machine whose pip has no configuration
+    script.write_text(re.sub(r"PIP_CONFIGURATION: Final = .*", "PIP_CONFIGURATION: Final = ()", script.read_text()))
+
+    def run(**more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["unshare", "--net", checkout / "pvefw"],
+            capture_output=True,
+            text=True,
+            env=environment(**more),
+            check=False,
+        )
+
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespaces here")
+    refused = run()
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert "has no route to a network" in refused.stderr
+    assert "PVEFW_WHEELHOUSE" in refused.stderr
+    assert not (checkout / ".venv" / "bin").exists()
+    assert run(PVEFW_WHEELHOUSE=str(tmp_path)).stdout == greeting(checkout)
 
 
 @pytest.mark.parametrize("place", ["/proc/pvefw", "{file}/venv"])

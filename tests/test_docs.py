@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import doctest
+import os
 import re
 import subprocess
+import sys
 import unicodedata
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -67,10 +69,24 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
 
 
 @each_page
-def test_a_page_is_linked_from_the_site_s_navigation(page: str) -> None:
-    if not page.startswith("docs/"):
-        pytest.skip("not part of the site")
-    assert page.removeprefix("docs/") in (REPOSITORY / "mkdocs.yml").read_text("utf-8")
+def test_a_page_can_be_found(page: str) -> None:
+    """Each page of the manual is in the site's navigation; forges show some others; pages link to the rest."""
+    if page.startswith("docs/"):
+        assert page.removeprefix("docs/") in (REPOSITORY / "mkdocs.yml").read_text("utf-8")
+    elif not page.startswith((".github/", ".gitlab/")) and page != "README.md":
+        others = [(REPOSITORY / other).read_text("utf-8") for other in PAGES if other != page]
+        assert any(page in text or page.rpartition("/")[0] + "/README.md" in text for text in others)
+
+
+def test_the_site_is_built_without_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        capture_output=True, text=True, check=False, cwd=REPOSITORY, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "how-to" / "migrate.html").exists()
+    assert (tmp_path / "reference" / "schemas" / "status-1.json").exists()
 
 
 @each_page
