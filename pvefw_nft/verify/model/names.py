@@ -14,6 +14,8 @@ from pathlib import Path
 
 from pvefw_nft.verify.model.intervals import IntervalSet
 
+ETC = Path("/etc")
+_COPIES = Path(__file__).parents[2] / "config" / "data"
 ICMP_TYPES: dict[str, tuple[int, int, int]] = {
     "any": (0xFF, 0, 0xFF),
     "echo-reply": (0, 0, 0xFF),
@@ -187,7 +189,10 @@ def protocol_number(name: str) -> int:
         try:
             number = socket.getprotobyname(name.lower())
         except OSError:
-            raise ValueError(f"unknown protocol '{name}'") from None
+            known = _debian_names("protocols").get(name.lower())
+            if known is None:
+                raise ValueError(f"unknown protocol '{name}'") from None
+            number = int(known)
     if number > 255:
         raise ValueError(f"no protocol number: {name}")
     return number
@@ -207,7 +212,27 @@ def port_number(name: str, protocol: str | None = None) -> int:
         try:
             return socket.getservbyname(name)
         except OSError:
-            raise ValueError(f"unknown service '{name}'") from None
+            known = _debian_names("services").get(name)
+            if known is None:
+                raise ValueError(f"unknown service '{name}'") from None
+            return int(known.partition("/")[0])
+
+
+@cache
+def _debian_names(file: str) -> dict[str, str]:
+    """Return a file of /etc as Debian's netbase has it, by names and aliases; empty where the host has a file itself.
+
+    The compiler takes the same copy on such a host, so that a ruleset has these names.
+    """
+    if (ETC / file).exists():
+        return {}
+    found: dict[str, str] = {}
+    for line in (_COPIES / file).read_text("utf-8").splitlines():
+        name, *rest = line.partition("#")[0].split() or [""]
+        if rest:
+            for known in (name, *rest[1:]):
+                found.setdefault(known, rest[0])
+    return found
 
 
 @cache
