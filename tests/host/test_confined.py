@@ -27,9 +27,10 @@ from pvefw_nft.host import hardening
 from pvefw_nft.host.apply import xtables
 from pvefw_nft.host.apply.nftables_state import Reader
 from pvefw_nft.host.confined import Channel, Worker
-from pvefw_nft.host.live_network import LiveNetwork
+from pvefw_nft.host.live_network import LiveLink, LiveNetwork
 from pvefw_nft.host.records import record
 from pvefw_nft.host.tracking import connections
+from pvefw_nft.host.tracking.connections import Flow, Session
 from pvefw_nft.pipeline import Observations, Source
 
 from .commands import Command, pvefw, service
@@ -252,6 +253,20 @@ def test_bug_of_the_compiler_is_told(compiler: Compiler, monkeypatch: pytest.Mon
     monkeypatch.setattr("pvefw_nft.app.desired.compile_root", fail)
     with pytest.raises(InternalError, match="pvefw failed: KeyError: 'unforeseen'"):
         compiler.find()
+
+
+def test_all_requests_of_a_process_that_runs_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pvefw_nft.host.confined.needs_another_program", lambda: True)
+    configure(tmp_path)
+    own = 4, 0x0A000001
+    network = LiveNetwork((LiveLink("vmbr0", True, ("eno1",), ((*own, 24),)),), ((4, 0x0A000000, 24, "vmbr0"),), {})
+    ssh = Session("ssh", Flow(6, (4, 0x0A000009), 50000, own, 22), "an established connection")
+    with Compiler(source(tmp_path), "iptables") as compiler:
+        found = compiler.find()
+        (cut,) = compiler.judge(found.desired, None, Connections((ssh,), (), network, calls_iptables=True)).cuts
+        assert cut.place == "cluster.fw policy_in DROP"
+        assert compiler.still_hold(found.observations)
+        assert [nic.vmid for nic in compiler.filtered_nics().nics] == [100]
 
 
 # --- only it reads the configuration ------------------------------------------------------------------------------
