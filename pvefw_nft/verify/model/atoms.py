@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pvefw_nft.verify.model.intervals import IntervalSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 class Atoms:
@@ -47,10 +47,9 @@ class Atoms:
         self.width = base + len(order)
         self.samples: list[int | None] = [None] * base + [first[signature] for signature in order]
         self.masks = dict.fromkeys(sets, 0)
-        for index, values in enumerate(sets):
-            for signature in order:
-                if signature >> index & 1:
-                    self.masks[values] |= 1 << number[signature]
+        for signature in order:
+            for index in _ones(signature):
+                self.masks[sets[index]] |= 1 << number[signature]
         self._starts = [(bound, number[signature]) for bound, signature in starts]
 
     def atom(self, value: int) -> int:
@@ -68,6 +67,15 @@ class Atoms:
         """Return the atoms whose every value is allowed."""
         first = int(self.absent)
         return sum(1 << atom for atom in range(first, self.width) if not self.values(1 << atom) - allowed)
+
+
+def _ones(number: int) -> Iterator[int]:
+    """Yield the places of the bits that are set; to shift a number of 20,000 bits for each takes hours."""
+    text = bin(number)[:1:-1]
+    place = text.find("1")
+    while place >= 0:
+        yield place
+        place = text.find("1", place + 1)
 
 
 def distinct(sets: Iterable[IntervalSet]) -> tuple[IntervalSet, ...]:
