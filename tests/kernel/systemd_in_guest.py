@@ -168,7 +168,7 @@ class Systemd:
 
 def _in_cgroup(script: str) -> list[str]:
     """Return the start of a command that first does something at the root of control groups (cgroup2)."""
-    mounted = "cd $(mktemp -d); mount --make-rprivate /; mount -t cgroup2 cgroup2 .; cd ."
+    mounted = "mount --make-rprivate /; mount -t cgroup2 cgroup2 /sys/fs/cgroup; cd /sys/fs/cgroup"
     return ["unshare", "--mount", "sh", "-ec", f'{mounted}; {script}; cd /; exec "$@"', "sh"]
 
 
