@@ -284,7 +284,7 @@ class _Service:
         if wait:
             if self._rules.fights:
                 self._tell(
-                    f"warning: {self._rules.maker} keeps changing the rules of pvefw: they are repaired less often"
+                    f"warning: {self._rules.opponent} keeps changing the rules of pvefw: they are repaired less often"
                 )
             return wait
         with self._rules.looking():
@@ -344,7 +344,8 @@ class _Service:
         self._look_for_moved(desired)
         if result.diagnostics != self._shown:  # first the rules, then their diagnostics
             self._shown = result.diagnostics
-            show(result.diagnostics)
+            with contextlib.suppress(OSError, ValueError):
+                show(result.diagnostics)
         if outcome is None:
             self._tell("left alone: a change waits for its confirmation, or was rolled back")
             return
@@ -396,4 +397,5 @@ class _Service:
         elif message in self._told:
             return
         self._told.add(message)
-        click.echo(message, err=True)
+        with contextlib.suppress(OSError, ValueError):  # a full disk, or nobody reads: the service goes on
+            click.echo(message, err=True)

@@ -281,9 +281,8 @@ def _apply_guarded(
                 f"{error.message}\nand the change could not be undone yet: {again.message}",
                 f"it is tried again within {seconds:.0f} s; until then packets may meet both rulesets",
             ) from error
-        raise HostError(
-            f"{error.message}\nthe change was undone: the ruleset that ran before is in place", error.hint
-        ) from error
+        left = "the ruleset that ran before is in place" if was_running else "no rules of pvefw are loaded, as before"
+        raise HostError(f"{error.message}\nthe change was undone: {left}", error.hint) from error
     change = replace(change, deadline=_since_boot() + seconds)
     state.write(record.pending_path(), asdict(change))
     return outcome, change

@@ -39,11 +39,9 @@ def hold(path: Path | None = None, wait: float = WAIT) -> Iterator[None]:
     """
     path = path or lock_path()
     try:
-        # never through a link, since /run may hold directories that others can write to
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = _open(path)
     except OSError as err:
-        hint = _AS_ROOT if err.errno in {errno.EACCES, errno.EPERM} else "check the directory"
-        raise HostError(f"cannot open the lock file {path}: {err.strerror}", hint) from err
+        raise HostError(f"cannot open the lock file {path}: {err.strerror}", _remedy(err, path)) from err
     try:
         _check(descriptor, path)
         _acquire(descriptor, path, wait)
@@ -53,6 +51,30 @@ def hold(path: Path | None = None, wait: float = WAIT) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    """Open the file of a lock; where none can be made, for want of room or of a disk to write, its folder.
+
+    flock(2) asks for no right to write. Raises OSError.
+    """
+    # never through a link, since /run may hold directories that others can write to
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+    try:
+        return os.open(path, os.O_RDONLY | flags)
+    except FileNotFoundError:
+        return os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | flags)
+
+
+def _remedy(error: OSError, path: Path) -> str:
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return _AS_ROOT
+    return f"remove it: {path}" if error.errno in {errno.EISDIR, errno.ELOOP, errno.ENXIO} else "check the directory"
 
 
 def _check(descriptor: int, path: Path) -> None:

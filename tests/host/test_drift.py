@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from pvefw_nft.host.watching.rule_events import RuleEvents
+from pvefw_nft.host.watching.rule_events import RuleEvents, Transaction, name_of_maker
 from pvefw_nft.host.watching.rule_guard import RuleGuard
 
 from .commands import service
@@ -146,6 +146,18 @@ def test_repairs_come_ever_more_seldom() -> None:
     assert waits == [0, 0, 0, 2, 4, 8, 16, 32, 60, 60]
     now += 200
     assert guard.wait(()) == 0
+
+
+def test_opponent_is_whoever_made_what_was_repaired_last() -> None:
+    guard = RuleGuard(lambda: 1000.0)
+    announced = Transaction(0, "nft")
+    guard.wait([announced])
+    assert guard.maker == guard.opponent == name_of_maker(announced)
+    guard.mended()
+    assert guard.maker == ""
+    assert guard.opponent == name_of_maker(announced)  # until another change is repaired
+    guard.mended()
+    assert guard.opponent == "another program"  # the kernel announced nothing since
 
 
 def test_looks_take_a_share_of_the_time() -> None:

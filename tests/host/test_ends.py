@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -11,14 +14,17 @@ import pytest
 
 pytest.importorskip("pyroute2")
 
+from pvefw_nft.errors import HostError, LockedError
 from pvefw_nft.host import lock
 from pvefw_nft.host.watching.watch import Watcher
 
 from .commands import Command, service
 from .conftest import need
+from .fuse import own_mounts
 from .network import configure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from .conftest import Namespace
@@ -69,3 +75,71 @@ def test_closed_output_is_no_traceback(options: list[str], tmp_path: Path, descr
     done = Command(["start", *options], tmp_path / "said", close).ended()
     assert done.status == 3
     assert "Traceback" not in done.said
+
+
+def full() -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+
+
+def unread() -> None:
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(reading)
+
+
+@pytest.mark.parametrize("deafen", [full, unread])
+def test_service_follows_changes_where_its_messages_go_nowhere(
+    options: list[str], tmp_path: Path, deafen: Callable[[], None]
+) -> None:
+    with service(tmp_path / "said", *options, first=deafen) as command:
+        command.waits_for(lambda: has_port(1000))
+        configure(tmp_path, 1)
+        command.waits_for(lambda: has_port(1001))
+
+
+def has_port(number: int) -> bool:
+    saved = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
+    return f"--dport {number} " in saved
+
+
+def protect(folder: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+
+
+def fill(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for number in itertools.count():
+            (folder / f"filler{number}").touch()
+
+
+@pytest.mark.parametrize("trouble", [protect, fill])
+@pytest.mark.parametrize("there", [True, False], ids=["its file is there", "its file is not there"])
+def test_lock_is_held_where_no_file_can_be_made(
+    tmp_path: Path, trouble: Callable[[Path], None], *, there: bool
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with own_mounts():
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=100", "tmpfs", folder], check=True)
+        path = folder / "pvefw.lock"
+        if there:
+            path.touch(0o600)
+        trouble(folder)
+        with lock.hold(path), pytest.raises(LockedError), lock.hold(path, wait=0.1):
+            pass
+        with lock.hold(path):  # it was given back
+            assert path.exists() == there
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_is_no_lock_is_named_with_the_remedy(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "pvefw.lock"
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(HostError) as caught, lock.hold(path):
+        pass
+    assert f"cannot open the lock file {path}: " in caught.value.message
+    assert caught.value.hint == f"remove it: {path}"
+    assert not (tmp_path / "elsewhere").exists()

@@ -37,12 +37,18 @@ class RuleGuard:
         self.beside_proxmox = False
         """Whether a firewall of Proxmox VE runs."""
         self.maker = ""
-        """Who made the last transaction that was told, as far as the kernel said."""
+        """Who made the last transaction since the last repair; empty where the kernel announced none."""
+        self._repaired = ""
 
     @property
     def fights(self) -> bool:
         """Whether rules were mended so often that it is done more seldom."""
         return self._repairs >= _AT_ONCE and self._clock() - self._mended < _QUIET
+
+    @property
+    def opponent(self) -> str:
+        """Who changes the rules that are repaired. Changes of ipset and of the legacy tools are not announced."""
+        return self.maker or self._repaired or "another program"
 
     def wait(self, made: Sequence[Transaction]) -> float:
         """Return the seconds until the rules may be looked at; ``made`` are the transactions of others."""
@@ -68,5 +74,6 @@ class RuleGuard:
     def mended(self) -> None:
         """Count a repair."""
         now = self._clock()
+        self._repaired, self.maker = self.maker, ""
         self._repairs = self._repairs + 1 if now - self._mended < _QUIET else 1
         self._mended = now
