@@ -7,6 +7,7 @@ empty or cut off has to stay so for some seconds before it counts.
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _T = TypeVar("_T")
+_SWITCH = re.compile(r"(enable|net\d+)\s*:", re.IGNORECASE | re.ASCII)
 
 SETTLE_SECONDS = 3.0
 """How long a file must be missing, empty or cut off before it counts as that."""
@@ -25,12 +27,31 @@ _LOOK = 0.1  # seconds between two looks of a command that waits
 
 
 def is_cut_off(text: str | None, before: str | None) -> bool:
-    """Tell whether a file looks cut off, compared with its content before."""
+    """Tell whether a file looks cut off, compared with its content before.
+
+    So does one that begins otherwise, but has fewer lines, without the last one of before: a new version of which a
+    part is written. And so does one without a line ``enable:`` or ``net0:`` that was there: to switch off is to write
+    ``enable: 0`` or ``firewall=0``.
+    """
     if before is None or text == before:
         return False
     if text is None or not text.strip():
         return bool(before.strip())
-    return before.startswith(text) or (before.endswith("\n") and not text.endswith("\n"))
+    if before.startswith(text) or (before.endswith("\n") and not text.endswith("\n")):
+        return True
+    now, then = _lines(text), _lines(before)
+    if len(now) < len(then) and then[-1] not in now:
+        return True
+    return not _switches(then) <= _switches(now)
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in map(str.strip, text.splitlines()) if line]
+
+
+def _switches(lines: list[str]) -> set[str]:
+    """Return the keys of lines that decide whether something is filtered at all: ``enable``, and NICs of a guest."""
+    return {match[1].lower() for match in map(_SWITCH.match, lines) if match is not None}
 
 
 class SteadyFiles(Files):
