@@ -223,6 +223,7 @@ class _Service:
         self._moved = MovedGuests()
         self._fail_closed = fail_closed
         self._started = self._ready = False
+        self._in_place = False  # the rules of the configuration
 
     def folders(self) -> list[Path]:
         """Return the folders to watch. Raises what :func:`node_name` raises."""
@@ -319,7 +320,7 @@ class _Service:
         """Tell the service manager that guests may start; with --fail-closed only where rules are in place."""
         if not self._started or self._ready:
             return
-        if self._fail_closed and not firewall.was_started():
+        if self._fail_closed and not (self._in_place or firewall.was_started()):
             # the time for a start is over only where this service does not go on trying
             watch.notify(f"EXTEND_TIMEOUT_USEC={_STILL_STARTING * 10**6}")
             return
@@ -349,6 +350,7 @@ class _Service:
         if outcome is None:
             self._tell("left alone: a change waits for its confirmation, or was rolled back")
             return
+        self._in_place = True
         if result is not self._noted:
             desired_ruleset.note(result, self._source, self._backend)
             self._noted = result

@@ -131,8 +131,7 @@ def reconcile(
     elif planned.witness is not None:
         # others changed rules of theirs since: ours were found as they were noted
         _note(replace(memory, witness=planned.witness, names=names))
-    if not record.marker_path().exists():
-        state.write(record.marker_path(), {"backend": desired.backend})
+    unmarked = _mark_started(desired.backend)
     remember = loaded.remember
     remembered = None if remember is None else remember(desired.identity, None if reload_all else memory)
     loaded.zones.after_load()  # it changes rules of its own: not before it is remembered how ours are listed
@@ -142,7 +141,7 @@ def reconcile(
         hardening.remove()
     loaded.zones.after_removal()
     back = _put_back_what_others_needed(desired)
-    problems = [*flag_problems, *loaded.zones.problems, *back.problems]
+    problems = [*unmarked, *flag_problems, *loaded.zones.problems, *back.problems]
     problems += [*_keep_settings(desired), *_conntrack(desired), *_zone_rules(desired), *_adopt(loaded.moved, desired)]
     if remembered is not None:
         problems += _note(replace(remembered, names=names))
@@ -468,12 +467,23 @@ def _conntrack(desired: Desired) -> list[str]:
     return settings.set_all(desired.conntrack.settings(), required=False)
 
 
+def _mark_started(backend: str) -> list[str]:
+    """Note that the firewall was started since boot. The rules are loaded by then: not worth failing for."""
+    if not record.marker_path().exists():
+        try:
+            state.write(record.marker_path(), {"backend": backend})
+        except HostError as error:
+            return [error.message]
+    return []
+
+
 def _note(memory: AppliedState) -> list[str]:
     """Note how the kernel lists the ruleset. Without the notes it is loaded again next time: not worth failing for."""
     try:
         record.write_memory(memory)
     except HostError as error:
-        state.remove(record.memory_path())
+        with contextlib.suppress(HostError):  # notes of another ruleset are known by its identity
+            state.remove(record.memory_path())
         return [error.message]
     return []
 

@@ -99,7 +99,12 @@ def set_all(settings: Mapping[str, str], *, required: bool) -> list[str]:
     With ``required`` the first failure raises :class:`HostError` instead.
     """
     pending = {key: value for key, value in settings.items() if sysctl.read(key) != value}
-    _remember(pending, sysctl.read)
+    try:
+        _remember(pending, sysctl.read)
+    except HostError as error:
+        if required:
+            raise
+        return [error.message]  # what could not be put back is left as it is
     problems = []
     for key, value in pending.items():
         try:

@@ -378,6 +378,20 @@ def test_change_on_a_full_or_read_only_disk_is_not_half_done(host_of: Host, faul
     assert have_no_rules()
 
 
+@pytest.mark.parametrize("fault", [name for name in DISKS if "run" in name])
+def test_first_start_is_whole_without_room_in_the_run_directory(host_of: Host, fault: str) -> None:
+    before = rules()
+    assert host_of.pvefw("stop").status == 0
+    DISKS[fault](host_of)
+    done = host_of.pvefw("start")
+    assert done.status == 0, done
+    assert str(state.run_directory()) in done.said
+    assert rules() == before
+    assert record.confirmed_path().read_bytes() == record.running_path().read_bytes()
+    assert host_of.pvefw("stop").status == 0
+    assert have_no_rules()
+
+
 def test_service_comes_back_with_the_file_system(host_of: Host) -> None:
     before = rules()
     host_of.configure(1)

@@ -59,7 +59,8 @@ def test_host_side(guest: Guest, file: str) -> None:
     limits = {name: os.environ.get(name, value) for name, value in LIMITS.items()}
     seconds = 1800 if limits == LIMITS else 7200
     pytest_command = [sys.executable, "-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider", "-k", FILES[file]]
-    settings = [f"{name}={value}" for name, value in limits.items()] + inherited("PVEFW_TEST_NAT")
+    settings = [f"{name}={value}" for name, value in limits.items()]
+    settings += [*inherited("PVEFW_TEST_NAT"), *inherited("PVEFW_TEST_FAULTS")]
     status, output = guest.run(["env", *settings, *pytest_command, f"tests/host/{file}"], seconds=seconds)
     print(output.decode(errors="replace"))
     assert status == 0
