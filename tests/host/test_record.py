@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -53,6 +54,31 @@ def test_record_that_was_cut_off_is_damaged(path: Path, cut: int) -> None:
     with pytest.raises(HostError, match="damaged"):
         record.load(path)
     assert record.load_if_sound(path) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [('"enabled": true', '"enabled": false'), ('"conntrack": [1, 2, 3]', '"conntrack": [1, 2, 4]')],
+)
+def test_record_whose_settings_were_damaged_is_damaged(
+    path: Path, monkeypatch: pytest.MonkeyPatch, written: str, found: str
+) -> None:
+    """A boot from it would leave guests unfiltered, though the rules are there."""
+    record.prepare(path, RULESET).commit()
+    forget(monkeypatch)
+    text = path.read_text()
+    assert written in text
+    path.write_text(text.replace(written, found))
+    with pytest.raises(HostError, match="damaged"):
+        record.load(path)
+
+
+def test_record_of_an_older_version_has_no_digest_of_its_settings(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record.prepare(path, RULESET).commit()
+    forget(monkeypatch)
+    path.write_text(re.sub(r'"settings": "[0-9a-f]+", ', "", path.read_text()))
+    assert '"settings"' not in path.read_text()
+    assert record.load(path) == RULESET
 
 
 def test_record_of_another_process_is_seen(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,18 +167,28 @@ def prepare(path: Path, ruleset: Desired) -> Prepared:
     if bases.differs_too_much(ruleset.pieces, new):
         base = bases.write(ruleset.pieces)  # in place before a record names it
         parts, new = bases.parts_of(ruleset.pieces, base)
-    conntrack = ruleset.conntrack
+    conntrack = _numbers(ruleset.conntrack)
     head = {
         "version": _VERSION,
         "backend": ruleset.backend,
         "enabled": ruleset.enabled,
         "fingerprint": ruleset.fingerprint,
-        "conntrack": None if conntrack is None else [conntrack.maximum, conntrack.established, conntrack.syn_recv],
+        "conntrack": conntrack,
+        "settings": _digest(enabled=ruleset.enabled, conntrack=conntrack),
         "hardening": ruleset.hardening,
         "base": None if base is None else base.name,
         "parts": parts,
     }
     return Prepared(state.prepare_text(path, BETWEEN.join([json.dumps(head), *new])), ruleset, base)
+
+
+def _numbers(conntrack: Conntrack | None) -> list[int] | None:
+    return None if conntrack is None else [conntrack.maximum, conntrack.established, conntrack.syn_recv]
+
+
+def _digest(*, enabled: bool, conntrack: list[int] | None) -> str:
+    """Return the digest of the settings, which the ruleset's fingerprint leaves out."""
+    return hashlib.sha256(json.dumps([enabled, conntrack]).encode()).hexdigest()
 
 
 def load(path: Path) -> Desired | None:
@@ -212,7 +222,9 @@ def _read(path: Path, text: str) -> tuple[Desired, Base | None]:
         base = _base_of(value)
         pieces = tuple(new) if value["version"] == _WITHOUT_BASES else bases.put_together(value["parts"], new, base)
         found = Desired(backend, enabled, pieces, fingerprint, conntrack, hardening)
+        digest = _digest(enabled=enabled, conntrack=numbers)
         sound = fingerprint == _fingerprint(backend, pieces, hardening)
+        sound = sound and value.get("settings", digest) == digest  # older records have none
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise state.damaged(path, repr(error)) from error
     if not sound:
