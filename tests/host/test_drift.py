@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
+from pvefw_nft.host.watching import watch
 from pvefw_nft.host.watching.rule_events import RuleEvents, Transaction, name_of_maker
 from pvefw_nft.host.watching.rule_guard import RuleGuard
 
@@ -102,6 +103,27 @@ def test_changed_rules_come_back_by_themselves(running: tuple[str, Command]) -> 
         took = time.monotonic() - begun
         print(f"{kind}: {script}: {took:.2f} s")
         assert took < seconds + SLOW
+
+
+def look_at_nothing_else() -> None:
+    """Have the service look at rules every minute only, unless the kernel announces a change."""
+    setattr(watch, "_LOOK_AT_RULES", 600.0)  # noqa: B010 - of this process alone
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nft"])
+def test_announcement_of_the_kernel_wakes_the_service(host: Namespace, tmp_path: Path, backend: str) -> None:
+    need("iptables -L; ip6tables -L; ipset list; ebtables -L; nft add table inet probe; nft delete table inet probe")
+    if backend == "nft" and not takes_compiled_nft():
+        pytest.skip("this kernel does not take compiled nft rulesets")
+    configure(tmp_path)
+    (tmp_path / "said").mkdir()
+    options = ["--root", str(tmp_path), "--node", "n", "--local-network", "192.0.2.0/24", "--backend", backend]
+    with service(tmp_path / "said", *options, "--poll", "600", first=look_at_nothing_else) as command:
+        command.waits_for(lambda: "started:" in command.said(), 120)
+        wanted = without_records()
+        for script, _ in CHANGES[backend][:2]:
+            shell(script)
+            command.waits_for(lambda: without_records() == wanted, 20)  # nothing else looks within a minute
 
 
 def test_program_that_fights_is_named_and_not_answered_each_time(host: Namespace, tmp_path: Path) -> None:
