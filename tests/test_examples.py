@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-EXAMPLES = sorted(readme.parent.name for readme in (REPOSITORY / "examples").glob("*/README.md"))
+EXAMPLES = sorted(folder.parent.name for folder in (REPOSITORY / "examples").glob("*/etc"))
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 each_example = pytest.mark.parametrize("name", EXAMPLES)
