@@ -186,7 +186,7 @@ def test_options_that_do_not_go_together(tmp_path: Path, arguments: list[str], m
 
 
 def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
-    root = make_cluster(tmp_path / "c", 40, guests=10)
+    root = make_cluster(tmp_path / "c", 12, guests=100)  # each takes long enough to be seen
     command = [*COMMAND, "compare", "--all-nodes", "--root", str(root), "-j", "2"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, start_new_session=True
