@@ -55,14 +55,14 @@ def as_packets(witness: Counterexample, plan: Plan) -> Iterator[Packet]:
 
 
 def _name(end: End, plan: Plan) -> str | None:
-    """Return the lab's name of an end; None for an interface that only rules speak of."""
+    """Return the lab's name of an end; None for an interface or bridge that only rules speak of."""
     match end:
         case HostEnd():
             return HOST
         case NicEnd(nic):
             return next((one.name for one in plan.endpoints if one.port == nic.interface), None)
         case PortEnd(bridge, _):
-            return f"{OUTSIDE}@{bridge}"
+            return f"{OUTSIDE}@{bridge}" if any(one.name == bridge for one in plan.bridges) else None
         case RoutedEnd(interface):
             return ROUTER if interface == WAN_PORT else None
 
