@@ -186,11 +186,13 @@ def test_options_that_do_not_go_together(tmp_path: Path, arguments: list[str], m
 
 
 def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
-    root = make_cluster(tmp_path / "c", 12, guests=100)  # each takes long enough to be seen
+    root = make_cluster(tmp_path / "c", 40, guests=10)
     command = [*COMMAND, "compare", "--all-nodes", "--root", str(root), "-j", "2"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, start_new_session=True
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, start_new_session=True,
+        # a shell has what it starts in the background ignore Ctrl-C, these tests among it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 30
     while len(members(process.pid)) < 3 and time.monotonic() < deadline:  # two nodes are under way
         time.sleep(0.02)
