@@ -178,10 +178,8 @@ class _ObservedFiles(Files):
     def text(self, path: Path | str) -> str | None:
         try:
             text = self._files.text(path)
-        except (
-            UnusableFileError,
-            DeniedError,
-        ) as error:  # an answer, too: a guest with an unusable file is closed, SDN's state may be denied
+        except (UnusableFileError, DeniedError) as error:
+            # an answer, too: a guest with an unusable file is closed, SDN's state may be denied
             self._notes.note("text", str(path), _problem(error))
             raise
         except ConfigurationError:

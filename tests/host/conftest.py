@@ -54,7 +54,9 @@ class Namespace:
 @pytest.fixture(scope="session", autouse=True)
 def nft_without_connections() -> None:
     """With ``PVEFW_TEST_CUT_DOWN``, replace in nft's rules what this kernel lacks (``benchmarks/cut_down.py``)."""
-    if "PVEFW_TEST_CUT_DOWN" in os.environ and not Path("/sys/module/nf_conntrack_bridge").exists():
+    from .network import CUT_DOWN, has_bridge_conntrack  # deferred: it imports this module
+
+    if CUT_DOWN and not has_bridge_conntrack():
         from benchmarks.cut_down import cut_down  # deferred: it takes libnftables
 
         cut_down()

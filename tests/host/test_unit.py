@@ -99,9 +99,11 @@ def test_units_are_written_with_the_options_given(tmp_path: Path) -> None:
     assert (tmp_path / "pvefw.service").read_text() == printed("--backend", "nft", "--as-user")
     (tmp_path / "pvefw.service").unlink()
     (tmp_path / "pvefw.service").symlink_to("pvefw-failure.service")
+    (tmp_path / ".pvefw.service.pvefw").symlink_to("elsewhere")
     assert invoke("--as-user", "--write-units", str(tmp_path)).exit_code == 0
     assert not (tmp_path / "pvefw.service").is_symlink()  # what it led to stays as it is
     assert (tmp_path / "pvefw-failure.service").read_text() == printed_failure_unit()
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_roots_unit_needs_none_for_the_flag_file(tmp_path: Path) -> None:

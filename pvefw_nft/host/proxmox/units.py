@@ -218,7 +218,9 @@ def write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.pvefw")
-        temporary.write_text(text, "utf-8")
+        temporary.unlink(missing_ok=True)
+        with temporary.open("x", encoding="utf-8") as file:  # through no link that another user may have made there
+            file.write(text)
         temporary.replace(path)
     except OSError as error:
         raise HostError(f"cannot write {path}: {error.strerror}", "run this as root") from error
