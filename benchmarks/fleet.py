@@ -35,7 +35,7 @@ from pvefw_nft.cli import node_work
 from pvefw_nft.fleet.jobs import Job
 from pvefw_nft.fleet.local import Processes
 from pvefw_nft.fleet.scheduler import Scheduler
-from pvefw_nft.pipeline import load_stages
+from pvefw_nft.pipeline.preload import load_stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -24,7 +24,8 @@ from pvefw_nft.app.desired import desired_of
 from pvefw_nft.app.judgement import Connections
 from pvefw_nft.host.live_network import LiveLink, LiveNetwork
 from pvefw_nft.host.tracking.connections import Address, Flow, Session
-from pvefw_nft.pipeline import Source, compile_root, topology
+from pvefw_nft.pipeline import Source, compile_root
+from pvefw_nft.pipeline.topology import topology
 
 HOST = 4, int(ipaddress.IPv4Address("10.128.0.1"))
 CLIENT, NETWORK, FAR = (int(ipaddress.IPv4Address(text)) for text in ("10.255.0.9", "10.128.0.0", "198.51.100.1"))

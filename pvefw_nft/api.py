@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvefw_nft import pipeline
 from pvefw_nft.config.source import Source
 from pvefw_nft.errors import (
     ConfigurationError,
@@ -25,6 +24,12 @@ from pvefw_nft.errors import (
     UsageError,
     has_errors,
 )
+from pvefw_nft.pipeline import compile_root
+from pvefw_nft.pipeline.closing import closing_failures
+from pvefw_nft.pipeline.read_back import read_back
+from pvefw_nft.pipeline.review import review_root
+from pvefw_nft.pipeline.roots import node_name
+from pvefw_nft.pipeline.topology import topology as topology_of
 from pvefw_nft.verify.prove import compare as proof
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.report import Answer, Difference, Report
@@ -36,6 +41,7 @@ from pvefw_nft.verify.simulate.walk import Outcome
 if TYPE_CHECKING:
     from os import PathLike
 
+    from pvefw_nft.pipeline import Compiled
     from pvefw_nft.verify.model import RulesetModel
     from pvefw_nft.verify.network.path import Topology
 
@@ -84,7 +90,7 @@ class Ruleset:
     configuration: Configuration
     backend: str
     diagnostics: tuple[Diagnostic, ...]
-    compiled: pipeline.Compiled
+    compiled: Compiled
 
     @property
     def has_errors(self) -> bool:
@@ -102,12 +108,12 @@ class Ruleset:
     @cached_property
     def model(self) -> RulesetModel:
         """The ruleset as the checker reads it from its own text."""
-        return pipeline.read_back(self.compiled)
+        return read_back(self.compiled)
 
     @cached_property
     def topology(self) -> Topology:
         """The NICs and bridges of the node. With the iptables backend br_netfilter hands it bridged packets."""
-        return replace(pipeline.topology(self.configuration.source), call_iptables=self.backend == "iptables")
+        return replace(topology_of(self.configuration.source), call_iptables=self.backend == "iptables")
 
 
 def load(
@@ -128,7 +134,7 @@ def load(
     folder = Path(root)
     elsewhere = folder.resolve() != Path("/")
     source = Source(folder, node, lambda: local_network, as_reference=as_reference, borrows_names=elsewhere)
-    return Configuration(folder, pipeline.node_name(source), source)
+    return Configuration(folder, node_name(source), source)
 
 
 def check(configuration: Configuration, *, analysis: bool = True) -> tuple[Diagnostic, ...]:
@@ -137,7 +143,7 @@ def check(configuration: Configuration, *, analysis: bool = True) -> tuple[Diagn
     ``analysis`` looks for rules and names without effect too, where there is no error. It takes longest.
     Raises ConfigurationError for files that cannot be used at all.
     """
-    return pipeline.review_root(configuration.source, analysis=analysis).diagnostics
+    return review_root(configuration.source, analysis=analysis).diagnostics
 
 
 def compile(configuration: Configuration, backend: str | None = None) -> Ruleset:  # noqa: A001 - the command's name
@@ -146,7 +152,7 @@ def compile(configuration: Configuration, backend: str | None = None) -> Ruleset
     Raises UsageError for an unknown backend, ConfigurationError for files that cannot be used at all.
     """
     source = configuration.source
-    compiled = pipeline.closing_failures(source, lambda closed: pipeline.compile_root(source, backend, closed=closed))
+    compiled = closing_failures(source, lambda closed: compile_root(source, backend, closed=closed))
     return Ruleset(configuration, compiled.backend.name, compiled.checked.diagnostics, compiled)
 
 

@@ -16,7 +16,8 @@ from pvefw_nft.config import budget
 from pvefw_nft.config.files import MAX_FILE_SIZE
 from pvefw_nft.errors import Severity
 from pvefw_nft.ir.nodes import Drop, Layer
-from pvefw_nft.pipeline import Source, review_root
+from pvefw_nft.pipeline import Source
+from pvefw_nft.pipeline.review import review_root
 from tests.support import VM, check
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from pvefw_nft.config import resolve
 from pvefw_nft.errors import ConfigurationError, InternalError
 from pvefw_nft.ir.guest import GuestBuilder
 from pvefw_nft.ir.nodes import Drop, Layer
-from pvefw_nft.pipeline import BACKENDS, Source, Store, check_root, closing_failures, compile_root, guests_to_close
+from pvefw_nft.pipeline import BACKENDS, Source, Store, check_root, compile_root
+from pvefw_nft.pipeline.closing import closing_failures, guests_to_close
 from tests.support import CONTAINER, VM, check
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
     from pvefw_nft.config.model import GuestConfig, Nic
     from pvefw_nft.errors import Diagnostic
-    from pvefw_nft.pipeline import Checked, Closed, Compiled
+    from pvefw_nft.pipeline import Checked, Compiled
+    from pvefw_nft.pipeline.closing import Closed
     from tests.support import MakeRoot
 
 GOOD = "[OPTIONS]\nenable: 1\n[RULES]\nIN SSH(ACCEPT) -source 10.0.0.0/8\nOUT DROP -p tcp -dport 25\n"

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pvefw_nft.config.own_addresses import may_send_from
-from pvefw_nft.pipeline import read_inventory
+from pvefw_nft.pipeline.inventory import read_inventory
 from pvefw_nft.verify.model import CT_STATE, CT_STATES, SADDR4, SADDR6
 from pvefw_nft.verify.network.path import NicEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pvefw_nft.pipeline import Inventory, Source
+    from pvefw_nft.pipeline import Source
+    from pvefw_nft.pipeline.inventory import Inventory
     from pvefw_nft.verify.simulate.walk import Outcome
 
 _WITHIN = frozenset(CT_STATES.index(state) for state in ("established", "related"))

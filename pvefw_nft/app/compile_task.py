@@ -29,7 +29,8 @@ from pvefw_nft.app.steady_source import SteadySource
 from pvefw_nft.app.unfiltered import unfiltered_guests
 from pvefw_nft.config import netdb
 from pvefw_nft.config.files import Files
-from pvefw_nft.pipeline import Store, load_stages
+from pvefw_nft.pipeline import Store
+from pvefw_nft.pipeline.preload import load_stages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -43,7 +43,7 @@ from pvefw_nft.errors import CompilerError, DeniedError, PvefwError
 from pvefw_nft.host.confined import KILLED_BY_FILTER, Worker
 from pvefw_nft.host.records.state import typed
 from pvefw_nft.host.tracking import zone_change
-from pvefw_nft.pipeline import load_stages
+from pvefw_nft.pipeline.preload import load_stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

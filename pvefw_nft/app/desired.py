@@ -13,13 +13,15 @@ from pvefw_nft.errors import Diagnostic, HostError, InternalError, Severity, Spa
 from pvefw_nft.host.records import record, state
 from pvefw_nft.host.settings import Conntrack
 from pvefw_nft.host.tracking import zone_change
-from pvefw_nft.pipeline import CLOSED_CODES, Observations, closing_failures, compile_root, hardening_of
+from pvefw_nft.pipeline import Observations, compile_root, hardening_of
+from pvefw_nft.pipeline.closing import CLOSED_CODES, closing_failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pvefw_nft.host.records.record import Desired
-    from pvefw_nft.pipeline import Closed, Compiled, Source, Store
+    from pvefw_nft.pipeline import Compiled, Source, Store
+    from pvefw_nft.pipeline.closing import Closed
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pvefw_nft.pipeline import corosync_links
+from pvefw_nft.pipeline.inventory import corosync_links
 
 if TYPE_CHECKING:
     from pvefw_nft.host.live_network import LiveNetwork

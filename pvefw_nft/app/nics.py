@@ -9,7 +9,7 @@ from pvefw_nft.errors import UsageError
 from pvefw_nft.host.bridges.plumbing import Nic
 from pvefw_nft.host.bridges.unplugged import Misconfigured
 from pvefw_nft.host.links import VlanRange
-from pvefw_nft.pipeline import read_guests
+from pvefw_nft.pipeline.inventory import read_guests
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

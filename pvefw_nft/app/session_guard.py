@@ -21,7 +21,11 @@ from typing import TYPE_CHECKING
 from pvefw_nft.errors import UsageError
 from pvefw_nft.host.backend_info import info
 from pvefw_nft.host.tracking.connections import TCP, spelled
-from pvefw_nft.pipeline import closing_failures, compile_root, corosync_links, read_back, topology
+from pvefw_nft.pipeline import compile_root
+from pvefw_nft.pipeline.closing import closing_failures
+from pvefw_nft.pipeline.inventory import corosync_links
+from pvefw_nft.pipeline.read_back import read_back
+from pvefw_nft.pipeline.topology import topology
 from pvefw_nft.verify.network.path import Link, Network, NicEnd
 from pvefw_nft.verify.simulate.packet import PacketSpec
 

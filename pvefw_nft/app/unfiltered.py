@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pvefw_nft.pipeline import read_inventory
+from pvefw_nft.pipeline.inventory import read_inventory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from pvefw_nft.cli.formats import FORMATS, diagnostic_data, sarif_log, sarif_run
 from pvefw_nft.cli.render import printable, show
 from pvefw_nft.errors import EXIT_UNDECIDED, ConfigurationError, UsageError
 from pvefw_nft.fleet.jobs import Job, failed
-from pvefw_nft.pipeline import load_stages
+from pvefw_nft.pipeline.preload import load_stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

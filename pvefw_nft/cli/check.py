@@ -15,7 +15,7 @@ from pvefw_nft.cli.options import all_nodes_options, is_for_all_nodes, make_offl
 from pvefw_nft.cli.progress import progress
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import UsageError, has_errors
-from pvefw_nft.pipeline import review_root
+from pvefw_nft.pipeline.review import review_root
 
 if TYPE_CHECKING:
     from pathlib import Path

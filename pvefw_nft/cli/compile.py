@@ -21,7 +21,8 @@ from pvefw_nft.cli.options import (
 )
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import HostError, UsageError
-from pvefw_nft.pipeline import PRINTABLE, closing_failures, compile_root
+from pvefw_nft.pipeline import PRINTABLE, compile_root
+from pvefw_nft.pipeline.closing import closing_failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,7 +14,9 @@ from click.shell_completion import get_completion_class
 
 from pvefw_nft.cli.command import command
 from pvefw_nft.errors import PvefwError
-from pvefw_nft.pipeline import Source, diagnostic_codes, topology
+from pvefw_nft.pipeline import Source
+from pvefw_nft.pipeline.codes import diagnostic_codes
+from pvefw_nft.pipeline.topology import topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -17,7 +17,8 @@ from pvefw_nft.errors import PvefwError
 from pvefw_nft.host import firewall
 from pvefw_nft.host.backend_info import info
 from pvefw_nft.host.doctor import Finding, Level, Switches, examine
-from pvefw_nft.pipeline import BACKENDS, Inventory, default_backend, read_inventory
+from pvefw_nft.pipeline import BACKENDS, default_backend
+from pvefw_nft.pipeline.inventory import Inventory, read_inventory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,10 +9,10 @@ import click
 
 from pvefw_nft.cli import completion, manual
 from pvefw_nft.cli.command import command
-from pvefw_nft.pipeline import diagnostic_codes, find_code
+from pvefw_nft.pipeline.codes import diagnostic_codes, find_code
 
 if TYPE_CHECKING:
-    from pvefw_nft.pipeline import Code
+    from pvefw_nft.pipeline.codes import Code
 
 
 @command("explain")

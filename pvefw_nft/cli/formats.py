@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 from pvefw_nft.cli.render import printable
 from pvefw_nft.errors import Severity
-from pvefw_nft.pipeline import find_code
+from pvefw_nft.pipeline.codes import find_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

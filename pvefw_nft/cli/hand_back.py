@@ -13,7 +13,7 @@ from pvefw_nft.cli.options import make_source, source_options
 from pvefw_nft.cli.start import confirm_option, wait_for_confirmation
 from pvefw_nft.host import firewall
 from pvefw_nft.host.proxmox.hand_back import HandBack
-from pvefw_nft.pipeline import read_node
+from pvefw_nft.pipeline.inventory import read_node
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pvefw_nft.cli import console
 from pvefw_nft.cli.command import command
 from pvefw_nft.cli.options import make_source, source_options
-from pvefw_nft.pipeline import read_inventory
+from pvefw_nft.pipeline.inventory import read_inventory
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,10 +6,10 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from pvefw_nft.cli.render import printable
-from pvefw_nft.pipeline import diagnostic_codes
+from pvefw_nft.pipeline.codes import diagnostic_codes
 
 if TYPE_CHECKING:
-    from pvefw_nft.pipeline import Code
+    from pvefw_nft.pipeline.codes import Code
 
 _INTRODUCTION = """\
 # Diagnostics

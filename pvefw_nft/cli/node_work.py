@@ -85,7 +85,7 @@ def _network_notes(job: Job, checked: Checked) -> list[str]:
 
 def check_node(job: Job) -> dict[str, Any]:
     """Check a node; without a node, the files of the cluster as a whole."""
-    from pvefw_nft.pipeline import review_root, survey_cluster
+    from pvefw_nft.pipeline.review import review_root, survey_cluster
 
     source, analysis = source_of(job), job.options["analysis"]
     notes: list[str] = []
@@ -105,7 +105,8 @@ def check_node(job: Job) -> dict[str, Any]:
 
 def compile_node(job: Job) -> dict[str, Any]:
     """Compile a node; ``text`` is the ruleset."""
-    from pvefw_nft.pipeline import closing_failures, compile_root
+    from pvefw_nft.pipeline import compile_root
+    from pvefw_nft.pipeline.closing import closing_failures
 
     source, form = source_of(job), job.options["form"]
     compiled = closing_failures(source, lambda closed: compile_root(source, job.options["backend"], closed=closed))

@@ -15,7 +15,7 @@ from pvefw_nft.host import lock
 from pvefw_nft.host.bridges import wiring
 from pvefw_nft.host.bridges.plumbing import MAX_VLAN, Naming, Nic, guest_nic, parse_trunks
 from pvefw_nft.host.bridges.unplugged import read_unplugged
-from pvefw_nft.pipeline import Source, read_guests
+from pvefw_nft.pipeline.inventory import read_guests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.host.bridges.unplugged import Unplugged
     from pvefw_nft.host.bridges.wiring import PlugResult
+    from pvefw_nft.pipeline import Source
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 

@@ -15,16 +15,11 @@ import click
 from pvefw_nft.app.inputs import read_input
 from pvefw_nft.cli.render import printable
 from pvefw_nft.errors import UsageError
-from pvefw_nft.pipeline import (
-    BACKENDS,
-    BORROWED_CODES,
-    Source,
-    compile_root,
-    default_backend,
-    read_back,
-    read_node,
-    topology,
-)
+from pvefw_nft.pipeline import BACKENDS, Source, compile_root, default_backend
+from pvefw_nft.pipeline.borrowed import BORROWED_CODES
+from pvefw_nft.pipeline.inventory import read_node
+from pvefw_nft.pipeline.read_back import read_back
+from pvefw_nft.pipeline.topology import topology
 from pvefw_nft.verify.readers.files import Text, read_ruleset
 from pvefw_nft.verify.readers.shared import Assume
 

@@ -37,7 +37,7 @@ from pvefw_nft.host.records import state
 from pvefw_nft.host.tracking.moved import MovedGuests
 from pvefw_nft.host.watching import watch
 from pvefw_nft.host.watching.rule_guard import RuleGuard
-from pvefw_nft.pipeline import Source, node_name
+from pvefw_nft.pipeline.roots import node_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pvefw_nft.app.plugging import PlugOptions
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.host.watching.rule_events import Transaction
+    from pvefw_nft.pipeline import Source
 
 _LOCK_WAIT = 60.0
 _RULES_CHANGED = "rules changed"

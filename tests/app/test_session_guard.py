@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.host.tracking.connections import Address
-    from pvefw_nft.pipeline import Closed, Compiled
+    from pvefw_nft.pipeline import Compiled
+    from pvefw_nft.pipeline.closing import Closed
 
 pytestmark = pytest.mark.parametrize("backend", ["iptables", "nft"])
 

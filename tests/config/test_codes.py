@@ -12,7 +12,8 @@ import pytest
 
 from pvefw_nft.config import netdb
 from pvefw_nft.config.codes import SUBJECTS, Code, declared
-from pvefw_nft.pipeline import Source, analyse_root, compile_root, survey_root
+from pvefw_nft.pipeline import Source, compile_root
+from pvefw_nft.pipeline.review import analyse_root, survey_root
 from tests.support import NODE
 
 if TYPE_CHECKING:

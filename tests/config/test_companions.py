@@ -8,7 +8,8 @@ import pytest
 
 from pvefw_nft.config.model import ClusterHardening, GuestHardening, HostHardening, Layer2
 from pvefw_nft.config.options import OPTIONS, STRICT_VALUES, FileKind
-from pvefw_nft.pipeline import Observations, Source, check_root, read_inventory
+from pvefw_nft.pipeline import Observations, Source, check_root
+from pvefw_nft.pipeline.inventory import read_inventory
 from tests.support import NODE, VM
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from click.testing import CliRunner, Result
 
 from pvefw_nft.cli.simulate import simulate_command
 from pvefw_nft.errors import UsageError
-from pvefw_nft.pipeline import Source, topology
+from pvefw_nft.pipeline import Source
+from pvefw_nft.pipeline.topology import topology
 
 if TYPE_CHECKING:
     from pathlib import Path

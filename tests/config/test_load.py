@@ -11,7 +11,8 @@ from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.load import Configuration, Root
 from pvefw_nft.errors import ConfigurationError, PvefwError, UsageError
 from pvefw_nft.ir.host import corosync_peers
-from pvefw_nft.pipeline import Source, check_root, read_guests
+from pvefw_nft.pipeline import Source, check_root
+from pvefw_nft.pipeline.inventory import read_guests
 from tests.support import CONTAINER, NODE, VM, check
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.pipeline import Source, survey_root
+from pvefw_nft.pipeline import Source
+from pvefw_nft.pipeline.review import survey_root
 from tests.support import NODE, VM
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from pvefw_nft.host import doctor
 from pvefw_nft.host.bridges.plumbing import Nic
 from pvefw_nft.host.doctor import Finding, Level, Switches
 from pvefw_nft.host.links import Links, open_route, read_links
-from pvefw_nft.pipeline import Source, read_inventory
+from pvefw_nft.pipeline import Source
+from pvefw_nft.pipeline.inventory import read_inventory
 from tests.support import NODE, VM
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.pipeline import Source, compile_root, read_back
+from pvefw_nft.pipeline import Source, compile_root
+from pvefw_nft.pipeline.read_back import read_back
 from tests.kernel import configurations
 from tests.kernel.artefact import IPTABLES
 from tests.kernel.outcome import DROP

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.cli.rulesets import Named, compiled_ruleset
 from pvefw_nft.errors import UsageError
-from pvefw_nft.pipeline import BACKENDS, Source, analyse_root, check_root
+from pvefw_nft.pipeline import BACKENDS, Source, check_root
+from pvefw_nft.pipeline.review import analyse_root
 from pvefw_nft.verify.prove.compare import Options, compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.render import report_text

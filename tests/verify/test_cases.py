@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pvefw_nft.pipeline import Source, compile_root, read_back
+from pvefw_nft.pipeline import Source, compile_root
+from pvefw_nft.pipeline.read_back import read_back
 from tests.kernel import cases, configurations
 from tests.kernel.artefact import IPTABLES
 from tests.kernel.differences import excuse

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pvefw_nft.cli.simulate import simulate_command
-from pvefw_nft.pipeline import Source, topology
+from pvefw_nft.pipeline import Source
+from pvefw_nft.pipeline.topology import topology
 from pvefw_nft.verify.model.text import set_text
 from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.readers.files import Text, read_ruleset

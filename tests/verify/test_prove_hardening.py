@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.pipeline import Source, compile_root, topology
+from pvefw_nft.pipeline import Source, compile_root
+from pvefw_nft.pipeline.topology import topology
 from pvefw_nft.verify.prove.compare import compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.hardening import OWN_SIDE, STRICTER
