@@ -25,7 +25,7 @@ from pvefw_nft.cli.options import (
     settle_option,
     source_options,
 )
-from pvefw_nft.cli.plugging import chosen, plug_and_report, plugging_options
+from pvefw_nft.cli.plug_options import chosen_plug_options, plug_and_report, plug_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.cli.session_check import check_sessions, force_option, refuse_cuts_option
 from pvefw_nft.errors import (
@@ -69,7 +69,7 @@ def _apply_options(command: _F) -> _F:
         settle_option,
         force_option,
         refuse_cuts_option,
-        plugging_options,
+        plug_options,
         click.option(
             "--dry-run",
             is_flag=True,
@@ -175,7 +175,7 @@ def _apply(
     if not (only_if_running and not firewall.is_running()):
         check_sessions(desired, source, go_on=force or dry_run or (confirm_within is not None and not refuse_cuts))
         if desired.enabled:  # before the rules are loaded: they then find each NIC where they look for it
-            options = chosen(no_plug=no_plug, unplugged=unplugged)
+            options = chosen_plug_options(no_plug=no_plug, unplugged=unplugged)
             filtered = plug_and_report(source, desired.backend, options, dry_run=dry_run, wait=wait)
     if dry_run:
         _preview(desired, reload_all=reload_all, only_if_running=only_if_running)

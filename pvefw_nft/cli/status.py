@@ -10,6 +10,7 @@ import click
 
 from pvefw_nft.app import desired as desired_ruleset
 from pvefw_nft.app.compiler import Compiler, find_nics_once, find_once
+from pvefw_nft.app.plug_nics import unplugged_lines
 from pvefw_nft.app.reasons import why_pending
 from pvefw_nft.app.ruleset_diff import with_lines
 from pvefw_nft.app.steady_source import patient
@@ -17,7 +18,7 @@ from pvefw_nft.cli import console
 from pvefw_nft.cli.command import command
 from pvefw_nft.cli.confirm import styled_change
 from pvefw_nft.cli.options import backend_option, make_source, need_root, source_options
-from pvefw_nft.cli.plugging import unplugged_data, unplugged_lines
+from pvefw_nft.cli.plug_options import unplugged_data
 from pvefw_nft.cli.start import nat_problems
 from pvefw_nft.errors import HostError, PvefwError
 from pvefw_nft.host import control, firewall

@@ -13,7 +13,7 @@ from pvefw_nft.cli.command import command
 from pvefw_nft.cli.confirm import wait_option
 from pvefw_nft.cli.handover import dry_run_option, take_steps
 from pvefw_nft.cli.options import backend_option, make_source, source_options
-from pvefw_nft.cli.plugging import chosen, plug_and_report, plugging_options
+from pvefw_nft.cli.plug_options import chosen_plug_options, plug_and_report, plug_options
 from pvefw_nft.cli.session_check import check_sessions, force_option
 from pvefw_nft.cli.start import confirm_option, find_ruleset, wait_for_confirmation
 from pvefw_nft.host import service_units, service_user
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pvefw_nft.app.desired import Result
-    from pvefw_nft.app.plugging import PlugOptions
+    from pvefw_nft.app.plug_nics import PlugOptions
     from pvefw_nft.pipeline import Source
 
 
 @command("take-over", answers=True)
 @wait_option
 @force_option
-@plugging_options
+@plug_options
 @dry_run_option
 @confirm_option
 @click.option("--skip-invalid", is_flag=True, help="Leave out lines with errors, and take over with the rest.")
@@ -78,7 +78,7 @@ def take_over_command(
         lambda pending: wait_for_confirmation(pending, wait),
         wait,
     )
-    options = chosen(no_plug=no_plug, unplugged=unplugged)
+    options = chosen_plug_options(no_plug=no_plug, unplugged=unplugged)
     plugged: list[bool] = []
     take_steps(_with_plugging(taking, source, result, options, plugged, dry_run=dry_run), dry_run=dry_run)
     if not dry_run:
