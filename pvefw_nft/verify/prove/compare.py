@@ -38,6 +38,7 @@ from pvefw_nft.verify.prove.report import ANYWHERE, Counterexample, Counts, Diff
 from pvefw_nft.verify.prove.shapes import Shapes
 from pvefw_nft.verify.prove.specialise import Residuals
 from pvefw_nft.verify.prove.structural import Congruence
+from pvefw_nft.verify.prove.transition import without_transition
 from pvefw_nft.verify.prove.zones import UNKNOWN as UNKNOWN_ZONES
 from pvefw_nft.verify.prove.zones import Zones
 from pvefw_nft.verify.simulate.packet import Probe
@@ -164,7 +165,9 @@ class Comparison:
         self.unfinished: dict[str, dict[str, None]] = {}
         self.undecided: list[str] = []
         self.progress = progress or (lambda _done, _all: None)
+        (before, of_before), (after, of_after) = without_transition(before), without_transition(after)
         before, after, self.exceptions = compared(before, after)
+        self.exceptions = replace(self.exceptions, texts=(*self.exceptions.texts, *of_before, *of_after))
         self.tested = Tested.of(before.model, after.model)
         self.network = make_network(before, after)
         self.ends = self.network.ends
