@@ -51,8 +51,13 @@ class Session:
 
 def sessions_of(page: Path) -> list[Session]:
     """Return all commands of a page's console blocks, in order."""
+    return sessions_in(page.read_text("utf-8"))
+
+
+def sessions_in(text: str) -> list[Session]:
+    """Return all commands of the console blocks of Markdown, in order."""
     sessions: list[Session] = []
-    for indent, block in _BLOCK.findall(page.read_text("utf-8")):
+    for indent, block in _BLOCK.findall(text):
         lines = [line.removeprefix(indent) for line in re.sub(r" *\\\n *", " ", block).splitlines()]
         for line in lines:
             prompt, _, rest = line.partition(" ")
@@ -91,8 +96,12 @@ def run(arguments: tuple[str, ...]) -> tuple[int, str]:
 
 def assert_shown(session: Session) -> None:
     """Run a command and compare what it prints with what the page shows."""
+    assert_like(session, *run(session.arguments))
+
+
+def assert_like(session: Session, code: int, text: str) -> None:
+    """Compare how a command ended, and what it printed, with what the page shows."""
     command = " ".join(session.words)
-    code, text = run(session.arguments)
     assert code == session.exit_code, f"{command}: exit code {code}\n{text[-2000:]}"
     output = iter(text.splitlines())
     for line in session.lines:

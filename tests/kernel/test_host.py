@@ -86,10 +86,10 @@ def takes_systemd() -> bool:
     return subprocess.run([*own, "sh", "-ec", _PROBE], capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("file", ["systemd_in_guest.py", "takeover_in_guest.py"])
+@pytest.mark.parametrize("file", ["systemd_in_guest.py", "takeover_in_guest.py", "migration_in_guest.py"])
 @pytest.mark.parametrize("where", ["here", "in the guest"])
 def test_under_systemd(request: pytest.FixtureRequest, where: str, file: str) -> None:
-    """The service, take-over and hand-back: on this machine where that can be, for it is far faster.
+    """The service, take-over, hand-back and the guide to them: on this machine where that can be, for it is far faster.
 
     Its kernel may not track connections on bridges: what needs that is then replaced in nft's rules.
     """
