@@ -144,7 +144,7 @@ class Service:
             return wait
         with self._rules.looking():
             try:
-                unchanged = firewall.stands(desired)
+                unchanged = firewall.is_in_force(desired)
             except (PvefwError, OSError):
                 unchanged = False  # the refresh reports the error
             return None if unchanged else self.refresh(_RULES_CHANGED)

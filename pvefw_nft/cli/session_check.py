@@ -35,7 +35,7 @@ def check_sessions(desired: Desired, source: Source, *, go_on: bool) -> None:
 
     Raises :class:`HostError` where one of those is among them that must not break, unless ``go_on``.
     """
-    if firewall.stands(desired):
+    if firewall.is_in_force(desired):
         return  # this ruleset runs already: nothing changes
     try:
         judgement = judge_once(source, desired, firewall.running_ruleset())

@@ -187,7 +187,7 @@ def _apply(
         only_if_running=only_if_running,
         reload_all=reload_all,
         confirm_within=confirm_within,
-        beside="remove" if beside else "",
+        beside=control.Beside.REMOVE if beside else control.Beside.NOTHING,
         wait=wait,
     )
     if not outcome.running:
@@ -300,7 +300,11 @@ def wait_for_confirmation(pending: Pending, wait: float) -> bool:
     if pending.was_running:
         then = "the one before it comes back"
     else:
-        then = "Proxmox VE's firewall goes on alone" if pending.beside else "this host is open again, as before"
+        then = (
+            "Proxmox VE's firewall goes on alone"
+            if pending.beside is not control.Beside.NOTHING
+            else "this host is open again, as before"
+        )
     if sys.stdin.isatty():
         console.ask(f"press Enter to keep this ruleset; in {seconds} {then}")
         while control.waits(pending):

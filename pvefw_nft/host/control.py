@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,18 +40,28 @@ _GRACE = 10.0  # seconds after which a command itself does what the guard should
 _GUARD_LOCK_WAIT = 600.0  # the guard must get its turn: it waits for the lock this long, again and again
 
 
+class Beside(StrEnum):
+    """Whether another firewall runs beside pvefw, and what an undo then does with pvefw's rules."""
+
+    NOTHING = ""
+    """no other firewall runs: an undo restores the ruleset before, or removes pvefw's rules"""
+    REMOVE = "remove"
+    """another firewall runs: remove pvefw's rules, and touch no others"""
+    LEAVE = "leave"
+    """another firewall runs, with chains of the same names: leave them to it, it rewrites them at its next start"""
+
+
 @dataclass(frozen=True, slots=True)
 class Pending:
     """A change that waits for its confirmation until ``deadline``, in seconds since boot.
 
-    ``beside``: another firewall runs, whose rules stay when it is undone. Empty: none does. ``remove``: ours go then;
-    ``leave``: ours have the names of its own, and it goes on with them once it is started again.
+    ``was_running``: the ruleset before comes back if nobody confirms. ``beside``: see :class:`Beside`.
     """
 
     token: str
     deadline: float
     was_running: bool
-    beside: str = ""
+    beside: Beside = Beside.NOTHING
 
     @property
     def seconds_left(self) -> float:
@@ -65,9 +76,7 @@ def pending() -> Pending | None:
         deadline = float(state.typed(value["deadline"], int | float))  # type: ignore[arg-type]  # a union is one type here
         if not math.isfinite(deadline):
             raise ValueError("a deadline that is no time")
-        beside = value.get("beside", "")
-        if beside not in ("", "remove", "leave"):
-            raise ValueError("no way to undo it")
+        beside = Beside(value.get("beside", ""))  # a ValueError for another value
         return Pending(state.typed(value["token"], str), deadline, state.typed(value["was_running"], bool), beside)
 
     return state.read_record(record.pending_path(), check)
@@ -92,14 +101,14 @@ def apply(
     only_if_running: bool = False,
     reload_all: bool = False,
     confirm_within: float | None = None,
-    beside: str = "",
+    beside: Beside = Beside.NOTHING,
     wait: float = lock.WAIT,
 ) -> tuple[Outcome, Pending | None]:
     """Apply a ruleset; with ``confirm_within`` seconds it is undone unless :func:`confirm` comes in time.
 
     ``only_if_running``: do nothing where the firewall is not running. ``reload_all``: load unchanged parts, too.
-    ``beside``: leave the rules of another firewall, see :class:`Pending`. Raises
-    :class:`HostError`, also where another change still waits for its confirmation, and LockedError.
+    ``beside`` other than NOTHING: leave the rules of another firewall. Raises :class:`HostError`, also if another
+    change waits for its confirmation, and LockedError.
     """
     with lock.hold(wait=wait):
         waiting = pending()
@@ -108,7 +117,7 @@ def apply(
             with contextlib.suppress(PvefwError):
                 _undo(waiting)
             waiting = None
-        running = firewall.was_started() if beside else firewall.is_running()
+        running = firewall.is_running() if beside is Beside.NOTHING else firewall.was_started()
         if only_if_running and not running:
             return Outcome(running=False), None
         if waiting is not None:
@@ -118,7 +127,7 @@ def apply(
             )
         if confirm_within is not None:
             return _apply_guarded(desired, confirm_within, was_running=running, reload_all=reload_all, beside=beside)
-        outcome = firewall.reconcile(desired, reload_all=reload_all, beside=bool(beside))
+        outcome = firewall.reconcile(desired, reload_all=reload_all, beside=beside is not Beside.NOTHING)
         keep()
         return outcome, None
 
@@ -249,7 +258,7 @@ def await_confirmation(change: Pending) -> bool:
 
 
 def _apply_guarded(
-    desired: Desired, seconds: float, *, was_running: bool, reload_all: bool, beside: str
+    desired: Desired, seconds: float, *, was_running: bool, reload_all: bool, beside: Beside
 ) -> tuple[Outcome, Pending]:
     if was_running:
         if record.load(record.running_path()) is None:
@@ -270,7 +279,7 @@ def _apply_guarded(
         _hold_as_before(held)
         raise
     try:
-        outcome = firewall.reconcile(desired, reload_all=reload_all, beside=bool(beside))
+        outcome = firewall.reconcile(desired, reload_all=reload_all, beside=beside is not Beside.NOTHING)
     except PvefwError as error:
         # what failed half way is undone now; where that fails too, or this process is interrupted, by the guard
         try:
@@ -297,7 +306,7 @@ def await_with_rules(seconds: float) -> Pending:
     if running is not None:
         record.copy(record.running_path(), record.previous_path())
         state.write(record.held_path(), {"fingerprint": running.fingerprint})
-    change = Pending(secrets.token_hex(8), _since_boot() + seconds, was_running=True, beside="remove")
+    change = Pending(secrets.token_hex(8), _since_boot() + seconds, was_running=True, beside=Beside.REMOVE)
     state.write(record.pending_path(), asdict(change))
     return change
 
@@ -322,9 +331,11 @@ def _undo(change: Pending) -> Outcome:
         before = record.load(record.previous_path())
         if before is None:
             raise HostError("the ruleset that ran before was not kept", "run `pvefw start` or `pvefw stop`")
-        outcome = firewall.reconcile(before, record_of=record.previous_path(), beside=bool(change.beside))
-    elif change.beside:
-        firewall.withdraw(remove=change.beside == "remove")
+        outcome = firewall.reconcile(
+            before, record_of=record.previous_path(), beside=change.beside is not Beside.NOTHING
+        )
+    elif change.beside is not Beside.NOTHING:
+        firewall.withdraw(remove=change.beside is Beside.REMOVE)
         units.resume_iptables_service()
         outcome = Outcome(running=False)
     else:

@@ -116,7 +116,7 @@ def reconcile(
     leftover = [] if beside else [other for other in others(desired.backend) if is_present(other)]
     _check_removable(leftover)
     flag_problems = [] if beside else list(filter(None, [keep_flag()]))
-    if not (reload_all or leftover) and stands(desired):
+    if not (reload_all or leftover) and is_in_force(desired):
         return _keep(desired, flag_problems)
     hardening_change = hardening.change(desired.hardening)
     hardening.load(desired.hardening)
@@ -128,9 +128,9 @@ def reconcile(
     if planned.changes or leftover or _differs(desired, previous) or memory is None:
         with _hardened_as_before(previous) if hardening_change is not None else contextlib.nullcontext():
             loaded = _load(desired, planned, previous, record_of)
-    elif planned.witness is not None:
+    elif planned.stamp is not None:
         # others changed rules of theirs since: ours were found as they were noted
-        _note(replace(memory, witness=planned.witness, names=names))
+        _note(replace(memory, stamp=planned.stamp, names=names))
     unmarked = _mark_started(desired.backend)
     remember = loaded.remember
     remembered = None if remember is None else remember(desired.identity, None if reload_all else memory)
@@ -318,7 +318,7 @@ def status(desired: Desired | None) -> Status:
     memory = record.read_memory()
     looking = _Looking()
 
-    def stands(candidate: Engine) -> bool:
+    def holds(candidate: Engine) -> bool:
         return applied is not None and applied.backend == candidate.name and candidate.unchanged(memory)
 
     def is_there(candidate: Engine) -> bool:
@@ -327,7 +327,7 @@ def status(desired: Desired | None) -> Status:
         found = noted or looking.seen(partial(is_present, candidate), None)
         return _was_started(candidate.name) if found is None else found
 
-    standing = [candidate for candidate in _all_engines() if looking.seen(partial(stands, candidate), otherwise=False)]
+    standing = [candidate for candidate in _all_engines() if looking.seen(partial(holds, candidate), otherwise=False)]
     present = [candidate for candidate in _all_engines() if is_there(candidate)]
     running = bool(present) or record.marker_path().exists()
     changes = looking.seen(partial(_pending, desired), None) if running and desired is not None else ()
@@ -375,7 +375,7 @@ class _Looking:
 
 
 def _pending(desired: Desired) -> tuple[Change, ...] | None:
-    if stands(desired):
+    if is_in_force(desired):
         return ()
     memory, previous = _known(desired.backend)
     changes = engine(desired.backend).plan(desired, memory, previous).changes
@@ -424,7 +424,7 @@ def _check_removable(engines: list[Engine]) -> None:
             )
 
 
-def stands(desired: Desired) -> bool:
+def is_in_force(desired: Desired) -> bool:
     """Tell whether this ruleset was applied last, and the kernel provably still holds it."""
     if not record.marker_path().exists():
         return False

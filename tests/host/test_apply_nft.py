@@ -34,7 +34,7 @@ def wanted(artefact: dict[str, Any]) -> dict[str, Wanted]:
 def noted(artefact: dict[str, Any]) -> Kernel:
     """Return what the kernel would hold after the artefact was applied."""
     return {
-        family: {key: Noted(thing.digests, number) for number, (key, thing) in enumerate(table.things.items())}
+        family: {key: Noted(item.digests, number) for number, (key, item) in enumerate(table.objects.items())}
         for family, table in wanted(artefact).items()
     }
 

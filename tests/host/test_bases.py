@@ -56,10 +56,10 @@ def test_change_writes_what_changed(folder: Path, backend: str) -> None:
     before, after = (record.desired(backend, ruleset(p7=text).pieces, enabled=True) for text in ('"a"', '"b"'))
     write(before)
     (base,) = folder.glob("base.*")
-    kept = bases.stamp(base)
+    kept = bases.file_version(base)
     write(after)
     assert record.running_path().stat().st_size < 500
-    assert bases.stamp(base) == kept
+    assert bases.file_version(base) == kept
     forget()
     assert record.load(record.running_path()) == after
 

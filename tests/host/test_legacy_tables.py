@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.host import tools
-from pvefw_nft.host.netfilter import legacy_tables, witness
+from pvefw_nft.host.netfilter import legacy_tables, stamp
 from pvefw_nft.host.netfilter.legacy_tables import digest
 
 from .conftest import need
@@ -83,22 +83,22 @@ def test_asking_loads_no_table(host: Namespace) -> None:
     assert not names.exists() or names.read_text() == ""
 
 
-def test_witness_of_legacy_tools_notices_their_rules(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stamp_of_legacy_tools_notices_their_rules(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     need("iptables-legacy -L; nft list tables")
     monkeypatch.setattr(tools, "find", lambda tool: f"/usr/sbin/{tool.replace('tables', 'tables-legacy')}")
     names = ["iptables", "iptables-save"]
-    assert not witness.are_counted(names)
-    before = witness.call_for_tools(names, "")
+    assert not stamp.are_counted(names)
+    before = stamp.take_stamp_for_tools(names, "")
     assert before is not None
     shell("iptables-legacy -A FORWARD -j ACCEPT")
-    after = witness.call_for_tools(names, "")
+    after = stamp.take_stamp_for_tools(names, "")
     assert after is not None
     assert after.rest != before.rest
     monkeypatch.setattr(legacy_tables, "digest", lambda _: (_ for _ in ()).throw(PermissionError("not told")))
-    assert witness.call_for_tools(names, "") is None
+    assert stamp.take_stamp_for_tools(names, "") is None
 
 
-def test_no_witness_beside_a_tool_of_another_kind(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_stamp_beside_a_tool_of_another_kind(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tools, "find", lambda _: os.path.realpath("/bin/sh"))
-    assert witness.call_for_tools(["iptables-save"], "") is None
-    assert not witness.are_counted(["iptables-save"])
+    assert stamp.take_stamp_for_tools(["iptables-save"], "") is None
+    assert not stamp.are_counted(["iptables-save"])

@@ -110,7 +110,7 @@ def test_a_change_beside_is_undone_without_touching_what_was_there(host: Namespa
         check=True,
     )
     assert theirs.has_iptables_chains()
-    _, change = control.apply(compiled(tmp_path, "iptables"), confirm_within=60, beside="leave")
+    _, change = control.apply(compiled(tmp_path, "iptables"), confirm_within=60, beside=control.Beside.LEAVE)
     assert change is not None
     control.roll_back()
     assert theirs.has_iptables_chains()  # pve-firewall goes on with them

@@ -16,7 +16,7 @@ from pvefw_nft.errors import HostError
 from pvefw_nft.host import control, firewall, sysctl, tools
 from pvefw_nft.host.apply import apply_iptables, apply_nft, iptables_plan
 from pvefw_nft.host.apply.engines import engine
-from pvefw_nft.host.netfilter import nf_tables, witness
+from pvefw_nft.host.netfilter import nf_tables, stamp
 from pvefw_nft.host.records import record
 from tests.support import VM
 
@@ -54,7 +54,7 @@ def real(host: Namespace) -> Namespace:
             tools.run(["modprobe", "br_netfilter"])
     except (HostError, subprocess.CalledProcessError) as error:
         pytest.skip(f"the tools are not usable here: {error}")
-    if apply_iptables.call_witness() is None:
+    if apply_iptables.take_stamp() is None:
         pytest.skip("this kernel does not tell namespaces apart, or iptables is the legacy variant")
     return host
 
@@ -73,7 +73,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def stands(backend: str) -> bool:
+def is_in_force(backend: str) -> bool:
     return engine(backend).unchanged(record.read_memory())
 
 
@@ -118,13 +118,13 @@ def test_changed_by_hand(real: Namespace, backend: str, script: str) -> None:
     desired = ruleset(backend)
     control.apply(desired)
     before = shell("iptables-save; ip6tables-save; ipset save; nft list ruleset | grep -v handle")
-    assert stands(backend)
+    assert is_in_force(backend)
     shell(script)
-    assert not stands(backend)
+    assert not is_in_force(backend)
     assert firewall.status(desired).changes
     assert control.apply(desired)[0].changes
     assert firewall.status(desired).changes == ()
-    assert stands(backend)
+    assert is_in_force(backend)
     shell("ipset destroy other 2>/dev/null || true")
     assert comparable(shell("iptables-save; ip6tables-save; ipset save; nft list ruleset")) == comparable(before)
 
@@ -140,12 +140,12 @@ def test_rules_of_others_changed(real: Namespace, commands: list[str], backend: 
     desired = ruleset(backend)
     control.apply(desired)
     shell("iptables -A INPUT -s 192.0.2.2 -j DROP; nft add table inet mine")
-    assert not stands(backend)
+    assert not is_in_force(backend)
     assert firewall.status(desired).drifted == ()
     commands.clear()
     assert control.apply(desired)[0].changes == ()
     assert not any("restore" in command for command in commands)
-    assert stands(backend)
+    assert is_in_force(backend)
 
 
 def test_kernel_setting_changed_by_hand(real: Namespace) -> None:
@@ -166,7 +166,7 @@ def test_started_never_noted(real: Namespace, backend: str) -> None:
     control.apply(desired)
     record.memory_path().unlink()
     control.apply(desired)
-    assert stands(backend)
+    assert is_in_force(backend)
 
 
 @BACKENDS
@@ -188,7 +188,7 @@ def test_changed_chain_is_read_back_alone(real: Namespace, commands: list[str]) 
     assert [str(change) for change in outcome.changes] == ["change iptables filter tap100i0-IN"]
     assert "iptables -w 10 -t filter -S tap100i0-IN" in commands
     assert not any("-save" in command for command in commands)
-    assert stands("iptables")
+    assert is_in_force("iptables")
     memory = record.read_memory()
     assert memory is not None
     assert apply_iptables.drifted(apply_iptables.look(ebtables=True).state, memory.chains) == []
@@ -227,14 +227,14 @@ def test_changed_chain_that_lost_a_rule(real: Namespace, monkeypatch: pytest.Mon
     assert "--dport 80 -j ACCEPT" in shell("iptables-save")
 
 
-def test_witness_of_another_namespace(real: Namespace, other: Namespace) -> None:
-    here = witness.call()
+def test_stamp_of_another_namespace(real: Namespace, other: Namespace) -> None:
+    here = stamp.take_stamp()
     with other.entered():
-        there = witness.call()
+        there = stamp.take_stamp()
     assert here is not None
     assert there is not None
     assert here.namespace != there.namespace
-    assert witness.RulesetStamp.of_json(json.loads(json.dumps(here.as_json()))) == here
+    assert stamp.RulesetStamp.of_json(json.loads(json.dumps(here.as_json()))) == here
 
 
 # --- others at work at the same time -------------------------------------------------------------------------
@@ -259,7 +259,9 @@ def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, script: str, *,
 def is_mended(desired: Desired) -> bool:
     """Tell whether the next apply finds what is wrong, and mends it."""
     return (
-        bool(control.apply(desired)[0].changes) and firewall.status(desired).changes == () and stands(desired.backend)
+        bool(control.apply(desired)[0].changes)
+        and firewall.status(desired).changes == ()
+        and is_in_force(desired.backend)
     )
 
 
@@ -271,7 +273,7 @@ def test_tables_removed_while_a_plan_is_made(real: Namespace, monkeypatch: pytes
     once(monkeypatch, apply_nft, "drift", script)
     control.apply(desired)
     assert firewall.status(desired).changes == ()
-    assert stands("nft") or is_mended(desired)
+    assert is_in_force("nft") or is_mended(desired)
 
 
 @pytest.mark.parametrize("script", ["nft flush ruleset", "nft delete table bridge pvefw"])
@@ -281,7 +283,7 @@ def test_tables_removed_before_a_plan_is_made(real: Namespace, monkeypatch: pyte
     shell("nft add table inet mine")
     once(monkeypatch, apply_nft, "plan", script)
     control.apply(desired)
-    assert not stands("nft")
+    assert not is_in_force("nft")
     assert is_mended(desired)
 
 
@@ -297,7 +299,7 @@ def test_changed_around_a_transaction(
     once(monkeypatch, apply_nft, "execute", script, first=first)
     desired = ruleset("nft", 81)
     control.apply(desired)
-    assert not stands("nft")
+    assert not is_in_force("nft")
     assert is_mended(desired)
 
 
@@ -346,7 +348,7 @@ def test_dormant_table_of_iptables_is_refused(real: Namespace, family: str) -> N
     shell(refused.value.hint.removeprefix("wake it: "))
     assert nf_tables.dormant() == set()
     control.apply(desired)
-    assert stands("iptables")
+    assert is_in_force("iptables")
 
 
 def test_error_of_netlink_is_no_absence(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from .network.plan import Plan
 
 
-def as_packets(witness: Counterexample, plan: Plan) -> Iterator[Packet]:
+def as_packets(counterexample: Counterexample, plan: Plan) -> Iterator[Packet]:
     """Yield the packets of the lab that are like an example, the most like it first; none where the lab has no such.
 
     An example leaves open what no rule asks for, and has something there that may not go together with the network: an
     address of the host's, a MAC address. The later packets have the endpoints' own.
     """
-    fields = witness.packet
-    sender, receiver = _name(witness.before.source, plan), _name(witness.before.destination, plan)
+    fields = counterexample.packet
+    sender, receiver = _name(counterexample.before.source, plan), _name(counterexample.before.destination, plan)
     if sender == receiver or sender is None or receiver is None or fields.get(m.FRAGMENT) or fields.get(m.VLAN_ID) == 0:
         return
     if fields.get(m.L4PROTO) == (58 if fields[m.PROTOCOL] == m.IPV4 else 1):

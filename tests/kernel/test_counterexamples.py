@@ -93,7 +93,7 @@ def counterexamples(plan: Plan, artefact: Artefact, seed: int) -> Iterator[Shown
     for mutation in itertools.islice(mutations(artefact, seed), 100):
         after = side(mutation.artefact, topology)
         for difference in compare(before, after).differences:
-            found = replayable(difference.witness, mutation, (before, after), plan)
+            found = replayable(difference.counterexample, mutation, (before, after), plan)
             if found is not None:
                 yield found
                 break
@@ -103,13 +103,15 @@ def side(artefact: Artefact, topology: Topology) -> Side:
     return Side(artefact.backend, read_ruleset([Text(artefact.backend, artefact.text)]), topology)
 
 
-def replayable(witness: Counterexample, mutation: Mutation, sides: tuple[Side, Side], plan: Plan) -> Shown | None:
+def replayable(
+    counterexample: Counterexample, mutation: Mutation, sides: tuple[Side, Side], plan: Plan
+) -> Shown | None:
     """Return the packet of the lab that is like an example, and has the verdicts that compare says of it, if any."""
     said = [
-        text_of(simulate(side.model, Simulated(witness.packet, path)))
-        for side, path in zip(sides, (witness.before, witness.after), strict=True)
+        text_of(simulate(side.model, Simulated(counterexample.packet, path)))
+        for side, path in zip(sides, (counterexample.before, counterexample.after), strict=True)
     ]
-    for packet in as_packets(witness, plan):
+    for packet in as_packets(counterexample, plan):
         probe = Probe((packet,), "example of compare")
         before, after = (outcome_of(probe, plan, side.topology, side.model) for side in sides)
         if [text_of(before), text_of(after)] == said and {before.answered, after.answered} <= {None, True}:

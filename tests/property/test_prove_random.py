@@ -253,10 +253,10 @@ def proved_equal(one: m.RulesetModel, two: m.RulesetModel, *, strict: bool = Fal
     for difference in report.differences:
         assert difference.before != difference.after
         for model, path, verdict in (
-            (one, difference.witness.before, difference.before),
-            (two, difference.witness.after, difference.after),
+            (one, difference.counterexample.before, difference.before),
+            (two, difference.counterexample.after, difference.after),
         ):
-            run = simulate(model, Probe(difference.witness.packet, path))
+            run = simulate(model, Probe(difference.counterexample.packet, path))
             assert verdict.startswith("put together") if run.put_together else verdict.split()[0].upper() == run.verdict
     return report.equal
 

@@ -74,10 +74,10 @@ def prove(before: str, after: str, options: Options | None = None, topology: Top
     report = compare(sides[0], sides[1], options)
     for difference in report.differences:
         for side, path, verdict in (
-            (sides[0], difference.witness.before, difference.before),
-            (sides[1], difference.witness.after, difference.after),
+            (sides[0], difference.counterexample.before, difference.before),
+            (sides[1], difference.counterexample.after, difference.after),
         ):
-            run = simulate(side.model, Probe(difference.witness.packet, path))
+            run = simulate(side.model, Probe(difference.counterexample.packet, path))
             assert run.verdict == verdict.split()[0].upper()
     return report
 

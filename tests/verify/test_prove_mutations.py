@@ -241,7 +241,7 @@ def test_changes_are_found_just_if_they_matter(name: str, backend: str) -> None:
         if report.equal:
             kinds = choice.sample(kinds, min(MAX_WAYS, len(kinds)))
         else:
-            packet, path = report.differences[0].witness.packet, report.differences[0].witness.before
+            packet, path = report.differences[0].counterexample.packet, report.differences[0].counterexample.before
             kinds = [Kind(path, packet[m.PROTOCOL], packet[m.ETHER_TYPE])]
         found = differs(mutant.before, mutant.side, kinds)
         assert (found is None) is report.equal, f"{mutant.what}: {found}"
@@ -257,9 +257,9 @@ def test_many_changes_matter_and_many_do_not() -> None:
 
 def fates_of(difference: Difference, *sides: Side) -> list[str]:
     """Return what simulate says of the example of a difference, before and after, in compare's words."""
-    witness = difference.witness
+    counterexample = difference.counterexample
     runs = [
-        simulate(side.model, Probe(witness.packet, path))
-        for side, path in zip(sides, (witness.before, witness.after), strict=True)
+        simulate(side.model, Probe(counterexample.packet, path))
+        for side, path in zip(sides, (counterexample.before, counterexample.after), strict=True)
     ]
     return ["put together" if run.put_together else f"{run.verdict} {run.kind or ''}".lower().strip() for run in runs]

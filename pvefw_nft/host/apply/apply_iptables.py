@@ -12,7 +12,7 @@ from pvefw_nft.errors import HostError
 
 from .. import tools
 from ..netfilter import nf_tables
-from ..netfilter.witness import are_counted, call_for_tools
+from ..netfilter.stamp import are_counted, take_stamp_for_tools
 from ..records.changes import AppliedChain
 from .iptables_plan import LOCK_WAIT, NOTHING, SETS, Part, Plan, memory_key
 from .iptables_plan import plan as plan
@@ -33,7 +33,7 @@ from .xtables import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ..netfilter.witness import RulesetStamp
+    from ..netfilter.stamp import RulesetStamp
     from .xtables import OnRecord
 
 _IN_USE = "in use by a kernel component"  # ipset's words for a set that a rule or another set uses
@@ -42,18 +42,18 @@ _FEW = 20  # so many chains are read back one by one; more with the whole
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What of ours was in the kernel, and the witness of the time in which it was read (None: there is none).
+    """What of ours was in the kernel, and the stamp of the time in which it was read (None: there is none).
 
     ``notes`` say what an apply had to leave, and why.
     """
 
     state: State
-    witness: RulesetStamp | None
+    stamp: RulesetStamp | None
     notes: tuple[str, ...] = ()
 
     def still_holds(self) -> bool:
         """Tell whether that provably is still so."""
-        return self.witness is not None and self.witness == call_witness()
+        return self.stamp is not None and self.stamp == take_stamp()
 
 
 def look(*, ebtables: bool, on_record: OnRecord = tuple) -> Seen:
@@ -61,20 +61,20 @@ def look(*, ebtables: bool, on_record: OnRecord = tuple) -> Seen:
 
     ``on_record`` returns the keys of the chains that were loaded last.
     """
-    witness = call_witness()
+    stamp = take_stamp()
     saved = save(ebtables=ebtables)
-    holds = saved.ebtables is not None and witness == witness_with(saved.sets)
-    return Seen(saved.state(on_record), witness if holds else None)
+    holds = saved.ebtables is not None and stamp == stamp_with_sets(saved.sets)
+    return Seen(saved.state(on_record), stamp if holds else None)
 
 
-def call_witness() -> RulesetStamp | None:
-    """Return the witness of this moment, or None where there is none. Raises :class:`HostError`."""
-    return witness_with(save_sets())
+def take_stamp() -> RulesetStamp | None:
+    """Return the stamp of this moment, or None where there is none. Raises :class:`HostError`."""
+    return stamp_with_sets(save_sets())
 
 
-def witness_with(sets: str) -> RulesetStamp | None:
-    """Return the witness of this moment, for sets that were just listed."""
-    return call_for_tools(SAVE_TOOLS + RULE_TOOLS, sets)
+def stamp_with_sets(sets: str) -> RulesetStamp | None:
+    """Return the stamp of this moment, for sets that were just listed."""
+    return take_stamp_for_tools(SAVE_TOOLS + RULE_TOOLS, sets)
 
 
 def execute(planned: Plan, before_part: Callable[[Part], None] | None = None) -> list[str]:
@@ -195,7 +195,7 @@ def apply(planned: Plan) -> Seen:
     Raises :class:`HostError` that says what failed, and whether putting back failed too.
     """
     if not planned.parts:
-        return Seen(planned.before, planned.witness, planned.notes)
+        return Seen(planned.before, planned.stamp, planned.notes)
     try:
         left = execute(planned)
         after = _read_changed(planned) or look(ebtables=bool(planned.after.ebtables.chains))
@@ -223,12 +223,12 @@ def _read_changed(planned: Plan) -> Seen | None:
     only_ip = not any(part.command[0] == "ebtables-restore" for part in parts)
     before, after = planned.before, planned.after
     hooked = all(after.table(*key).hooked <= before.table(*key).hooked for key in after.tables)
-    if planned.witness is None or not (few and only_ip and hooked and are_counted(SAVE_TOOLS + RULE_TOOLS)):
+    if planned.stamp is None or not (few and only_ip and hooked and are_counted(SAVE_TOOLS + RULE_TOOLS)):
         return None
     places = [(*change.where.split(" "), change.name) for change in chains]
     texts = tools.run_all([(tool, "-w", LOCK_WAIT, "-t", table, "-S", name) for tool, table, name in places])
     sets = save_sets()
-    expected, now = planned.witness.after(len(parts)), witness_with(sets)
+    expected, now = planned.stamp.after(len(parts)), stamp_with_sets(sets)
     if now is None or now != replace(expected, rest=now.rest):
         return None
     tables = dict(before.tables)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pvefw_nft.errors import HostError
 
 from ..netfilter import nf_tables
-from ..netfilter.witness import call as call_witness
+from ..netfilter.stamp import take_stamp
 from ..records.changes import AppliedChain, Change
 from .nftables_state import (
     DIGESTS,
@@ -25,7 +25,7 @@ from .nftables_state import (
     Kernel,
     Nftables,
     Noted,
-    Thing,
+    TableObject,
     Wanted,
     listing,
     note_commands,
@@ -35,7 +35,7 @@ from .nftables_state import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from ..netfilter.witness import RulesetStamp
+    from ..netfilter.stamp import RulesetStamp
 
 _FEW = 500  # so many are asked for one by one, each in less than a millisecond; more in one listing of the table
 
@@ -48,7 +48,7 @@ class NotAsLoadedError(HostError):
 class Plan:
     """The commands of the transaction, and what they change; no commands: nothing to do.
 
-    ``target`` is the state after it; ``was_there``: a table of ours was there before. ``witness`` is that of the time
+    ``target`` is the state after it; ``was_there``: a table of ours was there before. ``stamp`` is that of the time
     in which the kernel was looked at (None: there is none). ``whole``: it replaces our tables completely.
     """
 
@@ -56,7 +56,7 @@ class Plan:
     changes: tuple[Change, ...]
     target: Mapping[str, Wanted]
     was_there: bool
-    witness: RulesetStamp | None = None
+    stamp: RulesetStamp | None = None
     whole: bool = False
     notes: tuple[str, ...] = ()
 
@@ -76,7 +76,7 @@ def plan(
     """Return the plan that brings the kernel from its noted state to ``target`` (by family; none: no table).
 
     ``previous`` gives the ruleset applied last, if known: where a set is unchanged since then, only the
-    elements that differ are touched. It is not asked where no set changes. ``spoiled`` are things changed by hand
+    elements that differ are touched. It is not asked where no set changes. ``spoiled`` are objects changed by hand
     since, as ``bridge chain x``.
     """
     commands: list[Command] = []
@@ -111,14 +111,14 @@ def replacing(current: Kernel, target: Mapping[str, Wanted]) -> Plan:
 def execute(planned: Plan, nft: Nftables) -> tuple[RulesetStamp | None, Kernel]:
     """Run the transaction; read back and return the notes.
 
-    Returns the witness of the moment before reading back; None if another program may have changed the state that the
+    Returns the stamp of the moment before reading back; None if another program may have changed the state that the
     plan was made from. Raises :class:`HostError`.
     """
     if planned.commands:
         nft.run(planned.commands)
-    witness = call_witness()
-    if not planned.whole and (planned.witness is None or witness != planned.witness.after(1)):
-        witness = None
+    stamp = take_stamp()
+    if not planned.whole and (planned.stamp is None or stamp != planned.stamp.after(1)):
+        stamp = None
     kernel = read_kernel()
     wrong = differences(kernel, planned.target)
     if wrong:
@@ -127,7 +127,7 @@ def execute(planned: Plan, nft: Nftables) -> tuple[RulesetStamp | None, Kernel]:
         wrong += _count_differences(family, names, planned.target[family])
     if wrong:
         raise NotAsLoadedError("the kernel does not hold the ruleset that was loaded: " + "; ".join(wrong[:5]))
-    return witness, kernel
+    return stamp, kernel
 
 
 def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:
@@ -138,7 +138,7 @@ def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:
             wrong.append(f"table {family} {TABLE} is missing")
             continue
         noted = {key: note.digests for key, note in current[family].items()}
-        should = {key: thing.digests for key, thing in wanted.things.items()}
+        should = {key: item.digests for key, item in wanted.objects.items()}
         wrong += [
             f"{family} {key} is not as compiled"
             for key in sorted({*noted, *should})
@@ -157,16 +157,16 @@ def memory_of(
     memory: dict[str, AppliedChain] = {}
     for family, wanted in target.items():
         fresh = [
-            thing
-            for key, thing in wanted.things.items()
-            if before is None or f"{family} {key}" not in before or before[f"{family} {key}"].signature != thing.digests
+            item
+            for key, item in wanted.objects.items()
+            if before is None or f"{family} {key}" not in before or before[f"{family} {key}"].signature != item.digests
         ]
-        in_part = len(fresh) <= _FEW and all(thing.kind in ("chain", "set", "map") for thing in fresh)
+        in_part = len(fresh) <= _FEW and all(item.kind in ("chain", "set", "map") for item in fresh)
         listed = listing(family, fresh if in_part else None)
-        for key, thing in wanted.things.items():
+        for key, item in wanted.objects.items():
             name = f"{family} {key}"
             if key in listed:
-                memory[name] = AppliedChain(thing.digests, listed[key])
+                memory[name] = AppliedChain(item.digests, listed[key])
             elif before is not None and name in before:
                 memory[name] = before[name]
     return memory
@@ -195,7 +195,7 @@ class Drift:
 
 
 def drift(current: Kernel, memory: Mapping[str, AppliedChain]) -> Drift:
-    """Compare each thing with how the kernel listed it when it was applied. Raises :class:`HostError`."""
+    """Compare each object with how the kernel listed it when it was applied. Raises :class:`HostError`."""
     changed: list[str] = []
     missing = [f"{family} table {TABLE}" for family in FAMILIES if family not in current and _remembers(memory, family)]
     added: list[str] = []
@@ -235,7 +235,7 @@ def _count_differences(family: str, chains: list[str], wanted: Wanted) -> list[s
     counts = Counter(rule.chain for name in few for rule in nf_tables.rules(family, TABLE, name))
     wrong = []
     for name in chains:
-        should = wanted.things[Thing("chain", name, {}).key].count
+        should = wanted.objects[TableObject("chain", name, {}).key].count
         if counts[name] != should:
             wrong.append(f"{family} chain {name} has {counts[name]} rules, not {should}")
     return wrong
@@ -268,10 +268,10 @@ class _TablePlan:
         """Tell whether an object must be replaced: its references would have to go first."""
         assert self._noted is not None
         for key, note in self._noted.items():
-            thing = self._wanted.things.get(key)
-            if thing is None and " #" in key:
+            item = self._wanted.objects.get(key)
+            if item is None and " #" in key:
                 return True  # gone, and its name too long to be noted
-            if thing is not None and note.digests.partition(".")[0] != thing.digests.partition(".")[0]:
+            if item is not None and note.digests.partition(".")[0] != item.digests.partition(".")[0]:
                 return True
         return False
 
@@ -289,28 +289,28 @@ class _TablePlan:
             {"add": table},
             {"add": {"chain": self._body(name=DIGESTS)}},
             *(command for command in self._wanted.commands() if "table" not in command["add"]),
-            *note_commands(self._family, self._wanted.things.values()),
+            *note_commands(self._family, self._wanted.objects.values()),
         ]
 
     def _in_part(self, noted: dict[str, Noted]) -> list[Command]:
-        things = self._wanted.things
-        new = [thing for key, thing in things.items() if key not in noted]
+        objects = self._wanted.objects
+        new = [item for key, item in objects.items() if key not in noted]
         changed = [
-            thing
-            for key, thing in things.items()
-            if key in noted and (noted[key].digests != thing.digests or key in self._spoiled)
+            item
+            for key, item in objects.items()
+            if key in noted and (noted[key].digests != item.digests or key in self._spoiled)
         ]
-        gone = [_from_key(key) for key in noted if key not in things]
+        gone = [_from_key(key) for key in noted if key not in objects]
         if not (new or changed or gone):
             return []
         commands = [{"add": {t.kind: dict(t.definition)}} for t in sorted(new, key=_making_order)]
         commands += [self._flush(t) for t in (*changed, *gone) if t.kind == "chain"]
-        for thing in (*new, *changed):
-            if thing.kind in ("set", "map"):
-                commands += self._element_commands(thing, noted)
-        for thing in (*new, *changed):
-            if thing.kind == "chain":
-                commands += [{"add": {"rule": rule}} for rule in thing.content]
+        for item in (*new, *changed):
+            if item.kind in ("set", "map"):
+                commands += self._element_commands(item, noted)
+        for item in (*new, *changed):
+            if item.kind == "chain":
+                commands += [{"add": {"rule": rule}} for rule in item.content]
         commands += [self._delete(t) for t in sorted(gone, key=_making_order, reverse=True)]
         commands += [
             {"delete": {"rule": self._body(chain=DIGESTS, handle=noted[t.key].handle)}} for t in (*changed, *gone)
@@ -320,57 +320,57 @@ class _TablePlan:
             self.changes += [Change(what, f"nft {self._family}", t.key, self._detail(t, noted)) for t in some]
         return commands
 
-    def _element_commands(self, thing: Thing, noted: Mapping[str, Noted]) -> list[Command]:
+    def _element_commands(self, item: TableObject, noted: Mapping[str, Noted]) -> list[Command]:
         """Return the commands that give a set or map its elements: those that differ, if the old ones are known."""
-        old = self._old_elements(thing, noted)
+        old = self._old_elements(item, noted)
         flush = []
-        if thing.key in noted and old is None:
-            flush = [{"flush": {thing.kind: self._body(name=thing.name)}}]
+        if item.key in noted and old is None:
+            flush = [{"flush": {item.kind: self._body(name=item.name)}}]
         before = {json.dumps(element, sort_keys=True): element for element in old or ()}
-        after = {json.dumps(element, sort_keys=True): element for element in thing.content}
+        after = {json.dumps(element, sort_keys=True): element for element in item.content}
         gone = [element for key, element in before.items() if key not in after]
         come = [element for key, element in after.items() if key not in before]
         # an empty list of elements is an error to libnftables
         return [
             *flush,
-            *([{"delete": {"element": self._body(name=thing.name, elem=gone)}}] if gone else []),
-            *([{"add": {"element": self._body(name=thing.name, elem=come)}}] if come else []),
+            *([{"delete": {"element": self._body(name=item.name, elem=gone)}}] if gone else []),
+            *([{"add": {"element": self._body(name=item.name, elem=come)}}] if come else []),
         ]
 
-    def _old_elements(self, thing: Thing, noted: Mapping[str, Noted]) -> tuple[Any, ...] | None:
+    def _old_elements(self, item: TableObject, noted: Mapping[str, Noted]) -> tuple[Any, ...] | None:
         """Return the elements in the kernel, or None where they are not known."""
-        note = noted.get(thing.key)
+        note = noted.get(item.key)
         if note is None:
             return ()
         table = self._previous().get(self._family)
-        old = None if table is None else table.things.get(thing.key)
-        known = old is not None and note.digests == old.digests and thing.key not in self._spoiled
+        old = None if table is None else table.objects.get(item.key)
+        known = old is not None and note.digests == old.digests and item.key not in self._spoiled
         return old.content if known and old is not None else None
 
-    def _detail(self, thing: Thing, noted: Mapping[str, Noted]) -> tuple[str, ...]:
-        if thing.kind not in ("set", "map") or thing.key not in self._wanted.things or thing.key not in noted:
+    def _detail(self, item: TableObject, noted: Mapping[str, Noted]) -> tuple[str, ...]:
+        if item.kind not in ("set", "map") or item.key not in self._wanted.objects or item.key not in noted:
             return ()
-        old = self._old_elements(thing, noted)
+        old = self._old_elements(item, noted)
         if old is None:
             return ()
-        before, after = {json.dumps(e) for e in old}, {json.dumps(e) for e in thing.content}
+        before, after = {json.dumps(e) for e in old}, {json.dumps(e) for e in item.content}
         return tuple([f"+ {e}" for e in sorted(after - before)] + [f"- {e}" for e in sorted(before - after)])
 
-    def _flush(self, chain: Thing) -> Command:
+    def _flush(self, chain: TableObject) -> Command:
         return {"flush": {"chain": self._body(name=chain.name)}}
 
-    def _delete(self, thing: Thing) -> Command:
-        return {"delete": {thing.kind: self._body(name=thing.name)}}
+    def _delete(self, item: TableObject) -> Command:
+        return {"delete": {item.kind: self._body(name=item.name)}}
 
     def _body(self, **more: object) -> Command:
         return {"family": self._family, "table": TABLE, **more}
 
 
-def _from_key(key: str) -> Thing:
+def _from_key(key: str) -> TableObject:
     kind, _, name = key.rpartition(" ")
-    return Thing(kind, name, {})
+    return TableObject(kind, name, {})
 
 
-def _making_order(thing: Thing) -> int:
+def _making_order(item: TableObject) -> int:
     """Order by references: objects, then chains, then sets and maps, whose elements name chains."""
-    return {"set": 2, "map": 2, "chain": 1}.get(thing.kind, 0)
+    return {"set": 2, "map": 2, "chain": 1}.get(item.kind, 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from pvefw_nft.errors import HostError, InternalError
 
 from ..netfilter.nf_tables import NO_NFTABLES
-from ..netfilter.witness import call as call_witness
+from ..netfilter.stamp import take_stamp
 from ..records import record
 from ..records.changes import AppliedChain
 from ..records.record import AppliedState
@@ -20,7 +20,7 @@ from .nftables_state import Nftables, Reader, our_tables, read_kernel
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from ..netfilter.witness import RulesetStamp
+    from ..netfilter.stamp import RulesetStamp
     from ..records.changes import Change
     from ..records.record import Desired
     from .nftables_state import Kernel, Wanted
@@ -46,14 +46,14 @@ class Planned(Protocol):
         """Unwanted parts that have to stay, and why."""
 
     @property
-    def witness(self) -> RulesetStamp | None:
-        """The witness of the time in which the kernel was looked at for it; None: there is none."""
+    def stamp(self) -> RulesetStamp | None:
+        """The stamp of the time in which the kernel was looked at for it; None: there is none."""
 
 
 class Engine(Protocol):
     """One backend on this host.
 
-    The state of the kernel is cached, and used again while a witness proves that it is unchanged.
+    The state of the kernel is cached, and used again while a stamp proves that it is unchanged.
     """
 
     name: str
@@ -134,10 +134,10 @@ class IptablesEngine:
         self._look(ebtables=False)
 
     def unchanged(self, memory: AppliedState | None) -> bool:
-        """Ask for the witness that was taken when the ruleset had been read back."""
-        if memory is None or memory.witness is None or memory.names != names.digests():
+        """Ask for the stamp that was taken when the ruleset had been read back."""
+        if memory is None or memory.stamp is None or memory.names != names.digests():
             return False
-        return memory.witness == apply_iptables.call_witness()
+        return memory.stamp == apply_iptables.take_stamp()
 
     def plan(
         self,
@@ -155,7 +155,7 @@ class IptablesEngine:
         reload_all = reload_all or memory is None
         renamed = names.differing(memory.names, names.digests()) if memory is not None else []
         return apply_iptables.plan(
-            seen.state, target, _chains(memory), reload_all=reload_all, renamed=renamed, witness=seen.witness
+            seen.state, target, _chains(memory), reload_all=reload_all, renamed=renamed, stamp=seen.stamp
         )
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:  # noqa: ARG002
@@ -167,7 +167,7 @@ class IptablesEngine:
         def remember(identity: str, before: AppliedState | None) -> AppliedState:
             chains = apply_iptables.memory_of(seen.state, planned, _chains(before))
             spoiled = apply_iptables.drifted(seen.state, chains)
-            return AppliedState(identity, chains, None if spoiled else seen.witness)
+            return AppliedState(identity, chains, None if spoiled else seen.stamp)
 
         return remember
 
@@ -178,7 +178,7 @@ class IptablesEngine:
         return apply_iptables.apply(apply_iptables.plan(there, xtables.State(), removing=True)).notes
 
     def drifted(self, memory: AppliedState | None) -> list[str]:
-        """Compare each chain with its listing after the apply, unless the witness proves that nothing changed."""
+        """Compare each chain with its listing after the apply, unless the stamp proves that nothing changed."""
         if memory is None or self.unchanged(memory):
             return []
         return apply_iptables.drifted(self._look(ebtables=False).state, memory.chains)
@@ -204,7 +204,7 @@ class IptablesEngine:
         return names.digests()
 
     def _look(self, *, ebtables: bool) -> apply_iptables.Seen:
-        """Return the present rules, read again unless a witness proves them unchanged."""
+        """Return the present rules, read again unless a stamp proves them unchanged."""
         if self._seen is None or not self._seen.still_holds():
             self._seen = apply_iptables.look(ebtables=ebtables, on_record=_chains_on_record)
         return self._seen
@@ -258,8 +258,8 @@ class NftEngine:
         self._reader.wanted(desired.pieces)
 
     def unchanged(self, memory: AppliedState | None) -> bool:
-        """Ask for the witness that was taken when the ruleset had been read back."""
-        return memory is not None and memory.witness is not None and memory.witness == call_witness()
+        """Ask for the stamp that was taken when the ruleset had been read back."""
+        return memory is not None and memory.stamp is not None and memory.stamp == take_stamp()
 
     def plan(
         self, desired: Desired, memory: AppliedState | None, previous: Desired | None, *, reload_all: bool = False
@@ -267,7 +267,7 @@ class NftEngine:
         """Return the commands of the transaction."""
         Nftables()  # where it is missing, nothing is to be begun
         target = self._reader.wanted(desired.pieces)
-        there, witness = self._look()
+        there, stamp = self._look()
         # without a recorded listing drift cannot be detected: reload everything
         if reload_all or (memory is None and there):
             return apply_nft.replacing(there, target)
@@ -280,19 +280,19 @@ class NftEngine:
         if drift.in_structure:
             return apply_nft.replacing(there, target)
         planned = apply_nft.plan(there, target, before, drift.changed)
-        return replace(planned, witness=witness if witness == call_witness() else None)
+        return replace(planned, stamp=stamp if stamp == take_stamp() else None)
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:
         """Run the transaction; restore the previous ruleset if the rules read back are not the wanted ones."""
         assert isinstance(planned, apply_nft.Plan)
         nft = Nftables()
         self._seen = None
-        witness = planned.witness
+        stamp = planned.stamp
         try:
             if planned.commands:
-                witness, kernel = self._carried_out(planned, nft)
-                if witness is not None and witness == call_witness():
-                    self._seen = (witness, kernel)
+                stamp, kernel = self._carried_out(planned, nft)
+                if stamp is not None and stamp == take_stamp():
+                    self._seen = (stamp, kernel)
         except apply_nft.NotAsLoadedError as error:
             back = self._known(previous) if planned.was_there else {}
             apply_nft.execute(apply_nft.replacing(read_kernel(), back), nft)
@@ -300,12 +300,12 @@ class NftEngine:
 
         def remember(identity: str, before: AppliedState | None) -> AppliedState:
             chains = apply_nft.memory_of(planned.target, _chains(before) if before is not None else None)
-            now = call_witness()
-            if now is not None and now != witness:
+            now = take_stamp()
+            if now is not None and now != stamp:
                 # rules changed meanwhile, perhaps these: forget their listings, so the next apply loads them again
                 old = _chains(before)
                 chains = {k: v if old.get(k) == v else AppliedChain(v.signature, "") for k, v in chains.items()}
-            return AppliedState(identity, chains, witness if witness == now else None)
+            return AppliedState(identity, chains, stamp if stamp == now else None)
 
         return remember
 
@@ -363,14 +363,14 @@ class NftEngine:
         return {}
 
     def _look(self) -> tuple[Kernel, RulesetStamp | None]:
-        """Return the notes in our tables, read again unless a witness proves them unchanged, and the witness."""
-        witness = call_witness()
-        if self._seen is not None and self._seen[0] == witness:
-            return self._seen[1], witness
+        """Return the notes in our tables, read again unless a stamp proves them unchanged, and the stamp."""
+        stamp = take_stamp()
+        if self._seen is not None and self._seen[0] == stamp:
+            return self._seen[1], stamp
         kernel = read_kernel()
-        holds = witness is not None and witness == call_witness()
-        self._seen = (witness, kernel) if witness is not None and holds else None
-        return kernel, witness if holds else None
+        holds = stamp is not None and stamp == take_stamp()
+        self._seen = (stamp, kernel) if stamp is not None and holds else None
+        return kernel, stamp if holds else None
 
 
 def _chains(memory: AppliedState | None) -> Mapping[str, AppliedChain]:

@@ -20,7 +20,7 @@ from .xtables import EBTABLES_HOOKS, HOOK_CHAINS, IP_TABLES, IP_TOOLS, SWAP_SUFF
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from ..netfilter.witness import RulesetStamp
+    from ..netfilter.stamp import RulesetStamp
 
 SETS = "ipset"
 LOCK_WAIT = "10"
@@ -47,7 +47,7 @@ class Part:
 class Plan:
     """The parts to carry out, in order, and what they change; no parts: nothing to do.
 
-    ``before`` is the state that the plan was made from, with its ``witness``, ``after`` the planned one. ``notes`` say
+    ``before`` is the state that the plan was made from, with its ``stamp``, ``after`` the planned one. ``notes`` say
     which chains and sets stay although they are not wanted, and why.
     """
 
@@ -55,7 +55,7 @@ class Plan:
     changes: tuple[Change, ...]
     before: State
     after: State
-    witness: RulesetStamp | None = None
+    stamp: RulesetStamp | None = None
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -74,9 +74,9 @@ def plan(
     removing: bool = False,
     reload_all: bool = False,
     renamed: Sequence[str] = (),
-    witness: RulesetStamp | None = None,
+    stamp: RulesetStamp | None = None,
 ) -> Plan:
-    """Return what brings ``current`` to ``target``; ``witness`` is that of ``current``.
+    """Return what brings ``current`` to ``target``; ``stamp`` is that of ``current``.
 
     ``memory`` (by :func:`memory_key`) tells chains that were changed by hand since they were applied, and for
     ebtables, whose rules hold no signature, those that are as wanted. With ``removing`` the chains that the
@@ -107,7 +107,7 @@ def plan(
         tuple(changes),
         current,
         _with_kept(current, target, removing=removing),
-        witness,
+        stamp,
         tuple(_uses_of_leftovers(current, target)),
     )
 

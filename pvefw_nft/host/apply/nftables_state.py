@@ -37,12 +37,12 @@ _NAME = re.compile(r"[!-~]{1,127}")
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
-    """A chain, set, map or other object: its definition, and its content (rules, or elements).
+class TableObject:
+    """A chain, set, map or other object of a table: its definition, and its content (rules or elements).
 
-    ``definition`` is the body of its add command, without elements; ``count`` is how many rules or elements it has,
-    which stand in ``piece`` of the artefact; ``digests`` are those of the definition and of the content, with a dot
-    between (empty: it is only named).
+    ``definition`` is the body of the object's add command, without elements. ``count`` is the number of its rules or
+    elements, which ``piece`` of the artefact contains. ``digests`` are the digest of the definition and that of the
+    content, joined by a dot; empty for an object that is only named, to delete it.
     """
 
     kind: str
@@ -66,10 +66,10 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One of our tables as it should be: its things by key, and the pieces of the artefact that it is in."""
+    """One of our tables as it should be: its objects by key, and the pieces of the artefact that it is in."""
 
     family: str
-    things: Mapping[str, Thing] = field(default_factory=dict)
+    objects: Mapping[str, TableObject] = field(default_factory=dict)
     pieces: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def commands(self) -> Iterator[Command]:
@@ -82,7 +82,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """A thing as noted in the kernel: its digests, and the handle of the rule that holds them."""
+    """A object as noted in the kernel: its digests, and the handle of the rule that holds them."""
 
     digests: str
     handle: int
@@ -130,7 +130,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one piece of an artefact says of a thing: its definition, if it stands there, and of its content."""
+    """What one piece of an artefact says of a object: its definition, if it stands there, and of its content."""
 
     family: str
     kind: str
@@ -143,7 +143,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A piece of an artefact: its commands as kind and body, and the definitions and content of things in it."""
+    """A piece of an artefact: its commands as kind and body, and the definitions and content of objects in it."""
 
     added: list[tuple[str, Command]]
     definitions: dict[tuple[str, str, str], Command]
@@ -208,7 +208,7 @@ def _parts(piece: str) -> tuple[_Part, ...]:
 
 
 class _Table:
-    """One of our tables while an artefact is read: its things as far as they are known."""
+    """One of our tables while an artefact is read: its objects as far as they are known."""
 
     def __init__(self, family: str) -> None:
         self.pieces: dict[str, None] = {}
@@ -217,7 +217,7 @@ class _Table:
         self._filled: dict[tuple[str, str], tuple[str, _Part]] = {}
 
     def take(self, piece: str, part: _Part) -> None:
-        """Take what a piece says of a thing."""
+        """Take what a piece says of a object."""
         self.pieces[piece] = None
         owner = (part.kind, part.name)
         if part.definition is not None and self._defined.setdefault(owner, part) is not part:
@@ -232,13 +232,13 @@ class _Table:
         unknown = next((owner for owner in self._filled if owner not in self._defined), None)
         if unknown is not None:
             raise InternalError(f"an artefact with the content of an unknown {' '.join(unknown)}")
-        things = {}
+        objects = {}
         for (kind, name), part in self._defined.items():
             assert part.definition is not None
             piece, content = self._filled.get((kind, name), ("", part))
             digests = f"{part.definition_digest}.{content.content_digest}"
-            things[_key(kind, name)] = Thing(kind, name, part.definition, digests, content.count, piece)
-        return Wanted(self._family, things, tuple(self.pieces))
+            objects[_key(kind, name)] = TableObject(kind, name, part.definition, digests, content.count, piece)
+        return Wanted(self._family, objects, tuple(self.pieces))
 
 
 def _key(kind: str, name: str) -> str:
@@ -320,21 +320,21 @@ def _read_notes(family: str) -> dict[str, Noted]:
     return notes
 
 
-def listing(family: str, only: Iterable[Thing] | None = None) -> dict[str, str]:
-    """Return a digest of each thing of a table as the kernel lists it now; counters and handles do not count.
+def listing(family: str, only: Iterable[TableObject] | None = None) -> dict[str, str]:
+    """Return a digest of each object of a table as the kernel lists it now; counters and handles do not count.
 
     ``only``: of these chains, sets and maps, since listing a large table takes seconds.
     """
     with nf_tables.Questions() as questions:
         found = Listing(questions, family, TABLE)
         if only is not None:
-            digests = ((thing.key, found.of(thing.kind, thing.name)) for thing in only)
+            digests = ((item.key, found.of(item.kind, item.name)) for item in only)
             return {key: made for key, made in digests if made is not None}
         return {_key(kind, name): made for (kind, name), made in found.of_all().items() if name != DIGESTS}
 
 
-def note_commands(family: str, things: Iterable[Thing]) -> list[Command]:
-    """Return the commands that note things in the chain of digests."""
+def note_commands(family: str, objects: Iterable[TableObject]) -> list[Command]:
+    """Return the commands that note objects in the chain of digests."""
     return [
         {
             "add": {
@@ -343,9 +343,9 @@ def note_commands(family: str, things: Iterable[Thing]) -> list[Command]:
                     "table": TABLE,
                     "chain": DIGESTS,
                     "expr": [{"continue": None}],
-                    "comment": f"{thing.key} {thing.digests}",
+                    "comment": f"{item.key} {item.digests}",
                 }
             }
         }
-        for thing in things
+        for item in objects
     ]

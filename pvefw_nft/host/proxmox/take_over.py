@@ -86,7 +86,7 @@ class TakeOver:
     def _load_beside(self) -> tuple[str, ...]:
         shared = self.desired.backend == "iptables" and theirs.shares_chains() and not firewall.was_started()
         # chains of the same names stay when the change is undone, for pve-firewall, which is then started again
-        beside = "leave" if shared else "remove"
+        beside = control.Beside.LEAVE if shared else control.Beside.REMOVE
         outcome, pending = control.apply(
             self.desired, confirm_within=self.confirm_within, beside=beside, wait=self.wait
         )

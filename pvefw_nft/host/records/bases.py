@@ -38,11 +38,11 @@ Part: TypeAlias = "list[int] | int"
 
 @dataclass(frozen=True)
 class Base:
-    """A base as it was read or written, and the stamp of its file then."""
+    """A base as it was read or written, and the version of its file then."""
 
     name: str
     pieces: tuple[str, ...]
-    stamp: list[int] | None
+    version: list[int] | None
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -54,7 +54,7 @@ class Base:
 
     def still_holds(self) -> bool:
         """Tell whether the file is the one that was read or written."""
-        return self.stamp is not None and self.stamp == stamp(path_of(self.name))
+        return self.version is not None and self.version == file_version(path_of(self.name))
 
 
 def path_of(name: str) -> Path:
@@ -62,8 +62,8 @@ def path_of(name: str) -> Path:
     return state.state_directory() / name
 
 
-def stamp(path: Path) -> list[int] | None:
-    """Return what tells a file from one written later in its place, or None where there is none."""
+def file_version(path: Path) -> list[int] | None:
+    """Return the facts that identify this version of a file (device, inode, size, mtime); None: there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -76,7 +76,7 @@ def write(pieces: Sequence[str]) -> Base:
     text = BETWEEN.join(pieces)
     name = f"base.{hashlib.sha256(text.encode()).hexdigest()[:32]}"
     state.prepare_text(path_of(name), text).commit()
-    return Base(name, tuple(pieces), stamp(path_of(name)))
+    return Base(name, tuple(pieces), file_version(path_of(name)))
 
 
 def read(name: object) -> Base:
@@ -86,7 +86,7 @@ def read(name: object) -> Base:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"there cannot be a base {str(name)[:40]!r}")
-    before = stamp(path_of(name))
+    before = file_version(path_of(name))
     text = state.read_text(path_of(name))
     if text is None:
         raise ValueError(f"{path_of(name)} is not there")

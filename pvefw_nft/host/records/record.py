@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from pvefw_nft.errors import HostError, InternalError
 
 from ..backend_info import BACKENDS, info
-from ..netfilter.witness import RulesetStamp
+from ..netfilter.stamp import RulesetStamp
 from ..settings import Conntrack
 from . import bases, state
-from .bases import BETWEEN, stamp
+from .bases import BETWEEN, file_version
 from .changes import AppliedChain
 
 if TYPE_CHECKING:
@@ -68,13 +68,13 @@ def _fingerprint(backend: str, pieces: Sequence[str], hardening: str) -> str:
 class AppliedState:
     """The kernel's listing after the last apply, to detect changes by hand.
 
-    ``identity`` is that of the applied ruleset. ``witness`` was taken when it had been read back; None: nothing proves
+    ``identity`` is that of the applied ruleset. ``stamp`` was taken when it had been read back; None: nothing proves
     that it still holds. ``names`` are digests of the host's names that it was loaded under, where it holds names.
     """
 
     identity: str
     chains: Mapping[str, AppliedChain]
-    witness: RulesetStamp | None
+    stamp: RulesetStamp | None
     names: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -120,10 +120,10 @@ def inputs_path() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A record that this process read or wrote last, with its stamp: reading that of a large node takes long."""
+    """The record read or written last, with the version of its file. Reading that of a large node takes long."""
 
     path: Path
-    stamp: list[int] | None
+    version: list[int] | None
     ruleset: Desired
     base: Base | None
 
@@ -142,7 +142,7 @@ class Prepared:
     def commit(self) -> None:
         """Put it in place, as :meth:`.state.Prepared.commit`."""
         global _last
-        written = stamp(self.file.temporary)  # a new name does not change it
+        written = file_version(self.file.temporary)  # a new name does not change it
         self.file.commit()
         _last = _Known(self.file.path, written, self.ruleset, self.base)
         _remove_unused_bases()
@@ -194,14 +194,14 @@ def _digest(*, enabled: bool, conntrack: list[int] | None) -> str:
 def load(path: Path) -> Desired | None:
     """Return a record, or None where there is none. Raises :class:`HostError` where it is damaged."""
     global _last
-    found = stamp(path)
-    if found is not None and _last is not None and (_last.path, _last.stamp) == (path, found):
+    found = file_version(path)
+    if found is not None and _last is not None and (_last.path, _last.version) == (path, found):
         return _last.ruleset
     text = state.read_text(path)
     if text is None:
         return None
     ruleset, base = _read(path, text)
-    if found == stamp(path):  # else it may have been another one
+    if found == file_version(path):  # else it may have been another one
         _last = _Known(path, found, ruleset, base)
     return ruleset
 
@@ -288,8 +288,8 @@ def write_memory(memory: AppliedState) -> None:
         memory_path(),
         {
             "identity": memory.identity,
-            "record": stamp(running_path()),
-            "witness": None if memory.witness is None else memory.witness.as_json(),
+            "record": file_version(running_path()),
+            "witness": None if memory.stamp is None else memory.stamp.as_json(),
             "names": dict(memory.names),
             "chains": {key: [value.signature, value.listing] for key, value in memory.chains.items()},
         },
@@ -305,9 +305,9 @@ def read_memory() -> AppliedState | None:
             for key, (signature, listing) in value["chains"].items()
         }
         names = {key: state.typed(digest, str) for key, digest in value["names"].items()}
-        witness = RulesetStamp.of_json(value["witness"])
-        if value["record"] != stamp(running_path()):
+        ruleset_stamp = RulesetStamp.of_json(value["witness"])
+        if value["record"] != file_version(running_path()):
             return None  # a run that was killed had written another ruleset
-        return AppliedState(state.typed(value["identity"], str), chains, witness, names)
+        return AppliedState(state.typed(value["identity"], str), chains, ruleset_stamp, names)
 
     return state.read_record(memory_path(), check)

@@ -249,7 +249,7 @@ def _one_group(
     if verbose:
         for one in others:
             yield f"    also:    {class_text(one, names)}"
-            yield f"             example: {packet_text(one.witness.packet)}"
+            yield f"             example: {packet_text(one.counterexample.packet)}"
     elif others:
         yield f"    {_count(len(others), 'more kind')} of packets with this cause: see -v"
 
@@ -258,7 +258,7 @@ def _details(one: Difference, rulesets: Sequence[Sequence[str]]) -> Iterator[str
     cause = one.cause
     same_text = cause.before is not None and cause.after is not None and cause.before.text == cause.after.text
     note = " (the same text, but a set in it differs)" if same_text else ""
-    yield f"    example: {packet_text(one.witness.packet)}"
+    yield f"    example: {packet_text(one.counterexample.packet)}"
     sides = (("before:", one.rules_before, cause.before), ("after:", one.rules_after, cause.after))
     for word, places, changed in sides:
         if changed is not None and changed not in places:
@@ -353,14 +353,14 @@ def _difference_data(one: Difference, names: SetNames, rulesets: Sequence[Sequen
         "rules_before": [place._asdict() for place in one.rules_before],
         "rules_after": [place._asdict() for place in one.rules_after],
         "packet": {
-            "from": str(one.witness.before.source),
-            "to": str(one.witness.before.destination),
-            "text": packet_text(one.witness.packet),
+            "from": str(one.counterexample.before.source),
+            "to": str(one.counterexample.before.destination),
+            "text": packet_text(one.counterexample.packet),
             "simulate": simulate_arguments(one),
             "commands": replay_commands(one, rulesets) if rulesets else [],
             "fields": {
                 on.name: value_text(on, value)
-                for on, value in one.witness.packet.items()
+                for on, value in one.counterexample.packet.items()
                 if value or on.kind is not m.FieldKind.BIT
             },
         },

@@ -30,10 +30,10 @@ _UNICAST, _LOCAL = (m.ADDRESS_TYPES.index(name) for name in ("unicast", "local")
 
 
 def simulate_arguments(one: Difference, side: int = 0) -> list[str]:
-    """Return the options with which ``pvefw simulate`` repeats the witness on a side (0 or 1)."""
-    packet = one.witness.packet
+    """Return the options with which ``pvefw simulate`` repeats the counterexample on a side (0 or 1)."""
+    packet = one.counterexample.packet
     is_ip = m.L4PROTO in packet
-    source, destination = one.witness.zones[side]
+    source, destination = one.counterexample.zones[side]
     words = ["--from", source, "--to", destination]
     if is_ip:
         words += ["-p", _protocol(packet)]

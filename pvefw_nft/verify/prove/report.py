@@ -63,9 +63,9 @@ class Difference:
     ``sources`` and ``destinations`` are zones, ``protocols`` network protocols (``PROTOCOL``); ``tagged`` says
     that only VLAN-tagged frames differ. ``fields`` describes the packets: fields not listed are free, or, where
     ``usual``, as in the first packet of an ordinary connection (new, unicast, TCP SYN, whole).
-    ``before`` and ``after`` are verdicts: ``accept``, ``drop``, ``reject KIND``, in a strict comparison with what
-    else is done. The rules are those that decide about the witness, ``cause`` is where its walks part. ``known`` is the
-    reason where the difference is expected.
+    ``before`` and ``after`` are verdicts: ``accept``, ``drop``, ``reject KIND``; in a strict comparison with the
+    fields that rules changed. The rules are those that decide the counterexample, ``cause`` is where its two walks
+    part. ``known`` is the reason of an expected difference.
     """
 
     sources: tuple[str, ...]
@@ -78,7 +78,7 @@ class Difference:
     after: str
     rules_before: tuple[Place, ...]
     rules_after: tuple[Place, ...]
-    witness: Counterexample
+    counterexample: Counterexample
     cause: Cause
     known: str | None = None
 

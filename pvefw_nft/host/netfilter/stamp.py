@@ -3,7 +3,7 @@
 nf_tables counts the changes of a network namespace: a number in the kernel grows by one with each transaction,
 by any program (nf_tables_commit in net/netfilter/nf_tables_api.c). Equal numbers mean equal rules, for nft and for
 the variants of iptables and ebtables that keep their rules there. ipsets and the tables of legacy variants are not
-counted: a digest of them is made whenever a witness is taken.
+counted: a digest of them is made whenever a stamp is taken.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class RulesetStamp:
     rest: str = ""
 
     def after(self, transactions: int) -> RulesetStamp:
-        """Return the witness if exactly so many transactions were made since, by whomever."""
+        """Return the stamp if exactly so many transactions were made since, by whomever."""
         return replace(self, generation=self.generation + transactions)
 
     def as_json(self) -> list[Any]:
@@ -56,17 +56,17 @@ class RulesetStamp:
 
     @classmethod
     def of_json(cls, value: Any) -> RulesetStamp | None:  # noqa: ANN401 - JSON
-        """Return the witness that was written; None: there was none. Raises TypeError for any other value."""
+        """Return the stamp that was written; None: there was none. Raises TypeError for any other value."""
         if value is None:
             return None
         boot, namespace, generation, rest = value
         if not (isinstance(boot, str) and isinstance(rest, str) and {type(namespace), type(generation)} == {int}):
-            raise TypeError("a witness of other types")
+            raise TypeError("a stamp of other types")
         return cls(boot, namespace, generation, rest)
 
 
-def call(rest: str = "") -> RulesetStamp | None:
-    """Return the witness of this moment, or None where the kernel does not tell."""
+def take_stamp(rest: str = "") -> RulesetStamp | None:
+    """Return the stamp of this moment, or None where the kernel does not tell."""
     number = generation()
     try:
         boot = f"{_BOOT.read_text('ascii').strip()} {_module_number()}"
@@ -85,21 +85,21 @@ def _module_number() -> int:
         return 0
 
 
-def call_for_tools(names: Sequence[str], uncounted: str) -> RulesetStamp | None:
-    """Return the witness for rules that these tools keep, and the listing of the parts that are not counted.
+def take_stamp_for_tools(names: Sequence[str], uncounted: str) -> RulesetStamp | None:
+    """Return the stamp for rules that these tools keep, and the listing of the parts that are not counted.
 
     None where one of them is missing, is of a variant that is not known, or keeps its rules where they cannot be read.
     """
     found = hashlib.sha256(uncounted.encode())
     try:
         variants = {name: _variant(name) for name in names}
-        before = call()
+        before = take_stamp()
         for tool in sorted({name.split("-", 1)[0] for name, variant in variants.items() if variant != _NF_TABLES}):
             found.update(f"{tool} {legacy_tables.digest(tool)}".encode())
     except (HostError, OSError):
         return None
     # rules that move from the one kind of tables to the other meanwhile are in both or in neither
-    return replace(before, rest=found.hexdigest()) if before is not None and before == call() else None
+    return replace(before, rest=found.hexdigest()) if before is not None and before == take_stamp() else None
 
 
 def are_counted(names: Sequence[str]) -> bool:
