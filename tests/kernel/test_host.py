@@ -23,6 +23,7 @@ LIMITS = {
     "PVEFW_TEST_SECONDS": "20",
     "PVEFW_TEST_KILLS": "kernel",
     "PVEFW_TEST_FILE_TIMEOUT": "20",
+    "PVEFW_TEST_SLOW": "60",
 }
 # What this machine's kernel cannot do; all else of these files is tested on it. Killing all there is takes minutes.
 _KILLED = "nft or switch" if "PVEFW_TEST_KILLS" in os.environ else "every_step_then and nft"

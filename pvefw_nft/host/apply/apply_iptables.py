@@ -1,6 +1,7 @@
 """Carrying out plans for iptables, ipset and ebtables, and reading back what they led to.
 
-The rules before are kept until the result has been read back, and restored if anything fails.
+The rules before are kept until the result has been read back, and restored if anything fails, unless others had
+changed them by then: a ruleset that lacks rules of ours would open the host.
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
 
 _IN_USE = "in use by a kernel component"  # ipset's words for a set that a rule or another set uses
 _FEW = 20  # so many chains are read back one by one; more with the whole
+PARTLY_FILTERED = "the host may be partly filtered: mend the cause, then run `pvefw start`"
+NOT_RESTORED = (
+    "the rules before it were not the complete ruleset on record, so they were not restored: "
+    "the rules that were loaded by then are in place"
+)
+TRIES = 3  # an apply is repeated while others change rules, but not without end
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,25 +196,72 @@ def refuse_dormant() -> None:
         )
 
 
-def apply(planned: Plan) -> Seen:
+def apply(planned: Plan, is_whole: Callable[[State], bool] = lambda _: True) -> Seen:
     """Execute a plan that was just made, and return the state after it; if it fails, restore the rules before.
 
-    Raises :class:`HostError` that says what failed, and whether putting back failed too.
+    Where others change rules meanwhile, it is planned again from the rules that are then there. ``is_whole`` tells
+    whether the rules before were a complete ruleset. Others are not restored: then the rules that were loaded stay.
+    Raises :class:`HostError` that says what failed, and which rules are in place.
     """
     if not planned.parts:
         return Seen(planned.before, planned.stamp, planned.notes)
     try:
-        left = execute(planned)
-        after = _read_changed(planned) or look(ebtables=bool(planned.after.ebtables.chains))
-        stay = {name: there for name, there in after.state.sets.items() if name in left}
-        wrong = differences(after.state, replace(planned.after, sets={**stay, **planned.after.sets}))
-        if wrong:
-            raise HostError("the kernel does not hold the ruleset that was loaded: " + "; ".join(wrong[:5]))
+        after, left = _execute_and_read_back(planned)
     except HostError as err:
+        if not is_whole(planned.before):
+            raise HostError(f"{err.message}\n{NOT_RESTORED}", err.hint or PARTLY_FILTERED) from err
         _put_back(planned.before, err)
         raise HostError(f"{err.message}\nthe ruleset that ran before is in place", err.hint) from err
     in_use = (f"the set {name} stays: the kernel says that a rule or set uses it" for name in left)
     return replace(after, notes=(*planned.notes, *in_use))
+
+
+def _execute_and_read_back(planned: Plan) -> tuple[Seen, list[str]]:
+    """Return the state after a plan, as read back, and the sets that stay because they are in use.
+
+    Raises :class:`HostError` if that is not the planned state, also after the last try.
+    """
+    left: list[str] = []
+    for further_tries in reversed(range(TRIES)):
+        after: Seen | None
+        try:
+            left += execute(planned)
+            after = _read_changed(planned) or _look_again(planned)
+            stay = {name: there for name, there in after.state.sets.items() if name in left}
+            wrong = differences(after.state, replace(planned.after, sets={**stay, **planned.after.sets}))
+            if not wrong:
+                return after, left
+            error = HostError("the kernel does not hold the ruleset that was loaded: " + "; ".join(wrong[:5]))
+        except HostError as failure:
+            error, after = failure, _if_others_changed_rules(planned)
+        if after is None or not further_tries:
+            raise error
+        planned = plan(after.state, planned.target, removing=planned.removing, stamp=after.stamp)
+    raise AssertionError  # the last try returns or raises
+
+
+def _look_again(planned: Plan) -> Seen:
+    """Read all rules; chains of the plan are ours, whatever others made of them meanwhile."""
+    tables = _tables(planned.before, planned.after)
+    known = {memory_key(where, name) for where, *both in tables for table in both for name in table.chains}
+    return look(ebtables=bool(planned.after.ebtables.chains), on_record=lambda: known)
+
+
+def _if_others_changed_rules(planned: Plan) -> Seen | None:
+    """Return the present rules if a tool may have failed because others changed rules since the plan was made.
+
+    Each table is changed in one transaction, so it holds what it held before or what was planned. None: so do all.
+    """
+    try:
+        now = _look_again(planned)
+    except HostError:
+        return None  # the tool's own error tells more
+    tables = zip(_tables(now.state, planned.after), _tables(planned.before, planned.after), strict=True)
+    for (where, there, wanted), (_, before, _) in tables:
+        as_before = there.chains == before.chains and there.hooked == before.hooked
+        if not as_before and _table_differences(where, there, wanted, signed=not where.startswith("ebtables")):
+            return now
+    return None
 
 
 def _read_changed(planned: Plan) -> Seen | None:
@@ -248,7 +302,7 @@ def _put_back(before: State, cause: HostError) -> None:
     except HostError as err:
         raise HostError(
             f"{cause.message}\nand putting back the ruleset that ran before failed too: {err.message}",
-            "the host may be partly filtered: mend the cause, then run `pvefw start`",
+            PARTLY_FILTERED,
         ) from cause
 
 

@@ -30,6 +30,7 @@ _DROPS = (" -j DROP", " -j REJECT", " -j PVEFW-reject", " -g PVEFW-reject")
 _OTHERS_AT_WORK = ("No such file", "Device or resource busy", "File exists")
 """The kernel's words where a transaction names something that is gone, is used, or is there already."""
 
+
 Remember: TypeAlias = "Callable[[str, AppliedState | None], AppliedState]"
 """Get the ruleset's identity and the state remembered before; return the state to remember now."""
 
@@ -162,7 +163,7 @@ class IptablesEngine:
         """Feed each tool its changes."""
         assert isinstance(planned, iptables_plan.Plan)
         self._seen = None
-        seen = self._seen = apply_iptables.apply(planned)
+        seen = self._seen = apply_iptables.apply(planned, _is_whole)
 
         def remember(identity: str, before: AppliedState | None) -> AppliedState:
             chains = apply_iptables.memory_of(seen.state, planned, _chains(before))
@@ -223,6 +224,27 @@ def _chains_on_record() -> Collection[str]:
         for (tool, name), table in _wanted(applied).tables.items()
         for chain in table.chains
     }
+
+
+def _is_whole(state: xtables.State) -> bool:
+    """Tell whether these rules of iptables are complete: those on record, or none where none were loaded."""
+    if not record.marker_path().exists():
+        return state.empty or _is_entered(state)
+    applied = record.load_if_sound(record.running_path())
+    if applied is None:
+        return False
+    if applied.backend != IptablesEngine.name:
+        return state.empty
+    return not apply_iptables.differences(state, iptables_plan.with_kept(state, _wanted(applied)))
+
+
+def _is_entered(state: xtables.State) -> bool:
+    """Tell whether rules that are not on record, as of Proxmox VE's own firewall, look complete."""
+    for (_, name), table in state.tables.items():
+        entered = {hook for hook, chain in xtables.HOOK_CHAINS[name].items() if chain in table.chains}
+        if not entered <= table.hooked or any(chain.signature is None for chain in table.chains.values()):
+            return False
+    return True
 
 
 def _wanted(desired: Desired) -> xtables.State:
@@ -294,8 +316,7 @@ class NftEngine:
                 if stamp is not None and stamp == take_stamp():
                     self._seen = (stamp, kernel)
         except apply_nft.NotAsLoadedError as error:
-            back = self._known(previous) if planned.was_there else {}
-            apply_nft.execute(apply_nft.replacing(read_kernel(), back), nft)
+            self._put_back(planned, previous, nft, error)
             raise HostError(f"{error.message}\nthe ruleset that ran before is in place", error.hint) from error
 
         def remember(identity: str, before: AppliedState | None) -> AppliedState:
@@ -311,16 +332,46 @@ class NftEngine:
 
     @staticmethod
     def _carried_out(planned: apply_nft.Plan, nft: Nftables) -> tuple[RulesetStamp | None, Kernel]:
-        """Run the transaction; where a part of our tables is not there to be changed, replace them as a whole."""
+        """Run the transaction; where others change our tables meanwhile, replace them as a whole."""
+        for further_tries in reversed(range(apply_iptables.TRIES)):
+            try:
+                return apply_nft.execute(planned, nft)
+            except apply_nft.NotAsLoadedError:
+                if not further_tries:
+                    raise
+            except HostError as error:
+                if planned.whole or not any(reason in error.message for reason in _OTHERS_AT_WORK):
+                    raise
+            # the tables changed since they were read
+            planned = apply_nft.replacing(read_kernel(), planned.target)
+        raise AssertionError  # the last try returns or raises
+
+    def _put_back(
+        self, planned: apply_nft.Plan, previous: Desired | None, nft: Nftables, cause: apply_nft.NotAsLoadedError
+    ) -> None:
+        """Load the ruleset that ran before. Raises :class:`HostError` where it is unknown, or this fails too."""
+        before = self._before(planned, previous)
+        if before is None:
+            raise HostError(
+                f"{cause.message}\n{apply_iptables.NOT_RESTORED}", cause.hint or apply_iptables.PARTLY_FILTERED
+            ) from cause
         try:
-            return apply_nft.execute(planned, nft)
-        except apply_nft.NotAsLoadedError:
-            raise
+            apply_nft.execute(apply_nft.replacing(read_kernel(), before), nft)
         except HostError as error:
-            if planned.whole or not any(reason in error.message for reason in _OTHERS_AT_WORK):
-                raise
-            # the tables changed since they were read: the transaction failed as a whole
-            return apply_nft.execute(apply_nft.replacing(read_kernel(), planned.target), nft)
+            raise HostError(
+                f"{cause.message}\nand putting back the ruleset that ran before failed too: {error.message}",
+                apply_iptables.PARTLY_FILTERED,
+            ) from cause
+
+    def _before(self, planned: apply_nft.Plan, previous: Desired | None) -> Mapping[str, Wanted] | None:
+        """Return the ruleset that ran before a plan; None: it is not on record, or others had removed its tables."""
+        if planned.was_there:
+            return self._known(previous) or None
+        if not record.marker_path().exists():
+            return {}
+        applied = record.load_if_sound(record.running_path())
+        was_there = applied is None or (applied.backend == self.name and applied.enabled)
+        return None if was_there else {}
 
     def _known(self, previous: Desired | None) -> Mapping[str, Wanted]:
         known = previous is not None and previous.backend == self.name

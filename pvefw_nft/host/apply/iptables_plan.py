@@ -47,14 +47,17 @@ class Part:
 class Plan:
     """The parts to carry out, in order, and what they change; no parts: nothing to do.
 
-    ``before`` is the state that the plan was made from, with its ``stamp``, ``after`` the planned one. ``notes`` say
-    which chains and sets stay although they are not wanted, and why.
+    ``before`` is the state that the plan was made from, with its ``stamp``; ``target`` and ``removing`` are what was
+    asked for, ``after`` is the planned state. ``notes`` say which chains and sets stay although they are not wanted,
+    and why.
     """
 
     parts: tuple[Part, ...]
     changes: tuple[Change, ...]
     before: State
     after: State
+    target: State
+    removing: bool = False
     stamp: RulesetStamp | None = None
     notes: tuple[str, ...] = ()
 
@@ -106,7 +109,9 @@ def plan(
         tuple(part for part in parts if part.text),
         tuple(changes),
         current,
-        _with_kept(current, target, removing=removing),
+        with_kept(current, target, removing=removing),
+        target,
+        removing,
         stamp,
         tuple(_uses_of_leftovers(current, target)),
     )
@@ -133,22 +138,22 @@ def _restore(tool: str, table: str) -> tuple[str, ...]:
     return (f"{tool}-restore", "-w", LOCK_WAIT, "-T", table, "-n")
 
 
-def _with_kept(before: State, target: State, *, removing: bool) -> State:
+def with_kept(before: State, target: State, *, removing: bool = False) -> State:
     """Return the target with the emptied chains that stay because something refers to them."""
 
-    def with_kept(there: Table, wanted: Table, hooks: Mapping[str, str]) -> Table:
+    def table_with_kept(there: Table, wanted: Table, hooks: Mapping[str, str]) -> Table:
         names = set(there.referenced) | (set() if removing else set(hooks.values()))
         kept = {name: Chain((), None) for name in sorted(names & set(there.chains) - set(wanted.chains))}
         hooked = {hook for hook, chain in hooks.items() if chain in kept and not removing} & there.hooked
         return Table({**wanted.chains, **kept}, wanted.hooked | hooked)
 
     tables = {
-        (tool, name): with_kept(before.table(tool, name), target.table(tool, name), HOOK_CHAINS[name])
+        (tool, name): table_with_kept(before.table(tool, name), target.table(tool, name), HOOK_CHAINS[name])
         for tool in IP_TOOLS
         for name in IP_TABLES
     }
     in_use = {name: there for name, there in before.sets.items() if name in before.set_users}
-    return State(tables, with_kept(before.ebtables, target.ebtables, {}), {**in_use, **target.sets})
+    return State(tables, table_with_kept(before.ebtables, target.ebtables, {}), {**in_use, **target.sets})
 
 
 class _TablePlan:
