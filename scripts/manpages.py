@@ -40,8 +40,17 @@ EXIT_STATUS: Final = (
     ("2", "A mistake on the command line."),
     ("3", "The host refused, or is not in the state that is needed."),
     ("4", "Another run of pvefw holds the lock."),
+    ("5", "Not decided: not everything could be compared or simulated."),
 )
-SPAN: Final = re.compile(r"`([^`]+)`|\*\*(.+?)\*\*|\[([^\]]*)\]\([^)]*\)")
+PAGES_OF_DOCS: Final = {
+    "commands.md": "pvefw(8)",
+    "fw-files.md": "pvefw.fw(5)",
+    "language.md": "pvefw-differences(7)",
+    "differences-from-proxmox.md": "pvefw-differences(7)",
+    "diagnostics.md": "pvefw-diagnostics(7)",
+}
+"""Pages of the manual by the manual pages that are made of them."""
+SPAN: Final = re.compile(r"`([^`]+)`|\*\*(.+?)\*\*|\[([^\]]*)\]\(([^)]*)\)")
 
 
 def escaped(text: str) -> str:
@@ -50,15 +59,31 @@ def escaped(text: str) -> str:
 
 
 def inline(markdown: str) -> str:
-    """Return a line of Markdown as troff: code and strong words bold, links as their words."""
+    """Return a line of Markdown as troff: code and strong words bold, links as their words or the page they lead to."""
     parts, end = [], 0
     for span in SPAN.finditer(markdown):
         parts.append(escaped(markdown[end : span.start()]))
-        code, strong, link = span.groups()
-        parts.append(inline(link) if link is not None else f"\\fB{escaped(code or strong)}\\fR")
+        code, strong, link, target = span.groups()
+        if page := PAGES_OF_DOCS.get((target or "").rpartition("/")[2]):
+            parts.append(reference(page))
+        else:
+            parts.append(inline(link) if link is not None else f"\\fB{escaped(code or strong)}\\fR")
         end = span.end()
     made = "".join([*parts, escaped(markdown[end:])])
     return f"\\&{made}" if made.startswith((".", "\\(aq")) else made
+
+
+def reference(page: str) -> str:
+    """Return the name of another page, as manual pages write it."""
+    name, _, section = page.partition("(")
+    return f"\\fB{escaped(name)}\\fR({section}"
+
+
+def tag(text: str) -> Iterator[str]:
+    """Yield what begins a tagged paragraph. Text never stands behind a tag that has no room for a blank column."""
+    yield from (".TP", text)
+    if len(re.sub(r"\\f[BR]|\\\(..|\\", "", text)) in (5, 6):
+        yield ".br"
 
 
 def rendered(markdown: str) -> Iterator[str]:
@@ -96,10 +121,10 @@ def table(lines: list[str]) -> Iterator[str]:
     ]
     heads, rows = rows[0], rows[2:]
     for row in rows:
-        yield from (".TP", inline(row[0]))
         if len(row) == 2:
-            yield inline(row[1])
+            yield from (*tag(inline(row[0])), inline(row[1]))
             continue
+        yield from (".TP", inline(row[0]), ".br")
         cells = [f"{inline(head)}: {inline(cell)}" for head, cell in zip(heads[1:], row[1:], strict=True)]
         yield "\n.br\n".join(cells)
 
@@ -109,6 +134,8 @@ def header(name: str, section: int) -> Iterator[str]:
     version = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     date = time.strftime("%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))))
     yield f'.TH "{escaped(name.upper())}" "{section}" "{date}" "pvefw {version}" "pvefw"'
+    # names of files, options and commands are copied and typed: do not part or stretch them
+    yield from (".nh", ".ad l")
     yield ".SH NAME"
 
 
@@ -166,7 +193,8 @@ def options(command: click.Command, ctx: click.Context) -> Iterator[str]:
     for parameter in command.get_params(ctx):
         record = parameter.get_help_record(ctx)
         if record is not None:
-            yield from (".TP", f"\\fB{escaped(record[0])}\\fR", inline(" ".join(record[1].split())) or "\\&")
+            yield from tag(f"\\fB{escaped(record[0])}\\fR")
+            yield inline(" ".join(record[1].split())) or "\\&"
 
 
 def examples(command: click.Command) -> Iterator[str]:
@@ -188,7 +216,7 @@ def exit_status() -> Iterator[str]:
 
 def see_also(*pages: str) -> Iterator[str]:
     """Yield the section that names other pages."""
-    yield from (".SH SEE ALSO", ",\n".join(re.sub(r"^(.*)\((\d)\)$", r"\\fB\1\\fR(\2)", page) for page in pages))
+    yield from (".SH SEE ALSO", ",\n".join(map(reference, pages)))
 
 
 def main_page(context: click.Context) -> Iterator[str]:

@@ -83,12 +83,25 @@ def test_mandoc_finds_no_mistake(folder: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("man") is None, reason="man is not installed: apt-get install man-db")
-@pytest.mark.parametrize("name", ["pvefw.8", "pvefw-simulate.8", "pvefw.fw.5", "pvefw-differences.7"])
-def test_man_shows_pages_without_a_warning(folder: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["pvefw.8", "pvefw-simulate.8", "pvefw.fw.5", "pvefw-differences.7", "pvefw-diagnostics.7"]
+)
+def test_man_shows_pages_in_80_columns_without_a_warning(folder: Path, name: str) -> None:
     done = subprocess.run(
         ["man", "--warnings", "--local-file", folder / name], capture_output=True, text=True, check=True,
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "MANWIDTH": "80", "MANPAGER": "cat"},
     )  # fmt: skip
     assert done.stderr == ""
     assert "SYNOPSIS" in done.stdout or "DESCRIPTION" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 132  # code is not wrapped
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
+
+
+def test_no_text_stands_close_behind_a_short_tag() -> None:
+    assert list(manpages.table(["| a | b |", "| - | - |", "| `ACTION` | `ACCEPT` |"])) == [
+        ".TP", "\\fBACTION\\fR", ".br", "\\fBACCEPT\\fR"
+    ]  # fmt: skip
+
+
+def test_a_link_to_a_page_that_man_has_names_it() -> None:
+    assert manpages.inline("See [the files](../reference/fw-files.md).") == "See \\fBpvefw.fw\\fR(5)."
+    assert manpages.inline("See [a part](nft.md#part).") == "See a part."

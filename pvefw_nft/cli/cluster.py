@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +19,7 @@ from pvefw_nft.errors import UsageError
 from pvefw_nft.fleet.ssh import Login, need_asyncssh
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pvefw_nft.fleet.rollout import Step
     from pvefw_nft.fleet.ssh import Target
@@ -66,8 +67,15 @@ def _ssh_options(command: _F) -> _F:
             help="The only file of host keys. Default: those of ssh, and those that Proxmox VE keeps of each node.",
         ),
         click.option("-i", "--identity", multiple=True, metavar="FILE", help="The key to log in with. Default: ssh's."),
-        click.option("--port", type=click.IntRange(1, 65535), default=22, show_default=True),
-        click.option("--user", default="root", show_default=True),
+        click.option(
+            "--port",
+            type=click.IntRange(1, 65535),
+            metavar="PORT",
+            default=22,
+            show_default=True,
+            help="The port of the nodes' sshd.",
+        ),
+        click.option("--user", metavar="NAME", default="root", show_default=True, help="The user to log in as."),
         click.option(
             "--root",
             type=click.Path(path_type=Path),
@@ -151,7 +159,10 @@ def _survey(options: dict[str, Any], compare: Sequence[str] | None) -> int:
     if options["form"] == "json":
         click.echo(json.dumps({"nodes": entries}, indent=1))
     else:
-        _print_table([_row(entry, with_compare=compare is not None) for entry in entries])
+        for line in table_lines(
+            [_row(entry, with_compare=compare is not None) for entry in entries], shutil.get_terminal_size().columns
+        ):
+            click.echo(line)
         for entry in entries:
             if entry["error"]:
                 click.echo(f"{printable(entry['node'])}: {click.style(printable(entry['error']), fg='red')}")
@@ -198,10 +209,31 @@ def _count(status: dict[str, Any], name: str) -> str:
     return str(len(value)) if isinstance(value, list) else "unknown" if value is None else "-"
 
 
-def _print_table(rows: list[dict[str, str]]) -> None:
+def table_lines(rows: list[dict[str, str]], width: int) -> Iterator[str]:
+    """Yield the lines of a table: the names of columns, then the rows.
+
+    Where that is wider than ``width`` columns, first the kernels' versions go (those that differ are named below the
+    table), then each node's name gets a line of its own above its row.
+    """
+    if _width(rows) > width:
+        rows = [{name: value for name, value in row.items() if name != "kernel"} for row in rows]
+    if _width(rows) <= width:
+        yield from _aligned(rows)
+        return
+    head, *lines = _aligned([{name: value for name, value in row.items() if name != "node"} for row in rows])
+    yield f"  {head}"
+    for row, line in zip(rows, lines, strict=True):
+        yield from (row["node"], f"  {line}")
+
+
+def _width(rows: list[dict[str, str]]) -> int:
+    return max(map(len, _aligned(rows)))
+
+
+def _aligned(rows: list[dict[str, str]]) -> list[str]:
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    for row in ({name: name for name in widths}, *rows):
-        click.echo("  ".join(f"{row[name]:{width}}" for name, width in widths.items()).rstrip())
+    all_rows = ({name: name for name in widths}, *rows)
+    return ["  ".join(f"{row[name]:{width}}" for name, width in widths.items()).rstrip() for row in all_rows]
 
 
 def _print_versions(entries: list[dict[str, Any]]) -> None:

@@ -87,5 +87,5 @@ def _shown(text: str | None) -> list[str]:
     return [line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…" for line in lines]
 
 
-_LONGEST = 110
+_LONGEST = 68
 """Characters of a line of an example that are shown."""

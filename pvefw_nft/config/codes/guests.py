@@ -39,7 +39,7 @@ CODES = (
         "its API never makes two guests with one VMID; a copied file can.",
         Example(
             "etc/pve/lxc/100.conf",
-            "net0: name=eth0,bridge=vmbr0,hwaddr=BC:24:11:00:00:02,firewall=1,type=veth\n",
+            "net0: name=eth0,bridge=vmbr0,hwaddr=BC:24:11:00:00:02,firewall=1\n",
             None,
         ),
     ),
