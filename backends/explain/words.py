@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 from pvefw_nft.ir.nodes import (
     AcceptMark,
@@ -64,6 +64,12 @@ def _in_order(matches: Sequence[Match]) -> list[Match]:
     )
 
 
+_FrameMatch: TypeAlias = (
+    "EtherType | OtherEtherType | ArpSender | ArpSenderMac | FilteredPort | TagOfVlanZero | ThirdTag"
+)
+_Excess: TypeAlias = "RateOver | NicRateOver | ConnectionsOver"
+
+
 def _match(match: Match) -> str:  # noqa: C901 - one case for each kind of match
     match match:
         case Interface(direction, name):
@@ -96,30 +102,46 @@ def _match(match: Match) -> str:  # noqa: C901 - one case for each kind of match
             return "that were accepted before"
         case SourceMac(_, spelling, negated):
             return f"sent {'by any MAC address but' if negated else 'by'} {spelling}"
-        case RateOver(rate, burst, _, _):
-            return f"beyond {rate} a second and a burst of {burst} from one source"
-        case EtherType(_, spelling):
-            return f"{spelling} frames"
-        case ArpSender(prefix):
-            return f"from {prefix.canonical}"
-        case ArpSenderMac(_, spelling):
-            return f"that name a sender other than {spelling}"
         case AdvertisedOutside(key):
             return f"that advertise an address outside the set {set_name(key)}"
         case Fragment():
             return "that are fragments"
+        case RateOver() | NicRateOver() | ConnectionsOver():
+            return _excess(match)
+        case _:
+            return _frame_match(match)
+
+
+def _excess(match: _Excess) -> str:
+    """Return the words for a match of packets beyond a limit."""
+    match match:
+        case RateOver(rate, burst, _, _):
+            return f"beyond {rate} a second and a burst of {burst} from one source"
+        case NicRateOver(rate):
+            return f"beyond {rate} a second"
+        case ConnectionsOver(number):
+            return f"beyond {number} open connections"
+        case _:
+            assert_never(match)
+
+
+def _frame_match(match: _FrameMatch) -> str:
+    """Return the words for a match of the link layer."""
+    match match:
+        case EtherType(_, spelling):
+            return f"{spelling} frames"
+        case OtherEtherType(numbers):
+            return f"frames that are none of {', '.join(f'0x{number:04x}' for number in numbers)}"
+        case ArpSender(prefix):
+            return f"from {prefix.canonical}"
+        case ArpSenderMac(_, spelling):
+            return f"that name a sender other than {spelling}"
         case FilteredPort(qinq):
             return f"at firewall bridges{' of guests with QinQ' if qinq else ''}"
         case TagOfVlanZero(number):
             return f"whose VLAN tag {number} names VLAN 0"
         case ThirdTag():
             return "with a third VLAN tag"
-        case OtherEtherType(numbers):
-            return f"frames that are none of {', '.join(f'0x{number:04x}' for number in numbers)}"
-        case ConnectionsOver(number):
-            return f"beyond {number} open connections"
-        case NicRateOver(rate):
-            return f"beyond {rate} a second"
         case _:
             assert_never(match)
 

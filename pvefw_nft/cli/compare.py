@@ -107,31 +107,39 @@ def compare_command(
     if is_for_all_nodes(ctx.params, jobs_alone=True):
         ctx.exit(_compare_all_nodes(ctx.params))
     gc.disable()  # reading rulesets makes no garbage, and looking for it takes a third of the time
+    source_of = partial(_source_of, node=node, local_network=local_network, as_reference=as_reference)
+    sides = _load_sides(before, after, root, source_of, assume)
+    if bridge_call is not None:
+        sides = [replace(side, topology=replace(side.topology, call_iptables=bridge_call)) for side in sides]
+    if only is not None:
+        sides = [replace(side, model=only_ours(side.model)) for side in sides]
+    from pvefw_nft.verify.prove.compare import Options
 
-    def source_of(folder: Path) -> Source:
-        return make_offline_source(folder, node, local_network, as_reference=as_reference)
+    options = Options(strict=strict, known=_known(known), jobs=jobs or len(os.sched_getaffinity(0)))
+    options = replace(options, max_seconds=max_time or options.max_seconds, max_memory=max_memory or options.max_memory)
+    with progress("proving") as show:
+        report, exit_code, replay = compare_sides(sides, options, ctx.params, show)
+    _print(report, form, replay, verbose=verbose)
+    ctx.exit(exit_code)
+
+
+def _source_of(folder: Path, *, node: str | None, local_network: str | None, as_reference: bool) -> Source:
+    return make_offline_source(folder, node, local_network, as_reference=as_reference)
+
+
+def _load_sides(
+    before: str | None, after: str | None, root: Path, source_of: Callable[[Path], Source], assume: str | None
+) -> list[Named]:
+    """Load the two rulesets that the arguments A and B name. Raises UsageError, RulesetError, ConfigurationError."""
 
     def load(spec: str) -> Named:
         return load_ruleset(spec, source_of, assume, default_root=root)
 
     if before is None:
-        sides = configuration_rulesets(source_of(root), "both")
-    elif after is None:
-        sides = [load(before), *configuration_rulesets(source_of(root), None)]
-    else:
-        sides = [load(before), load(after)]
-    if bridge_call is not None:
-        sides = [replace(side, topology=replace(side.topology, call_iptables=bridge_call)) for side in sides]
-    from pvefw_nft.verify.prove.compare import Options
-
-    options = Options(strict=strict, known=_known(known), jobs=jobs or len(os.sched_getaffinity(0)))
-    options = replace(options, max_seconds=max_time or options.max_seconds, max_memory=max_memory or options.max_memory)
-    if only is not None:
-        sides = [replace(side, model=only_ours(side.model)) for side in sides]
-    with progress("proving") as show:
-        report, exit_code, replay = compare_sides(sides, options, ctx.params, show)
-    _print(report, form, replay, verbose=verbose)
-    ctx.exit(exit_code)
+        return configuration_rulesets(source_of(root), "both")
+    if after is None:
+        return [load(before), *configuration_rulesets(source_of(root), None)]
+    return [load(before), load(after)]
 
 
 def _compare_all_nodes(params: dict[str, Any]) -> int:
@@ -150,9 +158,9 @@ def _compare_all_nodes(params: dict[str, Any]) -> int:
 def compare_sides(
     sides: list[Named], options: Options, params: Mapping[str, Any], progress: Callable[[int, int], None] | None = None
 ) -> tuple[Report, int, list[list[str]]]:
-    """Compare two rulesets; return the report, the exit code, and the options that have simulate look at each side.
+    """Compare two rulesets. Return the report, the exit code, and for each side the arguments of ``simulate``.
 
-    ``params`` are the options of this command.
+    ``params`` are the options of this command. The arguments let a user repeat a counterexample.
     """
     from pvefw_nft.verify.prove.compare import compare
     from pvefw_nft.verify.prove.flows import Side
@@ -164,7 +172,7 @@ def compare_sides(
 
 
 def _common_arguments(params: Mapping[str, Any]) -> list[str]:
-    """Return the options of this command that simulate must have, too, to look at the same rulesets."""
+    """Return the options that ``simulate`` needs, too, to load the same rulesets."""
     found = ["--as-reference"] if params["as_reference"] else []
     if params["local_network"] is not None:
         found += ["--local-network", params["local_network"]]
@@ -174,7 +182,7 @@ def _common_arguments(params: Mapping[str, Any]) -> list[str]:
 
 
 def _replay_arguments(sides: list[Named], common: list[str]) -> list[list[str]]:
-    """Return the options that have simulate look at each side: of one configuration, at both sides at once."""
+    """Return the arguments of ``simulate`` for each side; one list with ``both`` for one configuration's backends."""
     found = [list(side.arguments) for side in sides]
     backends = [words.pop() if words[-2:-1] == ["--backend"] else "" for words in found]
     if all(backends) and backends[0] != backends[1] and found[0] == found[1]:
@@ -183,7 +191,7 @@ def _replay_arguments(sides: list[Named], common: list[str]) -> list[list[str]]:
 
 
 def _rests_on(sides: list[Named], *, only: str | None) -> Iterator[str]:
-    """Yield the assumptions of every comparison, a line each; docs/compare.md explains them by these names."""
+    """Yield the assumptions of a comparison, a line each. docs/compare.md explains the word before the colon."""
     hosts = dict.fromkeys(side.host for side in sides)
     yield f"host: the guests, bridges and addresses of {' and '.join(hosts)}"
     for side in sides:

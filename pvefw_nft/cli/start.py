@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.app.desired import Result
     from pvefw_nft.host.control import Pending
+    from pvefw_nft.host.firewall import Outcome
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Source
 
@@ -109,7 +110,7 @@ def start_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN40
 
     Over ssh, use `pvefw start --confirm 60`: unless you confirm, the ruleset before comes back.
     """
-    ctx.exit(_apply(**options))
+    ctx.exit(_apply(_Wanted(**options)))
 
 
 @command("update", answers=True)
@@ -117,7 +118,7 @@ def start_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN40
 @click.pass_context
 def update_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401
     """Apply changes of the configuration if the firewall is running; otherwise do nothing."""
-    ctx.exit(_apply(**options, only_if_running=True))
+    ctx.exit(_apply(_Wanted(**options, only_if_running=True)))
 
 
 @command("restart", answers=True)
@@ -125,7 +126,7 @@ def update_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN4
 @click.pass_context
 def restart_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401
     """Load the whole ruleset again, unchanged parts included. At no time is the host without rules."""
-    ctx.exit(_apply(**options, reload_all=True))
+    ctx.exit(_apply(_Wanted(**options, reload_all=True)))
 
 
 @command("stop", answers=True)
@@ -141,72 +142,100 @@ def stop_command(wait: float) -> None:
     report_problems(outcome)
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """The values of the options of ``start``, ``update`` and ``restart``."""
+
+    root: Path
+    node: str | None
+    local_network: str | None
+    backend: str | None
+    confirm_within: float | None
+    skip_invalid: bool
+    dry_run: bool
+    wait: float
+    settle: float
+    force: bool
+    refuse_cuts: bool
+    no_plug: bool
+    unplugged: str | None
+    harden: bool
+    beside: bool
+    only_if_running: bool = False
+    reload_all: bool = False
+    nat_zone_wanted: bool | None = None
+
+
 @desired_ruleset.no_garbage()
-def _apply(
-    root: Path,
-    node: str | None,
-    local_network: str | None,
-    backend: str | None,
-    confirm_within: float | None,
-    *,
-    skip_invalid: bool,
-    dry_run: bool,
-    wait: float,
-    settle: float,
-    force: bool,
-    refuse_cuts: bool,
-    no_plug: bool,
-    unplugged: str | None,
-    harden: bool,
-    beside: bool,
-    only_if_running: bool = False,
-    reload_all: bool = False,
-    nat_zone_wanted: bool | None = None,
-) -> int:
-    if not dry_run:
-        _need_host(beside=beside)
-    source = patient(replace(make_source(root, node, local_network), harden=harden))
-    starts = not dry_run and not only_if_running
-    result = find_ruleset(source, backend, skip_invalid=skip_invalid, settle=settle, starts=starts)
+def _apply(wanted: _Wanted) -> int:
+    """Find the ruleset, check connections, plug NICs, load, report. Return the exit code."""
+    if not wanted.dry_run:
+        _need_host(beside=wanted.beside)
+    source = patient(replace(make_source(wanted.root, wanted.node, wanted.local_network), harden=wanted.harden))
+    result = find_ruleset(
+        source,
+        wanted.backend,
+        skip_invalid=wanted.skip_invalid,
+        settle=wanted.settle,
+        starts=not wanted.dry_run and not wanted.only_if_running,
+    )
     if result is None:
         return 1
     desired, invalid = result.desired, result.has_errors
-    filtered = True
-    if not (only_if_running and not firewall.is_running()):
-        check_sessions(desired, source, go_on=force or dry_run or (confirm_within is not None and not refuse_cuts))
-        if desired.enabled:  # before the rules are loaded: they then find each NIC where they look for it
-            options = chosen_plug_options(no_plug=no_plug, unplugged=unplugged)
-            filtered = plug_and_report(source, desired.backend, options, dry_run=dry_run, wait=wait)
-    if dry_run:
-        _preview(desired, reload_all=reload_all, only_if_running=only_if_running)
+    filtered = _prepare(desired, source, wanted)
+    if wanted.dry_run:
+        _preview(desired, reload_all=wanted.reload_all, only_if_running=wanted.only_if_running)
         return int(invalid)
-    if nat_zone_wanted is not None:
-        nat_zone.want(wanted=nat_zone_wanted)
-    outcome, pending = control.apply(
-        desired,
-        only_if_running=only_if_running,
-        reload_all=reload_all,
-        confirm_within=confirm_within,
-        beside=control.Beside.REMOVE if beside else control.Beside.NOTHING,
-        wait=wait,
-    )
+    outcome, pending = _load(desired, wanted)
     if not outcome.running:
         console.answer(running=False, changes=[])
         console.warn("the firewall is not running: nothing done")
         return int(invalid)
-    desired_ruleset.note(result, source, backend)
-    if not desired.enabled:
-        console.warn("the firewall is disabled in cluster.fw (enable: 0): nothing is filtered")
-    report(outcome)
-    console.answer(backend=desired.backend, enabled=desired.enabled)
-    _look_at_nat(desired, quiet=only_if_running)
-    if pending is not None and not _is_confirmed(pending, wait):
+    desired_ruleset.note(result, source, wanted.backend)
+    _report_applied(desired, outcome, quiet=wanted.only_if_running)
+    if pending is not None and not _is_confirmed(pending, wanted.wait):
         return 3
     return int(invalid or not filtered)
 
 
+def _prepare(desired: Desired, source: Source, wanted: _Wanted) -> bool:
+    """Check connections and plug NICs, unless nothing will be loaded. Return whether all NICs are filtered then."""
+    if wanted.only_if_running and not firewall.is_running():
+        return True
+    # a change with --confirm may break connections: it is undone if the administrator's own breaks
+    go_on = wanted.force or wanted.dry_run or (wanted.confirm_within is not None and not wanted.refuse_cuts)
+    check_sessions(desired, source, go_on=go_on)
+    if not desired.enabled:
+        return True
+    # before the load: the rules match each NIC at its firewall bridge
+    options = chosen_plug_options(no_plug=wanted.no_plug, unplugged=wanted.unplugged)
+    return plug_and_report(source, desired.backend, options, dry_run=wanted.dry_run, wait=wanted.wait)
+
+
+def _load(desired: Desired, wanted: _Wanted) -> tuple[Outcome, Pending | None]:
+    if wanted.nat_zone_wanted is not None:
+        nat_zone.want(wanted=wanted.nat_zone_wanted)
+    return control.apply(
+        desired,
+        only_if_running=wanted.only_if_running,
+        reload_all=wanted.reload_all,
+        confirm_within=wanted.confirm_within,
+        beside=control.Beside.REMOVE if wanted.beside else control.Beside.NOTHING,
+        wait=wanted.wait,
+    )
+
+
+def _report_applied(desired: Desired, outcome: Outcome, *, quiet: bool) -> None:
+    """Report an apply, and see to the zone rule for NAT. ``quiet``: without warnings about NAT."""
+    if not desired.enabled:
+        console.warn("the firewall is disabled in cluster.fw (enable: 0): nothing is filtered")
+    report(outcome)
+    console.answer(backend=desired.backend, enabled=desired.enabled)
+    _look_at_nat(desired, quiet=quiet)
+
+
 def _is_confirmed(pending: Pending, wait: float) -> bool:
-    """Wait for the confirmation, and tell how it ended."""
+    """Wait for the confirmation. Tell whether it came, after reporting that."""
     confirmed = wait_for_confirmation(pending, wait)
     console.answer(confirmation="confirmed" if confirmed else "undone")
     if not confirmed:
@@ -216,7 +245,7 @@ def _is_confirmed(pending: Pending, wait: float) -> bool:
 
 
 def _preview(desired: Desired, *, reload_all: bool, only_if_running: bool) -> None:
-    """Print the changes that an apply would make, with the lines that come and go; with -v what is fed to the tools."""
+    """Print the changes of an apply, with added and removed lines; with -v the input of the tools."""
     outcome = firewall.preview(desired, reload_all=reload_all)
     console.answer(dry_run=True)
     if only_if_running and not outcome.running:
@@ -239,14 +268,14 @@ def _preview(desired: Desired, *, reload_all: bool, only_if_running: bool) -> No
 
 
 def _need_host(*, beside: bool) -> None:
-    """Raise HostError where nothing can be applied here: no root, or Proxmox VE's own firewall runs."""
+    """Raise HostError if nothing can be applied here: without root, or beside Proxmox VE's own firewall."""
     need_root()
     if not beside:
         refuse_beside_proxmox()
 
 
 def _look_at_nat(desired: Desired, *, quiet: bool) -> None:
-    """Have the zone rule for NAT where it is wanted, and warn where NAT of guests does not work without it."""
+    """Add the zone rule for NAT if it is wanted. Warn if NAT of guests does not work without it."""
     if not desired.enabled or info(desired.backend).sets_zones:
         return
     if nat_zone.is_wanted():
@@ -256,7 +285,7 @@ def _look_at_nat(desired: Desired, *, quiet: bool) -> None:
 
 
 def nat_problems() -> list[str]:
-    """Return where NAT of guests does not work; nothing where that cannot be seen."""
+    """Return a line for each place where NAT of guests does not work; none if that cannot be examined."""
     try:
         return nat_zone.missing()
     except HostError:
@@ -266,10 +295,10 @@ def nat_problems() -> list[str]:
 def find_ruleset(
     source: Source, backend: str | None, *, skip_invalid: bool, settle: float = 0.0, starts: bool = True
 ) -> Result | None:
-    """Return the ruleset, or None where there were errors, and they count.
+    """Return the desired ruleset; None if its errors forbid applying it, which is reported.
 
-    A start whose configuration cannot be read or compiled, on a host where nothing runs, loads the ruleset
-    confirmed last.
+    ``starts``: if the configuration cannot be read or compiled and no ruleset runs, load the ruleset confirmed last.
+    Raises as :func:`.find_once`.
     """
 
     def waiting(path: str) -> None:
@@ -295,16 +324,14 @@ def find_ruleset(
 
 
 def wait_for_confirmation(pending: Pending, wait: float) -> bool:
-    """Wait for the confirmation: by `pvefw confirm`, or by Enter where there is a terminal."""
+    """Wait for `pvefw confirm`, or for Enter if there is a terminal. Tell whether the change was confirmed."""
     seconds = f"{pending.seconds_left:.0f} s"
     if pending.was_running:
         then = "the one before it comes back"
+    elif pending.beside is control.Beside.NOTHING:
+        then = "this host is open again, as before"
     else:
-        then = (
-            "Proxmox VE's firewall goes on alone"
-            if pending.beside is not control.Beside.NOTHING
-            else "this host is open again, as before"
-        )
+        then = "Proxmox VE's firewall goes on alone"
     if sys.stdin.isatty():
         console.ask(f"press Enter to keep this ruleset; in {seconds} {then}")
         while control.waits(pending):
@@ -312,7 +339,7 @@ def wait_for_confirmation(pending: Pending, wait: float) -> bool:
             if ready and sys.stdin.readline():
                 return control.confirm(wait=wait)
             if ready:
-                break  # the terminal is gone: the guard decides
+                break  # end of file, the terminal is gone: the watchdog decides
     else:
         console.ask(f"run `pvefw confirm` to keep this ruleset; in {seconds} {then}")
     return control.await_confirmation(pending)

@@ -55,15 +55,15 @@ def build(
     as_reference: bool = False,
     zones_in_force: Mapping[NicKey, int] | None = None,
 ) -> Ruleset:
-    """Return the ruleset of a node. ``guests`` may be an iterator; each is looked at once, in the order given.
+    """Build the ruleset of a node. ``guests`` may be an iterator; it is read once, in order.
 
-    Guests in ``store`` are not built again. A guest that asks for too much, or whose build raises, which is a
-    bug of pvefw, is closed and told to ``report_failure``. ``as_reference``: leave out rules that make the ruleset
-    stricter than the reference's: the layers ``stateless`` and ``limit``, and the zones. ``zones_in_force``
-    are those of the ruleset that runs.
+    ``store`` caches the chains of guests. A guest that asks for too much, or on which the build raises (a bug of
+    pvefw), is closed, and ``report_failure`` is called. ``as_reference``: leave out rules that make the ruleset
+    stricter than the reference's: the layers ``stateless`` and ``limit``, and the conntrack zones.
+    ``zones_in_force``: the zones of the running ruleset, which NICs keep.
     """
     if not node.cluster.options.enable:
-        for _ in guests:  # reading them reports their problems
+        for _ in guests:  # reading the guests reports the mistakes in their files
             pass
         return Ruleset(enabled=False)
     context = Context(node, as_reference=as_reference)
@@ -72,13 +72,7 @@ def build(
     context.add(Layer.FILTER, "PVEFW-FWBR-IN", [*input_filters(context), dispatch_in])
     context.add(Layer.FILTER, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
     builder = GuestBuilder(context, store)
-    firewalled: dict[NicKey, bool] = {}
-    for guest in guests:
-        one_zone = guest.firewall is not None and guest.firewall.hardening.one_zone
-        firewalled |= {(guest.vmid, nic.index): one_zone for nic in guest.nics if nic.firewall}
-        builder.add(guest)
-    for guest, error in builder.failed:
-        report_failure(guest, error)
+    firewalled = _add_guests(builder, guests, report_failure)
     if builder.ips:
         context.add(Layer.FILTER, "PVEFW-IPS", builder.ips)
     context.add(Layer.FILTER, "PVEFW-FORWARD", _forward(context, ips=bool(builder.ips)))
@@ -103,8 +97,22 @@ def build(
     )
 
 
+def _add_guests(
+    builder: GuestBuilder, guests: Iterable[Guest], report_failure: Callable[[Guest, Exception], None]
+) -> dict[NicKey, bool]:
+    """Build the chains of all guests. Return the filtered NICs, each with whether its guest uses one zone."""
+    firewalled: dict[NicKey, bool] = {}
+    for guest in guests:
+        one_zone = guest.firewall is not None and guest.firewall.hardening.one_zone
+        firewalled |= {(guest.vmid, nic.index): one_zone for nic in guest.nics if nic.firewall}
+        builder.add(guest)
+    for guest, error in builder.failed:
+        report_failure(guest, error)
+    return firewalled
+
+
 def _zones(firewalled: Mapping[NicKey, bool], in_force: Mapping[NicKey, int] | None) -> dict[str, int]:
-    """Return the zones of firewall bridges. ``firewalled``: whether all NICs of the NIC's guest share one."""
+    """Return the conntrack zone of each firewall bridge. ``firewalled``: whether the NIC's guest uses one zone."""
     together = {vmid for (vmid, _), one_zone in firewalled.items() if one_zone}
     return {firewall_bridge(key): zone for key, zone in allocate(firewalled, in_force, together).items()}
 

@@ -8,7 +8,7 @@ Example, of the rule in :mod:`.nodes`::
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 from pvefw_nft.ir.nodes import (
     Accept,
@@ -100,6 +100,12 @@ def _not(negated: bool) -> str:  # noqa: FBT001 - the flag of a match, as text
     return "not " if negated else ""
 
 
+_FrameMatch: TypeAlias = (
+    "EtherType | OtherEtherType | ArpSender | ArpSenderMac | FilteredPort | TagOfVlanZero | ThirdTag"
+)
+_Excess: TypeAlias = "RateOver | NicRateOver | ConnectionsOver"
+
+
 def _match(match: Match) -> str:  # noqa: C901 - one case for each kind of match
     match match:
         case Interface(direction, name):
@@ -130,31 +136,45 @@ def _match(match: Match) -> str:  # noqa: C901 - one case for each kind of match
             return "accept mark"
         case SourceMac(_, spelling, negated):
             return f"mac {_not(negated)}{spelling}"
-        case RateOver(rate, burst, expire, sources):
-            of = "" if sources is None else f" of {sources}"
-            return f"over {rate}/second burst {burst} per source{of}, for {expire} ms"
-        case EtherType(number, spelling):
-            return f"ether {spelling}/0x{number:04x}"
-        case ArpSender(prefix):
-            return f"arp sender {prefix.canonical}"
-        case ArpSenderMac(_, spelling):
-            return f"arp sender mac not {spelling}"
         case AdvertisedOutside(key):
             return f"advertises outside of {key.scope}/{key.name}"
         case Fragment():
             return "fragment"
+        case RateOver() | NicRateOver() | ConnectionsOver():
+            return _excess(match)
+        case _:
+            return _frame_match(match)
+
+
+def _excess(match: _Excess) -> str:
+    match match:
+        case RateOver(rate, burst, expire, sources):
+            of = "" if sources is None else f" of {sources}"
+            return f"over {rate}/second burst {burst} per source{of}, for {expire} ms"
+        case NicRateOver(rate):
+            return f"over {rate}/second"
+        case ConnectionsOver(number):
+            return f"over {number} connections"
+        case _:
+            assert_never(match)
+
+
+def _frame_match(match: _FrameMatch) -> str:
+    match match:
+        case EtherType(number, spelling):
+            return f"ether {spelling}/0x{number:04x}"
+        case OtherEtherType(numbers):
+            return f"ether none of {', '.join(f'0x{number:04x}' for number in numbers)}"
+        case ArpSender(prefix):
+            return f"arp sender {prefix.canonical}"
+        case ArpSenderMac(_, spelling):
+            return f"arp sender mac not {spelling}"
         case FilteredPort(qinq):
             return f"filtered port{' with qinq' if qinq else ''}"
         case TagOfVlanZero(number):
             return f"tag {number} of vlan 0"
         case ThirdTag():
             return "third tag"
-        case OtherEtherType(numbers):
-            return f"ether none of {', '.join(f'0x{number:04x}' for number in numbers)}"
-        case ConnectionsOver(number):
-            return f"over {number} connections"
-        case NicRateOver(rate):
-            return f"over {rate}/second"
         case _:
             assert_never(match)
 
