@@ -15,13 +15,14 @@ the first is named as what shadows it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify.model.text import rule_text
-from pvefw_nft.verify.network.path import HostEnd, NicEnd
-from pvefw_nft.verify.prove.compare import Comparison, Options, without_gc
+from pvefw_nft.verify.prove.budget import Budget
+from pvefw_nft.verify.prove.compare import Options, without_gc
+from pvefw_nft.verify.prove.exploration import Exploration
 from pvefw_nft.verify.prove.report import Place
 from pvefw_nft.verify.prove.walk import Rules, Walk, is_line
 from pvefw_nft.verify.prove.walk_shapes import ChainShapes, shape_of
@@ -31,14 +32,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from pvefw_nft.verify.network.path import Stage
-    from pvefw_nft.verify.prove.flows import PathPair, Side
+    from pvefw_nft.verify.prove.exploration import Route
+    from pvefw_nft.verify.prove.flows import Side
     from pvefw_nft.verify.prove.program import Case
     from pvefw_nft.verify.prove.shapes import Key
     from pvefw_nft.verify.prove.walk import Event, Line, RuleKey
     from pvefw_nft.verify.simulate.tracking import Track
 
 MAX_NAMED = 4
-"""How many shadowing rules a finding names."""
+"""The number of shadowing rules that a finding names."""
 
 
 class Kind(Enum):
@@ -71,7 +73,7 @@ class Advice:
 
 
 def _spelled(file: str, reason: str, line: str) -> str:
-    """Return in words why rules were not judged, with the place that was reached where a file is known."""
+    """Return the reason why rules were not judged, with the line from which on, if the file is known."""
     return f"from {file}:{line} on: {reason}" if file else reason
 
 
@@ -84,21 +86,24 @@ class _Chosen(NamedTuple):
 
 
 def analyse(side: Side, options: Options | None = None, progress: Callable[[int, int], None] | None = None) -> Advice:
-    """Return the findings about a ruleset, in the order of its tables, chains and rules.
+    """Find rules without effect, in the order of the ruleset's tables, chains and rules.
 
-    Only rules that some path through the host comes near are judged, not those of chains that nothing leads to.
-    ``options`` bound memory and time; rules whose judgement would exceed them are not judged.
+    Rules of chains that no path through the host reaches are not judged. ``options`` bound memory and time; rules
+    that would exceed them are not judged. ``progress`` gets the work done and the total. Raises HostError if the
+    ruleset cannot be evaluated.
     """
+    options = options or Options()
+    budget = Budget.starting_now(options.max_memory, options.max_seconds)
     with without_gc():
-        return _Analysis(side, options or Options(), progress or (lambda _done, _all: None)).findings()
+        return _Analysis(side, budget, progress or (lambda _done, _all: None)).findings()
 
 
 class _Analysis:
-    def __init__(self, side: Side, options: Options, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, side: Side, budget: Budget, progress: Callable[[int, int], None]) -> None:
         self.side = side
         self.progress = progress
-        # Strict: a rule that keeps packets from a log, or from a mark, has an effect.
-        self.comparison = Comparison(side, side, replace(options, strict=True), None)
+        # strict: a rule that keeps packets from a log, or from a mark, has an effect
+        self.explored = Exploration(side, budget, strict=True)
         self.rules = Rules()
         self.shapes = ChainShapes()
         self.todo = list(self.segments())
@@ -138,36 +143,33 @@ class _Analysis:
 
     def segments(self) -> Iterator[_Chosen]:
         """Yield the segments to walk, each with each kind of untagged frame that comes there."""
-        comparison = self.comparison
-        general = comparison.ends.general
-        ways = [comparison.way(s, d) for s in general for d in general if s != d]
-        ways.append(comparison.way(HostEnd(), HostEnd()))
-        chosen: dict[_Chosen, None] = {}
-        for way in ways:
-            self.add(chosen, way, None)
-        for nic in comparison.ends.nics:
-            end = NicEnd(nic)
-            peer = comparison.peer(end)
-            self.add(chosen, comparison.way(end, peer), 0)
-            self.add(chosen, comparison.way(peer, end), -1)
+        chosen: dict[_Chosen, None] = {}  # a dict keeps the order
+        for route in self.explored.routes():
+            self.add(chosen, route, None)
+        # of a NIC's routes only the hop at its firewall bridge is its own: the first of one, the last of the other
+        for out, into in self.explored.nic_routes():
+            self.add(chosen, out, 0)
+            self.add(chosen, into, -1)
         yield from chosen
 
-    def add(self, chosen: dict[_Chosen, None], way: PathPair | None, only: int | None) -> None:
-        if way is None or way.segments is None:
+    def add(self, chosen: dict[_Chosen, None], route: Route | None, only: int | None) -> None:
+        """Add the segments of a route, or ``only`` the one of this number."""
+        if route is None:
             return
-        for case in self.comparison.cases:
-            if not case.tagged and not (way.routed and not case.is_ip):
-                segments = list(self.comparison.segments(way, case))
-                for segment, (tracked, _) in segments if only is None else (segments[only],):
-                    chosen[_Chosen(segment.before, tracked, case)] = None
+        for case in self.explored.cases:
+            if case.tagged or (route.routed and not case.is_ip):
+                continue
+            segments = list(self.explored.segments(route, case))
+            for stages, tracked in segments if only is None else (segments[only],):
+                chosen[_Chosen(stages, tracked, case)] = None
 
     def walk_segment(self, chosen: _Chosen, removed: frozenset[Line], walked: set[tuple[object, ...]]) -> bool:
         """Follow all packets of a case through a segment, unless one like it was walked; return whether it was not.
 
         With lines removed, segments without these are as they were when nothing was removed.
         """
-        entries = list(self.comparison.flows_before.contexts(chosen.stages, chosen.case, chosen.tracked))
-        walk = Walk(self.comparison, self.rules, entries, removed)
+        entries = list(self.explored.flows.contexts(chosen.stages, chosen.case, chosen.tracked))
+        walk = Walk(self.explored, self.rules, entries, removed)
         key = walk.key
         if not entries or (removed and not walk.meets(removed)) or key in walked:
             return False

@@ -1,4 +1,4 @@
-"""Whether some packet from outside reaches the host at all: the question of an administrator who may be locked out."""
+"""Tell whether a configuration locks its administrator out: no packet from outside reaches the host."""
 
 from __future__ import annotations
 
@@ -6,38 +6,41 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.network.path import HostEnd, PortEnd, RoutedEnd
-from pvefw_nft.verify.prove.compare import Comparison, Options, without_gc
+from pvefw_nft.verify.prove.budget import MAX_MEMORY, MAX_SECONDS, Budget
+from pvefw_nft.verify.prove.compare import without_gc
 from pvefw_nft.verify.prove.evaluate import Evaluation
+from pvefw_nft.verify.prove.exploration import Exploration
 from pvefw_nft.verify.prove.program import Outcome, rank
 
 if TYPE_CHECKING:
     from pvefw_nft.verify.model.intervals import IntervalSet
-    from pvefw_nft.verify.prove.flows import PathPair, Side
+    from pvefw_nft.verify.prove.exploration import Route
+    from pvefw_nft.verify.prove.flows import Side
     from pvefw_nft.verify.prove.program import Case
 
 TCP = 6
 
 
 def host_is_reachable(side: Side, ports: IntervalSet) -> bool:
-    """Return whether the host accepts a new TCP connection to one of ``ports`` from anywhere outside.
+    """Tell whether the host accepts a new TCP connection to one of ``ports`` from any address outside.
 
-    Raises BudgetExceededError where that takes more than a comparison may.
+    Raises BudgetExceededError if that takes more memory or time than a comparison may.
     """
     with without_gc():
-        comparison = Comparison(side, side, Options(), None)
-        for source in comparison.ends.general:
-            way = comparison.way(source, HostEnd()) if isinstance(source, (PortEnd, RoutedEnd)) else None
-            if way is None:
+        explored = Exploration(side, Budget.starting_now(MAX_MEMORY, MAX_SECONDS), strict=False)
+        for source in explored.general_ends:
+            route = explored.route(source, HostEnd()) if isinstance(source, (PortEnd, RoutedEnd)) else None
+            if route is None:
                 continue
-            for case in comparison.cases:
-                if case.is_ip and not case.tagged and _is_accepted(comparison, way, case, ports):
+            for case in explored.cases:
+                if case.is_ip and not case.tagged and _is_accepted(explored, route, case, ports):
                     return True
     return False
 
 
-def _is_accepted(comparison: Comparison, way: PathPair, case: Case, ports: IntervalSet) -> bool:
-    flows = comparison.flows_before
-    flow = flows.flow(way.before, case, flows.track(way.before, way.back_before, case))
+def _is_accepted(explored: Exploration, route: Route, case: Case, ports: IntervalSet) -> bool:
+    """Tell whether some new TCP connection to one of ``ports`` is accepted at all hooks of a route."""
+    flow = explored.flows.flow(route.stages, case, explored.track(route, case))
     tests = sorted(
         (
             m.equals(m.L4PROTO, TCP),
@@ -46,7 +49,7 @@ def _is_accepted(comparison: Comparison, way: PathPair, case: Case, ports: Inter
         ),
         key=lambda test: rank(test.field),
     )
-    evaluation = Evaluation([flow], lambda _fields: tests, comparison.budget)
+    evaluation = Evaluation([flow], lambda _fields: tests, explored.budget)
     space = evaluation.space
     node = space.rule(evaluation.cube(tuple(tests)), evaluation.flow(flow), evaluation.false)
     verdicts = (space.values[number] for number in space.terminals(node))

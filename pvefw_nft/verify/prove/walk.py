@@ -30,8 +30,8 @@ from pvefw_nft.verify.prove.specialise import Context, Specialiser, find_chain
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from pvefw_nft.verify.prove.compare import Comparison
     from pvefw_nft.verify.prove.diagram import Cube
+    from pvefw_nft.verify.prove.exploration import Exploration
 
 MAX_PREPARED = 1 << 16
 """How many chains are remembered as they look in a context: those of 1,000 guests, which are walked twice."""
@@ -172,7 +172,7 @@ class Walk:
 
     def __init__(
         self,
-        comparison: Comparison,
+        explored: Exploration,
         rules: Rules,
         entries: list[tuple[m.Table, m.Chain, Context]],
         removed: frozenset[Line],
@@ -181,7 +181,7 @@ class Walk:
 
         Rules of the lines ``removed`` are judged like the others, and count as not there for the others.
         """
-        self.comparison = comparison
+        self.explored = explored
         self.rules = rules
         self.entries = entries
         self.removed = removed
@@ -222,7 +222,7 @@ class Walk:
         key = (id(table), id(chain), place)
         if key in self.prepared:
             return
-        found = self.rules.prepared.get(self.comparison.residuals.key(table, chain, context))
+        found = self.rules.prepared.get(self.explored.residuals.key(table, chain, context))
         if found is None:
             found = self.rules_of(table, chain, context)
         self.prepared[key] = found
@@ -236,16 +236,16 @@ class Walk:
     def rules_of(self, table: m.Table, chain: m.Chain, context: Context) -> list[Prepared]:
         """Return the rules of a chain as they look in a context."""
         found = []
-        special = Specialiser(self.comparison.residuals, table, context, 0)
+        special = Specialiser(self.explored.residuals, table, context, 0)
         numbers = self.rules.numbers(chain)
-        for rule in self.comparison.residuals.rules(chain, context.known):
+        for rule in self.explored.residuals.rules(chain, context.known):
             special.rule_at = rule
             tests, conditions, possible = special.conditions(rule.conditions)
             if possible and (rule.verdict is not None or rule.effects):  # else not for this context, or just a comment
                 found.append(self.one(special, rule, numbers[id(rule)], tests, conditions))
         if len(self.rules.prepared) >= MAX_PREPARED:
             self.rules.prepared.clear()
-        self.rules.prepared[self.comparison.residuals.key(table, chain, context)] = found
+        self.rules.prepared[self.explored.residuals.key(table, chain, context)] = found
         return found
 
     def one(
@@ -289,7 +289,7 @@ class Walk:
     def run(self) -> tuple[Event, ...] | None:
         """Follow the packets; return the events. None: the budget is exceeded, and all rules count as needed."""
         try:
-            self.comparison.budget.check_time()
+            self.explored.budget.check_time()
             self.follow()
         except BudgetExceededError as error:
             file, _, line = self.reached.rpartition("\0")
@@ -342,7 +342,7 @@ class Walk:
     def follow(self) -> None:
         """Follow the packets from one base chain to the next."""
         tests = list(self.tests())
-        self.evaluation = Evaluation([], lambda _fields: tests, self.comparison.budget)
+        self.evaluation = Evaluation([], lambda _fields: tests, self.explored.budget)
         here = self.evaluation.true
         for place, (table, chain, _) in enumerate(self.entries):
             self.accepted = self.evaluation.false
