@@ -39,6 +39,7 @@ def names_unread() -> Iterator[None]:
 
 
 def pytest_configure() -> None:
+    os.environ["PVEFW_CACHE_DIRECTORY"] = ""  # a proof that a test left must not spare another one its proof
     # On a busy machine making inputs is slow, which is no property of the code. CI judges a change: the same inputs.
     settings.register_profile(
         "pvefw", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=os.environ.get("CI") == "true"

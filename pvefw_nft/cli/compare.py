@@ -65,6 +65,7 @@ _JOBS_HELP = "Compare guests, or with --all-nodes nodes, in so many processes. D
     metavar="MIB",
     help="Do not compare two rule lists that need more memory. Default: 512.",
 )
+@click.option("--no-cache", is_flag=True, help="Prove everything, also guests that an earlier compare proved.")
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", help="Default: text.")
 @click.option("-v", "--verbose", is_flag=True, help="List every kind of packets that differs.")
 @as_reference_option
@@ -83,6 +84,7 @@ def compare_command(
     bridge_call: bool | None,
     max_time: int | None,
     max_memory: int | None,
+    no_cache: bool,
     form: str,
     verbose: bool,
     as_reference: bool,
@@ -113,10 +115,12 @@ def compare_command(
         sides = [replace(side, topology=replace(side.topology, call_iptables=bridge_call)) for side in sides]
     if only is not None:
         sides = [replace(side, model=only_ours(side.model)) for side in sides]
+    from pvefw_nft.app.proof_cache import kept_proofs
     from pvefw_nft.verify.prove.compare import Options
 
     options = Options(strict=strict, known=_known(known), jobs=jobs or len(os.sched_getaffinity(0)))
     options = replace(options, max_seconds=max_time or options.max_seconds, max_memory=max_memory or options.max_memory)
+    options = options if no_cache else replace(options, proofs=kept_proofs())
     with progress("proving") as show:
         report, exit_code, replay = compare_sides(sides, options, ctx.params, show)
     _print(report, form, replay, verbose=verbose)
@@ -148,7 +152,7 @@ def _compare_all_nodes(params: dict[str, Any]) -> int:
 
     if params["before"] is not None:
         raise UsageError("--all-nodes compares both backends: leave A and B out", "compare others with --node")
-    names = ("strict", "only", "bridge_call", "max_time", "max_memory", "verbose", "as_reference", "assume")
+    names = ("strict", "only", "bridge_call", "max_time", "max_memory", "no_cache", "verbose", "as_reference", "assume")
     path = params["known"]
     known = None if path is None else (read_input(path, MAX_TOML), str(path))
     options = {**{name: params[name] for name in names}, "known": known, "local_network": params["local_network"]}

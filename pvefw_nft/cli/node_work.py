@@ -131,6 +131,7 @@ def compile_node(job: Job) -> dict[str, Any]:
 
 def compare_node(job: Job) -> dict[str, Any]:
     """Compare a node's rulesets of both backends."""
+    from pvefw_nft.app.proof_cache import kept_proofs
     from pvefw_nft.cli.compare import compare_sides
     from pvefw_nft.verify.prove.compare import Options
     from pvefw_nft.verify.prove.expected_differences import read_known
@@ -143,6 +144,7 @@ def compare_node(job: Job) -> dict[str, Any]:
         options,
         max_seconds=given["max_time"] or options.max_seconds,
         max_memory=given["max_memory"] or options.max_memory,
+        proofs=options.proofs if given["no_cache"] else kept_proofs(),
     )
     sides, notes = _rulesets(job, "both")
     report, exit_code, replay = compare_sides(sides, options, given)

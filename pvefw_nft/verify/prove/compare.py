@@ -14,9 +14,9 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pvefw_nft.errors import InternalError, UsageError
 from pvefw_nft.verify import model as m
@@ -33,6 +33,7 @@ from pvefw_nft.verify.prove.flows import Flows, PathPair, Segment, Side, Tested,
 from pvefw_nft.verify.prove.hardening import compared
 from pvefw_nft.verify.prove.network import make_network, unplaced_text
 from pvefw_nft.verify.prove.program import TOGETHER
+from pvefw_nft.verify.prove.proofs import NO_PROOFS, Keys, Proof, Proofs
 from pvefw_nft.verify.prove.replay import zone_text
 from pvefw_nft.verify.prove.report import ANYWHERE, Counterexample, Counts, Difference, Place, Report
 from pvefw_nft.verify.prove.shapes import Shapes
@@ -40,7 +41,7 @@ from pvefw_nft.verify.prove.specialise import Residuals
 from pvefw_nft.verify.prove.structural import Congruence
 from pvefw_nft.verify.prove.transition import without_transition
 from pvefw_nft.verify.prove.zones import UNKNOWN as UNKNOWN_ZONES
-from pvefw_nft.verify.prove.zones import Zones
+from pvefw_nft.verify.prove.zones import Zones, ZonesMet
 from pvefw_nft.verify.simulate.packet import Probe
 from pvefw_nft.verify.simulate.walk import simulate
 
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.expected_differences import Known
     from pvefw_nft.verify.prove.program import Case, Outcome
     from pvefw_nft.verify.prove.shapes import Key
-    from pvefw_nft.verify.prove.zones import ZonesMet
     from pvefw_nft.verify.simulate.tracking import Track
     from pvefw_nft.verify.simulate.walk import Outcome as Simulated
 
@@ -94,11 +94,28 @@ class Occurrence(NamedTuple):
         return self.case.tagged, any(isinstance(end, RoutedEnd) for end in ends), host, len(self.way.before)
 
 
+Troubles: TypeAlias = "dict[tuple[SegmentDifference, int], list[Occurrence]]"
+"""Where segments differ; the number is the IP version's protocol, 0 for other frames."""
+
+
+class NicResult(NamedTuple):
+    """What the proof of a NIC found, and whether it was ``finished``; ``proof`` by its key, where it may be kept."""
+
+    troubles: Troubles
+    finished: bool
+    proof: Mapping[str, Proof] = {}
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every packet is treated alike, as far as no later segment looks at marks that differ."""
+        return self.finished and all(trouble.result is Result.MARKS for trouble, _ in self.troubles)
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to compare: ``strict`` also compares logs, marks, queue numbers and helpers; ``known`` are differences
     to expect. ``max_memory`` bounds each decision diagram (MiB), ``max_seconds`` the whole comparison (None: no bound).
-    ``jobs``: prove guests in up to so many processes.
+    ``jobs``: prove guests in up to so many processes. ``proofs`` are those of earlier comparisons.
     """
 
     strict: bool = False
@@ -106,13 +123,14 @@ class Options:
     max_memory: int | None = MAX_MEMORY
     max_seconds: float | None = MAX_SECONDS
     jobs: int = 1
+    proofs: Proofs = NO_PROOFS
 
 
 class _Summary(NamedTuple):
     """What a process of :mod:`.processes` knows besides: of ``marked`` NICs, the marks of packets alone differ.
 
     ``marks_matter``: some segment that it proved looks at the mark that a packet comes with. ``ways`` are the numbers
-    of ways by NIC.
+    of ways by NIC, ``proofs`` what may be kept.
     """
 
     marked: tuple[int, ...]
@@ -121,6 +139,7 @@ class _Summary(NamedTuple):
     pairs: int
     diagrams: int
     zones: ZonesMet
+    proofs: dict[str, Proof]
 
 
 def compare(
@@ -191,14 +210,20 @@ class Comparison:
         self.results: dict[tuple[Flow, Flow, bool, Case | None], Result] = {}
         self.reasons: dict[tuple[Flow, Flow, bool], str] = {}
         self.later: dict[tuple[Flow, Flow], bool] = {}
-        self.troubles: dict[tuple[SegmentDifference, int], list[Occurrence]] = defaultdict(list)
+        self.asked: dict[tuple[Flow, Flow], bool] = {}
+        self.asked_shapes: dict[Key, bool] = {}
+        self.troubles: Troubles = defaultdict(list)
         self.congruence = Congruence()
         self.shapes = Shapes()
         self.results_of_shapes: dict[tuple[Key, Case, bool], tuple[Result, bool]] = {}
         self.constants: dict[tuple[Case, frozenset[m.Field]], tuple[m.Test, ...]] = {}
-        self.zones_met = Zones(before, after)
+        self.zones_met = Zones.of(before, after)
         self.evaluations: dict[int, Evaluation] = {}
+        self.keys: dict[int, str] = {}
+        self.used: dict[str, Proof] = {}
+        self.kept: set[int] = set()
         self.ways = 0
+        self.gaps = 0
         self.diagrams = 0
         self.pairs_elsewhere = 0
         self.marks_matter_elsewhere = False
@@ -207,6 +232,7 @@ class Comparison:
     def report(self) -> Report:
         """Carry the comparison out."""
         self.prove_ways()
+        kept = len(self.kept)
         found = _Found()
         self.explain(found)
         if self.network.unplaced:
@@ -220,7 +246,7 @@ class Comparison:
             merge(found.merged.values()),
             tuple(self.assumptions),
             found.omitted,
-            Counts(self.ways, len(self.cases), len(self.results) + self.pairs_elsewhere, self.diagrams),
+            Counts(self.ways, len(self.cases), len(self.results) + self.pairs_elsewhere, self.diagrams, kept),
             (self.before.model, self.after.model),
             self.tested.protocols(),
             self.left_out(),
@@ -247,23 +273,81 @@ class Comparison:
             if way is not None:
                 self.prove_way(way, None)
             self.progress(done, total)
-        dealt = processes.shares(len(nics), self.options.jobs)
-        settled: set[int] = set()
-        if len(dealt) > 1:
-            settled = self.prove_elsewhere(dealt, lambda done: self.progress(len(general) + done, total))
-        for number, nic in enumerate(nics):
-            if number not in settled:
-                self.prove_nic(nic)
-                self.progress(len(general) + number, total)
+        with self.proofs_kept() as marked:
+            left = [number for number in range(len(nics)) if number not in self.kept]
+            before = total - len(left)
+            dealt = [[left[place] for place in share] for share in processes.shares(len(left), self.options.jobs)]
+            settled: set[int] = set()
+            if len(dealt) > 1:
+                settled = self.prove_elsewhere(dealt, marked, lambda done: self.progress(before + done, total))
+            troubles = {}
+            for done, number in enumerate(left):
+                if number not in settled and number not in marked:
+                    troubles[number] = self.prove_nic(number).troubles
+                    self.progress(before + done, total)
+        if marked and (self.marks_matter_elsewhere or self.marks_matter(self.later)):
+            ways = self.ways
+            troubles |= {number: self.prove_nic(number).troubles for number in marked}
+            self.ways = ways
+        for number in sorted(troubles):
+            for trouble, places in troubles[number].items():
+                self.troubles[trouble] += places
         self.progress(total, total)
 
-    def prove_elsewhere(self, dealt: Sequence[range], progress: Callable[[int], None]) -> set[int]:
+    @contextmanager
+    def proofs_kept(self) -> Iterator[set[int]]:
+        """Take NICs as proved whose proof was kept; at the end keep the proofs of all that have one.
+
+        Yield a set with those of them with which marks alone differ.
+        """
+        proofs = self.options.proofs
+        marked: set[int] = set()
+        if proofs is NO_PROOFS:
+            yield marked
+            return
+        known, make_key = proofs.load(), self.proof_keys.key
+        self.keys = {number: make_key(nic, self.peer(NicEnd(nic))) for number, nic in enumerate(self.ends.nics)}
+        for number, key in self.keys.items():
+            proof = known.get(key)
+            if proof is not None:
+                self.kept.add(number)
+                if proof.marked:
+                    marked.add(number)
+                self.used[key] = proof
+                self.ways += proof.ways
+                self.pairs_elsewhere += proof.pairs
+                self.marks_matter_elsewhere |= proof.looks
+                self.zones_met.merge(ZonesMet(proof.zones, undecided=False))
+        yield marked
+        proofs.save(self.used)
+
+    @cached_property
+    def proof_keys(self) -> Keys:
+        """Return what makes the keys of NICs, from all that their proofs depend on."""
+        tested, later = self.tested, self.tested.later
+        trackings = (self.flows_before.tracking, self.flows_after.tracking)
+        settings = (
+            (self.options.strict, self.options.max_memory, tuple(self.cases), self.exceptions),
+            (frozenset(tested.marks), tested.exempts, tested.untracks, tested.zones, tested.sets_ct_mark),
+            (
+                later.sets,
+                frozenset(later.fields),
+                later.helpers,
+                self.zones_met.same_rules,
+                *(one.facts for one in trackings),
+            ),
+            shared_counters(self.before.model, self.after.model),
+        )
+        return Keys((self.before, self.after), self.network, settings)
+
+    def prove_elsewhere(
+        self, dealt: Sequence[Sequence[int]], marked: set[int], progress: Callable[[int], None]
+    ) -> set[int]:
         """Prove NICs in processes, one for each share of their numbers; return those that are settled.
 
-        Where no segment looks at a mark, NICs with which marks alone differ are settled, too.
+        Those with which marks alone differ go to ``marked``: they are settled where no segment at all looks at a mark.
         """
         settled: set[int] = set()
-        marked: set[int] = set()
         ways: dict[int, int] = {}
         for finding in processes.prove(dealt, self.prove_share, progress):
             if isinstance(finding.summary, _Summary):
@@ -274,9 +358,8 @@ class Comparison:
                 self.pairs_elsewhere += finding.summary.pairs
                 self.diagrams += finding.summary.diagrams
                 self.zones_met.merge(finding.summary.zones)
-        if not self.marks_matter_elsewhere and not (marked and self.marks_matter()):
-            settled |= marked
-        self.ways += sum(ways[number] for number in settled)
+                self.used |= finding.summary.proofs
+        self.ways += sum(ways[number] for number in (settled | marked) - self.kept)
         return settled
 
     def prove_share(self, numbers: Iterable[int]) -> Iterator[processes.Finding]:
@@ -285,28 +368,45 @@ class Comparison:
         settled: list[int] = []
         marked: list[int] = []
         ways: dict[int, int] = {}
+        proofs: dict[str, Proof] = {}
         proved = 0
         for proved, number in enumerate(numbers, 1):
-            self.troubles, self.unfinished = defaultdict(list), {}
             before = self.ways
-            self.prove_nic(self.ends.nics[number])
+            result = self.prove_nic(number)
+            proofs |= result.proof
             ways[number] = self.ways - before
-            if not self.unfinished and all(trouble.result is Result.MARKS for trouble, _ in self.troubles):
-                (marked if self.troubles else settled).append(number)
+            if result.is_settled:
+                (marked if result.troubles else settled).append(number)
             if proved % processes.BETWEEN_REPORTS == 0:
                 yield processes.Finding((), proved)
         counts = len(self.results) - pairs, self.diagrams - diagrams
-        summary = _Summary(tuple(marked), self.marks_matter(), ways, *counts, self.zones_met.met)
+        summary = _Summary(tuple(marked), self.marks_matter(self.later), ways, *counts, self.zones_met.met, proofs)
         yield processes.Finding(tuple(settled), proved, summary)
 
-    def prove_nic(self, nic: Nic) -> None:
+    def prove_nic(self, number: int) -> NicResult:
         """Prove the segments of a guest: its firewall bridge, in both directions."""
-        end = NicEnd(nic)
+        end = NicEnd(self.ends.nics[number])
         peer = self.peer(end)
-        out, into = self.way(end, peer), self.way(peer, end)
-        if out is not None and into is not None:
-            self.prove_way(out, 0)
-            self.prove_way(into, -1)
+        ways = [way for way in (self.way(end, peer), self.way(peer, end)) if way is not None]
+        if len(ways) < 2:
+            return NicResult({}, finished=True)
+        before = self.troubles, self.later, self.zones_met
+        gaps, pairs = self.gaps, len(self.results)
+        self.troubles, self.later, self.zones_met = defaultdict(list), {}, self.zones_met.fresh()
+        self.prove_way(ways[0], 0)
+        self.prove_way(ways[1], -1)
+        result = NicResult(self.troubles, finished=self.gaps == gaps)
+        later, zones = self.later, self.zones_met
+        self.troubles, self.later, self.zones_met = before
+        self.later |= later
+        self.zones_met.merge(zones.met)
+        key = self.keys.get(number)
+        sound = result.is_settled and not zones.undecided
+        if key is not None and sound and self.proof_keys.covers(end.nic, peer, ways):
+            marks = bool(result.troubles), self.marks_matter(later)
+            proof = self.used[key] = Proof(len(ways), len(self.results) - pairs, *marks, zones.met.pairs)
+            result = result._replace(proof={key: proof})
+        return result
 
     def peer(self, end: NicEnd) -> End:
         """Return a peer on the guest's bridge: the outside, or else the host."""
@@ -337,6 +437,7 @@ class Comparison:
                 fixed = first and not isinstance(way.source, HostEnd)
                 result = self.prove(left, right, seen, fixed=fixed)
                 if result is Result.UNDECIDED:
+                    self.gaps += 1
                     self.unfinished_way(self.reasons[left, right, fixed], way, case)
                 elif result is not Result.SAME:
                     version = case.protocol if case.is_ip else 0
@@ -461,24 +562,30 @@ class Comparison:
         explainer = Explainer(evaluation, one, two, case, self.exceptions, from_host=False)
         return explainer.differing == evaluation.false
 
-    def marks_matter(self) -> bool:
-        """Whether some segment that packets come to with a mark looks at it."""
-        # what a zone or a helper leaves behind lasts until the lookup, which is in the same segment
-        unseen = () if self.tested.untracks or not self.tested.exempts else ((m.TRACKING, 0),)
-        asked = set()
-        for before, after in self.later:
-            key = self.shapes.key((before, after))
-            if key is not None and key in asked:
-                continue
-            asked.add(key)
+    def marks_matter(self, segments: Iterable[tuple[Flow, Flow]]) -> bool:
+        """Whether some of these segments, which packets come to with a mark, looks at it."""
+        return any(self.looks_at_mark(flows) for flows in segments)
+
+    def looks_at_mark(self, flows: tuple[Flow, Flow]) -> bool:
+        """Whether either flow of a segment looks at the mark that a packet comes with."""
+        found = self.asked.get(flows)
+        if found is not None:
+            return found
+        key = self.shapes.key(flows)
+        found = self.asked_shapes.get(key) if key is not None else None
+        if found is None:
+            # what a zone or a helper leaves behind lasts until the lookup, which is in the same segment
+            unseen = () if self.tested.untracks or not self.tested.exempts else ((m.TRACKING, 0),)
             try:
-                evaluation = Evaluation([before, after], None, self.budget, self.carried)
-                nodes = [evaluation.assign(evaluation.flow(flow), unseen) for flow in (before, after)]
+                evaluation = Evaluation(flows, None, self.budget, self.carried)
+                nodes = [evaluation.assign(evaluation.flow(flow), unseen) for flow in flows]
+                found = any(evaluation.space.marks[node] & TESTS_MARK for node in nodes)
             except BudgetExceededError:
-                return True
-            if any(evaluation.space.marks[node] & TESTS_MARK for node in nodes):
-                return True
-        return False
+                found = True
+        if key is not None:
+            self.asked_shapes[key] = found
+        self.asked[flows] = found
+        return found
 
     # --- explaining ---
 
@@ -492,7 +599,7 @@ class Comparison:
         for (trouble, _), places in self.troubles.items():
             if trouble.result is Result.MARKS:
                 if marks_matter is None:
-                    marks_matter = self.marks_matter_elsewhere or self.marks_matter()
+                    marks_matter = self.marks_matter_elsewhere or self.marks_matter(self.later)
                 if not marks_matter:
                     continue
             for place in sorted(places, key=lambda place: place.sort_key):

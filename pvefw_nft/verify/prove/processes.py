@@ -56,7 +56,7 @@ def shares(count: int, jobs: int) -> list[range]:
 
 
 def prove(
-    dealt: Sequence[range],
+    dealt: Sequence[Sequence[int]],
     work: Callable[[Iterable[int]], Iterator[Finding]],
     progress: Callable[[int], None],
 ) -> Iterator[Finding]:
@@ -104,7 +104,7 @@ def _received(connection: Connection) -> Finding | None:
     return finding if isinstance(finding, Finding) else None
 
 
-def _child(share: range, work: Callable[[Iterable[int]], Iterator[Finding]], findings: Connection) -> None:
+def _child(share: Sequence[int], work: Callable[[Iterable[int]], Iterator[Finding]], findings: Connection) -> None:
     """Prove a share and send what is found. What fails here fails again in the process that makes the report."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent ends its children
     code = 1

@@ -318,6 +318,7 @@ def report_data(report: Report, rulesets: Sequence[Sequence[str]] = ()) -> dict[
             "frames": report.counts.cases,
             "pairs": report.counts.pairs,
             "diagrams": report.counts.diagrams,
+            "kept": report.counts.kept,
         },
     }
 

@@ -86,13 +86,15 @@ class Difference:
 @dataclass(frozen=True, slots=True)
 class Counts:
     """How much was proved: ways through the host, kinds of frames, pairs of programs, and those proved by
-    diagrams (the others were the same on both sides, or the same as a pair proved before).
+    diagrams (the others were the same on both sides, or the same as a pair proved before). Of guests' NICs, ``kept``
+    were proved by an earlier comparison.
     """
 
     ways: int
     cases: int
     pairs: int
     diagrams: int
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,15 +47,26 @@ class ZonesMet(NamedTuple):
 class Zones:
     """Collects the zones of both sides' lookups, way by way."""
 
-    def __init__(self, before: Side, after: Side) -> None:
-        self._names = (before.name, after.name)
-        self._same_rules = _zone_rules(before.model) == _zone_rules(after.model)
+    def __init__(self, names: tuple[str, str], *, same_rules: bool) -> None:
+        """``same_rules``: both sides have the same rules about zones."""
+        self._names = names
+        self.same_rules = same_rules
         self._pairs: set[tuple[Zone, Zone]] = set()
         self.undecided = False
 
+    @classmethod
+    def of(cls, before: Side, after: Side) -> Zones:
+        """Start with nothing."""
+        same = _zone_rules(before.model) == _zone_rules(after.model)
+        return cls((before.name, after.name), same_rules=same)
+
+    def fresh(self) -> Zones:
+        """Start with nothing, of the same sides."""
+        return Zones(self._names, same_rules=self.same_rules)
+
     def add(self, way: PathPair, tracked: tuple[Sequence[Tracked], Sequence[Tracked]]) -> None:
         """Take up the lookups on a way."""
-        if not self._same_rules and any(True for side in tracked for _ in undecided_zones(side)):
+        if not self.same_rules and any(True for side in tracked for _ in undecided_zones(side)):
             self.undecided = True
         before, after = (_by_hop(stages, side) for stages, side in zip((way.before, way.after), tracked, strict=True))
         self._pairs |= {(zone, after[hop]) for hop, zone in before.items() if hop in after}

@@ -114,6 +114,11 @@ class Tracking:
         self._set_zones: dict[tuple[int, str], bool] = {}
         self._lookups: dict[tuple[object, ...], frozenset[Zone]] = {}
 
+    @property
+    def facts(self) -> tuple[bool, ...]:
+        """What of the whole ruleset decides which hooks look packets up, and whether zones are followed."""
+        return self.bridge, self.has_zones, self._protocols[m.IPV4], self._protocols[m.IPV6]
+
     def track(
         self, protocol: int, stages: Sequence[Stage], back: Sequence[Stage], runs: Callable[[Stage], bool]
     ) -> Track:

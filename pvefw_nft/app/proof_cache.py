@@ -1,0 +1,192 @@
+"""Proofs of ``compare`` on disk, in a folder that only this user can read or write.
+
+One file has the proofs used last, as a line with a digest and a line of JSON: keys of :mod:`~.verify.prove.proofs` with
+what a report counts. It holds digests and numbers alone, nothing of a configuration. Whoever could write it could have
+compare call two rulesets alike: so the folder and the file must belong to the user that runs the command, and no other
+may write to them; else nothing is read or written. A file that is damaged, cut off or of another version counts as
+empty. Two commands at a time both keep what they proved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pvefw_nft.verify.prove.proofs import NO_PROOFS, Proof, Proofs, prover_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+VARIABLE = "PVEFW_CACHE_DIRECTORY"
+"""Another folder for the cache; empty: none is kept."""
+MAX_PROOFS = 1 << 15
+"""So many proofs are kept, those used last."""
+MAX_BYTES = 1 << 23
+"""A larger file is not read, and none is written: proofs take some 100 bytes each."""
+
+_FORMAT = "pvefw proofs 1"
+_FILE, _LOCK = "proofs", "proofs.lock"
+_KEY = re.compile(r"[0-9a-f]{64}")
+_WRITABLE_BY_OTHERS = 0o022
+_OPEN_TO_OTHERS = 0o077
+_PATIENCE = 2.0  # seconds to wait for another command, which takes milliseconds
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def kept_proofs() -> Proofs:
+    """Return this user's proofs; ones that keep nothing where there is no folder for them, or it is not safe."""
+    given = os.environ.get(VARIABLE)
+    if given == "":
+        return NO_PROOFS
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") if given is None else None
+        folder = Path(given or "") if base is None else base / "pvefw"
+        if not folder.is_absolute():
+            return NO_PROOFS
+        prover_digest()
+        _make(folder)
+        with _opened(folder):
+            return ProofFile(folder)
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+        return NO_PROOFS
+
+
+class ProofFile:
+    """The proofs in a folder's file. Nothing that is wrong with it ever raises."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._loaded: dict[str, Proof] = {}
+
+    def load(self) -> Mapping[str, Proof]:
+        """Return what was proved before."""
+        try:
+            with _opened(self._folder) as folder:
+                self._loaded = _read(folder)
+        except (OSError, ValueError):
+            self._loaded = {}
+        return self._loaded
+
+    def save(self, used: Mapping[str, Proof]) -> None:
+        """Keep what a comparison used, and of older proofs as many as there is room for."""
+        if used.keys() <= self._loaded.keys():
+            return
+        with contextlib.suppress(OSError), _opened(self._folder) as folder, _locked(folder):
+            try:
+                found = _read(folder)
+            except (OSError, ValueError):
+                found = {}
+            for key, proof in used.items():
+                found.pop(key, None)
+                found[key] = proof
+            _write(folder, dict(list(found.items())[-MAX_PROOFS:]))
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, unless that would be in another user's. Raises OSError."""
+    if folder.is_dir():
+        return
+    there = next(parent for parent in folder.parents if parent.exists())
+    if there.stat().st_uid != os.geteuid():
+        raise PermissionError(there)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open the folder. Raises OSError where another user may read it or write to it."""
+    folder = os.open(path, _FOLDER)
+    try:
+        found = os.fstat(folder)
+        if found.st_uid != os.geteuid() or found.st_mode & _OPEN_TO_OTHERS:
+            raise PermissionError(path)
+        yield folder
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: int) -> Iterator[None]:
+    """Wait until no other command writes. Raises OSError after some time."""
+    lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    try:
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _read(folder: int) -> dict[str, Proof]:
+    """Return the proofs of the file, those used last at the end. Raises OSError and ValueError where it is unusable."""
+    descriptor = os.open(_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & _WRITABLE_BY_OTHERS:
+            raise PermissionError(_FILE)
+        content = file.read(MAX_BYTES + 1)
+    head, _, body = content.partition(b"\n")
+    if len(content) > MAX_BYTES or head != _head(body):
+        raise ValueError("damaged, or of another version")
+    data = json.loads(body)
+    if not isinstance(data, dict):
+        raise ValueError("no proofs")
+    return {_sound_key(key): _proof(value) for key, value in data.items()}
+
+
+def _head(body: bytes) -> bytes:
+    return f"{_FORMAT} {hashlib.sha256(body).hexdigest()}".encode()
+
+
+def _sound_key(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise ValueError(key)
+    return key
+
+
+def _proof(value: object) -> Proof:
+    """Return a proof as it was written. Raises ValueError where it is none."""
+    match value:
+        case [int(ways), int(pairs), bool(marked), bool(looks), list(zones)]:
+            return Proof(ways, pairs, marked, looks, frozenset(((a, b), (c, d)) for a, b, c, d in zones))
+        case _:
+            raise ValueError(value)
+
+
+def _write(folder: int, proofs: Mapping[str, Proof]) -> None:
+    """Put another file in place of the one there. Raises OSError."""
+    data = {
+        key: [one.ways, one.pairs, one.marked, one.looks, sorted([*before, *after] for before, after in one.zones)]
+        for key, one in proofs.items()
+    }
+    body = json.dumps(data, separators=(",", ":")).encode()
+    content = _head(body) + b"\n" + body
+    if len(content) > MAX_BYTES:
+        return
+    temporary = f".{_FILE}.{secrets.token_hex(8)}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.rename(temporary, _FILE, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        raise
