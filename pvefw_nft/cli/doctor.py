@@ -30,7 +30,7 @@ _COLOURS = {Level.GOOD: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Le
 @command("doctor")
 @source_options
 @backend_option
-@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
+@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", help="Default: text.")
 @click.pass_context
 def doctor_command(
     ctx: click.Context, root: Path, node: str | None, local_network: str | None, backend: str | None, form: str

@@ -30,7 +30,14 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 
 def _plug_options(command: _F) -> _F:
     for option in (
-        click.option("--wait", type=click.FloatRange(min=0), default=lock.WAIT, show_default=True, metavar="SECONDS"),
+        click.option(
+            "--wait",
+            type=click.FloatRange(min=0),
+            default=lock.WAIT,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long to wait for another run of pvefw.",
+        ),
         click.option("--dry-run", is_flag=True, help="Print the steps; take none."),
         click.option(
             "--older-names", is_flag=True, help="Name the pair of links link<VMID>i<N>, as old hosts have it."

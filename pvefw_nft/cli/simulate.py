@@ -76,8 +76,8 @@ class _Test:
 @click.option(
     "-p", "--proto", "protocol", metavar="PROTO", help="tcp, udp, icmp, arp, a number … Default: tcp with a port."
 )
-@click.option("--sport", metavar="PORT")
-@click.option("--dport", metavar="PORT")
+@click.option("--sport", metavar="PORT", help="The source port. Default: 40000.")
+@click.option("--dport", metavar="PORT", help="The destination port, also behind --to.")
 @click.option("--source", "source_address", metavar="ADDRESS", help="The source address. Default: the sender's own.")
 @click.option("--dest", "destination_address", metavar="ADDRESS", help="The destination address likewise.")
 @click.option("--icmp-type", metavar="TYPE", help="A name, or type or type/code. Default: echo-request.")
@@ -88,7 +88,9 @@ class _Test:
 @click.option("--mac", metavar="MAC", help="The sender's MAC address.")
 @click.option("--dest-mac", "destination_mac", metavar="MAC", help="The frame's destination.")
 @click.option("--vlan", type=int, metavar="ID", help="The frame carries this VLAN tag.")
-@click.option("--fragment", type=click.Choice(("whole", "first", "later")))
+@click.option(
+    "--fragment", type=click.Choice(("whole", "first", "later")), help="Which fragment of its packet. Default: whole."
+)
 @click.option("--mark", metavar="MARK", default="0", help="The packet mark.")
 @click.option("--family", type=click.Choice(("4", "6")), help="Where neither an address nor the protocol tells.")
 @click.option("--ether-type", metavar="TYPE", help="A frame that is not IP, by its ether type's name or hex number.")

@@ -64,7 +64,7 @@ class _Found:
 @source_options
 @backend_option
 @click.option("--diff", is_flag=True, help="Also list what differs: rules and entries that come (+) and go (-).")
-@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
+@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", help="Default: text.")
 @click.pass_context
 @desired_ruleset.no_garbage()
 def status_command(

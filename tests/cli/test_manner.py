@@ -50,6 +50,7 @@ def test_each_command_has_the_options_and_examples_that_all_have(name: str) -> N
     assert isinstance(command, Command)
     options = {option for one in command.params for option in one.opts}
     assert options >= {"-q", "--quiet", "-v", "--verbose"}
+    assert [one.opts for one in command.params if isinstance(one, click.Option) and not (one.hidden or one.help)] == []
     assert ("--format" in options) == (name not in ("run", "completion"))
     help_text = command.get_help(click.Context(command, info_name=name))
     for line, purpose in EXAMPLES[name]:
