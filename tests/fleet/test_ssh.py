@@ -15,6 +15,7 @@ import pytest
 
 from tests import schemas
 from tests.host.conftest import Namespace, need
+from tests.host.network import has_bridge_conntrack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,12 +30,13 @@ _NO_DAD = 0x02  # IFA_F_NODAD, linux/if_addr.h
 OPEN = "[OPTIONS]\nenable: 1\n[ALIASES]\nlocal_network 10.0.0.0/24\n"
 SHUT = "[OPTIONS]\nenable: 1\n[ALIASES]\nlocal_network 192.0.2.0/24\n"
 """Rules that let the coordinator in by ssh, and rules that do not."""
+NFT = "[OPTIONS]\nnftables: 1\n"
 
 WRAPPER = """\
 #!/bin/sh
 case $1 in
-    status | compare | start | update) exec {python} -m pvefw_nft.cli "$@" --root {root} --node {name} ;;
-    *) exec {python} -m pvefw_nft.cli "$@" ;;
+    status | compare | start | update) exec {python} {program} "$@" --root {root} --node {name} ;;
+    *) exec {python} {program} "$@" ;;
 esac
 """
 
@@ -61,7 +63,9 @@ class Node:
         (folder / "run").mkdir()
         self._make_key(folder / "host_key")
         wrapper = folder / "bin/pvefw"
-        wrapper.write_text(WRAPPER.format(python=sys.executable, root=folder, name=name))
+        # without connection tracking on bridges, what needs it is replaced in nft's rules
+        program = "-m pvefw_nft.cli" if has_bridge_conntrack() else REPOSITORY / "benchmarks/cut_down.py"
+        wrapper.write_text(WRAPPER.format(python=sys.executable, program=program, root=folder, name=name))
         wrapper.chmod(0o755)
         self.configure(OPEN)
         environment = {
@@ -102,8 +106,16 @@ class Node:
         return f"{name or self.address} {(self.folder / 'host_key.pub').read_text()}"
 
     def rules(self) -> str:
+        return self.output("iptables-save")
+
+    def backends(self) -> list[str]:
+        """Return whose rules the kernel holds."""
+        found = {"iptables": "PVEFW-INPUT" in self.rules(), "nft": "pvefw" in self.output("nft", "list", "tables")}
+        return [backend for backend, loaded in found.items() if loaded]
+
+    def output(self, *command: str) -> str:
         with self.namespace.entered():
-            return subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     def pvefw(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {
@@ -314,6 +326,29 @@ def test_a_failure_at_the_third_node_rolls_back_the_first_two(cluster: Cluster) 
     for node in cluster.nodes:
         assert "PVEFW" not in node.rules()
         assert "stopped" in node.pvefw("status").stdout
+
+
+def test_each_node_gets_the_backend_of_its_own_host_fw(cluster: Cluster) -> None:
+    cluster.nodes[0].configure(OPEN, NFT)
+    code, found = cluster.answer("start", "--confirm", "60", "--hosts", "pve1,pve2")
+    assert (code, states(found)) == (0, ["done"] * 2), found
+    assert [node.backends() for node in cluster.nodes] == [["nft"], ["iptables"], [], []]
+
+
+def test_a_failed_switch_to_nft_rolls_back_to_iptables(cluster: Cluster) -> None:
+    one, two, *_ = cluster.nodes
+    for node in (one, two):
+        assert node.pvefw("start").returncode == 0
+        node.configure(OPEN, NFT)
+    two.configure(SHUT, NFT)
+    switch = ("update", "--confirm", "60", "--roll-back", "--hosts", "pve1,pve2")
+    code, found = cluster.answer(*switch)
+    assert (code, states(found)) == (3, ["rolled back", "failed"]), found
+    assert [one.backends(), two.backends()] == [["iptables"]] * 2
+    two.configure(OPEN, NFT)
+    code, found = cluster.answer(*switch)
+    assert (code, states(found)) == (0, ["done"] * 2), found
+    assert [one.backends(), two.backends()] == [["nft"]] * 2
 
 
 def test_without_roll_back_the_first_nodes_stay(cluster: Cluster) -> None:
