@@ -122,7 +122,7 @@ def _tools(backend: str) -> Iterator[Finding]:
             yield Finding(Level.BAD, error.message, error.hint)
             continue
         if "-" not in tool:
-            yield Finding(Level.GOOD, f"{path}: {_version(tool)}")
+            yield _version(tool, path)
     if backend == "nft":
         try:
             Nftables()
@@ -144,11 +144,11 @@ def _left_rules(backend: str) -> Iterator[Finding]:
             yield Finding(Level.BAD, text, error.hint)
 
 
-def _version(tool: str) -> str:
+def _version(tool: str, path: str) -> Finding:
     try:
-        return tools.version(tool)
+        return Finding(Level.GOOD, f"{path}: {tools.version(tool)}")
     except HostError as error:
-        return error.message
+        return Finding(Level.WARNING, f"{path}: {error.message}", error.hint)
 
 
 def _kernel(backend: str) -> Iterator[Finding]:
@@ -225,6 +225,8 @@ def _other_rules(backend: str) -> Iterator[Finding]:
 
 
 def _other_tables() -> Iterator[Finding]:
+    if os.geteuid() != 0:
+        return  # libnftables would print to standard error
     try:
         entries = Nftables().run([{"list": {"chains": None}}])
     except HostError:

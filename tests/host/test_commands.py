@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.host import doctor
+from pvefw_nft.errors import HostError
+from pvefw_nft.host import doctor, tools
 from pvefw_nft.host.bridges.plumbing import Nic
 from pvefw_nft.host.doctor import Finding, Level, Switches
 from pvefw_nft.host.links import Links, open_route, read_links
@@ -184,6 +185,15 @@ def test_doctor_finds_a_missing_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     found = list(doctor.examine("iptables", Switches(cluster=True, host=True, guests={}), []))
     assert "the program ipset is not installed" in texts(found, Level.BAD)
+
+
+def test_doctor_finds_a_tool_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(tool: str) -> str:
+        raise HostError(f"{tool} --version failed: no permission", "run this as root")
+
+    monkeypatch.setattr(tools, "version", fail)
+    found = list(doctor.examine("iptables", Switches(cluster=True, host=True, guests={}), []))
+    assert [text for text in texts(found, Level.WARNING) if "ipset --version failed" in text]
 
 
 def test_doctor_finds_a_forward_policy_that_drops(host: Namespace) -> None:
