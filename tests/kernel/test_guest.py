@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.guest import image, machine
+from tests.kernel.guest import image, machine, tsc
 from tests.kernel.guest.machine import Guest, GuestError
 
 if TYPE_CHECKING:
@@ -50,6 +51,14 @@ def test_the_share_is_seen_by_both(guest: Guest) -> None:
 def test_a_function_that_raises_tells_where(guest: Guest) -> None:
     with pytest.raises(GuestError, match=r"Traceback[\s\S]*FileNotFoundError.*/no-such-folder"):
         guest.call("os:listdir", "/no-such-folder")
+
+
+def test_its_time_passes_as_this_machines_does(guest: Guest) -> None:
+    """However long QEMU had to wait for a processor while the guest's kernel booted."""
+    _, said = guest.run(["dmesg"])
+    *_, megahertz = re.findall(rb"tsc: Detected ([0-9.]+) MHz", said)
+    frequency = tsc.kilohertz()
+    assert frequency is None or float(megahertz) * 1000 == pytest.approx(frequency, rel=0.02)
 
 
 def test_a_guest_that_hangs_is_booted_again(monkeypatch: pytest.MonkeyPatch) -> None:
