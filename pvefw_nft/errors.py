@@ -21,7 +21,7 @@ EXIT_UNDECIDED = 5
 class Severity(Enum):
     """How bad a finding is.
 
-    An error is a line that does not do what it says: it is left out, or the kernel's tools would refuse it. A warning
+    An error is a line without its effect: it is left out, or the kernel's tools would refuse it. A warning
     is a line that works as written, which is probably not the intention. A note is a matter of style.
     """
 
@@ -147,7 +147,7 @@ class InternalError(PvefwError):
 def number_of_environment(name: str, default: int, least: int, most: int) -> int:
     """Return the number that a variable of the environment holds; ``default`` where it is not set or empty.
 
-    Raises UsageError for what is no number from ``least`` to ``most``, in decimal digits.
+    Raises UsageError for any text but a decimal number from ``least`` to ``most``.
     """
     text = os.environ.get(name, "")
     if not text:

@@ -70,7 +70,7 @@ def checked(read: Callable[[], Any]) -> Any:  # noqa: ANN401 - what is read
 
 
 def error_as_json(error: BaseException) -> list[str | None]:
-    """Return an error for the other process; one that is not ours is a bug of pvefw."""
+    """Encode an error for the other process. Any error but a PvefwError is a bug of pvefw."""
     if not isinstance(error, PvefwError):
         return ["InternalError", f"pvefw failed: {type(error).__name__}: {error}"[:_LONGEST], _BUG]
     kinds = (kind.__name__ for kind in type(error).__mro__)

@@ -57,7 +57,7 @@ class Task:
         self._last: Result | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another program needs to do the same; what only the host knows it asks for."""
+        """Return the state for another process. Facts that only the host knows are left out: that process asks."""
         source = replace(self._source, local_network=_unasked, real_interface=_unasked, zones=dict, now=time.time)
         return {"source": source, "backend": self._backend, "settle": self._settle, "before": self._before}
 
@@ -145,7 +145,7 @@ class Task:
 
 
 def _unasked(*_: str) -> None:
-    """Stand for what :class:`_Asks` answers."""
+    """Take the place of a function whose answers come from :class:`_Asks`."""
 
 
 class _Asks:

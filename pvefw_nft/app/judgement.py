@@ -1,4 +1,4 @@
-"""What is asked about the connections of a host before a ruleset is loaded, and the answer.
+"""The question about a host's connections before a ruleset is loaded, and its answer.
 
 The kernel's facts are read with privileges, and judged without, by :mod:`.session_guard` in the compiler's process.
 """

@@ -40,7 +40,7 @@ def migration_peers(source: Source, network: LiveNetwork) -> list[Peer]:
     """Return the hosts that guests migrate from and to, each with this host's address towards it.
 
     Where a migration network is named, these are the nodes with an address in it; where none of them is known, its
-    first and last address stand for all. Raises what reading the configuration raises.
+    first and last address represent all. Raises as :func:`.check_root`.
     """
     secure, named = _settings(source)
     nodes = _node_addresses(source)

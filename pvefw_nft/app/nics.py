@@ -34,7 +34,7 @@ def read_filtered_nics(source: Source) -> FilteredNics:
 
 
 def filtered_nics(guests: Iterable[model.Guest]) -> FilteredNics:
-    """Return the filtered NICs of guests. One that is wrong does not hide the others."""
+    """Return the filtered NICs of guests. A NIC with a mistake does not hide the rest."""
     nics, misconfigured = [], []
     for guest in guests:
         for nic in guest.nics:

@@ -25,7 +25,7 @@ _SUBJECTS = {
     "names": "{name} changed",
     "program": "pvefw itself changed",
 }
-"""What it means that a question has another answer than at the last apply; see :class:`.Observations`."""
+"""By kind of question: the reason for an apply if its answer changed since the last one (:class:`.Observations`)."""
 
 
 def why_pending(

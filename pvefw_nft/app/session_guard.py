@@ -63,7 +63,7 @@ _RULE_PLACE = re.compile(r"(\S+\.fw):(\d+)")
 def judge(desired: Desired, before: Desired | None, source: Source, now: Connections) -> Judgement:
     """Return the effect of loading ``desired`` on the connections that this host has now.
 
-    ``before`` is the ruleset of ours that runs (None: none, all is allowed). Only connections that ``before`` allows
+    ``before`` is pvefw's running ruleset (None: none, all is allowed). Only connections that ``before`` allows
     can be lost. Reads the configuration; raises what that raises.
     """
     if not desired.enabled:
@@ -172,7 +172,7 @@ def _corosync(source: Source, network: LiveNetwork) -> Iterator[Peer]:
 class _Judge:
     """Judges connections by a ruleset, and by the one before it.
 
-    ``host`` has the NICs that these connections pass, and no others.
+    ``host`` has only the NICs that these connections pass.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class _Judge:
         if self._explaining is None:
             met = {nic.vmid for nic in self._host.nics}
             source = replace(self._source, cautious=True)
-            # a guest's file on which the compile fails costs the judgement of the others as little as their rules
+            # a guest's file on which the compile fails must not prevent the judgement of other guests' connections
             compiled = closing_failures(
                 source, lambda closed: compile_root(source, "iptables", closed=closed, only=met)
             )

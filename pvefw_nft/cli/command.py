@@ -19,7 +19,7 @@ class Command(click.Command):
     """A command of pvefw.
 
     ``examples`` are command lines for the help, each with its purpose. With ``answers`` the command has ``--format
-    json``: it prints by :mod:`pvefw_nft.cli.console`, and one object at its end says what it did.
+    json``: it prints by :mod:`pvefw_nft.cli.console`, and ends with one object that reports its work.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _LEVELS = {"error": "red", "warning": "yellow", "note": "cyan"}
 _VERDICTS = {"ACCEPT": "green", "DROP": "red", "REJECT": "red", "UNDECIDED": "yellow"}
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
-_HANGING = 4  # columns by which the rest of a wrapped line stands further right
+_HANGING = 4  # columns: the hanging indent of wrapped lines
 _NARROWEST = 40  # columns: a narrower terminal wraps by itself
 
 
@@ -150,7 +150,7 @@ def verdict_styled(text: str) -> str:
 
 
 def wrapped(text: str, stream: TextIO | None) -> str:
-    """Wrap lines at the width of a terminal, with a hanging indent; what goes to a pipe stays as it is."""
+    """Wrap lines at the width of a terminal, with a hanging indent. Output to a pipe is not wrapped."""
     if stream is None or not stream.isatty():
         return text
     width = shutil.get_terminal_size().columns

@@ -41,7 +41,7 @@ def doctor_command(
     """
     try:
         inventory = read_patiently(patient(make_source(root, node, local_network)), read_inventory)
-    except PvefwError as error:  # one broken part must not keep the others from being examined
+    except PvefwError as error:  # one broken part must not prevent the examination of the rest
         findings = [Finding(Level.BAD, error.message, error.hint)]
         findings += examine(backend or firewall.applied_backend() or BACKENDS[0], None, ())
     else:

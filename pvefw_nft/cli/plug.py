@@ -170,7 +170,7 @@ def _report(
 
 
 def _done(result: PlugResult, verb: str) -> str:
-    """Return what was done with a NIC: ``plugged behind fwbr100i0 (12 steps)``."""
+    """Return the result for a NIC: ``plugged behind fwbr100i0 (12 steps)``."""
     count = len(result.steps)
     bridge = f"fwbr{result.nic.vmid}i{result.nic.index}"
     return f"{verb} {bridge} ({count} step{'s' if count > 1 else ''})"

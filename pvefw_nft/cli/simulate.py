@@ -55,7 +55,7 @@ _KEYS = {
 class _Test:
     """A packet of a tests file, with its expected verdict (None: any) and its name.
 
-    ``steps`` are packets that are sent before it, in order: its state then follows from theirs.
+    ``steps`` are packets that are sent before it, in order; they decide its conntrack state.
     """
 
     spec: PacketSpec

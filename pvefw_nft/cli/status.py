@@ -1,4 +1,4 @@
-"""``pvefw status``: whether the firewall runs, why it differs from the configuration, and what is not filtered."""
+"""``pvefw status``: tell whether the firewall runs, how it differs from the configuration, and which NICs are open."""
 
 from __future__ import annotations
 

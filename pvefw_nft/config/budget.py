@@ -17,7 +17,7 @@ MAX_LINES_OF_ALL = 1_000_000
 """Lines in the firewall files of all guests of a node."""
 
 SMALL_FILE = 1_000
-"""Lines that a guest's file may always have, however much others use up."""
+"""Lines that a guest's file may always have, even if other guests' files use up the budget."""
 
 MAX_RULES = 50_000
 """Rules that one guest's file becomes, once macros are expanded and each NIC has its own."""

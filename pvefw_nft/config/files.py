@@ -27,7 +27,7 @@ MAX_UNDECODABLE = 0.1
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _NO_FILES = {errno.ELOOP: "the link leads to itself", errno.ENXIO: "it is a socket, or a device that is not there"}
-"""What open(2) says of a path that leads to no file, and never of a file system that fails."""
+"""Errors of open(2) for a path that leads to no file. A file system that fails never gives them."""
 _DENIED = (errno.EACCES, errno.EPERM)
 _AS_ROOT = (
     "configurations are read as root, but without root's right to ignore modes: have root own the file and its "

@@ -1,6 +1,6 @@
 """The grammar of the configuration files: the form of lines, not their meaning.
 
-Two grammars of pyparsing stand side by side. The coarse one reads a whole line with one token, so that a node
+Two grammars of pyparsing are used. The coarse one reads a whole line with one token, so that a node
 with thousands of guests compiles in a second or two. The fine one knows every word of a line; it reads only the
 lines that the coarse one rejects, to name the place of the mistake and the expected word.
 
@@ -201,7 +201,7 @@ _VALUE = "a value for the option"
 
 @cache
 def _fine_rule() -> pp.ParserElement:
-    """Return the fine grammar of the named form: it takes the lines that the coarse one takes, and no others."""
+    """Return the fine grammar of the named form. It accepts exactly the lines that the coarse grammar accepts."""
     type_word = pp.Regex(r"[^\s#|]+(?=[ \t])").set_name("a rule type (IN, OUT, FORWARD or GROUP)")
     action = pp.Regex(r"[^\s#]+").set_name("an action, a macro or a group name")
     options = "|".join(sorted(map(re.escape, OPTION_WORDS), key=len, reverse=True))
@@ -216,7 +216,7 @@ def _fine_rule() -> pp.ParserElement:
 def read_sections(file: str, text: str) -> tuple[tuple[Section, ...], tuple[Line, ...]]:
     """Cut the text of a firewall file into sections.
 
-    Returns the sections in order, and the lines that stand before the first header.
+    Returns the sections in order, and the lines before the first header.
     """
     sections: list[Section] = []
     before: list[Line] = []

@@ -55,7 +55,7 @@ def _tables() -> tuple[tuple[_LineHint, ...], Mapping[tuple[str, str], str]]:
 def hint_for(code: str, span: Span, section: str | None) -> str | None:
     """Return the probable intention, or None where the table has none.
 
-    ``span`` marks the word that the diagnostic is about, ``section`` is the kind of section it stands in, if any.
+    ``span`` marks the word that the diagnostic is about, ``section`` is the kind of section that contains it, if any.
     """
     lines, words = _tables()
     body = span.text.strip()[:MAX_LINE]

@@ -85,7 +85,7 @@ def ethertype_names() -> tuple[str, ...]:
 def icmp_type(version: int, name: str) -> tuple[int | None, int | None] | None:
     """Return type and code of an ICMP type by its name, or None when the name is unknown.
 
-    ``version`` is 4 for ICMP, 6 for ICMPv6. The code is None where the name stands for every code of the
+    ``version`` is 4 for ICMP, 6 for ICMPv6. The code is None if the name means every code of the
     type; for ``any``, which only ICMP has, the type is None too.
     """
     return _ICMP[version].get(name)

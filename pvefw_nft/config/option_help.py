@@ -1,4 +1,4 @@
-"""What each option of a firewall file takes and does: the manual's tables, and pvefw.fw(5).
+"""The values and effect of each option of a firewall file, for the manual's tables and pvefw.fw(5).
 
 Names are those that :data:`~.options.OPTIONS` reads, defaults those of the model.
 """
@@ -79,7 +79,7 @@ _HELP: Mapping[FileKind, Mapping[str, tuple[str, str]]] = {
     },
     FileKind.GUEST: {
         "enable": (_YES, "Filter the guest's NICs that have firewall=1."),
-        "macfilter": (_YES, "Drop what does not come from the NIC's own MAC address."),
+        "macfilter": (_YES, "Drop frames whose source is not the NIC's own MAC address."),
         "dhcp": (_YES, "Accept DHCP."),
         "ndp": (_YES, "Accept neighbour discovery of IPv6."),
         "radv": (_YES, "Let the guest send router advertisements."),
@@ -93,7 +93,7 @@ _HELP: Mapping[FileKind, Mapping[str, tuple[str, str]]] = {
         "layer2_protocols": ("names of /etc/ethertypes", "Protocols that may leave the guest; a list. Default: all."),
     },
     FileKind.VNET: {
-        "enable": (_YES, "Filter what is forwarded within the VNet; nft only."),
+        "enable": (_YES, "Filter packets that are forwarded within the VNet; nft only."),
         "policy_forward": ("ACCEPT, DROP", "What happens to packets that no rule decides."),
         "log_level_forward": (_LEVEL, "Log packets that the policy decides."),
     },
@@ -111,7 +111,7 @@ _HELP: Mapping[FileKind, Mapping[str, tuple[str, str]]] = {
 
 
 class OptionHelp(NamedTuple):
-    """An option of a kind of file: what it takes, its default as it is written, and what it does."""
+    """An option of a kind of file: its values, its default as written in a file, and its effect."""
 
     name: str
     takes: str

@@ -36,7 +36,7 @@ _OPTION_CLASSES: Mapping[FileKind, type] = {
 }
 
 _UNREADABLE = object()
-"""Stands for the value of an option that cannot be read."""
+"""The value of an option that cannot be read."""
 
 
 class OptionReader:

@@ -376,7 +376,7 @@ STRICT_VALUES: Mapping[str, object] = {
 """The value of an option of a companion file that cannot be read: the strict one."""
 
 OLD_OPTIONS = {"optimize": None, "allow_bridge_route": None, "protection_limit": FileKind.HOST}
-"""Names of options without effect, still found in files, and the one kind of file they stand in (None: any)."""
+"""Names of options without effect that files still have, and the kind of file that has them (None: any)."""
 
 
 def has_no_effect(kind: FileKind, name: str) -> bool:

@@ -109,7 +109,7 @@ class _FileReader:
 
     def read(self, file: str, text: str) -> None:
         comparisons.begin_file()
-        # Most files are printable as they are, which is quickly asked; only the others are looked at line by line.
+        # Most files are printable, which is tested at once. Only the rest is examined line by line.
         self._is_clean = "\ufffd" not in text and text.replace("\n", "").replace("\t", "").isprintable()
         sections, before = grammar.read_sections(file, text)
         if before:
@@ -252,7 +252,7 @@ class _FileReader:
             self.findings.warning(
                 "host-bits-cleared",
                 line.span(word.start, word.end),
-                f"`{word.text}` has host bits set; it stands for the network {prefix.canonical}",
+                f"`{word.text}` has host bits set; it means the network {prefix.canonical}",
                 f"write {prefix.canonical}, or {word.text.partition('/')[0]} for the host alone",
             )
         return prefix
@@ -283,7 +283,7 @@ class _FileReader:
         self.own.ipsets[name] = Ipset(name, entries, section.header, replaced)
 
     def _entries(self, lines: list[Line]) -> tuple[tuple[IpsetEntry, ...], int]:
-        """Read the entries of an ipset, one for each network. Returns them, and how many were replaced by others.
+        """Read the entries of an ipset, one for each network. Returns them, and the number of replaced entries.
 
         As in the reference, of entries with the same text the first counts, and of different texts for one network
         (an alias and its address, two spellings) the last.
@@ -308,7 +308,7 @@ class _FileReader:
         return tuple(entry for _, entry in entries.values()), len(seen) - len(entries)
 
     def _twice(self, line: Line, entry: IpsetEntry, before: IpsetEntry, counts: IpsetEntry) -> None:
-        """Warn of a network that stands in an ipset twice; ``counts`` is the entry that is taken."""
+        """Warn of a network that an ipset lists twice; ``counts`` is the entry in effect."""
         what = f"`{entry.prefix.canonical}` is in the set already, from line {before.line.number}"
         if before.nomatch is not entry.nomatch:
             what = f"line {before.line.number} says the opposite about `{entry.prefix.canonical}`"
@@ -425,11 +425,11 @@ def _defined_below(sections: tuple[Section, ...], kind: SectionKind, name: str, 
 
 def _bad_alias(text: str) -> BadValue:
     return BadValue(
-        f"an alias cannot stand for `{text[:60]}`",
+        f"an alias cannot mean `{text[:60]}`",
         start=0,
         end=len(text),
         code="bad-address",
-        hint="it stands for one address or one network; define an ipset for several",
+        hint="an alias means one address or one network; define an ipset for several",
     )
 
 
@@ -521,7 +521,7 @@ def _options(kind: type[_T], reader: _FileReader) -> _T:
 
 
 def _known_groups(rules: tuple[RuleItem, ...], groups: Mapping[str, Group], findings: Findings) -> tuple[RuleItem, ...]:
-    """Return the rules without those that name a group that does not exist; a group may stand below its use."""
+    """Return the rules without those that name a missing group. A group may be defined below its use."""
     known: list[RuleItem] = []
     for rule in rules:
         if not isinstance(rule, GroupRule) or rule.group in groups:

@@ -68,7 +68,7 @@ class _Unusable(ValueError):  # noqa: N818 - a finding about a state file, turne
 def state_texts(files: Files, pve: Path) -> tuple[str | ConfigurationError | None, ...]:
     """Return the texts of the state files, in the order of :data:`STATE_FILES`.
 
-    None stands for a file that does not exist, and the exception for one that cannot be read: rights are missing on
+    None means a file that does not exist, the exception one that cannot be read: rights are missing on
     ``priv`` for all but root.
     """
     return tuple(_text(files, pve / name) for name in STATE_FILES)

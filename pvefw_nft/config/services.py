@@ -1,6 +1,6 @@
 """The services of a rule: its protocol, ports and ICMP type, or those of its macro.
 
-They depend on the words of the rule alone, not on where it stands; so the same words are read once.
+They depend only on the words of the rule, not on its place. So the same words are read once.
 """
 
 from __future__ import annotations

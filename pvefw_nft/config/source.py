@@ -41,8 +41,8 @@ class Source:
     ``harden``: the iptables ruleset is hardened from beside it, whether or not host.pvefw says so.
     ``zones`` gives the connection tracking zones of NICs, by VMID and number, in the ruleset that runs. They are not
     recorded as an answer: compiled again with the zones that it has, a ruleset is the same.
-    ``borrows_network`` and ``borrows_names``: the root is that of another host, so what is taken from this machine's
-    network, or from its tables of services and protocols, is reported.
+    ``borrows_network`` and ``borrows_names``: the root belongs to another host. Facts from this machine's network, or
+    from its tables of services and protocols, are reported.
     """
 
     root: Path

@@ -1,6 +1,6 @@
 """Files that are saved in two steps: do not take one for gone, empty or short while it is being written.
 
-``cp`` and some editors truncate a file and then write it, and others rename it away first. A compile in that moment
+``cp`` and some editors truncate a file and then write it; other editors rename it away first. A compile in that moment
 would find a firewall that is off, or a guest without rules. A caller that removes something because a file is missing,
 empty or cut off has to stay so for some seconds before it counts.
 """
@@ -89,7 +89,7 @@ class SteadyFiles(Files):
         """Return the names in a folder; none where it does not exist. Raises as :meth:`text`."""
         before: list[str] = self._known.get(("folder", str(folder)), [])
         now = self.files.listed(folder)
-        # one doubt for each name, so that others come and go meanwhile
+        # one doubt for each name: the doubts about names are independent
         gone = [name for name in before if name not in now and self._settled("name", folder / name, "", _was_there)]
         for name in now:
             self._settled("name", folder / name, name, _was_there)

@@ -1,7 +1,7 @@
 """Checks beyond the ruleset of one node: every firewall file, and settings that defeat one another.
 
 A cluster's firewall files are shared by its nodes, but a node compiles only the files of its own guests. The survey
-reads the others as their own nodes would, and names files that no node reads. Of each guest it tells whether its
+reads the rest as their own nodes would, and names files that no node reads. Of each guest it tells whether its
 firewall is on, and whether its NICs are filtered at all.
 """
 

@@ -1,7 +1,7 @@
 """Groups, ipsets and aliases that nothing refers to.
 
 The cluster's names may be used by any file of any node, so all firewall files below the root count, by their words:
-a name that stands anywhere, even in a line that is off, is in use.
+a name that occurs anywhere, even in a disabled line, is in use.
 """
 
 from __future__ import annotations

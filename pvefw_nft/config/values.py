@@ -286,7 +286,7 @@ def _read_list(text: str) -> tuple[Prefix, ...]:
             )
         if not looks_like_address(element) or "-" in element:
             raise BadValue(
-                f"`{element}` cannot stand in a list",
+                f"`{element}` cannot be part of a list",
                 start=start,
                 end=end,
                 code="bad-address",

@@ -76,7 +76,7 @@ def do(job: Job, work: Work) -> dict[str, Any]:
         return work(job)
     except PvefwError as error:
         return failed(error.message, error.hint, error.exit_code)
-    except Exception as error:  # a bug that one node shows must not hide the others
+    except Exception as error:  # a bug that one node triggers must not hide the results of the rest
         return failed(f"pvefw failed: {type(error).__name__}: {error}", "this is a bug of pvefw; please report it", 3)
 
 

@@ -169,7 +169,7 @@ class _Run:
             self._send(job)
 
     def _send_alone(self) -> None:
-        """Send a job that was given up, with nothing else under way; all others are done."""
+        """Send a job that was given up again, alone; all other jobs are done."""
         if self._suspects:
             self._alone = True
             self._send(self._suspects.pop())

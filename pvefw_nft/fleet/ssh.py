@@ -39,7 +39,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """How to log in, and how long things may take, in seconds."""
+    """How to log in, and the limits for connecting and for commands, in seconds."""
 
     user: str = "root"
     port: int = 22
@@ -165,7 +165,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
         return "its host key is not the one in known_hosts, or none is there"
     if isinstance(error, asyncssh.PermissionDenied):
-        return "it refuses the login: no key of ours is authorized there"
+        return "it refuses the login: none of this user's keys is authorized there"
     if isinstance(error, OSError):
         return f"no connection: {error.strerror or error}"
     if isinstance(error, HostError):

@@ -18,7 +18,7 @@ def real_name(name: str) -> str | None:
     with open_route() as netlink:
         try:
             (link,) = netlink.link("get", altname=name)
-        except NetlinkError:  # no such name, or one the kernel takes for none; then the word stands for itself
+        except NetlinkError:  # no link has this alternative name: use the word as it is
             return None
         found = link.get_attr("IFLA_IFNAME")
         return found if isinstance(found, str) else None

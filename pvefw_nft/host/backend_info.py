@@ -1,4 +1,4 @@
-"""What the host must know of each backend, in one place."""
+"""The facts about each backend that the host side needs."""
 
 from __future__ import annotations
 

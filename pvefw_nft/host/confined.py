@@ -49,7 +49,7 @@ _F_SETPIPE_SZ = 1031  # include/uapi/linux/fcntl.h
 _STANDARD = (0, 1, 2)
 
 KILLED_BY_FILTER = "it was killed by SIGSYS"
-"""What :meth:`Worker.close` returns where a filter of system calls ended it: a unit's, since ours ends nothing."""
+"""The answer of :meth:`Worker.close` after a unit's seccomp filter killed it (pvefw's own filter never kills)."""
 
 _left_behind: set[int] = set()
 """Processes that were killed and have not ended: one that waits for a hanging file system cannot."""
@@ -140,7 +140,7 @@ class Worker:
         with contextlib.suppress(OSError):
             fcntl.fcntl(to_read, _F_SETPIPE_SZ, _PIPE)
         if job is not None:
-            with contextlib.suppress(OSError, TimeoutError):  # it ended: whoever waits for its first frame learns that
+            with contextlib.suppress(OSError, TimeoutError):  # it ended: waiting for its first frame reports that
                 self.channel.send(job)
 
     def allow(self) -> None:
@@ -157,7 +157,7 @@ class Worker:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def close(self) -> str:
-        """End it, without waiting for one that hangs, and return what had ended it before."""
+        """End the process without waiting for it if it hangs. Return how it had ended before, empty if it ran."""
         self.channel.close()
         ended = _wait(self._process, 0.2)
         if ended is None:
@@ -201,7 +201,7 @@ def _run_program(channel: Channel) -> NoReturn:
     paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     ends = map(str, channel.descriptors)
     command = [sys.executable, "-P", "-m", "pvefw_nft.host.confined_program", *ends]
-    os.execve(  # noqa: S606 - without a shell, as all of ours
+    os.execve(  # noqa: S606 - without a shell, like every command here
         sys.executable, command, {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     )
 

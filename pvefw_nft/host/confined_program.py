@@ -3,7 +3,7 @@
     python -m pvefw_nft.host.confined_program READING WRITING
 
 Each argument is the number of a descriptor: the two ends of a channel. The first frame holds, pickled by the process
-that started this one, what to do: it comes from whoever has more rights than this process, never from a file.
+that started this one, what to do: it comes from the parent, which has more rights, never from a file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Job(Protocol):
-    """What is to be done: it is pickled there, and unpickled here."""
+    """The task: pickled by the parent, unpickled here."""
 
     def serve(self, channel: Channel, missing: Sequence[str], /) -> None:
         """Do it; ``missing`` is what this process could not give up."""

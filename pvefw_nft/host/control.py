@@ -55,7 +55,7 @@ class Beside(StrEnum):
 class Pending:
     """A change that waits for its confirmation until ``deadline``, in seconds since boot.
 
-    ``was_running``: the ruleset before comes back if nobody confirms. ``beside``: see :class:`Beside`.
+    ``was_running``: the ruleset before comes back without a confirmation. ``beside``: see :class:`Beside`.
     """
 
     token: str
@@ -133,7 +133,7 @@ def apply(
 
 
 def stop(*, wait: float = lock.WAIT) -> Outcome:
-    """Remove all that is ours and nothing else, and put the kernel's settings back. Raises HostError, LockedError."""
+    """Remove pvefw's rules and nothing else, and restore the kernel's settings. Raises HostError, LockedError."""
     with lock.hold(wait=wait):
         return _remove_all()
 
@@ -155,7 +155,7 @@ def confirm(*, wait: float = lock.WAIT) -> bool:
 
 
 def keep() -> None:
-    """Take what runs as confirmed; the caller holds the lock. Raises HostError where its record is damaged."""
+    """Record the running ruleset as confirmed; the caller holds the lock. Raises HostError for a damaged record."""
     if record.load(record.running_path()) is not None:
         record.copy(record.running_path(), record.confirmed_path())
     state.remove(record.pending_path())
@@ -371,7 +371,7 @@ def _start_process(command: Sequence[str]) -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as ready:
         try:
-            # what runs on this terminal may die with it: a session of its own does not
+            # a session of its own survives the end of this terminal
             subprocess.Popen(
                 [*command, "--ready", str(writing)],
                 stdin=subprocess.DEVNULL,

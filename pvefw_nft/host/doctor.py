@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .bridges.unplugged import Misconfigured
     from .links import Links
 
-# what a bridge ruleset needs of the kernel, tried without loading anything into it
+# the kernel's support for a bridge ruleset: `nft --check` loads nothing
 _PROBES = (
     ("bridge connection tracking", "ct state established accept", "nf_conntrack_bridge"),
     ("rejecting on bridges", "reject", "nft_reject_bridge"),
@@ -47,7 +47,7 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at, and what to do about it."""
+    """One examined condition, and what to do about it."""
 
     level: Level
     text: str

@@ -75,7 +75,7 @@ class Status:
 
 
 def is_running() -> bool:
-    """Tell whether a start was done since boot, or anything of ours is in the kernel."""
+    """Tell whether `start` ran since boot, or the kernel holds rules of pvefw."""
     return record.marker_path().exists() or any(candidate.present() for candidate in _all_engines())
 
 
@@ -129,7 +129,7 @@ def reconcile(
         with _hardened_as_before(previous) if hardening_change is not None else contextlib.nullcontext():
             loaded = _load(desired, planned, previous, record_of)
     elif planned.stamp is not None:
-        # others changed rules of theirs since: ours were found as they were noted
+        # foreign rules changed, ours did not: only the stamp is refreshed
         _note(replace(memory, stamp=planned.stamp, names=names))
     unmarked = _mark_started(desired.backend)
     remember = loaded.remember
@@ -164,7 +164,7 @@ def _keep(desired: Desired, problems: list[str]) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What a load leaves to do: the change of zones, guests that moved here, and what to remember of the kernel."""
+    """The steps after a load: the change of zones, guests that moved here, and the record of the kernel's listing."""
 
     zones: zone_change.ZoneChange = field(default_factory=zone_change.ZoneChange)
     moved: frozenset[int] = frozenset()
@@ -172,7 +172,7 @@ class _Loaded:
 
 
 def _load(desired: Desired, planned: Planned, previous: Desired | None, record_of: Path | None) -> _Loaded:
-    """Load what is planned, and have it on record. Raises HostError; the rules and the record before are then there."""
+    """Execute a plan and record it. Raises HostError; the rules and the record before are then in place."""
     # written and synced before the kernel is touched: a full disk changes nothing
     prepared = record.prepare(record.running_path(), desired) if record_of is None else None
     zones = zone_change.begin(desired)
@@ -218,7 +218,7 @@ def _hardened_as_before(previous: Desired | None) -> Iterator[None]:
 def _zone_rules(desired: Desired | None) -> list[str]:
     """Have the zone rule for NAT where it is wanted, and nothing of a change of zones that is over; return problems.
 
-    ``desired`` None: nothing of ours is to be there.
+    ``desired`` None: remove all rules of pvefw.
     """
     backend = desired.backend if desired is not None and desired.enabled else None
     try:
@@ -254,7 +254,7 @@ def _remove_replaced(engines: list[Engine], desired: Desired) -> Iterator[str]:
 
 
 def remove_all() -> Outcome:
-    """Remove all that is ours and nothing else, and put the kernel's settings back; the caller holds the lock.
+    """Remove pvefw's rules and nothing else, and restore the kernel's settings; the caller holds the lock.
 
     Raises :class:`HostError`, also where a tool is missing that some of it would need: then nothing was changed.
     """
@@ -393,7 +393,7 @@ def missing_for(candidate: Engine) -> list[HostError]:
 
 
 def running_ruleset() -> Desired | None:
-    """Return the ruleset of ours that runs as far as the records know, None where none runs."""
+    """Return pvefw's running ruleset according to the records; None if none runs."""
     return _applied() if was_started() else None
 
 

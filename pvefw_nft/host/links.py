@@ -46,7 +46,7 @@ class BridgeSettings:
 
 @dataclass(frozen=True, slots=True, order=True)
 class VlanRange:
-    """VLANs ``first`` to ``last`` that pass a port; ``pvid``: what comes in without a tag gets this one."""
+    """VLANs ``first`` to ``last`` that pass a port. ``pvid``: untagged frames that enter get this VLAN."""
 
     first: int
     last: int

@@ -27,7 +27,7 @@ _PROGRAMS = {
 }
 """Programs by how the names of their tables or chains begin."""
 _OWN_RULES = "*"
-"""Stands for a chain: there are rules in a chain that iptables always has."""
+"""In place of a chain's name: foreign rules are in a built-in chain."""
 _OF_IPTABLES = ("filter", "nat", "mangle", "raw", "security")
 
 
@@ -59,7 +59,7 @@ def _is_of(begins: str, table: str, chain: str) -> bool:
 
 
 def _foreign_chains() -> set[tuple[str, str]]:
-    """Return the chains of others, each with its table: ``ip filter``."""
+    """Return foreign chains, each with its table: ``ip filter``."""
     found: set[tuple[str, str]] = set()
     failures: list[HostError] = []
     try:
@@ -92,7 +92,7 @@ def _saved_chains(text: str, family: str) -> Iterator[tuple[str, str]]:
 
 
 def _ends_here(rule: str, chains: Mapping[str, bool]) -> bool:
-    """Tell whether a rule is of others and leads to no chain, whose name would tell whose it is."""
+    """Tell whether a rule is foreign and has no target chain, whose name would show the program behind it."""
     target = re.search(r" -[jg] (\S+)", rule)
     return "pvefw" not in rule.lower() and (target is None or target[1] not in chains)
 

@@ -29,7 +29,7 @@ def service(*options: str, as_root: bool) -> str:
     """Return the unit that runs the service with these options. Raises UsageError for one with a blank."""
     for option in options:
         if not option.isprintable() or set(option) & set(" \t\"'\\%$;"):
-            raise UsageError(f"an option that cannot stand in a unit: {option!r}", "leave it out, or write the unit")
+            raise UsageError(f"an option that a unit cannot have: {option!r}", "leave it out, or write the unit")
     text = _lines_for("ROOT" if as_root else "USER", _read(SERVICE))
     if "--fail-closed" in options:
         guests = " ".join(f"{name}.service" for name in _STARTS_GUESTS)

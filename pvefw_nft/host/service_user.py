@@ -1,4 +1,4 @@
-"""The user that the service runs as, and what root may trust of it.
+"""The user that the service runs as, and which of its files root may trust.
 
 With a unit that has ``User=``, records and locks belong to that user, who may write to their folders at any time.
 Root's commands work in the same folders: they make files that did not exist, follow no link, and hand the files to that
@@ -48,7 +48,7 @@ def make() -> None:
 
 
 def trusts(owner: int) -> bool:
-    """Tell whether a file of this owner may be a record or a lock of ours."""
+    """Tell whether a file of this owner may be one of pvefw's records or locks."""
     return owner in (0, os.geteuid()) or (os.geteuid() == 0 and owner == uid())
 
 
@@ -91,7 +91,7 @@ def why_root(root: Path) -> str | None:
 
 
 def _is_open(path: Path) -> bool:
-    """Tell whether others may read a file, or enter a folder; of what is not there, that they may."""
+    """Tell whether other users may read a file or enter a folder. True for a path that does not exist."""
     try:
         found = path.stat()
     except OSError:

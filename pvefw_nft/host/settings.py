@@ -117,7 +117,7 @@ def set_all(settings: Mapping[str, str], *, required: bool) -> list[str]:
 
 
 def _remember(settings: Mapping[str, str], standing: Callable[[str], str | None]) -> None:
-    """Note settings of ours, each with what stands there, unless that is known from before. Raises HostError."""
+    """Record the value of each setting that pvefw will change, unless one is on record. Raises HostError."""
     remembered = read_remembered()
     fresh = dict(remembered)
     for key, value in settings.items():
@@ -138,7 +138,7 @@ class PutBack:
 def put_back(running: str | None = None) -> PutBack:
     """Restore the settings changed by pvefw, unless another program changed them since.
 
-    ``running`` is the backend whose ruleset goes on filtering: then only what others alone need is put back.
+    ``running`` is the backend whose ruleset stays loaded: the settings that it needs are not restored.
     Raises :class:`HostError` if the changed settings are not known.
     """
     remembered = read_remembered()
@@ -175,7 +175,7 @@ def _not_needed_by(backend: str) -> frozenset[str]:
 
 
 def _passing_by(keys: Sequence[str]) -> tuple[str, ...]:
-    """Return what follows for bridged packets from these settings, which were 1 and are 0."""
+    """Return the effects on bridged packets of these settings, which were 1 and are 0."""
     if not keys:
         return ()
     chains = ", ".join(key.removeprefix(_BRIDGE) for key in keys)

@@ -20,7 +20,7 @@ _VERSION = re.compile(r"v?\d[^\s,]*( \((?:nf_tables|legacy)\))?")
 
 
 def version_lines() -> Iterator[str]:
-    """Yield what a report of a bug should say, a line each."""
+    """Yield the lines that a bug report should contain."""
     yield f"pvefw {metadata.version('pvefw')}"
     yield f"Python {platform.python_version()}, Linux {platform.release()}"
     yield "libraries: " + ", ".join([*(f"{name} {_library(name)}" for name in _LIBRARIES), f"nftables {_nftables()}"])

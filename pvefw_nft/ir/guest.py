@@ -192,7 +192,7 @@ class GuestBuilder:
         return part
 
     def _make(self, guest: Guest) -> None:
-        """Make a guest's sets and chains, or close it: an exception here must not cost others their rules."""
+        """Make a guest's sets and chains, or close it: an exception here must not cost other guests their rules."""
         if guest.closed:
             self._close(guest)
             return

@@ -206,7 +206,7 @@ def add_raw_chain(context: Context) -> bool:
 def cluster_sets(context: Context) -> Iterator[AddressSet]:
     """Yield the cluster's sets; ``management`` is always there and holds the local network.
 
-    The sets of the SDN stand among them, used or not, and take the place of an ipset of the same name.
+    They include all sets of the SDN, used or not, which replace an ipset of the same name.
     """
     node = context.node
     ipsets = {**node.cluster.ipsets, **node.sdn_ipsets}

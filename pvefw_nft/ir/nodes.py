@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ACCEPT_MARK = 0x80000000
-"""The bit of the packet mark that says "accepted by a group or by the sender's OUT chain"; no other bit is ours."""
+"""The bit of the packet mark that says "accepted by a group or by the sender's OUT chain". pvefw uses no other."""
 
 
 class Side(Enum):
@@ -369,7 +369,7 @@ class TagOfVlanZero:
 
 @dataclass(frozen=True, slots=True)
 class ThirdTag:
-    """Behind two VLAN tags of a frame stands another."""
+    """The frame has a third VLAN tag."""
 
 
 @dataclass(frozen=True, slots=True)

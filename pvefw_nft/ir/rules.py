@@ -136,7 +136,7 @@ def user_rule(
 ) -> Iterator[Rule]:
     """Yield the rules of the IR for one rule of a file, in the chain of that name.
 
-    ``accept`` is the verdict that stands for acceptance there.
+    ``accept`` is the action that means acceptance in that chain.
 
     Before: ``IN DNS(ACCEPT) -source 10.0.0.0/8``. After: one rule for udp port 53 and one for tcp port 53, both
     from 10.0.0.0/8 and for IPv4 only.
@@ -186,10 +186,10 @@ def _service(service: Service) -> list[Match]:
 def group_rule(
     context: Context, rule: GroupRule, direction: Direction, accept: Action, iface: str | None
 ) -> Iterator[Rule]:
-    """Yield the rules that stand for a rule of type GROUP: through the group's chain, then ask for its mark.
+    """Yield the rules for a rule of type GROUP: jump to the group's chain, then test its mark.
 
     The group's chain is made on first use. ``iface`` is the host's interface, None in a guest's chains. A packet
-    from a guest keeps the mark and returns, which stands for acceptance there.
+    from a guest keeps the mark and returns, which means acceptance there.
     """
     chain = group_chain(context, rule.group, direction)
     line = rule.written.line

@@ -111,12 +111,12 @@ class SoundChains:
         self._known: dict[tuple[Layer, str], tuple[Chain, _References]] = {}
 
     def references(self, layer: Layer, chain: Chain) -> _References | None:
-        """Return the references of a valid chain: chains and sets that may be gone, or others now."""
+        """Return the references of a valid chain: the chains and sets that may have changed or gone since."""
         known = self._known.get((layer, chain.name))
         return known[1] if known is not None and known[0] is chain else None
 
     def keep(self, ruleset: Ruleset) -> None:
-        """Record the chains of a valid ruleset, and forget all others."""
+        """Record the chains of a valid ruleset as sound, and forget the rest."""
         before = self._known
         self._known = {}
         for layer, chains in ruleset.chains.items():

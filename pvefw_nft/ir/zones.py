@@ -1,6 +1,6 @@
 """Numbers of connection tracking zones: one for each firewall bridge, so that no connection of one counts at another.
 
-A zone is a number of 16 bits. This program uses 4096 to 65535 and leaves the rest to others (Proxmox's SDN uses 1,
+A zone is a number of 16 bits. pvefw uses 4096 to 65535 and leaves the rest to other programs (Proxmox's SDN uses 1,
 and zone 0 is that of all packets without an assigned one). The number follows from VMID and NIC, so it is the same on
 every node of a cluster, and a guest that moves finds its connections. Only where two NICs of one host would get the
 same number, the one that comes later takes the next that is free. A NIC that has a number keeps it.

@@ -1,4 +1,4 @@
-"""Codes about lines that are right by themselves, but do nothing where they stand."""
+"""Codes about lines that are correct, but have no effect in their place."""
 
 from __future__ import annotations
 

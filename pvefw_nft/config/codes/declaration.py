@@ -69,7 +69,7 @@ class Code:
 
 
 def error(id: str, title: str, why: str, proxmox: str, example: Example) -> Code:  # noqa: A002 - the field's name
-    """Declare a code for lines that do not do what they say: left out, or refused by the kernel's tools."""
+    """Declare a code for lines that have no effect as written: left out, or refused by the kernel's tools."""
     return Code(id, Severity.ERROR, title, why, proxmox, example)
 
 

@@ -1,4 +1,4 @@
-"""Applying rulesets: what is there, what is wanted, the plan between them, and executing it.
+"""Apply rulesets: read the loaded rules, plan the changes to the wanted ones, execute the plan.
 
 One engine a backend (:mod:`.engines`); the commands see no other part.
 """

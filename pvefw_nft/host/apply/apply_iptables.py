@@ -1,4 +1,4 @@
-"""Carrying out plans for iptables, ipset and ebtables, and reading back what they led to.
+"""Execute plans for iptables, ipset and ebtables, and read the result back.
 
 The rules before are kept until the result has been read back, and restored if anything fails, unless others had
 changed them by then: a ruleset that lacks rules of ours would open the host.
@@ -44,7 +44,7 @@ NOT_RESTORED = (
     "the rules before it were not the complete ruleset on record, so they were not restored: "
     "the rules that were loaded by then are in place"
 )
-TRIES = 3  # an apply is repeated while others change rules, but not without end
+TRIES = 3  # attempts of an apply while other programs keep changing rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def differences(current: State, target: State) -> list[str]:
 
 
 def memory_of(current: State, planned: Plan, before: Mapping[str, AppliedChain] = NOTHING) -> dict[str, AppliedChain]:
-    """Return what to remember of a state that was just applied and read back.
+    """Return the facts to record about a state that was just applied and read back.
 
     ``before`` is the remembered state until then: it stands for parts that the plan did not touch, so that foreign
     changes meanwhile are not taken for applied ones.
@@ -241,14 +241,14 @@ def _execute_and_read_back(planned: Plan) -> tuple[Seen, list[str]]:
 
 
 def _look_again(planned: Plan) -> Seen:
-    """Read all rules; chains of the plan are ours, whatever others made of them meanwhile."""
+    """Read all rules. The plan's chains count as pvefw's, even if another program changed them meanwhile."""
     tables = _tables(planned.before, planned.after)
     known = {memory_key(where, name) for where, *both in tables for table in both for name in table.chains}
     return look(ebtables=bool(planned.after.ebtables.chains), on_record=lambda: known)
 
 
 def _if_others_changed_rules(planned: Plan) -> Seen | None:
-    """Return the present rules if a tool may have failed because others changed rules since the plan was made.
+    """Return the present rules if a tool may have failed because another program changed rules after the plan.
 
     Each table is changed in one transaction, so it holds what it held before or what was planned. None: so do all.
     """

@@ -46,7 +46,7 @@ class NotAsLoadedError(HostError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The commands of the transaction, and what they change; no commands: nothing to do.
+    """The commands of a transaction, and the changes that they make. Without commands there is nothing to do.
 
     ``target`` is the state after it; ``was_there``: a table of ours was there before. ``stamp`` is that of the time
     in which the kernel was looked at (None: there is none). ``whole``: it replaces our tables completely.
@@ -150,7 +150,7 @@ def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:
 def memory_of(
     target: Mapping[str, Wanted], before: Mapping[str, AppliedChain] | None = None
 ) -> dict[str, AppliedChain]:
-    """Return what to remember of a state that was just applied, by ``FAMILY KIND NAME``.
+    """Return the facts to record about a state that was just applied, by ``FAMILY KIND NAME``.
 
     ``before``: the remembered state before it; then only differing parts are listed.
     """
@@ -176,7 +176,7 @@ def memory_of(
 class Drift:
     """The parts changed by hand since the apply, as ``bridge chain tap100i0-IN``.
 
-    ``changed`` holds other rules or elements; ``missing`` was deleted; ``added`` is foreign, in a table of ours.
+    ``changed``: it has other rules or elements. ``missing``: it was deleted. ``added``: foreign, in one of our tables.
     """
 
     changed: tuple[str, ...] = ()

@@ -60,7 +60,7 @@ class Engine(Protocol):
     name: str
 
     def present(self) -> bool:
-        """Tell whether anything of ours is in the kernel, as far as the tools that are installed can see."""
+        """Tell whether the kernel holds rules of pvefw, as far as the installed tools can see."""
 
     def warm_up(self, desired: Desired) -> None:
         """Warm the caches for the next plan: read the kernel's rules and the running ruleset.
@@ -91,7 +91,7 @@ class Engine(Protocol):
         """
 
     def remove(self) -> tuple[str, ...]:
-        """Remove all that is ours and nothing else. Raises :class:`HostError`.
+        """Remove the rules, sets and tables of pvefw, and nothing else. Raises :class:`HostError`.
 
         Returns the parts that had to stay because other rules use them, with these rules, one line each.
         """
@@ -103,7 +103,7 @@ class Engine(Protocol):
         """Return packets dropped or rejected, by chain."""
 
     def has_missing_tools(self) -> bool:
-        """Tell whether a tool is not installed, so that there may be more of ours than can be seen."""
+        """Tell whether a tool is not installed: then some of our rules may be loaded and cannot be seen."""
 
     def missing(self, applied: Desired | None) -> list[HostError]:
         """Return the error of each tool that is not installed and without which not all can be seen and removed.
@@ -125,7 +125,7 @@ class IptablesEngine:
         self._seen: apply_iptables.Seen | None = None
 
     def present(self) -> bool:
-        """Tell whether chains, jumps or sets of ours are there."""
+        """Tell whether any of our chains, jumps or sets are loaded."""
         if xtables.missing_tools():
             return not xtables.read_what_can_be_read(_chains_on_record).empty
         return not self._look(ebtables=False).state.empty
@@ -266,7 +266,7 @@ class NftEngine:
         self._reader = Reader()
 
     def present(self) -> bool:
-        """Tell whether a table of ours is there."""
+        """Tell whether one of our tables is loaded."""
         try:
             return bool(our_tables())
         except HostError as error:
@@ -332,7 +332,7 @@ class NftEngine:
 
     @staticmethod
     def _carried_out(planned: apply_nft.Plan, nft: Nftables) -> tuple[RulesetStamp | None, Kernel]:
-        """Run the transaction; where others change our tables meanwhile, replace them as a whole."""
+        """Run the transaction. If another program changed our tables meanwhile, replace them as a whole."""
         for further_tries in reversed(range(apply_iptables.TRIES)):
             try:
                 return apply_nft.execute(planned, nft)
@@ -364,7 +364,7 @@ class NftEngine:
             ) from cause
 
     def _before(self, planned: apply_nft.Plan, previous: Desired | None) -> Mapping[str, Wanted] | None:
-        """Return the ruleset that ran before a plan; None: it is not on record, or others had removed its tables."""
+        """Return the ruleset that ran before a plan; None: it is not on record, or its tables were removed."""
         if planned.was_there:
             return self._known(previous) or None
         if not record.marker_path().exists():

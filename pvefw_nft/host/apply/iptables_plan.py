@@ -29,7 +29,7 @@ LOCK_WAIT = "10"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one tool is fed. ``command`` is what runs, ``title`` what a listing shows.
+    """The input of one tool. ``command`` is the command line, ``title`` the heading in a listing.
 
     ``may_fail``: each line stands on its own, and may fail if another program uses the removed object.
     """
@@ -45,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The parts to carry out, in order, and what they change; no parts: nothing to do.
+    """The parts of a plan in order, and the changes that they make. Without parts there is nothing to do.
 
     ``before`` is the state that the plan was made from, with its ``stamp``; ``target`` and ``removing`` are what was
     asked for, ``after`` is the planned state. ``notes`` say which chains and sets stay although they are not wanted,
@@ -85,7 +85,7 @@ def plan(
     ebtables, whose rules hold no signature, those that are as wanted. With ``removing`` the chains that the
     kernel's chains jump to go too; otherwise those stay, empty, when they are no longer wanted. With ``reload_all``
     also the chains that are as wanted are replaced, with ``renamed`` those that hold names of these files of the host.
-    Raises :class:`HostError` where a chain that is not ours has a name that is wanted.
+    Raises :class:`HostError` if a foreign chain has the name of a wanted one.
     """
 
     def again(chain: Chain) -> bool:
@@ -118,7 +118,7 @@ def plan(
 
 
 def _uses_of_leftovers(current: State, target: State) -> Iterator[str]:
-    """Yield why chains and sets stay that are not wanted: rules of others use them."""
+    """Yield a reason for each unwanted chain or set that stays: foreign rules use it."""
     tables = [(f"{tool} -t {name}", table, target.table(tool, name)) for (tool, name), table in current.tables.items()]
     for where, there, wanted in [*tables, ("ebtables", current.ebtables, target.ebtables)]:
         for chain, rule in there.users.items():
@@ -205,7 +205,7 @@ class _TablePlan:
                 lines.append(_signature_line(chain, wanted.signature))
         for chain in emptied:
             lines.append(f"-F {chain}")
-            if chain in self._current.referenced:  # by this, a later run knows it as ours
+            if chain in self._current.referenced:  # a later run recognises it by this
                 lines.append(_signature_line(chain, _NO_RULES))
         lines += [f"-X {chain}" for chain in deleted]
         self._note(sorted({*emptied, *deleted}))

@@ -22,7 +22,7 @@ _HOLDS = {
     "protocols": _PROTOCOL,
     "ethertypes": _PROTOCOL,
 }
-"""By file, services(5), protocols(5) and that of ebtables: what rules look like that hold names of it."""
+"""By file (services(5), protocols(5), ethertypes): a pattern of rules that use names of that file."""
 
 
 def digests() -> dict[str, str]:

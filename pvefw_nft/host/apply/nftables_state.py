@@ -130,7 +130,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one piece of an artefact says of a object: its definition, if it stands there, and of its content."""
+    """The part of an object in one piece of an artefact: its definition, if it is in that piece, and its content."""
 
     family: str
     kind: str
@@ -151,7 +151,7 @@ class _Piece:
 
 
 def _read_piece(piece: str) -> _Piece:
-    """Read a piece. Its maker may be hostile: raises InternalError for all that is not ours."""
+    """Read a piece. Its author may be hostile: raises InternalError for any object outside of our tables."""
     try:
         return _take_commands(json.loads(f"[{piece}]"))
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -217,7 +217,7 @@ class _Table:
         self._filled: dict[tuple[str, str], tuple[str, _Part]] = {}
 
     def take(self, piece: str, part: _Part) -> None:
-        """Take what a piece says of a object."""
+        """Add the part of an object that a piece contains."""
         self.pieces[piece] = None
         owner = (part.kind, part.name)
         if part.definition is not None and self._defined.setdefault(owner, part) is not part:
@@ -274,7 +274,7 @@ class Nftables:
         self._library.set_handle_output(True)
 
     def run(self, commands: Sequence[Command]) -> list[Command]:
-        """Run the commands as one transaction and return what they list. Raises :class:`HostError`."""
+        """Run the commands as one transaction and return the listed objects. Raises :class:`HostError`."""
         status, output, problem = self._library.json_cmd({"nftables": list(commands)})
         if status != 0:
             raise _failure(problem or "no reason given", commands)

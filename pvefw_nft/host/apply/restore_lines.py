@@ -2,7 +2,7 @@
 
 Artefacts come from the compiler, which reads files of tenants in a process without privileges. The restore tools take
 more than rules: ``--modprobe COMMAND`` (iptables(8)) runs a program, ``--atomic-file`` (ebtables(8)) and ``-file``
-(ipset(8)) write files. So a line may hold no option but those that rules of ours are made of.
+(ipset(8)) write files. So a line may hold only the options that pvefw's own rules use.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ENTRY = re.compile(r"[0-9A-Fa-f.:]{2,45}(?:/\d{1,3})?(?: nomatch)?")
 
 
 def check_rules(chain: str, lines: Iterable[object]) -> None:
-    """Raise InternalError unless each line appends one rule to the chain, by options that ours have."""
+    """Raise InternalError unless each line appends one rule to the chain, with options that pvefw's rules use."""
     start = f"-A {chain} "
     for line in lines:
         if (

@@ -33,7 +33,7 @@ HOOK_CHAINS = {
     "filter": {"INPUT": "PVEFW-INPUT", "OUTPUT": "PVEFW-OUTPUT", "FORWARD": "PVEFW-FORWARD"},
     "raw": {"PREROUTING": "PVEFW-PREROUTING"},
 }
-"""By table: the kernel's chains, and the chain of ours that each jumps to."""
+"""By table: the built-in chains, and our chain that each jumps to."""
 EBTABLES_HOOKS = {"FORWARD": "PVEFW-FORWARD"}
 
 _SIGNATURE = re.compile(r'-m comment --comment "?PVESIG:([A-Za-z0-9+/]*)"?')
@@ -77,7 +77,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Our chains of one table; ``hooked``: the kernel's chains that jump to ours.
+    """Our chains of one table. ``hooked``: the built-in chains that jump to them.
 
     ``foreign`` are the names of chains that are not ours. ``users`` holds, by chain of ours, a foreign rule that jumps
     to it. ``repeated``: the kernel's chains that jump to ours more than once, each with the number of jumps and the
@@ -92,12 +92,12 @@ class Table:
 
     @property
     def referenced(self) -> frozenset[str]:
-        """The chains of ours that foreign rules jump to. They cannot be deleted."""
+        """Our chains that foreign rules jump to. They cannot be deleted."""
         return frozenset(self.users)
 
     @property
     def removable(self) -> bool:
-        """Whether something of ours is there that a stop would remove: all but empty chains that others use."""
+        """Whether a stop would remove something: anything but empty chains that foreign rules use."""
         return bool(self.hooked) or any(
             name not in self.users or bool(chain.rules) for name, chain in self.chains.items()
         )
@@ -128,9 +128,9 @@ class AddressSet:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All of ours. ``tables`` is keyed by tool and table.
+    """All rules and sets of pvefw. ``tables`` is keyed by tool and table.
 
-    ``set_users`` holds, by set of ours, a foreign rule or set that uses it: it cannot be destroyed.
+    ``set_users`` maps each of our sets that cannot be destroyed to a foreign rule or set that uses it.
     """
 
     tables: Mapping[tuple[str, str], Table] = field(default_factory=dict)
@@ -140,12 +140,12 @@ class State:
     set_users: Mapping[str, str] = field(default_factory=dict)
 
     def table(self, tool: str, table: str) -> Table:
-        """Return a table, empty where nothing of ours is in it."""
+        """Return our part of a table; it may be empty."""
         return self.tables.get((tool, table), _EMPTY)
 
     @property
     def empty(self) -> bool:
-        """Whether nothing of ours is there, apart from parts that foreign rules use and a stop must leave."""
+        """Whether nothing of pvefw is loaded, apart from parts that foreign rules use and a stop must leave."""
         tables = [*self.tables.values(), self.ebtables]
         return self.sets.keys() <= self.set_users.keys() and not any(table.removable for table in tables)
 
@@ -233,7 +233,7 @@ def _after(line: str, words: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The tools' listing: the text of each save command, of ipset only the lines that are ours.
+    """The tools' listing: the output of each save command; of ipset only the lines about our sets.
 
     ``ebtables`` is None where ebtables does not work.
     """
@@ -267,7 +267,7 @@ def _names_on_record(on_record: OnRecord, where: str) -> list[str]:
 
 
 def _set_users(lines: Iterable[str], ours: Container[str], where: str) -> Iterator[tuple[str, str]]:
-    """Yield the sets of ours that rules outside of our chains use, each with such a rule."""
+    """Yield our sets that foreign rules use, each with such a rule."""
     for line in lines:
         if "-set PVEFW-" in line and line.startswith("-A ") and line.split(" ", 2)[1] not in ours:
             for found in _SET_USE.finditer(line):
@@ -275,7 +275,7 @@ def _set_users(lines: Iterable[str], ours: Container[str], where: str) -> Iterat
 
 
 def _sets_of_sets(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the sets of ours that are entries of another set."""
+    """Yield our sets that are entries of another set."""
     for line in text.splitlines():
         verb, owner, entry = [*line.split(" ", 2), "", ""][:3]
         if verb == "add" and not owner.startswith(_SET_OURS):
@@ -334,12 +334,12 @@ def read_what_can_be_read(on_record: OnRecord = tuple) -> State:
 
 
 def read_state(*, ebtables: bool = True, on_record: OnRecord = tuple) -> State:
-    """Return what of ours the kernel has now. Raises what :func:`save` raises."""
+    """Return the rules and sets of pvefw that the kernel has now. Raises as :func:`save`."""
     return save(ebtables=ebtables).state(on_record)
 
 
 def save_sets() -> str:
-    """Return the lines of our sets of ``ipset save``, and entries of other sets that are a set of ours.
+    """Return the lines of ``ipset save`` about our sets, and entries of foreign sets that name one of ours.
 
     Raises :class:`HostError`.
     """
@@ -363,7 +363,7 @@ def parse_table(
 ) -> Table:
     """Read one table of a save listing.
 
-    ``ours`` names chains of ours that carry no signature. ``on_record`` returns the names of chains that were loaded
+    ``ours`` names our chains without a signature. ``on_record`` returns the names of chains that were loaded
     last; it is called only where a chain has a name like ours and no signature.
     """
     names: list[str] = []
@@ -428,7 +428,7 @@ def parse_sets(text: str) -> dict[str, AddressSet]:
 
 
 def count_packets(targets: tuple[str, ...]) -> dict[str, int]:
-    """Return the packets that rules of ours with these targets counted, by ``TOOL CHAIN``."""
+    """Return the packet counts of our rules with these targets, by ``TOOL CHAIN``."""
     counts: dict[str, int] = defaultdict(int)
     ends = "|".join(map(re.escape, targets))
     # with thousands of rules, those that counted nothing must not be looked at one by one

@@ -42,7 +42,7 @@ def plug_all(
     dry_run: bool = False,
     wait: float = lock.WAIT,
 ) -> Plugged:
-    """Plug each NIC that exists and is not behind its firewall bridge; one that fails does not stop the others.
+    """Plug each NIC that exists and is unplugged. A NIC that fails does not stop the rest.
 
     ``plug`` False only looks. ``only_bridged`` skips NICs in no bridge: the program that makes one may be about to
     plug it, and two programs that make the same bridge make one of them fail. Raises HostError where links cannot be

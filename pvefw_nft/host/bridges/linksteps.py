@@ -136,7 +136,7 @@ class SetLinkSysctl:
 
 @dataclass(frozen=True, slots=True)
 class SetPortVlans:
-    """Have a port of a VLAN-aware bridge pass ``vlans`` and no others; ``current`` are the VLANs it passes now."""
+    """Let a port of a VLAN-aware bridge pass exactly ``vlans``; ``current`` are the VLANs that it passes now."""
 
     name: str
     current: tuple[VlanRange, ...]

@@ -164,7 +164,7 @@ def plan_unplug(nic: Nic, links: Links) -> list[Step]:
 
     The NIC itself, where it still exists, is left in no bridge: back in the guest's bridge it would be
     unfiltered. A VLAN's bridge and links go with their last guest if they were made here.
-    Raises :class:`HostError` where links have our names and are not ours.
+    Raises :class:`HostError` if links that pvefw did not make have the names of a firewall bridge's links.
     """
     return _Plan(links, sysctl.read).unplug(nic)
 
@@ -353,7 +353,7 @@ class _Plan:
             if other is not naming and self._links.get(inner) is not None:
                 self._do(DeleteLink(inner))
 
-    # --- single things that must hold -----------------------------------------------------------------------
+    # --- single conditions of a link -----------------------------------------------------------------------
 
     def _ensure_bridge(self, name: str, mtu: int, settings: BridgeSettings) -> None:
         # a user space spanning tree daemon (2) knows nothing of our bridge: the kernel's own runs there

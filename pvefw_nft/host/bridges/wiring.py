@@ -1,4 +1,4 @@
-"""Plugging and unplugging many guest NICs in one go: one look at the links, then a plan for each."""
+"""Plug and unplug many guest NICs: read the links once, then plan and execute for each NIC."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class PlugResult:
 def plug(
     nics: Sequence[Nic], naming: Naming = Naming.CURRENT, *, dry_run: bool = False, wait: float = lock.WAIT
 ) -> list[PlugResult]:
-    """Put each NIC behind its firewall bridge. One that fails does not keep the others from theirs."""
+    """Put each NIC behind its firewall bridge. A NIC that fails does not stop the rest."""
     return _each(nics, lambda nic, links: plan_plug(nic, links, naming), dry_run=dry_run, wait=wait)
 
 
 def unplug(nics: Sequence[Nic], *, dry_run: bool = False, wait: float = lock.WAIT) -> list[PlugResult]:
-    """Remove each NIC's firewall bridge. One that fails does not keep the others from theirs."""
+    """Remove each NIC's firewall bridge. A NIC that fails does not stop the rest."""
     return _each(nics, plan_unplug, dry_run=dry_run, wait=wait)
 
 
 def existing(nics: Sequence[Nic]) -> tuple[list[Nic], list[Nic]]:
-    """Return the NICs whose host side exists (the guest runs), and the others."""
+    """Return the NICs whose host side exists (the guest runs), and those without one."""
     with open_route() as route:
         links = read_links(route)
     there = [nic for nic in nics if links.get(nic.interface) is not None]
@@ -64,7 +64,7 @@ def _each(
                     execute(steps, links, route)
             except PvefwError as err:
                 error = err
-                # the plan and the links have parted: look again
+                # some steps were done, the model of the links is stale
                 links = read_links(route)
             results.append(PlugResult(nic, tuple(steps), error))
     return results

@@ -1,1 +1,1 @@
-"""What the kernel says of its rules and connections, over netlink and through its tools."""
+"""Read the kernel's rules and connections, by netlink and by its tools."""

@@ -40,7 +40,7 @@ _SET_NAMES = {"lookup": 1, "dynset": 1, "objref": 4}
 
 
 class Listing:
-    """The digests of the things of a table, by kind and name."""
+    """The digests of a table's objects, by kind and name."""
 
     def __init__(self, questions: Questions, family: str, table: str) -> None:
         """Ask nothing yet. The methods raise :class:`HostError`."""
@@ -101,7 +101,7 @@ class Listing:
     def _ask(
         self, get: int, table: int, named: int, name: str | None, *, dump: bool = False
     ) -> Iterator[dict[int, bytes]]:
-        """Yield the attributes of all things of a kind in the table, or of those that have this name.
+        """Yield the attributes of the table's objects of a kind, or only of those with this name.
 
         ``table`` and ``named`` are the attributes that say so; ``dump``: there may be several of that name.
         """
@@ -109,7 +109,7 @@ class Listing:
         flags = REQUEST | DUMP if dump or name is None else REQUEST
         for kind, body in self._questions.ask(get, flags, self._family, about):
             parts = dict(attributes(body, 4)) if kind == _NEW_OF[get] else {}
-            # a kernel that does not filter by these tells of others too
+            # older kernels ignore the filter and dump all objects
             if parts and text(parts[table]) == self._table and name in (None, text(parts[named])):
                 yield parts
 

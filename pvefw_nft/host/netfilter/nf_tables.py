@@ -56,7 +56,7 @@ class Rule:
 def tables(name: str) -> set[str]:
     """Return the families, ``inet`` and ``bridge``, that have a table of that name.
 
-    Raises :class:`HostError` where the kernel does not tell; so do the others.
+    Raises :class:`HostError` if the kernel does not answer, like the other functions here.
     """
     return {family for family, table in _tables() if table == name and family in _FAMILIES}
 
@@ -164,7 +164,7 @@ class Questions:
             self._socket = None
 
     def ask(self, kind: int, flags: int, family: str | None = None, about: bytes = b"") -> list[tuple[int, bytes]]:
-        """Ask, and return the answers: their kind, and what follows the netlink header.
+        """Send a request and return the answers: the type of each, and the payload after its netlink header.
 
         ``about``: attributes. There are no answers about what does not exist. Raises :class:`HostError`.
         """

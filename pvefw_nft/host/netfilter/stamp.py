@@ -47,7 +47,7 @@ class RulesetStamp:
     rest: str = ""
 
     def after(self, transactions: int) -> RulesetStamp:
-        """Return the stamp if exactly so many transactions were made since, by whomever."""
+        """Return the stamp that follows after this number of transactions, by any program."""
         return replace(self, generation=self.generation + transactions)
 
     def as_json(self) -> list[Any]:

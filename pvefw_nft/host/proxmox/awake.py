@@ -1,7 +1,7 @@
-"""Noticing in the service that one of Proxmox VE's firewalls comes to life, or ends.
+"""Notice in the service that one of Proxmox VE's firewalls started or ended.
 
-An upgrade of its package, a person or another program may start one long after ``pvefw run`` has begun. Ours stay then:
-what that firewall changes is mended as any other change (:mod:`..rule_guard`).
+A package upgrade, a person or another program may start one long after ``pvefw run`` has begun. pvefw's rules stay
+then: changes by that firewall are repaired like any other (:mod:`..watching.rule_guard`).
 """
 
 from __future__ import annotations

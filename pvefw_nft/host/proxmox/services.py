@@ -77,7 +77,7 @@ def _answers() -> bool:
 
 
 def _by_control_group(name: str) -> Service:
-    """Return what any user sees of a service: systemd has a control group for each that has processes (systemd(1))."""
+    """Return the state of a service as any user sees it: a service with processes has a control group (systemd(1))."""
     runs = False
     with contextlib.suppress(OSError):  # it has none, or none any more
         runs = "populated 1" in (_CONTROL_GROUPS / name / "cgroup.events").read_text().splitlines()
@@ -99,7 +99,7 @@ def loaded_tables() -> list[tuple[str, str]]:
 
 
 def running_firewalls() -> list[str]:
-    """Return what of Proxmox VE's firewall runs, each as words for people. Raises HostError."""
+    """Return the running parts of Proxmox VE's firewall, as text for people. Raises HostError."""
     found = [f"{service.name} runs" for service in read_services(*SERVICES) if service.running]
     if tables := loaded_tables():
         names = " and ".join(f"{family} {name}" for family, name in tables)

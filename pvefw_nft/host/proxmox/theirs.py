@@ -32,7 +32,7 @@ def has_iptables_chains() -> bool:
 
 
 def shares_chains() -> bool:
-    """Tell whether PVEFW chains are in use by the variant of iptables that ours is loaded by. Raises HostError."""
+    """Tell whether the variant of iptables that pvefw uses holds PVEFW chains. Raises HostError."""
     return _HOOKED.search(tools.run(["iptables-save"])) is not None
 
 
@@ -73,7 +73,7 @@ def remove_tables() -> list[str]:
 
 
 def remove_other_variant() -> list[str]:
-    """Remove PVEFW chains of the variants that ``iptables`` and ``ebtables`` do not lead to; return what they were of.
+    """Remove PVEFW chains of the variants that ``iptables`` and ``ebtables`` do not run. Return these variants.
 
     pve-firewall uses the legacy ones. Where pvefw uses the others, chains of both are loaded. Raises HostError.
     """
@@ -94,7 +94,7 @@ def remove_other_variant() -> list[str]:
 
 
 def _held_by(tool: str, variant: str) -> xtables.State:
-    """Return the chains of ours that one variant of a tool holds. Raises HostError."""
+    """Return the PVEFW chains that one variant of a tool holds. Raises HostError."""
     if tool != "ebtables":
         return xtables.Saved({tool: tools.run([f"{tool}-{variant}-save"])}, None, "").state()
     listed = tools.run(["ebtables-nft-save"]) if variant == "nft" else _save_legacy_ebtables()

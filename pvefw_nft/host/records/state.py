@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 STATE_DIRECTORY = Path("/var/lib/pvefw")
 MAX_SIZE = 1 << 30
-"""Size in bytes that no file of ours reaches: the ruleset of 10,000 guests takes an eighth of it."""
+"""Size in bytes that no record reaches: the ruleset of 10,000 guests takes an eighth of it."""
 _AS_ROOT = "run this as root"
 
 
@@ -108,7 +108,7 @@ def read(path: Path) -> Any:  # noqa: ANN401 (any JSON value)
 
 
 def read_record(path: Path, check: Callable[[Any], _T]) -> _T | None:
-    """Return what ``check`` makes of a file's JSON value, or None where there is no file or it is damaged.
+    """Return the result of ``check`` for a file's JSON value; None if the file is missing or damaged.
 
     ``check`` raises KeyError, TypeError, ValueError or AttributeError for a value of another shape. A damaged file is
     as if it were not there, with a warning (:func:`take_warnings`).
@@ -210,7 +210,7 @@ def set_aside(path: Path) -> None:
 
 
 def remove_unfinished() -> None:
-    """Remove what runs that were killed left beside the files they were writing; the caller holds the lock."""
+    """Remove temporary files of killed processes; the caller holds the lock."""
     for directory in (state_directory(), run_directory()):
         for left in directory.glob(".*"):
             if not left.is_dir():

@@ -1,4 +1,4 @@
-"""The connections this host's kernel knows: its own TCP sockets, and what connection tracking saw of guests.
+"""The connections that this host's kernel knows: its own TCP sockets, and conntrack entries of guests.
 
 Files of ``/proc`` only. TCP sockets: ``/proc/net/tcp`` and ``tcp6`` (net/ipv4/tcp_ipv4.c, get_tcp4_sock); tracked
 connections: ``/proc/net/nf_conntrack`` (net/netfilter/nf_conntrack_standalone.c, ct_seq_show). Both show the network

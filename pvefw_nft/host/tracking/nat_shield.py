@@ -33,7 +33,7 @@ _INTERFACES: Final = ("iif", "iifname")
 
 
 def listed() -> list[dict[str, Any]]:
-    """Return nft's listing of others' rules in chains of type nat. Raises :class:`HostError`."""
+    """Return nft's listing of foreign rules in chains of type nat. Raises :class:`HostError`."""
     nft = Nftables()
     found = []
     for entry in nft.run([{"list": {"chains": None}}]):

@@ -78,7 +78,7 @@ def nat_rules(proc: Path = Path("/proc"), listed: list[dict[str, Any]] | None = 
 
 
 def zone_of_rule(tool: str = "iptables") -> int:
-    """Return the zone that a rule in raw PREROUTING gives firewall bridges, ours or others'; 0 where none does.
+    """Return the zone that a rule in raw PREROUTING, pvefw's or a foreign one, gives firewall bridges; 0: none.
 
     Raises :class:`HostError` where rules cannot be listed.
     """
@@ -190,7 +190,7 @@ def remove() -> None:
 
 
 def _replace(tool: str, table: str, listed: Sequence[str], wanted: Sequence[str]) -> None:
-    """Have exactly these rules of ours in front of each chain of a table, in one transaction."""
+    """Put exactly these rules in front of each chain of a table, in one transaction."""
     present = [line.removeprefix("-A ") for line in listed if COMMENT in line]
     if present == list(wanted):
         return

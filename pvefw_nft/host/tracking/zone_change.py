@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 TRANSITION_TABLE: Final = "pvefw-transition"
 ZONES: Final = "zones"
-"""The chain of ours that sets zones, and the one of :data:`TRANSITION_TABLE`."""
+"""pvefw's chain that sets zones, and the chain of :data:`TRANSITION_TABLE`."""
 MAX_CONNECTIONS: Final = 65_536
 MAX_ZONES: Final = 4
 LIFETIME: Final = 5 * 24 * 3600
@@ -144,7 +144,7 @@ class ZoneChange:
                 _run_nft([{"add": {"element": body}}])
 
     def _connections(self) -> Iterable[Entry]:
-        """Yield the answered connections of guests that are in no zone of ours, from the most particular zone."""
+        """Yield the answered connections of guests outside of pvefw's zones, from the most specific zone."""
         ours = set()
         old = []
         for entry in conntrack.entries():
@@ -152,7 +152,7 @@ class ZoneChange:
                 ours.add(entry.tuples[0])
             elif entry.mark in self.vmids and entry.answered and entry.family in _FAMILIES:
                 old.append(entry)
-        # behind others' zone rule, the firewall bridges' zone is theirs, and 0 the one of the host
+        # with a foreign zone rule: its zone is that of firewall bridges, and 0 that of the host
         most = {entry.tuples[0]: entry.zone for entry in sorted(old, key=lambda entry: entry.zone)}
         return [entry for entry in old if entry.zone == most[entry.tuples[0]] and entry.tuples[0] not in ours]
 
@@ -161,7 +161,7 @@ _BODY: Final[Mapping[str, object]] = {"family": "bridge", "table": TRANSITION_TA
 
 
 def begin(desired: Desired) -> ZoneChange:
-    """Return what an apply of this ruleset must do for connections.
+    """Return the work that an apply of this ruleset must do for connections.
 
     The previous firewall, Proxmox's own included, has left its guests' marks on connections.
     """
@@ -235,7 +235,7 @@ def _set_commands(family: int, zone: int) -> list[Command]:
     }
     statements: list[dict[str, Any]] = [
         {"match": {"op": "==", "left": {"meta": {"key": "protocol"}}, "right": protocol}},
-        # a fragment's ports stand in the first one only; an IPv6 fragment has another next header
+        # only the first fragment has ports; an IPv6 fragment has another next header
         *([{"match": {"op": "==", "left": _FRAGMENT, "right": 0}}] if version == "v4" else []),
         {"match": {"op": "==", "left": key, "right": f"@{name}"}},
         {"set": {"op": "update", "elem": key, "set": f"@{name}"}},
@@ -260,7 +260,7 @@ def _elements(entry: Entry) -> Iterable[dict[str, Any]]:
 
 
 def _copy_from_zones() -> None:
-    """Copy connections of firewall bridges to the zone that others' rule for NAT has these bridges tracked in."""
+    """Copy connections of firewall bridges to the zone in which a foreign rule for NAT tracks these bridges."""
     zone = nat_zone.zone_of_rule()
     if zone:
         of_ours = [entry for entry in conntrack.entries() if entry.zone >= SHARED_ZONE and entry.answered]

@@ -52,7 +52,7 @@ class RuleEvents:
             raise
 
     def drain(self) -> list[Transaction]:
-        """Take all messages off the socket: the transactions of others, the last one last. Lost ones count too."""
+        """Take all messages off the socket. Return other programs' transactions in order; lost messages count too."""
         found: list[Transaction] = []
         while True:
             try:

@@ -1,4 +1,4 @@
-"""How soon rules are looked at and mended that others change: at once, but ever more seldom where that goes on."""
+"""Limit how often changed rules are repaired: at once at first, then ever more seldom while the changes go on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 _AT_ONCE = 3  # repairs in a row without a wait
 _LONGEST = 60.0  # seconds between repairs
 _LONGEST_BESIDE_PROXMOX = 5.0  # seconds, less than pve-firewall's loop, which may remove all chains each time
-_QUIET = 120.0  # seconds after which a change by others counts as the first one again
+_QUIET = 120.0  # seconds without a repair, after which the next one is the first again
 _SHARE = 4  # after a look, so many times as long as it took until the next one
 _MOST = 30.0  # seconds between looks
 
 
 class RuleGuard:
-    """Counts repairs and the time that looks take, and says how long to wait before the next one.
+    """Count repairs and the time that looks take, and limit how soon the next one comes.
 
-    Programs that change rules of theirs all the time must not keep this one busy; one that changes ours again and again
-    must not make it do so as often.
+    A program that changes its own rules all the time must not keep pvefw busy looking. A program that keeps changing
+    pvefw's rules must not make it repair them as often.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -37,21 +37,21 @@ class RuleGuard:
         self.beside_proxmox = False
         """Whether a firewall of Proxmox VE runs."""
         self.maker = ""
-        """Who made the last transaction since the last repair; empty where the kernel announced none."""
+        """The program of the last transaction since the last repair; empty if the kernel announced none."""
         self._repaired = ""
 
     @property
     def fights(self) -> bool:
-        """Whether rules were mended so often that it is done more seldom."""
+        """Whether repairs are so frequent that the next ones wait."""
         return self._repairs >= _AT_ONCE and self._clock() - self._mended < _QUIET
 
     @property
     def opponent(self) -> str:
-        """Who changes the rules that are repaired. Changes of ipset and of the legacy tools are not announced."""
+        """The program that changes pvefw's rules. The kernel does not announce changes of ipset and legacy tools."""
         return self.maker or self._repaired or "another program"
 
     def wait(self, made: Sequence[Transaction]) -> float:
-        """Return the seconds until the rules may be looked at; ``made`` are the transactions of others."""
+        """Return the seconds until the next look at the rules; ``made`` are other programs' transactions."""
         if made:
             self.maker = name_of_maker(made[-1])
         due = self._next_look
@@ -62,7 +62,7 @@ class RuleGuard:
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """Note how long a look takes, unless it has led to a repair: that is counted for itself."""
+        """Measure how long a look takes, unless it leads to a repair, which is counted separately."""
         begun = self._clock()
         try:
             yield

@@ -161,7 +161,7 @@ def _look(function: Callable[[], _T], /) -> _T:
 
 
 class _RuleWatch:
-    """When to look at the rules: after transactions of others, when a look asks for another one, and every 3 s."""
+    """Look at the rules after other programs' transactions, when a look asks for another one, and every 3 s."""
 
     def __init__(self, look: Callable[[Sequence[Transaction]], float | None], warn: Callable[[str], None]) -> None:
         self._look = look
@@ -176,7 +176,7 @@ class _RuleWatch:
 
     @property
     def descriptor(self) -> int:
-        """What becomes readable with the transactions of others; -1: nothing does."""
+        """The descriptor that becomes readable with other programs' transactions; -1: there is none."""
         return -1 if self._events is None else self._events.socket.fileno()
 
     @property
@@ -185,7 +185,7 @@ class _RuleWatch:
         return self._again if self._asked is None else min(self._asked, self._again)
 
     def look(self) -> None:
-        """Look, if it is time to or others made transactions since the last look."""
+        """Look if a look is due, or if other programs made transactions since the last one."""
         if self._events is not None:
             self._made += self._events.drain()
         now = time.monotonic()
