@@ -252,7 +252,7 @@ def _log(log: Log, *, loadable: bool) -> str:
 
 
 def _padded(rule: Rule) -> bool:
-    """Tell whether two blanks stand where this rule has no options, as the reference has it for rules from rules."""
+    """Tell whether a rule without options has two blanks, as the reference writes rules that come from files."""
     match rule.origin.provenance:
         case Provenance.USER | Provenance.STANDARD:
             return True

@@ -54,7 +54,7 @@ class SetNames:
     def __init__(self, sets: Iterable[AddressSet]) -> None:
         """Name the sets."""
         self.collisions: dict[SetKey, tuple[SetKey, ...]] = {}
-        """The sets that others collide with, each with these others."""
+        """By set: the other sets whose names collide with its name."""
         self._others: dict[tuple[SetKey, Family], str] = {}
         by_name: dict[str, list[tuple[SetKey, Family]]] = {}
         for made in sets:

@@ -26,7 +26,7 @@ VERSIONS = ((4, Family.V4), (6, Family.V6))
 
 @cache
 def set_name(key: SetKey, version: int) -> str:
-    """Return the name of a set: that of the ipset it stands for, where the ipset's name is not hashed."""
+    """Return the name of a set: that of its ipset, if the ipset's name is not hashed."""
     return f"PVEFW-{key.scope}-{key.name}-v{version}"
 
 

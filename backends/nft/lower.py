@@ -317,7 +317,7 @@ class TableLowering:
         self.plan(ZONES, lambda: zone_rules(zones), ZONES_HOOK)
 
     def plan_sides(self) -> None:
-        """Plan what has connections answered by the side that did not open them."""
+        """Plan the chains that let only the other side answer a connection."""
         family = self._family
         self.plan(ANSWERS, partial(answer_rules, family), ANSWERS_HOOKS[family])
         self.plan(ANSWERED, partial(answered_rules, family))
@@ -450,12 +450,12 @@ def tables(ruleset: Ruleset, store: LineStore | None = None) -> tuple[Table, Tab
             case Layer.FILTER, HookPoint.OUTPUT:
                 host.plan_base("output", _OUTPUT, host.lowering(Place.HOST, Layer.FILTER), hook.chain)
             case _:
-                raise InternalError(f"no hook of nft stands for {hook.layer.value} {hook.point.value}")
+                raise InternalError(f"nft has no hook for {hook.layer.value} {hook.point.value}")
     return bridge.table(), host.table()
 
 
 def hardening_table(ruleset: Ruleset) -> Table | None:
-    """Return a table with the stateless chains alone, to stand beside another backend's ruleset.
+    """Return a table with the stateless chains alone, for use beside another backend's ruleset.
 
     None where there is nothing of the kind.
     """

@@ -77,7 +77,7 @@ class RuleLowering:
         return self.rules(self.scope.rules(name))
 
     def rules(self, rules: Sequence[ir.Rule]) -> Iterator[Rule]:
-        """Yield the rules of nft for rules of the IR that stand one after the other."""
+        """Yield the nft rules for consecutive rules of the IR."""
         for run in runs(rules):
             if run.rules[0].origin.provenance in (Provenance.USER, Provenance.POLICY):
                 yield from self._run(run)

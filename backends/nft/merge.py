@@ -67,7 +67,7 @@ MAX_RUN = 64
 class Run:
     """Rules that become one: a single rule, or several that differ in the matches at the indices ``keys``.
 
-    ``is_map``: they do different things. ``differ_in_family``: they are for different IP families. ``in_turn``: they
+    ``is_map``: their actions differ. ``differ_in_family``: they are for different IP families. ``in_turn``: they
     are for all packets, and each does something and goes on.
     """
 

@@ -1,6 +1,6 @@
 """Places: where in the kernel a chain of the IR runs, and the facts known of a packet there.
 
-The IR's filter chains stand for iptables' one FORWARD hook, which sees bridged and routed packets alike. nft has
+The IR's filter chains describe iptables' one FORWARD hook, which sees bridged and routed packets alike. nft has
 hooks for each: what crosses a firewall bridge is filtered where it enters one of the bridge's two ports, the only
 hook of the bridge family that knows the direction and may also reject; other forwarded packets pass the
 forward hooks of both families.

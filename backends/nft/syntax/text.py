@@ -283,7 +283,7 @@ def _match(_kind: str, body: Node) -> str:
 
 
 def _lookup(kind: str, body: Node) -> str:
-    """Return a look-up in a map: one with a name, or one whose pairs stand in the rule."""
+    """Return a look-up in a map: a named one, or one whose pairs are written in the rule."""
     key, data = _selector(body["key"]), body["data"]
     if isinstance(data, str):
         return f"{key} {kind} {_reference(data)}"

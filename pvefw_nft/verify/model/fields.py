@@ -30,7 +30,7 @@ class FieldKind(Enum):
 
 @final
 class Field:
-    """One thing a rule can look at: values from 0 up to, not including, ``size``. Interned by ``name``.
+    """A property of a packet that a rule can test: values from 0 to ``size`` - 1. Interned by ``name``.
 
     ``names`` writes the values of an enumeration, by value.
     """
@@ -170,7 +170,7 @@ IPV4, IPV6, ARP, VLAN = 0x0800, 0x86DD, 0x0806, 0x8100
 TAGS = (VLAN, 0x88A8)
 """The ether types of VLAN tags (IEEE 802.1Q): as ``PROTOCOL``, that of a second tag."""
 PORT_PROTOCOLS = (6, 17, 33, 132, 136)
-"""TCP, UDP, DCCP, SCTP and UDP-Lite: what has ports."""
+"""The protocols with ports: TCP, UDP, DCCP, SCTP and UDP-Lite."""
 
 PRESENCE: Mapping[Field, tuple[tuple[Field, IntervalSet], ...]] = {
     VLAN_ID: ((ETHER_TYPE, IntervalSet.single(VLAN)),),
@@ -299,7 +299,7 @@ def interface_number(name: str) -> int:
 
 
 def interface_name(number: int) -> str:
-    """Return the name that this value of an interface field stands for."""
+    """Return the interface name of this value of an interface field."""
     return number.to_bytes(16, "big").rstrip(b"\0").decode(errors="replace")
 
 

@@ -6,7 +6,7 @@ The stages, in the order a proof runs them::
     flows       which ways through the host there are, and the base chains on them          path.py's stages
     residual    those chains specialised for one protocol and one set of interfaces         → programs
     actions     effects of rules on this packet and later ones: marks, sets, helpers, headers
-    counters    which limit of one side stands for which of the other
+    counters    pairs of limits, one on each side, that count alike
     congruent   programs that are the same step by step need no more
     atoms       per field, the classes of values that the programs tell apart               → bit masks
     evaluate    a program as a decision diagram (diagram) from classes to outcomes          → node numbers

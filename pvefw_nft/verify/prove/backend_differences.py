@@ -79,7 +79,7 @@ class Exceptions:
         return case.tagged and (case.protocol == m.ARP or (self.unseen and case.is_ip))
 
     def excused(self, before: Outcome, after: Outcome, case: Case) -> bool:
-        """Whether two outcomes may stand beside each other.
+        """Whether two outcomes count as equal.
 
         What the lenient side does not see on a bridge it may still stop where the host routes it, without the tag.
         """

@@ -86,7 +86,7 @@ def find_cause(before: Outcome, after: Outcome, models: tuple[RulesetModel, Rule
 
 
 def _changed(step: Step, own: Tables, other: Tables) -> Cause:
-    """Return the cause where a rule of one side, as ``before``, is not on the other: there another may stand for it.
+    """Return the cause if a rule of one side, as ``before``, is missing on the other, or another rule replaces it.
 
     That is the rule of the same number in the same chain, if it is not on the first side either.
     """

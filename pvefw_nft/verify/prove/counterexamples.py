@@ -257,7 +257,7 @@ class Explainer:
         return atoms.mask_of(values) | int(atoms.absent)
 
     def _widen(self, cube: dict[int, int], fixed: Mapping[int, int], wide: int) -> dict[int, int]:
-        """Drop fields from a path and widen the others, within ``fixed``, which needs no mention."""
+        """Drop fields from a path and widen the rest, within ``fixed``, which is not mentioned."""
         for level in sorted(cube, key=self._importance, reverse=True):
             without = {other: mask for other, mask in cube.items() if other != level}
             if self._fits(without, fixed, wide):
@@ -390,7 +390,7 @@ _STATE_BITS = (*m.MARK, *m.CT_MARK, *m.CT_STATUS.values())
 def complete(packet: Mapping[m.Field, int], case: Case, absent: set[m.Field]) -> dict[m.Field, int]:
     """Return a packet with every field it should have: those given, the rest as usual.
 
-    What it is sent as is written as ``PKTTYPE``, as the simulator wants it.
+    How the packet was sent (unicast, broadcast) is written as ``PKTTYPE``, as the simulator expects.
     """
     full = dict.fromkeys(_STATE_BITS, 0) | {m.CT_DIRECTION: 0, **packet}
     full.setdefault(m.CT_STATE, m.CT_STATES.index("new" if case.is_ip else "untracked"))

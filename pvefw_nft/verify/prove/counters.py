@@ -1,6 +1,6 @@
 """Rates: each rule with a limit counts for itself, so two with the same limit need not exceed it together.
 
-Two rulesets have their own rules, and a proof must say which of one side's counters stands for which of the other's.
+Two rulesets have their own rules, so a proof must pair the counters of one side with those of the other.
 Along a flow, the first counter with a limit stands for the first one with that limit on the other side, the second for
 the second, and so on. Counters that go by a name of their own (hashlimit's, an nft set) which both rulesets know stand
 for themselves.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Counters:
-    """Gives the counters of flows names that both sides have. ``shared`` keep theirs."""
+    """Give the counters of flows names that are the same on both sides. ``shared`` counters keep their names."""
 
     def __init__(self, shared: frozenset[m.Field]) -> None:
         self._shared = shared
@@ -81,7 +81,7 @@ class Counters:
 
 
 def _tests(step: Step) -> Iterator[m.Test]:
-    """Yield the tests that may be of rates: those of a step, and of what only some packets take of it."""
+    """Yield the tests of a step that may test rates, also those that apply only to some of its packets."""
     parts: list[tuple[Iterable[m.Test], Iterable[m.Condition]]] = [(step.tests, step.conditions)]
     parts += [(a.tests, a.conditions) for a in step.actions if isinstance(a, (Restrict, Where))]
     for tests, conditions in parts:

@@ -3,7 +3,7 @@
 Rules are judged by their origin: a line of the configuration that became several rules (a macro, both IP versions, a
 group on several guests) is found only where that holds for all of them, on every path through the host
 (:mod:`~pvefw_nft.verify.prove.walk`). A line changes nothing if every packet would have the same verdict and leave the
-same log entries without it. All other rules count as they stand: policies, standard rules, and rules behind the line
+same log entries without it. All other rules count as written: policies, standard rules, and rules behind the line
 that it keeps packets from.
 
 All lines that are found may be removed together. Of two equal rules, each is useless as long as the other is there; the

@@ -1,6 +1,6 @@
 """Multi-terminal decision diagrams whose edges are sets of atoms.
 
-A node stands for a function from packets to a *terminal*. It tests one level (a field); each edge carries a
+A node represents a function from packets to a *terminal*. It tests one level (a field); each edge carries a
 bit mask of the field's atoms (classes of values that nothing tells apart), so the width of a field costs
 nothing. Levels ascend from the root. Nodes are numbers, and equal functions have equal numbers: nodes without a
 choice are not made, edges to the same child are one edge.
@@ -210,7 +210,7 @@ class Diagrams:
     def join(self, node: int, rests: Mapping[int, int], mark: int) -> int:
         """Return ``node`` with each terminal of ``rests`` replaced by the function given for it.
 
-        ``mark`` is borne by these terminals and no others below ``node``: a node without it is passed by.
+        ``mark`` is set in exactly these terminals below ``node``: a node without it is skipped.
         """
         if len(rests) == 1:
             return self._join(node, next(iter(rests.values())), mark, {})
@@ -379,7 +379,7 @@ class Diagrams:
         return found
 
     def restrict(self, node: int, cube: Mapping[int, int], terminal: int) -> bool:
-        """Return whether every packet of the cube (level → mask, others free) has this terminal."""
+        """Return whether every packet of the cube (level → mask; other levels are free) has this terminal."""
         return self._restrict(node, cube, terminal, {})
 
     def _restrict(self, node: int, cube: Mapping[int, int], terminal: int, memo: dict[int, bool]) -> bool:

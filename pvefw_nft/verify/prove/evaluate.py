@@ -309,7 +309,7 @@ class Evaluation:
         return self.outcome(function(outcome)) if isinstance(outcome, Outcome) else node
 
     def follow(self, node: int, verdicts: tuple[str, ...], rest: int) -> int:
-        """Return ``node`` with what ends in one of these verdicts going on with ``rest``."""
+        """Return ``node`` with ``rest`` in place of these verdicts: packets that end there continue with it."""
         mark = 0
         for verdict in verdicts:
             mark |= OPEN[verdict]

@@ -1,7 +1,7 @@
 """The base chains that a packet meets on its way, specialised for it.
 
 A :class:`PathPair` is a path through the host for both sides of a comparison. Its *segments* are the hops of the path
-(one bridge crossed, or the host's own stack): most ways share theirs with others, so each is proved once.
+(one bridge crossed, or the host's own stack). Most paths share their segments, so each segment is proved once.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.simulate.tracking import Track
 
 LLDP = 0x88CC
-"""An ether type to stand for those that no rule names."""
+"""An ether type that represents all those that no rule names."""
 
 NEW = m.within(m.CT_STATE, (m.CT_STATES.index("new"),) * 2)
 
@@ -118,7 +118,7 @@ class Tested:
 
     @classmethod
     def of(cls, *models: m.RulesetModel) -> Tested:
-        """Collect it from these rulesets."""
+        """Collect the values from these rulesets."""
         self = cls()
         every_mark = {*m.MARK, *m.CT_MARK}
         sets = self.sets
@@ -139,7 +139,7 @@ class Tested:
             for effect in rule.effects
         ]
         self.untracks = any(isinstance(effect, m.NoTrack) for effect in effects)
-        # A zone or a helper only shows in the state before the lookup, which few rules ask for.
+        # a zone or a helper shows only in the state before the lookup, which few rules test
         self.exempts = self.untracks or (
             any(
                 isinstance(effect, m.SetZone) or (isinstance(effect, m.SetHelper) and effect.template)
@@ -165,7 +165,7 @@ class Tested:
         return self
 
     def _follow_copies(self, copies: Sequence[m.CopyMark]) -> None:
-        """A bit that is copied to one that matters does matter."""
+        """Add the bits that rules copy to a bit that matters: they matter, too."""
         before = -1
         while before != len(self.marks):
             before = len(self.marks)
@@ -371,7 +371,7 @@ class Flows:
         return Base(program, accepts)
 
     def chains(self, stage: Stage, protocol: int) -> list[tuple[m.Table, m.Chain]]:
-        """As :meth:`Stage.chains`, remembered."""
+        """As :meth:`Stage.chains`, cached."""
         kind = protocol if protocol in (m.IPV4, m.IPV6, m.ARP) else 0
         key = (stage.family, stage.point, stage.first, stage.last, kind)
         found = self._chains.get(key)

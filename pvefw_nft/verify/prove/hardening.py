@@ -1,6 +1,6 @@
 """Rules of the nft ruleset that only make it stricter than the reference: a comparison across tools leaves them out.
 
-Such a rule stands in the bridge's base chain ``stateless`` or ``limits``, or in a chain that these lead to, and drops
+Such a rule is in the bridge's base chain ``stateless`` or ``limits``, or in a chain that these call, and drops
 what no guest sends that is configured as its files say: frames with a second VLAN tag, with another MAC address than
 the NIC's, with addresses that are not in the NIC's set; or what an option of a companion file closes. Each rule must be
 one of these, word for word: of the NIC's own MAC address, and of the very set by which the NIC's chain filters. A base
@@ -63,7 +63,7 @@ def compared(before: Side, after: Side) -> tuple[Side, Side, Exceptions]:
 
 
 def without_stricter_rules(side: Side) -> tuple[Side, list[str]]:
-    """Return the side without the rules that make it stricter, and what is to be said of those it had."""
+    """Return the side without the rules that make it stricter, and a line about each kind that it had."""
     found: list[str] = []
     tables = []
     for table in side.model.tables:

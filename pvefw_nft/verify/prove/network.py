@@ -89,7 +89,7 @@ class Named:
 
 
 def _name(number: int) -> str:
-    """Return the name a value stands for; empty where it is none that an interface can have."""
+    """Return the interface name of a value; empty if an interface cannot have it."""
     name = m.interface_name(number)
     sound = name.isascii() and name.isprintable() and not set(name) & set(" /:") and len(name) < 16
     return name if sound and m.interface_number(name) == number else ""

@@ -2,7 +2,7 @@
 
 Each process is forked from the one that has read both rulesets, and proves its share of the guests' NICs. It tells
 which of them are *settled*, that is, both sides treat all packets alike in their segments; that is nearly always so for
-nearly all of them. The others are proved again where the report is made, which then has all that explains a difference.
+nearly all of them. The rest is proved again by the process that makes the report and needs to explain differences.
 So the report is the one that a single process makes, whatever happens to a process: NICs it said nothing about count as
 not settled.
 """
@@ -105,7 +105,7 @@ def _received(connection: Connection) -> Finding | None:
 
 
 def _child(share: Sequence[int], work: Callable[[Iterable[int]], Iterator[Finding]], findings: Connection) -> None:
-    """Prove a share and send what is found. What fails here fails again in the process that makes the report."""
+    """Prove a share and send the findings. An error here occurs again in the process that makes the report."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent ends its children
     code = 1
     try:

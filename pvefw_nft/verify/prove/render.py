@@ -44,7 +44,7 @@ class SetNames:
         return set_text(on, values)
 
     def protocol(self, protocol: int) -> str:
-        """Return the network protocols that one stands for."""
+        """Return the network protocols that one represents."""
         values = self._protocols[protocol]
         return "other ethertypes" if values.count() > 0x8000 else set_text(m.PROTOCOL, values)
 

@@ -86,8 +86,8 @@ class Difference:
 @dataclass(frozen=True, slots=True)
 class Counts:
     """How much was proved: ways through the host, kinds of frames, pairs of programs, and those proved by
-    diagrams (the others were the same on both sides, or the same as a pair proved before). Of guests' NICs, ``kept``
-    were proved by an earlier comparison.
+    diagrams (the rest was the same on both sides, or the same as a pair proved before). ``kept``: NICs of
+    guests that an earlier comparison had proved.
     """
 
     ways: int
@@ -101,7 +101,7 @@ class Counts:
 class Report:
     """The result of a comparison of ``before`` with ``after``.
 
-    ``protocols`` gives the network protocols that each one listed in a difference stands for.
+    ``protocols``: the network protocols that each protocol of a difference represents.
     ``assumptions`` lists, a line each, the assumptions of the result, ``left_out`` which packets the sides' tools
     cannot treat alike (see :mod:`~pvefw_nft.verify.prove.backend_differences`). ``omitted`` counts classes of packets
     beyond the limit of classes shown. ``undecided`` lists, a line each, comparisons left out and why, ``plumbing``

@@ -59,7 +59,7 @@ _Constants: TypeAlias = "Callable[[frozenset[m.Field]], Iterable[m.Test]]"
 
 
 class Shape(NamedTuple):
-    """``number`` is the same for equal shapes, ``tests`` are what stands at the places, ``fields`` all tested ones."""
+    """``number`` is the same for equal shapes, ``tests`` are the tests at its places, ``fields`` all tested fields."""
 
     number: int
     tests: tuple[m.Test, ...]
@@ -121,7 +121,7 @@ class NoShapeError(Exception):
 
 
 class Writer:
-    """Writes the steps of one program as nested tuples, in which places stand for tests of renamed fields."""
+    """Write the steps of a program as nested tuples, with places instead of the tests of renamed fields."""
 
     def __init__(self, shape_of: Callable[[Program], Shape]) -> None:
         self.shape_of = shape_of
@@ -194,7 +194,7 @@ class Writer:
         return name, tuple(action)
 
     def changes(self, fields: Iterable[m.Field]) -> None:
-        """Take in that an action gives these fields values, which stand in a shape as they are."""
+        """Note that an action sets these fields: their values stay in the shape unchanged."""
         for on in fields:
             if on in RENAMED:
                 raise NoShapeError
@@ -202,7 +202,7 @@ class Writer:
 
 
 def overlaps(places: Mapping[m.Test, int]) -> Key:
-    """Return, for each field of these tests, which combinations of them some value fulfils, and no others.
+    """Return, for each field of these tests, the combinations of tests that some value fulfils exactly.
 
     A combination is a number with the bits of the tests' places. Example: of ``dport 22`` and ``dport 1-1023``, at the
     places 0 and 1, the combinations are 0 (neither), 2 and 3.

@@ -322,7 +322,7 @@ class Specialiser(ActionMaker):
         """Return a chain specialised, with the call of its last step inlined."""
         found = self.own_steps(chain)
         while found and not (found[-1].tests or found[-1].conditions or found[-1].actions):
-            # every packet that comes to the last step takes it, so the called program may stand in its place
+            # every packet that reaches the last step takes it, so the called program can replace it
             end = found[-1].end
             if isinstance(end, Call):
                 found[-1:] = end.program.steps

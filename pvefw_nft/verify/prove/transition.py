@@ -26,11 +26,11 @@ _CONNECTIONS: Final = (
     {m.SADDR4, m.DADDR4, m.L4PROTO, m.SPORT, m.DPORT},
     {m.SADDR6, m.DADDR6, m.L4PROTO, m.SPORT, m.DPORT},
 )
-"""The fields that tell one direction of a connection from all others."""
+"""The fields that identify one direction of one connection."""
 
 
 def without_transition(side: Side) -> tuple[Side, tuple[str, ...]]:
-    """Return the side without the table of connections from before a change, and what is to be said of it."""
+    """Return the side without the table of connections from before a change, and a line about it if it had one."""
     found = [table for table in side.model.tables if table.key == TABLE and _only_keeps_connections(table)]
     if not found:
         return side, ()

@@ -179,7 +179,7 @@ class Walk:
     ) -> None:
         """Prepare a walk through ``entries``, base chains in order; findings go to ``rules``.
 
-        Rules of the lines ``removed`` are judged like the others, and count as not there for the others.
+        Rules of the lines ``removed`` are judged, too, but have no effect on other rules.
         """
         self.explored = explored
         self.rules = rules
@@ -447,7 +447,7 @@ class Walk:
         return hit, failed
 
     def changed(self, action: Set | Remap | FlipBits | Copy, hit: int) -> int:
-        """Return the packets after fields of theirs have been changed."""
+        """Return the packets after some of their fields were changed."""
         match action:
             case Set(pairs):
                 tested = self.evaluation.space.support(hit)
@@ -486,7 +486,7 @@ class Walk:
         return self.union(*parts)
 
     def given(self, here: int, on: m.Field, value: int) -> int:
-        """Return the packets after a field of theirs is given a value."""
+        """Return the packets after one of their fields was set."""
         evaluation = self.evaluation
         number = evaluation.number[on]
         free = evaluation.false

@@ -38,7 +38,7 @@ def shape_of(walk: Walk, shapes: ChainShapes) -> Key | None:
 
 
 class _WalkWriter:
-    """Numbers what the chains of one walk have in common, each as it is met first."""
+    """Number the tests, logs and chains that a walk meets, in the order of their first use."""
 
     def __init__(self, walk: Walk, shapes: ChainShapes) -> None:
         self.walk = walk
@@ -54,7 +54,7 @@ class _WalkWriter:
         return self.numbers[table, chain, at]
 
     def chain(self, table_id: int, chain_id: int, at: int) -> Key:
-        """Return a chain as it looks where the walk meets it. Callers come before what they call."""
+        """Return a chain as specialised at the place where the walk meets it. Callers come before callees."""
         table, chain = self.chains[chain_id, at]
         shape = self.shapes.of(self.walk.prepared[table_id, chain_id, at])
         keys = [(table_id, chain_id, number) for number in shape.numbers]
@@ -94,7 +94,7 @@ class ChainShape(NamedTuple):
 
 
 class ChainShapes:
-    """Cache of the shapes of prepared chains, by the identity of the list: most walks meet chains that others met."""
+    """Cache the shapes of prepared chains by the identity of the list: most chains occur in several walks."""
 
     def __init__(self) -> None:
         """Start with none."""
@@ -127,7 +127,7 @@ class ChainShapes:
 
 
 class _ChainWriter(Writer):
-    """Writes the rules of one chain as nested tuples, in which numbers stand for tests, logs and called chains."""
+    """Write the rules of a chain as nested tuples, with numbers instead of tests, logs and called chains."""
 
     def __init__(self) -> None:
         super().__init__(_calls_nothing)

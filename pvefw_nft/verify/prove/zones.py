@@ -73,7 +73,7 @@ class Zones:
 
     @property
     def met(self) -> ZonesMet:
-        """What was collected so far."""
+        """The zones collected so far."""
         return ZonesMet(frozenset(self._pairs), self.undecided)
 
     def merge(self, met: ZonesMet) -> None:

@@ -117,7 +117,7 @@ class _Guessing:
         return [values for values in classes if values]
 
     def _alone(self, place: int) -> dict[str, IntervalSet]:
-        """Return, by verdict, the addresses that lead to another one where all others stay as they are."""
+        """Return, by verdict, the addresses that change the verdict if only this one address changes."""
         found: dict[str, IntervalSet] = {}
         for values in self._classes(place):
             for tried, verdict in self.verdicts.items():

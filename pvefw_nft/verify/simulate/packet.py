@@ -177,7 +177,7 @@ class Probe:
 def make_probe(spec: PacketSpec, topology: Topology) -> Probe:
     """Return the packet and path that a description means.
 
-    Raises UsageError for what does not exist, does not fit together or cannot be read.
+    Raises UsageError for ends that do not exist, and for values that contradict one another or cannot be read.
     """
     try:
         return _Maker(spec, topology).make()

@@ -346,7 +346,7 @@ def tracking_of(model: m.RulesetModel) -> Tracking:
 
 
 def _known(condition: m.Condition, known: Mapping[m.Field, int]) -> bool | None:
-    """Return whether a condition holds where some fields are known, None where others decide."""
+    """Return whether a condition holds for these known fields; None if it depends on other fields."""
     match condition:
         case m.Test(field=on, values=values):
             return known[on] in values if on in known else None

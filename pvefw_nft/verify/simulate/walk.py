@@ -5,7 +5,7 @@ the base chains in order, in each the rules in order; accept ends the base chain
 Marks stay with the packet, also from one bridge to the next.
 
 Where readers met matches they do not know and were told to assume ``both``, the walk is done for either
-outcome of each such match it meets, and the verdict stands only where all agree.
+outcome of each such match it meets, and the verdict counts only if all agree.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ if TYPE_CHECKING:
 _PLACE = re.compile(r"\S:\d+")
 """Matches an origin that names file and line."""
 STANDARD = "standard chain"
-"""The origin of rules that every ruleset of ours has: it says nothing about why a packet came there."""
+"""The origin of rules that every ruleset of pvefw has. It does not explain why a packet came there."""
 _USUAL_BITS = {"rate ": 0, "expired ": 0, "ct helper ": 0, LABEL: 0, "fib ": 1}
 """What fields made on demand are taken to be: rates are kept, elements have not expired, no helper reads the
 connection, which has no label, routes exist.

@@ -45,7 +45,7 @@ XTABLES = frozenset(
 """The tables that iptables-nft and its kin make, by family and name."""
 _COMMANDS = ("add", "create", "insert", "replace", "delete", "destroy", "flush")
 _SIGNATURE = re.compile(r" ?sig:\S+$")
-"""The digest of a chain of ours, at the end of its first rule's comment: it says nothing about the rule."""
+"""The digest of one of pvefw's chains, at the end of its first rule's comment. It does not describe the rule."""
 _FAMILIES = frozenset(family.value for family in Family)
 _MARK = {"ct": {"key": "mark"}}
 _IGNORED = ("metainfo", "counter", "quota", "limit", "ct timeout", "ct expectation", "secmark", "synproxy")
@@ -86,7 +86,7 @@ def commands_by_line(text: str) -> Commands | None:
     commands: list[Json | UnreadRule] = []
     for line in text[len(_BEGIN) : -len(_END)].split(",\n"):
         found = _RULE.match(line)
-        # a name given twice counts as it stands last: such a line is read as a whole
+        # of a name given twice the last value counts: such a line is read as a whole
         plain = found is not None and all(line.count(key) == 1 for key in ('"family":', '"table":', '"chain":'))
         commands.append(UnreadRule(line, *found.groups()) if found is not None and plain else json.loads(line))
     return Commands(commands)

@@ -683,7 +683,7 @@ _CONNECTION: dict[str, Callable[[str, Json], Condition | None]] = {
     "label": label_match,
     "helper": helper_match,
 }
-"""What reads a match on a property of the connection, by its key."""
+"""The readers of matches on a property of the connection, by key."""
 _SETTABLE = (DSCP, TTL)
 """Fields that a rule may set: what decides about a packet's way, or about its connection, is not among them."""
 _BITWISE = (FieldKind.NUMBER, FieldKind.IPV4, FieldKind.IPV6, FieldKind.MAC)

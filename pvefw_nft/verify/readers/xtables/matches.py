@@ -364,7 +364,7 @@ WITHOUT_VALUE = frozenset(
         "--log-uid", "--log-macdecode", "--clamp-mss-to-pmtu", "--checksum-fill",
     )
 )  # fmt: skip
-"""Options of targets that stand alone: the next word is not their value."""
+"""Options of targets without a value: the next word is not theirs."""
 
 _SPORT: dict[str, Handler] = {"--sport": _ports(SPORT), "--source-port": _ports(SPORT)}
 _DPORT: dict[str, Handler] = {"--dport": _ports(DPORT), "--destination-port": _ports(DPORT)}

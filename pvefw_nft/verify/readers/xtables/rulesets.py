@@ -61,7 +61,7 @@ OUR_HOOKS = {
     "filter": {"INPUT": "PVEFW-INPUT", "FORWARD": "PVEFW-FORWARD", "OUTPUT": "PVEFW-OUTPUT"},
     "raw": {"PREROUTING": "PVEFW-PREROUTING"},
 }
-"""From where an applied ruleset of ours is entered; its JSON form holds only the chains themselves."""
+"""The jumps into pvefw's chains. The JSON form of its rulesets holds only the chains themselves."""
 
 _COUNTERS = re.compile(r"\[\d+:\d+\]\s*")
 
@@ -80,7 +80,7 @@ class XtablesReader:
 
     ``legacy`` rulesets, of iptables-legacy, are apart from those of iptables-nft: a packet passes both.
     ``origins`` gives the place in the configuration by table, chain and number of the rule in its chain.
-    ``on_demand``: rules are read when somebody asks for those of their chain.
+    ``on_demand``: parse the rules of a chain at its first use.
     """
 
     version: int
