@@ -9,6 +9,7 @@ flag file exists, and removes them when it is stopped. Both deny UDP to port 500
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import subprocess
@@ -17,10 +18,11 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import schemas
 from tests.host.conftest import Namespace
 from tests.host.network import Denied, Network, Streams, check, configure, has_bridge_conntrack
 from tests.kernel.systemd_in_guest import BACKENDS, COMMAND, DROP_IN, Systemd, eventually
@@ -266,17 +268,29 @@ def test_take_over_and_hand_back_under_traffic(node: Node, daemon: str, backend:
         assert f"{daemon}.service runs" in refused
         assert "pvefw take-over" in refused
         with streams(network) as passing:
-            told = node.run("pvefw", "take-over", "--backend", backend)
+            told = answer(node, "take-over", "--backend", backend)
             time.sleep(3)  # what they may do in their loops
-        print(told)
         check(passing)
         assert_taken_over(node, backend)
+        assert [step for step in told["steps"] if f"load the {backend} ruleset" in step["step"]]
         with streams(network) as passing:
-            told = node.run("pvefw", "hand-back")
+            told = answer(node, "hand-back")
             time.sleep(3)
-        print(told)
         check(passing)
         assert_handed_back(node, daemon)
+        assert [step for step in told["steps"] if "remove the rules of pvefw" in step["step"]]
+
+
+def answer(node: Node, name: str, *options: str) -> dict[str, Any]:
+    """Run a command, and return its answer, which has the published form."""
+    command = node.systemd.command("pvefw", name, *options, "--format", "json")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    schemas.check(name, done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["dry_run"] is False
+    return found
 
 
 def assert_taken_over(node: Node, backend: str) -> None:
