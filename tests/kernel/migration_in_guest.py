@@ -1,8 +1,9 @@
 """docs/how-to/migrate.md, followed word by word on a host that a stand-in of pve-firewall filters, under traffic.
 
-The commands, the settings and the answers are read out of the page, so that it cannot differ from what is tried. The
-stand-in loads what the iptables backend makes of the files: byte for byte the reference's ruleset. Only
-:mod:`tests.kernel.test_host` runs this file, in the lab's guest or on a machine that no systemd runs.
+And the way to a service where Proxmox VE's firewall does not run (docs/how-to/run-as-a-service.md). The commands, the
+settings and the answers are read out of the page, so that it cannot differ from what is tried. The stand-in loads what
+the iptables backend makes of the files: byte for byte the reference's ruleset. Only :mod:`tests.kernel.test_host` runs
+this file, in the lab's guest or on a machine that no systemd runs.
 """
 
 from __future__ import annotations
@@ -16,18 +17,29 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.host.network import check, has_bridge_conntrack
+from tests.host.network import Denied, Network, check, has_bridge_conntrack
 from tests.kernel.systemd_in_guest import BACKENDS, REPOSITORY, eventually
-from tests.kernel.takeover_in_guest import COMMON, NODE, Node, assert_handed_back, assert_taken_over, filtered_by
+from tests.kernel.takeover_in_guest import (
+    COMMON,
+    NODE,
+    Node,
+    assert_handed_back,
+    assert_taken_over,
+    filtered_by,
+    forget,
+    remove_links,
+)
 from tests.kernel.takeover_in_guest import streams as packets
 from tests.shown import Session, assert_like, sessions_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif("nft" not in BACKENDS, reason="with the other backend")
 
 PAGE = REPOSITORY / "docs/how-to/migrate.md"
+SERVICE_PAGE = PAGE.with_name("run-as-a-service.md")
 ASKED = "to keep this ruleset"
 """What a command says that waits for its confirmation."""
 CUT_DOWN = not has_bridge_conntrack()
@@ -99,10 +111,10 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     made.close()
 
 
-def steps_of(heading: str) -> list[Session | int]:
-    """Return what a part of the page has done, in order: commands, and values that ``nftables`` is set to."""
-    text = PAGE.read_text("utf-8")
-    (part,) = re.findall(rf"^##+ {re.escape(heading)}\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)
+def steps_of(heading: str, page: Path = PAGE) -> list[Session | int]:
+    """Return what a part of a page has done, in order: commands, and values that ``nftables`` is set to."""
+    text = page.read_text("utf-8")
+    (part,) = re.findall(rf"^#+ {re.escape(heading)}\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)
     first, *others = re.split(r"Set `nftables: ([01])`", part)
     steps: list[Session | int] = [one for one in sessions_in(first) if one.prompt == "#"]
     for value, following in zip(others[::2], others[1::2], strict=True):
@@ -116,9 +128,9 @@ class Administrator:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def follow(self, heading: str) -> None:
-        """Follow one part of the page."""
-        steps = steps_of(heading)
+    def follow(self, heading: str, page: Path = PAGE) -> None:
+        """Follow one part of a page."""
+        steps = steps_of(heading, page)
         assert steps, heading
         while steps:
             step = steps.pop(0)
@@ -188,3 +200,19 @@ def test_the_page_leads_to_nft_and_back(node: Node) -> None:
             administrator.follow("To pvefw with iptables")
             assert_taken_over(node, "iptables")
         check(passing)
+
+
+def test_the_page_leads_to_a_service(node: Node) -> None:
+    node.configure(nftables=0)
+    with node.namespace.entered():
+        network = Network()
+        try:
+            Administrator(node).follow("Run as a service", SERVICE_PAGE)
+            assert node.is_active("pvefw")
+            denied = Denied(network)
+            assert denied.pass_now() == []
+            denied.close()
+        finally:
+            forget(node)
+            remove_links(node)
+            network.close()
