@@ -140,7 +140,7 @@ def status_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN4
 
 @cluster_command.command("compare", cls=Command, examples=EXAMPLES["cluster compare"])
 @click.option(
-    "--only", type=click.Choice(("ours",)), help="Leave out the rules of others, such as Docker and fail2ban."
+    "--only", type=click.Choice(("ours",)), help="Leave out foreign rules, such as those of Docker and fail2ban."
 )
 @_at_once
 @_form

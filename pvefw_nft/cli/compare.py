@@ -151,7 +151,7 @@ def _compare_all_nodes(params: dict[str, Any]) -> int:
     from pvefw_nft.cli import all_nodes  # deferred: most comparisons are of one node
 
     if params["before"] is not None:
-        raise UsageError("--all-nodes compares both backends: leave A and B out", "compare others with --node")
+        raise UsageError("--all-nodes compares both backends: leave A and B out", "compare other rulesets with --node")
     names = ("strict", "only", "bridge_call", "max_time", "max_memory", "no_cache", "verbose", "as_reference", "assume")
     path = params["known"]
     known = None if path is None else (read_input(path, MAX_TOML), str(path))
@@ -213,7 +213,7 @@ def _rests_on(sides: list[Named], *, only: str | None) -> Iterator[str]:
     if any(side.listed for side in sides):
         yield "sets: each set holds the entries of its listing"
     if only is not None:
-        yield "only ours: rules that others loaded were left out on both sides"
+        yield "only ours: foreign rules were left out on both sides"
 
 
 def _exit_code(report: Report) -> int:

@@ -17,7 +17,7 @@ _INTRODUCTION = """\
 The codes that `pvefw check` and `pvefw compile` report. `pvefw explain CODE` prints one section of this page, and
 `pvefw explain --format markdown` prints the page.
 
-An **error** is a line that does not do what it says: it is left out, or the kernel's tools would refuse it. The exit
+An **error** is a line without its effect: it is left out, or the kernel's tools would refuse it. The exit
 code is then 1, and `start` refuses the configuration unless it is told to skip such lines. A **warning** is a line
 that works as written, which is probably not the intention. A **note** is a matter of style. Warnings and notes
 leave the exit code at 0. A mistake in a rule that is switched off with `|` is a warning.

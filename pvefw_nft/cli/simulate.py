@@ -126,7 +126,7 @@ def simulate_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: AN
     """Show the way of a packet, hop by hop, and the line of the file that decides.
 
     Zones: the host, a guest (vm100, ct200; one of its NICs: vm100i1), the outside, or one port of a bridge
-    (vmbr0/eth0). An address stands for the guest or host that has it.
+    (vmbr0/eth0). An address means the guest or host that has it.
 
     Exit code 0: done; 1: another verdict than --expect or --tests says, or the rulesets disagree; 5: not decided, since
     the verdict depends on a match that is not modelled.

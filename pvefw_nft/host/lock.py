@@ -81,7 +81,7 @@ def _check(descriptor: int, path: Path) -> None:
     """Raise HostError for a file that is another user's, or has a second name: its content is about to be replaced."""
     found = os.fstat(descriptor)
     if stat.S_ISREG(found.st_mode) and (found.st_nlink > 1 or not service_user.trusts(found.st_uid)):
-        raise HostError(f"the lock file {path} is not ours", f"remove it: {path}")
+        raise HostError(f"the lock file {path} is not pvefw's", f"remove it: {path}")
 
 
 def _acquire(descriptor: int, path: Path, wait: float) -> None:

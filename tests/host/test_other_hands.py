@@ -306,7 +306,7 @@ def test_set_of_another_kind_that_our_rule_uses_is_named_with_it(host: Namespace
     kind = "create PVEFW-0-friends-v4 hash:net family "
     other = document.replace(f"{kind}inet ", f"{kind}inet6 ")
     assert other != document
-    with pytest.raises(HostError, match="a rule of ours uses it: iptables -t filter -A tap100i0-IN"):
+    with pytest.raises(HostError, match="one of pvefw's rules uses it: iptables -t filter -A tap100i0-IN"):
         control.apply(record.desired("iptables", [other], enabled=True))
     assert everything() == wanted
 

@@ -120,7 +120,7 @@ def test_copy_of_a_link_is_a_link(folder: Path, secret: Path) -> None:
 
 def test_lock_with_a_second_name_or_of_another_user_is_refused(folder: Path, secret: Path, tmp_path: Path) -> None:
     (tmp_path / "pvefw.lock").hardlink_to(secret)
-    with pytest.raises(HostError, match="is not ours"), lock.hold():
+    with pytest.raises(HostError, match="is not pvefw's"), lock.hold():
         pass
     assert is_untouched(secret)
     (tmp_path / "pvefw.lock").unlink()
@@ -129,7 +129,7 @@ def test_lock_with_a_second_name_or_of_another_user_is_refused(folder: Path, sec
     with lock.hold():
         assert (tmp_path / "pvefw.lock").stat().st_uid == OWNER
     os.chown(tmp_path / "pvefw.lock", OWNER + 1, -1)
-    with pytest.raises(HostError, match="is not ours"), lock.hold():
+    with pytest.raises(HostError, match="is not pvefw's"), lock.hold():
         pass
 
 

@@ -172,7 +172,7 @@ def test_tables_of_others_are_one_cause(tmp_path: Path) -> None:
     assert {group["table"] or group["lines"][0] for group in data["groups"]} == {"iptables nat", "INPUT rule 1"}
     result = compare(*arguments, "--only", "ours")
     assert result.exit_code == 0
-    assert "only ours: rules that others loaded were left out on both sides" in result.output
+    assert "only ours: foreign rules were left out on both sides" in result.output
 
 
 @pytest.mark.parametrize("backend", ["iptables", "nft"])

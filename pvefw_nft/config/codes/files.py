@@ -171,7 +171,7 @@ CODES = (
         "a number that Proxmox's API or the kernel does not take",
         "Proxmox checks such numbers in its API, not in files. The number is taken. If the kernel's tools would refuse "
         "it, the nearest number that they accept is loaded, so that loading never fails half way.",
-        "the number is passed on as it stands. Where the kernel's tools refuse it, no ruleset is loaded at all.",
+        "the number is passed on unchanged. Where the kernel's tools refuse it, no ruleset is loaded at all.",
         Example(CLUSTER, ON + "log_ratelimit: rate=20000/second\n", ON + "log_ratelimit: rate=10000/second\n"),
     ),
     warning(
@@ -237,7 +237,7 @@ CODES = (
     error(
         "too-many-problems",
         "a file with very many problems",
-        "Only the first 1,000 errors, warnings and notes of a file are shown: the others are mostly of the same kind. "
+        "Only the first 1,000 errors, warnings and notes of a file are shown: the rest is mostly of the same kind. "
         "Each line is still judged, and left out where it is wrong.",
         UNTRIED,
         Example(GUEST, ON + "[RULES]\n" + "IN\n" * 1001, ON + "[RULES]\n"),

@@ -130,7 +130,7 @@ CODES: tuple[Code, ...] = (
         "lock-out",
         "a host that accepts no login from outside",
         "No packet from outside to the host's ssh (tcp port 22) or web interface (tcp port 8006) is accepted. A rule "
-        "`IN DROP` stands before the rules that let the management network in. Move it to the policy, or accept "
+        "`IN DROP` comes before the rules that let the management network in. Move it to the policy, or accept "
         "your own addresses above it.",
         "the rules are loaded without a warning.",
         Example(

@@ -329,7 +329,7 @@ def _check_unused(current: State, name: str, kind: str) -> None:
             for rule in chain.rules:
                 if f"-set {name} " in f"{rule} ":
                     raise HostError(
-                        f"the ipset {name} is of another kind ({kind}), and a rule of ours uses it: "
+                        f"the ipset {name} is of another kind ({kind}), and one of pvefw's rules uses it: "
                         f"{tool} -t {table} {rule}",
                         "run `pvefw stop`, then `pvefw start`; in between nothing is filtered",
                     )

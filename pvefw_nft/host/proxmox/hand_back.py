@@ -58,7 +58,7 @@ class HandBack:
         if self.confirm_within is not None:
             yield Step("start the timer that takes over again unless all is confirmed", self._start_timer)
         yield Step(f"unmask {first} and start it", lambda: _start(first))
-        yield Step(f"wait until the rules of {first} are loaded beside ours", lambda: self._wait(first))
+        yield Step(f"wait until the rules of {first} are loaded beside pvefw's", lambda: self._wait(first))
         if self.confirm_within is not None:
             yield Step(f"wait {self.confirm_within:g} s for `pvefw confirm`", self._wait_for_confirmation)
         yield Step("remove the rules of pvefw", lambda: self._withdraw(first))

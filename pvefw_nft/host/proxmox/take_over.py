@@ -66,7 +66,7 @@ class TakeOver:
             for service in (one for one in read_services(IPTABLES_SERVICE) if one.running):
                 yield Step(
                     f"stop {service.name} without its clean-up, and mask it until the next boot: its chains, which "
-                    "have the names of ours, stay and go on filtering",
+                    "have the names of pvefw's, stay and go on filtering",
                     lambda: _end(IPTABLES_SERVICE),
                 )
         text = f"load the {backend} ruleset beside the running one, and read it back{confirming}"
@@ -77,7 +77,7 @@ class TakeOver:
                 f"stop {service.name} without its clean-up, and mask it until the next boot",
                 lambda service=service: _end(service.name),  # type: ignore[misc]  # bound now
             )
-        yield Step("check which rules they removed or loaded meanwhile, and remove theirs", self._settle)
+        yield Step("repair pvefw's rules if these services changed some, and remove Proxmox VE's rules", self._settle)
         yield Step("prove that the loaded rules equal the compiled ones", self._prove)
         yield Step(f"write, enable and start {units.OWN_UNIT}", self._enable)
         yield Step("keep their services masked after a boot, too", _keep_ended)
