@@ -27,7 +27,7 @@ from tests.support import complaints
 if TYPE_CHECKING:
     from pathlib import Path
 
-EXAMPLES = 2000
+EXAMPLES = int(os.environ.get("PVEFW_TEST_EXAMPLES", "600"))
 REPEATABLE = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 """The same examples in each run, however long one takes."""
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"

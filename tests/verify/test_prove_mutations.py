@@ -49,7 +49,7 @@ NAMES = (
     "reject",
 )  # fmt: skip
 """Configurations with address sets, host rules, both families, macros, groups and rules of layer 2."""
-EACH = int(os.environ.get("PVEFW_MUTANTS", "2"))
+EACH = int(os.environ.get("PVEFW_MUTANTS", "1"))
 """So many changes of each sort are made to each of them, for each backend; of the third sort twice as many."""
 MAX_WAYS = 10
 """On so many ways that a change may show on the second opinion is asked for, of more on a sample."""
