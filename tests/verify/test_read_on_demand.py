@@ -23,8 +23,13 @@ def unread(model: RulesetModel) -> set[str]:
     return {chain.name for chain in chains if isinstance(chain, UnreadChain) and not chain.is_read}
 
 
+def at_once(text: str) -> str:
+    """Return JSON in a form that is read as one document, not command by command; other text as it is."""
+    return json.dumps(json.loads(text), indent=1) if text.startswith("{") else text
+
+
 def read_both_ways(text: str) -> tuple[RulesetModel, RulesetModel]:
-    return read_ruleset([Text("ruleset", text)]), read_ruleset([Text("ruleset", text)], on_demand=True)
+    return read_ruleset([Text("ruleset", at_once(text))]), read_ruleset([Text("ruleset", text)], on_demand=True)
 
 
 @pytest.mark.parametrize("backend", configurations.backends())
@@ -42,6 +47,16 @@ def test_packets_meet_the_same_rules(name: str, backend: str) -> None:
                 outcome_data(outcome_of(probe, plan, topology, model), verbose=True) for model in (whole, on_demand)
             ]
             assert data[0] == data[1], describe(probe)
+
+
+@pytest.mark.parametrize("name", ["groups", "ipsets", "blacklist"])
+def test_a_listing_read_command_by_command_is_that_read_at_once(name: str) -> None:
+    case = cases.load(name)
+    source = Source(case.root, case.node, lambda: case.local_network)
+    text = "".join(compile_root(source, "nft").artefact.json())
+    by_command, whole = (read_ruleset([Text("ruleset", form)]) for form in (text, at_once(text)))
+    assert by_command == whole
+    assert any(table.lookups for table in whole.tables)
 
 
 def nft(*rules: dict[str, object], jump: str = "a") -> str:
@@ -122,6 +137,23 @@ def test_a_line_that_is_no_command_is_refused() -> None:
     with pytest.raises(RulesetError, match="not JSON"):
         rules_of(damaged, "a")
     assert read_ruleset([Text("r", damaged)], on_demand=True).base_chains(Point.INPUT, Family.INET)
+
+
+@pytest.mark.parametrize("damage", ["[{]", '[{"x":"@set"]', '[{"x":"\\u0040set"]', '[{"set":{"stmt"]', "[]}},{"])
+def test_a_damaged_rule_is_refused_where_all_are_read(damage: str) -> None:
+    damaged = nft({"expr": [{"drop": None}]}).replace('[{"drop":null}]', damage)
+    with pytest.raises(RulesetError, match="not JSON"):
+        read_ruleset([Text("r", damaged)])
+
+
+def test_sets_count_as_looked_up_however_they_are_spelled() -> None:
+    text = nft(
+        {"expr": [{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "@names"}}, {"drop": None}]}
+    )
+    declared = '{"add":{"set":{"family":"inet","table":"t","name":"names","type":"ifname","elem":["eth0"]}}},\n'
+    text = text.replace('{"add":{"rule"', declared + '{"add":{"rule"', 1)
+    for spelled in (text, text.replace('"@names"', '"\\u0040names"')):
+        assert read_ruleset([Text("r", spelled)]).tables[0].lookups == {"nft inet t names"}
 
 
 def test_a_rule_of_a_chain_that_is_not_declared_is_refused() -> None:

@@ -205,7 +205,8 @@ class Comparison:
         )
         self.before, self.after = before, after
         naming = Counters(shared_counters(before.model, after.model))
-        self.flows_before, self.flows_after = Flows(before, residuals, naming), Flows(after, residuals, naming)
+        self.flows_before = Flows(before, residuals, naming)
+        self.flows_after = self.flows_before if after is before else Flows(after, residuals, naming)
         self.cases = self.tested.cases()
         self.results: dict[tuple[Flow, Flow, bool, Case | None], Result] = {}
         self.reasons: dict[tuple[Flow, Flow, bool], str] = {}
@@ -486,10 +487,9 @@ class Comparison:
 
     def tracked(self, way: PathPair, case: Case) -> tuple[Track, Track]:
         """Return what connection tracking does on a way, on either side; notes where that is not known, or differs."""
-        found = (
-            self.flows_before.track(way.before, way.back_before, case),
-            self.flows_after.track(way.after, way.back_after, case),
-        )
+        one = self.flows_before.track(way.before, way.back_before, case)
+        same = self.flows_after is self.flows_before and way.is_same
+        found = one, one if same else self.flows_after.track(way.after, way.back_after, case)
         if self.tested.zones:
             self.zones_met.add(way, found)
         return found

@@ -44,6 +44,7 @@ from pvefw_nft.verify.prove.specialise import (
     Residuals,
     Specialiser,
     conditions_of,
+    ether_type,
     known_fields,
 )
 from pvefw_nft.verify.simulate.tracking import LOOKUP, Tracking, enters
@@ -86,15 +87,21 @@ def _asks_early(model: m.RulesetModel) -> bool:
 def shared_counters(before: m.RulesetModel, after: m.RulesetModel) -> frozenset[m.Field]:
     """Return the rates that both rulesets count by a counter of the same name."""
     found = [
-        {
-            test.field
-            for condition in all_conditions(model)
-            for test in m.tests_of(condition)
-            if test.field.kind is m.FieldKind.BIT and m.rate_of(test.field) not in (None, test.field)
-        }
-        for model in (before, after)
+        {on for on in fields_of(model) if on.kind is m.FieldKind.BIT and m.rate_of(on) not in (None, on)}
+        for model in ((before,) if after is before else (before, after))
     ]
-    return frozenset(found[0] & found[1])
+    return frozenset(found[0] & found[-1])
+
+
+def fields_of(model: m.RulesetModel) -> set[m.Field]:
+    """Return the fields that rules test."""
+    found = set()
+    for condition in all_conditions(model):
+        if isinstance(condition, m.Test):
+            found.add(condition.field)
+        else:
+            found.update(test.field for test in m.tests_of(condition))
+    return found
 
 
 def all_conditions(model: m.RulesetModel) -> Iterator[m.Condition]:
@@ -122,6 +129,7 @@ class Tested:
         self = cls()
         every_mark = {*m.MARK, *m.CT_MARK}
         sets = self.sets
+        models = tuple({id(model): model for model in models}.values())
         for model in models:
             for condition in all_conditions(model):
                 for test in (condition,) if isinstance(condition, m.Test) else m.tests_of(condition):
@@ -220,6 +228,11 @@ class PathPair:
     back_after: tuple[Stage, ...] = ()
 
     @property
+    def is_same(self) -> bool:
+        """Whether both sides are known to have the same stages."""
+        return self.after is self.before and self.back_after is self.back_before
+
+    @property
     def routed(self) -> bool:
         """Whether only IP packets go this way."""
         return bridge_of(self.source) is None or bridge_of(self.source) != bridge_of(self.destination)
@@ -243,15 +256,17 @@ def find_way(network: Network, source: End, destination: End, *, zones: bool = F
     """
     before, after = network.before, network.after
     others = network.counterparts.get(source, source), network.counterparts.get(destination, destination)
+    same = after is before and others == (source, destination)
     one = find_stages(before, source, destination)
-    two = find_stages(after, *others)
+    two = one if same else find_stages(after, *others)
     hops = [[(hop, tuple(stages)) for hop, stages in groupby(path, key=lambda stage: stage.hop)] for path in (one, two)]
     segments: tuple[Segment, ...] | None = None
     if [hop for hop, _ in hops[0]] == [hop for hop, _ in hops[1]]:
         segments = tuple(Segment(hop, left, right) for (hop, left), (_, right) in zip(*hops, strict=True))
     if not zones:
         return PathPair(source, destination, one, two, segments)
-    back_before, back_after = find_stages(before, destination, source), find_stages(after, others[1], others[0])
+    back_before = find_stages(before, destination, source)
+    back_after = back_before if same else find_stages(after, others[1], others[0])
     return PathPair(source, destination, one, two, segments, back_before, back_after)
 
 
@@ -285,7 +300,10 @@ def _looks_into(program: Program) -> bool:
 
 def _runs(stage: Stage, case: Case) -> bool:
     """Whether packets of a case run a stage."""
-    return stage.when is m.TRUE or m.holds(stage.when, _present(known_fields(stage, case)))
+    when = stage.when
+    if isinstance(when, m.Test) and when.field is m.ETHER_TYPE:
+        return ether_type(case, from_host=stage.from_host) in when.values
+    return when is m.TRUE or m.holds(stage.when, _present(known_fields(stage, case)))
 
 
 _TOGETHER = Base(Program((Step((m.equals(m.FRAGMENT, 2),), (), (), TOGETHER),)), accepts=True)
@@ -332,7 +350,7 @@ class Flows:
             for table, chain, context in self.contexts((stage,), case, (part,)):
                 if case.fragments and m.FRAGMENT in context.known and _TOGETHER not in found:
                     found.append(_TOGETHER)
-                base = self.base(table, chain, context._replace(states=states))
+                base = self.base(table, chain, Context(case, context.known, states, context.unicast, context.view))
                 self.fragments |= m.FRAGMENT not in context.known and _looks_into(base.program)
                 states = _passing(base.program, states)
                 if base.accepts and all(
@@ -351,9 +369,9 @@ class Flows:
             chains = self.chains(stage, case.protocol)
             if not chains:
                 continue
-            known = known_fields(stage, case)
-            if stage.when is not m.TRUE and not m.holds(stage.when, _present(known)):
+            if not _runs(stage, case):
                 continue
+            known = known_fields(stage, case)
             for table, chain in chains:
                 priority = chain.hook.priority if chain.hook is not None else 0
                 here = {**known, m.FRAGMENT: 0} if priority >= part.whole and case.is_ip else known
@@ -373,7 +391,7 @@ class Flows:
     def chains(self, stage: Stage, protocol: int) -> list[tuple[m.Table, m.Chain]]:
         """As :meth:`Stage.chains`, cached."""
         kind = protocol if protocol in (m.IPV4, m.IPV6, m.ARP) else 0
-        key = (stage.family, stage.point, stage.first, stage.last, kind)
+        key = (stage.family is m.Family.BRIDGE, int(stage.point), stage.first, stage.last, kind)
         found = self._chains.get(key)
         if found is None:
             found = self._chains[key] = stage.chains(self.side.model, protocol)

@@ -107,12 +107,16 @@ class Roles:
     def of(cls, *models: m.RulesetModel) -> Roles:
         """Collect them from rulesets."""
         self = cls()
-        for model in models:
-            for table in model.tables:
-                for condition in conditions_of_table(table):
-                    for test in m.tests_of(condition):
-                        if test.field in INTERFACES:
-                            self._role(test.field, table.key.family).add(test.values)
+        for table in {id(table): table for model in models for table in model.tables}.values():
+            tests: dict[m.Test, None] = {}
+            for condition in conditions_of_table(table):
+                if isinstance(condition, m.Test):
+                    if condition.field in INTERFACES:
+                        tests[condition] = None
+                else:
+                    tests |= dict.fromkeys(test for test in m.tests_of(condition) if test.field in INTERFACES)
+            for test in tests:
+                self._role(test.field, table.key.family).add(test.values)
         return self
 
     def _role(self, on: m.Field, family: m.Family) -> Named:
@@ -158,7 +162,8 @@ def make_network(before: Side, after: Side) -> Network:
     """Return the network on which two rulesets are compared."""
     roles = Roles.of(before.model, after.model)
     placing = _Placing(roles, (before.topology, after.topology))
-    topologies = [placing.added(side.topology) for side in (before, after)]
+    topologies = [placing.added(before.topology)]
+    topologies.append(topologies[0] if after is before else placing.added(after.topology))
     pairing = _Pairing((before.name, after.name), topologies[0], topologies[1])
     pairing.pair()
     return Network(

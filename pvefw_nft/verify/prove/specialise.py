@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from functools import cache
 from heapq import merge
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pvefw_nft.errors import HostError
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
 MAX_DEPTH = 64
 """How deep chains may call one another; the kernel refuses loops, a file need not."""
 
+MAX_PROGRAMS = 1 << 14
+"""So many programs are found again by their chain and context; equal ones are one object all the same."""
+
 # --- making programs ----------------------------------------------------------------------------------------
 
 Known: TypeAlias = "dict[m.Field, int | None]"
@@ -72,14 +76,18 @@ def known_fields(stage: Stage, case: Case) -> Known:
     }
 
 
+def ether_type(case: Case, *, from_host: bool) -> int:
+    """Return the ether type of a frame of this case; the host's own packets have no tag yet."""
+    return m.VLAN if case.tagged and not from_host else case.protocol
+
+
 _NO_INTERFACES: Known = {**dict.fromkeys(INTERFACES, m.NO_INTERFACE), m.IBR: None, m.OBR: None}
 
 
 @cache
 def _known_of_case(case: Case, *, from_host: bool, inside: bool, bridged: bool) -> Known:
     """Return the facts known at every place; ``inside``: a packet of the host has no Ethernet header yet."""
-    known: Known = {m.PROTOCOL: case.protocol}
-    known[m.ETHER_TYPE] = m.VLAN if case.tagged and not from_host else case.protocol
+    known: Known = {m.PROTOCOL: case.protocol, m.ETHER_TYPE: ether_type(case, from_host=from_host)}
     if bridged:
         known[m.IS_BRIDGED] = None
     if not case.tagged or from_host:
@@ -182,6 +190,8 @@ class Residuals:
         found = self._programs.get(key)
         if found is None:
             steps = Specialiser(self, table, context, depth).steps(chain)
+            if len(self._programs) >= MAX_PROGRAMS:
+                self._programs.clear()  # most are of guests that are proved, and never asked for again
             found = self._programs[key] = Program(tuple(steps))
         return found
 
@@ -195,7 +205,7 @@ class Residuals:
             context.case.protocol,
             (context.states, context.view) if states else None,
             context.unicast if kinds else None,
-            *[known.get(on, -1) for on in fields],
+            *map(known.get, fields, _OPEN),
         )
 
     def _footprint(self, table: m.Table, chain: m.Chain, depth: int) -> _Footprint:
@@ -230,6 +240,8 @@ class Residuals:
         return chain.rules if not isinstance(index, _Index) else index.lookup(chain, known)
 
 
+_OPEN = repeat(-1)
+"""In a key, for a field whose value is not known."""
 _CONNECTION = frozenset((m.CT_STATE, *CONNECTION_FIELDS))
 _TRACKING_EFFECTS = (m.NoTrack, m.SetZone, m.SetHelper, m.SetMark)
 """Effects that are void, or different, before the lookup."""
@@ -545,7 +557,8 @@ class Specialiser(ActionMaker):
         for test in step.tests:
             if test.field is m.CT_STATE:
                 states = states & test.values
-        context = self.context._replace(states=states)
+        before = self.context
+        context = Context(before.case, before.known, states, before.unicast, before.view)
         return self.residuals.program(self.table, find_chain(self.table, name), context, self.depth + 1)
 
     def verdict_map(self, lookup: m.VerdictMap, step: Step) -> Iterator[Step]:

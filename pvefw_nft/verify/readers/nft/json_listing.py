@@ -281,7 +281,7 @@ class NftReader:
         raw.objects.counting |= _counting_sets(rule for chain in raw.chains.values() for rule in chain.rules)
         if not self.on_demand:  # only a proof asks for them
             for rule in (rule for chain in raw.chains.values() for rule in chain.rules):
-                looked_up = _looked_up(_body(rule).get("expr")) - raw.objects.counting
+                looked_up = _looked_up_by(rule) - raw.objects.counting
                 raw.objects.lookups |= {raw.objects.set_name(name) for name in looked_up}
         parser = NftRuleParser(raw.objects, self.reading)
         for chain in raw.chains.values():
@@ -355,7 +355,7 @@ def _counting_sets(rules: Iterable[dict[str, Json] | UnreadRule]) -> set[str]:
     for rule in rules:
         if isinstance(rule, UnreadRule) and '"stmt"' not in rule.text:
             continue
-        statements = _body(rule).get("expr")
+        statements = _expressions(rule)
         for statement in statements if isinstance(statements, list) else ():
             body = statement.get("set") if isinstance(statement, dict) else None
             if isinstance(body, dict) and body.get("stmt"):
@@ -374,6 +374,21 @@ def _names_zone(rule: dict[str, Json] | UnreadRule) -> bool:
         if isinstance(key, dict) and "ct" in key and key != _MARK:
             return True
     return False
+
+
+def _looked_up_by(rule: dict[str, Json] | UnreadRule) -> set[str]:
+    """As :func:`_looked_up`; a rule that is still text is read only where its text may name a set."""
+    if isinstance(rule, UnreadRule) and '"@' not in rule.text and "\\" not in rule.text:
+        return set()
+    return _looked_up(_expressions(rule))
+
+
+def _expressions(rule: dict[str, Json] | UnreadRule) -> Json:
+    """Return a rule's expressions; None where it cannot be read, which :meth:`NftReader._rules` refuses."""
+    try:
+        return _body(rule).get("expr")
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _looked_up(expressions: Json) -> set[str]:
