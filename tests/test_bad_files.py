@@ -134,7 +134,7 @@ def test_a_folder_in_place_of_a_file(root: Path, which: str) -> None:
         pytest.param(lambda file: file.symlink_to("/dev/zero"), id="a device without end"),
     ],
 )
-def test_what_cannot_be_read(root: Path, which: str, make: Callable[[Path], None]) -> None:
+def test_files_that_cannot_be_read(root: Path, which: str, make: Callable[[Path], None]) -> None:
     file = root / FILES[which]
     file.unlink(missing_ok=True)
     make(file)

@@ -111,7 +111,7 @@ def copy_of(made: Path, copy: Path) -> Path:
 # --- afterwards ---------------------------------------------------------------------------------------------
 
 
-def test_afterwards_it_says_nothing_of_its_own(made: Path) -> None:
+def test_later_uses_print_nothing_of_the_bootstrap(made: Path) -> None:
     run = pvefw(made, "-x", "two words", "*")
     assert (run.stdout, run.stderr, run.returncode) == (greeting(made, "-x", "two words", "*"), "", 0)
 
@@ -204,7 +204,7 @@ def test_a_killed_first_use_is_made_good(tmp_path: Path, with_children: bool) ->
     assert pvefw(checkout).stderr == ""
 
 
-def test_an_environment_whose_python_is_gone_is_made_anew(made: Path, tmp_path: Path) -> None:
+def test_an_environment_whose_python_is_gone_is_remade(made: Path, tmp_path: Path) -> None:
     checkout = copy_of(made, tmp_path / "copy")
     for python in (checkout / ".venv" / "bin").glob("python*"):
         python.unlink()
@@ -214,7 +214,7 @@ def test_an_environment_whose_python_is_gone_is_made_anew(made: Path, tmp_path: 
     assert "first use" in run.stderr
 
 
-def test_an_environment_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+def test_an_environment_of_another_user_is_left_alone(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     other = checkout / ".venv" / "precious"
     other.parent.mkdir()
@@ -242,7 +242,7 @@ def test_a_failed_installation_is_an_error_and_tried_again(tmp_path: Path) -> No
     assert pvefw(checkout).stdout == greeting(checkout)
 
 
-def test_without_network_it_says_at_once_what_to_do(tmp_path: Path) -> None:
+def test_without_network_it_names_the_remedy_at_once(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     script = checkout / "scripts" / "bootstrap.py"
     # as on a machine whose pip has no configuration
@@ -315,7 +315,7 @@ def fake_path(folder: Path, **commands: str) -> str:
     return str(folder)
 
 
-def test_without_a_new_enough_python_it_says_what_to_install(tmp_path: Path) -> None:
+def test_without_a_new_enough_python_it_names_the_package_to_install(tmp_path: Path) -> None:
     path = fake_path(tmp_path / "bin", python3="exit 1", python3_11="exit 127")
     run = pvefw(make_checkout(tmp_path / "checkout"), PATH=path, PVEFW_PYTHON="")
     assert (run.returncode, run.stdout) == (3, "")
@@ -351,7 +351,7 @@ def test_without_ensurepip_the_pip_of_the_system_serves(tmp_path: Path) -> None:
     assert not (checkout / ".venv" / "bin" / "pip").exists()
 
 
-def test_without_ensurepip_and_pip_it_says_what_to_install(tmp_path: Path) -> None:
+def test_without_ensurepip_and_pip_it_names_the_package_to_install(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     run = pvefw(checkout, PVEFW_PYTHON=blind(tmp_path / "blind", "ensurepip", "pip"))
     assert (run.returncode, run.stdout) == (3, "")

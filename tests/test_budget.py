@@ -49,7 +49,9 @@ def test_file_with_too_many_lines_closes_its_guest(make_root: MakeRoot) -> None:
     assert {file: line for file, (_, line) in found.items()} == {"100.fw": budget.MAX_LINES + 1}
 
 
-def test_small_files_are_read_however_much_others_use_up(make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_files_are_read_even_if_other_files_use_up_the_budget(
+    make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(budget, "MAX_LINES_OF_ALL", 3_000)
     long, small = RULES + "# a comment\n" * 1_990, RULES + "# a comment\n" * 900
     texts = {100: long, 101: long, 102: small, 103: small}

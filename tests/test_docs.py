@@ -50,7 +50,7 @@ HARMLESS = {"--confirm", "--dry-run", "--help", "--print-unit"}
 
 
 @pytest.mark.parametrize("session", SHOWN)
-def test_a_command_prints_what_its_page_shows(session: Session) -> None:
+def test_a_command_prints_the_output_on_its_page(session: Session) -> None:
     assert_shown(session)
 
 
@@ -121,7 +121,7 @@ def test_python_examples_hold(page: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("name", sorted(terminal_picture.PICTURES))
-def test_a_picture_shows_what_its_commands_print(name: str) -> None:
+def test_a_picture_shows_the_output_of_its_commands(name: str) -> None:
     drawn = (REPOSITORY / f"docs/images/{name}.svg").read_text("utf-8")
     assert drawn == terminal_picture.picture(terminal_picture.PICTURES[name]), "run scripts/terminal_picture.py"
 

@@ -50,7 +50,7 @@ def test_there_are_four_examples() -> None:
 
 
 @each_example
-def test_a_readme_shows_what_its_command_prints(name: str) -> None:
+def test_a_readme_shows_the_output_of_its_command(name: str) -> None:
     assert shown(name)
     for session in shown(name):
         assert_shown(session)
@@ -64,7 +64,7 @@ def test_the_checker_finds_nothing(name: str) -> None:
 
 
 @each_example
-def test_what_is_compiled_does_not_depend_on_the_machine(name: str) -> None:
+def test_the_compiled_ruleset_does_not_depend_on_the_machine(name: str) -> None:
     command = compile_command(name)
     assert pvefw(*command).stdout == pvefw(*command, "--local-network", "198.51.100.0/24").stdout
 

@@ -31,7 +31,7 @@ def test_damaged_input(seed: int) -> None:
     assert problem_of(made(random.Random(seed))) is None
 
 
-def test_script_sees_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_script_reports_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a script that finds nothing says nothing."""
 
     def failing(_: Path) -> None:

@@ -92,7 +92,7 @@ def hostile_configs() -> Iterator[tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_hostile_guest_configs_cost_nobody_else_anything(make_root: MakeRoot, backend: str) -> None:
+def test_hostile_guest_configs_harm_only_their_own_guest(make_root: MakeRoot, backend: str) -> None:
     root = lay_out(make_root)
     source = Source(root, "n1", lambda: "10.0.0.0/24")
     (root / f"etc/pve/firewall/{TENANT}.fw").write_bytes(GOOD_FILE)
@@ -165,7 +165,7 @@ def _compiled(root: Path, backend: str) -> tuple[dict[str, Any], list[tuple[str,
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_own_sets_whose_names_collide_cost_nobody_else_anything(make_root: MakeRoot, backend: str) -> None:
+def test_own_sets_whose_names_collide_harm_only_their_own_guest(make_root: MakeRoot, backend: str) -> None:
     root = lay_out(make_root)
     file = root / f"etc/pve/firewall/{TENANT}.fw"
     file.write_bytes(GOOD_FILE)

@@ -316,7 +316,7 @@ def node(request: pytest.FixtureRequest, make_root: MakeRoot) -> Node:
     return Node(lay_out(make_root), request.param)
 
 
-def test_hostile_texts_cost_nobody_else_anything(node: Node) -> None:
+def test_hostile_texts_harm_only_their_own_guest(node: Node) -> None:
     for name, content in TEXTS.items():
         node.file.write_bytes(content)
         try:
@@ -328,14 +328,14 @@ def test_hostile_texts_cost_nobody_else_anything(node: Node) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"link to a secret", "link to a process"}))
-def test_what_is_no_file_is_told_from_a_file_system_that_fails(tmp_path: Path, kind: str) -> None:
+def test_other_than_regular_files_differ_from_a_failing_file_system(tmp_path: Path, kind: str) -> None:
     KINDS[kind](tmp_path / "100.fw")
     with pytest.raises(UnusableFileError):  # closes one guest; another error would keep the node as it is
         FILES.text(tmp_path / "100.fw")
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_what_is_no_file_closes_its_guest(node: Node, kind: str) -> None:
+def test_a_fifo_device_or_link_closes_its_guest(node: Node, kind: str) -> None:
     node.file.unlink()
     KINDS[kind](node.file)
     ruleset = node.ruleset()

@@ -210,7 +210,7 @@ def lay_out(make_root: MakeRoot) -> Path:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_hostile_files_cost_nobody_else_anything(make_root: MakeRoot, backend: str) -> None:
+def test_hostile_files_harm_only_their_own_guest(make_root: MakeRoot, backend: str) -> None:
     root = lay_out(make_root)
     source = Source(root, "n1", lambda: "10.0.0.0/24")
     expected = others(chains(source, backend))

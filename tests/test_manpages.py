@@ -96,7 +96,7 @@ def test_man_shows_pages_in_80_columns_without_a_warning(folder: Path, name: str
     assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
 
 
-def test_no_text_stands_close_behind_a_short_tag() -> None:
+def test_text_behind_a_short_tag_keeps_its_distance() -> None:
     assert list(manpages.table(["| a | b |", "| - | - |", "| `ACTION` | `ACCEPT` |"])) == [
         ".TP", "\\fBACTION\\fR", ".br", "\\fBACCEPT\\fR"
     ]  # fmt: skip

@@ -51,7 +51,7 @@ def test_own_link_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "folder/rules").read_text() == "two"
 
 
-def test_what_is_no_regular_file_is_written_to(tmp_path: Path) -> None:
+def test_output_to_a_device_or_pipe_is_written(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     try:
         write_file(Path(f"/dev/fd/{writing}"), ["through"])

@@ -42,7 +42,7 @@ def test_user_of_the_package_is_that_of_the_unit() -> None:
     assert f"'{line}'" in service_user.MAKE
 
 
-def test_scripts_run_nothing_that_the_services_user_may_have_written() -> None:
+def test_scripts_run_no_file_that_the_services_user_may_have_written() -> None:
     for script in ("postinst", "prerm", "postrm"):
         for line in (DEBIAN / f"pvefw.{script}").read_text("utf-8").splitlines():
             names_its_folders = re.search(r"/(var/lib|run)/pvefw(/|\b(?!-))", line) is not None

@@ -98,7 +98,7 @@ def test_edits(make_root: MakeRoot, backend: str) -> None:
     assert text
 
 
-def test_what_did_not_change_is_not_made_again(make_root: MakeRoot) -> None:
+def test_unchanged_parts_come_from_the_cache(make_root: MakeRoot) -> None:
     root = make_root(FILES)
     store = Store()
     before = {chain.name: chain for chain in chains(compiled(root, "iptables", store))}

@@ -123,7 +123,7 @@ def test_missing_packages_are_tried_again_after_an_hour(tmp_path: Path) -> None:
 @needs_root
 @pytest.mark.parametrize("place", [".", ".venv", ".venv/bin", "pvefw_nft"])
 @pytest.mark.parametrize("how", ["owner", "others", "group"])
-def test_root_refuses_what_other_users_may_change(tmp_path: Path, place: str, how: str) -> None:
+def test_root_refuses_files_that_other_users_may_change(tmp_path: Path, place: str, how: str) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     (checkout / ".venv/bin").mkdir(parents=True)
     (checkout / ".venv/bin/python").symlink_to(sys.executable)
@@ -149,7 +149,7 @@ def test_root_refuses_what_other_users_may_change(tmp_path: Path, place: str, ho
 
 
 @needs_root
-def test_root_makes_no_environment_where_others_may_write(tmp_path: Path) -> None:
+def test_root_makes_no_environment_where_other_users_may_write(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -159,7 +159,7 @@ def test_root_makes_no_environment_where_others_may_write(tmp_path: Path) -> Non
     assert list(shared.iterdir()) == []
 
 
-def test_nobody_else_may_write_to_the_environment_under_any_umask(tmp_path: Path) -> None:
+def test_other_users_may_not_write_to_the_environment_under_any_umask(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     subprocess.run(["sh", "-c", 'umask 0; exec "$0"', checkout / "pvefw"], check=True, capture_output=True)
     assert [

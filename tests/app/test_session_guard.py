@@ -114,7 +114,7 @@ def test_a_tracked_session_goes_on_but_could_not_be_opened_again(configured: Con
     assert cut.effect == "could not be opened again"
 
 
-def test_what_the_running_ruleset_refuses_already_is_not_refused_by_the_next(configured: Configured) -> None:
+def test_connections_that_the_running_ruleset_refuses_do_not_block_the_next(configured: Configured) -> None:
     assert configured.judge([ssh()], [ssh().flow]).cuts
     configured.cluster("[RULES]\nIN ACCEPT -p tcp -dport 80\n")
     assert configured.judge([ssh()], [ssh().flow], before=True).cuts == ()
@@ -227,7 +227,7 @@ def test_connections_between_guests_meet_the_rules_of_both(configured: Configure
     }  # fmt: skip
 
 
-def test_what_must_not_break_is_judged_however_many_connections_guests_have(
+def test_sessions_of_the_host_are_judged_even_beside_many_connections_of_guests(
     configured: Configured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, flows = many_guests(configured, 60)

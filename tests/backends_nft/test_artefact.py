@@ -43,7 +43,7 @@ def test_each_table_is_replaced_as_a_whole(make_root: MakeRoot) -> None:
     assert verbs == [(verb, family) for family in ("bridge", "inet") for verb in ("add", "delete", "add")]
 
 
-def test_what_is_named_is_there_before_it_is_named(make_root: MakeRoot) -> None:
+def test_objects_are_defined_before_their_use(make_root: MakeRoot) -> None:
     root = make_root({"100.conf": VM, "100.fw": ON + "[IPSET a1]\n10.0.0.1\n[RULES]\nIN DROP -source +a1\n"})
     known: set[tuple[str, str]] = set()
     for command in commands(root):

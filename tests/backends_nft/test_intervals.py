@@ -70,7 +70,7 @@ def test_a_single_address_has_no_length() -> None:
     assert address_values([(1, 1)], 6) == ["::1"]
 
 
-def test_what_is_no_network_is_a_range() -> None:
+def test_intervals_that_are_no_network_become_ranges() -> None:
     assert address_values([(0x0A000001, 0x0A000002)], 4) == [{"range": ["10.0.0.1", "10.0.0.2"]}]
 
 

@@ -68,7 +68,7 @@ FORWARD = ir.Chain("PVEFW-FORWARD", (rule(ir.Jump("caller"), ir.Bridged(Directio
 
 
 @pytest.mark.parametrize("caller", CALLERS)
-def test_kept_chains_rest_on_what_is_there(caller: str) -> None:
+def test_cached_chains_depend_on_the_present_chains(caller: str) -> None:
     """Rulesets that differ in one thing follow each other, in both orders."""
     calling = ir.Chain("caller", CALLERS[caller])
     parts: list[dict[str, Any]] = [
@@ -116,7 +116,7 @@ def lowered(made: ir.Ruleset, store: LineStore | None = None) -> list[str]:
     return list(NftBackend().lower(made, store).loadable())
 
 
-def test_an_accept_that_says_nothing_at_the_end_of_a_hooks_way_says_something_elsewhere() -> None:
+def test_a_final_accept_is_redundant_only_at_the_end_of_a_hook() -> None:
     nic = ir.Nic("tap100i0", "fwln100i0", 100, 0, "tap100i0-IN", "tap100i0-OUT", "tap100i0-OUT")
     own = ir.Chain("tap100i0-OUT", (rule(ir.Accept()),))
     dispatch = rule(ir.Dispatch(Direction.OUT))

@@ -108,7 +108,7 @@ rules_strategy = st.lists(
 
 
 @given(rules_strategy, st.tuples(st.sampled_from([6, 17, 1]), small, small))
-def test_a_packet_gets_from_runs_what_it_gets_from_rules(rules: list[Rule], packet: Packet) -> None:
+def test_runs_treat_a_packet_as_their_rules_do(rules: list[Rule], packet: Packet) -> None:
     assert walk_runs(runs(rules), packet) == walk_rules(rules, packet)
 
 

@@ -184,7 +184,7 @@ NAMES: list[tuple[str, Callable[[str], str]]] = [
 
 @pytest.mark.parametrize("text", EVIL)
 @pytest.mark.parametrize(("place", "spell"), NAMES, ids=[name for name, _ in NAMES])
-def test_what_is_no_name_does_not_get_into_the_text(place: str, spell: Callable[[str], str], text: str) -> None:
+def test_invalid_names_do_not_get_into_the_text(place: str, spell: Callable[[str], str], text: str) -> None:
     if (place == "address" and text == "1x") or (place == "address" and text == "-x"):
         return  # a word, if none that nft takes for an address
     with pytest.raises(InternalError, match="nft cannot read"):
@@ -202,7 +202,9 @@ QUOTED: list[tuple[str, Callable[[str], str]]] = [
 
 @pytest.mark.parametrize("text", ['"', 'a" accept comment "b', "a\nb", "\x1b[31m", "é", "$x", "\t"])
 @pytest.mark.parametrize(("place", "spell"), QUOTED, ids=[name for name, _ in QUOTED])
-def test_what_would_end_a_quoted_text_does_not_get_into_it(place: str, spell: Callable[[str], str], text: str) -> None:
+def test_characters_that_end_a_quoted_text_do_not_get_into_it(
+    place: str, spell: Callable[[str], str], text: str
+) -> None:
     with pytest.raises(InternalError, match="between quotes"):
         spell(text)
 

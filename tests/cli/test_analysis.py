@@ -85,7 +85,7 @@ def test_a_rule_that_one_of_two_guests_needs_is_no_finding(
     assert [(each["code"], each["line"]) for each in check(root, capsys)] == [("no-effect", 5)]
 
 
-def test_a_host_that_nobody_can_log_in_to(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_host_without_a_way_to_log_in(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
     root = make_root({"host": "[RULES]\nIN SMTP(ACCEPT)\nIN DROP\n"})
     (one,) = check(root, capsys)
     assert (one["code"], one["file"].rsplit("/", 1)[-1], one["line"]) == ("lock-out", "host.fw", 3)
@@ -113,7 +113,7 @@ def test_an_error_in_a_file_of_another_node_is_an_error(
         ("IN ACCEPT -p tcp -dport 22 -source 192.0.2.1", "100.fw:5"),
     ],
 )
-def test_a_rule_that_changes_nothing_is_told_what_does_the_same(
+def test_a_rule_without_effect_names_the_rule_that_replaces_it(
     make_root: MakeRoot, capsys: pytest.CaptureFixture[str], rule: str, hint: str
 ) -> None:
     root = make_root({"100.conf": VM, "100.fw": f"{ON}[RULES]\n{rule}\nIN SSH(ACCEPT)\n"})

@@ -35,7 +35,7 @@ def test_kernels_go_first() -> None:
     assert lines[2].split()[:2] == ["pve-frankfurt-2", "0.1.0"]
 
 
-def test_a_long_name_stands_above_its_row() -> None:
+def test_a_long_name_is_printed_above_its_row() -> None:
     head, *lines = table(node="hypervisor-17.rack-4.frankfurt.example", firewall="iptables, unconfirmed")
     assert head.startswith("  pvefw")
     assert lines[0::2] == ["pve1", "hypervisor-17.rack-4.frankfurt.example"]

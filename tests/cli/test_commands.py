@@ -71,7 +71,7 @@ def test_compile_to_a_file(make_root: MakeRoot, capsys: pytest.CaptureFixture[st
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_compile_to_what_is_no_regular_file_leaves_it_in_place(make_root: MakeRoot, tmp_path: Path) -> None:
+def test_compile_to_a_device_or_pipe_leaves_it_in_place(make_root: MakeRoot, tmp_path: Path) -> None:
     pipe, link, linked = tmp_path / "pipe", tmp_path / "link", tmp_path / "linked"
     os.mkfifo(pipe)
     link.symlink_to(linked)
@@ -188,7 +188,7 @@ def test_the_process_ends_with_all_printed_and_the_exit_code(make_root: MakeRoot
     assert done.stderr.endswith("1 error, 1 warning\n")
 
 
-def test_what_is_taken_from_this_machine_for_another_host_is_named(
+def test_facts_from_this_machine_for_another_host_are_reported(
     make_root: MakeRoot, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(localnet, "detect", lambda: "203.0.113.0/24")

@@ -54,7 +54,7 @@ def test_interfaces_are_offered() -> None:
     assert "tap101i0" in offered("plug", "--root", "examples/homelab", "tap")
 
 
-def test_a_configuration_that_is_not_there_offers_what_is_always_there() -> None:
+def test_completion_without_a_configuration_offers_the_fixed_names() -> None:
     assert offered("simulate", "--root", "/nowhere", "--from", "h") == ["host"]
 
 

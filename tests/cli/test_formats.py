@@ -69,7 +69,7 @@ def test_junit_fails_for_errors_only() -> None:
     assert [case.find("failure") is not None for case in suite] == [True, False]
 
 
-def test_junit_is_xml_whatever_a_file_says() -> None:
+def test_junit_is_xml_for_any_file_content() -> None:
     (suite,) = ET.fromstring(as_junit([found(message=HOSTILE + "\ud800\x00")]))
     failure = suite[0].find("failure")
     assert failure is not None

@@ -98,7 +98,7 @@ def test_the_limit_that_is_loaded_is_the_nearest_that_the_kernel_counts(
     assert made.loadable() == made
 
 
-def test_odd_numbers_stand_in_the_reference_form_and_not_in_what_is_loaded(make_root: MakeRoot) -> None:
+def test_odd_numbers_are_in_the_reference_form_but_not_in_the_loaded_rules(make_root: MakeRoot) -> None:
     host = (
         "[OPTIONS]\nlog_level_in: info\nprotection_synflood: 1\nprotection_synflood_rate: 2000000\n"
         "protection_synflood_burst: 0\nnf_conntrack_tcp_timeout_syn_recv: 0\n"

@@ -45,7 +45,7 @@ def test_and_a_rule_of_a_group(make_root: MakeRoot) -> None:
 @pytest.mark.parametrize(
     "rule", ["IN ACCEPT -dest 192.0.2.7", "IN ACCEPT", "IN DROP -dest 203.0.113.5", "OUT ACCEPT -dest 203.0.113.5"]
 )
-def test_nobody_is_cut_off_by_these(rule: str, make_root: MakeRoot) -> None:
+def test_these_own_addresses_cut_no_guest_off(rule: str, make_root: MakeRoot) -> None:
     assert warned(make_root, rule) == []
 
 

@@ -19,7 +19,7 @@ NOW = 1700000000.0
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.construct[:40])
-def test_what_pvefw_does_is_what_the_row_says(tmp_path: Path, row: Peers) -> None:
+def test_pvefw_behaves_as_the_row_says(tmp_path: Path, row: Peers) -> None:
     for name, text in {"cluster": "[OPTIONS]\nenable: 1\n", **row.files}.items():
         path = tmp_path / (name if name.startswith("etc/") else file_path(name))
         path.parent.mkdir(parents=True, exist_ok=True)

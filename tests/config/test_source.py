@@ -142,7 +142,7 @@ def test_file_that_changed_while_it_was_read(make_root: MakeRoot) -> None:
     assert not notes.still_hold(Source(root, "n1", lambda: None))
 
 
-def test_whatever_a_compile_opens_is_noted(make_root: MakeRoot) -> None:
+def test_every_file_that_a_compile_opens_is_noted(make_root: MakeRoot) -> None:
     root = make_root({**FILES, "100.fw": "[OPTIONS]\nnonsense\n", "y.vnet": "[RULES]\nFORWARD REJECT\n"})
     opened: set[str] = set()
     watching = True

@@ -46,7 +46,7 @@ def test_a_sound_configuration_has_no_findings(cluster: Path) -> None:
     assert found(cluster) == []
 
 
-def test_what_a_compile_reports_is_not_reported_again(cluster: Path) -> None:
+def test_a_survey_does_not_repeat_findings_of_the_compile(cluster: Path) -> None:
     write(cluster, "firewall/cluster.fw", ON + "[RULES]\nIN NONSENSE\n")
     write(cluster, "firewall/100.fw", ON + "[RULES]\nIN NONSENSE\nIN SSH(ACCEPT)\n")
     assert found(cluster) == []
@@ -87,7 +87,7 @@ def test_the_file_of_a_guest_that_no_node_has_is_read(cluster: Path) -> None:
         ("0100.fw", "VMID.fw"),
     ],
 )
-def test_files_that_nobody_reads(cluster: Path, name: str, hint: str) -> None:
+def test_files_that_no_node_reads(cluster: Path, name: str, hint: str) -> None:
     write(cluster, f"firewall/{name}", "[RULES]\n")
     (one,) = survey_root(Source(cluster, NODE, lambda: None))
     assert (one.code, one.span.file) == ("unread-file", f"{cluster}/etc/pve/firewall/{name}")

@@ -117,7 +117,7 @@ def test_no_scheduler_and_no_worker_are_told(monkeypatch: pytest.MonkeyPatch, tm
             next(Scheduler(address).run(jobs(make_cluster(tmp_path / "c", 1)), work))
 
 
-def test_what_is_left_is_given_up_once_all_workers_are_gone(tmp_path: Path) -> None:
+def test_remaining_jobs_are_given_up_once_all_workers_are_gone(tmp_path: Path) -> None:
     cluster = distributed.LocalCluster(
         n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50, worker_dashboard_address=None
     )

@@ -56,7 +56,7 @@ def test_three_broken_nodes_hide_no_other(broken: Path) -> None:
         assert expected in run.stdout
 
 
-def test_json_has_what_the_command_for_one_node_prints(broken: Path) -> None:
+def test_json_has_the_output_of_the_command_for_one_node(broken: Path) -> None:
     nodes = {one["node"]: one for one in answer("check", "--all-nodes", "--root", broken)["nodes"]}
     assert [name for name, one in nodes.items() if one["exit"]] == ["pve3", "pve5", "pve7"]
     assert nodes["pve3"]["error"]["hint"] == "restore the file from a backup"
@@ -79,7 +79,7 @@ def test_sarif_has_a_run_for_each_node(broken: Path) -> None:
     assert [one["ruleId"] for one in runs["pvefw/pve5"]["results"]] == ["unknown-macro"]
 
 
-def test_all_nodes_find_what_each_node_alone_finds(tmp_path: Path) -> None:
+def test_all_nodes_find_the_findings_of_each_node_alone(tmp_path: Path) -> None:
     root = make_cluster(tmp_path / "c", 3)
     firewall = root / "etc/pve/firewall"
     (firewall / "cluster.fw").write_text((firewall / "cluster.fw").read_text() + "[group unused]\nIN ACCEPT\n")
@@ -103,7 +103,7 @@ def test_all_nodes_find_what_each_node_alone_finds(tmp_path: Path) -> None:
     }
 
 
-def test_compile_writes_what_each_node_alone_prints(tmp_path: Path) -> None:
+def test_compile_writes_the_output_of_each_node_alone(tmp_path: Path) -> None:
     root = make_cluster(tmp_path / "c", 3)
     out = tmp_path / "out"
     out.mkdir()

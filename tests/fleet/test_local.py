@@ -69,7 +69,7 @@ def test_the_work_of_a_killed_process_is_done_again(tmp_path: Path) -> None:
     assert all(one.result is not None and one.result["exit"] == 0 for one in outcomes.values())
 
 
-def test_what_kills_every_process_is_reported() -> None:
+def test_a_job_that_kills_every_process_is_reported() -> None:
     jobs = [job("a", "die"), job("b"), job("c", "leave"), job("d")]
     outcomes = {one.job.name: one for one in Processes(2).run(iter(jobs), work)}
     assert outcomes["a"].failure == "its process was killed by SIGKILL, 3 times"
@@ -103,7 +103,7 @@ def test_jobs_are_made_only_as_there_is_room_for_them() -> None:
     assert done == 40
 
 
-def test_closing_ends_what_is_under_way() -> None:
+def test_closing_ends_running_jobs() -> None:
     outcomes = Processes(2).run([job("a"), job("b", "sleep"), job("c", "sleep")], work)
     assert next(outcomes).job.name == "a"
     start = time.monotonic()

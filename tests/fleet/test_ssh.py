@@ -269,7 +269,7 @@ def test_keys_that_proxmox_ve_keeps_of_its_nodes_count(cluster: Cluster) -> None
     assert "host key" in found["pve3"]
 
 
-def test_what_a_node_answers_is_not_trusted(cluster: Cluster) -> None:
+def test_answers_of_a_node_are_not_trusted(cluster: Cluster) -> None:
     one, two, three, four = (node.folder / "bin/pvefw" for node in cluster.nodes)
     one.write_text('#!/bin/sh\nprintf \'\\033]0;title\\007{"running": 7, "backends": {}, "changes": "\\033[2J"}\'\n')
     two.write_text("#!/bin/sh\nsleep 60\n")

@@ -70,7 +70,7 @@ ebtables -N mine; ebtables -A mine -p ARP -j DROP; ebtables -A FORWARD -j mine
 # --- plans --------------------------------------------------------------------------------------------------
 
 
-def test_start_on_an_empty_host_feeds_what_compile_prints() -> None:
+def test_start_on_an_empty_host_feeds_the_output_of_compile() -> None:
     text = str(apply_iptables.plan(EMPTY, wanted(iptables())))
     parts = [line for line in text.splitlines() if line.startswith("###")]
     assert parts == [
@@ -183,7 +183,7 @@ def test_foreign_chain_with_a_wanted_name_is_refused() -> None:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def test_listing_is_split_into_ours_and_foreign() -> None:
+def test_listing_is_split_into_own_and_foreign_rules() -> None:
     lines = [
         ":INPUT ACCEPT [0:0]",
         ":PVEFW-INPUT - [0:0]",
@@ -216,7 +216,7 @@ def test_ebtables_chains_are_known_by_name() -> None:
     assert table.foreign == {"FORWARD", "mine"}
 
 
-def test_sets_of_others_are_not_read() -> None:
+def test_foreign_sets_are_not_read() -> None:
     assert parse_sets("create mine hash:ip family inet\nadd mine 192.0.2.1\n") == {}
 
 
@@ -291,7 +291,7 @@ def test_chain_that_a_users_rule_jumps_to_stays_empty(real: Namespace) -> None:
     assert "-A tap100i0-IN -j DROP" in saved()
 
 
-def test_failure_half_way_puts_back_what_was_there(real: Namespace) -> None:
+def test_failure_half_way_restores_the_rules_before(real: Namespace) -> None:
     shell(USERS)
     apply(iptables())
     before = sorted(saved())
@@ -307,7 +307,7 @@ def test_failure_half_way_puts_back_what_was_there(real: Namespace) -> None:
     assert sorted(saved()) == before
 
 
-def test_what_is_read_back_must_be_what_was_loaded(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rules_read_back_must_equal_the_loaded_ones(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     apply(iptables())
     before = sorted(saved())
     run = tools.run

@@ -136,7 +136,7 @@ def test_set_whose_elements_are_not_known_is_flushed() -> None:
     assert verbs(planned)[:2] == ["flush set friends", "add element friends"]
 
 
-def test_thing_that_is_defined_differently_replaces_the_table() -> None:
+def test_object_with_another_definition_replaces_the_table() -> None:
     other = json.loads(json.dumps(nft()).replace('"prio": -150', '"prio": -140'))
     planned = plan(nft(), other)
     assert verbs(planned)[:3] == ["add table pvefw", "delete table pvefw", "add table pvefw"]
@@ -327,7 +327,7 @@ def test_each_change_by_hand_is_seen(kernel: Nftables, what: str) -> None:
     assert apply_nft.drift(read_kernel(), memory).names == [f"bridge {thing}"]
 
 
-def test_what_is_made_again_as_it_was_is_no_change(kernel: Nftables) -> None:
+def test_object_remade_unchanged_is_no_change(kernel: Nftables) -> None:
     target = apply(kernel, nft((100, 101), ("10.0.0.0/24", "10.7.0.0/16")))
     own_set = "add rule bridge pvefw tap100i0-OUT tcp dport {1, 2} counter drop"
     feed(own_set)

@@ -52,7 +52,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("backend", ["nft", "iptables"])
-def test_change_writes_what_changed(folder: Path, backend: str) -> None:
+def test_change_writes_only_the_changed_part(folder: Path, backend: str) -> None:
     before, after = (record.desired(backend, ruleset(p7=text).pieces, enabled=True) for text in ('"a"', '"b"'))
     write(before)
     (base,) = folder.glob("base.*")

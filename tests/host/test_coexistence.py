@@ -122,7 +122,7 @@ def numbered(folder: Path, backend: str, number: int) -> Desired:
 
 
 @pytest.mark.parametrize(("backend", "other"), [("iptables", "nft"), ("nft", "iptables")])
-def test_rules_of_others_stay_as_they_are(users: Namespace, tmp_path: Path, backend: str, other: str) -> None:
+def test_foreign_rules_stay_unchanged(users: Namespace, tmp_path: Path, backend: str, other: str) -> None:
     before = saved()
     assert foreign(before) == before
     control.apply(numbered(tmp_path / "c", backend, 0))
@@ -158,7 +158,7 @@ def pvefw(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return printed.out
 
 
-def test_commands_leave_rules_of_others_as_they_are(
+def test_commands_leave_foreign_rules_unchanged(
     users: Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not takes_compiled_nft():
@@ -200,7 +200,7 @@ def dropping(host: Namespace) -> Iterator[Network]:
     made.close()
 
 
-def test_bridged_packets_meet_a_policy_of_others_only_until_stop(dropping: Network, tmp_path: Path) -> None:
+def test_bridged_packets_meet_a_foreign_policy_only_until_stop(dropping: Network, tmp_path: Path) -> None:
     with contextlib.closing(Denied(dropping)) as denied:
         all_ways = sorted(f"{here} to {address}" for here, there in DENIED_WAYS for address in ADDRESSES[there])
         assert denied.pass_now() == all_ways

@@ -104,7 +104,7 @@ def test_plug_without_a_configuration(nics: None) -> None:
     assert (link.master, link.mtu) == ("fwbr100i1", 1300)
 
 
-def test_plumb_plugs_what_runs(nics: None, configuration: Path) -> None:
+def test_plumb_plugs_running_guests(nics: None, configuration: Path) -> None:
     done = pvefw("plumb", *options(configuration))
     *each, total = done.stdout.splitlines()
     assert [line.partition(" (")[0] for line in each] == [

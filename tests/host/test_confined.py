@@ -91,7 +91,7 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
 }
 
 
-def test_process_may_do_nothing_but_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_may_only_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PVEFW_COMPILER_MEMORY", "1024")
 
     def serve(channel: Channel, missing: Sequence[str]) -> None:
@@ -187,7 +187,7 @@ def test_process_may_read_the_parser_that_is_not_loaded_yet(tmp_path: Path) -> N
     assert str(tmp_path / "pyparsing") in paths
 
 
-def test_only_what_changed_is_sent_again(tmp_path: Path) -> None:
+def test_only_changed_pieces_are_sent_again(tmp_path: Path) -> None:
     configure(tmp_path)
     with Compiler(source(tmp_path), "nft") as compiler:
         first = compiler.find()
@@ -356,7 +356,7 @@ def test_limits_end_the_process_and_the_next_request_has_another_one(
 
 
 @pytest.mark.parametrize("how", sorted(ENDS))
-def test_start_after_boot_brings_back_what_was_confirmed(
+def test_start_after_boot_restores_the_confirmed_ruleset(
     host: Namespace, other: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None, how: str
 ) -> None:
     need("iptables -L; ip6tables -L; ipset list; ebtables -L")
@@ -434,7 +434,7 @@ LIES_OF_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("lie", sorted(LIES_OF_OTHERS))
-def test_what_must_not_be_said_of_connections_and_changes_is_refused(
+def test_invalid_answers_about_connections_and_changes_are_refused(
     compiler: Compiler, monkeypatch: pytest.MonkeyPatch, lie: str
 ) -> None:
     request, answer = LIES_OF_OTHERS[lie]
@@ -457,7 +457,9 @@ def test_what_must_not_be_said_of_connections_and_changes_is_refused(
 
 
 @pytest.mark.parametrize("lie", sorted(LIES))
-def test_what_a_compiler_must_not_say_is_refused(compiler: Compiler, monkeypatch: pytest.MonkeyPatch, lie: str) -> None:
+def test_invalid_answers_of_a_compiler_are_refused(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch, lie: str
+) -> None:
     def serve(_: object, channel: Channel, missing: Sequence[str]) -> None:
         channel.send(encode({"missing": [*missing]}))
         channel.receive()
@@ -512,7 +514,7 @@ def test_lines_that_are_more_than_a_rule_are_refused(what: str) -> None:
 
 
 @pytest.mark.parametrize("chain", ["INPUT", "FORWARD", "DOCKER-USER", "PVEFW-X y", "PVEFW-" + "x" * 40, ""])
-def test_chains_that_are_not_ours_are_refused(chain: str) -> None:
+def test_foreign_chains_are_refused(chain: str) -> None:
     with pytest.raises(InternalError):
         xtables.wanted(_artefact(iptables={"filter": {chain: []}}))
 

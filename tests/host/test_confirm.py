@@ -207,7 +207,7 @@ def test_rollback_at_any_time(real: Namespace, no_systemd: None) -> None:
     assert has_port(80)
 
 
-def test_service_leaves_what_was_rolled_back_alone(real: Namespace, no_systemd: None) -> None:
+def test_service_does_not_apply_a_rolled_back_ruleset(real: Namespace, no_systemd: None) -> None:
     control.apply(with_port(80))
     control.apply(with_port(81), confirm_within=60)
     with lock.hold():

@@ -180,7 +180,7 @@ def test_repairs_come_ever_more_seldom() -> None:
     assert guard.wait(()) == 0
 
 
-def test_opponent_is_whoever_made_what_was_repaired_last() -> None:
+def test_opponent_is_the_program_whose_change_was_repaired_last() -> None:
     guard = RuleGuard(lambda: 1000.0)
     announced = Transaction(0, "nft")
     guard.wait([announced])

@@ -132,7 +132,7 @@ def test_lock_is_held_where_no_file_can_be_made(
 
 
 @pytest.mark.parametrize("kind", ["folder", "link"])
-def test_what_is_no_lock_is_named_with_the_remedy(tmp_path: Path, kind: str) -> None:
+def test_a_lock_path_that_is_no_file_is_named_with_the_remedy(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "pvefw.lock"
     if kind == "folder":
         path.mkdir()

@@ -90,7 +90,7 @@ def test_a_change_follows_the_configuration(real: Namespace, make_root: MakeRoot
     assert "bc:24:11:00:00:01" not in listed()
 
 
-def test_what_somebody_removed_is_loaded_again(real: Namespace, make_root: MakeRoot) -> None:
+def test_removed_hardening_is_loaded_again(real: Namespace, make_root: MakeRoot) -> None:
     hardened = desired(root_of(make_root), harden=True)
     control.apply(hardened)
     subprocess.run(["nft", "delete", "table", "bridge", hardening.NAME], check=True)

@@ -116,7 +116,7 @@ def records_are_others(_: Running) -> None:
 @pytest.mark.parametrize(
     "remove", [run_directory_removed, all_of_run_removed, state_removed, lock_file_removed, records_are_others]
 )
-def test_what_the_service_remembers_is_taken_away(running: Running, remove: Callable[[Running], None]) -> None:
+def test_records_of_the_service_are_removed_while_it_runs(running: Running, remove: Callable[[Running], None]) -> None:
     before = rules()
     remove(running)
     shell("iptables -F tap100i0-IN")
@@ -247,7 +247,7 @@ def test_file_becomes_something_else(running: Running, file: str, become: Callab
 
 
 @pytest.mark.parametrize(("file", "mode"), [*product(FILES, (0o000, 0o200))] if ALL else [("cluster", 0o000)])
-def test_file_that_nobody_may_read(running: Running, file: str, mode: int) -> None:
+def test_file_without_read_permission(running: Running, file: str, mode: int) -> None:
     """The process that reads files has none of root's power over them."""
     path: Path = getattr(running, file)
     before = rules()

@@ -132,7 +132,7 @@ def test_service_without_descriptors_stays_and_goes_on_when_there_are_some(host_
 @pytest.mark.parametrize(
     ("limit", "named"), [(NO_INOTIFY, "max_user_instances"), (NO_WATCH, "max_user_watches")], ids=["inotify", "watch"]
 )
-def test_what_the_kernel_does_not_watch_is_polled(host_of: Host, limit: Limit, named: str) -> None:
+def test_folders_that_the_kernel_does_not_watch_are_polled(host_of: Host, limit: Limit, named: str) -> None:
     """The rules come first, then a warning, then files are looked at every --poll seconds."""
     before = rules()
     command = Command(["run", *host_of.options, "--poll", "0.2"], host_of.folder, refusing(limit))

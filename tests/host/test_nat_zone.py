@@ -147,7 +147,7 @@ def test_port_forwards_of_nft_leave_firewall_bridges_out(root: Path) -> None:
     assert nat_shield.shielded() == set()
 
 
-def test_rule_of_others_stays(root: Path) -> None:
+def test_foreign_zone_rule_stays(root: Path) -> None:
     shell(f"iptables {OTHERS_RULE}")
     start(root, "--nat-zone")
     assert len(raw()) == 1

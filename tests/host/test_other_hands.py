@@ -236,7 +236,9 @@ USES = {
 
 @pytest.mark.parametrize("kind", ["iptables", "legacy"], indirect=True)
 @pytest.mark.parametrize("use", USES)
-def test_stop_leaves_what_others_use_and_names_their_rule(kind: str, use: str, tmp_path: Path) -> None:
+def test_stop_leaves_chains_and_sets_that_foreign_rules_use_and_names_the_rule(
+    kind: str, use: str, tmp_path: Path
+) -> None:
     script, named = USES[use]
     desired = desired_of(kind, tmp_path)
     start(desired)
@@ -281,7 +283,9 @@ def test_set_used_out_of_sight_stays_and_stop_removes_the_rest(
 
 
 @pytest.mark.parametrize("user", ["iptables -A INPUT -m set --match-set PVEFW-0-friends-v4 src -j DROP", "set mine"])
-def test_set_of_another_kind_that_others_use_is_named_with_its_user(host: Namespace, tmp_path: Path, user: str) -> None:
+def test_set_of_another_kind_that_a_foreign_rule_uses_is_named_with_it(
+    host: Namespace, tmp_path: Path, user: str
+) -> None:
     need("iptables -L; ipset list; ebtables -L")
     shell("ipset create PVEFW-0-friends-v4 hash:ip")
     shell("ipset create mine list:set; ipset add mine PVEFW-0-friends-v4" if user == "set mine" else user)
@@ -311,7 +315,7 @@ def test_set_of_another_kind_that_our_rule_uses_is_named_with_it(host: Namespace
     assert everything() == wanted
 
 
-def test_chain_of_somebody_with_our_name_is_theirs(host: Namespace, tmp_path: Path) -> None:
+def test_foreign_chain_with_a_name_of_pvefw_stays_foreign(host: Namespace, tmp_path: Path) -> None:
     """It has rules and was never loaded by us, or it is in use: empty or not, it stays as it is."""
     need("iptables -L; ipset list; ebtables -L")
     shell("iptables -N tap999i0-IN; iptables -A tap999i0-IN -s 192.0.2.1 -j DROP")
@@ -329,7 +333,7 @@ def _empty_raw(found: dict[str, list[str]]) -> dict[str, list[str]]:
 # --- switches that fail -------------------------------------------------------------------------------------
 
 
-def test_failed_switch_says_what_is_loaded_and_on_record(
+def test_failed_switch_names_the_loaded_and_recorded_rulesets(
     host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need("iptables -L; ipset list; ebtables -L; nft add table bridge probe; nft delete table bridge probe")

@@ -313,7 +313,7 @@ def test_names_of_guest_nics() -> None:
     assert guest_nic("tap100i0x") is None
 
 
-def test_alias_marks_what_may_be_removed() -> None:
+def test_alias_marks_links_that_may_be_removed() -> None:
     links = Links([bridge(), nic(), uplink()])
     plan_plug(replace(NIC, tag=5), links, setting=open_)
     made = {link.name for link in links if link.alias == ALIAS}

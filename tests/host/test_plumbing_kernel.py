@@ -160,7 +160,7 @@ def test_half_built_plumbing_is_completed(route: Any, other: Namespace) -> None:
     assert wiring.plug([NIC])[0].steps == ()
 
 
-def test_one_failure_does_not_stop_the_others(route: Any, other: Namespace) -> None:
+def test_one_failure_does_not_stop_the_rest(route: Any, other: Namespace) -> None:
     add(route, "vmbr0", kind="bridge", br_forward_delay=0)
     guest_nic(route, other)
     missing = Nic("tap200i0", "vmbr0", 200, 0)

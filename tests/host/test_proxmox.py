@@ -69,7 +69,7 @@ def test_a_flag_file_that_cannot_be_made_is_told_and_does_not_matter(host: Names
 
 
 @pytest.mark.parametrize("verb", ["start", "update", "run"])
-def test_what_applies_refuses_beside_proxmox(host: Namespace, tmp_path: Path, verb: str) -> None:
+def test_commands_that_apply_refuse_beside_proxmox(host: Namespace, tmp_path: Path, verb: str) -> None:
     load_tables()
     configure(tmp_path)
     done = pvefw(verb, *options(tmp_path))
@@ -102,7 +102,7 @@ def test_their_tables_are_removed_in_one_transaction(host: Namespace) -> None:
     assert theirs.remove_tables() == []
 
 
-def test_a_change_beside_is_undone_without_touching_what_was_there(host: Namespace, tmp_path: Path) -> None:
+def test_a_change_beside_is_undone_without_touching_the_chains_before(host: Namespace, tmp_path: Path) -> None:
     subprocess.run(
         ["iptables-restore"],
         input="*filter\n:PVEFW-INPUT - [0:0]\n-A INPUT -j PVEFW-INPUT\n-A PVEFW-INPUT -p udp -j DROP\nCOMMIT\n",
@@ -205,7 +205,7 @@ def test_services_are_found_by_systemd(systemd: list[str]) -> None:
         services.refuse_beside_proxmox()
 
 
-def test_without_d_bus_control_groups_tell_users_what_runs(
+def test_without_d_bus_control_groups_tell_users_the_running_services(
     systemd: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(services, "_answers", lambda: False)
@@ -268,7 +268,7 @@ def changes(given: list[str]) -> list[str]:
     return found
 
 
-def test_the_unit_neither_stops_theirs_nor_runs_beside_them() -> None:
+def test_the_unit_neither_stops_proxmox_firewalls_nor_runs_beside_them() -> None:
     text = service_units.service("--backend", "nft", as_root=False)
     assert "Conflicts=" not in text
     assert "After=pve-firewall.service proxmox-firewall.service" in text

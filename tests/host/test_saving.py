@@ -167,7 +167,7 @@ def test_saving_opens_nothing(running: tuple[Command, Path], way: str, file: str
     assert all(fewest >= rules for fewest, rules in zip(sampler.fewest, before, strict=True)), sampler.fewest
 
 
-def test_what_closes_is_applied_at_once(running: tuple[Command, Path]) -> None:
+def test_changes_that_close_are_applied_at_once(running: tuple[Command, Path]) -> None:
     """Also while another file is in doubt."""
     command, pve = running
     fw = pve / "firewall/100.fw"
@@ -180,7 +180,7 @@ def test_what_closes_is_applied_at_once(running: tuple[Command, Path]) -> None:
     assert has("-A INPUT -j PVEFW-INPUT")
 
 
-def test_what_stays_away_counts_after_a_while(running: tuple[Command, Path]) -> None:
+def test_a_file_that_stays_away_counts_as_missing_after_a_while(running: tuple[Command, Path]) -> None:
     command, pve = running
     (pve / "firewall/cluster.fw").write_text("")
     command.waits_for(lambda: "cluster.fw is missing, empty or cut off" in command.said())
@@ -247,7 +247,7 @@ def test_update_waits_for_a_file_that_is_being_saved(host: Namespace, tmp_path: 
         (None, "", False),
     ],
 )
-def test_what_looks_cut_off(text: str | None, before: str | None, cut: bool) -> None:
+def test_files_that_look_cut_off(text: str | None, before: str | None, cut: bool) -> None:
     assert is_cut_off(text, before) is cut
 
 
@@ -264,7 +264,7 @@ def test_file_that_never_settles_is_taken_in_the_end(tmp_path: Path) -> None:
     assert 9 <= now <= 11
 
 
-def test_names_come_while_others_are_in_doubt(tmp_path: Path) -> None:
+def test_new_names_count_while_other_names_are_in_doubt(tmp_path: Path) -> None:
     now = 0.0
     files = SteadyFiles(Files(), 1.0, lambda: now)
     (tmp_path / "100.conf").touch()
@@ -277,7 +277,7 @@ def test_names_come_while_others_are_in_doubt(tmp_path: Path) -> None:
     assert files.doubt_ends() is None
 
 
-def test_nothing_is_waited_for_that_was_not_there_before(tmp_path: Path) -> None:
+def test_no_wait_for_files_that_were_missing_before(tmp_path: Path) -> None:
     files = SettledFiles(Files(), lambda _path, _text: False, [], 60)
     assert files.text(tmp_path / "x") is None
     assert files.listed(tmp_path) == []

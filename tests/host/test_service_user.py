@@ -77,7 +77,7 @@ def test_root_hands_records_to_the_service(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "second name", "FIFO", "folder"])
 @pytest.mark.parametrize("name", ["held.json", f".held.json.{os.getpid()}"])
-def test_what_the_service_left_in_the_place_of_a_record_is_not_written_to(
+def test_root_does_not_write_to_a_link_or_fifo_in_the_place_of_a_record(
     folder: Path, secret: Path, kind: str, name: str
 ) -> None:
     place = folder / name

@@ -136,7 +136,7 @@ def comparable(text: str) -> list[str]:
 
 
 @BACKENDS
-def test_rules_of_others_changed(real: Namespace, commands: list[str], backend: str) -> None:
+def test_foreign_rules_changed(real: Namespace, commands: list[str], backend: str) -> None:
     desired = ruleset(backend)
     control.apply(desired)
     shell("iptables -A INPUT -s 192.0.2.2 -j DROP; nft add table inet mine")
@@ -194,7 +194,7 @@ def test_changed_chain_is_read_back_alone(real: Namespace, commands: list[str]) 
     assert apply_iptables.drifted(apply_iptables.look(ebtables=True).state, memory.chains) == []
 
 
-def test_others_change_rules_while_a_chain_is_replaced(
+def test_another_program_changes_rules_while_a_chain_is_replaced(
     real: Namespace, commands: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control.apply(ruleset("iptables"))
@@ -319,7 +319,7 @@ def test_rule_replaced_between_plan_and_restore(real: Namespace, monkeypatch: py
         ("iptables", "iptables -R PVEFW-HOST-IN 1 -s 192.0.2.9 -j ACCEPT"),
     ],
 )
-def test_changed_by_hand_and_nothing_remembered(real: Namespace, backend: str, script: str) -> None:
+def test_changed_by_hand_and_no_record(real: Namespace, backend: str, script: str) -> None:
     desired = ruleset(backend)
     control.apply(desired)
     record.memory_path().unlink()
@@ -328,7 +328,7 @@ def test_changed_by_hand_and_nothing_remembered(real: Namespace, backend: str, s
 
 
 @pytest.mark.parametrize("family", ["bridge", "inet"])
-def test_dormant_table_is_made_anew(real: Namespace, family: str) -> None:
+def test_dormant_table_is_remade(real: Namespace, family: str) -> None:
     desired = ruleset("nft")
     control.apply(desired)
     shell(f"nft 'add table {family} pvefw {{ flags dormant; }}'")

@@ -57,7 +57,7 @@ def test_unit_without_options_has_none() -> None:
     assert "RequiredBy" not in printed()
 
 
-def test_fail_closed_unit_is_required_by_what_starts_guests() -> None:
+def test_fail_closed_unit_is_required_by_the_units_that_start_guests() -> None:
     assert "RequiredBy=pve-guests.service libvirt-guests.service\n" in printed("--fail-closed")
 
 
@@ -148,7 +148,7 @@ def test_systemd_understands_each_line(tmp_path: Path, open_to_users: None) -> N
         assert [line for line in done.stderr.splitlines() if str(tmp_path) in line] == []
 
 
-def test_units_of_user_and_root_differ_in_what_they_need(open_to_users: None) -> None:
+def test_units_of_user_and_root_differ_in_their_needs(open_to_users: None) -> None:
     users, roots = printed(), printed("--as-root")
     assert "\nUser=pvefw\n" in users
     assert "\nAmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW\n" in users

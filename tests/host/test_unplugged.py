@@ -107,7 +107,7 @@ def test_without_plugging_it_is_said_and_status_tells(network: Network, tmp_path
     assert found["unplugged"] == [{"interface": "tap100i0", "bridge": "vmbr0", "dropped": False, "reason": None}]
 
 
-def test_a_dry_run_says_what_would_be_plugged(network: Network, tmp_path: Path) -> None:
+def test_a_dry_run_names_the_nics_to_plug(network: Network, tmp_path: Path) -> None:
     configure(tmp_path)
     done = pvefw("start", "--dry-run", *options(tmp_path, "iptables"))
     assert "tap100i0: would be plugged" in done.stderr
@@ -115,7 +115,7 @@ def test_a_dry_run_says_what_would_be_plugged(network: Network, tmp_path: Path) 
     assert master("tap100i0") == "vmbr0"
 
 
-def test_a_bad_nic_does_not_stop_the_others(network: Network, tmp_path: Path) -> None:
+def test_a_bad_nic_does_not_stop_the_rest(network: Network, tmp_path: Path) -> None:
     configure(tmp_path)
     config = tmp_path / "etc/pve/nodes/n/qemu-server"
     (config / "101.conf").write_text("net0: virtio=BC:24:11:00:00:77,firewall=1\n")
@@ -327,7 +327,7 @@ def test_the_service_plugs_a_nic_that_appears(network: Network, tmp_path: Path) 
     assert sorted(windows)[5] < 0.5
 
 
-def test_the_service_leaves_a_nic_in_no_bridge_to_whoever_makes_it(network: Network, tmp_path: Path) -> None:
+def test_the_service_leaves_a_nic_in_no_bridge_to_the_program_that_makes_it(network: Network, tmp_path: Path) -> None:
     configure(tmp_path)
     wiring.unplug([NIC])
     disappear()

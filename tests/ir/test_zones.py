@@ -29,7 +29,7 @@ def test_examples_of_the_documentation() -> None:
 
 
 @given(st.sets(KEYS | COLLIDING, max_size=30), st.dictionaries(KEYS | COLLIDING, ANY_ZONE, max_size=30))
-def test_zones_never_collide_and_leave_room_for_others(
+def test_zones_never_collide_and_leave_room_for_other_programs(
     nics: set[tuple[int, int]], held: dict[tuple[int, int], int]
 ) -> None:
     made = allocate(nics, held)

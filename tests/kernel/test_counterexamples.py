@@ -55,7 +55,7 @@ def mutated() -> list[Configuration]:
 
 @pytest.mark.parametrize("backend", configurations.backends())
 @pytest.mark.parametrize("configuration", mutated(), ids=lambda one: one.name)
-def test_the_kernel_does_what_compare_says(configuration: Configuration, backend: str, lab: Lab) -> None:
+def test_the_kernel_confirms_counterexamples(configuration: Configuration, backend: str, lab: Lab) -> None:
     artefact = configurations.compiled(configuration, backend)
     lab.set_up(configuration.plan)
     lab.load(artefact)

@@ -60,7 +60,7 @@ def soften(lab: Lab) -> None:
     lab.guest.run([*IN_HOST, "nft", "delete", "table", "bridge", "pvefw-hardening"])
 
 
-def test_the_hardened_iptables_ruleset_drops_what_needs_no_connection(lab: Lab) -> None:
+def test_the_hardened_iptables_ruleset_drops_stateless_forgeries(lab: Lab) -> None:
     """Beside the reference's ruleset stands a table of nft: what it drops is what the nft ruleset drops."""
     configuration, case = configurations.of_case("hostile"), cases.load("hostile")
     lab.set_up(configuration.plan)
@@ -85,7 +85,7 @@ ZERO_TAGS = [((0x8100, 0), (0x8100, 0)), ((0x88A8, 0), (0x8100, 0)), ((0x8100, 0
 
 
 @pytest.mark.parametrize(("backend", "passes"), [(NFT, False), (IPTABLES, True)])
-def test_linux_hears_what_stands_behind_tags_of_vlan_zero(backend: str, *, passes: bool, lab: Lab) -> None:
+def test_linux_accepts_packets_behind_tags_of_vlan_zero(backend: str, *, passes: bool, lab: Lab) -> None:
     configuration = configurations.of_case("hostile")
     plan = configuration.plan
     lab.set_up(plan)
@@ -253,7 +253,7 @@ def openings(sender: str, receiver: str, sources: Iterable[int]) -> list[Packet]
     return [Packet(sender, receiver, 4, Proto.TCP, IPv4Address(source), dport=22) for source in sources]
 
 
-def test_forged_sources_of_one_guest_leave_place_for_others(lab: Lab) -> None:
+def test_forged_sources_of_one_guest_leave_place_for_other_guests(lab: Lab) -> None:
     loaded(lab, NFT)
     known = openings("outside", "vm100", [0xC6330001])
     assert accepted(lab, known) == 1

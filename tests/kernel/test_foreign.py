@@ -56,7 +56,7 @@ END
 """
 
 
-def test_what_nft_lists_of_ours_beside_others_is_what_was_compiled(lab: Lab) -> None:
+def test_nft_lists_the_compiled_ruleset_beside_foreign_tables(lab: Lab) -> None:
     configuration = configurations.of_case("guest-rules")
     artefact = configurations.compiled(configuration, NFT)
     lab.set_up(configuration.plan)
@@ -86,7 +86,7 @@ def test_what_nft_lists_of_ours_beside_others_is_what_was_compiled(lab: Lab) -> 
 
 
 @pytest.mark.parametrize(("engine", "backend"), list(zip(ENGINES, BACKENDS, strict=True)))
-def test_simulate_foresees_what_all_of_them_do(engine: str, backend: str, lab: Lab) -> None:
+def test_simulate_predicts_all_rulesets_together(engine: str, backend: str, lab: Lab) -> None:
     """Packets cross bridges where Docker's FORWARD sees them, too, and are routed past it."""
     configuration = configurations.of_case("guest-rules")
     lab.set_up(configuration.plan)

@@ -35,7 +35,7 @@ def test_the_kernel_is_the_guests_own(guest: Guest) -> None:
     assert output.decode().strip() == image.prepare().modules.name
 
 
-def test_what_the_guest_writes_nobody_else_sees(guest: Guest, tmp_path: Path) -> None:
+def test_writes_of_the_guest_stay_in_the_guest(guest: Guest, tmp_path: Path) -> None:
     status, _ = guest.run(["sh", "-c", f"mkdir -p {tmp_path} && echo x > {tmp_path}/file && test -s {tmp_path}/file"])
     assert status == 0
     assert not (tmp_path / "file").exists()

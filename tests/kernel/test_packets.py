@@ -128,6 +128,6 @@ def test_an_answer_belongs_to_the_connection(plan: Plan) -> None:
     assert (int(opened.flags), int(answered.flags)) == (SYN, SYN | ACK)
 
 
-def test_a_probe_is_described_by_what_is_special() -> None:
+def test_a_probe_is_described_by_its_unusual_fields() -> None:
     probe = Probe((Packet("outside", "vm100", dport=80, vlan=7),), "why")
     assert describe(probe) == "outside → vm100 IPv4 tcp dport=80 vlan=7  [why]"

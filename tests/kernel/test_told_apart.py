@@ -149,7 +149,7 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_packets_tell_apart_what_compare_tells_apart(name: str, lab: Lab) -> None:
+def test_packets_distinguish_rulesets_that_compare_distinguishes(name: str, lab: Lab) -> None:
     pair = PAIRS[name]
     plan = configurations.of_case("guest-rules").plan
     whole = topology_of(plan, call_iptables=False)

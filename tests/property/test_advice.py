@@ -207,7 +207,7 @@ def check_removal(
             assert fate(one, spec) == fate(other, spec), f"{backend} {lines} {spec}\n{text}"
 
 
-def test_lines_that_are_said_to_do_nothing_can_be_removed(tmp_path: Path) -> None:
+def test_lines_reported_without_effect_can_be_removed(tmp_path: Path) -> None:
     tested = dict.fromkeys(ADVICE, 0)
     seed = SEED
     while sum(tested.values()) < FINDINGS:

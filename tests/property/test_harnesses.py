@@ -109,7 +109,7 @@ BROKEN: dict[str, tuple[str, Callable[..., object]]] = {
 
 
 @pytest.mark.parametrize("name", sorted(BROKEN))
-def test_harness_sees_what_fails(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_harness_reports_failures(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a harness that finds nothing says nothing."""
     monkeypatch.setattr(*BROKEN[name])
     harness, seeds = HARNESSES[name]

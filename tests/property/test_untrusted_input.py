@@ -471,7 +471,7 @@ class Seen:
         self.sets.update(dict.fromkeys(line for lines in ruleset["ipset"].values() for line in lines))
 
 
-def test_every_line_of_output_is_one_rule_of_ours(tmp_path: Path) -> None:
+def test_every_line_of_output_is_one_rule_of_pvefw(tmp_path: Path) -> None:
     seen = Seen()
 
     @settings(REPEATABLE, max_examples=EXAMPLES)

@@ -90,7 +90,7 @@ def test_the_host_answers_no_link_local_address_of_a_bridge_it_does_not_speak_on
     assert (outcome.verdict, outcome.answered) == ("REJECT", False)
 
 
-def test_what_is_not_rejected_has_no_answer() -> None:
+def test_only_rejected_packets_get_an_answer() -> None:
     assert run("outside", "vm100:80", "tcp").answered is None
 
 
@@ -104,7 +104,9 @@ def test_what_is_not_rejected_has_no_answer() -> None:
         ("outside", "host:514", "udp", False),
     ],
 )
-def test_what_went_to_many_is_hardly_ever_answered(source: str, destination: str, protocol: str, arrives: bool) -> None:
+def test_broadcast_and_multicast_packets_are_hardly_ever_answered(
+    source: str, destination: str, protocol: str, arrives: bool
+) -> None:
     spec = PacketSpec(source, destination, protocol, destination_address="224.0.0.251")
     outcome = simulate(MODEL, make_probe(spec, TOPOLOGY))
     assert (outcome.verdict, outcome.answered) == ("REJECT", arrives)

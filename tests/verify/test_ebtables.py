@@ -66,7 +66,7 @@ def test_targets() -> None:
     assert (logged.effects, logged.verdict) == ((Log("a b", None, 1),), DROP)
 
 
-def test_what_falls_off_a_user_chain_gets_its_policy() -> None:
+def test_packets_at_the_end_of_a_user_chain_get_its_policy() -> None:
     model = read_ruleset([Text("rules", "### ebtables-restore\n*filter\n:x ACCEPT\n:y RETURN\n:z DROP\n")])
     chains = model.tables[0].chains
     assert [chains[name].policy for name in "xyz"] == [ACCEPT, RETURN, DROP]

@@ -49,5 +49,5 @@ def test_only_those_of_one_tool() -> None:
     assert pvefw(*arguments[:2], "live:iptables", *arguments[3:], before=before).startswith("REJECT")
 
 
-def test_what_runs_is_compared_with_the_configuration() -> None:
+def test_the_running_ruleset_is_compared_with_the_configuration() -> None:
     assert "differ" in pvefw("compare", "live:iptables", "iptables:" + HOMELAB, before="true")

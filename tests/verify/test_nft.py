@@ -307,7 +307,7 @@ def test_statement(name: str, statement: Json, effects: object, verdict: object)
     assert rule.verdict == verdict
 
 
-def test_a_rejection_demands_what_it_can_answer() -> None:
+def test_a_rejection_requires_a_packet_that_it_can_answer() -> None:
     rule = nft_rule({"reject": {"type": "tcp reset"}})
     assert matches(rule, packet(l4proto=6))
     assert not matches(rule, packet(l4proto=17))
@@ -397,7 +397,7 @@ UNKNOWN: list[tuple[Json, str]] = [
 
 
 @pytest.mark.parametrize(("statement", "text"), UNKNOWN, ids=[row[1] for row in UNKNOWN])
-def test_what_is_not_modelled_is_an_error_that_names_it(statement: Json, text: str) -> None:
+def test_unmodelled_expressions_are_errors_that_name_them(statement: Json, text: str) -> None:
     with pytest.raises(RulesetError) as caught:
         nft_rule(statement, {"accept": None})
     assert text in caught.value.message

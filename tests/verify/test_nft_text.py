@@ -131,7 +131,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("text", "line", "word"), ERRORS, ids=[case[2] for case in ERRORS])
-def test_what_is_not_known_is_an_error_with_its_line(text: str, line: int, word: str) -> None:
+def test_unknown_text_is_an_error_with_its_line(text: str, line: int, word: str) -> None:
     with pytest.raises(RulesetError) as raised:
         read_ruleset([Text("rules.nft", text)])
     assert raised.value.message.startswith(f"rules.nft:{line}: ")

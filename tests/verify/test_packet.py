@@ -73,7 +73,7 @@ def test_without_a_port_it_is_a_ping() -> None:
     assert shown(made, L4PROTO, ICMP) == ["icmp", "echo-request/0"]
 
 
-def test_addresses_mean_whoever_has_them() -> None:
+def test_addresses_mean_the_ends_that_have_them() -> None:
     assert str(probe("10.0.0.100", "10.0.0.7:80").path) == "vm100i0 → vmbr0/eno1"
     assert str(probe("10.0.0.7", "10.0.0.1:80").path) == "vmbr0/eno1 → host"
     assert str(probe("10.0.0.100", "10.9.0.5:80").path) == "vm100i0 → wg0"
@@ -148,7 +148,7 @@ def test_arp_is_not_tracked() -> None:
         {"mac": "bc:24"},
     ],
 )
-def test_what_is_no_packet_is_a_usage_error(options: dict[str, Option]) -> None:
+def test_an_impossible_packet_is_a_usage_error(options: dict[str, Option]) -> None:
     with pytest.raises(UsageError):
         probe("outside", "vm100", **options)
 
@@ -192,7 +192,7 @@ def test_two_ports_for_one_end_are_an_error() -> None:
 
 
 @pytest.mark.parametrize("address", [None, "10.9.9.9", "203.0.113.5"])
-def test_what_goes_to_the_host_is_for_a_local_address(address: str | None) -> None:
+def test_packets_to_the_host_have_a_local_address(address: str | None) -> None:
     bare = Topology(TOPOLOGY.nics).with_bridges()
     for topology in (TOPOLOGY, bare):
         made = make_probe(PacketSpec("outside", "host", destination_address=address), topology)

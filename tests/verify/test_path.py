@@ -118,7 +118,7 @@ def test_the_host_sees_tagged_frames_only_in_its_own_hooks() -> None:
     assert ip == ["ip prerouting iif=vmbr0", "ip input iif=vmbr0"]
 
 
-def test_what_is_forwarded_has_its_input_interface_until_it_leaves() -> None:
+def test_a_forwarded_packet_has_its_input_interface_until_it_leaves() -> None:
     (leaving, *_) = [s for s in path("wg0", "outside").stages if s.point is Point.POSTROUTING]
     assert seen(leaving) == "ip postrouting iif=wg0 oif=vmbr0"
 

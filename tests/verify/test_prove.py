@@ -125,7 +125,7 @@ def test_a_group_that_two_guests_share() -> None:
     assert lines(report) == ["tcp (IPv4) from anywhere to vm100, vm101 port 443: DROP → ACCEPT"]
 
 
-def test_what_a_guest_sends() -> None:
+def test_packets_from_a_guest() -> None:
     report = prove(guests(), guests(out="-A tap100i0-OUT -p tcp --dport 25 -j DROP"))
     assert lines(report) == [
         "tcp (IPv4) from vm100 to anywhere port 25 sender's MAC bc:24:11:00:00:01: REJECT tcp-reset → DROP"
@@ -261,7 +261,7 @@ def test_known_differences_are_reported_as_such() -> None:
     assert "SSH moved" in report_text(report)
 
 
-def test_what_goes_beyond_a_known_difference_counts() -> None:
+def test_packets_beyond_a_known_difference_count() -> None:
     known = read_known(KNOWN, "known.toml")
     report = prove(guests(SSH.format(22)), guests(SSH.format("2222:2225")), Options(known=known))
     assert lines(report) == ["tcp (IPv4) from anywhere to vm100 port 2224-2225: DROP → ACCEPT"]

@@ -59,7 +59,7 @@ def test_several_rules_together_shadow_one() -> None:
     assert found(Kind.NEVER_MATCHES, findings) == {"A rule 3": ("A rule 1", "A rule 2")}
 
 
-def test_a_rule_that_asks_for_two_things_at_once_never_matches() -> None:
+def test_a_rule_with_contradictory_conditions_never_matches() -> None:
     findings = analysed("-A A -s 10.0.0.0/8 -m iprange --src-range 11.0.0.1-11.0.0.2 -j ACCEPT", "-A A -j DROP")
     assert not found(Kind.NO_EFFECT, findings)
 
@@ -73,7 +73,7 @@ def test_a_rule_of_a_shared_chain_is_dead_only_if_it_is_everywhere() -> None:
     assert found(Kind.NEVER_MATCHES, both) == {"group rule 1": ("A rule 1", "B rule 1")}
 
 
-def test_behind_a_mark_packets_have_it_whatever_they_came_with() -> None:
+def test_behind_a_rule_that_sets_a_mark_all_packets_have_it() -> None:
     findings = analysed(
         "-A A -j MARK --set-mark 0x0/0x80000000",
         "-A A -m mark --mark 0x80000000/0x80000000 -j ACCEPT",
@@ -95,7 +95,7 @@ def test_a_mark_that_a_called_chain_sets_counts() -> None:
     assert found(Kind.NEVER_MATCHES, findings) == {"A rule 3": ("group rule 2",)}
 
 
-def test_a_rule_that_does_what_would_happen_anyway_changes_nothing() -> None:
+def test_a_rule_with_the_verdict_of_the_rules_below_has_no_effect() -> None:
     findings = analysed("-A A -p tcp --dport 23 -j DROP", "-A A -p tcp --dport 22 -j ACCEPT", "-A A -j DROP")
     assert found(Kind.NO_EFFECT, findings) == {"A rule 1": ("A rule 3",)}
 

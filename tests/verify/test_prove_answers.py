@@ -131,7 +131,7 @@ def test_exit_codes_of_complete_comparisons(tmp_path: Path, more: str, code: int
     assert run(tmp_path, ruleset(), ruleset(more)) == code
 
 
-def test_the_exit_code_of_what_is_not_decided(tmp_path: Path) -> None:
+def test_the_exit_code_of_an_undecided_comparison(tmp_path: Path) -> None:
     other = ruleset("-A INPUT -p udp -j ACCEPT", *BOXES)
     assert run(tmp_path, ALIKE[0], other, "--max-memory", "1") == 5
 

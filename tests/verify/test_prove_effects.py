@@ -70,7 +70,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_later_packets_see_is_compared(kind: str) -> None:
+def test_effects_on_later_packets_are_compared(kind: str) -> None:
     one, two = (rules(*each) for each in KINDS[kind])
     for before, after in ((one, two), (two, one)):
         assert prove(before, after).answer is Answer.DIFFERENT
@@ -79,7 +79,7 @@ def test_what_later_packets_see_is_compared(kind: str) -> None:
         assert report.answer is Answer.EQUAL, lines(report)
 
 
-def test_effects_that_nobody_looks_at_change_nothing() -> None:
+def test_effects_that_no_rule_tests_change_nothing() -> None:
     for effect in (SET_MARK, "-p tcp -j SET --add-set other src", "-j DSCP --set-dscp 10", "-j TTL --ttl-set 9"):
         assert prove(rules(), rules(mangle=(effect,))).answer is Answer.EQUAL, effect
 

@@ -118,14 +118,14 @@ def test_an_advertisement_that_is_not_just_so_is_compared(before: str, after: st
     assert STRICTER not in compared(root, changed).left_out
 
 
-def test_a_rule_less_is_no_reason_to_compare_the_others(make_root: MakeRoot) -> None:
+def test_a_missing_rule_is_no_reason_to_compare_the_rest(make_root: MakeRoot) -> None:
     root = make_root(FILES)
     report = compared(root, stateless_rules(compiled(root, "nft"), lambda line: "" if "saddr ether" in line else line))
     assert not report.differences
     assert STRICTER in report.left_out
 
 
-def test_what_is_dropped_beside_them_is_a_difference(make_root: MakeRoot) -> None:
+def test_other_drops_beside_stricter_rules_are_a_difference(make_root: MakeRoot) -> None:
     root = make_root(FILES)
     changed = stateless_rules(compiled(root, "nft"), lambda line: line.replace(TAGGED, TAGGED.replace("==", "!=")))
     assert compared(root, changed).differences

@@ -125,7 +125,7 @@ def test_ports_that_only_an_nft_ruleset_names_are_compared(names: tuple[str, ...
     assert prove(ports(*names), ports(*names)).answer is Answer.EQUAL
 
 
-def test_what_cannot_be_placed_leaves_the_answer_open() -> None:
+def test_names_without_a_place_leave_the_answer_open() -> None:
     many = [f"-A FORWARD -m physdev --physdev-in card{n} -j ACCEPT" for n in range(40)]
     report = prove(rules(*many), rules())
     assert report.answer is Answer.UNDECIDED

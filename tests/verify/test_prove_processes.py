@@ -86,7 +86,7 @@ def test_marks_that_alone_differ(matters: bool) -> None:
     assert_same(*reports(*sides))
 
 
-def test_what_is_over_in_time_is_not_decided_by_any_process() -> None:
+def test_a_proof_beyond_the_time_limit_is_undecided_in_every_process() -> None:
     sides = side("old", {}), side("new", {vmid: f"-p udp --dport {vmid} -j DROP" for vmid in GUESTS})
     late = Options(max_seconds=-1)
     one, several = (compare(*sides, options) for options in (late, replace(late, jobs=3)))

@@ -166,7 +166,7 @@ def test_keys_tell_how_values_overlap() -> None:
     assert disjoint != key((port(80), ACCEPT), (m.Test(m.SPORT, IntervalSet.single(22)), DROP))
 
 
-def test_sets_that_cover_all_values_are_told_from_others() -> None:
+def test_sets_that_cover_all_values_are_told_from_the_rest() -> None:
     assert key((port(0, 79), ACCEPT), (port(80, 65535), DROP)) != key((port(0, 78), ACCEPT), (port(80, 65535), DROP))
 
 

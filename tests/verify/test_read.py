@@ -62,7 +62,7 @@ def test_ebtables_save() -> None:
     assert model.tables[1].chains["guard"].policy == DROP
 
 
-def test_ours_beside_foreign_nft_tables() -> None:
+def test_pvefw_tables_beside_foreign_nft_tables() -> None:
     model = sample("beside-foreign.nft.json")
     assert [str(table.key) for table in model.tables] == ["nft bridge pvefw", "nft inet f2b-table", "nft inet mine"]
     assert rule_of(model, "tap100i0-IN").origin == "100.fw:5 (SSH)"

@@ -161,7 +161,7 @@ def test_the_accept_mark_stays_with_the_packet_to_the_next_bridge() -> None:
     assert decider(outcome).startswith("PVEFW-INPUT 1")
 
 
-def test_what_is_logged() -> None:
+def test_log_lines() -> None:
     assert [log.prefix for log in run("outside", "vm100:81").logs] == [":100:6:tap100i0-IN: policy DROP: "]
     assert run("outside", "vm100:80").logs == []
 
@@ -172,7 +172,7 @@ def test_a_queue_is_taken_to_let_pass_and_said() -> None:
     assert any("queue 3" in note for note in outcome.notes)
 
 
-def test_docker_drops_what_is_bridged_where_br_netfilter_shows_it() -> None:
+def test_docker_drops_bridged_packets_if_br_netfilter_shows_them() -> None:
     docker = read_ruleset([Text(n, (SAMPLES / n).read_text()) for n in ("docker.iptables-save",)])
     assert run("vm101", "vm102:80", docker).text == "DROP"
     closed = Topology(TOPOLOGY.nics, TOPOLOGY.links, call_iptables=False)
@@ -224,7 +224,7 @@ def test_the_policy_of_a_base_chain_that_drops() -> None:
     assert run("host", "host:22", model).text == "ACCEPT"
 
 
-def test_a_return_after_a_goto_goes_to_whoever_jumped() -> None:
+def test_a_return_after_a_goto_goes_to_the_chain_that_jumped() -> None:
     text = (
         "*filter\n:a - [0:0]\n:b - [0:0]\n:c - [0:0]\n-A INPUT -j a\n-A INPUT -j REJECT\n-A a -g b\n-A a -j DROP\n"
         "-A b -j c\n-A b -p udp -j DROP\n-A c -j RETURN\nCOMMIT\n"
@@ -272,7 +272,7 @@ def test_the_report_for_programs_is_json() -> None:
         ("outside", "host:80", "ff02::1", "DROP"),
     ],
 )
-def test_routing_takes_no_packets_from_addresses_that_nobody_has(
+def test_routing_takes_no_packets_from_unassigned_addresses(
     source: str, destination: str, address: str, verdict: str
 ) -> None:
     outcome = run(source, destination, source_address=address)

@@ -129,7 +129,7 @@ def test_a_saved_ruleset_instead_of_the_configurations(tmp_path: Path) -> None:
         ("--from", "outside", "--to", "host", "--expect", "MAYBE"),
     ],
 )
-def test_what_makes_no_sense_is_a_usage_error(arguments: tuple[str, ...]) -> None:
+def test_contradictory_options_are_a_usage_error(arguments: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):
         invoke(*arguments)
 
@@ -152,7 +152,7 @@ def test_both_backends_must_agree() -> None:
     assert result.output.count("REJECT (tcp-reset): tcp") == 2
 
 
-def test_what_the_documentation_shows() -> None:
+def test_the_examples_of_the_documentation() -> None:
     text = (REPOSITORY / "docs" / "simulate.md").read_text("utf-8")
     command, _, shown = text.split("```console\n$ pvefw simulate ")[1].partition("```")[0].partition("\n")
     arguments = command.replace("examples/homelab", ROOT).split()

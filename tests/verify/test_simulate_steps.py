@@ -51,7 +51,7 @@ ANSWER = (
 
 
 @pytest.mark.parametrize("backend", ["iptables", "nft"])
-def test_an_answer_is_established_after_what_it_answers(backend: str, make_root: MakeRoot) -> None:
+def test_an_answer_is_established_after_its_request(backend: str, make_root: MakeRoot) -> None:
     packets = f"""
 [[packet]]
 name = "answered"
@@ -138,6 +138,6 @@ def test_a_packet_that_is_dropped_leaves_no_connection() -> None:
         ),
     ],
 )
-def test_what_is_no_sequence_is_refused(table: str, message: str, make_root: MakeRoot) -> None:
+def test_steps_that_are_no_sequence_are_refused(table: str, message: str, make_root: MakeRoot) -> None:
     with pytest.raises(UsageError, match=message):
         run(make_root(FILES), f"[[packet]]\n{table}\n", "nft")

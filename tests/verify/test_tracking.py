@@ -128,7 +128,7 @@ def test_a_zone_that_both_directions_use_changes_nothing() -> None:
     assert report.answer is Answer.EQUAL, lines(report)
 
 
-def test_a_zone_for_each_nic_is_equal_to_one_zone_but_for_what_other_bridges_saw() -> None:
+def test_a_zone_for_each_nic_equals_one_zone_except_for_connections_of_other_bridges() -> None:
     guests = ("prerouting", -150, [[ESTABLISHED, ACCEPT], [on("iifname", "fwln100i0"), DROP]])
     zones = by_interface({"tap100i0": 1, "fwln100i0": 1, "tap101i0": 2, "fwln101i0": 2})
     split = ruleset("bridge", ("prerouting", -300, [[zone(zones)]]), guests)

@@ -62,7 +62,7 @@ def test_a_tagged_frame_comes_in_by_the_interface_of_its_tag(vlan: int, device: 
     assert send("vmbr0/eth0", "host", "vmbr0", vlan=vlan).verdict == "DROP"
 
 
-def test_a_tag_that_the_host_has_no_interface_for_is_nobodys() -> None:
+def test_a_tag_without_an_interface_reaches_no_interface() -> None:
     outcome = send("vmbr0/eth0", "host", "vmbr0", vlan=8)
     assert outcome.verdict == "DROP"
     assert outcome.stopped is not None
@@ -79,7 +79,7 @@ def test_a_nic_in_a_vlan_reaches_the_host_by_that_vlan() -> None:
     assert send("vm109", "host", "vmbr0").stopped is not None
 
 
-def test_what_is_routed_comes_in_by_the_vlan_too() -> None:
+def test_routed_packets_enter_by_the_vlan_interface_too() -> None:
     assert send("vm105", "vmbr1/eth1", "vmbr0.5").verdict == "ACCEPT"
     assert send("vm105", "vmbr1/eth1", "vmbr0").verdict == "DROP"
 

@@ -116,7 +116,7 @@ def test_two_matches_must_both_hold() -> None:
     assert not matches(rule, packet(ip_saddr="10.0.0.2", l4proto=17, dport=53))
 
 
-def test_rates_have_one_name_whoever_spells_them() -> None:
+def test_rates_have_one_name_in_all_spellings() -> None:
     short = xtables_rule("-m limit --limit 1/sec -j LOG")
     long = xtables_rule("-m limit --limit 1/second --limit-burst 5 -j LOG")
     assert short.conditions == long.conditions
