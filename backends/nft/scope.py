@@ -1,26 +1,22 @@
 """Scopes: the chains of a layer at a place, in their simplest form there.
 
-Rules that can never match at a place, or have no effect there, are left out. Nothing else changes: a packet
-gets the same verdict, mark and log lines. :class:`Scope` says, rule by rule, which are left out and why they may be.
+The passes (:mod:`..passes`) leave out rules that never match at a place or have no effect there. A packet gets the same
+verdict, mark and log lines. :class:`Scope` runs them, caches the results, and knows the facts that they use.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from pvefw_nft.backends.base import kept
 from pvefw_nft.backends.nft.address_sets import VERSIONS
+from pvefw_nft.backends.nft.passes import PASSES
+from pvefw_nft.backends.nft.passes.marks import clears_for_all
 from pvefw_nft.backends.nft.place import Place
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
-    Accept,
-    AcceptMark,
-    Address,
-    AddressKind,
-    AddressType,
     AdvertisedOutside,
-    Bridged,
     Direction,
     Dispatch,
     Drop,
@@ -30,11 +26,7 @@ from pvefw_nft.ir.nodes import (
     Jump,
     Layer,
     NicPort,
-    Prefix,
-    Provenance,
-    Queue,
     Reject,
-    Return,
     Rule,
     SetAcceptMark,
 )
@@ -44,7 +36,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.backends.base import LineStore
     from pvefw_nft.backends.nft.address_sets import AddressSets
-    from pvefw_nft.ir.nodes import Action, Chain, Match, Nic, SetKey
+    from pvefw_nft.ir.nodes import Action, Chain, Nic, SetKey
 
 _T = TypeVar("_T")
 _OWN_CHAINS: Mapping[Layer, Callable[[Nic], str | None]] = {
@@ -54,10 +46,6 @@ _OWN_CHAINS: Mapping[Layer, Callable[[Nic], str | None]] = {
 }
 """The chain of a NIC in the layers where only some NICs have one for the packets that they send."""
 _CALLS = (Jump, Goto, Dispatch)
-_MULTICAST = {
-    Family.V4: (Prefix(4, 0xE0000000, 4, "224.0.0.0/4"),),
-    Family.V6: (Prefix(6, 0xFF << 120, 8, "ff00::/8"),),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +114,8 @@ class Scope:
         self._made: dict[str, Simple] = {}
         self._facts: dict[str, Facts] = {}
         self._rests_on: dict[str, object] = {}
-        self._simple: dict[int, Rule | None] = {}
+        self.simplified: dict[int, Rule | None] = {}
+        """Rules that chains share, in their simplest form here, by identity; None: left out."""
         self._tails: set[str] = set()
 
     def rules(self, name: str) -> tuple[Rule, ...]:
@@ -149,9 +138,8 @@ class Scope:
     def rests_on(self, name: str) -> object:
         """Return the dependencies of a simplified chain beside its rules, the place and the layer.
 
-        That is what is asked of the chains its rules lead to, which families its sets have members of, the members
-        of sets that its rules list, the links of the NICs it names, whether there are NICs, and whether it is the end
-        of a hook's way.
+        These are: the facts of called chains, the IP families of its sets' members, the members of sets that its rules
+        list, the links of the NICs that it names, whether there are NICs, and whether it ends a hook's way.
         """
         known = self._rests_on.get(name)
         if known is None:
@@ -198,11 +186,15 @@ class Scope:
             else:
                 yield nic.interface, nic.out_chain
 
+    def ends_hook(self, chain: str) -> bool:
+        """Tell whether a packet that falls off the end of a chain passes the hook, see :meth:`end_with`."""
+        return chain in self._tails
+
     def end_with(self, chain: str) -> None:
-        """Note that this chain is a hook's own, with nothing behind it in its base chain.
+        """Note that this chain is the last one that a base chain calls.
 
         If its last rule is a dispatch, a packet that falls off a NIC's chain has passed. So an accept at the end of
-        such a chain says nothing. Raises InternalError where one of these chains was looked at before.
+        such a chain is redundant. Raises InternalError if one of these chains was simplified before.
         """
         rules = self.rules(chain)
         if rules and isinstance(rules[-1].action, Dispatch):
@@ -218,10 +210,10 @@ class Scope:
                 return [name for _, name in self.dispatched(direction)]
 
     def _make(self, name: str) -> Simple:
-        simple = [made for rule in self._chains[name].rules if (made := self._simplest(rule)) is not None]
-        if name in self._tails:
-            _drop_last_accept(simple)
-        rules = tuple(self._without_idle_marks(self._cleared_early(simple)))
+        simplified = list(self._chains[name].rules)
+        for run in PASSES:
+            simplified = run(simplified, name, self)
+        rules = tuple(simplified)
         sets: dict[tuple[SetKey, int], None] = {}
         for rule in rules:
             for match in rule.matches:
@@ -242,66 +234,10 @@ class Scope:
             drops_all=self._always_drops(chain),
             only_dispatches=only_dispatches,
             only_clears=all(rule.action == SetAcceptMark(on=False) for rule in rules),
-            clears_first=bool(rules) and _clears_for_all(rules[0]),
+            clears_first=bool(rules) and clears_for_all(rules[0]),
             only_sets=_only_sets(chain.rules),
             may_set=any(self._sets(rule.action) for rule in rules),
         )
-
-    # --- single rules ---
-
-    def _simplest(self, rule: Rule) -> Rule | None:
-        """Return a rule in its simplest form, None if it can never match or does nothing."""
-        if rule.origin.provenance in (Provenance.USER, Provenance.POLICY):
-            return self._simplify(rule)
-        if id(rule) not in self._simple:  # chains share the rules that are not a user's own
-            self._simple[id(rule)] = self._simplify(rule)
-        return self._simple[id(rule)]
-
-    def _simplify(self, rule: Rule) -> Rule | None:
-        for match in rule.matches:
-            if self._never(match, rule):
-                return None
-            if isinstance(match, AddressType) and match.kind is AddressKind.MULTICAST and rule.families in _MULTICAST:
-                simple = Address(match.side, _MULTICAST[rule.families])
-                rule = replace(rule, matches=tuple(simple if m is match else m for m in rule.matches))
-        match rule.action:
-            case Jump(name):
-                return self._simplify_jump(rule, name)
-            case Goto(name) if self.facts(name).drops_all:
-                return replace(rule, action=Drop())
-            case Dispatch() if not self.place.knows_guests or not self.nics:
-                return None
-            case _:
-                return rule
-
-    def _never(self, match: Match, rule: Rule) -> bool:
-        """Tell whether a match holds for no packet here."""
-        match match:
-            case Bridged() | NicPort():
-                return not self.place.knows_guests
-            case AddressType(_, AddressKind.ANYCAST):
-                # Only the routing table knows these, and the bridge family does not ask it.
-                return self.place is not Place.HOST
-            case InSet(_, key, negated):
-                return not negated and not self.sets.families(key) & rule.families
-            case _:
-                return False
-
-    def _simplify_jump(self, rule: Rule, name: str) -> Rule | None:
-        """Return a jump, or its replacement where its chain is empty, only drops, or only dispatches.
-
-        Before: ``bridged out -> jump PVEFW-FWBR-OUT``, and in that chain only ``dispatch out``. After: ``dispatch
-        out``, whose map has the very ports that a packet that is bridged out of a guest comes from.
-        """
-        target = self.facts(name)
-        if target.empty:
-            return None
-        if target.drops_all:
-            return replace(rule, action=Drop())
-        if target.only_dispatches is not None:
-            matches = tuple(match for match in rule.matches if match != Bridged(target.only_dispatches))
-            return replace(rule, matches=matches, action=Dispatch(target.only_dispatches))
-        return rule
 
     def _always_drops(self, chain: Chain) -> bool:
         """Tell whether a chain drops all packets here: in the bridge's forward hook, a rejection is a drop too."""
@@ -309,79 +245,6 @@ class Scope:
             return False
         drops = all(isinstance(rule.action, Drop | Reject) and rule.log is None for rule in chain.rules)
         return drops and any(not rule.matches and rule.families == Family.BOTH for rule in chain.rules)
-
-    # --- the accept mark ---
-
-    def _cleared_early(self, rules: list[Rule]) -> list[Rule]:
-        """Return rules with each clearing of the mark for all packets moved up as far as that changes nothing.
-
-        It may pass a rule that drops, and one that sets the mark on its way out: such packets take no notice of it.
-        Rules that were parted by it can then be merged.
-
-        Before: ``icmpv6 134 -> drop; clear accept mark; icmpv6 133 -> goto PVEFW-SET-ACCEPT-MARK``. After: ``clear
-        accept mark; icmpv6 134 -> drop; icmpv6 133 -> goto PVEFW-SET-ACCEPT-MARK``.
-        """
-        result: list[Rule] = []
-        for rule in rules:
-            position = len(result)
-            if _clears_for_all(rule):
-                while position and self._minds_no_mark(result[position - 1]):
-                    position -= 1
-            result.insert(position, rule)
-        return result
-
-    def _minds_no_mark(self, rule: Rule) -> bool:
-        """Tell whether a rule neither tests nor logs the mark, and whether no packet it matches keeps the mark."""
-        if rule.log is not None or _tests_mark(rule):
-            return False
-        match rule.action:
-            case Drop():
-                return True
-            case Goto(name):
-                return self.facts(name).only_sets
-            case _:
-                return False
-
-    def _without_idle_marks(self, rules: list[Rule]) -> Iterator[Rule]:
-        """Yield rules without those that test or clear an accept mark that is known to be clear.
-
-        Before, where the group has rules for the other direction only::
-
-            clear accept mark; jump GROUP-web-OUT; accept mark -> return
-
-        After: ``clear accept mark``. The mark is known to be clear after a rule for all packets that clears it, and
-        after a test for it that ends the way of those that have it, until a chain may have set it.
-        """
-        clear = False
-        for rule in rules:
-            if clear and (_tests_mark(rule) or self._only_clears(rule)):
-                continue
-            yield rule
-            every_packet = not rule.matches and rule.families == Family.BOTH
-            match rule.action:
-                case SetAcceptMark(on):
-                    clear = not on and (clear or every_packet)
-                case Jump(name):
-                    if self.facts(name).may_set:
-                        clear = False
-                    elif every_packet and self.facts(name).clears_first:
-                        clear = True
-                case Dispatch():
-                    clear = False
-                case Accept() | Drop() | Return() | Reject() | Goto() | Queue():
-                    if rule.matches == (AcceptMark(),) and rule.families == Family.BOTH:
-                        clear = True
-                case _:
-                    pass
-
-    def _only_clears(self, rule: Rule) -> bool:
-        match rule.action:
-            case SetAcceptMark(on):
-                return not on
-            case Jump(name):
-                return self.facts(name).only_clears
-            case _:
-                return False
 
     def _sets(self, action: Action) -> bool:
         match action:
@@ -415,17 +278,3 @@ def _names(chain: Chain) -> _Names:
 
 def _only_sets(rules: tuple[Rule, ...]) -> bool:
     return len(rules) == 1 and rules[0].action == SetAcceptMark(on=True) and not rules[0].matches
-
-
-def _clears_for_all(rule: Rule) -> bool:
-    action = rule.action
-    return isinstance(action, SetAcceptMark) and not action.on and not rule.matches and rule.families == Family.BOTH
-
-
-def _tests_mark(rule: Rule) -> bool:
-    return any(isinstance(match, AcceptMark) for match in rule.matches)
-
-
-def _drop_last_accept(rules: list[Rule]) -> None:
-    if rules and rules[-1].action == Accept() and not rules[-1].matches and rules[-1].log is None:
-        del rules[-1]
