@@ -18,7 +18,7 @@ from pvefw_nft.errors import HostError, LockedError
 from pvefw_nft.host import lock
 from pvefw_nft.host.watching.watch import Watcher
 
-from .commands import Command, service
+from .commands import Command, pvefw, service
 from .conftest import need
 from .fuse import own_mounts
 from .network import configure
@@ -75,6 +75,42 @@ def test_closed_output_is_no_traceback(options: list[str], tmp_path: Path, descr
     done = Command(["start", *options], tmp_path / "said", close).ended()
     assert done.status == 3
     assert "Traceback" not in done.said
+
+
+@pytest.mark.parametrize("descriptors", [(1,), (2,), (1, 2)])
+@pytest.mark.parametrize("name", ["update", "stop", "confirm"])
+def test_closed_output_keeps_no_command_from_its_work(
+    options: list[str], tmp_path: Path, no_systemd: None, name: str, descriptors: tuple[int, ...]
+) -> None:
+    """It may end with an error, since it could not tell what it did."""
+
+    def close() -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    said = tmp_path / "said"
+    assert pvefw(said, "start", *options).status == 0
+    configure(tmp_path, 1)
+    waiting = Command(["update", *options, "--confirm", "60"], said) if name == "confirm" else None
+    if waiting is not None:
+        waiting.waits_for(lambda: "pvefw confirm" in waiting.said())
+    done = Command([name, *(options if name == "update" else [])], said, close).ended()
+    assert done.status in (0, 3), done
+    assert "Traceback" not in done.said
+    if waiting is not None:
+        assert waiting.ended().status == 0
+    assert has_port(1001) == (name != "stop")
+    assert not has_port(1000)
+
+
+def test_unconfirmed_first_start_says_that_the_host_is_open_again(
+    options: list[str], tmp_path: Path, no_systemd: None
+) -> None:
+    done = pvefw(tmp_path / "said", "start", *options, "--confirm", "1")
+    assert done.status == 3
+    assert "error: not confirmed: this host is open again\n" in done.err
+    assert "ran before" not in done.said
+    assert not has_port(1000)
 
 
 def full() -> None:

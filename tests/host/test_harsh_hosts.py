@@ -29,7 +29,7 @@ from .commands import Command, pvefw, service
 from .conftest import need
 from .fuse import own_mounts
 from .network import configure
-from .test_faults import ALL, rules
+from .test_faults import ALL, have_no_rules, rules
 from .test_other_hands import shell, use_legacy_tools
 
 if TYPE_CHECKING:
@@ -150,26 +150,27 @@ def test_service_that_was_stopped_for_a_while_catches_up(running: Running) -> No
     running.waits_for(lambda: rules() == before)
 
 
-def test_interrupted_at_any_moment_a_start_leaves_the_one_or_the_other(options: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "times"), [("start", 4), ("update", 2), ("stop", 2)])
+def test_interrupted_at_any_moment_a_command_leaves_the_one_or_the_other(
+    options: list[str], tmp_path: Path, name: str, times: int
+) -> None:
     """SIGINT, as Ctrl-C sends it; a later start always comes to the same end."""
+    said = tmp_path / "said"
     found = []
-    for number in (
-        0,
-        1,
-        0,
-        1,
-    ):  # chains that the kernel's chains jump to stay: from the second on there are all of them
+    arguments = [name, *(options if name != "stop" else [])]
+    # chains that the kernel's chains jump to stay: from the second on there are all of them
+    for number in (0, 1, 0, 1):
         configure(tmp_path, number, other=bool(number))
         begun = time.monotonic()
-        assert pvefw(tmp_path / "said", "start", *options).status == 0
+        assert pvefw(said, "start", *options).status == 0
         usual = time.monotonic() - begun
         found.append(rules())
     found = found[2:]
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
-    for number in range(20 if ALL else 4):
+    for number in range(20 if ALL else times):
         configure(tmp_path, number % 2, other=bool(number % 2))
-        command = Command(["start", *options], tmp_path / "said")
+        command = Command(arguments, said)
         time.sleep(chance.uniform(0, usual))
         with contextlib.suppress(ProcessLookupError):
             command.send(signal.SIGINT)
@@ -177,8 +178,12 @@ def test_interrupted_at_any_moment_a_start_leaves_the_one_or_the_other(options: 
         # 0: it was done by then
         assert done.status in (0, 130), (seed, number, done)
         assert "Traceback" not in done.said, (seed, number, done.said)
-        assert pvefw(tmp_path / "said", "start", *options).status == 0
-        assert rules() == found[number % 2], (seed, number)
+        if name == "stop":
+            assert pvefw(said, "stop").status == 0
+            assert have_no_rules()
+        assert pvefw(said, "start", *options).status == 0
+        if name != "stop":
+            assert rules() == found[number % 2], (seed, number)
 
 
 def test_reader_that_ends_early_is_no_fault(options: list[str], tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pvefw_nft.errors import HostError, InternalError
-from pvefw_nft.host.records import record
+from pvefw_nft.host.records import record, state
 from pvefw_nft.host.settings import Conntrack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 RULESET = record.desired("nft", ["one\n", '"zwö"', ""], enabled=True, conntrack=Conntrack(1, 2, 3))
@@ -54,6 +56,31 @@ def test_record_that_was_cut_off_is_damaged(path: Path, cut: int) -> None:
     with pytest.raises(HostError, match="damaged"):
         record.load(path)
     assert record.load_if_sound(path) is None
+
+
+def a_device(path: Path) -> None:
+    os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))  # zero(4), without end
+
+
+def a_sparse_file(path: Path) -> None:
+    path.touch(0o600)
+    os.truncate(path, 1 << 40)
+
+
+@pytest.mark.parametrize("make", [a_device, a_sparse_file])
+def test_what_is_no_file_of_records_is_left_out_of_account(path: Path, make: Callable[[Path], None]) -> None:
+    path.parent.mkdir()
+    try:
+        make(path)
+    except OSError as error:
+        pytest.skip(f"cannot be made here: {error}")
+    assert record.load_if_sound(path) is None
+    state.take_warnings()
+    assert state.read_record(path, dict) is None
+    (warning,) = state.take_warnings()
+    assert f"{path} is damaged: it is " in warning
+    record.prepare(path, RULESET).commit()
+    assert record.load(path) == RULESET
 
 
 @pytest.mark.parametrize(
