@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from tests.kernel.survey import Surveys
 
 MUTATED = ("guest-rules", "reject", "ipsets", "icmp", "host")
-CHANGES_PER_CONFIGURATION = 5
-"""So many changes that matter are tried on each configuration, for each backend: 50 with two backends."""
+CHANGES_PER_CONFIGURATION = int(os.environ.get("PVEFW_TEST_CHANGES", "2"))
+"""So many changes that matter are tried on each configuration, for each backend: 20 with two backends."""
 MISSED = 1
 """So many changes of a backend's rulesets may go unnoticed."""
 OTHER_PROBES = 500
