@@ -86,6 +86,19 @@ def test_marks_that_alone_differ(matters: bool) -> None:
     assert_same(*reports(*sides))
 
 
+def test_marks_that_nothing_looks_at_are_no_trouble() -> None:
+    looks = "-A INPUT -m mark --mark 0x1/0x1"  # the mark is followed, and no verdict depends on it
+    marking = tuple(f"-A G{vmid} -j MARK --set-xmark 0x1/0x1" for vmid in GUESTS)
+    comparison = Comparison(side("old", {}, looks), side("new", {}, looks, *marking), Options(), None)
+    comparison.prove_ways()
+    places = [place for several in comparison.troubles.values() for place in several]
+    ends = {str(end) for place in places for end in (place.way.source, place.way.destination)}
+    assert ends & {f"vm{vmid}i0" for vmid in GUESTS} == {
+        "vm100i0",
+        "vm101i0",
+    }  # two stand for all on ways between guests
+
+
 def test_a_proof_beyond_the_time_limit_is_undecided_in_every_process() -> None:
     sides = side("old", {}), side("new", {vmid: f"-p udp --dport {vmid} -j DROP" for vmid in GUESTS})
     late = Options(max_seconds=-1)

@@ -284,7 +284,11 @@ class Comparison:
             troubles = {}
             for done, number in enumerate(left):
                 if number not in settled and number not in marked:
-                    troubles[number] = self.prove_nic(number).troubles
+                    result = self.prove_nic(number)
+                    if not result.is_settled:
+                        troubles[number] = result.troubles
+                    elif result.troubles:
+                        marked.add(number)  # most NICs across backends; the ways of their troubles take much memory
                     self.progress(before + done, total)
         if marked and (self.marks_matter_elsewhere or self.marks_matter(self.later)):
             ways = self.ways
