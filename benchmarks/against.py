@@ -101,7 +101,7 @@ class Tree:
         return [str(self.checkout / ".venv/bin/python"), *program, *arguments]
 
     def run(self, command: Sequence[str], allowed: tuple[int, ...] = (0,)) -> Figures:
-        """Run a command and return what it took. Raises :class:`TimedOutError`."""
+        """Run a command and return its cost. Raises :class:`TimedOutError`."""
         with (self.folder / "errors").open("w+b") as errors:
             begun = time.perf_counter()
             process = subprocess.Popen(

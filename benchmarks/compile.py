@@ -4,7 +4,7 @@ Usage: ``python benchmarks/compile.py [--guests N ...] [--runs N] [--backend NAM
 
 Makes a configuration for each number of guests in a temporary directory: one NIC a guest, 20 rules each that
 no other guest has, 20 groups, 20 ipsets of 50 entries and 50 aliases. Each run is a whole process from its
-start. What is printed is the median of the runs: wall-clock and CPU seconds, the peak of resident memory in
+start. The output is the median of the runs: wall-clock and CPU seconds, the peak of resident memory in
 MB (10^6 bytes), and the rules of both families and of layer 2 in the output.
 """
 
@@ -107,7 +107,7 @@ def guest(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one number of guests takes: seconds, megabytes, and rules emitted."""
+    """The cost of one number of guests: seconds, megabytes, and rules emitted."""
 
     guests: int
     wall: float

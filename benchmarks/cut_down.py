@@ -1,4 +1,4 @@
-"""pvefw on a kernel that cannot track connections on bridges: what needs that is replaced in what is loaded.
+"""Run pvefw on a kernel that cannot track connections on bridges: rules that need it are replaced at the load.
 
 Usage: ``python benchmarks/cut_down.py COMMAND ...``, as ``pvefw COMMAND ...``
 

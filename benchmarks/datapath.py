@@ -1,4 +1,4 @@
-"""What each ruleset costs on the way of packets: packets, answered datagrams and connections a second.
+"""Measure the cost of each ruleset in the data path: packets, answered datagrams and connections a second.
 
 Usage: ``python benchmarks/datapath.py [--guests N ...] [--runs N] [--json]`` (as root)
 
@@ -108,7 +108,7 @@ class Way:
 
 
 def sh(command: str) -> str:
-    """Run a shell command, which must succeed, and return what it prints."""
+    """Run a shell command, which must succeed, and return its output."""
     return subprocess.run(["sh", "-c", command], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
@@ -325,7 +325,7 @@ class Bench:
         return taken
 
     def figures(self, ruleset: str) -> Result:
-        """Return the figures of what is loaded: of each the least of the runs."""
+        """Return the figures of the loaded ruleset: of each the least of the runs."""
         found: list[tuple[float, float, float, float]] = []
         for _ in range(self.runs):
             self.call("forget_connections")
@@ -338,7 +338,7 @@ class Bench:
 
 def measure(sizes: list[int], runs: int) -> Iterator[Result]:
     """Yield the figures for each number of guests."""
-    from tests.kernel.guest.machine import Guest  # deferred: what runs in the guest needs none
+    from tests.kernel.guest.machine import Guest  # deferred: the part in the guest does not need it
 
     with tempfile.TemporaryDirectory() as temporary, Guest(memory=2048, processors=1) as machine:
         machine.call("benchmarks.datapath:prepare")
@@ -399,6 +399,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks import datapath  # under this name the guest finds the classes of what it is sent
+    from benchmarks import datapath  # the guest unpickles the classes under this name
 
     datapath.main()

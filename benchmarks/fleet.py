@@ -6,7 +6,7 @@ Makes clusters (200, of 5 nodes and 30 guests each) in a temporary directory and
 then on a LocalCluster of as many single-threaded workers, then there again with one worker killed on the way; last,
 both ways with jobs that do nothing. The checks' results must be the same each time.
 
-What is printed: nodes a second by the clock; CPU seconds a node of coordinator and workers together; how much more that
+Output: nodes a second by the clock; CPU seconds a node of coordinator and workers together; how much more that
 is than with processes; the coordinator's resident memory after a tenth of the nodes and at the end, and the largest
 worker's peak, in MB (10^6 bytes).
 """
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one way of running took."""
+    """The cost of one way of running."""
 
     name: str
     nodes: int
@@ -141,7 +141,7 @@ def cpu_of_family() -> float:
 
 
 def cpu_with(pids: list[int]) -> float:
-    """Return the CPU seconds of this process and of others that run (proc_pid_stat(5))."""
+    """Return the CPU seconds of this process and of other running ones (proc_pid_stat(5))."""
     ticks = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -182,14 +182,14 @@ def measure_all(root: Path, workers: int) -> list[Result]:
 
 
 def warm_up(scheduler: Scheduler, root: Path, count: int) -> None:
-    """Have each worker import what it needs."""
+    """Have each worker import its modules."""
     first = [job for job, _ in zip(jobs(root), range(count), strict=False)]
     for _ in scheduler.run(iter(first), node_work.work):
         pass
 
 
 def no_work(job: Job) -> dict[str, Any]:
-    """Do nothing: what is left is what running a job costs."""
+    """Do nothing: the time that remains is the cost of running a job."""
     return {"diagnostics": [], "exit": 0, "node": job.node}
 
 

@@ -85,7 +85,7 @@ class Host:
         new.replace(file)
 
     def chain(self) -> str:
-        """Return something that differs whenever the kernel's rules for what comes to guest 100 do."""
+        """Return a value that changes with the kernel's rules for packets to guest 100."""
         if self.backend == "iptables":
             return listed("iptables", "-S", "tap100i0-IN")
         with Questions() as questions:  # nft reads all chains for one

@@ -138,7 +138,7 @@ def timed_load(backend: str, text: str) -> float:
 
 
 def plug(vmid: int) -> None:
-    """Make the firewall bridge of a guest, from devices that swallow what they send."""
+    """Make the firewall bridge of a guest, from devices that discard the packets that they send."""
     bridge, link, tap = f"fwbr{vmid}i0", f"fwln{vmid}i0", f"tap{vmid}i0"
     sh(f"ip link add {bridge} type bridge mcast_snooping 0")
     for port in (link, tap):

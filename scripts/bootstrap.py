@@ -40,8 +40,8 @@ class BootstrapError(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """Make the environment of the first argument with the extras of the others. Return the exit code."""
-    os.umask(0o022)  # nobody else may write to the environment, whatever the caller's umask
+    """Make the environment that the first argument names, with the extras of the rest. Return the exit code."""
+    os.umask(0o022)  # other users may not write to the environment, under any umask of the caller
     if not arguments:
         return fail("usage: bootstrap.py VENV [EXTRA ...]")
     try:
@@ -109,7 +109,7 @@ def wait_for(lock: int) -> None:
 
 
 class Stamp:
-    """What an environment was made of: a folder in it, complete only when the environment is.
+    """The record of an environment's inputs: a folder in it, complete only when the environment is.
 
     ``checkout`` is the path of the checkout, ``pyproject.toml`` a copy, ``extras`` one name a line.
     """
@@ -143,7 +143,7 @@ class Stamp:
         return frozenset((self._read("extras") or "").split())
 
     def start(self) -> None:
-        """Mark the environment as ours and as incomplete."""
+        """Mark the environment as made by this script, and as incomplete."""
         self.folder.mkdir(exist_ok=True)
         (self.folder / "checkout").unlink(missing_ok=True)
 
@@ -185,7 +185,7 @@ def build(venv: Path, stamp: Stamp, extras: frozenset[str], lock: int) -> None:
 def check_network() -> None:
     """Refuse at once where no network can be reached: pip would say so after many tries, and not what to do.
 
-    Somebody who names a source of packages may have it on this machine.
+    A given source of packages may be on this machine.
     """
     named = ("PVEFW_WHEELHOUSE", "PVEFW_INDEX_URL", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
     if any(os.environ.get(name) for name in named) or names_packages(PIP_CONFIGURATION) or has_route():

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from pvefw_nft.pipeline import Compiled
 
 Case: TypeAlias = "dict[str, Any]"
-"""One input: its ``kind``, and what is fed."""
+"""One input: its ``kind``, and the data to feed."""
 
-_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - what is made in it has a random name
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - files in it get random names
 """Where the inputs are written: each is a dozen files, which a disk would take longer for than pvefw does."""
 _SAVED_XTABLES = ("rules.v4", "rules.v6", "ipset", "ebtables")
 _IN_SAME_FOLDER = ("files", "tenant", "saved")
@@ -205,7 +205,7 @@ ODD: tuple[Any, ...] = (
     [[[]]],
     {"": None},
 )
-"""Values that a JSON document may hold where it should hold others."""
+"""Values of the wrong type or range, for use in JSON documents."""
 PIECES = (
     "\0",
     "\n",
@@ -266,7 +266,7 @@ def mutated(chance: random.Random, text: str) -> str:
 
 
 def odd(chance: random.Random, text: str) -> str:
-    """Return a JSON document with some values left out, doubled or of another type; what is none is mutated."""
+    """Return a JSON document with some values left out, doubled or of another type. Other text is mutated."""
     text, between, rest = text.partition("\0")  # of a record of a ruleset: its head
     try:
         document = json.loads(text)
@@ -360,7 +360,7 @@ def records() -> dict[str, str]:
 
 
 def problem_of(case: Case) -> str | None:
-    """Feed one input, and return what is wrong with what came of it; None: nothing."""
+    """Feed one input. Return the fault in the result; None: there is none."""
     for number in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(number, _hangs)
     signal.setitimer(signal.ITIMER_PROF, LONGEST)
@@ -492,7 +492,7 @@ def _feed_command(case: Case, folder: Path) -> str | None:
 
 
 def _run(arguments: Sequence[str]) -> str | None:
-    """Run a command that only reads, and return what is wrong with how it ended."""
+    """Run a command that only reads. Return the fault in its end; None: there is none."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:

@@ -30,7 +30,7 @@ atheris: Any = importlib.import_module("atheris") if importlib.util.find_spec("a
 
 LONGEST = 30  # seconds for one input
 SHARES = {"guest-file-iptables": 0.1, "guest-file-nft": 0.1, "guest-config-compiled": 0.1, "firewall-files": 0.5}
-"""How many inputs a harness gets, compared with the others: a compile takes milliseconds."""
+"""The relative number of inputs of each harness: a compile takes milliseconds."""
 
 
 def harnesses() -> dict[str, float]:

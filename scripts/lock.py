@@ -22,7 +22,7 @@ EXTRAS: Final = {"core": (), "host": ("host", "nft"), "fleet": ("fleet",), "dev"
 """The locks of pyproject.toml's dependencies, each with the extras that it covers."""
 
 BUILD: Final = ("hatchling>=1.27", "editables>=0.5")
-"""What an editable installation of the checkout is built with; hatchling asks for editables itself only then."""
+"""The build requirements of an editable installation; hatchling asks for ``editables`` only then."""
 
 
 def main() -> int:

@@ -36,7 +36,7 @@ MARK: Final = "<!-- made by scripts/manpages.py --options -->\n"
 ROFF: Final = {"\\": "\\e", "-": "\\-", "'": "\\(aq", "`": "\\(ga", "^": "\\(ha", "~": "\\(ti"}
 EXIT_STATUS: Final = (
     ("0", "Done, and nothing to report."),
-    ("1", "The configuration has problems, rulesets differ, or a packet is not what was expected."),
+    ("1", "The configuration has problems, rulesets differ, or a packet got an unexpected verdict."),
     ("2", "A mistake on the command line."),
     ("3", "The host refused, or is not in the state that is needed."),
     ("4", "Another run of pvefw holds the lock."),
@@ -80,7 +80,7 @@ def reference(page: str) -> str:
 
 
 def tag(text: str) -> Iterator[str]:
-    """Yield what begins a tagged paragraph. Text never stands behind a tag that has no room for a blank column."""
+    """Yield the start of a tagged paragraph. Text never follows a tag that leaves no room for a blank column."""
     yield from (".TP", text)
     if len(re.sub(r"\\f[BR]|\\\(..|\\", "", text)) in (5, 6):
         yield ".br"
@@ -115,7 +115,7 @@ def rendered(markdown: str) -> Iterator[str]:
 
 
 def table(lines: list[str]) -> Iterator[str]:
-    """Yield a table: the first column as tags, the others below, each after its heading where there are several."""
+    """Yield a table: the first column as tags, the rest below, each cell after its heading if there are several."""
     rows = [
         [cell.strip().replace("\0", "|") for cell in line.replace("\\|", "\0").strip("|").split("|")] for line in lines
     ]
@@ -159,7 +159,7 @@ def command_page(name: str, command: click.Command, parent: click.Context) -> It
 
 
 def usage(name: str, command: click.Command, parent: click.Context) -> Iterator[str]:
-    """Yield how a command is called, what it does, and its options."""
+    """Yield the synopsis of a command, its description and its options."""
     ctx = click.Context(command, info_name=name, parent=parent)
     yield from (".SH SYNOPSIS", synopsis(command, ctx), ".SH DESCRIPTION")
     yield from paragraphs(command.help or "")
@@ -220,7 +220,7 @@ def see_also(*pages: str) -> Iterator[str]:
 
 
 def main_page(context: click.Context) -> Iterator[str]:
-    """Yield pvefw(8): what it is for, and the commands."""
+    """Yield pvefw(8): the purpose of pvefw, and its commands."""
     yield from header("pvefw", 8)
     yield "pvefw \\- firewall of KVM and LXC hosts from Proxmox VE firewall files"
     yield from (".SH SYNOPSIS", "\\fBpvefw\\fR [OPTIONS] COMMAND [ARGS]...", ".SH DESCRIPTION")

@@ -2,7 +2,7 @@
 
 Usage: ``peer_table.py [--write]``, with the Python of the virtual environment
 
-The rows come from tests/config/peers.py, whose test checks what they say of pvefw. With ``--write`` the table in
+The rows come from tests/config/peers.py, whose test checks their statements about pvefw. With ``--write`` the table in
 docs/language.md is replaced by them.
 """
 

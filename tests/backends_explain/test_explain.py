@@ -1,4 +1,4 @@
-"""The policy in English: what each kind of rule reads like, and that nothing of it is lost."""
+"""The policy in English: the text of each kind of rule, and its completeness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands of an artefact as text that reads like nft's own, for golden files; what it does not know it refuses."""
+"""The commands of an artefact as text that reads like nft's own, for golden files. Unknown commands raise."""
 
 from __future__ import annotations
 

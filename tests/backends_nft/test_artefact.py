@@ -1,4 +1,4 @@
-"""The artefact as a whole: a transaction that replaces two tables, digests, and what is said of limits."""
+"""The artefact as a whole: a transaction that replaces two tables, digests, and the reports of limits."""
 
 from __future__ import annotations
 

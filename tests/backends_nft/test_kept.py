@@ -1,4 +1,4 @@
-"""What is kept of a chain is not taken where a chain that it leads to, a set it looks into or the NICs are others."""
+"""A cached chain is not used if a chain that it calls, a set that it tests, or the NICs have changed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ FORWARD = ir.Chain("PVEFW-FORWARD", (rule(ir.Jump("caller"), ir.Bridged(Directio
 
 @pytest.mark.parametrize("caller", CALLERS)
 def test_cached_chains_depend_on_the_present_chains(caller: str) -> None:
-    """Rulesets that differ in one thing follow each other, in both orders."""
+    """Rulesets with one difference follow each other, in both orders."""
     calling = ir.Chain("caller", CALLERS[caller])
     parts: list[dict[str, Any]] = [
         {name: ir.Chain("other", rules) for name, rules in OTHERS.items()},

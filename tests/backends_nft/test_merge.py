@@ -1,4 +1,4 @@
-"""Merging rules never changes what becomes of a packet."""
+"""Merging rules never changes the treatment of a packet."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def matches(match: Match, packet: Packet) -> bool:
 
 
 def walk_rules(rules: Iterable[Rule], packet: Packet) -> list[Action]:
-    """Return what is done to a packet: jumps come back, all else ends the walk."""
+    """Return the actions on a packet: jumps come back, all else ends the walk."""
     done: list[Action] = []
     for one in rules:
         if one.families & Family.V4 and all(matches(match, packet) for match in one.matches):
@@ -73,7 +73,7 @@ def walk_rules(rules: Iterable[Rule], packet: Packet) -> list[Action]:
 
 
 def walk_runs(found: Iterable[Run], packet: Packet) -> list[Action]:
-    """Return the same for runs, each of which does one thing: that of its first rule that has the packet's keys."""
+    """Return the same for runs. Each does one action: that of its first rule with the packet's keys."""
     done: list[Action] = []
     for run in found:
         hit = next((one.action for one in run.rules if walk_rules([one], packet)), None)
@@ -122,7 +122,7 @@ def test_keys_of_a_concatenation_are_single_values(rules: list[Rule]) -> None:
                     assert first == last
 
 
-# --- what is merged, and what is not ------------------------------------------------------------------------
+# --- merged and unmerged rules ------------------------------------------------------------------------
 
 
 def shape(rules: list[Rule]) -> list[int]:

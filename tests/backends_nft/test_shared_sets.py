@@ -32,7 +32,7 @@ def commands(root: Path) -> list[dict[str, Any]]:
 
 
 def count_sets(root: Path) -> tuple[int, int]:
-    """Return how many sets and maps have a name, and how many stand in rules."""
+    """Return the numbers of sets and maps with a name, and of those within rules."""
     named = anonymous = 0
     for command in commands(root):
         ((kind, body),) = (command.get("add") or command["delete"]).items()

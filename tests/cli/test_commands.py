@@ -1,4 +1,4 @@
-"""The commands as a user types them: what is printed where, and the exit codes."""
+"""The commands as a user types them: output, error output and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The completion scripts, and what they offer; a mistyped command; ``--version``."""
+"""The completion scripts and their offers; a mistyped command; ``--version``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def offered(*words: str) -> list[str]:
-    """Return what bash would offer for the last word of a command line."""
+    """Return bash's offers for the last word of a command line."""
     line = " ".join(word or "''" for word in ("pvefw", *words))
     env = {**os.environ, "_PVEFW_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words))}
     script = "from pvefw_nft.cli import run; run()"

@@ -1,4 +1,4 @@
-"""nft's own syntax on the command line: printed, read back, and told apart from what it is not."""
+"""nft's own syntax on the command line: printed, read back, and told apart from other formats."""
 
 from __future__ import annotations
 

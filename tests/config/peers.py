@@ -1,4 +1,4 @@
-"""What Proxmox's two firewalls and pvefw make of constructs that they do not all read alike.
+"""Constructs that Proxmox's two firewalls and pvefw do not all read alike.
 
 Each row is a case: its files, what the peers do (observed on versions 5.1 to 6.0 of pve-firewall and 1.2 of
 proxmox-firewall), and what pvefw does, which :mod:`test_peers` checks. ``scripts/peer_table.py`` prints the rows as
@@ -41,7 +41,7 @@ TAKEN, SKIPPED, UNTRIED = "takes it", "leaves the line out", "not tried"
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """A construct, what each of the three makes of it, and what proves the last.
+    """A construct, its reading by each of the three, and the proof of pvefw's reading.
 
     ``files`` are by short name (see :mod:`tests.support`) or path; ``codes`` are the diagnostics, and ``holds`` tells
     whether the configuration means what ``pvefw`` says.
@@ -65,7 +65,7 @@ def _guest_rule(text: str) -> dict[str, str]:
 
 
 def _is_left_out(checked: Checked) -> bool:
-    """Tell whether no rule of a file stands in the guest's chain."""
+    """Tell whether the guest's chain has no rule from a file."""
     return not any(rule.origin.line for rule in checked.ruleset.chains[Layer.FILTER]["tap100i0-IN"].rules)
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: the kind of problem, the place that is underlined, and the hint."""
+"""Mistakes in a configuration: the kind of problem, the underlined place, and the hint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people write instead of the .fw language, and the answer that each of it gets."""
+"""Words of other firewalls in .fw files, and the hint that each gets."""
 
 from __future__ import annotations
 

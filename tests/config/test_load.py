@@ -1,4 +1,4 @@
-"""Which files are read, from where, and what of guest configs and corosync.conf counts."""
+"""The files that are read, their places, and the lines of guest configs and corosync.conf that count."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def _forget() -> None:
 
 @pytest.fixture
 def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a folder, empty at first, that stands for /etc."""
+    """Give a folder, empty at first, in place of /etc."""
     monkeypatch.setattr(netdb, "ETC", tmp_path)
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""Values of options that Proxmox takes in more than one form, and what becomes of those that cannot be read."""
+"""Values of options that Proxmox takes in several forms, and values that cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of peers: what it says of pvefw is so, and the manual has it as the script prints it."""
+"""The table of peers: its statements about pvefw are true, and the manual has the script's output."""
 
 from __future__ import annotations
 

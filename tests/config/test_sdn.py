@@ -1,4 +1,4 @@
-"""The sets of software-defined networks: what is in them, who may use them, and what bad state files lead to."""
+"""The sets of software-defined networks: their members, their users, and bad state files."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("names_unread")
 
 
 def made(root: Path, node: str | None = "n1") -> tuple[Source, Observations]:
-    """Compile a configuration, and return its source and what was noted."""
+    """Compile a configuration. Return its source and the recorded observations."""
     asked = Source(root, node, lambda: "10.0.0.0/24", lambda name: "eth0" if name == "lan0" else None)
     notes = Observations()
     compile_root(notes.observed(asked), "iptables")

@@ -1,4 +1,4 @@
-"""What a check finds in the files of other nodes, in files that nobody reads, and in settings that defeat others."""
+"""Findings in the files of other nodes, in files that no node reads, and in settings that defeat one another."""
 
 from __future__ import annotations
 

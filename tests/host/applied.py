@@ -1,4 +1,4 @@
-"""Rulesets that are told apart by a port, and what the kernel holds of them."""
+"""Rulesets that differ in a port, and the parts of them in the kernel."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def shell(script: str) -> str:
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL."""
+    """In place of SIGKILL."""
 
 
 def die(*_: object, **__: object) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a command ended: its exit status (negative: by this signal), and what it printed."""
+    """The end of a command: its exit status (negative: by this signal), and its output."""
 
     status: int
     out: str
@@ -47,7 +47,7 @@ class Command:
             os.close(descriptor)
 
     def said(self) -> str:
-        """Return what it has printed."""
+        """Return its output."""
         return "".join(file.read_text(errors="replace") for file in self._files)
 
     def send(self, number: signal.Signals) -> None:

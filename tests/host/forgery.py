@@ -1,4 +1,4 @@
-"""Answers that nobody gave: SYN-ACKs forged by the one who asks, as a guest with raw sockets can."""
+"""Forged answers: SYN-ACKs made by the sender of the request, as a guest with raw sockets can."""
 
 from __future__ import annotations
 

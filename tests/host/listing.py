@@ -12,7 +12,7 @@ from pvefw_nft.host.settings import needed_first
 
 
 def everything() -> dict[str, Any]:
-    """Return what the kernel holds and what is on record, however it came to be."""
+    """Return the rules in the kernel and the records, without their history."""
     found: dict[str, Any] = {tool: tables(listed(f"{tool}-save")) for tool in ("iptables", "ip6tables", "ebtables")}
     found["ipset"] = sorted(
         re.sub(r" (initval|hashsize) \S+", "", line) for line in listed("ipset", "save").split("\n")

@@ -176,7 +176,7 @@ def switch_off() -> None:
 
 
 def takes_compiled_nft() -> bool:
-    """Tell whether this kernel takes compiled nft rulesets, if need be with what it lacks replaced in them."""
+    """Tell whether this kernel takes compiled nft rulesets, if need be with unsupported parts replaced."""
     return CUT_DOWN or has_bridge_conntrack()
 
 
@@ -266,7 +266,7 @@ class Denied:
 
 
 class Echo:
-    """Servers on the open port of every place, that say what they hear."""
+    """Servers on the open port of every place, which report the packets that they get."""
 
     def __init__(self, network: Network) -> None:
         self._over = threading.Event()
@@ -404,7 +404,7 @@ class Streams:
 
 
 def check(streams: Streams) -> None:
-    """Assert that what is allowed went through, what is denied did not, and that there was enough of both."""
+    """Assert that allowed packets passed, denied ones did not, and that there were enough of both."""
     assert streams.failed == [], streams.failed
     assert not streams.leaked, streams.leaked
     assert streams.sent > 100

@@ -1,4 +1,4 @@
-"""Answers to the host count only in connections that it opened itself, not in those it routes for others."""
+"""Answers to the host count only in connections that it opened itself, not in those that it routes."""
 
 from __future__ import annotations
 

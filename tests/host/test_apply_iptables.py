@@ -326,7 +326,7 @@ def test_rules_read_back_must_equal_the_loaded_ones(real: Namespace, monkeypatch
 
 
 class _Killed(BaseException):
-    """Stands for SIGKILL: nothing of the program runs after it."""
+    """In place of SIGKILL: nothing of the program runs after it."""
 
 
 def test_killed_at_every_step_then_started(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:

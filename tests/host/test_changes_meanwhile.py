@@ -1,4 +1,4 @@
-"""Others change rules while ours are loaded: ours are loaded again at once, and no ruleset with gaps comes back."""
+"""Other programs change rules during a load: it is repeated at once, and no ruleset with gaps comes back."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ AFTER = {
         ("nft delete table inet pvefw", "nft flush chain bridge pvefw digests"),
     ],
 }
-"""By kind of tools: what others change before an apply, and after its rules were loaded, before they are read back."""
+"""By kind of tools: the foreign changes before an apply, and those between its load and its reading back."""
 
 
 def disturb(monkeypatch: pytest.MonkeyPatch, script: str, times: int, *, before: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Rules of others in the same tables: as they were, to the byte, through start, updates, a switch and stop."""
+"""Foreign rules in the same tables stay the same to the byte through start, updates, a switch and stop."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def users(host: Namespace) -> Namespace:
 
 
 def saved() -> dict[str, list[str]]:
-    """Return what the save commands print, but the time of day."""
+    """Return the output of the save commands without the time of day."""
     commands = [[f"{tool}-save"] for tool in ("iptables", "ip6tables", "ebtables")] + [["ipset", "save"]]
     # with handles, by which it shows whether a rule was made anew
     commands += [
@@ -105,7 +105,7 @@ def output(command: list[str]) -> list[str]:
 
 
 def foreign(found: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return what is not of pvefw."""
+    """Return the foreign rules."""
     tables = ("table bridge pvefw", "table inet pvefw")
     return {
         command: [line for line in lines if _OURS.search(line) is None and line not in tables]
@@ -183,7 +183,7 @@ def test_commands_leave_foreign_rules_unchanged(
     check_that_nothing_is_left()
 
 
-# --- a policy of others -------------------------------------------------------------------------------------
+# --- a foreign policy -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
