@@ -46,7 +46,7 @@ class Result:
 
 @contextlib.contextmanager
 def no_garbage() -> Iterator[None]:
-    """Look for no garbage meanwhile: rulesets have no cycles, and looking for them takes a fifth of the time."""
+    """Disable the garbage collector meanwhile: rulesets have no cycles, and the search takes a fifth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -131,11 +131,10 @@ def known_before(source: Source, backend: str | None) -> Before:
     return Before(was_on=confirmed is not None and confirmed.enabled)
 
 
-def settled(source: Source, before: Before, seconds: float, waiting: Callable[[str], None]) -> Source:
-    """Return a source that waits for a file that is missing, empty or cut off, and was not at the last apply.
+def waiting_source(source: Source, before: Before, seconds: float, waiting: Callable[[str], None]) -> Source:
+    """Return a source that waits for a file that is missing, empty or cut off now, but was not at the last apply.
 
-    ``waiting`` is called with the path of each file that is waited for, ``seconds`` at the longest while it stays as it
-    is.
+    ``waiting`` is called with the path of each such file. The wait ends after ``seconds`` without a change of the file.
     """
     paths = before.observations.paths_with_text() if before.observations is not None else ()
     return replace(source, observed_files=SettledFiles(source.files, before.knew, paths, seconds, waiting))

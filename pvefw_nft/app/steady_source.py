@@ -76,7 +76,7 @@ class SteadySource:
 
         ``before`` tells which files had been there at the last apply.
         """
-        self._files.files = desired_ruleset.settled(self._patient, before, self._settle, waiting).files
+        self._files.files = desired_ruleset.waiting_source(self._patient, before, self._settle, waiting).files
         try:
             return self.find(None, store)
         finally:

@@ -51,7 +51,7 @@ class Request:
     with_cluster: bool = False
 
 
-Settle: TypeAlias = "Callable[[Iterable[dict[str, Any]]], Callable[[dict[str, Any]], None]]"
+Amend: TypeAlias = "Callable[[Iterable[dict[str, Any]]], Callable[[dict[str, Any]], None]]"
 
 
 class Entry(NamedTuple):
@@ -91,19 +91,19 @@ def request(command: str, params: Mapping[str, Any], options: Mapping[str, Any],
 def run(
     wanted: Request,
     keep: Callable[[str, dict[str, Any]], None] = lambda _name, _result: None,
-    settle: Settle | None = None,
+    amend: Amend | None = None,
 ) -> int:
     """Do a command for all nodes, print the answer, and return the exit code: the worst of all.
 
-    ``keep`` gets the name and the result of each node as it is done, and may take something out of the latter.
-    ``settle`` gets the results of all nodes of a cluster, and returns an amendment of each.
+    ``keep`` gets the name and the result of each node as it is done, and may remove parts of the result. ``amend`` gets
+    the results of all nodes of a cluster, and returns a function that amends one of them.
     """
     with tempfile.TemporaryFile(prefix="pvefw-") as spool:
         entries = list(_results(wanted, spool, keep))
         entries.sort(key=lambda entry: (entry.cluster, not entry.node, entry.node))
         stored = _Stored(spool, entries)
-        if settle is not None:
-            stored.amend(settle)
+        if amend is not None:
+            stored.amend(amend)
         match wanted.form:
             case "json":
                 _print_json(wanted.command, stored)
@@ -131,12 +131,12 @@ class _Stored:
         self._spool = spool
         self.entries = entries
 
-    def amend(self, settle: Settle) -> None:
-        """Have the results of each cluster amended in the light of all of them."""
+    def amend(self, amend: Amend) -> None:
+        """Amend each result, given all results of its cluster."""
         amended = []
         for _, group in groupby(self.entries, key=lambda entry: entry.cluster):
             entries = list(group)
-            change = settle(map(self.result, entries))
+            change = amend(map(self.result, entries))
             for entry in entries:
                 result = self.result(entry)
                 change(result)

@@ -311,14 +311,14 @@ def _roll_out(verb: str, options: dict[str, Any]) -> int:
     if options["dry_run"]:
         steps = asyncio.run(dry_run(targets, login, plan))
         for step in steps if is_text else ():
-            _tell(step)
+            _print_step(step)
     else:
-        steps = asyncio.run(roll_out(targets, login, plan, _tell if is_text else lambda _: None))
+        steps = asyncio.run(roll_out(targets, login, plan, _print_step if is_text else lambda _: None))
     good = sum(step.state in (State.DONE, State.UNCHANGED) for step in steps)
     if is_text:
         for step in steps:
             if step.state is State.NOT_TRIED:
-                _tell(step)
+                _print_step(step)
         click.echo(f"{good} of {len(steps)} nodes {'would pass' if options['dry_run'] else 'done'}")
     else:
         nodes = [
@@ -329,7 +329,7 @@ def _roll_out(verb: str, options: dict[str, Any]) -> int:
     return 0 if good == len(steps) else 3
 
 
-def _tell(step: Step) -> None:
+def _print_step(step: Step) -> None:
     from pvefw_nft.fleet.rollout import State
 
     colour = {State.DONE: "green", State.UNCHANGED: "green", State.NOT_TRIED: "yellow"}.get(step.state, "red")

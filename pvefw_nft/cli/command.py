@@ -43,12 +43,13 @@ class Command(click.Command):
         token = console.use(chosen)
         try:
             if self._answers and chosen.form == "json":
-                return self._answer(ctx, chosen)
+                return self._invoke_for_json(ctx, chosen)
             return super().invoke(ctx)
         finally:
             console.leave(token)
 
-    def _answer(self, ctx: click.Context, chosen: console.Console) -> int:
+    def _invoke_for_json(self, ctx: click.Context, chosen: console.Console) -> int:
+        """Run the command and print its answer as one JSON object, errors included. Return the exit code."""
         failure: dict[str, str | None] | None = None
         try:
             code = super().invoke(ctx)

@@ -92,27 +92,27 @@ def answer(**facts: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
 
 def warn(text: str, help: str | None = None, *, err: bool = True) -> None:  # noqa: A002 - as the message reads
     """Print a warning, and a remedy below it."""
-    _tell("warning", text, help, err=err)
+    _print_message("warning", text, help, err=err)
 
 
 def note(text: str, help: str | None = None, *, err: bool = True) -> None:  # noqa: A002 - as the message reads
-    """Print what the reader should know and need not act upon."""
-    _tell("note", text, help, err=err)
+    """Print a fact that needs no action."""
+    _print_message("note", text, help, err=err)
 
 
 def error(text: str, help: str | None = None, *, err: bool = True) -> None:  # noqa: A002 - as the message reads
-    """Print a failure of a part, where the command goes on."""
-    _tell("error", text, help, err=err)
+    """Print the failure of a part. The command goes on."""
+    _print_message("error", text, help, err=err)
 
 
 def tell(line: str, *, err: bool = True) -> None:
-    """Print a remark that names its level itself (``warning: …``) or has none: then it is a plain remark."""
+    """Print a line at the level that it begins with (``warning: …``); without one it is a plain remark."""
     level, colon, text = line.partition(": ")
     if colon and level in _LEVELS:
         head, _, remedy = text.partition("\n  help: ")
-        _tell(level, head, remedy or None, err=err)
+        _print_message(level, head, remedy or None, err=err)
     else:
-        _tell("", line, None, err=err)
+        _print_message("", line, None, err=err)
 
 
 def ask(text: str) -> None:
@@ -120,7 +120,7 @@ def ask(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _tell(level: str, text: str, remedy: str | None, *, err: bool) -> None:
+def _print_message(level: str, text: str, remedy: str | None, *, err: bool) -> None:
     console = current()
     if console.form == "json":
         console.messages.append({"level": level or "info", "text": text, "help": remedy})

@@ -158,7 +158,7 @@ def simulate_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: AN
     else:
         for line in _shown(results[0], verbose=options["verbose"]):
             console.say(line)
-        _answer(results[0])
+        _print_answer(results[0])
     ctx.exit(exit_code_of(results))
 
 
@@ -183,7 +183,7 @@ def _simulate_all_nodes(options: dict[str, Any]) -> int:
     names = ("backend", "bridge_call", "verbose", "as_reference", "assume")
     given = {**{name: options[name] for name in names}, "tests": (text, str(path))}
     request = all_nodes.request("simulate", options, given, form=options["form"])
-    return all_nodes.run(request, settle=partial(excuse_first_nodes, count))
+    return all_nodes.run(request, amend=partial(excuse_first_nodes, count))
 
 
 def exit_code_of(results: list[Result]) -> int:
@@ -360,8 +360,8 @@ def _shown(result: Result, *, verbose: bool) -> Iterator[str]:
         yield console.verdict_styled(line)
 
 
-def _answer(result: Result) -> None:
-    """Print the answer, last and short: of each ruleset, where there are two; with -q nothing else is printed."""
+def _print_answer(result: Result) -> None:
+    """Print the final line: the verdict of each ruleset. With -q it is the only output."""
     for name, outcome in result.outcomes:
         line = console.verdict_styled(answer_line(outcome))
         click.echo(f"{name}: {line}" if len(result.outcomes) > 1 else line)

@@ -111,7 +111,7 @@ async def dry_run(targets: Sequence[Target], login: Login, plan: Plan) -> list[S
             lines = len(answer.out.splitlines())
             step.state, step.detail = State.DONE, f"would be fed {lines} lines" if lines else "nothing would be done"
         else:
-            step.state, step.detail = State.FAILED, _said(answer)
+            step.state, step.detail = State.FAILED, _failure_text(answer)
     return steps
 
 
@@ -188,8 +188,8 @@ def _status_words(answer: Answer) -> str:
             "some parts could not be examined": status["unseen"],
         }
     except (ValueError, KeyError, TypeError, RecursionError):
-        return _said(answer)
-    return ", ".join(text for text, holds in parts.items() if holds) or _said(answer)
+        return _failure_text(answer)
+    return ", ".join(text for text, holds in parts.items() if holds) or _failure_text(answer)
 
 
 async def _confirm(opened: _Open, login: Login, plan: Plan) -> bool:
@@ -202,7 +202,7 @@ async def _confirm(opened: _Open, login: Login, plan: Plan) -> bool:
                 await opened.process.wait_closed()
         step.state, step.detail = State.DONE, ""
         return True
-    step.state, step.detail = State.UNKNOWN, f"it could not be confirmed: {_said(answer)}"
+    step.state, step.detail = State.UNKNOWN, f"it could not be confirmed: {_failure_text(answer)}"
     return False
 
 
@@ -215,7 +215,7 @@ async def _roll_back(opened: _Open, login: Login, plan: Plan, state: State) -> N
     else:
         left = max(0.0, opened.deadline - time.monotonic())
         step.state = State.LEFT_OPEN
-        step.detail = f"rolling back failed: {_said(answer)}; within {left:.0f} s it goes back by itself"
+        step.detail = f"rolling back failed: {_failure_text(answer)}; within {left:.0f} s it goes back by itself"
 
 
 # --- all of them --------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ async def _ask(target: Target, login: Login, words: Sequence[str], seconds: floa
         return Answer(None, failure=reason_of(error))
 
 
-def _said(answer: Answer) -> str:
+def _failure_text(answer: Answer) -> str:
     if answer.code is None:
         return answer.failure
     lines = [line.strip() for line in (answer.err or answer.out).splitlines() if line.strip()]

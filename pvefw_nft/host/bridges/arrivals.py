@@ -1,4 +1,4 @@
-"""NICs that appear while the service runs: plugged as soon as the kernel tells that they are ports of a bridge."""
+"""Plug NICs that appear while the service runs, as soon as the kernel announces them as ports of a bridge."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _REOPEN = 5.0  # seconds until a socket that could not be opened is tried again
 
 
 class ArrivalWatch:
-    """Plugs the NICs of a configuration when they become ports of bridges that are not their firewall bridges.
+    """Plug the NICs of a configuration when they become ports of other bridges than their firewall bridges.
 
-    A thread of its own: it does not wait for a compile that runs. A NIC that is in no bridge is left to the program
-    that makes it, who is about to put it somewhere.
+    It runs in a thread of its own, so it need not wait for a compile. A NIC in no bridge is left to the program that
+    made it, which is about to put it into a bridge.
     """
 
     def __init__(
-        self, nics: Callable[[], Mapping[str, Nic]], told: Callable[[Plugged | PvefwError, float], None]
+        self, nics: Callable[[], Mapping[str, Nic]], report: Callable[[Plugged | PvefwError, float], None]
     ) -> None:
         """Watch the NICs that ``nics`` names, by interface.
 
-        ``told`` gets, in this thread, the plugged NIC or the failure, and the seconds since the event.
+        ``report`` gets, in this thread, the plugged NIC or the failure, and the seconds since the event.
         """
         self._nics = nics
-        self._told = told
+        self._report = report
 
     def start(self) -> None:
         """Begin to watch; the thread ends with the process."""
@@ -47,7 +47,7 @@ class ArrivalWatch:
             threading.Thread(target=self._watch, name="arrivals", daemon=True).start()
         except RuntimeError as error:  # pthread_create(3): EAGAIN
             message = f"NICs of guests are plugged late: {error}"
-            self._told(HostError(message, "raise the limit of processes: TasksMax= of the service"), 0.0)
+            self._report(HostError(message, "raise the limit of processes: TasksMax= of the service"), 0.0)
 
     def _watch(self) -> None:
         while True:
@@ -57,9 +57,9 @@ class ArrivalWatch:
                     while True:
                         self._follow(events)
             except PvefwError as error:
-                self._told(error, 0.0)
+                self._report(error, 0.0)
             except OSError as error:
-                self._told(HostError(f"the kernel does not tell of links: {error.strerror or error}"), 0.0)
+                self._report(HostError(f"the kernel does not tell of links: {error.strerror or error}"), 0.0)
             time.sleep(_REOPEN)
 
     def _follow(self, events: Any) -> None:  # noqa: ANN401 (pyroute2 is untyped)
@@ -73,9 +73,9 @@ class ArrivalWatch:
             if found:
                 result = plug_all(found, only_bridged=True)
                 if result.plugged or result.left:
-                    self._told(result, time.monotonic() - begun)
+                    self._report(result, time.monotonic() - begun)
         except PvefwError as error:
-            self._told(error, 0.0)
+            self._report(error, 0.0)
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise

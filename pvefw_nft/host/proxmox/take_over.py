@@ -77,7 +77,7 @@ class TakeOver:
                 f"stop {service.name} without its clean-up, and mask it until the next boot",
                 lambda service=service: _end(service.name),  # type: ignore[misc]  # bound now
             )
-        yield Step("repair pvefw's rules if these services changed some, and remove Proxmox VE's rules", self._settle)
+        yield Step("repair pvefw's rules if these services changed some, and remove Proxmox VE's rules", self._repair)
         yield Step("prove that the loaded rules equal the compiled ones", self._prove)
         yield Step(f"write, enable and start {units.OWN_UNIT}", self._enable)
         yield Step("keep their services masked after a boot, too", _keep_ended)
@@ -98,7 +98,7 @@ class TakeOver:
         units.note_services(unit=not units.has_own_unit())
         return ()
 
-    def _settle(self) -> tuple[str, ...]:
+    def _repair(self) -> tuple[str, ...]:
         with lock.hold(wait=self.wait):
             # ours first, beside the rest of theirs: their services may have removed chains of ours while they ran
             firewall.reconcile(self.desired, beside=True)
@@ -116,7 +116,7 @@ class TakeOver:
             found = firewall.status(self.desired)
             if found.running and not found.changes and not found.drifted and not loaded_tables():
                 return ()
-            self._settle()
+            self._repair()
         differing = [*(found.changes or ()), *(found.drifted or ()), *(name for _, name in loaded_tables())]
         raise HostError(
             f"something else changes the rules: {', '.join(map(str, differing[:5])) or 'the rules are not loaded'}",

@@ -308,12 +308,12 @@ def simulate(
         first.notes.append(f"{' or '.join(texts)}, depending on {', '.join(unknown)}")
         first.verdict, first.kind = "UNDECIDED", None
     elif first.verdict == "REJECT":
-        _answer(model, first)
+        _follow_rejection(model, first)
     return first
 
 
-def _answer(model: RulesetModel, outcome: Outcome) -> None:
-    """Find out whether the answer to a rejected packet arrives, and note where it does not."""
+def _follow_rejection(model: RulesetModel, outcome: Outcome) -> None:
+    """Walk the answer to a rejected packet back, and note if it does not arrive."""
     probe, kind = outcome.probe, outcome.kind
     if probe.topology is None or kind is None:
         return
