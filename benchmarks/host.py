@@ -169,8 +169,8 @@ def rest(pid: int) -> None:
 
 def plumbing(count: int) -> dict[str, Figure]:
     """Return how long it takes to plug, plug again and unplug so many NICs, in seconds."""
-    from pvefw_nft.host.bridges import wiring
-    from pvefw_nft.host.bridges.plumbing import Nic
+    from pvefw_nft.host.bridges.firewall_bridge import Nic
+    from pvefw_nft.host.bridges.plug import plug_nics
     from pvefw_nft.host.links import open_route
 
     with tempfile.TemporaryDirectory() as folder, open_route() as route:
@@ -182,7 +182,7 @@ def plumbing(count: int) -> dict[str, Figure]:
             route.link("add", ifname=name, kind="veth", peer={"ifname": f"guest{number}"})
             nics.append(Nic(name, "vmbr0", number, 0))
         figures = {}
-        for what, action in (("plug", wiring.plug), ("plug again", wiring.plug)):
+        for what, action in (("plug", plug_nics), ("plug again", plug_nics)):
             begun = time.perf_counter()
             results = action(nics)
             figures[what] = Figure(time.perf_counter() - begun)

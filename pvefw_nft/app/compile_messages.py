@@ -24,7 +24,7 @@ from pvefw_nft.errors import (
     UsageError,
 )
 from pvefw_nft.host.backend_info import BACKENDS
-from pvefw_nft.host.bridges.plumbing import Nic
+from pvefw_nft.host.bridges.firewall_bridge import Nic
 from pvefw_nft.host.bridges.unplugged import Misconfigured
 from pvefw_nft.host.links import VlanRange
 from pvefw_nft.host.records import record

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from pvefw_nft.app.plug_nics import PlugOptions
     from pvefw_nft.app.service_messages import Messages
+    from pvefw_nft.host.bridges.firewall_bridge import Nic
     from pvefw_nft.host.bridges.keep import Plugged
-    from pvefw_nft.host.bridges.plumbing import Nic
     from pvefw_nft.host.bridges.unplugged import Unplugged
 
 _OWNER_PLUGS_WITHIN = 5.0  # seconds

@@ -1,4 +1,4 @@
-"""The NICs with firewall=1 of a configuration, as the host's plumbing takes them."""
+"""The NICs with firewall=1 of a configuration, as the host side plugs them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import UsageError
-from pvefw_nft.host.bridges.plumbing import Nic
+from pvefw_nft.host.bridges.firewall_bridge import Nic
 from pvefw_nft.host.bridges.unplugged import Misconfigured
 from pvefw_nft.host.links import VlanRange
 from pvefw_nft.pipeline.inventory import read_guests

@@ -12,8 +12,8 @@ from pvefw_nft.cli.command import command
 from pvefw_nft.cli.options import make_source, source_options
 from pvefw_nft.errors import HostError, PvefwError, UsageError
 from pvefw_nft.host import lock
-from pvefw_nft.host.bridges import wiring
-from pvefw_nft.host.bridges.plumbing import MAX_VLAN, Naming, Nic, guest_nic, parse_trunks
+from pvefw_nft.host.bridges.firewall_bridge import MAX_VLAN, Naming, Nic, guest_nic, parse_trunks
+from pvefw_nft.host.bridges.plug import existing, plug_nics, unplug_nics
 from pvefw_nft.host.bridges.unplugged import read_unplugged
 from pvefw_nft.pipeline.inventory import read_guests
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from pvefw_nft.host.bridges.plug import PlugResult
     from pvefw_nft.host.bridges.unplugged import Unplugged
-    from pvefw_nft.host.bridges.wiring import PlugResult
     from pvefw_nft.pipeline import Source
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
@@ -84,7 +84,7 @@ def plug_command(
     else:
         vmid, index = _named(interface)
         nic = Nic(interface, bridge, vmid, index, tag, parse_trunks(trunks) if trunks else (), mtu)
-    _report(wiring.plug([nic], _naming(older_names=older_names), dry_run=dry_run, wait=wait), dry_run=dry_run)
+    _report(plug_nics([nic], _naming(older_names=older_names), dry_run=dry_run, wait=wait), dry_run=dry_run)
 
 
 @command("unplug", answers=True)
@@ -97,7 +97,7 @@ def unplug_command(interface: str, older_names: bool, dry_run: bool, wait: float
     """
     vmid, index = _named(interface)
     # where it was plugged is seen from the links
-    results = wiring.unplug([Nic(interface, interface, vmid, index)], dry_run=dry_run, wait=wait)
+    results = unplug_nics([Nic(interface, interface, vmid, index)], dry_run=dry_run, wait=wait)
     _report(results, dry_run=dry_run, verb="removed")
 
 
@@ -109,8 +109,8 @@ def plumb_command(
 ) -> None:
     """Plug all NICs with firewall=1 whose guests run, as `pvefw plug` does for one."""
     found = read_filtered_nics(make_source(root, node, local_network))
-    there, absent = wiring.existing(found.nics)
-    results = wiring.plug(there, _naming(older_names=older_names), dry_run=dry_run, wait=wait)
+    there, absent = existing(found.nics)
+    results = plug_nics(there, _naming(older_names=older_names), dry_run=dry_run, wait=wait)
     console.answer(not_running=[nic.interface for nic in absent])
     _report(results, dry_run=dry_run, misconfigured=read_unplugged((), found.misconfigured))
     changed = sum(1 for result in results if result.steps and result.error is None)

@@ -15,7 +15,7 @@ from . import bindings, firewall, sysctl, tools
 from .apply import engines
 from .apply.nftables_state import TABLE, Nftables
 from .backend_info import info
-from .bridges.plumbing import plan_plug
+from .bridges.firewall_bridge import plan_plug
 from .bridges.unplugged import find_unplugged, on_open_vswitch
 from .links import open_route, read_links
 from .proxmox.services import read_services, running_firewalls
@@ -24,7 +24,7 @@ from .tracking import nat_zone
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .bridges.plumbing import Nic
+    from .bridges.firewall_bridge import Nic
     from .bridges.unplugged import Misconfigured
     from .links import Links
 
@@ -88,7 +88,7 @@ def examine(
     yield from _other_rules(backend)
     yield from _nat(backend)
     yield from _other_firewalls()
-    yield from _plumbing(nics, misconfigured, backend)
+    yield from _firewall_bridges(nics, misconfigured, backend)
     if switches is not None:
         yield from _spanning_tree(switches)
         yield from _divided(switches)
@@ -273,7 +273,7 @@ def _other_firewalls() -> Iterator[Finding]:
         yield Finding(Level.NOTE, "firewalld.service runs", "it may drop packets that pvefw accepts")
 
 
-def _plumbing(nics: Sequence[Nic], misconfigured: Sequence[Misconfigured], backend: str) -> Iterator[Finding]:
+def _firewall_bridges(nics: Sequence[Nic], misconfigured: Sequence[Misconfigured], backend: str) -> Iterator[Finding]:
     try:
         with open_route() as route:
             links = read_links(route)

@@ -22,8 +22,8 @@ import threading
 from typing import TYPE_CHECKING, Any, Self
 
 from pvefw_nft.host import sysctl
-from pvefw_nft.host.bridges import wiring
-from pvefw_nft.host.bridges.plumbing import Nic
+from pvefw_nft.host.bridges.firewall_bridge import Nic
+from pvefw_nft.host.bridges.plug import plug_nics
 from pvefw_nft.host.links import open_route
 
 from .conftest import Namespace
@@ -117,7 +117,7 @@ class NatNetwork:
             route.route("add", dst="10.20.20.0/24", gateway=WAN)
         tags = {"vmbr1": tag}
         bridges = {guest: _GUEST_BRIDGES[guest] for guest in FILTERED}
-        plugged = wiring.plug(
+        plugged = plug_nics(
             [Nic(f"tap{int(g[2:])}i0", bridge, int(g[2:]), 0, tags.get(bridge)) for g, bridge in bridges.items()]
         )
         assert [one.error for one in plugged] == [None] * len(FILTERED)

@@ -25,8 +25,8 @@ import pytest
 from pvefw_nft.app.desired import desired_of
 from pvefw_nft.errors import HostError
 from pvefw_nft.host import control, sysctl, tools
-from pvefw_nft.host.bridges import wiring
-from pvefw_nft.host.bridges.plumbing import Nic
+from pvefw_nft.host.bridges.firewall_bridge import Nic
+from pvefw_nft.host.bridges.plug import plug_nics
 from pvefw_nft.host.links import open_route
 from pvefw_nft.host.records import record
 from pvefw_nft.host.settings import needed_first
@@ -74,7 +74,7 @@ class Network:
                 route.link("set", index=route.link_lookup(ifname=name)[0], state="up")
         for scope in ("all", "default"):
             sysctl.write(f"net/ipv4/conf/{scope}/rp_filter", "0")
-        (plugged,) = wiring.plug([Nic("tap100i0", "vmbr0", 100, 0)])
+        (plugged,) = plug_nics([Nic("tap100i0", "vmbr0", 100, 0)])
         assert plugged.error is None
 
     def _join(self, route: Any, name: str, there: Namespace, place: str) -> None:  # noqa: ANN401

@@ -13,7 +13,7 @@ import pytest
 
 from pvefw_nft.errors import HostError
 from pvefw_nft.host import doctor, tools
-from pvefw_nft.host.bridges.plumbing import Nic
+from pvefw_nft.host.bridges.firewall_bridge import Nic
 from pvefw_nft.host.doctor import Finding, Level, Switches
 from pvefw_nft.host.links import Links, open_route, read_links
 from pvefw_nft.pipeline import Source

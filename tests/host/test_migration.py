@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pvefw_nft.host import sysctl
-from pvefw_nft.host.bridges import wiring
-from pvefw_nft.host.bridges.plumbing import Nic
+from pvefw_nft.host.bridges.firewall_bridge import Nic
+from pvefw_nft.host.bridges.plug import plug_nics, unplug_nics
 from pvefw_nft.host.links import open_route
 from pvefw_nft.host.netfilter import conntrack
 from pvefw_nft.host.tracking import moved
@@ -87,7 +87,7 @@ class Host:
             peer = {"ifname": "eth0", "net_ns_fd": guest.descriptor, "address": MAC}
             route.link("add", ifname="tap100i0", kind="veth", peer=peer)
             route.link("set", index=index(route, "tap100i0"), master=index(route, "vmbr0"), state="up")
-            (plugged,) = wiring.plug([Nic("tap100i0", "vmbr0", VMID, 0)])
+            (plugged,) = plug_nics([Nic("tap100i0", "vmbr0", VMID, 0)])
             assert plugged.error is None
         with guest.entered():
             with open_route() as route:
@@ -98,7 +98,7 @@ class Host:
     def give_away(self) -> None:
         """Remove the NIC, and then the guest's connections, as Proxmox VE does on the source."""
         with self.namespace.entered():
-            wiring.unplug([Nic("tap100i0", "vmbr0", VMID, 0)])
+            unplug_nics([Nic("tap100i0", "vmbr0", VMID, 0)])
             with open_route() as route:
                 route.link("del", index=index(route, "tap100i0"))
             run("conntrack", "--delete", "--mark", str(VMID))

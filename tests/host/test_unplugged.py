@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.host.bridges import wiring
-from pvefw_nft.host.bridges.plumbing import Nic
+from pvefw_nft.host.bridges.firewall_bridge import Nic
+from pvefw_nft.host.bridges.plug import plug_nics, unplug_nics
 from pvefw_nft.host.bridges.unplugged import Misconfigured, find_unplugged
 from pvefw_nft.host.links import BridgeSettings, Link, Links, open_route, read_links
 
@@ -47,7 +47,7 @@ def network(host: Namespace) -> Iterator[Network]:
 
 
 def unplug(network: Network) -> None:
-    (done,) = wiring.unplug([NIC])
+    (done,) = unplug_nics([NIC])
     assert done.error is None
     with open_route() as route:
         index, bridge = (route.link_lookup(ifname=name)[0] for name in ("tap100i0", "vmbr0"))
@@ -164,7 +164,7 @@ def test_plugging_a_running_nic_loses_at_most_a_few_packets(network: Network) ->
     for turn in range(10):
         with flow(network, ("outside", "guest")) as inwards, flow(network, ("guest", "outside")) as outwards:
             time.sleep(0.1)
-            (done,) = wiring.plug([NIC])
+            (done,) = plug_nics([NIC])
             assert done.error is None
             time.sleep(0.2)
         lost.append((inwards.missing, outwards.missing))
@@ -242,7 +242,7 @@ def test_the_traffic_of_a_nic_that_stays_unplugged_is_dropped(network: Network, 
     assert pvefw("update", "--no-plug", *options(tmp_path, backend)).returncode == 1  # as was asked for last
     assert denied.pass_now() == []
     # once it is plugged the ruleset decides, even before pvefw looks again
-    (plugged,) = wiring.plug([NIC])
+    (plugged,) = plug_nics([NIC])
     assert plugged.error is None
     with Echo(network), network.connect(("outside", "guest"), socket.AF_INET, 10):
         pass
@@ -315,7 +315,7 @@ def test_the_service_plugs_a_nic_that_appears(network: Network, tmp_path: Path) 
     windows = []
     with service(tmp_path) as said:
         for _ in range(10):
-            wiring.unplug([NIC])
+            unplug_nics([NIC])
             disappear()
             time.sleep(0.2)
             begun = time.monotonic()
@@ -329,7 +329,7 @@ def test_the_service_plugs_a_nic_that_appears(network: Network, tmp_path: Path) 
 
 def test_the_service_leaves_a_nic_in_no_bridge_to_the_program_that_makes_it(network: Network, tmp_path: Path) -> None:
     configure(tmp_path)
-    wiring.unplug([NIC])
+    unplug_nics([NIC])
     disappear()
     with service(tmp_path) as said, open_route() as route:
         route.link("add", ifname="tap100i0", kind="veth", peer={"ifname": "other"})

@@ -31,7 +31,7 @@ _ALL_FAULTS = os.environ.get("PVEFW_TEST_FAULTS") == "all"
 # a fault of the cluster file system takes two minutes there
 _FAULTS = "nft" if _ALL_FAULTS else "nft and half_done and state"
 FILES = {
-    "test_plumbing_kernel.py": "",
+    "test_firewall_bridge_kernel.py": "",
     "test_traffic.py": "",
     "test_nat.py": "",
     "test_nat_variants.py": "",

@@ -1,4 +1,4 @@
-"""Each ruleset is compared on its own host's plumbing, and on interfaces that only rules name."""
+"""Each ruleset is compared on its own host's guests and bridges, and on interfaces that only rules name."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def test_a_nic_without_its_firewall_bridge_differs_in_both_directions(turned: bo
     rule = FILTERED.replace("--physdev-out tap101i0", "--physdev-in fwln101i0")
     report = prove(rule, rule, *reversed(topologies) if turned else topologies)
     assert report.answer is Answer.DIFFERENT
-    assert report.plumbing == (f"vm101i0 (tap101i0) has a firewall bridge in {'new' if turned else 'old'} only",)
+    assert report.host_differences == (
+        f"vm101i0 (tap101i0) has a firewall bridge in {'new' if turned else 'old'} only",
+    )
     assert any("to vm101" in line for line in lines(report)), lines(report)
 
 
@@ -78,13 +80,13 @@ def test_a_guest_that_is_gone_differs_in_both_directions(turned: bool) -> None:
     topologies = [TOPOLOGY, replace(TOPOLOGY, nics=NICS[:1])]
     report = prove(rules(), rules(), *reversed(topologies) if turned else topologies)
     assert report.answer is Answer.DIFFERENT
-    assert report.plumbing == (f"vm101i0 (tap101i0 on vmbr0) is there in {'new' if turned else 'old'} only",)
+    assert report.host_differences == (f"vm101i0 (tap101i0 on vmbr0) is there in {'new' if turned else 'old'} only",)
     assert "The hosts differ:" in report_text(report)
 
 
 def test_a_guest_on_another_bridge_and_a_bridge_that_is_gone_differ() -> None:
     moved = replace(TOPOLOGY, nics=(replace(NICS[0], bridge="vmbr1"), NICS[1])).with_bridges()
-    assert prove(rules(), rules(), TOPOLOGY, moved).plumbing == (
+    assert prove(rules(), rules(), TOPOLOGY, moved).host_differences == (
         "vm100i0 (tap100i0) is on bridge vmbr0 in old and on bridge vmbr1 in new",
         "bridge vmbr1 is there in new only",
     )

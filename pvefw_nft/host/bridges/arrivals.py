@@ -16,8 +16,8 @@ from .keep import plug_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from .firewall_bridge import Nic
     from .keep import Plugged
-    from .plumbing import Nic
 
 _LINK_EVENTS = 0x1  # include/uapi/linux/rtnetlink.h: RTMGRP_LINK
 _PAUSE = 1.0  # seconds after events were lost

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .. import lock
-from . import wiring
+from .plug import plug_nics
 from .unplugged import Unplugged, read_unplugged
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.errors import HostError
 
-    from .plumbing import Nic
+    from .firewall_bridge import Nic
     from .unplugged import Misconfigured
 
 
@@ -56,7 +56,7 @@ def plug_all(
     ]
     if not to_plug:
         return Plugged(left=tuple(found))
-    results = wiring.plug(to_plug, dry_run=dry_run, wait=wait)
+    results = plug_nics(to_plug, dry_run=dry_run, wait=wait)
     steps = tuple(str(step) for result in results for step in result.steps) if dry_run else ()
     failed = {result.nic.interface: result.error for result in results if result.error is not None}
     done = tuple(result.nic.interface for result in results if result.error is None)

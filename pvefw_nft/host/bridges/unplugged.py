@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..links import open_route, read_links
-from .plumbing import Naming
+from .firewall_bridge import Naming
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..links import Links
-    from .plumbing import Nic
+    from .firewall_bridge import Nic
 
 _OPEN_VSWITCH_PORT = re.compile(r"fwln\d+o\d+")
 """Proxmox VE's port from a firewall bridge to Open vSwitch, made by Proxmox itself."""

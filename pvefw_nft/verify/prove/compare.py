@@ -252,7 +252,7 @@ class Comparison:
             self.tested.protocols(),
             self.left_out(),
             (*self.undecided, *(_unfinished_text(reason, ways) for reason, ways in self.unfinished.items())),
-            self.network.plumbing,
+            self.network.host_differences,
             untagged_only=self.exceptions.untagged_only,
         )
 

@@ -1,8 +1,8 @@
 """The network that a comparison walks: each side's own guests, bridges and interfaces, and those only rules name.
 
-Each ruleset is walked on the plumbing of its own host. An end of a path is paired with the same end on the other side:
-a guest's NIC by its interface, a bridge's uplinks by their order. What only one host has is a difference in itself: no
-packet takes that way on the other one.
+Each ruleset is walked on the guests, bridges and interfaces of its own host. An end of a path is paired with the same
+end on the other side: a guest's NIC by its interface, a bridge's uplinks by their order. An end that only one host has
+is a difference in itself: no packet takes that way on the other host.
 
 **Interfaces that only rules name.** A rule may name an interface of a guest whose files are not there, or a card that
 no ``/etc/network/interfaces`` lists; a pattern may fit no interface known. Where rules look decides where such an
@@ -146,15 +146,15 @@ class Network:
     """The two networks to walk. ``counterparts`` gives, of an end of ``before``, the one of ``after`` where that is
     another.
 
-    ``plumbing`` says, a line each, what the sides' hosts do not have in common; ``unplaced`` which interfaces rules
-    name that have no place in it.
+    ``host_differences`` lists, a line each, guests, bridges and interfaces that only one host has; ``unplaced`` the
+    interfaces that rules name and that have no place in the network.
     """
 
     ends: Ends
     before: Topology
     after: Topology
     counterparts: Mapping[End, End]
-    plumbing: tuple[str, ...]
+    host_differences: tuple[str, ...]
     unplaced: tuple[str, ...]
 
 

@@ -162,7 +162,11 @@ def answer_text(report: Report) -> str:
             parts = [f"{counts[change]} {change.value}" for change in Change if counts[change]]
             unfinished = " Not everything could be compared." if report.undecided or report.assumptions else ""
             kinds = f" Kinds of packets: {', '.join(parts)}." if parts else ""
-            hosts = f" The hosts differ in {_count(len(report.plumbing), 'place')}." if report.plumbing else ""
+            hosts = (
+                f" The hosts differ in {_count(len(report.host_differences), 'place')}."
+                if report.host_differences
+                else ""
+            )
             return f"{both} differ.{kinds}{hosts}{unfinished}"
         case Answer.UNDECIDED:
             return f"Not decided: no difference between {both} was found, but not everything could be compared."
@@ -208,13 +212,13 @@ def _summary(report: Report, groups: list[Group]) -> Iterator[str]:
 
 def _hosts(report: Report, *, verbose: bool) -> Iterator[str]:
     """List the differences between the hosts."""
-    shown = report.plumbing if verbose else report.plumbing[:LIMIT]
+    shown = report.host_differences if verbose else report.host_differences[:LIMIT]
     if shown:
         yield ""
         yield "The hosts differ:"
         yield from (f"  {text}" for text in shown)
-    if len(shown) < len(report.plumbing):
-        yield f"  {len(report.plumbing) - len(shown)} more: -v lists them"
+    if len(shown) < len(report.host_differences):
+        yield f"  {len(report.host_differences) - len(shown)} more: -v lists them"
 
 
 def _group_lines(

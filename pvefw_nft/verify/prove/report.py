@@ -103,11 +103,11 @@ class Report:
 
     ``protocols``: the network protocols that each protocol of a difference represents.
     ``assumptions`` lists, a line each, the assumptions of the result, ``left_out`` which packets the sides' tools
-    cannot treat alike (see :mod:`~pvefw_nft.verify.prove.backend_differences`). ``omitted`` counts classes of packets
-    beyond the limit of classes shown. ``undecided`` lists, a line each, comparisons left out and why, ``plumbing``
-    which guests, bridges and interfaces the two hosts do not have in common. ``rests_on`` are the assumptions of every
-    comparison that count in this one. ``untagged_only``: the tools treat VLAN-tagged frames differently, and there are
-    no VLANs on this host.
+    cannot treat alike (see :mod:`~pvefw_nft.verify.prove.backend_differences`). ``omitted`` counts classes of
+    packets beyond the limit of classes shown. ``undecided`` lists, a line each, comparisons left out and why,
+    ``host_differences`` the guests, bridges and interfaces that only one host has. ``rests_on`` are the assumptions
+    of every comparison that count in this one. ``untagged_only``: the tools treat VLAN-tagged frames differently,
+    and there are no VLANs on this host.
     """
 
     before: str
@@ -121,7 +121,7 @@ class Report:
     protocols: Mapping[int, IntervalSet]
     left_out: tuple[str, ...]
     undecided: tuple[str, ...] = ()
-    plumbing: tuple[str, ...] = ()
+    host_differences: tuple[str, ...] = ()
     rests_on: tuple[str, ...] = ()
     untagged_only: bool = False
 
@@ -133,7 +133,7 @@ class Report:
     @property
     def answer(self) -> Answer:
         """The answer. Known differences do not make two rulesets differ; an assumption leaves them undecided."""
-        if self.unexpected or self.plumbing:
+        if self.unexpected or self.host_differences:
             return Answer.DIFFERENT
         return Answer.UNDECIDED if self.undecided or self.assumptions else Answer.EQUAL
 

@@ -138,7 +138,7 @@ def _firewall_bridge(endpoint: Endpoint) -> Iterator[str]:
 
 
 def _shut_firewall_bridge(endpoint: Endpoint) -> None:
-    """Keep the host's IP stack off a firewall bridge and its ports, as pvefw_nft/host/bridges/plumbing.py does.
+    """Keep the host's IP stack off a firewall bridge and its ports, as pvefw_nft/host/bridges/firewall_bridge.py does.
 
     A bridge hands frames to some groups (01:80:c2:00:00:0e) to the stack as coming from the port, past all hooks.
     """

@@ -1,12 +1,12 @@
-"""The bridge plumbing of filtered guest NICs.
+"""The firewall bridges of filtered guest NICs.
 
 ``physdev`` and the bridge hooks see only bridged packets. So each filtered NIC gets a bridge of its own,
 joined to the guest's bridge by a pair of links, and every packet of the NIC is bridged there::
 
     tap100i0 ── fwbr100i0 ── fwln100i0 ═ fwpr100p0 ── vmbr0 ── eno1
 
-A plan is worked out from the links as they are (:func:`plan_plug`, :func:`plan_unplug`) and is data; carrying
-it out twice is as good as once, and what a killed run left half built is completed.
+A plan is worked out from the links as they are (:func:`plan_plug`, :func:`plan_unplug`) and is data; executing
+it twice equals executing it once, and a half-built firewall bridge of a killed run is completed.
 
 The firewall bridge must not be a way around the filter: a guest that reaches the host's IP stack through it
 is routed, not bridged, and no rule for bridged packets sees that. So on every link that is built IPv6 is off,
@@ -160,7 +160,7 @@ def plan_plug(
 
 
 def plan_unplug(nic: Nic, links: Links) -> list[Step]:
-    """Return the steps that remove the NIC's plumbing; none where there is none.
+    """Return the steps that remove the NIC's firewall bridge; none if it has none.
 
     The NIC itself, where it still exists, is left in no bridge: back in the guest's bridge it would be
     unfiltered. A VLAN's bridge and links go with their last guest if they were made here.
@@ -321,7 +321,7 @@ class _Plan:
     # --- links that exist already ------------------------------------------------------------------------------
 
     def _check_ours(self, nic: Nic) -> None:
-        """Refuse links that have the names of this NIC's plumbing and cannot be it."""
+        """Refuse links with the names of this NIC's firewall bridge that cannot be part of it."""
         bridge = self._links.get(nic.firewall_bridge)
         ends = {end for naming in Naming for end in nic.pair(naming)}
         if bridge is not None:
@@ -344,7 +344,7 @@ class _Plan:
 
     @staticmethod
     def _not_ours(name: str, reason: str) -> HostError:
-        return HostError(f"{name} is not part of the firewall's plumbing: {reason}", "rename or remove it")
+        return HostError(f"{name} is not part of a firewall bridge of pvefw: {reason}", "rename or remove it")
 
     def _remove_other_pair(self, nic: Nic, naming: Naming) -> None:
         """Remove the pair of the other naming: two pairs between the same bridges would be a loop."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pvefw_nft.errors import HostError, UsageError
-from pvefw_nft.host.bridges.plumbing import (
+from pvefw_nft.host.bridges.firewall_bridge import (
     ALIAS,
     Naming,
     Nic,

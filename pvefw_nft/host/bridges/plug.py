@@ -9,15 +9,15 @@ from pvefw_nft.errors import PvefwError
 
 from .. import lock
 from ..links import open_route, read_links
+from .firewall_bridge import Naming, plan_plug, plan_unplug
 from .linksteps import execute
-from .plumbing import Naming, plan_plug, plan_unplug
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..links import Links
+    from .firewall_bridge import Nic
     from .linksteps import Step
-    from .plumbing import Nic
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,14 @@ class PlugResult:
     error: PvefwError | None = None
 
 
-def plug(
+def plug_nics(
     nics: Sequence[Nic], naming: Naming = Naming.CURRENT, *, dry_run: bool = False, wait: float = lock.WAIT
 ) -> list[PlugResult]:
     """Put each NIC behind its firewall bridge. A NIC that fails does not stop the rest."""
     return _each(nics, lambda nic, links: plan_plug(nic, links, naming), dry_run=dry_run, wait=wait)
 
 
-def unplug(nics: Sequence[Nic], *, dry_run: bool = False, wait: float = lock.WAIT) -> list[PlugResult]:
+def unplug_nics(nics: Sequence[Nic], *, dry_run: bool = False, wait: float = lock.WAIT) -> list[PlugResult]:
     """Remove each NIC's firewall bridge. A NIC that fails does not stop the rest."""
     return _each(nics, plan_unplug, dry_run=dry_run, wait=wait)
 

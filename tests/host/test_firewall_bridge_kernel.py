@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pvefw_nft.host import sysctl
-from pvefw_nft.host.bridges import wiring
-from pvefw_nft.host.bridges.plumbing import Nic
+from pvefw_nft.host.bridges.firewall_bridge import Nic
+from pvefw_nft.host.bridges.plug import plug_nics, unplug_nics
 from pvefw_nft.host.links import Links, VlanRange, open_route, read_links
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def test_plug_and_unplug(route: Any, other: Namespace) -> None:
     up(route, "vmbr0")
     guest_nic(route, other)
 
-    (result,) = wiring.plug([NIC])
+    (result,) = plug_nics([NIC])
     assert result.error is None
     now = links(route)
     assert now.ports("fwbr100i0") == ["fwln100i0", "tap100i0"]
@@ -125,9 +125,9 @@ def test_plug_and_unplug(route: Any, other: Namespace) -> None:
         assert (link.mtu, link.up) == (1400, True)
         assert sysctl.read(f"net/ipv6/conf/{name}/disable_ipv6") in {"1", None}
         assert sysctl.read(f"net/ipv4/conf/{name}/arp_ignore") == "8"
-    assert wiring.plug([NIC])[0].steps == ()
+    assert plug_nics([NIC])[0].steps == ()
 
-    (result,) = wiring.unplug([NIC])
+    (result,) = unplug_nics([NIC])
     assert result.error is None
     now = links(route)
     assert now.ports("vmbr0") == []
@@ -140,7 +140,7 @@ def test_traffic_passes(route: Any, host: Namespace, other: Namespace) -> None:
     add(route, "vmbr0", kind="bridge", br_forward_delay=0)
     up(route, "vmbr0")
     guest_nic(route, other)
-    assert wiring.plug([NIC])[0].error is None
+    assert plug_nics([NIC])[0].error is None
     seen = listening(host, "vmbr0")
     sender = listening(other, "eth0")
     time.sleep(0.1)
@@ -153,18 +153,18 @@ def test_half_built_plumbing_is_completed(route: Any, other: Namespace) -> None:
     guest_nic(route, other)
     add(route, "fwbr100i0", kind="bridge")
     add(route, "fwln100i0", kind="veth", peer={"ifname": "fwpr100p0"})
-    assert wiring.plug([NIC])[0].error is None
+    assert plug_nics([NIC])[0].error is None
     now = links(route)
     assert now.ports("fwbr100i0") == ["fwln100i0", "tap100i0"]
     assert now.ports("vmbr0") == ["fwpr100p0"]
-    assert wiring.plug([NIC])[0].steps == ()
+    assert plug_nics([NIC])[0].steps == ()
 
 
 def test_one_failure_does_not_stop_the_rest(route: Any, other: Namespace) -> None:
     add(route, "vmbr0", kind="bridge", br_forward_delay=0)
     guest_nic(route, other)
     missing = Nic("tap200i0", "vmbr0", 200, 0)
-    first, second = wiring.plug([missing, NIC])
+    first, second = plug_nics([missing, NIC])
     assert first.error is not None
     assert "there is no link tap200i0" in first.error.message
     assert second.error is None
@@ -174,7 +174,7 @@ def test_one_failure_does_not_stop_the_rest(route: Any, other: Namespace) -> Non
 def test_dry_run_changes_nothing(route: Any, other: Namespace) -> None:
     add(route, "vmbr0", kind="bridge", br_forward_delay=0)
     guest_nic(route, other)
-    (result,) = wiring.plug([NIC], dry_run=True)
+    (result,) = plug_nics([NIC], dry_run=True)
     assert len(result.steps) > 10
     assert links(route).get("fwbr100i0") is None
 
@@ -192,7 +192,7 @@ def test_guests_bridge_keeps_its_address(route: Any, host: Namespace, other: Nam
         return found
 
     before = address()
-    assert wiring.plug([NIC])[0].error is None
+    assert plug_nics([NIC])[0].error is None
     assert address() == before == "02:00:00:00:00:01"
 
 
@@ -206,7 +206,7 @@ class _Detour:
         for scope in ("all", "default"):
             sysctl.write(f"net/ipv4/conf/{scope}/rp_filter", "0")
         guest_nic(route, guest)
-        assert wiring.plug([NIC])[0].error is None
+        assert plug_nics([NIC])[0].error is None
         (message,) = route.get_links(index(route, "fwbr100i0"))
         self.mac = bytes.fromhex(message.get_attr("IFLA_ADDRESS").replace(":", ""))
         with host.entered():
@@ -256,7 +256,7 @@ def test_way_around_the_filter_stays_shut_with_loose_checking(route: Any, host: 
     detour = _Detour(route, host, other)
     sysctl.write("net/ipv4/conf/fwbr100i0/rp_filter", "2")
     assert not detour.datagram_arrives()
-    assert wiring.plug([NIC])[0].steps == ()
+    assert plug_nics([NIC])[0].steps == ()
 
 
 def test_way_around_the_filter_would_be_open_without_the_settings(
@@ -279,8 +279,8 @@ def test_vlans_on_a_vlan_aware_bridge(route: Any, host: Namespace, other: Namesp
     up(route, "eno1", "outside")
     guest_nic(route, other)
     tagged = replace(NIC, tag=5, trunks=(VlanRange(7, 8),))
-    assert wiring.plug([tagged])[0].error is None
-    assert wiring.plug([tagged])[0].steps == ()
+    assert plug_nics([tagged])[0].error is None
+    assert plug_nics([tagged])[0].steps == ()
 
     outside = listening(host, "outside")
     guest = listening(other, "eth0")
@@ -297,11 +297,11 @@ def test_vlans_on_a_vlan_aware_bridge(route: Any, host: Namespace, other: Namesp
     assert received(guest, b"not for this guest", 0.5) == []
 
     before = links(route).get("eno1")
-    assert wiring.plug([NIC])[0].error is None  # tag and trunks taken away
+    assert plug_nics([NIC])[0].error is None  # tag and trunks taken away
     port = links(route).get("fwpr100p0")
     assert port is not None
     assert port.vlans == (VlanRange(1, 1, pvid=True, untagged=True), VlanRange(2, 4094))
-    wiring.unplug([NIC])
+    unplug_nics([NIC])
     assert links(route).get("eno1") == before
 
 
@@ -316,8 +316,8 @@ def test_tag_on_a_plain_bridge(route: Any, host: Namespace, other: Namespace) ->
     guest_nic(route, other)
     before = links(route)
     tagged = replace(NIC, tag=5)
-    assert wiring.plug([tagged])[0].error is None
-    assert wiring.plug([tagged])[0].steps == ()
+    assert plug_nics([tagged])[0].error is None
+    assert plug_nics([tagged])[0].steps == ()
     assert links(route).ports("vmbr0v5") == ["bond0.5", "fwpr100p0"]
 
     outside = listening(host, "outside")
@@ -328,7 +328,7 @@ def test_tag_on_a_plain_bridge(route: Any, host: Namespace, other: Namespace) ->
     outside.send(frame(b"from outside", vlan=5))
     assert received(guest, b"from outside") == [None]
 
-    assert wiring.unplug([tagged])[0].error is None
+    assert unplug_nics([tagged])[0].error is None
     after = {link.name for link in links(route)}
     assert after == {link.name for link in before}
     assert links(route).ports("vmbr0") == ["bond0"]
