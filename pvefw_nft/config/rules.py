@@ -60,7 +60,7 @@ class Names:
     answers: dict[tuple[str, str], object] = field(default_factory=dict, compare=False)
 
     def find(self, kind: str, name: str) -> object:
-        """Return the value of an ``alias``; of an ``ipset``, whether there is one. None where there is none."""
+        """Return the value of an ``alias``; True for an ``ipset`` that exists; None if there is no such name."""
         if kind == "alias":
             alias = self.aliases.get(name)
             found: object = None if alias is None else alias.prefix
@@ -83,13 +83,13 @@ class Rejected(Exception):  # noqa: N818 - a finding about a rule, turned into a
 
     @classmethod
     def value(cls, written: RuleLine, name: str, bad: BadValue) -> Rejected:
-        """Make one of a value that cannot be read."""
+        """Make the finding about a value that cannot be read."""
         start = written.fields[name].start
         return cls(written.line.span(start + bad.start, start + bad.end), bad.code, bad.message, bad.hint)
 
 
 class RuleReader:
-    """Reads the rules of one file; ``guest`` holds the names of a guest's file, None elsewhere."""
+    """Read the rules of one file. ``guest`` holds the names of a guest's file; None for other files."""
 
     def __init__(self, kind: FileKind, findings: Findings, cluster: Names, guest: Names | None) -> None:
         """Read in the scopes given; they grow while the file is read."""
@@ -160,6 +160,7 @@ class RuleReader:
                 "name the interface in the GROUP rule that uses the group" if self._kind is not FileKind.VNET else None,
             )
         if self._kind is FileKind.GUEST:
+            # a guest's rules name its NICs by the keys of its config, as Proxmox VE's parser demands
             if not _GUEST_NIC.fullmatch(word.text):
                 raise Rejected(
                     written.span("iface"),
@@ -211,7 +212,7 @@ class RuleReader:
         return (self.find_alias(written.line, word),)
 
     def find_alias(self, line: Line, word: Word) -> Prefix:
-        """Return the value of an alias. Raises Rejected where none of that name is known."""
+        """Return the value of an alias. Raises Rejected for an unknown name."""
         scope, name = _scoped(word.text)
         for names in self._scopes(scope):
             if names.find("alias", name.lower()) is not None:
@@ -277,7 +278,7 @@ class RuleReader:
         return None if number is None else f"it is defined below, in line {number}: move that section above this line"
 
     def _other_kind(self, scope: str, name: str, kind: str) -> str | None:
-        """Tell where an ipset is used as an alias, or an alias as an ipset; ``kind`` is the one that it is."""
+        """Return a hint if an ipset is used as an alias or an alias as an ipset. ``kind``: the name's actual kind."""
         if not any(name in getattr(names, kind) for names in self._scopes(scope)):
             return None
         prefix = f"{scope}/" if scope else ""

@@ -163,6 +163,7 @@ def validate(ruleset: Ruleset, store: SoundChains | None = None) -> None:
     for bridge, zone in (ruleset.zones or {}).items():
         key = nic_of(bridge)
         if key is not None and zone != SHARED_ZONE:
+            # an answer forged on one guest's bridge must not find another guest's connection
             alone = guests.setdefault(zone, key[0]) == key[0]
             _require(alone, "firewall bridges of two guests are in one connection tracking zone")
     for vnet in ruleset.vnets:
@@ -209,6 +210,7 @@ def _rule_problem(layer: Layer, rule: Rule, chain: Chain, chains: Mapping[str, C
             found = chains.get(target)
             if found is None:
                 return f"no chain {target}"
+            # iptables-restore would refuse the jump in the family that lacks its target
             if rule.families & chain.families & ~found.families:
                 return f"{target} does not exist in all families of the rule"
         case AssignHelper() if layer is not Layer.RAW:

@@ -335,9 +335,9 @@ def _follow_rejection(model: RulesetModel, outcome: Outcome) -> None:
 
 
 class _Walker:
-    """Walks one packet through a ruleset; ``chosen`` are outcomes of unknown matches.
+    """Walk one packet through a ruleset. ``chosen`` are the assumed outcomes of unknown matches.
 
-    Sets that are looked up for the fields of ``looked_up`` are added to it.
+    ``looked_up`` collects, for its fields, the sets that rules looked up.
     """
 
     def __init__(
@@ -384,17 +384,18 @@ class _Walker:
         return self._outcome(stages, "ACCEPT", None)
 
     def _stage(self, stages: list[StageWalk], tracked: Tracked) -> Outcome | None:
-        """Walk the base chains of the last of these stages; return the outcome where one ends the packet's way."""
+        """Walk the base chains of the last of these stages. Return the outcome if one of them ends the packet's way."""
         walk = stages[-1]
         due = tracked.zones is not None
         for table, chain in walk.stage.chains(self.model, self.packet[PROTOCOL]):
             hook = chain.hook
             if hook is None:
-                continue
+                continue  # no base chain: it runs only when a rule calls it
             if due and hook.priority >= tracked.since:
                 self._look_up(tracked)
                 due = False
             whole = hook.priority >= tracked.whole
+            # nf_defrag keeps a later fragment until the packet is whole: no chain behind it sees the fragment
             if whole and self.packet.get(FRAGMENT) == LATER_FRAGMENT and self.probe.topology is None:
                 return replace(self._outcome(stages, "ACCEPT", None), put_together=True)
             if FRAGMENT in self.packet:
@@ -414,12 +415,13 @@ class _Walker:
         if self.connections is not None and self.packet[TRACKING] != EXEMPT:
             zone = min(tracked.zones or {DEFAULT_ZONE})
             found = self.connections.look_up(zone, self.packet)
+            # labels belong to the entry: those of another zone's entry do not count here
             for on in [on for on in self.packet if on.name.startswith(LABEL)]:
                 del self.packet[on]
             self.packet |= {CT_STATE: found.state, CT_DIRECTION: found.direction, **dict.fromkeys(found.labels, 1)}
 
     def _ended(self, stages: list[StageWalk], end: End) -> Outcome | None:
-        """Return the outcome where a base chain's end is the packet's; None where it goes on."""
+        """Return the outcome if the end of a base chain is also the packet's end; None if the packet goes on."""
         match end:
             case Drop():
                 return self._outcome(stages, "DROP", None)
@@ -429,7 +431,7 @@ class _Walker:
                 self.notes.append(f"the effect of {text} is not known")
                 return self._outcome(stages, "UNDECIDED", None)
             case Accept():
-                return None
+                return None  # NF_ACCEPT ends this base chain only: those behind it see the packet, too
 
     def _outcome(self, stages: list[StageWalk], verdict: str, kind: str | None) -> Outcome:
         return Outcome(
@@ -449,7 +451,7 @@ class _Walker:
         return tracked
 
     def _see_connection(self, view: View) -> None:
-        """Return the packet's connection as a base chain sees it."""
+        """Set the state of the packet's connection as a base chain sees it."""
         self.tracking = view
         first = CT_STATES.index(first_state(self.packet))
         if self.connections is not None:
@@ -468,7 +470,7 @@ class _Walker:
             self.view |= {on: value for on, value in self.packet.items() if on.name.startswith(LABEL)}
 
     def _see(self, stage: Stage) -> dict[Field, int]:
-        """Return the packet as a stage's hooks see it. Crossing to the next bridge, its connection is forgotten."""
+        """Return the packet as a stage's hooks see it. On its way to the next bridge it loses its connection."""
         if enters(stage):
             self.packet[TRACKING] = 0
         view = dict(self.packet)
@@ -484,6 +486,7 @@ class _Walker:
             view[ETHER_TYPE] = view[PROTOCOL]
         if stage.from_host:
             view[ETHER_SRC] = HOST_MAC
+            # the kernel builds the Ethernet header behind these hooks of the IP families
             if stage.family is not Family.BRIDGE and stage.point in (Point.OUTPUT, Point.POSTROUTING):
                 del view[ETHER_SRC]
                 view.pop(ETHER_DST, None)
@@ -500,6 +503,7 @@ class _Walker:
         while True:
             position = next(positions, None)
             if position is None:
+                # only ebtables gives chains of the user a policy, see ebtables(8)
                 decided: PlainVerdict | None = current.policy if current is not chain else Return()
             else:
                 step = self._rule(table, current, position, callers)
@@ -514,6 +518,7 @@ class _Walker:
                     current, callers = table.chains[target], (*callers, walk.steps[-1])
                     positions = self._positions(current)
                 case Goto(target):
+                    # nothing is pushed: a return from there goes to the last chain that jumped
                     current, callers = table.chains[target], (*callers, walk.steps[-1])
                     positions = self._positions(current)
                 case Return():
@@ -528,7 +533,7 @@ class _Walker:
                     return walk.end
                 case Nat():
                     self._translate(decided)
-                    return walk.end
+                    return walk.end  # a translation also accepts: nf_nat_setup_info returns NF_ACCEPT
                 case Accept() | Drop() | Reject() | UnknownVerdict():
                     walk.end = decided
                     return decided
@@ -546,6 +551,7 @@ class _Walker:
                 return Step(table, chain, position + 1, rule, callers, condition, seen=seen)
         for effect in rule.effects:
             if isinstance(effect, Guard):
+                # nft_do_chain runs a rule's expressions in order: effects before a guard that fails stay
                 if not self._holds(effect.condition):
                     return Step(table, chain, position + 1, rule, callers, effect.condition)
             else:
@@ -628,6 +634,7 @@ class _Walker:
         """Change a field, or give the packet's connection a label."""
         on = effect.field
         if on.name.startswith(LABEL):
+            # nft_ct_set_eval does nothing for a packet without a connection
             if self.view[CT_STATE] in CONNECTED:
                 self.packet[on] = self.view[on] = 1
                 if self.connections is not None:
@@ -636,7 +643,7 @@ class _Walker:
             self._set(on, effect.result(self.view[on]))
 
     def _mark(self, effect: SetMark | CopyMark) -> None:
-        """Change a mark. A packet without a connection has none; that of a connection not known is a fresh one."""
+        """Change a mark. A packet without a connection has no connection mark; an unknown connection starts with 0."""
         other = MARK if effect.target.bits is CT_MARK else CT_MARK
         for bit, on in enumerate(effect.target.bits):
             if on not in self.view or (isinstance(effect, CopyMark) and other[bit] not in self.view):
@@ -648,13 +655,14 @@ class _Walker:
                 self._set(on, value ^ (self.view[other[bit]] & effect.take >> bit & 1))
 
     def _exempt(self, tracking: int) -> None:
-        """Note what a rule does about the packet's tracking: the first one that does so before the lookup counts."""
+        """Record that a rule exempts the packet or sets its zone. The first rule before the lookup counts."""
+        # xt_CT and nft_notrack ignore packets that have a connection, a template or are untracked already
         if not self.tracking.looked_up and self.packet[TRACKING] == 0:
             self.packet[TRACKING] = tracking
             self._see_connection(self.tracking)
 
     def _translate(self, nat: Nat) -> None:
-        """Carry out a translation to one address or port; the way stays that to the first destination."""
+        """Translate to one address or port. The packet keeps its way to the first destination."""
         to_destination = nat.kind in ("dnat", "redirect")
         self._set(CT_STATUS["dnat" if to_destination else "snat"], 1)
         parts = []

@@ -123,9 +123,9 @@ Parsed: TypeAlias = tuple[tuple[Condition, ...], tuple[Effect, ...], Verdict | N
 
 @dataclass(slots=True)
 class NftTable:
-    """What rules refer to by name in their table: the members of sets and maps, and the types of helpers.
+    """The objects of a table that rules refer to by name: the members of sets and maps, and the types of helpers.
 
-    ``counting`` are references of sets that rules fill with rates. Who is in them is open, like whether a rate is kept.
+    ``counting`` are references of sets that rules fill with rates. Their members are unknown.
     """
 
     family: Family
@@ -170,7 +170,7 @@ def _is_plain(left: dict[str, Json]) -> bool:
 
 
 class NftRuleParser:
-    """Reads the rules of one table."""
+    """Read the rules of one table."""
 
     def __init__(self, table: NftTable, reading: Reading) -> None:
         self.table = table
@@ -196,8 +196,9 @@ class NftRuleParser:
         return conditions, tuple(self.effects), self.verdict
 
     def _require(self, condition: Condition) -> None:
-        """The rest of the rule needs this condition."""
+        """Add a condition that the rest of the rule depends on."""
         if self.effects:
+            # statements run in order: those before this condition take effect even if it does not hold
             self.effects.append(Guard(condition))
         elif condition not in self.conditions:
             self.conditions.append(condition)
@@ -220,6 +221,7 @@ class NftRuleParser:
         body = as_object(body)
         left, right, operator = body.get("left"), body.get("right"), str(body.get("op", "=="))
         if isinstance(right, str) and right in self.table.counting:
+            # rules fill this set as packets come: its members are as open as the state of a rate
             self._require(rate_test(f"of who is in {right}", over=operator in ("==", "in")))
             return
         if isinstance(left, dict):
@@ -255,13 +257,13 @@ class NftRuleParser:
         on = selector(expression, self.table.family)
         for test in on.depends:
             if test.field is PROTOCOL and self.table.family in (Family.IP, Family.IP6, Family.ARP):
-                continue
+                continue  # hooks of these families see packets of one network protocol only
             if not self._has(test):
                 self._require(test)
         return on
 
     def _has(self, test: Test) -> bool:
-        """Return whether the rule already demands what a test does."""
+        """Return whether the rule already has a condition as strict as this test."""
         for condition in self.conditions:
             if condition is test:
                 return True
@@ -315,7 +317,7 @@ class NftRuleParser:
         return found
 
     def _expiring(self, on: Selector, operator: str, right: Json, timed: dict[str, list[Json]]) -> Condition:
-        """Return the condition of a set of which elements expire: they match as long as they have not."""
+        """Return the condition of a set with elements that expire: each matches until then."""
         if operator not in ("==", "in", "!=", "!"):
             raise UnknownExpressionError(f"{on.field} {operator} {right}")
         expiring = [value for values in timed.values() for value in values]
@@ -386,6 +388,7 @@ class NftRuleParser:
     def _tcp_flags(self, inner: Json, mask: Json, operator: str, right: Json) -> Condition:
         self._selector(inner)
         value = flag_bits(right)
+        # nft(8), bitmask types: `in` matches if any of these flags is set, `!` if none is
         if operator in ("in", "!"):
             none_set = Test(TCP_FLAGS, IntervalSet.masked(value, 0, 8))
             return none_set if operator == "!" else negate(none_set)
@@ -416,7 +419,7 @@ class NftRuleParser:
         return fragments if right == (operator == "==") else negate(fragments)
 
     def _unnamed(self, inner: Json, mask: Json, operator: str, right: Json) -> Condition | None:
-        """Return the condition of a match on bits that nft has no name for, where they are ones that are known here.
+        """Return the condition of a match on bits without a name in nft, if they are known here.
 
         Behind the transport header of neighbour discovery, the target address; in a frame with two VLAN tags, the ids
         of both and what is behind them.
