@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.kernel.guest.machine import Guest
 
 pytest.importorskip("pyroute2")
@@ -20,7 +22,7 @@ pytest.importorskip("pyroute2")
 LIMITS = {
     "PVEFW_TEST_UPDATES": "200",
     "PVEFW_TEST_SWITCHES": "20",
-    "PVEFW_TEST_SECONDS": "20",
+    "PVEFW_TEST_SECONDS": "10",
     "PVEFW_TEST_KILLS": "kernel",
     "PVEFW_TEST_FILE_TIMEOUT": "20",
     "PVEFW_TEST_SLOW": "60",
@@ -50,23 +52,29 @@ FILES = {
 }
 
 
-def inherited(name: str) -> list[str]:
-    """Return what sets a variable in the guest, if it is set here."""
-    return [f"{name}={os.environ[name]}"] if name in os.environ else []
+def inherited(*names: str) -> dict[str, str]:
+    """Return those of the variables that are set here, to be set in the guest."""
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def run_tests(guest: Guest, settings: Mapping[str, str], *arguments: str, seconds: float) -> tuple[int, str]:
+    """Run tests in the guest, and return pytest's exit status and output, which is printed too."""
+    options = ["-q", "-s", "-rs", "-p", "no:cacheprovider"]
+    status, output = guest.call("tests.kernel.guest.pytests:run", [*options, *arguments], settings, seconds=seconds)
+    text: str = output.decode(errors="replace")
+    print(text)
+    return status, text
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_host_side(guest: Guest, file: str) -> None:
     limits = {name: os.environ.get(name, value) for name, value in LIMITS.items()}
     seconds = 1800 if limits == LIMITS else 7200
-    pytest_command = [sys.executable, "-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider", "-k", FILES[file]]
-    settings = [f"{name}={value}" for name, value in limits.items()]
-    settings += [*inherited("PVEFW_TEST_NAT"), *inherited("PVEFW_TEST_FAULTS")]
-    status, output = guest.run(["env", *settings, *pytest_command, f"tests/host/{file}"], seconds=seconds)
-    print(output.decode(errors="replace"))
+    settings = {**limits, **inherited("PVEFW_TEST_NAT", "PVEFW_TEST_FAULTS")}
+    status, output = run_tests(guest, settings, "-k", FILES[file], f"tests/host/{file}", seconds=seconds)
     assert status == 0
     # there, every test can run
-    assert b"skipped" not in output
+    assert "skipped" not in output
 
 
 _PROBE = """\
@@ -97,7 +105,8 @@ def test_under_systemd(request: pytest.FixtureRequest, where: str, file: str) ->
     here = where == "here"
     if here and not takes_systemd():
         pytest.skip("all of it runs in the guest")
-    limits = [*inherited("PVEFW_TEST_TAKE_OVER"), *inherited("PVEFW_TEST_SYSTEMD")]
+    long = inherited("PVEFW_TEST_TAKE_OVER", "PVEFW_TEST_SYSTEMD")
+    limits = [f"{name}={value}" for name, value in long.items()]
     if not here and takes_systemd() and not limits:
         pytest.skip("all of nft's rules, which takes a quarter of an hour in the guest: PVEFW_TEST_SYSTEMD=1")
     backends = "iptables nft" if here or limits else "iptables"
@@ -123,15 +132,13 @@ def test_legacy_variants_of_iptables(guest: Guest) -> None:
     """Alternatives as Proxmox VE sets them; the long form takes over and hands back with them, too."""
     files = ["tests/kernel/variants_in_guest.py"]
     files += ["tests/kernel/takeover_in_guest.py"] if "PVEFW_TEST_TAKE_OVER" in os.environ else []
-    python = ["env", *inherited("PVEFW_TEST_TAKE_OVER"), sys.executable]
-    pytest_command = [*python, "-m", "pytest", "-q", "-s", "-rs", "-p", "no:cacheprovider"]
+    settings = inherited("PVEFW_TEST_TAKE_OVER")
     chosen = "not killed and not boot and not switched_off" if len(files) > 1 else "not switching"
     set_all = "for tool in iptables ip6tables ebtables; do update-alternatives --{0} $tool {1}; done"
     guest.run(["sh", "-ec", set_all.format("set", "/usr/sbin/$tool-legacy")], seconds=60)
     try:
-        status, output = guest.run([*pytest_command, "-k", chosen, *files], seconds=7200 if len(files) > 1 else 1200)
+        status, output = run_tests(guest, settings, "-k", chosen, *files, seconds=7200 if len(files) > 1 else 1200)
     finally:
         guest.run(["sh", "-ec", set_all.format("auto", "")], seconds=60)
-    print(output.decode(errors="replace"))
     assert status == 0
-    assert b"skipped" not in output
+    assert "skipped" not in output
