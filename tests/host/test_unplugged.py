@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,12 +23,12 @@ from pvefw_nft.host.bridges.plug import plug_nics, unplug_nics
 from pvefw_nft.host.bridges.unplugged import Misconfigured, find_unplugged
 from pvefw_nft.host.links import BridgeSettings, Link, Links, open_route, read_links
 
+from .commands import pvefw as forked_pvefw
 from .network import ADDRESSES, MACS, Denied, Echo, Network, configure, has_bridge_conntrack
-from .test_commands import REPOSITORY, pvefw
+from .test_commands import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from .conftest import Namespace
 
@@ -44,6 +46,13 @@ def network(host: Namespace) -> Iterator[Network]:
     unplug(made)
     yield made
     made.close()
+
+
+def pvefw(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process that has read the program already: to start Python takes seconds in the guest."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = forked_pvefw(Path(folder), *arguments)
+    return subprocess.CompletedProcess(arguments, done.status, done.out, done.err)
 
 
 def unplug(network: Network) -> None:
