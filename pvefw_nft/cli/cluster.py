@@ -38,55 +38,59 @@ def cluster_command() -> None:
     """
 
 
+_SSH_OPTIONS = (
+    click.option(
+        "--pvefw", default="pvefw", show_default=True, metavar="COMMAND", help="How pvefw is started on the nodes."
+    ),
+    click.option(
+        "--time-limit",
+        type=click.FloatRange(min=1),
+        default=600.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long a command on a node may take.",
+    ),
+    click.option(
+        "--connect-time",
+        type=click.FloatRange(min=0.1),
+        default=15.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long a node may take to let us in.",
+    ),
+    click.option(
+        "--known-hosts",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="The only file of host keys. Default: those of ssh, and those that Proxmox VE keeps of each node.",
+    ),
+    click.option("-i", "--identity", multiple=True, metavar="FILE", help="The key to log in with. Default: ssh's."),
+    click.option(
+        "--port",
+        type=click.IntRange(1, 65535),
+        metavar="PORT",
+        default=22,
+        show_default=True,
+        help="The port of the nodes' sshd.",
+    ),
+    click.option("--user", metavar="NAME", default="root", show_default=True, help="The user to log in as."),
+    click.option(
+        "--root",
+        type=click.Path(path_type=Path),
+        default=Path("/"),
+        metavar="DIR",
+        help="The folder that holds etc/pve with the cluster's corosync.conf. Default: /.",
+    ),
+    click.option(
+        "--hosts", metavar="NODE[=ADDRESS],…", help="Which nodes. Default: those of the cluster's corosync.conf."
+    ),
+)
+"""Options that name the nodes, and say how to log in; the last one comes first in the help."""
+
+
 def _ssh_options(command: _F) -> _F:
-    """Add which nodes are meant, and how to log in."""
-    for option in (
-        click.option(
-            "--pvefw", default="pvefw", show_default=True, metavar="COMMAND", help="How pvefw is started on the nodes."
-        ),
-        click.option(
-            "--time-limit",
-            type=click.FloatRange(min=1),
-            default=600.0,
-            show_default=True,
-            metavar="SECONDS",
-            help="How long a command on a node may take.",
-        ),
-        click.option(
-            "--connect-time",
-            type=click.FloatRange(min=0.1),
-            default=15.0,
-            show_default=True,
-            metavar="SECONDS",
-            help="How long a node may take to let us in.",
-        ),
-        click.option(
-            "--known-hosts",
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            help="The only file of host keys. Default: those of ssh, and those that Proxmox VE keeps of each node.",
-        ),
-        click.option("-i", "--identity", multiple=True, metavar="FILE", help="The key to log in with. Default: ssh's."),
-        click.option(
-            "--port",
-            type=click.IntRange(1, 65535),
-            metavar="PORT",
-            default=22,
-            show_default=True,
-            help="The port of the nodes' sshd.",
-        ),
-        click.option("--user", metavar="NAME", default="root", show_default=True, help="The user to log in as."),
-        click.option(
-            "--root",
-            type=click.Path(path_type=Path),
-            default=Path("/"),
-            metavar="DIR",
-            help="The folder that holds etc/pve with the cluster's corosync.conf. Default: /.",
-        ),
-        click.option(
-            "--hosts", metavar="NODE[=ADDRESS],…", help="Which nodes. Default: those of the cluster's corosync.conf."
-        ),
-    ):
+    """Add the options that name the nodes, and say how to log in."""
+    for option in _SSH_OPTIONS:
         command = option(command)
     return command
 

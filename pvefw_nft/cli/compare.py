@@ -82,9 +82,6 @@ def compare_command(
     known: Path | None,
     only: str | None,
     bridge_call: bool | None,
-    max_time: int | None,
-    max_memory: int | None,
-    no_cache: bool,
     form: str,
     verbose: bool,
     as_reference: bool,
@@ -93,7 +90,7 @@ def compare_command(
     node: str | None,
     local_network: str | None,
     jobs: int | None,
-    **_: Any,  # noqa: ANN401 - those of all_nodes_options
+    **_: Any,  # noqa: ANN401 - those of all_nodes_options, and limits, which ctx.params has
 ) -> None:
     """Prove that two rulesets treat packets alike, or show packets that they treat differently.
 
@@ -115,16 +112,25 @@ def compare_command(
         sides = [replace(side, topology=replace(side.topology, call_iptables=bridge_call)) for side in sides]
     if only is not None:
         sides = [replace(side, model=only_ours(side.model)) for side in sides]
-    from pvefw_nft.app.proof_cache import kept_proofs
-    from pvefw_nft.verify.prove.compare import Options
-
-    options = Options(strict=strict, known=_known(known), jobs=jobs or len(os.sched_getaffinity(0)))
-    options = replace(options, max_seconds=max_time or options.max_seconds, max_memory=max_memory or options.max_memory)
-    options = options if no_cache else replace(options, proofs=kept_proofs())
+    options = _options(ctx.params, strict=strict, known=_known(known), jobs=jobs or len(os.sched_getaffinity(0)))
     with progress("proving") as show:
         report, exit_code, replay = compare_sides(sides, options, ctx.params, show)
     _print(report, form, replay, verbose=verbose)
     ctx.exit(exit_code)
+
+
+def _options(params: Mapping[str, Any], *, strict: bool, known: tuple[Known, ...], jobs: int) -> Options:
+    """Return the options of the proof: with the limits of the command line, and proofs of earlier comparisons."""
+    from pvefw_nft.app.proof_cache import kept_proofs
+    from pvefw_nft.verify.prove.compare import Options
+
+    options = Options(strict=strict, known=known, jobs=jobs)
+    options = replace(
+        options,
+        max_seconds=params["max_time"] or options.max_seconds,
+        max_memory=params["max_memory"] or options.max_memory,
+    )
+    return options if params["no_cache"] else replace(options, proofs=kept_proofs())
 
 
 def _source_of(folder: Path, *, node: str | None, local_network: str | None, as_reference: bool) -> Source:

@@ -148,12 +148,12 @@ def _check_entries(config: GuestConfig) -> None:
 class GuestBuilder:
     """Adds guests one by one to the chains of a context, and collects their NICs and sets.
 
-    ``failed`` holds the guests that are closed since they ask for too much, or since building them failed, which is a
-    bug of pvefw.
+    ``failed`` holds the guests that are closed because they ask for too much, or because their build failed (a bug of
+    pvefw).
     """
 
     def __init__(self, context: Context, store: PartStore | None = None) -> None:
-        """Start with no guests. Those that ``store`` knows are not made again."""
+        """Start with no guests. ``store`` caches the parts of guests between compiles."""
         self._context = context
         self._store = store
         self.nics: list[Nic] = []
@@ -246,7 +246,7 @@ class GuestBuilder:
         return Nic(interface, firewall_port, guest.vmid, nic.index, f"{interface}-IN", f"{interface}-OUT", link_chain)
 
     def _address_filters(self, guest: Guest, config: GuestConfig, nics: list[ModelNic]) -> dict[int, Set]:
-        """Return the sets of addresses that the NICs may send from, by NIC, where there are any."""
+        """Return the set of addresses that a NIC may send from, by its number. A NIC without a filter has no entry."""
         filters: dict[int, Set] = {}
         for nic in nics:
             name = f"ipfilter-net{nic.index}"
@@ -286,7 +286,7 @@ class GuestBuilder:
     def _add_hardening(
         self, config: GuestConfig, nic: ModelNic, interface: str, address_filter: Set | None
     ) -> tuple[str | None, str | None]:
-        """Add the stateless chain of a NIC and that of its limits; return their names, None where one is not needed."""
+        """Add a NIC's chains of stateless checks and of limits. Return their names, None for one without rules."""
         if self._context.as_reference:
             return None, None
         hardening = config.hardening.over(self._context.node.cluster.hardening)
@@ -305,7 +305,7 @@ class GuestBuilder:
         return made[0], made[1]
 
     def _within_budget(self, rules: Iterable[Rule], config: GuestConfig) -> Iterator[Rule]:
-        """Yield the rules of a guest's file. Raises UnusableFileError where all its NICs together get too many."""
+        """Yield the rules of a guest's file. Raises UnusableFileError if all its NICs together get too many."""
         for rule in rules:
             self._rules += 1
             if self._rules > MAX_RULES:
@@ -320,6 +320,7 @@ class GuestBuilder:
 
     def _in_rules(self, vmid: int, config: GuestConfig, nic: ModelNic, chain: str, accept: Action) -> Iterator[Rule]:
         options = config.options
+        # by this mark Proxmox VE finds the connections of a guest that migrates
         yield builtin("connmark", action=SetConnmark(vmid))
         if options.dhcp:
             yield from _DHCP_IN

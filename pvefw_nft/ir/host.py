@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from pvefw_nft.ir.nodes import Prefix
 
 MANAGEMENT = SetKey(0, "management")
-"""The set of those who may manage this node."""
+"""The set of addresses that may always manage this node."""
 
 BLACKLIST = SetKey(0, "blacklist")
 """The set of addresses whose packets are dropped first."""
@@ -159,7 +159,7 @@ def _corosync(context: Context, direction: Direction) -> Iterator[Rule]:
     corosync = context.node.corosync
     if corosync is None:
         return
-    if corosync.transport == "udp":
+    if corosync.transport == "udp":  # the other transports, knet and udpu, send to single addresses only
         multicast = AddressType(Side.DESTINATION, AddressKind.MULTICAST)
         yield builtin("corosync", multicast, UDP, _dport(_COROSYNC), action=RETURN)
     for ours, theirs in corosync_peers(corosync, context.node.node):
@@ -169,7 +169,7 @@ def _corosync(context: Context, direction: Direction) -> Iterator[Rule]:
 
 
 def corosync_peers(corosync: Corosync, node: str) -> Iterator[tuple[Prefix, Prefix]]:
-    """Yield the pairs of our own and a peer's address on the same link, by the peer's name, then by link."""
+    """Yield pairs of addresses on one link: this node's and a peer's, by the peer's name, then by link."""
     own: CorosyncNode | None = next((member for member in corosync.nodes if member.name == node), None)
     if own is None:
         return
@@ -190,7 +190,7 @@ def add_raw_chain(context: Context) -> bool:
         over = RateOver(
             options.protection_synflood_rate,
             options.protection_synflood_burst,
-            options.nf_conntrack_tcp_timeout_syn_recv * 1000,
+            options.nf_conntrack_tcp_timeout_syn_recv * 1000,  # --hashlimit-htable-expire takes milliseconds
             None if context.as_reference else context.node.host.hardening.synflood_sources,
         )
         rules.append(builtin("protection_synflood", TCP, NEW_CONNECTION, over, action=DROP))
@@ -219,7 +219,7 @@ def cluster_sets(context: Context) -> Iterator[AddressSet]:
     local = node.local_network
     counted = len(entries) + (0 if management is None else management.replaced)
     if local is not None:
-        # The reference adds the local network twice before it removes duplicates, and sizes the set before that.
+        # the reference adds the local network twice, sizes the set, and only then removes duplicates
         counted += 2
         if all(
             (e.prefix.version, e.prefix.address, e.prefix.length) != (local.version, local.address, local.length)
