@@ -4,8 +4,8 @@ It is a fork, not another program: the modules that it needs are loaded already,
 where its capabilities would stay with it (:func:`.confine.needs_another_program`), it runs :mod:`.confined_program`. It
 keeps no descriptor but two pipes, and gives up what :mod:`.confine` takes before it reads anything.
 
-What passes the pipes are frames: four bytes of length, then so many bytes. What comes from the other process may be
-anything, so the reader of a frame checks its content; it is never code (no pickle).
+The pipes carry frames: four bytes of length, then so many bytes. The other process may send anything, so the reader of
+a frame checks its content; it is never code (no pickle).
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ class Worker:
     """The other process. It ends with this one, and with :meth:`close`."""
 
     def __init__(self, serve: Callable[[Channel, Sequence[str]], None], readable: Sequence[Path]) -> None:
-        """Start it: ``serve`` runs there, with the channel and what could not be taken from it, and may read files
-        below ``readable``. It is a method of what can be pickled, see :class:`.confined_program.Job`. Raises HostError
-        where no process can be started, and CompilerError where earlier ones hang.
+        """Start the process: ``serve`` runs there with the channel and the names of missing confinements, and may read
+        files below ``readable``. It is a method of an object that can be pickled, see :class:`.confined_program.Job`.
+        Raises HostError if no process can be started, and CompilerError if earlier ones hang.
         """
         _reap()
         if len(_left_behind) >= _MAX_LEFT_BEHIND:

@@ -36,8 +36,8 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a command did. ``text`` is what would be fed to the tools, of a preview; ``problems`` what did not matter
-    enough to fail (a conntrack limit that could not be set).
+    """The result of a command. ``text``: the input of the tools, of a preview. ``problems``: failures of parts that do
+    not fail the command, such as a conntrack limit that could not be set.
     """
 
     running: bool

@@ -160,11 +160,11 @@ def put_back(running: str | None = None) -> PutBack:
         state.write(_path(), kept)
     else:
         state.remove(_path())
-    return PutBack(_passing_by([key for key in _OF_BR_NETFILTER if key in done]), tuple(problems))
+    return PutBack(_bypass_notes([key for key in _OF_BR_NETFILTER if key in done]), tuple(problems))
 
 
 def forget() -> None:
-    """Leave all settings as they are, for good. Raises HostError."""
+    """Forget the recorded settings: they keep their present values. Raises HostError."""
     state.remove(_path())
 
 
@@ -174,7 +174,7 @@ def _not_needed_by(backend: str) -> frozenset[str]:
     return frozenset(_OF_BR_NETFILTER).union(*(needed_first(name) for name in BACKENDS))
 
 
-def _passing_by(keys: Sequence[str]) -> tuple[str, ...]:
+def _bypass_notes(keys: Sequence[str]) -> tuple[str, ...]:
     """Return the effects on bridged packets of these settings, which were 1 and are 0."""
     if not keys:
         return ()
@@ -184,7 +184,7 @@ def _passing_by(keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_remembered() -> dict[str, dict[str, str | None]]:
-    """Return the settings that were changed here, each with what stood there (None: nothing did) and our value."""
+    """Return the recorded settings, each with its value before (None: it did not exist) and pvefw's value."""
 
     def check(value: Any) -> dict[str, dict[str, str | None]]:  # noqa: ANN401 - JSON
         found = {}

@@ -1,7 +1,7 @@
 """Execute plans for iptables, ipset and ebtables, and read the result back.
 
-The rules before are kept until the result has been read back, and restored if anything fails, unless others had
-changed them by then: a ruleset that lacks rules of ours would open the host.
+The rules before are kept until the result has been read back, and restored if anything fails. They are not restored if
+another program had changed them: a ruleset with gaps would open the host.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ TRIES = 3  # attempts of an apply while other programs keep changing rules
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What of ours was in the kernel, and the stamp of the time in which it was read (None: there is none).
+    """The rules of pvefw that were read from the kernel, with their stamp (None: there is none).
 
-    ``notes`` say what an apply had to leave, and why.
+    ``notes`` name the chains and sets that an apply had to leave, with the reason.
     """
 
     state: State
@@ -148,8 +148,8 @@ def differences(current: State, target: State) -> list[str]:
 def memory_of(current: State, planned: Plan, before: Mapping[str, AppliedChain] = NOTHING) -> dict[str, AppliedChain]:
     """Return the facts to record about a state that was just applied and read back.
 
-    ``before`` is the remembered state until then: it stands for parts that the plan did not touch, so that foreign
-    changes meanwhile are not taken for applied ones.
+    ``before`` is the record until then. It is kept for parts that the plan did not touch, so that foreign changes
+    meanwhile do not count as applied.
     """
     touched = {memory_key(change.where, change.name) for change in planned.changes}
     found = {}
@@ -199,9 +199,9 @@ def refuse_dormant() -> None:
 def apply(planned: Plan, is_whole: Callable[[State], bool] = lambda _: True) -> Seen:
     """Execute a plan that was just made, and return the state after it; if it fails, restore the rules before.
 
-    Where others change rules meanwhile, it is planned again from the rules that are then there. ``is_whole`` tells
-    whether the rules before were a complete ruleset. Others are not restored: then the rules that were loaded stay.
-    Raises :class:`HostError` that says what failed, and which rules are in place.
+    If another program changes rules meanwhile, the apply is planned again from the present rules. ``is_whole`` tells
+    whether the rules before were a complete ruleset. An incomplete one is not restored: the loaded rules stay. Raises
+    :class:`HostError` that names the failure and the rules that are in place.
     """
     if not planned.parts:
         return Seen(planned.before, planned.stamp, planned.notes)
@@ -250,7 +250,8 @@ def _look_again(planned: Plan) -> Seen:
 def _if_others_changed_rules(planned: Plan) -> Seen | None:
     """Return the present rules if a tool may have failed because another program changed rules after the plan.
 
-    Each table is changed in one transaction, so it holds what it held before or what was planned. None: so do all.
+    Each table is changed in one transaction: without a foreign change it holds the rules before or the planned ones.
+    None: every table does.
     """
     try:
         now = _look_again(planned)
@@ -265,10 +266,10 @@ def _if_others_changed_rules(planned: Plan) -> Seen | None:
 
 
 def _read_changed(planned: Plan) -> Seen | None:
-    """Read back only the chains that changed, where the rest provably is as it was; None: that is not so.
+    """Read back only the chains that changed, if the rest is provably unchanged; None: it is not.
 
-    Each part for iptables is one transaction. If there were no others since the plan's state was read, what is in
-    none of the parts cannot have changed. Chains that come and go, and ebtables, are not worth it.
+    Each part for iptables is one transaction. If there was no other since the plan's state was read, chains outside of
+    the parts cannot have changed. New and removed chains, and ebtables, are always read back as a whole.
     """
     chains = [change for change in planned.changes if change.where != SETS]
     parts = [part for part in planned.parts if part.command[0] != "ipset"]

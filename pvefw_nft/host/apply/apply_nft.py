@@ -48,8 +48,8 @@ class NotAsLoadedError(HostError):
 class Plan:
     """The commands of a transaction, and the changes that they make. Without commands there is nothing to do.
 
-    ``target`` is the state after it; ``was_there``: a table of ours was there before. ``stamp`` is that of the time
-    in which the kernel was looked at (None: there is none). ``whole``: it replaces our tables completely.
+    ``target`` is the state after it. ``was_there``: one of our tables was loaded before. ``stamp`` is that of the state
+    that was read for the plan (None: there is none). ``whole``: the transaction replaces our tables completely.
     """
 
     commands: tuple[Command, ...]

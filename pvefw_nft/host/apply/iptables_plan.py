@@ -31,7 +31,7 @@ LOCK_WAIT = "10"
 class Part:
     """The input of one tool. ``command`` is the command line, ``title`` the heading in a listing.
 
-    ``may_fail``: each line stands on its own, and may fail if another program uses the removed object.
+    ``may_fail``: each line runs by itself, and may fail if another program uses the removed object.
     """
 
     title: str
@@ -47,9 +47,8 @@ class Part:
 class Plan:
     """The parts of a plan in order, and the changes that they make. Without parts there is nothing to do.
 
-    ``before`` is the state that the plan was made from, with its ``stamp``; ``target`` and ``removing`` are what was
-    asked for, ``after`` is the planned state. ``notes`` say which chains and sets stay although they are not wanted,
-    and why.
+    ``before`` is the state that the plan starts from, with its ``stamp``; ``target`` and ``removing`` are the request,
+    ``after`` is the planned state. ``notes`` name unwanted chains and sets that stay, with the reason.
     """
 
     parts: tuple[Part, ...]

@@ -1,10 +1,9 @@
 """The iptables, ipset and ebtables rules of a host as data: the wanted and the present ones.
 
-A :class:`State` holds only our own parts: chains that carry our signature or are called ``PVEFW-…``, the sets
-called ``PVEFW-…``, and the jumps from the kernel's chains into them. A chain with a name that our rulesets use is ours
-too where it is on record as loaded, or where it is empty and no rule leads to it: ``iptables -F`` leaves such chains.
-Everything else is the administrator's and is never read further than to see that it is not ours, and whether it uses
-a chain or set of ours.
+A :class:`State` holds only pvefw's own parts: chains with its signature or named ``PVEFW-…``, sets named ``PVEFW-…``,
+and the jumps from built-in chains into them. A chain with a name that pvefw's rulesets use counts, too, if it is on
+record as loaded, or is empty and no rule leads to it: ``iptables -F`` leaves such chains. Everything else is foreign.
+It is read only to see that it is foreign, and whether it uses one of pvefw's chains or sets.
 """
 
 from __future__ import annotations
@@ -79,9 +78,9 @@ class Chain:
 class Table:
     """Our chains of one table. ``hooked``: the built-in chains that jump to them.
 
-    ``foreign`` are the names of chains that are not ours. ``users`` holds, by chain of ours, a foreign rule that jumps
-    to it. ``repeated``: the kernel's chains that jump to ours more than once, each with the number of jumps and the
-    position of the first one, counted from 1.
+    ``foreign`` are the names of foreign chains. ``users`` maps each of our chains that a foreign rule jumps to to that
+    rule. ``repeated``: the built-in chains that jump to ours more than once, with the number of jumps and the position
+    of the first one, counted from 1.
     """
 
     chains: Mapping[str, Chain] = field(default_factory=dict)

@@ -1,6 +1,7 @@
-"""From pvefw back to Proxmox VE's firewall, in the order that never opens the host.
+"""Return from pvefw to Proxmox VE's firewall, in an order that never opens the host.
 
-Theirs is started while ours stays loaded; ours is removed once theirs is seen to be loaded. Each step may be repeated.
+Proxmox VE's firewall is started while pvefw's rules stay loaded. They are removed once its rules are seen in the
+kernel. Each step may be repeated.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ _GUARD = "pvefw-hand-back-guard"
 
 @dataclass(frozen=True, slots=True)
 class HandBack:
-    """What to hand back to: ``nftables`` is host.fw's option, ``enabled`` cluster.fw's switch.
+    """The firewall to return to: ``nftables`` is the option of host.fw, ``enabled`` the switch in cluster.fw.
 
-    ``confirm_within``: seconds in which ``confirmed`` must report a confirmation of the change, while both
-    firewalls are loaded; else ``take_over_again``, a command line, is run by a timer. None: ours goes without asking.
+    ``confirm_within``: seconds in which ``confirmed`` must report a confirmation of the change, while both firewalls
+    are loaded; else ``take_over_again``, a command line, is run by a timer. None: pvefw's rules are removed unasked.
     """
 
     nftables: bool

@@ -1,12 +1,12 @@
-"""From Proxmox VE's firewall to pvefw, in the order that never opens the host.
+"""Change from Proxmox VE's firewall to pvefw, in an order that never opens the host.
 
-Ours is loaded beside theirs and read back; from then on a packet must pass both. Their services are ended by a signal
-that leaves them no time to remove rules. Only then what they loaded is removed, once ours is known to be loaded again.
-The iptables backend cannot be loaded beside pve-firewall, which rewrites or removes chains of these names. So that is
-ended first; its rules stay until ours replace them, each table in one transaction.
-Their services are masked for good only after our own unit is enabled: whenever the host is switched off, the next boot
-starts one firewall or the other.
-Each step looks at what there is, so that all of them may be repeated after a run that was killed anywhere.
+pvefw's rules are loaded beside Proxmox VE's and read back; from then on both must accept a packet. Proxmox VE's
+services are ended by SIGKILL, so that they do not remove rules. Their rules are removed only once pvefw's are known to
+be loaded still, or again. The iptables backend cannot be loaded beside pve-firewall, which rewrites or removes chains
+of these names. So pve-firewall is ended first; its rules stay until pvefw replaces them, each table in one transaction.
+The services are masked permanently only after pvefw's own unit is enabled: whenever the host is switched off, the next
+boot starts one firewall or the other. Each step examines the present state, so all steps may be repeated after a run
+that was killed anywhere.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What Proxmox VE's firewall has loaded into this host's kernel, and removing it.
+"""Find and remove the rules that Proxmox VE's firewall has loaded into this host's kernel.
 
-proxmox-firewall has tables of its own. The chains and sets of pve-firewall have the names of ours: which of the two
-loaded them cannot be told, only by which variant of iptables they were.
+proxmox-firewall has tables of its own. The chains and sets of pve-firewall have the names of pvefw's. Only the variant
+of iptables that loaded them can be told, not the program.
 """
 
 from __future__ import annotations

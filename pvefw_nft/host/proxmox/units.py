@@ -1,9 +1,9 @@
-"""Ending and starting Proxmox VE's services so that no rule goes with them, and the unit of pvefw's own service.
+"""End and start Proxmox VE's services without the removal of any rule, and manage the unit of pvefw's own service.
 
-What a service of Proxmox VE was before is on record, so that it can be that again. A drop-in of its unit keeps it from
-removing rules when it ends, and from being started while pvefw owns the host: also by an upgrade of its package, which
-unmasks nothing but starts units that are not masked. Both last until the next boot at first, and for good once pvefw's
-own unit is enabled: a host that is switched off half way comes up with Proxmox VE's firewall.
+The state of each service before is on record, for its return. A drop-in of its unit prevents the removal of rules at
+its end, and its start while pvefw owns the host: an upgrade of its package unmasks nothing, but starts units that are
+not masked. Mask and drop-in last until the next boot at first, and permanently once pvefw's own unit is enabled: a host
+that is switched off half way comes up with Proxmox VE's firewall.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Keeping established connections where a ruleset with connection tracking zones replaces one without, and back.
+"""Keep established connections when a ruleset with connection tracking zones replaces one without, and back.
 
-The nft ruleset tracks what crosses a firewall bridge in a zone of that bridge (:mod:`pvefw_nft.ir.zones`); under the
-iptables ruleset, and an nft ruleset of older versions, all bridges share zone 0, or the one of others' rule for NAT.
+The nft ruleset tracks packets that cross a firewall bridge in a zone of that bridge (:mod:`pvefw_nft.ir.zones`). With
+the iptables ruleset, and nft rulesets of older versions, all bridges share zone 0, or the zone of a foreign rule for
+NAT.
 
-**To zones.** Which bridges a connection crosses does not stand in its entry. So connections that exist are noted by
-their addresses and ports in sets of a table of their own, ``bridge pvefw-transition``, and stay in their zone::
+**To zones.** A conntrack entry does not name the bridges that its connection crosses. So the addresses and ports of
+existing connections are put into sets of a table of their own, ``bridge pvefw-transition``, and stay in their zone::
 
     chain zones { type filter hook prerouting priority -301
       meta protocol ip ip frag-off & 16383 0

@@ -223,16 +223,16 @@ class Watcher:
     ) -> None:
         """Watch ``folders``; ``refresh`` gets the reason. All times are in seconds.
 
-        Files are looked at every ``poll``, and ``refresh`` is called every ``full`` in any case, and after as
-        many seconds as it asks for by what it returns. After an event it is called when nothing more came for
-        ``quiet``, at the latest after ``longest``.
+        Files are examined every ``poll``. ``refresh`` is called every ``full`` in any case, and after the number of
+        seconds that it returned. After an event it is called when no other event came for ``quiet``, at the latest
+        after ``longest``.
 
-        ``look_at_rules`` gets the transactions of nf_tables that others made, as soon as the kernel tells of some, and
-        none every 3 s, for rules and sets of which the kernel does not tell; it returns the seconds after which it
-        wants to be called again (None: no sooner).
+        ``look_at_rules`` gets other programs' transactions of nf_tables as soon as the kernel announces them. It is
+        also called every 3 s without any, for rules and sets whose changes the kernel does not announce. It returns
+        the seconds after which to call it again (None: no sooner).
 
-        ``look`` runs what touches the file system, and may raise :class:`PvefwError` where that does not answer.
-        ``warn`` is told what cannot be watched.
+        ``look`` runs functions that touch the file system. It may raise :class:`PvefwError` if that does not answer.
+        ``warn`` prints a warning about changes that cannot be watched.
         """
         self._folders = folders
         self._refresh = refresh
