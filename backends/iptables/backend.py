@@ -165,8 +165,8 @@ class IptablesBackend:
     default_format = "text"
 
     def limits(self, ruleset: Ruleset) -> Iterator[Diagnostic]:
-        """Yield warnings: each rule and policy of the layer ``forward``, which has no place in this ruleset, and sets
-        whose names collide, which get others than in the reference's ruleset."""
+        """Yield warnings: each rule and policy of the layer ``forward``, which this ruleset cannot have, and sets whose
+        names collide, which get other names than in the reference's ruleset."""
         yield from _collisions(ruleset)
         seen: set[tuple[str, int]] = set()
         for chain in ruleset.chains.get(Layer.FORWARD, {}).values():

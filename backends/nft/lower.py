@@ -275,8 +275,8 @@ class TableLowering:
     def _plan_rate(self, place: Place, lowering: RuleLowering, rule: ir.Rule, index: int) -> None:
         """Plan the chain that asks whether a source is over a rate: return if not, else do as the rule says.
 
-        Before that, sources that are not known yet are over it where too many of them come by one port of the host, so
-        that a flood of forged sources from there leaves place for others. Known ones go on::
+        Before that, unknown sources count as over it if too many of them come by one port of the host, so that a flood
+        of forged sources from that port leaves place for other sources. Known sources are not affected::
 
             ip saddr != @sources-0-v4 update @newcomers-0 { iifname limit rate over 1092/second … } drop
             update @sources-0-v4 { ip saddr limit rate 200/second … } return
@@ -351,7 +351,7 @@ class TableLowering:
         self.plan_base("stateless", _STATELESS, self.lowering(Place.LINK, Layer.STATELESS), chain)
 
     def plan_to_no_host(self) -> None:
-        """Plan what keeps the host's own stack from what comes by a firewall bridge: that comes by the guest's, too.
+        """Plan the chains that keep packets of firewall bridges from the host's stack: they come by the guest's bridge.
 
         Bridges hand frames to some groups (01:80:c2:00:00:0e) to the stack as coming from the port, past prerouting.
         The bridge's hook input sees most of them, the host's hook input all (br_handle_frame of net/bridge/br_input.c).

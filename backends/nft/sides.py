@@ -1,8 +1,8 @@
 """Which side opened a connection: only the other side answers it.
 
-Connection tracking takes any packet of the right addresses for an answer, whichever port it comes by. So somebody on
+Connection tracking takes any packet of the right addresses for an answer, whichever port it comes by. So an attacker on
 the guest's network could send a packet in the guest's name, to a port that the guest's rules let in, and then reach any
-port of the guest from there: what he sends is an "answer" in that connection, and established. A guest without an IP
+port of the guest from there: these packets are "answers" in that connection, and established. A guest without an IP
 filter could get past ``policy_out`` likewise. So each connection gets a label for each side whose first packets were
 let through, and an "answer" from the only side that opened it is dropped. In the table of family bridge::
 
@@ -21,8 +21,8 @@ let through, and an "answer" from the only side that opened it is dropped. In th
       ct label { 126 or 127 } drop }
 
 The host shares its connections with the guests' bridges. A neighbour could send a packet in the host's name across the
-bridge, to himself, and then reach any port of the host from there. The bridge hands on nothing that the host itself
-sends, so in the table of family inet::
+bridge, to itself, and then reach any port of the host from there. The host's own packets do not cross the bridge's
+forward hook, so in the table of family inet::
 
     chain sides { type filter hook output priority -140
       ct state new,related jump opened }
@@ -41,8 +41,9 @@ sends, so in the table of family inet::
       ct label 124 return
       ct label 125 drop }
 
-He could have the host itself route such a packet back to him, so what the host routes gets the label of what crosses a
-bridge. An ICMP error about a connection that only crossed a bridge is no answer, but comes from the same neighbour.
+The neighbour could have the host itself route such a packet back to it, so routed connections get the label of those
+that cross a bridge. An ICMP error about a connection that only crossed a bridge is no answer, but comes from the same
+neighbour.
 
 The first packets of a connection that a helper expects are *related*, and open it like new ones: a neighbour makes
 the kernel expect one by asking the guest, and could open that in the guest's name as well. An ICMP error is related,

@@ -1,17 +1,18 @@
 """Connection tracking on firewall bridges: a zone for each, and no address translation on them.
 
 A packet crosses a firewall bridge, the guest's bridge and perhaps the host, and is tracked on each. In one zone for all
-of them, the firewall bridge would make the connection before the host routes its first packet, and NAT leaves alone
-what is confirmed; and an answer forged on one bridge would make a connection established on another. So each firewall
-bridge has a zone of its own, given to IP packets at both of its ports before connection tracking looks them up::
+of them, the firewall bridge would confirm the connection before the host routes its first packet, and NAT does not
+change confirmed connections; and an answer forged on one bridge would make a connection established on another. So each
+firewall bridge has a zone of its own, given to IP packets at both of its ports before connection tracking looks them
+up::
 
     chain zones  { type filter hook prerouting priority -300
       meta protocol { ip, ip6 } ct zone set meta ibrname map { "fwbr100i0" : 7297, "fwbr101i0" : 7329 } accept
       meta protocol { ip, ip6 } meta ibrname "fwbr*" ct zone set 4096 }
 
-The bridge is asked for and not the port: a NIC that is not behind its firewall bridge stays in the zone of all others,
-as its peers on the same bridge. Frames that are not IP get no zone: bridge connection tracking would not give back the
-reference that a zone takes (nf_ct_bridge_pre, Linux 6.1).
+The rule tests the bridge and not the port: an unplugged NIC stays in the zone of all other bridges, like its peers on
+the same bridge. Frames that are not IP get no zone: bridge connection tracking would not give back the reference that a
+zone takes (nf_ct_bridge_pre, Linux 6.1).
 
 Where br_netfilter is on, bridged packets pass the host's NAT rules on each bridge. Translated on a firewall bridge, a
 packet would be handed to the host there and be lost. So a translation to its own address comes first, which is none::

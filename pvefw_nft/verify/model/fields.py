@@ -130,11 +130,11 @@ DADDR_TYPE = _enum("daddr type", *ADDRESS_TYPES)
 
 CT_STATES = ("invalid", "established", "related", "new", "untracked")
 CT_STATE = _enum("ct state", *CT_STATES)
-"""What connection tracking makes of the packet. A packet's own value is that of a lookup that knows every connection;
-what a rule sees of it depends on where it is hooked in: :mod:`~pvefw_nft.verify.simulate.tracking`.
+"""The state that connection tracking gives to the packet. A packet's own value is that of a lookup that knows every
+connection. The state that a rule sees depends on its hook: :mod:`~pvefw_nft.verify.simulate.tracking`.
 """
 TRACKING = _enum("tracking", "on", "off", "template")
-"""What rules did before the lookup: nothing, ``notrack``, or they gave a zone or a helper."""
+"""The effect of rules before the lookup: none, ``notrack``, or a zone or helper."""
 CT_DIRECTION = _enum("ct direction", "original", "reply")
 CT_STATUS = {
     name: Field(f"ct status {name}", 2, FieldKind.BIT)

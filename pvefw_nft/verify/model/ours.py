@@ -1,8 +1,8 @@
-"""The firewall's own part of a ruleset, without rules of other programs (Docker, fail2ban, an administrator).
+"""Take the firewall's own part of a ruleset, without foreign rules (Docker's, fail2ban's, an administrator's).
 
-The firewall's are the nft tables ``pvefw`` and those of Proxmox's own nft firewall, and in the tables of iptables and
-ebtables all that is reached by a jump to a chain ``PVEFW-…``. Rules of others in the same tables are left out, the
-policies of the built-in chains too.
+The firewall's part are the nft tables ``pvefw`` and those of Proxmox's own nft firewall, and in the tables of iptables
+and ebtables the chains that a jump to a chain ``PVEFW-…`` reaches. Foreign rules in the same tables are left out, and
+so are the policies of the built-in chains.
 """
 
 from __future__ import annotations

@@ -34,10 +34,10 @@ class Rule(NamedTuple):
 
 
 def own_counter(on: Field, rule: Rule) -> Field:
-    """Return the field of a rate as a rule counts it, which has a counter of its own unless it names one.
+    """Return the field of a rate for one rule: each rule has a counter of its own, unless it names one.
 
-    Rules that only log are taken to log together. Rates kept for each source, say, count for themselves where what is
-    within them is accepted: where it is dropped beyond, a second one with the same rate finds nothing more to drop.
+    Rules that only log are taken to log together. A rate for each source, say, has a counter of its own if packets
+    within it are accepted. If packets beyond it are dropped, a second rule with the same rate has nothing left to drop.
     """
     rate = rate_of(on)
     only_logs = rule.verdict is None and all(isinstance(effect, (Log, Guard, Alter)) for effect in rule.effects)

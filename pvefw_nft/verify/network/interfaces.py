@@ -1,7 +1,7 @@
-"""Reads /etc/network/interfaces: which bridges, uplinks and addresses a host has (interfaces(5), Debian's ifupdown2).
+"""Read the bridges, uplinks and addresses of a host from /etc/network/interfaces (interfaces(5), Debian's ifupdown2).
 
-Only what the way of a packet depends on is read: the names, ``bridge-ports`` (or ``bridge_ports``), which VLAN an
-interface takes (by its name, ``vmbr0.5``, or by ``vlan-raw-device`` and ``vlan-id``), and addresses.
+Only facts that the way of a packet depends on are read: the names, ``bridge-ports`` (or ``bridge_ports``), the VLAN of
+an interface (by its name, ``vmbr0.5``, or by ``vlan-raw-device`` and ``vlan-id``), and addresses.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ BRNF_PRIORITY = 0
 class Nic:
     """A guest's NIC: ``interface`` is its host side, ``bridge`` the guest's bridge (not the firewall bridge).
 
-    ``addresses`` are what the guest is known to use (IP version and address), ``ranges`` what it may take one from
-    (version, first and last), ``mac`` is None where unknown, ``tag`` its VLAN (0: none). Only a ``filtered`` NIC is
+    ``addresses`` are the known addresses of the guest (IP version and address), ``ranges`` the networks of its address
+    (version, first and last), ``mac`` is None if unknown, ``tag`` its VLAN (0: none). Only a ``filtered`` NIC is
     plugged through a firewall bridge. ``node`` is the other node that the guest runs on, empty for one of this host.
     ``trunks``: it sends and receives tagged frames.
     """
@@ -345,8 +345,8 @@ class Stage:
 class Path:
     """The stages from ``source`` to ``destination``, in order; ``back`` are those of the way back.
 
-    Connection tracking depends on the way back: what it finds there is known here. ``dead_end`` says why the packet
-    gets no further than the last stage, independent of the rules; empty: it arrives.
+    Connection tracking depends on the way back: a connection is known here if the way back is tracked in the same zone.
+    ``dead_end``: the reason why the packet ends at the last stage, whatever the rules say; empty: it arrives.
     """
 
     source: End

@@ -1,7 +1,8 @@
 """Translate the effects of rules for a proof: actions on the fields of packets, and notes.
 
-Only what can change a verdict counts, of this packet or a later one; in a strict proof everything does. Example: of
-``-j CONNMARK --set-mark 1`` is left, where a rule tests that bit, "for packets with a connection, bit 0 is 1".
+An effect counts only if it can change the verdict of this packet or a later one; in a strict proof every effect counts.
+Example: if a rule tests bit 0 of the mark, ``-j CONNMARK --set-mark 1`` becomes "for packets with a connection, bit 0
+is 1".
 """
 
 from __future__ import annotations

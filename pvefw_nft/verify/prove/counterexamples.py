@@ -1,9 +1,9 @@
-"""From differing diagrams to few, readable classes of packets, and one packet each.
+"""Turn differing diagrams into few, readable classes of packets, with one packet each.
 
-A class is a cube: per field a set of values. Of what differs, one path of the diagram is taken; fields are dropped
-from it, and the sets of the others widened, as long as all its packets differ in the same way; then it is taken
-off, and so on. What differs for the first packet of an ordinary connection is looked at first, and said
-without mentioning that; other packets count only where they are not in those classes.
+A class is a cube: a set of values for each field. The search takes one path of the difference, drops fields from it and
+widens the sets of the rest while all its packets differ in the same way. Then it subtracts this class from the
+difference, and repeats. The first packets of ordinary connections are searched first, and described without that fact.
+Other packets count only if they are not in those classes.
 """
 
 from __future__ import annotations

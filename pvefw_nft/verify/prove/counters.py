@@ -1,12 +1,12 @@
 """Rates: each rule with a limit counts for itself, so two with the same limit need not exceed it together.
 
-Two rulesets have their own rules, so a proof must pair the counters of one side with those of the other.
-Along a flow, the first counter with a limit stands for the first one with that limit on the other side, the second for
-the second, and so on. Counters that go by a name of their own (hashlimit's, an nft set) which both rulesets know stand
-for themselves.
+Two rulesets have their own rules, so a proof must pair the counters of one side with those of the other. Along a flow,
+the first counter with a limit is paired with the first one with that limit on the other side, the second with the
+second, and so on. A counter with a name of its own (hashlimit's, an nft set) that both rulesets have is paired with
+itself.
 
-Example: of ``limit rate 10/second accept; limit rate 10/second accept; drop`` the second rule lets through what exceeds
-the first one's rate; without it, that is dropped.
+Example: of ``limit rate 10/second accept; limit rate 10/second accept; drop`` the second rule accepts packets beyond
+the first one's rate; without it, they are dropped.
 """
 
 from __future__ import annotations

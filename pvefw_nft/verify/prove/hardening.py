@@ -1,10 +1,10 @@
 """Rules of the nft ruleset that only make it stricter than the reference: a comparison across tools leaves them out.
 
-Such a rule is in the bridge's base chain ``stateless`` or ``limits``, or in a chain that these call, and drops
-what no guest sends that is configured as its files say: frames with a second VLAN tag, with another MAC address than
-the NIC's, with addresses that are not in the NIC's set; or what an option of a companion file closes. Each rule must be
-one of these, word for word: of the NIC's own MAC address, and of the very set by which the NIC's chain filters. A base
-chain that leads to any other rule is compared like the rest.
+Such a rule is in the bridge's base chain ``stateless`` or ``limits``, or in a chain that these call. It drops frames
+that no guest sends that is configured as its files say: with a second VLAN tag, with another MAC address than the
+NIC's, with addresses that are not in the NIC's set; or frames that an option of a companion file closes. Each rule must
+be exactly one of these, with the NIC's own MAC address, and the set by which the NIC's chain filters. A base chain that
+leads to any other rule is compared like the rest.
 
 So is the base chain ``answers``, whose rules drop answers of a connection's own side, by the labels that the base chain
 ``sides`` gives it.

@@ -1,19 +1,19 @@
-"""Pairs of flows that are the same but for the addresses and ports in their rules: one proof is enough for all.
+"""Prove pairs of flows once that differ only in the addresses and ports of their rules.
 
-Guests often differ in their numbers alone. A *shape* of a flow has the place of first appearance instead of each test
-of an address or port, and all else word for word: other fields, actions, verdicts, and who calls whom. What a proof
-says depends on the shapes of the two flows, and on how the values overlap that stand at these places
+Guests often differ only in their numbers. The *shape* of a flow has the place of first appearance instead of each test
+of an address or port; everything else is unchanged: other fields, actions, verdicts, and calls between chains. The
+result of a proof depends only on the shapes of the two flows and on the overlaps of the values at these places
 (:func:`overlaps`). Two pairs with the same key have the same result, for this reason:
 
-- A diagram knows of the values of a field only which atoms there are, that is, which combinations of its sets have a
-  value in common (:class:`~pvefw_nft.verify.model.atoms.Atoms`). Where these combinations are the same, each atom of
-  one pair stands for one of the other.
-- To put one pair's atoms in place of the other's turns the one pair of flows into the other, step by step, since
-  their shapes are equal. So a packet that the one pair treats differently has a counterpart in the other pair.
-- Sets with a meaning of their own, such as multicast addresses, which a proof needs besides the rules', are part of
-  the key: the combinations take them in.
-- Where an action gives one of these fields a value (translation of addresses), the value would have to be part of the
-  key: such flows have none, and are proved one by one.
+- A diagram depends only on the atoms of a field, that is, on the combinations of its sets that have a value in common
+  (:class:`~pvefw_nft.verify.model.atoms.Atoms`). If these combinations are the same, each atom of one pair corresponds
+  to one of the other.
+- Replacing one pair's atoms by the other's turns one pair of flows into the other, step by step, since their shapes are
+  equal. So a packet that one pair treats differently has a counterpart in the other pair.
+- Sets that a proof needs beside those of the rules, such as the multicast addresses, are part of the key: the
+  combinations include them.
+- If an action sets one of these fields (address translation), the value would have to be part of the key. Such flows
+  have no key, and are proved one by one.
 
 Example: ``dport 80: accept; dport 22: drop`` has the shape of ``dport 8080: accept; dport 443: drop``, but not that of
 ``dport 80: accept; dport 80: drop``, which has one place. With ``dport 22-80: drop`` as the second step it has the same

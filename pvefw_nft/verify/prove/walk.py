@@ -1,11 +1,11 @@
-"""Follows packets through base chains, and finds out which rules they meet, and which rules make a difference.
+"""Follow packets through base chains, to find the rules that they match and the rules that make a difference.
 
-Packets go forwards through the chains: a rule is alive where some packet that comes to it fulfils its conditions. From
-the last rule to the first, what becomes of packets is compared with and without each line: where both are the same for
-all packets that come there, the line is not needed there. Setting a mark is followed, too: behind it packets have the
-mark, for any mark they came with.
+Packets go forwards through the chains: a rule is alive if some packet that reaches it fulfils its conditions. Then,
+from the last rule to the first, the outcome of packets is compared with and without each line: if both are equal for
+all packets that reach the line, it is not needed there. Setting a mark is followed, too: behind it packets have the
+mark, with any mark before.
 
-What a walk finds is a list of events, which :meth:`Walk.note` takes into the judgement of the rules: walks of one shape
+The result of a walk is a list of events, which :meth:`Walk.note` adds to the judgement of the rules. Walks of one shape
 (:mod:`~pvefw_nft.verify.prove.walk_shapes`) have the same events, of rules at the same places.
 
 Example: of ``-p tcp --dport 22 -j ACCEPT``, ``-s 10.0.0.1 -j DROP``, ``-j DROP``, the second is alive and not needed.

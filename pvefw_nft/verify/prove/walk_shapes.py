@@ -1,9 +1,9 @@
-"""Walks that are the same but for the addresses and ports in rules find the same.
+"""Reuse the events of a walk for walks that differ only in the addresses and ports of rules.
 
-A shape of a walk is the shape of its chains as :mod:`~pvefw_nft.verify.prove.shapes` says, for the same reasons, with
-all else that a walk looks at: which rules are of one line, which lines have names, which are removed, and which chains
-and tables are the same. A log's text is only told from others, since nothing reads it. Bits of a connection's mark
-are renamed as addresses are, since a walk asks for each value that it sets.
+The shape of a walk is the shape of its chains (:mod:`~pvefw_nft.verify.prove.shapes`, with the reasons), and every
+other input of a walk: the rules of one line, the lines with names, the removed lines, and the equality of chains and
+tables. Of log texts only their equality counts. Bits of a connection's mark are renamed like addresses, since a walk
+asks for each value that it sets.
 """
 
 from __future__ import annotations

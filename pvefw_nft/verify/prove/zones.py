@@ -1,9 +1,9 @@
 """Connection tracking zones in a comparison: possible differences of rulesets with different zones.
 
-A proof takes a packet for what a lookup that knows every connection makes of it, wherever the packet's own way back
-leads through the same zone (:mod:`~pvefw_nft.verify.simulate.tracking`). The remaining case is a packet that belongs
-to a connection which only *other* paths have made. One zone for all bridges takes it for established, a zone for each
-does not: the proof does not compare such packets, and says so.
+A proof gives a packet the state of a lookup that knows every connection, if the packet's own way back leads through the
+same zone (:mod:`~pvefw_nft.verify.simulate.tracking`). The remaining case is a packet of a connection that only *other*
+paths have made. With one zone for all bridges it is established, with a zone for each it is not. The proof does not
+compare such packets, and reports that.
 
 Example: VM 100 opens a connection to the outside; VM 101 forges an answer in it. With one zone for all firewall bridges
 the answer is established at VM 101's bridge, too; with a zone for each NIC it belongs to no connection there.

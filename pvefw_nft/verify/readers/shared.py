@@ -31,7 +31,7 @@ class Assume(Enum):
 
 @dataclass(slots=True)
 class Reading:
-    """The state of one reading: what unknown matches are taken for, and what has been assumed so far.
+    """The state of one reading: the assumption about unknown matches, and the assumptions made so far.
 
     ``source`` is the file's name for error messages. ``assume`` None: an unknown match is an error.
     """

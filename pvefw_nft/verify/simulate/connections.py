@@ -41,8 +41,8 @@ class _Connection:
 
 
 class Found(NamedTuple):
-    """What a lookup says of a packet: its state, a value of ``CT_STATE``; 1 where it is an answer, a value of
-    ``CT_DIRECTION``; and the fields of its connection's labels.
+    """The result of a lookup: the packet's state (a value of ``CT_STATE``), its direction (``CT_DIRECTION``; 1: an
+    answer), and the fields of its connection's labels.
     """
 
     state: int

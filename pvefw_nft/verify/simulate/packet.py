@@ -115,9 +115,8 @@ class PacketSpec:
 
     ``source`` and ``destination`` are zones or addresses, the destination may carry a port (``10.0.0.7:22``,
     ``[fd00::7]:22``, ``vm100:22``). ``protocol`` is a name or number, or ``arp`` or another ether type by
-    ``ether_type``. ``ctstate`` None: what connection tracking makes of such a packet when it knows no connection of it,
-    which for most is new. ``family`` is 4 or 6. ``mark`` is the packet mark. ``overrides`` sets fields by their names,
-    after all else.
+    ``ether_type``. ``ctstate`` None: the state of a packet without a known connection, mostly new. ``family`` is 4 or
+    6. ``mark`` is the packet mark. ``overrides`` sets fields by their names, after all else.
     """
 
     source: str
@@ -163,8 +162,8 @@ class ElsewhereError(UsageError):
 class Probe:
     """A packet ready to send: its fields (interfaces aside, which depend on the hook) and its path.
 
-    With the ``topology`` simulate also says whether the answer to a rejected packet arrives. ``made_up`` are the
-    addresses that no file gives, ``about`` what else a reader should know of the packet.
+    With a ``topology`` simulate also tells whether the answer to a rejected packet arrives. ``made_up`` are the
+    addresses that no file gives, ``about`` further remarks about the packet.
     """
 
     fields: Mapping[Field, int]

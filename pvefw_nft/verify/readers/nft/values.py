@@ -78,12 +78,11 @@ class UnknownExpressionError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """What an expression reads: a field, how a value in the rule becomes ranges of it, and what it depends
-    on.
+    """The field that an expression reads, the conversion of values to its ranges, and the tests that it depends on.
 
     ``widen`` turns a range of the expression's own values into ranges of the field (an ICMP type into those
-    of type and code); ``symbols`` are names beyond those of the field's kind. ``of_any_protocol``: a
-    packet of another transport protocol has something else there, which is in other fields.
+    of type and code); ``symbols`` are names beyond those of the field's kind. ``of_any_protocol``: in
+    packets of other transport protocols the expression reads other fields.
     """
 
     field: Field
