@@ -46,8 +46,8 @@ def write_file(path: Path, pieces: Iterable[str]) -> None:
 def _place(path: Path) -> tuple[int, str]:
     """Open the folder that a path leads to; return its descriptor, and the name in it.
 
-    Links to files are followed one by one, as long as each can only be ours or root's. Where a link is returned, it is
-    foreign or leads to no file, as those of /proc/self/fd do.
+    Links to files are followed one by one, as long as each can only be this user's or root's. Where a link is returned,
+    it is foreign or leads to no file, as those of /proc/self/fd do.
     """
     folder = _folder(path.parent, None)
     name = path.name or "."

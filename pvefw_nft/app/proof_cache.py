@@ -4,7 +4,7 @@ One file has the proofs used last, as a line with a digest and a line of JSON: k
 what a report counts. It holds digests and numbers alone, nothing of a configuration. Whoever could write it could have
 compare call two rulesets alike: so the folder and the file must belong to the user that runs the command, and no other
 may write to them; else nothing is read or written. A file that is damaged, cut off or of another version counts as
-empty. Two commands at a time both keep what they proved.
+empty. Two commands at a time both keep their proofs.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ProofFile:
         self._loaded: dict[str, Proof] = {}
 
     def load(self) -> Mapping[str, Proof]:
-        """Return what was proved before."""
+        """Return the proofs of earlier comparisons."""
         try:
             with _opened(self._folder) as folder:
                 self._loaded = _read(folder)
@@ -77,7 +77,7 @@ class ProofFile:
         return self._loaded
 
     def save(self, used: Mapping[str, Proof]) -> None:
-        """Keep what a comparison used, and of older proofs as many as there is room for."""
+        """Keep the proofs that a comparison used, and as many older ones as there is room for."""
         if used.keys() <= self._loaded.keys():
             return
         with contextlib.suppress(OSError), _opened(self._folder) as folder, _locked(folder):

@@ -1,6 +1,6 @@
 """``pvefw completion``, and completions of arguments: names of a configuration.
 
-Each function here takes what click gives a completion (context, parameter, what was typed) and returns the names that
+Each function here takes click's arguments of a completion (context, parameter, typed text) and returns the names that
 begin so. A shell waits for them, and has no place for messages: where a configuration cannot be read there are none.
 """
 

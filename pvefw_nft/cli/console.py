@@ -1,6 +1,6 @@
 """What a command prints: answers, remarks, and with ``--format json`` one object that holds all of them.
 
-A command says what it did with :func:`say`, what the reader should know with :func:`warn` and :func:`note`, and gives
+A command reports its work with :func:`say`, remarks for the reader with :func:`warn` and :func:`note`, and gives
 programs the same as facts with :func:`answer`. Where each goes:
 
 =========  ===============  ================  ===========================

@@ -30,7 +30,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "compare": (
         ("pvefw compare", "will nftables do the same as iptables?"),
         ("pvefw compare live", "does the configuration say what this host's rules do?"),
-        ("pvefw compare before after", "what does a change of the files change?"),
+        ("pvefw compare before after", "which packets does a change of the files affect?"),
     ),
     "start": (
         ("pvefw start --dry-run", "what would change, with + and -"),

@@ -134,7 +134,7 @@ def reconcile(
     unmarked = _mark_started(desired.backend)
     remember = loaded.remember
     remembered = None if remember is None else remember(desired.identity, None if reload_all else memory)
-    loaded.zones.after_load()  # it changes rules of its own: not before it is remembered how ours are listed
+    loaded.zones.after_load()  # it loads rules of its own: only after the listing of this ruleset is recorded
     # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
     notes = [*planned.notes, *_remove_replaced(leftover, desired)]
     if not desired.hardening:

@@ -58,7 +58,7 @@ def _open(path: Path) -> int:
 
     flock(2) asks for no right to write. Raises OSError.
     """
-    # never through a link, since /run may hold directories that others can write to
+    # never through a link: other users may write to some folders in /run
     flags = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)

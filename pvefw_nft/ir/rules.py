@@ -99,7 +99,7 @@ class Context:
         self.chains[layer][name] = chain
 
     def forget(self, count: int) -> None:
-        """Take back the chains added since the journal had ``count`` entries; those of groups stay, for others."""
+        """Remove the chains added since the journal had ``count`` entries. Groups' chains stay, for other guests."""
         for first, second in self.journal[count:]:
             if isinstance(second, Chain):
                 assert isinstance(first, Layer)

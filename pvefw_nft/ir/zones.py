@@ -48,7 +48,7 @@ def first_choice(vmid: int, index: int) -> int:
 def allocate(
     nics: Iterable[NicKey], in_force: Mapping[NicKey, int] | None = None, together: Container[int] = ()
 ) -> dict[NicKey, int]:
-    """Return the zone of each NIC, in the order of the keys; only NICs of guests ``together``, by VMID, share theirs.
+    """Return the zone of each NIC, in the order of the keys. Only NICs of guests ``together``, by VMID, share one.
 
     ``in_force`` are zones of the ruleset that runs: a NIC that has one there keeps it, unless the number is not one of
     ours or another NIC has it too, as after damage. NICs that no number is left for share :data:`SHARED_ZONE`.

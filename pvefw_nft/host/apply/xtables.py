@@ -349,7 +349,7 @@ def save_sets() -> str:
 
 
 def parse_ebtables(text: str) -> Table:
-    """Read the output of ebtables-save; there, chains are ours by their names, since no rule holds a comment."""
+    """Read the output of ebtables-save; chains are recognised by their names there, since rules have no comments."""
     lines = _split_tables(text).get("filter", [])
     return parse_table(lines, EBTABLES_HOOKS, _EBTABLES_OURS)
 

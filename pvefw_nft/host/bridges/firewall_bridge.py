@@ -151,7 +151,7 @@ def plan_plug(
     """Return the steps that put the NIC behind its firewall bridge; none where all is as it should be.
 
     ``links`` is changed to what the steps lead to. ``setting`` reads a kernel setting by its path below
-    /proc/sys. Raises :class:`HostError` where links are missing, or have our names and are not ours.
+    /proc/sys. Raises :class:`HostError` if links are missing, or foreign links have their names.
 
     Example: a NIC ``tap100i0`` in ``vmbr0`` gives ``ip link add fwbr100i0 …``, the pair, their settings, and
     last ``ip link set tap100i0 master fwbr100i0``.

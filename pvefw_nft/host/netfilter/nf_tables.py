@@ -166,7 +166,7 @@ class Questions:
     def ask(self, kind: int, flags: int, family: str | None = None, about: bytes = b"") -> list[tuple[int, bytes]]:
         """Send a request and return the answers: the type of each, and the payload after its netlink header.
 
-        ``about``: attributes. There are no answers about what does not exist. Raises :class:`HostError`.
+        ``about``: attributes. There are no answers about objects that do not exist. Raises :class:`HostError`.
         """
         try:
             for _ in range(_TRIES):

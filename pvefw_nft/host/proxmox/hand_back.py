@@ -64,7 +64,7 @@ class HandBack:
             yield Step(f"wait {self.confirm_within:g} s for `pvefw confirm`", self._wait_for_confirmation)
         yield Step("remove the rules of pvefw", lambda: self._withdraw(first))
         if second in there:
-            # only now: with `nftables: 1` pve-firewall removes the chains that ours may have had
+            # only now: with `nftables: 1` pve-firewall removes chains whose names pvefw's iptables backend uses
             yield Step(f"unmask {second}, and start it where it ran before", lambda: _start_if_it_ran(second))
         yield Step("forget the take-over", _forget)
 

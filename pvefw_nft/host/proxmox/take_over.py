@@ -100,7 +100,7 @@ class TakeOver:
 
     def _repair(self) -> tuple[str, ...]:
         with lock.hold(wait=self.wait):
-            # ours first, beside the rest of theirs: their services may have removed chains of ours while they ran
+            # pvefw's rules first, beside the rest of Proxmox VE's: its services may have removed some while they ran
             firewall.reconcile(self.desired, beside=True)
             told = [f"removed the table {name}" for name in theirs.remove_tables()]
             told += [f"removed the chains of {name}" for name in theirs.remove_other_variant()]

@@ -75,7 +75,7 @@ def remove_tables() -> list[str]:
 def remove_other_variant() -> list[str]:
     """Remove PVEFW chains of the variants that ``iptables`` and ``ebtables`` do not run. Return these variants.
 
-    pve-firewall uses the legacy ones. Where pvefw uses the others, chains of both are loaded. Raises HostError.
+    pve-firewall uses the legacy ones. If pvefw uses the nft ones, chains of both are loaded. Raises HostError.
     """
     removed = []
     for tool in filter(tools.is_installed, (*xtables.IP_TOOLS, "ebtables")):

@@ -1,8 +1,9 @@
-"""Keeping NAT rules of nft from firewall bridges, beside the iptables ruleset.
+"""Keep NAT rules of nft from firewall bridges, beside the iptables ruleset.
 
 The rules of :mod:`.nat_zone` in iptables' table nat end its own chains only: a chain of type nat that leaves a packet
-alone is followed by the next one, be it iptables' or nft's (nf_nat_inet_fn, net/netfilter/nf_nat_core.c). One that has
-translated is not. So a table of nft's own translates each packet on a firewall bridge to what it is, ahead of all::
+alone is followed by the next one, be it iptables' or nft's (nf_nat_inet_fn, net/netfilter/nf_nat_core.c). A chain that
+translates the packet is not. So a table of nft's own translates each packet on a firewall bridge to its own address,
+ahead of all::
 
     table ip pvefw-nat {
       chain prerouting { type nat hook prerouting priority -110; iifname "fwbr*" dnat to ip daddr }

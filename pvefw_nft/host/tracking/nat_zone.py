@@ -8,7 +8,7 @@ gives firewall bridges a connection tracking zone of their own::
 
 The ruleset of the iptables backend is the reference's and does not hold it. ``pvefw start --nat-zone`` adds it as a
 rule of ours, known by its comment, and remembers that it is wanted; ``--no-nat-zone`` ends both. The nft ruleset needs
-no such rule (:mod:`.zone_change`). Two things go with it:
+no such rule (:mod:`.zone_change`). Two effects go with it:
 
 - A packet keeps the first template that a rule attaches (xt_ct_target, net/netfilter/xt_CT.c), so behind the zone rule
   ``nf_conntrack_helpers`` assigns nothing. Each of its rules is repeated in front, with zone and helper in one.

@@ -64,7 +64,7 @@ _FRAGMENT = {"&": [{"payload": {"protocol": "ip", "field": "frag-off"}}, 0x3FFF]
 def zones_of(ruleset: Desired | None) -> dict[tuple[int, int], int]:
     """Return the zones of NICs, by VMID and number, that a ruleset on record sets; none where it sets none.
 
-    Entries other than a firewall bridge's name with a number of ours are skipped: a damaged record must not matter.
+    Only entries with a firewall bridge's name and a number of pvefw's range count: a damaged record must not matter.
     """
     if ruleset is None or not info(ruleset.backend).sets_zones:
         return {}
