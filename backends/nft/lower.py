@@ -41,6 +41,7 @@ from pvefw_nft.backends.nft.lower_matches import GUESTS, LINK_PORTS, PORTS, QINQ
 from pvefw_nft.backends.nft.lower_rules import MAPS, RuleLowering
 from pvefw_nft.backends.nft.place import Place, chain_name
 from pvefw_nft.backends.nft.scope import Scope
+from pvefw_nft.backends.nft.shared_sets import with_shared_sets
 from pvefw_nft.backends.nft.sides import (
     ANSWERED,
     ANSWERS,
@@ -379,7 +380,7 @@ class TableLowering:
             (vnet.bridge, nft.jump(chain_name(Layer.FORWARD, vnet.chain))) for vnet in self._ruleset.vnets
         ]
         filtering = self.lowering(Place.BRIDGE, Layer.FILTER)
-        into, out_of = ((Rule((nft.vmap(meta(key), jumps),), "VNets"),) for key in _BRIDGE_KEYS)
+        into, out_of = (_vnet_rules(key, jumps) for key in _BRIDGE_KEYS)
         self.plan_base("forward", _BRIDGE_FORWARD, filtering, chain, before=(_IP_ONLY,), after=into if jumps else ())
         if jumps and self._ruleset.vnets_cover_host:
             self.plan_base("vnets-to-host", _BRIDGE_INPUT, filtering, chain, before=(_IP_ONLY,), after=into)
@@ -399,6 +400,12 @@ class TableLowering:
         if host is not None:
             forward = self.lowering(Place.HOST, Layer.FORWARD)
             self.plan_reached(forward, forward.scope.reachable(host))
+
+
+def _vnet_rules(key: MetaKey, jumps: list[tuple[Value, Verdict]]) -> tuple[Rule, ...]:
+    """Return the rule that leads packets of each VNet's bridge to its rules."""
+    statements, maps = with_shared_sets((nft.vmap(meta(key), jumps),))
+    return (Rule(statements, "VNets", maps),)
 
 
 def _newcomers(sources: int, seconds: int) -> Limit:

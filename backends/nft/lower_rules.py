@@ -113,10 +113,8 @@ class RuleLowering:
                     yield self._rule((*guard, *tests, *log, *action), text)
 
     def _rule(self, statements: tuple[Statement, ...], text: str) -> Rule:
-        """Return a rule. The host's chains do not grow with the guests: their sets stay in their rules."""
-        if self._place is Place.HOST:
-            return Rule(statements, text)
-        shared, sets = with_shared_sets(statements)
+        """Return a rule. The host's chains do not grow with the guests: their sets stay in their rules, maps do not."""
+        shared, sets = with_shared_sets(statements, maps_only=self._place is Place.HOST)
         return Rule(shared, text, sets)
 
     # --- conditions ---

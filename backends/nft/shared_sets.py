@@ -12,6 +12,10 @@ After::
 
     set protocols-6_17 { type inet_proto; size 2; elements = { 6, 17 } }
     meta l4proto @protocols-6_17 th dport 53 accept
+
+A map must have a name for another reason, too. A transaction that replaces a rule takes the elements of its unnamed map
+out of the new generation (nf_tables_api.c, ``nft_map_deactivate``). A packet that is still in the old rules then finds
+nothing and goes on behind the rule: past a `drop`. A named map can stay until no packet is in the old rules.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ _META: dict[str, KeyType] = {
     "l4proto": "inet_proto",
     "iifname": "ifname",
     "oifname": "ifname",
+    "ibrname": "ifname",
+    "obrname": "ifname",
 }
 _FIELDS: dict[tuple[str, str], KeyType] = {
     **{
@@ -60,12 +66,17 @@ _MAX_SPELLED = 48
 """Longest name, in characters, that lists the numbers of its set."""
 
 
-def with_shared_sets(statements: Iterable[Statement]) -> tuple[tuple[Statement, ...], tuple[ConstantSet, ...]]:
-    """Return statements that look into named sets and maps instead of their own, and those sets and maps."""
+def with_shared_sets(
+    statements: Iterable[Statement], *, maps_only: bool = False
+) -> tuple[tuple[Statement, ...], tuple[ConstantSet, ...]]:
+    """Return statements that look into named sets and maps instead of their own, and those sets and maps.
+
+    ``maps_only``: sets stay in their rules.
+    """
     result: list[Statement] = []
     sets: list[ConstantSet] = []
     for statement in statements:
-        made = _shared(cast("dict[str, Any]", statement))
+        made = None if maps_only and "vmap" not in statement else _shared(cast("dict[str, Any]", statement))
         if made is None:
             result.append(statement)
         else:
@@ -108,6 +119,8 @@ def _type(selector: dict[str, Any]) -> KeyType | None:
     match selector:
         case {"meta": {"key": key}}:
             return _META.get(key)
+        case {"ct": {"key": "state"}}:
+            return "ct_state"
         case {"payload": {"protocol": protocol, "field": field}}:
             return _FIELDS.get((protocol, field))
         case _:
@@ -119,7 +132,11 @@ def _is_interval(value: object) -> bool:
 
 
 def _name(types: tuple[KeyType, ...], keys: list[Any], elements: list[Any], *, verdicts: bool) -> str:
-    """Return the numbers of a short set of them, else a digest: guests must not find two sets of one name."""
+    """Return a name that tells a short set of numbers or states, else a digest: no two sets may have one name."""
+    if verdicts and types == ("ct_state",):
+        spelled = "_".join(f"{state}-{next(iter(verdict))}" for state, verdict in elements)
+        if len(spelled) <= _MAX_SPELLED and all(None in verdict.values() for _, verdict in elements):
+            return f"verdicts-{spelled}"
     kind = "verdicts" if verdicts else _KINDS.get(types[0], "values") if len(types) == 1 else "tuples"
     if kind in _KINDS.values():
         spelled = "_".join(map(_spelled_number, keys))

@@ -26,7 +26,9 @@ MAX_PREFIX = 127
 Family: TypeAlias = Literal["bridge", "inet"]
 
 SetType: TypeAlias = Literal["ipv4_addr", "ipv6_addr", "ifname"]
-KeyType: TypeAlias = SetType | Literal["ether_type", "inet_proto", "inet_service", "icmp_type", "icmpv6_type"]
+KeyType: TypeAlias = (
+    SetType | Literal["ether_type", "inet_proto", "inet_service", "icmp_type", "icmpv6_type", "ct_state"]
+)
 
 BETWEEN = ",\n"
 """The separator between the commands of a transaction."""
