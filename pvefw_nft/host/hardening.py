@@ -1,7 +1,7 @@
 """What hardens the iptables ruleset: a table of nft beside it, ``bridge pvefw-hardening``, with a chain ``stateless``.
 
 The iptables ruleset stays the reference's; this only drops, before any of its rules. It is loaded before the ruleset
-and removed after it, as a whole, in one transaction.
+and removed after it, as a whole.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError, InternalError
 
+from .apply import twin
 from .apply.nftables_state import Nftables
 from .netfilter import nf_tables
 from .netfilter.nf_tables import NO_NFTABLES
@@ -48,14 +49,15 @@ def change(wanted: str) -> Change | None:
         return Change("remove", "nft", f"table {_FAMILY} {NAME}") if loaded else None
     if not loaded:
         return Change("add", "nft", f"table {_FAMILY} {NAME}")
-    return None if _comments() == _wanted_comments(wanted) else Change("change", "nft", f"table {_FAMILY} {NAME}")
+    as_wanted = _comments() == _wanted_comments(wanted) and not twin.families(NAME)
+    return None if as_wanted else Change("change", "nft", f"table {_FAMILY} {NAME}")
 
 
 def load(wanted: str) -> None:
     """Load the table, if there is one to load and it is not there as wanted, and read it back. Raises HostError."""
     if not wanted or change(wanted) is None:
         return
-    Nftables().run(_commands(wanted))
+    twin.replace(Nftables(), NAME, _commands(wanted))
     if change(wanted) is not None:
         raise HostError(
             f"table {_FAMILY} {NAME} is not in the kernel as it was loaded", "see that no other program changes it"
@@ -63,9 +65,11 @@ def load(wanted: str) -> None:
 
 
 def remove() -> None:
-    """Remove the table, if it is there. Raises HostError."""
+    """Remove the table and its twin, if they are there. Raises HostError."""
     if is_loaded():
-        Nftables().run([{"delete": {"table": {"family": _FAMILY, "name": NAME}}}])
+        library = Nftables()
+        library.run([{"delete": {"table": {"family": _FAMILY, "name": NAME}}}])
+        twin.remove(library, NAME)
 
 
 def dropped() -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import subprocess
@@ -44,9 +45,12 @@ def plan(before: dict[str, Any], after: dict[str, Any], *, known: bool = True) -
 
 
 def verbs(planned: apply_nft.Plan) -> list[str]:
-    """Return the commands in short: what they do to what."""
+    """Return the commands in short: what they do to what, a dash between transactions."""
     short = []
-    for command in planned.commands:
+    for command in [command for commands in planned.transactions for command in (*commands, None)][:-1]:
+        if command is None:
+            short.append("-")
+            continue
         ((verb, argument),) = command.items()
         ((kind, body),) = argument.items()
         short.append(f"{verb} {kind} {body.get('name', body.get('chain'))}")
@@ -82,7 +86,14 @@ def extra_rule(chain: str) -> dict[str, Any]:
 
 def test_new_guest_is_an_element_of_the_map() -> None:
     planned = plan(nft((100,)), nft((100, 101)))
-    assert verbs(planned)[:2] == ["add chain tap101i0-OUT", "add element nics"]
+    assert verbs(planned) == [
+        "add chain tap101i0-OUT",
+        *["add rule tap101i0-OUT"] * 3,
+        "add rule digests",
+        "add element nics",
+        "delete rule digests",
+        "add rule digests",
+    ]
     assert [str(change) for change in planned.changes] == [
         "add nft bridge chain tap101i0-OUT",
         'change nft bridge map nics\n    + ["tap101i0", {"goto": {"target": "tap101i0-OUT"}}]',
@@ -92,7 +103,30 @@ def test_new_guest_is_an_element_of_the_map() -> None:
 def test_gone_guest_leaves_the_map_before_its_chain_goes() -> None:
     short = verbs(plan(nft((100, 101)), nft((100,))))
     assert short.index("flush chain tap101i0-OUT") < short.index("delete chain tap101i0-OUT")
-    assert short.index("delete element nics") < short.index("delete chain tap101i0-OUT")
+    assert short.index("delete element nics") < short.index("-") < short.index("delete chain tap101i0-OUT")
+
+
+def dispatching(chain: str) -> dict[str, Any]:
+    """Return an artefact whose map leads to a chain of that name."""
+    return json.loads(json.dumps(nft()).replace("tap100i0-OUT", chain))  # type: ignore[no-any-return]  # JSON
+
+
+def test_chain_that_a_map_is_to_lead_to_is_there_before_and_the_other_one_afterwards() -> None:
+    short = verbs(plan(dispatching("old"), dispatching("new")))
+    first, second = (index for index, verb in enumerate(short) if verb == "-")
+    assert {"add chain new", "add rule new"} <= set(short[:first])
+    assert {"delete element nics", "add element nics"} <= set(short[first:second])
+    assert short[second:] == ["-", "flush chain old", "delete chain old", "delete rule digests"]
+
+
+def test_new_base_chain_is_there_before_other_chains_change() -> None:
+    base = {"type": "filter", "hook": "prerouting", "prio": -300, "policy": "accept"}
+    added = {"add": {"chain": {"family": "bridge", "table": "pvefw", "name": "early", **base}}}
+    other = {"nftables": [*nft()["nftables"], added, extra_rule("early"), extra_rule("tap100i0-OUT")]}
+    short = verbs(plan(nft(), other))
+    assert short.index("add rule early") < short.index("-") < short.index("flush chain tap100i0-OUT")
+    back = verbs(plan(other, nft()))
+    assert back.index("flush chain tap100i0-OUT") < back.index("-") < back.index("delete chain early")
 
 
 def sharing(chains: tuple[str, ...]) -> dict[str, Any]:
@@ -120,7 +154,7 @@ def test_a_shared_set_comes_before_its_first_user_and_goes_after_the_last() -> N
     assert not [verb for verb in verbs(plan(both, one)) if "ports-22_80" in verb or "verdicts-1" in verb]
     come, go = verbs(plan(sharing(()), one)), verbs(plan(one, sharing(())))
     assert come.index("add set ports-22_80") < come.index("add rule tap100i0-OUT")
-    assert go.index("flush chain tap100i0-OUT") < go.index("delete set ports-22_80")
+    assert go.index("flush chain tap100i0-OUT") < go.index("-") < go.index("delete set ports-22_80")
     assert go.index("delete map verdicts-1") < go.index("delete chain prerouting-end")
 
 
@@ -131,15 +165,20 @@ def test_only_differing_elements_are_touched() -> None:
     assert len(gone["delete"]["element"]["elem"]) == len(come["add"]["element"]["elem"]) == 1
 
 
-def test_set_whose_elements_are_not_known_is_flushed() -> None:
+def test_table_with_a_set_whose_elements_are_not_known_is_replaced() -> None:
     planned = plan(nft(), nft(networks=("10.2.0.0/24",)), known=False)
-    assert verbs(planned)[:2] == ["flush set friends", "add element friends"]
+    assert str(planned.changes[0]) == "change nft table bridge pvefw (as a whole)"
 
 
 def test_object_with_another_definition_replaces_the_table() -> None:
     other = json.loads(json.dumps(nft()).replace('"prio": -150', '"prio": -140'))
     planned = plan(nft(), other)
-    assert verbs(planned)[:3] == ["add table pvefw", "delete table pvefw", "add table pvefw"]
+    short = verbs(planned)
+    twin, table, end = (list(part) for dash, part in itertools.groupby(short, "-".__eq__) if not dash)
+    assert twin[0] == "add table pvefw-twin"
+    assert {verb.partition(" ")[0] for verb in twin} == {"add"}
+    assert table[:3] == ["add table pvefw", "delete table pvefw", "add table pvefw"]
+    assert end == ["add table pvefw-twin", "delete table pvefw-twin"] * 2
 
 
 def test_table_without_notes_is_replaced() -> None:

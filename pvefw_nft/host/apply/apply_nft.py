@@ -1,15 +1,19 @@
 """Bring a host's nftables tables ``bridge pvefw`` and ``inet pvefw`` to the wanted state, or remove them.
 
-Each apply is one transaction of the kernel for both tables: a packet meets the old ruleset or the new one, and a
-failure changes nothing. Only chains whose rules differ and only elements that differ are touched, so that the
-counters, connections and dynamic sets of the rest stay. No other table is ever named.
+One transaction of the kernel changes both tables, and if it fails nothing has changed. Only chains whose rules differ
+and only elements that differ are touched, so that the counters, connections and dynamic sets of the rest stay.
+
+For a packet that is on its way through the hooks a transaction is not one moment (:mod:`.twin` says why). So it takes
+nothing away that the old rules use: chains, sets and maps that are no longer wanted go in a second transaction, when no
+packet is in the old rules any more; and what changed rules or elements need of a new base chain or lead to by a map
+comes in one before it. A table that has to be replaced as a whole has a twin meanwhile.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import HostError
@@ -17,6 +21,7 @@ from pvefw_nft.errors import HostError
 from ..netfilter import nf_tables
 from ..netfilter.stamp import take_stamp
 from ..records.changes import AppliedChain, Change
+from . import twin
 from .nftables_state import (
     DIGESTS,
     FAMILIES,
@@ -33,10 +38,11 @@ from .nftables_state import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from ..netfilter.stamp import RulesetStamp
 
+_SETS = ("set", "map")
 _FEW = 500  # so many are asked for one by one, each in less than a millisecond; more in one listing of the table
 
 
@@ -46,10 +52,11 @@ class NotAsLoadedError(HostError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The commands of a transaction, and the changes that they make. Without commands there is nothing to do.
+    """The transactions, in order, and what they change; none: nothing to do.
 
-    ``target`` is the state after it. ``was_there``: one of our tables was loaded before. ``stamp`` is that of the state
-    that was read for the plan (None: there is none). ``whole``: the transaction replaces our tables completely.
+    ``before`` adds what the transaction ``commands`` needs, ``after`` removes what it leaves. ``target`` is the state
+    after all of them. ``was_there``: one of our tables was loaded before. ``stamp`` is that of the state that was read
+    for the plan (None: there is none). ``whole``: they replace our tables completely.
     """
 
     commands: tuple[Command, ...]
@@ -59,12 +66,19 @@ class Plan:
     stamp: RulesetStamp | None = None
     whole: bool = False
     notes: tuple[str, ...] = ()
+    before: tuple[Command, ...] = ()
+    after: tuple[Command, ...] = ()
+
+    @property
+    def transactions(self) -> list[tuple[Command, ...]]:
+        """Those that hold a command."""
+        return [commands for commands in (self.before, self.commands, self.after) if commands]
 
     def __str__(self) -> str:
-        if not self.commands:
-            return ""
-        lines = ",\n".join(json.dumps(command) for command in self.commands)
-        return f'### nft -j -f -\n{{"nftables": [\n{lines}\n]}}\n'
+        return "".join(
+            f'### nft -j -f -\n{{"nftables": [\n{lines}\n]}}\n'
+            for lines in (",\n".join(map(json.dumps, commands)) for commands in self.transactions)
+        )
 
 
 def plan(
@@ -72,22 +86,25 @@ def plan(
     target: Mapping[str, Wanted],
     previous: Callable[[], Mapping[str, Wanted]] = dict,
     spoiled: Iterable[str] = (),
+    *,
+    twins: Collection[str] = (),
 ) -> Plan:
     """Return the plan that brings the kernel from its noted state to ``target`` (by family; none: no table).
 
     ``previous`` gives the ruleset applied last, if known: where a set is unchanged since then, only the
     elements that differ are touched. It is not asked where no set changes. ``spoiled`` are objects changed by hand
-    since, as ``bridge chain x``.
+    since, as ``bridge chain x``. ``twins`` are the families in which a run that was killed left a twin of our table.
     """
-    commands: list[Command] = []
-    changes: list[Change] = []
+    changes = [Change("remove", "nft", f"table {family} {twin.name_of(TABLE)}") for family in twins]
+    steps = _Steps()
     spoiled = set(spoiled)
     whole = True
+    replaced: list[Command] = []
     for family in FAMILIES:
         wanted = target.get(family)
         if wanted is None:
             if family in current:
-                commands.append({"delete": {"table": {"family": family, "name": TABLE}}})
+                steps.commands.append({"delete": {"table": {"family": family, "name": TABLE}}})
                 changes.append(Change("remove", "nft", f"table {family} {TABLE}"))
             continue
         table = _TablePlan(
@@ -97,27 +114,42 @@ def plan(
             previous,
             {key.removeprefix(f"{family} ") for key in spoiled if key.startswith(f"{family} ")},
         )
-        commands += table.commands()
+        table.add_to(steps)
         changes += table.changes
         whole = whole and table.whole
-    return Plan(tuple(commands), tuple(changes), target, bool(current), whole=whole)
+        if table.whole and family in current:
+            replaced += wanted.commands()
+    if replaced:
+        steps.before = [*twin.loading(TABLE, replaced, twins), *steps.before]
+    made = {command["add"]["table"]["family"] for command in replaced if "table" in command["add"]}
+    steps.after += twin.removing(TABLE, sorted({*made, *twins}))
+    if not steps.commands:
+        steps.commands, steps.after = steps.after, []
+    return Plan(
+        tuple(steps.commands),
+        tuple(changes),
+        target,
+        bool(current),
+        whole=whole,
+        before=tuple(steps.before),
+        after=tuple(steps.after),
+    )
 
 
-def replacing(current: Kernel, target: Mapping[str, Wanted]) -> Plan:
+def replacing(current: Kernel, target: Mapping[str, Wanted], twins: Collection[str] = ()) -> Plan:
     """Return the plan that replaces our tables as a whole, in any state."""
-    return plan({family: {} for family in current}, target)
+    return plan({family: {} for family in current}, target, twins=twins)
 
 
 def execute(planned: Plan, nft: Nftables) -> tuple[RulesetStamp | None, Kernel]:
-    """Run the transaction; read back and return the notes.
+    """Run the transactions; read back and return the notes.
 
     Returns the stamp of the moment before reading back; None if another program may have changed the state that the
-    plan was made from. Raises :class:`HostError`.
+    plan was made from. Raises :class:`HostError`: nothing has changed, unless it is a :class:`NotAsLoadedError`.
     """
-    if planned.commands:
-        nft.run(planned.commands)
+    _run(planned, nft)
     stamp = take_stamp()
-    if not planned.whole and (planned.stamp is None or stamp != planned.stamp.after(1)):
+    if not planned.whole and (planned.stamp is None or stamp != planned.stamp.after(len(planned.transactions))):
         stamp = None
     kernel = read_kernel()
     wrong = differences(kernel, planned.target)
@@ -128,6 +160,21 @@ def execute(planned: Plan, nft: Nftables) -> tuple[RulesetStamp | None, Kernel]:
     if wrong:
         raise NotAsLoadedError("the kernel does not hold the ruleset that was loaded: " + "; ".join(wrong[:5]))
     return stamp, kernel
+
+
+def _run(planned: Plan, nft: Nftables) -> None:
+    for number, commands in enumerate(planned.transactions):
+        if number:
+            twin.wait_for_packets()
+        try:
+            nft.run(commands)
+        except HostError as error:
+            if not number:
+                raise
+            if commands is not planned.commands or not planned.whole:
+                raise NotAsLoadedError(error.message, error.hint) from error
+            twin.remove(nft, TABLE)  # the tables are as before
+            raise
 
 
 def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:
@@ -150,7 +197,7 @@ def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:
 def memory_of(
     target: Mapping[str, Wanted], before: Mapping[str, AppliedChain] | None = None
 ) -> dict[str, AppliedChain]:
-    """Return the facts to record about a state that was just applied, by ``FAMILY KIND NAME``.
+    """Return what to remember of a state that was just applied, by ``FAMILY KIND NAME``.
 
     ``before``: the remembered state before it; then only differing parts are listed.
     """
@@ -176,7 +223,7 @@ def memory_of(
 class Drift:
     """The parts changed by hand since the apply, as ``bridge chain tap100i0-IN``.
 
-    ``changed``: it has other rules or elements. ``missing``: it was deleted. ``added``: foreign, in one of our tables.
+    ``changed`` holds other rules or elements; ``missing`` was deleted; ``added`` is foreign, in a table of ours.
     """
 
     changed: tuple[str, ...] = ()
@@ -195,7 +242,7 @@ class Drift:
 
 
 def drift(current: Kernel, memory: Mapping[str, AppliedChain]) -> Drift:
-    """Compare each object with how the kernel listed it when it was applied. Raises :class:`HostError`."""
+    """Compare each item with how the kernel listed it when it was applied. Raises :class:`HostError`."""
     changed: list[str] = []
     missing = [f"{family} table {TABLE}" for family in FAMILIES if family not in current and _remembers(memory, family)]
     added: list[str] = []
@@ -223,9 +270,9 @@ def count_packets(families: Iterable[str]) -> dict[str, int]:
 
 def _touched_chains(planned: Plan) -> dict[str, list[str]]:
     touched: dict[str, dict[str, None]] = {}
-    for command in planned.commands:
+    for command in (*planned.before, *planned.commands):
         rule = command.get("add", {}).get("rule")
-        if rule is not None and rule["chain"] != DIGESTS:
+        if rule is not None and rule["table"] == TABLE and rule["chain"] != DIGESTS:
             touched.setdefault(rule["family"], {})[rule["chain"]] = None
     return {family: list(names) for family, names in touched.items()}
 
@@ -239,6 +286,29 @@ def _count_differences(family: str, chains: list[str], wanted: Wanted) -> list[s
         if counts[name] != should:
             wrong.append(f"{family} chain {name} has {counts[name]} rules, not {should}")
     return wrong
+
+
+@dataclass(slots=True)
+class _Steps:
+    """The commands of each transaction of a plan."""
+
+    before: list[Command] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
+    after: list[Command] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _ElementChanges:
+    """The elements that a set or map loses and gets."""
+
+    gone: list[Any]
+    come: list[Any]
+
+    @property
+    def other_verdicts(self) -> bool:
+        """Whether a key of a map stays and leads to another chain, which also packets in the old rules then enter."""
+        lost = [element[0] for element in self.gone if isinstance(element, list)]
+        return any(element[0] in lost for element in self.come if isinstance(element, list))
 
 
 class _TablePlan:
@@ -258,11 +328,14 @@ class _TablePlan:
         self._previous = previous
         self._spoiled = spoiled
         self.changes: list[Change] = []
-        self.whole = not noted or self._redefined()
+        self.whole = not noted or self._redefined() or self._has_unknown_elements(noted)
 
-    def commands(self) -> list[Command]:
-        """Return the commands that bring this table to the wanted state."""
-        return self._whole() if self.whole or self._noted is None else self._in_part(self._noted)
+    def add_to(self, steps: _Steps) -> None:
+        """Add the commands that bring this table to the wanted state."""
+        if self.whole or self._noted is None:
+            steps.commands += self._whole()
+        else:
+            self._in_part(self._noted, steps)
 
     def _redefined(self) -> bool:
         """Tell whether an object must be replaced: its references would have to go first."""
@@ -274,6 +347,22 @@ class _TablePlan:
             if item is not None and note.digests.partition(".")[0] != item.digests.partition(".")[0]:
                 return True
         return False
+
+    def _has_unknown_elements(self, noted: Mapping[str, Noted]) -> bool:
+        """Tell whether a set or map changes whose elements in the kernel are not known.
+
+        Flushing it would leave it empty for packets in the old rules.
+        """
+        return any(
+            item.kind in _SETS
+            and key in noted
+            and self._differs(key, item, noted)
+            and self._old_elements(item, noted) is None
+            for key, item in self._wanted.objects.items()
+        )
+
+    def _differs(self, key: str, item: TableObject, noted: Mapping[str, Noted]) -> bool:
+        return noted[key].digests != item.digests or key in self._spoiled
 
     def _whole(self) -> list[Command]:
         table = {"table": {"family": self._family, "name": TABLE}}
@@ -292,50 +381,52 @@ class _TablePlan:
             *note_commands(self._family, self._wanted.objects.values()),
         ]
 
-    def _in_part(self, noted: dict[str, Noted]) -> list[Command]:
+    def _in_part(self, noted: dict[str, Noted], steps: _Steps) -> None:
         objects = self._wanted.objects
         new = [item for key, item in objects.items() if key not in noted]
-        changed = [
-            item
-            for key, item in objects.items()
-            if key in noted and (noted[key].digests != item.digests or key in self._spoiled)
-        ]
+        changed = [item for key, item in objects.items() if key in noted and self._differs(key, item, noted)]
         gone = [_from_key(key) for key in noted if key not in objects]
         if not (new or changed or gone):
-            return []
-        commands = [{"add": {t.kind: dict(t.definition)}} for t in sorted(new, key=_making_order)]
-        commands += [self._flush(t) for t in (*changed, *gone) if t.kind == "chain"]
-        for item in (*new, *changed):
-            if item.kind in ("set", "map"):
-                commands += self._element_commands(item, noted)
-        for item in (*new, *changed):
-            if item.kind == "chain":
-                commands += [{"add": {"rule": rule}} for rule in item.content]
-        commands += [self._delete(t) for t in sorted(gone, key=_making_order, reverse=True)]
-        commands += [
-            {"delete": {"rule": self._body(chain=DIGESTS, handle=noted[t.key].handle)}} for t in (*changed, *gone)
+            return
+        elements = {item.key: self._element_changes(item, noted) for item in (*new, *changed) if item.kind in _SETS}
+        made = [{"add": {t.kind: dict(t.definition)}} for t in sorted(new, key=_making_order)]
+        made += self._element_commands(new, elements)
+        made += [{"add": {"rule": rule}} for item in new if item.kind == "chain" for rule in item.content]
+        made += note_commands(self._family, new)
+        # in one transaction with the rest, new chains would be empty for packets in the old rules
+        precede = any("hook" in item.definition for item in new) or any(c.other_verdicts for c in elements.values())
+        (steps.before if precede else steps.commands).extend(made)
+        chains = [item for item in changed if item.kind == "chain"]
+        steps.commands += [{"flush": {"chain": self._body(name=chain.name)}} for chain in chains]
+        steps.commands += self._element_commands(changed, elements)
+        steps.commands += [{"add": {"rule": rule}} for chain in chains for rule in chain.content]
+        steps.commands += [*self._forget(changed, noted), *note_commands(self._family, changed)]
+        steps.after += [{"flush": {"chain": self._body(name=t.name)}} for t in gone if t.kind == "chain"]
+        steps.after += [
+            {"delete": {t.kind: self._body(name=t.name)}} for t in sorted(gone, key=_making_order, reverse=True)
         ]
-        commands += note_commands(self._family, (*new, *changed))
+        steps.after += self._forget(gone, noted)
         for what, some in (("add", new), ("change", changed), ("remove", gone)):
             self.changes += [Change(what, f"nft {self._family}", t.key, self._detail(t, noted)) for t in some]
-        return commands
 
-    def _element_commands(self, item: TableObject, noted: Mapping[str, Noted]) -> list[Command]:
-        """Return the commands that give a set or map its elements: those that differ, if the old ones are known."""
-        old = self._old_elements(item, noted)
-        flush = []
-        if item.key in noted and old is None:
-            flush = [{"flush": {item.kind: self._body(name=item.name)}}]
-        before = {json.dumps(element, sort_keys=True): element for element in old or ()}
+    def _forget(self, objects: Iterable[TableObject], noted: Mapping[str, Noted]) -> list[Command]:
+        return [{"delete": {"rule": self._body(chain=DIGESTS, handle=noted[t.key].handle)}} for t in objects]
+
+    def _element_commands(self, objects: Iterable[TableObject], changes: Mapping[str, _ElementChanges]) -> Iterator[Command]:
+        for item in objects:
+            if item.key in changes:
+                # an empty list of elements is an error to libnftables
+                for verb, elements in (("delete", changes[item.key].gone), ("add", changes[item.key].come)):
+                    if elements:
+                        yield {verb: {"element": self._body(name=item.name, elem=elements)}}
+
+    def _element_changes(self, item: TableObject, noted: Mapping[str, Noted]) -> _ElementChanges:
+        before = {json.dumps(element, sort_keys=True): element for element in self._old_elements(item, noted) or ()}
         after = {json.dumps(element, sort_keys=True): element for element in item.content}
-        gone = [element for key, element in before.items() if key not in after]
-        come = [element for key, element in after.items() if key not in before]
-        # an empty list of elements is an error to libnftables
-        return [
-            *flush,
-            *([{"delete": {"element": self._body(name=item.name, elem=gone)}}] if gone else []),
-            *([{"add": {"element": self._body(name=item.name, elem=come)}}] if come else []),
-        ]
+        return _ElementChanges(
+            [element for key, element in before.items() if key not in after],
+            [element for key, element in after.items() if key not in before],
+        )
 
     def _old_elements(self, item: TableObject, noted: Mapping[str, Noted]) -> tuple[Any, ...] | None:
         """Return the elements in the kernel, or None where they are not known."""
@@ -355,12 +446,6 @@ class _TablePlan:
             return ()
         before, after = {json.dumps(e) for e in old}, {json.dumps(e) for e in item.content}
         return tuple([f"+ {e}" for e in sorted(after - before)] + [f"- {e}" for e in sorted(before - after)])
-
-    def _flush(self, chain: TableObject) -> Command:
-        return {"flush": {"chain": self._body(name=chain.name)}}
-
-    def _delete(self, item: TableObject) -> Command:
-        return {"delete": {item.kind: self._body(name=item.name)}}
 
     def _body(self, **more: object) -> Command:
         return {"family": self._family, "table": TABLE, **more}

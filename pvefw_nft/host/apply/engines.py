@@ -14,8 +14,8 @@ from ..netfilter.stamp import take_stamp
 from ..records import record
 from ..records.changes import AppliedChain
 from ..records.record import AppliedState
-from . import apply_iptables, apply_nft, iptables_plan, names, xtables
-from .nftables_state import Nftables, Reader, our_tables, read_kernel
+from . import apply_iptables, apply_nft, iptables_plan, names, twin, xtables
+from .nftables_state import TABLE, Nftables, Reader, our_tables, read_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -255,6 +255,11 @@ def _wanted(desired: Desired) -> xtables.State:
     return xtables.wanted(artefact)
 
 
+def _replacing(target: Mapping[str, Wanted]) -> apply_nft.Plan:
+    """Return the plan that replaces our tables, or removes them, in the state that they are in now."""
+    return apply_nft.replacing(read_kernel(), target, twin.families(TABLE))
+
+
 class NftEngine:
     """nftables, through libnftables."""
 
@@ -268,7 +273,7 @@ class NftEngine:
     def present(self) -> bool:
         """Tell whether one of our tables is loaded."""
         try:
-            return bool(our_tables())
+            return bool(our_tables() or twin.families(TABLE))
         except HostError as error:
             if error.hint == NO_NFTABLES:
                 return False  # without it there cannot be one
@@ -286,13 +291,14 @@ class NftEngine:
     def plan(
         self, desired: Desired, memory: AppliedState | None, previous: Desired | None, *, reload_all: bool = False
     ) -> apply_nft.Plan:
-        """Return the commands of the transaction."""
+        """Return the transactions."""
         Nftables()  # where it is missing, nothing is to be begun
         target = self._reader.wanted(desired.pieces)
         there, stamp = self._look()
+        twins = twin.families(TABLE)
         # without a recorded listing drift cannot be detected: reload everything
         if reload_all or (memory is None and there):
-            return apply_nft.replacing(there, target)
+            return apply_nft.replacing(there, target, twins)
 
         @cache
         def before() -> Mapping[str, Wanted]:
@@ -300,18 +306,18 @@ class NftEngine:
 
         drift = self._drift(memory, there)
         if drift.in_structure:
-            return apply_nft.replacing(there, target)
-        planned = apply_nft.plan(there, target, before, drift.changed)
+            return apply_nft.replacing(there, target, twins)
+        planned = apply_nft.plan(there, target, before, drift.changed, twins=twins)
         return replace(planned, stamp=stamp if stamp == take_stamp() else None)
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:
-        """Run the transaction; restore the previous ruleset if the rules read back are not the wanted ones."""
+        """Run the transactions; restore the previous ruleset if the rules read back are not the wanted ones."""
         assert isinstance(planned, apply_nft.Plan)
         nft = Nftables()
         self._seen = None
         stamp = planned.stamp
         try:
-            if planned.commands:
+            if planned.transactions:
                 stamp, kernel = self._carried_out(planned, nft)
                 if stamp is not None and stamp == take_stamp():
                     self._seen = (stamp, kernel)
@@ -332,7 +338,7 @@ class NftEngine:
 
     @staticmethod
     def _carried_out(planned: apply_nft.Plan, nft: Nftables) -> tuple[RulesetStamp | None, Kernel]:
-        """Run the transaction. If another program changed our tables meanwhile, replace them as a whole."""
+        """Run the transactions. If another program changed our tables meanwhile, replace them as a whole."""
         for further_tries in reversed(range(apply_iptables.TRIES)):
             try:
                 return apply_nft.execute(planned, nft)
@@ -343,7 +349,7 @@ class NftEngine:
                 if planned.whole or not any(reason in error.message for reason in _OTHERS_AT_WORK):
                     raise
             # the tables changed since they were read
-            planned = apply_nft.replacing(read_kernel(), planned.target)
+            planned = _replacing(planned.target)
         raise AssertionError  # the last try returns or raises
 
     def _put_back(
@@ -356,7 +362,7 @@ class NftEngine:
                 f"{cause.message}\n{apply_iptables.NOT_RESTORED}", cause.hint or apply_iptables.PARTLY_FILTERED
             ) from cause
         try:
-            apply_nft.execute(apply_nft.replacing(read_kernel(), before), nft)
+            apply_nft.execute(_replacing(before), nft)
         except HostError as error:
             raise HostError(
                 f"{cause.message}\nand putting back the ruleset that ran before failed too: {error.message}",
@@ -381,7 +387,7 @@ class NftEngine:
         """Delete our tables, which rules of other tables cannot refer to."""
         nft = Nftables()
         self._seen = None
-        apply_nft.execute(apply_nft.plan(read_kernel(), {}), nft)
+        apply_nft.execute(_replacing({}), nft)
         return ()
 
     def drifted(self, memory: AppliedState | None) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pvefw_nft.errors import HostError
 
 from .. import tools
+from ..apply import twin
 from ..apply.nftables_state import Nftables
 from ..netfilter import nf_tables
 from ..records import state
@@ -48,7 +49,7 @@ def set_drops(backend: str, ports: Sequence[Port]) -> None:
         state.write(_record(), {"backends": []})
         return
     if backend == "nft":
-        Nftables().run(_nft_commands(ports))
+        twin.replace(Nftables(), NAME, _nft_commands(ports))
     else:
         _set_iptables(ports)
     for other in known:
@@ -80,7 +81,9 @@ def _known() -> list[str]:
 def _remove(backend: str) -> None:
     if backend == "nft":
         if "bridge" in nf_tables.tables(NAME):
-            Nftables().run([{"delete": {"table": {"family": "bridge", "name": NAME}}}])
+            library = Nftables()
+            library.run([{"delete": {"table": {"family": "bridge", "name": NAME}}}])
+            twin.remove(library, NAME)
     else:
         _remove_iptables()
 
@@ -89,7 +92,7 @@ def _remove(backend: str) -> None:
 
 
 def _nft_commands(ports: Sequence[Port]) -> list[dict[str, Any]]:
-    """Return one transaction that replaces the table.
+    """Return the transaction that replaces the table.
 
     Two sets, so that a frame of another port costs one look-up::
 
