@@ -412,7 +412,9 @@ class _TablePlan:
     def _forget(self, objects: Iterable[TableObject], noted: Mapping[str, Noted]) -> list[Command]:
         return [{"delete": {"rule": self._body(chain=DIGESTS, handle=noted[t.key].handle)}} for t in objects]
 
-    def _element_commands(self, objects: Iterable[TableObject], changes: Mapping[str, _ElementChanges]) -> Iterator[Command]:
+    def _element_commands(
+        self, objects: Iterable[TableObject], changes: Mapping[str, _ElementChanges]
+    ) -> Iterator[Command]:
         for item in objects:
             if item.key in changes:
                 # an empty list of elements is an error to libnftables
