@@ -5,8 +5,8 @@ and only elements that differ are touched, so that the counters, connections and
 
 For a packet that is on its way through the hooks a transaction is not one moment (:mod:`.twin` says why). So it takes
 nothing away that the old rules use: chains, sets and maps that are no longer wanted go in a second transaction, when no
-packet is in the old rules any more; and what changed rules or elements need of a new base chain or lead to by a map
-comes in one before it. A table that has to be replaced as a whole has a twin meanwhile.
+packet is in the old rules any more. New chains come in one before it if an element of a map is to lead to another chain
+than before, or if a base chain is new. A table that has to be replaced as a whole has a twin meanwhile.
 """
 
 from __future__ import annotations
@@ -163,6 +163,7 @@ def execute(planned: Plan, nft: Nftables) -> tuple[RulesetStamp | None, Kernel]:
 
 
 def _run(planned: Plan, nft: Nftables) -> None:
+    """Run the transactions. Raises :class:`NotAsLoadedError` where one fails and those before it are not undone."""
     for number, commands in enumerate(planned.transactions):
         if number:
             twin.wait_for_packets()
@@ -197,7 +198,7 @@ def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:
 def memory_of(
     target: Mapping[str, Wanted], before: Mapping[str, AppliedChain] | None = None
 ) -> dict[str, AppliedChain]:
-    """Return what to remember of a state that was just applied, by ``FAMILY KIND NAME``.
+    """Return the facts to record about a state that was just applied, by ``FAMILY KIND NAME``.
 
     ``before``: the remembered state before it; then only differing parts are listed.
     """
@@ -223,7 +224,7 @@ def memory_of(
 class Drift:
     """The parts changed by hand since the apply, as ``bridge chain tap100i0-IN``.
 
-    ``changed`` holds other rules or elements; ``missing`` was deleted; ``added`` is foreign, in a table of ours.
+    ``changed``: it has other rules or elements. ``missing``: it was deleted. ``added``: foreign, in one of our tables.
     """
 
     changed: tuple[str, ...] = ()
@@ -242,7 +243,7 @@ class Drift:
 
 
 def drift(current: Kernel, memory: Mapping[str, AppliedChain]) -> Drift:
-    """Compare each item with how the kernel listed it when it was applied. Raises :class:`HostError`."""
+    """Compare each object with how the kernel listed it when it was applied. Raises :class:`HostError`."""
     changed: list[str] = []
     missing = [f"{family} table {TABLE}" for family in FAMILIES if family not in current and _remembers(memory, family)]
     added: list[str] = []
@@ -307,8 +308,11 @@ class _ElementChanges:
     @property
     def other_verdicts(self) -> bool:
         """Whether a key of a map stays and leads to another chain, which also packets in the old rules then enter."""
-        lost = [element[0] for element in self.gone if isinstance(element, list)]
-        return any(element[0] in lost for element in self.come if isinstance(element, list))
+        lost, got = (
+            {json.dumps(element[0], sort_keys=True) for element in elements if isinstance(element, list)}
+            for elements in (self.gone, self.come)
+        )
+        return not lost.isdisjoint(got)
 
 
 class _TablePlan:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pvefw_nft.errors import HostError
 
+from ..apply import twin
 from ..apply.nftables_state import TABLE, Nftables
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def listed() -> list[dict[str, Any]]:
     found = []
     for entry in nft.run([{"list": {"chains": None}}]):
         chain = entry.get("chain", {})
-        if chain.get("type") != "nat" or chain["table"] in (TABLE, NAME):
+        if chain.get("type") != "nat" or chain["table"] in (TABLE, twin.name_of(TABLE), NAME):
             continue
         body = {key: chain[key] for key in ("family", "table", "name")}
         found += [one["rule"] for one in nft.run([{"list": {"chain": body}}]) if "rule" in one]
