@@ -118,11 +118,11 @@ def plan(
         changes += table.changes
         whole = whole and table.whole
         if table.whole and family in current:
-            replaced += wanted.commands()
+            replaced += [{"add": {"table": {"family": family, "name": TABLE}}}, *wanted.commands()]
+            twins = {*twins, family}
     if replaced:
-        steps.before = [*twin.loading(TABLE, replaced, twins), *steps.before]
-    made = {command["add"]["table"]["family"] for command in replaced if "table" in command["add"]}
-    steps.after += twin.removing(TABLE, sorted({*made, *twins}))
+        steps.before = [*twin.loading(TABLE, replaced), *steps.before]
+    steps.after += twin.removing(TABLE, sorted(twins))
     if not steps.commands:
         steps.commands, steps.after = steps.after, []
     return Plan(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..netfilter import nf_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from .nftables_state import Command, Nftables
 
@@ -43,13 +43,13 @@ def families(table: str) -> list[str]:
     return sorted(nf_tables.tables(name_of(table)))
 
 
-def loading(table: str, commands: Iterable[Command], left: Collection[str] = ()) -> list[Command]:
-    """Return the commands that load the twins; ``commands`` make the table in one or more families.
+def loading(table: str, commands: Sequence[Command]) -> list[Command]:
+    """Return the commands that load the twins, in place of those that a killed run left.
 
-    Commands that delete or flush are left out. ``left`` are the families in which there is a twin already.
+    ``commands`` make the table in one or more families; those that delete are left out.
     """
     made = [_renamed(command["add"], table) for command in commands if "add" in command]
-    return [*removing(table, left), *made]
+    return [*removing(table, {next(iter(command["add"].values()))["family"] for command in made}), *made]
 
 
 def _renamed(added: Command, table: str) -> Command:
@@ -74,10 +74,8 @@ def replace(nft: Nftables, table: str, commands: Sequence[Command]) -> None:
 
     Raises HostError: the table is then as before, unless only the removal of the twin failed.
     """
-    left = families(table)
-    there = sorted(nf_tables.tables(table))
-    if there:
-        nft.run(loading(table, commands, left))
+    if nf_tables.tables(table):
+        nft.run(loading(table, commands))
         wait_for_packets()
     try:
         nft.run(commands)
