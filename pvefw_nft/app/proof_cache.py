@@ -39,6 +39,8 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 _WRITABLE_BY_OTHERS = 0o022
 _OPEN_TO_OTHERS = 0o077
 _PATIENCE = 2.0  # seconds to wait for another command, which takes milliseconds
+_UNUSABLE = (OSError, ValueError, TypeError, RecursionError)
+"""What reading a damaged file raises."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -72,7 +74,7 @@ class ProofFile:
         try:
             with _opened(self._folder) as folder:
                 self._loaded = _read(folder)
-        except (OSError, ValueError):
+        except _UNUSABLE:
             self._loaded = {}
         return self._loaded
 
@@ -83,7 +85,7 @@ class ProofFile:
         with contextlib.suppress(OSError), _opened(self._folder) as folder, _locked(folder):
             try:
                 found = _read(folder)
-            except (OSError, ValueError):
+            except _UNUSABLE:
                 found = {}
             for key, proof in used.items():
                 found.pop(key, None)

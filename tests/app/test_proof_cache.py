@@ -91,6 +91,16 @@ def with_a_list(file: Path) -> None:
     file.write_bytes(proof_cache._head(b"[]") + b"\n[]")
 
 
+def with_numbers_for_zones(file: Path) -> None:
+    body = f'{{"{KEY}":[1,1,true,true,[1]]}}'.encode()
+    file.write_bytes(proof_cache._head(body) + b"\n" + body)
+
+
+def too_deep(file: Path) -> None:
+    body = b"[" * 100_000
+    file.write_bytes(proof_cache._head(body) + b"\n" + body)
+
+
 def empty(file: Path) -> None:
     file.write_bytes(b"")
 
@@ -121,8 +131,8 @@ def a_link_to_the_folder(file: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        cut_off, with_another_number, of_another_version, with_no_json, with_no_proof, with_a_list, empty,
-        writable_by_others, a_link, a_fifo, a_folder_open_to_others, a_link_to_the_folder,
+        cut_off, with_another_number, of_another_version, with_no_json, with_no_proof, with_a_list,
+        with_numbers_for_zones, too_deep, empty, writable_by_others, a_link, a_fifo, a_folder_open_to_others, a_link_to_the_folder,
     ],
 )  # fmt: skip
 def test_what_is_not_sound_counts_as_nothing(folder: Path, damage: Callable[[Path], None]) -> None:
