@@ -132,7 +132,8 @@ def a_link_to_the_folder(file: Path) -> None:
     "damage",
     [
         cut_off, with_another_number, of_another_version, with_no_json, with_no_proof, with_a_list,
-        with_numbers_for_zones, too_deep, empty, writable_by_others, a_link, a_fifo, a_folder_open_to_others, a_link_to_the_folder,
+        with_numbers_for_zones, too_deep, empty, writable_by_others, a_link, a_fifo, a_folder_open_to_others,
+        a_link_to_the_folder,
     ],
 )  # fmt: skip
 def test_what_is_not_sound_counts_as_nothing(folder: Path, damage: Callable[[Path], None]) -> None:

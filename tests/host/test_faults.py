@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ pytest.importorskip("nftables")
 from pvefw_nft.host import control, tools
 from pvefw_nft.host.records import record, state
 
-from .commands import Done, pvefw, service
+from .commands import Command, Done, pvefw, service
 from .conftest import need
 from .fuse import HANG, Faulty, own_mounts
 from .listing import everything
@@ -58,7 +59,7 @@ class Host:
         return self.pvefw("doctor").status
 
     def pvefw(self, command: str, *more: str) -> Done:
-        reads = command not in ("stop", "confirm")
+        reads = command not in ("stop", "confirm", "rollback")
         return pvefw(self.folder, command, *more, *(self.options if reads else ()))
 
     def configure(self, number: int) -> None:
@@ -390,6 +391,66 @@ def test_first_start_is_whole_without_room_in_the_run_directory(host_of: Host, f
     assert record.confirmed_path().read_bytes() == record.running_path().read_bytes()
     assert host_of.pvefw("stop").status == 0
     assert have_no_rules()
+
+
+@contextlib.contextmanager
+def waiting_update(host: Host) -> Iterator[Command]:
+    """Have a change wait for its confirmation, and end its command."""
+    waiting = Command(["update", *host.options, "--confirm", "600"], host.folder)
+    try:
+        waiting.waits_for(lambda: "pvefw confirm" in waiting.said())
+        yield waiting
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            waiting.send(signal.SIGKILL)
+        waiting.ended()
+
+
+CHANGED = "as the change has them"
+WITH_A_CHANGE: dict[str, dict[str, tuple[int, str]]] = {
+    # of a change that waits for its confirmation: by command, how it ends, and the rules after it
+    "cluster file system": {"confirm": (0, CHANGED), "rollback": (0, KEPT)},
+    # there is nothing sound to confirm or to return to
+    "records": {"confirm": (3, CHANGED), "rollback": (3, CHANGED)},
+    "full": {"confirm": (0, CHANGED), "rollback": (0, KEPT)},
+    # the rules come first, and then it cannot be noted
+    "read-only": {"confirm": (3, CHANGED), "rollback": (3, KEPT)},
+}
+PENDING: dict[str, tuple[Callable[[Host], object], str]] = {
+    **{fault: (inject, "cluster file system") for fault, (inject, _) in CLUSTER_FILE_SYSTEM.items()},
+    **{fault: (inject, "records") for fault, inject in RECORDS.items()},
+    **{fault: (inject, "full" if "full" in fault else "read-only") for fault, inject in DISKS.items()},
+}
+
+
+@pytest.mark.parametrize("command", ["confirm", "rollback"])
+@pytest.mark.parametrize(
+    "fault",
+    some(
+        PENDING,
+        "stat fails",
+        "all records are lists",
+        "state is full",
+        "state is read-only",
+        "run directory is read-only",
+    ),
+)
+def test_change_that_waits_for_its_confirmation(host_of: Host, fault: str, command: str, no_systemd: None) -> None:
+    before = rules()
+    host_of.configure(2)
+    with waiting_update(host_of):
+        changed = rules()
+        assert changed != before
+        inject, kind = PENDING[fault]
+        inject(host_of)
+        status, after = WITH_A_CHANGE[kind][command]
+        done = host_of.pvefw(command)
+        assert done.status == status, done
+        assert "Traceback" not in done.said
+        assert rules() == (changed if after == CHANGED else before)
+        if status == 3:
+            folder = state.run_directory() if "run directory" in fault else state.state_directory()
+            assert "no change waits" in done.said or str(folder) in done.said or "no confirmed ruleset" in done.said
 
 
 def test_service_comes_back_with_the_file_system(host_of: Host) -> None:
