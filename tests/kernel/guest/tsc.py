@@ -6,10 +6,15 @@ import ctypes
 import mmap
 import platform
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # rdtsc; shl $32, %rdx; or %rdx, %rax; ret
 _READ = bytes.fromhex("0f31 48c1e220 4809d0 c3")
 _SECONDS = 0.05
+_TRIES = 20
 
 
 def kilohertz() -> int | None:
@@ -22,8 +27,20 @@ def kilohertz() -> int | None:
         return None
     page.write(_READ)
     read = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
-    begun, first = time.monotonic_ns(), read()
+    begun, first = _moment(read)
     time.sleep(_SECONDS)
-    ended, last = time.monotonic_ns(), read()
-    counted: int = last - first
-    return round(counted * 1_000_000 / (ended - begun))
+    ended, last = _moment(read)
+    return round((last - first) * 1_000_000 / (ended - begun))
+
+
+def _moment(read: Callable[[], int]) -> tuple[float, int]:
+    """Return the time in nanoseconds, and the counter at that time.
+
+    Another process may run between the two readings, so the closest of some pairs counts.
+    """
+    moments = []
+    for _ in range(_TRIES):
+        before, counter, after = time.monotonic_ns(), read(), time.monotonic_ns()
+        moments.append((after - before, (before + after) / 2, counter))
+    _, now, counter = min(moments)
+    return now, counter
