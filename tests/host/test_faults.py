@@ -117,27 +117,25 @@ def unmounted(host: Host) -> None:
 
 
 CLUSTER_FILE_SYSTEM: dict[str, tuple[Callable[[Host], object], str]] = {
-    "stat fails": (fails("stat", errno.EIO), "Input/output error"),
-    "open fails": (fails("open", errno.EIO), "Input/output error"),
-    "read fails": (fails("read", errno.EIO), "Input/output error"),
-    "readdir fails": (fails("readdir", errno.EIO), "Input/output error"),
     "one file cannot be read": (fails("read", errno.EIO, "100.fw"), "100.fw: cannot be read: Input/output error"),
     "cluster.fw cannot be read": (fails("read", errno.EIO, "cluster.fw"), "cluster.fw: cannot be read"),
     "cluster.fw cannot be looked up": (fails("stat", errno.EACCES, "cluster.fw"), "cluster.fw: cannot be read"),
     "host.fw cannot be opened": (fails("open", errno.EIO, "host.fw"), "host.fw: cannot be read"),
     "guests cannot be listed": (fails("readdir", errno.EIO, "qemu-server"), "qemu-server: cannot be read"),
     "one guest cannot be looked up": (fails("stat", errno.EIO, "100.conf"), "100.conf: cannot be read"),
-    "read would block": (fails("read", errno.EAGAIN), "Resource temporarily unavailable"),
-    "open is not permitted": (fails("open", errno.EACCES), "Permission denied"),
-    "stat is not permitted": (fails("stat", errno.EACCES), "Permission denied"),
     "all times out": (fails("all", errno.ETIMEDOUT), "timed out"),
-    "stat times out": (fails("stat", errno.ETIMEDOUT), "timed out"),
     "not connected": (fails("all", errno.ENOTCONN), "not connected"),
     "daemon killed": (killed, "not connected"),
     "unmounted": (unmounted, "etc/pve: nothing is there"),
     "all hangs": (fails("all", HANG), f"does not answer within {FILE_TIMEOUT:g} s"),
     "read hangs": (fails("read", HANG), f"does not answer within {FILE_TIMEOUT:g} s"),
     "readdir hangs": (fails("readdir", HANG), f"does not answer within {FILE_TIMEOUT:g} s"),
+    # each error of pmxcfs in each call
+    **{
+        f"{operation} fails with {errno.errorcode[number]}": (fails(operation, number), os.strerror(number))
+        for operation in ("stat", "open", "read", "readdir")
+        for number in (errno.EIO, errno.EAGAIN, errno.ENOTCONN, errno.EACCES, errno.ETIMEDOUT)
+    },
 }
 
 
@@ -304,8 +302,8 @@ def check_all_commands(host: Host, kind: str, message: str) -> None:
     "fault",
     some(
         CLUSTER_FILE_SYSTEM,
-        "open is not permitted",
-        "stat fails",
+        "open fails with EACCES",
+        "stat fails with EIO",
         "one file cannot be read",
         "daemon killed",
         "unmounted",
@@ -428,7 +426,7 @@ PENDING: dict[str, tuple[Callable[[Host], object], str]] = {
     "fault",
     some(
         PENDING,
-        "stat fails",
+        "stat fails with EIO",
         "all records are lists",
         "state is full",
         "state is read-only",
