@@ -300,21 +300,28 @@ def ranges_of(on: Selector, value: Json) -> list[tuple[int, int]]:
     for an invalid one.
     """
     if isinstance(value, (int, str)) and not isinstance(value, bool):
-        return [_scalar(on, value)]
+        return [_within(on, *_scalar(on, value))]
     if isinstance(value, list):
         return [pair for part in value for pair in ranges_of(on, part)]
     if isinstance(value, dict) and len(value) == 1:
         (kind, body), = value.items()  # fmt: skip
         if kind == "range":
             first, last = as_pair(body)
-            return [(_scalar(on, first)[0], _scalar(on, last)[1])]
+            return [_within(on, _scalar(on, first)[0], _scalar(on, last)[1])]
         if kind == "prefix" and isinstance(body, dict):
-            return [_prefix(on, body)]
+            return [_within(on, *_prefix(on, body))]
         if kind == "set":
             return ranges_of(on, body)
         if kind == "elem" and isinstance(body, dict):
             return ranges_of(on, body["val"])
     raise UnknownExpressionError(text_of(value))
+
+
+def _within(on: Selector, first: int, last: int) -> tuple[int, int]:
+    """Return a range. Raises ValueError where the expression has no such values: a damaged listing."""
+    if not 0 <= first <= last < on.domain:
+        raise ValueError(f"{on.field} has no values {first} to {last}")
+    return first, last
 
 
 def _prefix(on: Selector, body: dict[str, Json]) -> tuple[int, int]:
