@@ -26,6 +26,7 @@ from pvefw_nft.app.compile_messages import (
 )
 from pvefw_nft.app.nics import read_filtered_nics
 from pvefw_nft.app.steady_source import SteadySource
+from pvefw_nft.app.switches import read_switches, switches_as_json
 from pvefw_nft.app.unfiltered import unfiltered_guests
 from pvefw_nft.config import netdb
 from pvefw_nft.config.files import Files
@@ -88,6 +89,8 @@ class Task:
                             frames = self._judge(steady, channel.receive())
                         case "unfiltered":
                             frames = self._unfiltered(steady)
+                        case "switches":
+                            frames = self._switches(steady)
                         case "changed":
                             frames = self._changed(steady, request["answers"])
                         case "holds":
@@ -112,6 +115,10 @@ class Task:
     def _unfiltered(self, steady: SteadySource) -> list[bytes]:
         found = steady.patience.run(lambda: [*unfiltered_guests(steady.source)])
         return [encode({"kind": "unfiltered", "nics": [astuple(one) for one in found]})]
+
+    def _switches(self, steady: SteadySource) -> list[bytes]:
+        found = steady.patience.run(lambda: read_switches(steady.source, self._backend))
+        return [encode({"kind": "switches", **switches_as_json(*found)})]
 
     def _changed(self, steady: SteadySource, answers: list[list[str]]) -> list[bytes]:
         return [encode({"kind": "changed", "questions": steady.changed(observations_of_json(answers))})]

@@ -35,6 +35,7 @@ from pvefw_nft.app.compile_messages import (
 from pvefw_nft.app.compile_task import HOST_FILES, Task
 from pvefw_nft.app.judgement import Judgement, read_connections
 from pvefw_nft.app.steady_source import SETTLE_SECONDS, patience_of
+from pvefw_nft.app.switches import switches_of_json
 from pvefw_nft.app.unfiltered import Unfiltered
 from pvefw_nft.config import netdb
 from pvefw_nft.config.files import FILES
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from pvefw_nft.app.desired import Result
     from pvefw_nft.app.judgement import Connections
     from pvefw_nft.app.nics import FilteredNics
+    from pvefw_nft.host.doctor import Switches
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Observations, Source
 
@@ -130,6 +132,12 @@ class Compiler:
         found: list[Unfiltered] = checked(
             lambda: [Unfiltered(*(typed(text, str) for text in one)) for one in message["nics"]]
         )
+        return found
+
+    def switches(self) -> tuple[str, Switches]:
+        """Return the backend of the configuration, and its enable switches. Raises as :meth:`find`."""
+        message = self._ask({"do": "switches"})
+        found: tuple[str, Switches] = checked(lambda: switches_of_json(message))
         return found
 
     def close(self) -> None:
@@ -291,7 +299,7 @@ def _error_of(message: Mapping[str, Any]) -> PvefwError:
 
 
 _ANSWERS = {"find": ("same", "ruleset"), "nics": ("nics",), "judge": ("judgement",), "holds": ("holds",)}
-_ANSWERS |= {kind: (kind,) for kind in ("changed", "unfiltered")}
+_ANSWERS |= {kind: (kind,) for kind in ("changed", "switches", "unfiltered")}
 """The kinds of answer to each request."""
 
 

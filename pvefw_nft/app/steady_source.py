@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pvefw_nft.app import desired as desired_ruleset
-from pvefw_nft.config.patience import Patience, PatientFiles
+from pvefw_nft.config.patience import Patience
 from pvefw_nft.config.steady import SETTLE_SECONDS as SETTLE_SECONDS
 from pvefw_nft.config.steady import SteadyFiles
 from pvefw_nft.host.watching import file_probe
@@ -29,12 +29,6 @@ def patient(source: Source) -> Source:
 def patience_of(source: Source) -> Patience:
     """Return a guard that gives up on a file system that does not answer."""
     return Patience(source.root / "etc" / "pve", partial(file_probe.answers, source.root))
-
-
-def read_patiently(source: Source, read: Callable[[Source], _T]) -> _T:
-    """Return the result of ``read`` on a source of :func:`patient`, with one thread for all its questions."""
-    files = source.files.files if isinstance(source.files, SteadyFiles) else source.files
-    return files.patience.run(lambda: read(source)) if isinstance(files, PatientFiles) else read(source)
 
 
 class SteadySource:

@@ -8,20 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pvefw_nft.app.nics import filtered_nics
-from pvefw_nft.app.steady_source import patient, read_patiently
+from pvefw_nft.app.compiler import Compiler
+from pvefw_nft.app.steady_source import patient
 from pvefw_nft.cli import console
 from pvefw_nft.cli.command import command
 from pvefw_nft.cli.options import backend_option, make_source, source_options
 from pvefw_nft.errors import PvefwError
 from pvefw_nft.host import firewall
-from pvefw_nft.host.backend_info import info
-from pvefw_nft.host.doctor import Finding, Level, Switches, examine
-from pvefw_nft.pipeline import BACKENDS, default_backend
-from pvefw_nft.pipeline.inventory import Inventory, read_inventory
+from pvefw_nft.host.doctor import Finding, Level, examine
+from pvefw_nft.pipeline import BACKENDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 _COLOURS = {Level.GOOD: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.BAD: "red"}
@@ -40,12 +37,14 @@ def doctor_command(
     Nothing is changed. Exit code 1 where there is a problem or a warning.
     """
     try:
-        inventory = read_patiently(patient(make_source(root, node, local_network)), read_inventory)
+        with Compiler(patient(make_source(root, node, local_network)), backend, settle=0.0) as compiler:
+            chosen, switches = compiler.switches()
+            found = compiler.filtered_nics()
     except PvefwError as error:  # one broken part must not prevent the examination of the rest
         findings = [Finding(Level.BAD, error.message, error.hint)]
         findings += examine(backend or firewall.applied_backend() or BACKENDS[0], None, ())
     else:
-        findings = list(_examined(inventory, backend))
+        findings = list(examine(chosen, switches, found.nics, found.misconfigured))
     if form == "json":
         listed = [{"level": f.level.value, "text": f.text, "remedy": f.remedy} for f in findings]
         click.echo(json.dumps(listed, indent=2))
@@ -54,23 +53,6 @@ def doctor_command(
         for finding in bad if console.is_quiet() else findings:
             _print(finding)
     ctx.exit(int(any(finding.level in (Level.WARNING, Level.BAD) for finding in findings)))
-
-
-def _examined(inventory: Inventory, backend: str | None) -> Iterator[Finding]:
-    chosen = backend or default_backend(inventory.node)
-    switches = Switches(
-        cluster=inventory.node.cluster.options.enable,
-        host=inventory.node.host.options.enable,
-        guests={
-            guest.vmid: guest.firewall is not None and guest.firewall.options.enable
-            for guest in inventory.guests
-            if any(nic.firewall for nic in guest.nics)
-        },
-        open_layer2=inventory.open_layer2(chosen),
-        divided=inventory.divided() if info(chosen).sets_zones else (),
-    )
-    found = filtered_nics(inventory.guests)
-    return examine(chosen, switches, found.nics, found.misconfigured)
 
 
 def _print(finding: Finding) -> None:

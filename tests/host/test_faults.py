@@ -130,6 +130,7 @@ CLUSTER_FILE_SYSTEM: dict[str, tuple[Callable[[Host], object], str]] = {
     "all hangs": (fails("all", HANG), f"does not answer within {FILE_TIMEOUT:g} s"),
     "read hangs": (fails("read", HANG), f"does not answer within {FILE_TIMEOUT:g} s"),
     "readdir hangs": (fails("readdir", HANG), f"does not answer within {FILE_TIMEOUT:g} s"),
+    "one file hangs": (fails("read", HANG, "100.fw"), f"does not answer within {FILE_TIMEOUT:g} s"),
     # each error of pmxcfs in each call
     **{
         f"{operation} fails with {errno.errorcode[number]}": (fails(operation, number), os.strerror(number))
