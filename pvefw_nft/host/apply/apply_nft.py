@@ -25,6 +25,7 @@ from . import twin
 from .nftables_state import (
     DIGESTS,
     FAMILIES,
+    SETS,
     TABLE,
     Command,
     Kernel,
@@ -35,6 +36,7 @@ from .nftables_state import (
     listing,
     note_commands,
     read_kernel,
+    removing,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 
     from ..netfilter.stamp import RulesetStamp
 
-_SETS = ("set", "map")
 _FEW = 500  # so many are asked for one by one, each in less than a millisecond; more in one listing of the table
 
 
@@ -358,7 +359,7 @@ class _TablePlan:
         Flushing it would leave it empty for packets in the old rules.
         """
         return any(
-            item.kind in _SETS
+            item.kind in SETS
             and key in noted
             and self._differs(key, item, noted)
             and self._old_elements(item, noted) is None
@@ -375,8 +376,7 @@ class _TablePlan:
             self.changes.append(Change("change", "nft", f"table {self._family} {TABLE} (as a whole)"))
         else:
             self.changes.append(Change("add", "nft", f"table {self._family} {TABLE}"))
-        # adding a table that exists does nothing, so deleting it cannot fail; nft 1.0.6 has no `destroy`
-        start: list[Command] = [{"add": table}, {"delete": table}] if there else []
+        start = removing(self._family, TABLE) if there else []
         return [
             *start,
             {"add": table},
@@ -392,7 +392,7 @@ class _TablePlan:
         gone = [_from_key(key) for key in noted if key not in objects]
         if not (new or changed or gone):
             return
-        elements = {item.key: self._element_changes(item, noted) for item in (*new, *changed) if item.kind in _SETS}
+        elements = {item.key: self._element_changes(item, noted) for item in (*new, *changed) if item.kind in SETS}
         made = [{"add": {t.kind: dict(t.definition)}} for t in sorted(new, key=_making_order)]
         made += self._element_commands(new, elements)
         made += [{"add": {"rule": rule}} for item in new if item.kind == "chain" for rule in item.content]

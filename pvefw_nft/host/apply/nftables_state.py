@@ -31,8 +31,9 @@ DIGESTS = "digests"
 
 Command: TypeAlias = dict[str, Any]
 _MAX_COMMENT = 127  # NFTNL_UDATA_COMMENT_MAXLEN, libnftnl's udata.h, without the closing NUL
-_SETS = ("set", "map")
-_KINDS = ("table", "chain", "rule", "element", "ct helper", *_SETS)
+SETS = ("set", "map")
+"""The kinds of objects that hold elements."""
+_KINDS = ("table", "chain", "rule", "element", "ct helper", *SETS)
 _NAME = re.compile(r"[!-~]{1,127}")
 
 
@@ -175,7 +176,7 @@ def _take_commands(commands: list[Any]) -> _Piece:
         if kind == "rule":
             read.content.setdefault((family, "chain", _name(body["chain"])), []).append(body)
         elif kind == "element":
-            owners = [(family, kind, _name(body["name"])) for kind in _SETS]
+            owners = [(family, kind, _name(body["name"])) for kind in SETS]
             owner = next((owner for owner in owners if owner in read.definitions), None)
             if owner is None:
                 raise InternalError(f"an artefact with elements of an unknown set {body['name']}")
@@ -295,6 +296,12 @@ def _failure(problem: str, commands: Sequence[Command]) -> HostError:
     elif any(reason in lowered for reason in ("not supported", "no such file", "protocol error")):
         hint = "the kernel may lack a feature of the rules: see `pvefw doctor` (nf_conntrack_bridge, nft_reject_bridge)"
     return HostError(message, hint)
+
+
+def removing(family: str, table: str) -> list[Command]:
+    """Return the commands that remove a table; it is no failure if it is not there."""
+    # adding a table that exists does nothing, so deleting it cannot fail; nft 1.0.6 has no `destroy`
+    return [{verb: {"table": {"family": family, "name": table}}} for verb in ("add", "delete")]
 
 
 def our_tables() -> list[str]:

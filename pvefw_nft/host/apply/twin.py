@@ -17,12 +17,13 @@ from __future__ import annotations
 import ctypes
 import platform
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..netfilter import nf_tables
+from . import nftables_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from .nftables_state import Command, Nftables
 
@@ -60,13 +61,7 @@ def _renamed(added: Command, table: str) -> Command:
 
 def removing(table: str, families: Iterable[str]) -> list[Command]:
     """Return the commands that remove the twins in these families; it is no failure if one is not there."""
-    return [command for family in families for command in _gone(family, name_of(table))]
-
-
-def _gone(family: str, name: str) -> Iterator[dict[str, Any]]:
-    # adding a table that exists does nothing, so deleting it cannot fail; nft 1.0.6 has no `destroy`
-    for verb in ("add", "delete"):
-        yield {verb: {"table": {"family": family, "name": name}}}
+    return [command for family in families for command in nftables_state.removing(family, name_of(table))]
 
 
 def replace(nft: Nftables, table: str, commands: Sequence[Command]) -> None:
