@@ -109,7 +109,7 @@ def test_the_answer_is_data_too() -> None:
 
 
 def test_more_pairs_of_guests_than_are_looked_at_are_not_decided(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pvefw_nft.verify.prove.compare.MAX_PAIRS", 1)
+    monkeypatch.setattr("pvefw_nft.verify.prove.differences.MAX_PAIRS", 1)
     nics = tuple(Nic(f"vm{n}", n, 0, f"tap{n}i0", "vmbr0", filtered=True) for n in (100, 101, 102))
     topology = Topology(nics, TOPOLOGY.links).with_bridges()
     reads = "-A FORWARD -m physdev --physdev-is-bridged --physdev-out tap102i0 -m mark --mark 2/2 -p udp -j DROP"

@@ -15,6 +15,7 @@ from pvefw_nft.verify.prove.compare import Comparison, Options, compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.render import report_data, report_text
 from pvefw_nft.verify.prove.report import Answer, Report
+from pvefw_nft.verify.prove.segments import SegmentProver
 from pvefw_nft.verify.readers.files import Text, read_ruleset
 
 if TYPE_CHECKING:
@@ -89,9 +90,9 @@ def test_marks_that_alone_differ(matters: bool) -> None:
 def test_marks_that_nothing_looks_at_are_no_trouble() -> None:
     looks = "-A INPUT -m mark --mark 0x1/0x1"  # the mark is followed, and no verdict depends on it
     marking = tuple(f"-A G{vmid} -j MARK --set-xmark 0x1/0x1" for vmid in GUESTS)
-    comparison = Comparison(side("old", {}, looks), side("new", {}, looks, *marking), Options(), None)
-    comparison.prove_ways()
-    places = [place for several in comparison.troubles.values() for place in several]
+    comparison = Comparison(side("old", {}, looks), side("new", {}, looks, *marking), Options())
+    comparison.segments.prove_ways(lambda _done, _all: None)
+    places = [place for several in comparison.segments.found.troubles.values() for place in several]
     ends = {str(end) for place in places for end in (place.way.source, place.way.destination)}
     assert ends & {f"vm{vmid}i0" for vmid in GUESTS} == {
         "vm100i0",
@@ -109,9 +110,9 @@ def test_a_proof_beyond_the_time_limit_is_undecided_in_every_process() -> None:
 
 def test_a_process_that_dies_costs_nothing_but_time(monkeypatch: pytest.MonkeyPatch) -> None:
     parent = os.getpid()
-    original = Comparison.prove_share
+    original = SegmentProver.prove_share
 
-    def dying(self: Comparison, numbers: Iterable[int]) -> Iterator[Finding]:
+    def dying(self: SegmentProver, numbers: Iterable[int]) -> Iterator[Finding]:
         assert os.getpid() != parent
         found = original(self, numbers)
         yield next(found)
@@ -121,7 +122,7 @@ def test_a_process_that_dies_costs_nothing_but_time(monkeypatch: pytest.MonkeyPa
             raise RuntimeError
         yield from found
 
-    monkeypatch.setattr(Comparison, "prove_share", dying)
+    monkeypatch.setattr(SegmentProver, "prove_share", dying)
     assert_same(*reports(side("old", {}), side("new", {102: "-p udp -j DROP", 103: "-j DROP"})))
 
 

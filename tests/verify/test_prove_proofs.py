@@ -9,10 +9,11 @@ import pytest
 
 from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove import proofs as keys
-from pvefw_nft.verify.prove.compare import Comparison, Options, compare
+from pvefw_nft.verify.prove.compare import Options, compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.render import report_data
 from pvefw_nft.verify.prove.report import Answer, Report
+from pvefw_nft.verify.prove.segments import SegmentProver
 from pvefw_nft.verify.readers.files import Text, read_ruleset
 from tests.verify.test_prove_mutations import mutants
 
@@ -201,7 +202,7 @@ def test_changes_of_real_rulesets_are_found_with_proofs_of_before(name: str, bac
 def test_no_guest_is_proved_where_all_proofs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory()
     report(xtables({}), xtables({}), memory)
-    monkeypatch.setattr(Comparison, "prove_nic", None)
+    monkeypatch.setattr(SegmentProver, "prove_nic", None)
     assert compare(xtables({}), xtables({}), Options(proofs=memory)).equal
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.model.intervals import IntervalSet
 from pvefw_nft.verify.network.path import Link, Nic, Topology
-from pvefw_nft.verify.prove.compare import Comparison, Options, compare
+from pvefw_nft.verify.prove.compare import Options, compare
 from pvefw_nft.verify.prove.evaluate import Base
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.program import ACCEPT, DROP, Call, Outcome, Program, Set, Step
 from pvefw_nft.verify.prove.shapes import Shapes, overlaps
 from pvefw_nft.verify.readers.files import Text, read_ruleset
+
+if TYPE_CHECKING:
+    from pvefw_nft.verify.prove.report import Report
 
 GUESTS = range(100, 112)
 TOPOLOGY = Topology(
@@ -36,17 +40,17 @@ def ruleset(rules: dict[int, str]) -> str:
     return "\n".join([*lines, "COMMIT", ""])
 
 
-def comparison(before: dict[int, str], after: dict[int, str]) -> Comparison:
+def report_of(before: dict[int, str], after: dict[int, str]) -> Report:
     sides = [
         Side(name, read_ruleset([Text(name, ruleset(rules))]), TOPOLOGY)
         for name, rules in (("old", before), ("new", after))
     ]
-    return Comparison(sides[0], sides[1], Options(), None)
+    return compare(sides[0], sides[1])
 
 
 def differing(before: dict[int, str], after: dict[int, str]) -> tuple[set[str], int]:
     """Return which guests are found to differ, and how many pairs were proved by diagrams."""
-    report = comparison(before, after).report()
+    report = report_of(before, after)
     return {zone for one in report.differences for zone in one.destinations}, report.counts.diagrams
 
 

@@ -6,8 +6,14 @@ rule lists that exceeds a bound is *not decided*; the other pairs are compared a
 
 from __future__ import annotations
 
+import gc
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_MEMORY = 512
 """Default bound on the memory of one diagram, in MiB. The process takes up to twice as much."""
@@ -47,3 +53,15 @@ class Budget:
 
 
 UNBOUNDED = Budget()
+
+
+@contextmanager
+def without_gc() -> Iterator[None]:
+    """Diagrams are many small tuples without cycles: looking for cycles among them takes most of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -20,9 +20,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify.model.text import rule_text
-from pvefw_nft.verify.prove.budget import Budget
-from pvefw_nft.verify.prove.compare import Options, without_gc
+from pvefw_nft.verify.prove.budget import Budget, without_gc
 from pvefw_nft.verify.prove.exploration import Exploration
+from pvefw_nft.verify.prove.options import Options
 from pvefw_nft.verify.prove.report import Place
 from pvefw_nft.verify.prove.walk import Rules, Walk, is_line
 from pvefw_nft.verify.prove.walk_shapes import ChainShapes, shape_of
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from pvefw_nft.verify.network.path import Stage
-    from pvefw_nft.verify.prove.exploration import Route
-    from pvefw_nft.verify.prove.flows import Side
+    from pvefw_nft.verify.prove.flows import PathPair, Side
     from pvefw_nft.verify.prove.program import Case
     from pvefw_nft.verify.prove.shapes import Key
     from pvefw_nft.verify.prove.walk import Event, Line, RuleKey
@@ -103,7 +102,7 @@ class _Analysis:
         self.side = side
         self.progress = progress
         # strict: a rule that keeps packets from a log, or from a mark, has an effect
-        self.explored = Exploration(side, budget, strict=True)
+        self.explored = Exploration.of_one(side, budget, strict=True)
         self.rules = Rules()
         self.shapes = ChainShapes()
         self.todo = list(self.segments())
@@ -144,31 +143,32 @@ class _Analysis:
     def segments(self) -> Iterator[_Chosen]:
         """Yield the segments to walk, each with each kind of untagged frame that comes there."""
         chosen: dict[_Chosen, None] = {}  # a dict keeps the order
-        for route in self.explored.routes():
-            self.add(chosen, route, None)
-        # of a NIC's routes only the hop at its firewall bridge is its own: the first of one, the last of the other
-        for out, into in self.explored.nic_routes():
+        for source, destination in self.explored.general_pairs():
+            self.add(chosen, self.explored.way(source, destination), None)
+        # of a NIC's ways only the hop at its firewall bridge is its own: the first of one, the last of the other
+        for nic in self.explored.ends.nics:
+            out, into = self.explored.nic_ways(nic)
             self.add(chosen, out, 0)
             self.add(chosen, into, -1)
         yield from chosen
 
-    def add(self, chosen: dict[_Chosen, None], route: Route | None, only: int | None) -> None:
-        """Add the segments of a route, or ``only`` the one of this number."""
-        if route is None:
+    def add(self, chosen: dict[_Chosen, None], way: PathPair | None, only: int | None) -> None:
+        """Add the segments of a way, or ``only`` the one of this number."""
+        if way is None:
             return
         for case in self.explored.cases:
-            if case.tagged or (route.routed and not case.is_ip):
+            if case.tagged or (way.routed and not case.is_ip):
                 continue
-            segments = list(self.explored.segments(route, case))
-            for stages, tracked in segments if only is None else (segments[only],):
-                chosen[_Chosen(stages, tracked, case)] = None
+            segments = list(self.explored.segments(way, self.explored.track(way, case)))
+            for segment, (tracked, _) in segments if only is None else (segments[only],):
+                chosen[_Chosen(segment.before, tracked, case)] = None
 
     def walk_segment(self, chosen: _Chosen, removed: frozenset[Line], walked: set[tuple[object, ...]]) -> bool:
         """Follow all packets of a case through a segment, unless one like it was walked; return whether it was not.
 
         With lines removed, segments without these are as they were when nothing was removed.
         """
-        entries = list(self.explored.flows.contexts(chosen.stages, chosen.case, chosen.tracked))
+        entries = list(self.explored.flows_before.contexts(chosen.stages, chosen.case, chosen.tracked))
         walk = Walk(self.explored, self.rules, entries, removed)
         key = walk.key
         if not entries or (removed and not walk.meets(removed)) or key in walked:

@@ -1,107 +1,119 @@
-"""The paths of packets through one ruleset, for questions that need no second one.
+"""The paths of packets through two rulesets, and the chains that packets meet on them.
 
-:mod:`.dead_rules` and :mod:`.reach` use it. :mod:`.compare` explores two rulesets at once, whose hops may differ.
+The proof (:mod:`.segments`) and the explanation of differences (:mod:`.differences`) explore two rulesets, whose hops
+may differ. Questions about one ruleset (:mod:`.dead_rules`, :mod:`.reach`) explore a pair of it with itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import UsageError
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.network.path import HostEnd, NicEnd, PortEnd, find_stages
+from pvefw_nft.verify.network.path import HostEnd, NicEnd, PortEnd
 from pvefw_nft.verify.prove.counters import Counters
-from pvefw_nft.verify.prove.flows import Flows, Tested, bridge_of, shared_counters
+from pvefw_nft.verify.prove.flows import Flows, Segment, Tested, find_way, shared_counters
 from pvefw_nft.verify.prove.network import make_network
 from pvefw_nft.verify.prove.specialise import Residuals
 from pvefw_nft.verify.prove.transition import without_transition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pvefw_nft.verify.network.path import End, Nic, Stage
     from pvefw_nft.verify.prove.budget import Budget
-    from pvefw_nft.verify.prove.flows import Side
+    from pvefw_nft.verify.prove.evaluate import Flow
+    from pvefw_nft.verify.prove.flows import PathPair, Side
     from pvefw_nft.verify.prove.program import Case
     from pvefw_nft.verify.simulate.tracking import Track
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """The hooks on the way from one end to another, in order. ``back``: those of the way back, if rules set zones."""
-
-    source: End
-    destination: End
-    stages: tuple[Stage, ...]
-    back: tuple[Stage, ...] = ()
-
-    @property
-    def routed(self) -> bool:
-        """Whether only IP packets can take this way: it leaves the bridge that it starts on."""
-        return bridge_of(self.source) is None or bridge_of(self.source) != bridge_of(self.destination)
-
-
 class Exploration:
-    """The ends, routes, kinds of frames and specialised chains of one ruleset.
+    """The ends, ways, kinds of frames and specialised chains of two rulesets, which may be one and the same.
 
-    ``strict``: rules that only log, or only set a mark, have an effect.
+    ``strict``: rules that only log, or only set a mark, have an effect. ``kind`` is that of
+    :class:`~pvefw_nft.verify.prove.specialise.Residuals`.
     """
 
-    def __init__(self, side: Side, budget: Budget, *, strict: bool) -> None:
-        """Raises HostError if the ruleset cannot be evaluated."""
-        side, _ = without_transition(side)
-        tested = Tested.of(side.model)
-        marks = frozenset((*m.MARK, *m.CT_MARK) if strict else tested.marks)
-        network = make_network(side, side)
+    def __init__(
+        self,
+        before: Side,
+        after: Side,
+        budget: Budget,
+        *,
+        strict: bool,
+        kind: Callable[[m.Test, int], m.Condition] | None = None,
+    ) -> None:
+        """Raises HostError if a ruleset cannot be evaluated."""
+        self.before, self.after = before, after
         self.budget = budget
+        self.tested = tested = Tested.of(before.model, after.model)
         self.cases = tested.cases()
-        self.residuals = Residuals(marks, strict=strict, exempts=tested.exempts, later=tested.later)
-        self.flows = Flows(side, self.residuals, Counters(shared_counters(side.model, side.model)))
-        self._topology = network.before
-        self._ends = network.ends
-        self._sets_zones = tested.zones
+        self.network = make_network(before, after)
+        self.ends = self.network.ends
+        self.marks = frozenset((*m.MARK, *m.CT_MARK) if strict else tested.marks)
+        self.residuals = Residuals(self.marks, strict=strict, exempts=tested.exempts, later=tested.later, kind=kind)
+        naming = Counters(shared_counters(before.model, after.model))
+        self.flows_before = Flows(before, self.residuals, naming)
+        self.flows_after = self.flows_before if after is before else Flows(after, self.residuals, naming)
 
-    @property
-    def general_ends(self) -> tuple[End, ...]:
-        """The ends that are no NIC of a guest."""
-        return tuple(self._ends.general)
+    @classmethod
+    def of_one(cls, side: Side, budget: Budget, *, strict: bool) -> Exploration:
+        """Explore one ruleset. Raises HostError if it cannot be evaluated."""
+        side, _ = without_transition(side)
+        return cls(side, side, budget, strict=strict)
 
-    def routes(self) -> Iterator[Route]:
-        """Yield the routes between all ends that are no NIC of a guest, and from the host to itself."""
-        general = self.general_ends
-        for source, destination in [(s, d) for s in general for d in general if s != d] + [(HostEnd(), HostEnd())]:
-            route = self.route(source, destination)
-            if route is not None:
-                yield route
+    # --- ways ---
 
-    def nic_routes(self) -> Iterator[tuple[Route | None, Route | None]]:
-        """Yield for each NIC the routes to and from a peer on its bridge: a port to the outside, or else the host."""
-        for nic in self._ends.nics:
-            end, peer = NicEnd(nic), self._peer(nic)
-            yield self.route(end, peer), self.route(peer, end)
+    def general_pairs(self) -> list[tuple[End, End]]:
+        """Return all pairs of ends that are no NIC of a guest, and last the host with itself."""
+        general = self.ends.general
+        return [*((s, d) for s in general for d in general if s != d), (HostEnd(), HostEnd())]
 
-    def route(self, source: End, destination: End) -> Route | None:
-        """Return the route between two ends; None if there is none, as between two VLANs of a bridge."""
+    def nic_ways(self, nic: Nic) -> tuple[PathPair | None, PathPair | None]:
+        """Return the ways of a NIC to and from its peer."""
+        end, peer = NicEnd(nic), self.peer(nic)
+        return self.way(end, peer), self.way(peer, end)
+
+    def peer(self, nic: Nic) -> End:
+        """Return a peer on a NIC's bridge: a port to the outside, or else the host."""
+        ports = (end for end in self.ends.general if isinstance(end, PortEnd) and end.bridge == nic.bridge)
+        return next(ports, HostEnd())
+
+    def way(self, source: End, destination: End) -> PathPair | None:
+        """Return the way between two ends; None if there is none, as between two VLANs of a bridge."""
         try:
-            stages = find_stages(self._topology, source, destination)
-            back = find_stages(self._topology, destination, source) if self._sets_zones else ()
+            return find_way(self.network, source, destination, zones=self.tested.zones)
         except UsageError:
             return None
-        return Route(source, destination, tuple(stages), tuple(back))
 
-    def segments(self, route: Route, case: Case) -> Iterator[tuple[tuple[Stage, ...], Track]]:
-        """Yield the hops of a route: the stages of each, and their part in connection tracking."""
-        tracked = iter(self.track(route, case))
-        for _, hop in groupby(route.stages, key=lambda stage: stage.hop):
-            stages = tuple(hop)
-            yield stages, tuple(islice(tracked, len(stages)))
+    # --- what packets meet on a way ---
 
-    def track(self, route: Route, case: Case) -> Track:
-        """Return the part of each stage of a route in connection tracking."""
-        return self.flows.track(route.stages, route.back, case)
+    def track(self, way: PathPair, case: Case) -> tuple[Track, Track]:
+        """Return the part of each stage of a way in connection tracking, on either side."""
+        one = self.flows_before.track(way.before, way.back_before, case)
+        same = self.flows_after is self.flows_before and way.is_same
+        return one, one if same else self.flows_after.track(way.after, way.back_after, case)
 
-    def _peer(self, nic: Nic) -> End:
-        ports = (end for end in self._ends.general if isinstance(end, PortEnd) and end.bridge == nic.bridge)
-        return next(ports, HostEnd())
+    @staticmethod
+    def segments(way: PathPair, tracked: tuple[Track, Track]) -> Iterator[tuple[Segment, tuple[Track, Track]]]:
+        """Yield the segments of a way (the whole way where the sides' hops differ), with their part in tracking."""
+        parts = [iter(side) for side in tracked]
+        for segment in way.segments or (Segment("", way.before, way.after),):
+            before, after = (
+                tuple(islice(side, len(stages)))
+                for side, stages in zip(parts, (segment.before, segment.after), strict=True)
+            )
+            yield segment, (before, after)
+
+    def flows(
+        self, stages: tuple[tuple[Stage, ...], tuple[Stage, ...]], case: Case, tracked: tuple[Track, Track]
+    ) -> tuple[Flow, Flow, Case]:
+        """Return the flows of both sides, and the case: of fragments, where rules of a side look into those."""
+        sides = (self.flows_before, self.flows_after)
+        for seen in (case, case._replace(fragments=True)):
+            before, after = (side.flow(of, seen, parts) for side, of, parts in zip(sides, stages, tracked, strict=True))
+            if not any(side.fragments for side in sides):
+                break
+        return before, after, seen

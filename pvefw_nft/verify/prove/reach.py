@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.network.path import HostEnd, PortEnd, RoutedEnd
-from pvefw_nft.verify.prove.budget import MAX_MEMORY, MAX_SECONDS, Budget
-from pvefw_nft.verify.prove.compare import without_gc
+from pvefw_nft.verify.prove.budget import MAX_MEMORY, MAX_SECONDS, Budget, without_gc
 from pvefw_nft.verify.prove.evaluate import Evaluation
 from pvefw_nft.verify.prove.exploration import Exploration
 from pvefw_nft.verify.prove.program import Outcome, rank
 
 if TYPE_CHECKING:
     from pvefw_nft.verify.model.intervals import IntervalSet
-    from pvefw_nft.verify.prove.exploration import Route
-    from pvefw_nft.verify.prove.flows import Side
+    from pvefw_nft.verify.prove.flows import PathPair, Side
     from pvefw_nft.verify.prove.program import Case
 
 TCP = 6
@@ -27,20 +25,21 @@ def host_is_reachable(side: Side, ports: IntervalSet) -> bool:
     Raises BudgetExceededError if that takes more memory or time than a comparison may.
     """
     with without_gc():
-        explored = Exploration(side, Budget.starting_now(MAX_MEMORY, MAX_SECONDS), strict=False)
-        for source in explored.general_ends:
-            route = explored.route(source, HostEnd()) if isinstance(source, (PortEnd, RoutedEnd)) else None
-            if route is None:
+        explored = Exploration.of_one(side, Budget.starting_now(MAX_MEMORY, MAX_SECONDS), strict=False)
+        for source in explored.ends.general:
+            way = explored.way(source, HostEnd()) if isinstance(source, (PortEnd, RoutedEnd)) else None
+            if way is None:
                 continue
             for case in explored.cases:
-                if case.is_ip and not case.tagged and _is_accepted(explored, route, case, ports):
+                if case.is_ip and not case.tagged and _is_accepted(explored, way, case, ports):
                     return True
     return False
 
 
-def _is_accepted(explored: Exploration, route: Route, case: Case, ports: IntervalSet) -> bool:
-    """Tell whether some new TCP connection to one of ``ports`` is accepted at all hooks of a route."""
-    flow = explored.flows.flow(route.stages, case, explored.track(route, case))
+def _is_accepted(explored: Exploration, way: PathPair, case: Case, ports: IntervalSet) -> bool:
+    """Tell whether some new TCP connection to one of ``ports`` is accepted at all hooks of a way."""
+    tracked, _ = explored.track(way, case)
+    flow = explored.flows_before.flow(way.before, case, tracked)
     tests = sorted(
         (
             m.equals(m.L4PROTO, TCP),

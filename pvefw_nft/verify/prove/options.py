@@ -1,0 +1,28 @@
+"""Options of a comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pvefw_nft.verify.prove.budget import MAX_MEMORY, MAX_SECONDS
+from pvefw_nft.verify.prove.proofs import NO_PROOFS
+
+if TYPE_CHECKING:
+    from pvefw_nft.verify.prove.expected_differences import Known
+    from pvefw_nft.verify.prove.proofs import Proofs
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to compare: ``strict`` also compares logs, marks, queue numbers and helpers; ``known`` are differences
+    to expect. ``max_memory`` bounds each decision diagram (MiB), ``max_seconds`` the whole comparison (None: no bound).
+    ``jobs``: prove guests in up to so many processes. ``proofs`` are those of earlier comparisons.
+    """
+
+    strict: bool = False
+    known: tuple[Known, ...] = ()
+    max_memory: int | None = MAX_MEMORY
+    max_seconds: float | None = MAX_SECONDS
+    jobs: int = 1
+    proofs: Proofs = NO_PROOFS

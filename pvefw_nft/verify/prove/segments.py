@@ -1,0 +1,338 @@
+"""Prove two rulesets alike, segment by segment.
+
+A segment is one bridge crossed, or the host's own stack. Most ways through the host share their segments, so each is
+proved by itself, for every kind of frame. If each segment treats every packet alike, with any mark, so does every way
+made of them. The segments that differ are *troubles*; :mod:`.differences` follows them on whole ways.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from pvefw_nft.verify import model as m
+from pvefw_nft.verify.model.text import value_text
+from pvefw_nft.verify.network.path import HostEnd, RoutedEnd
+from pvefw_nft.verify.prove import processes
+from pvefw_nft.verify.prove.flows import shared_counters
+from pvefw_nft.verify.prove.pairs import Result
+from pvefw_nft.verify.prove.proofs import NO_PROOFS, Keys, Proof
+from pvefw_nft.verify.prove.zones import ZonesMet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from pvefw_nft.verify.prove.evaluate import Flow
+    from pvefw_nft.verify.prove.exploration import Exploration
+    from pvefw_nft.verify.prove.flows import PathPair
+    from pvefw_nft.verify.prove.options import Options
+    from pvefw_nft.verify.prove.pairs import PairProver
+    from pvefw_nft.verify.prove.program import Case
+    from pvefw_nft.verify.prove.zones import Zones
+
+
+class SegmentDifference(NamedTuple):
+    """A segment that is not the same on both sides, for one kind of frame."""
+
+    before: Flow
+    after: Flow
+    result: Result
+
+
+class Occurrence(NamedTuple):
+    """Where a trouble was met: the way, the kind of frame, and the segment's number on the way.
+
+    ``first`` and ``last`` tell whether the segment is the way's first or last.
+    """
+
+    way: PathPair
+    case: Case
+    first: bool
+    last: bool
+
+    @property
+    def sort_key(self) -> tuple[bool, bool, bool, int]:
+        """The lower, the better the way shows the trouble: from or to outside, with few hooks."""
+        ends = (self.way.source, self.way.destination)
+        host = any(isinstance(end, HostEnd) for end in ends) and not (self.first and self.last)
+        return self.case.tagged, any(isinstance(end, RoutedEnd) for end in ends), host, len(self.way.before)
+
+
+Troubles: TypeAlias = "dict[tuple[SegmentDifference, int], list[Occurrence]]"
+"""Where segments differ; the number is the IP version's protocol, 0 for other frames."""
+
+
+class NicResult(NamedTuple):
+    """What the proof of a NIC found, and whether it was ``finished``; ``proof`` by its key, where it may be kept."""
+
+    troubles: Troubles
+    finished: bool
+    proof: Mapping[str, Proof] = {}
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every packet is treated alike, as far as no later segment looks at marks that differ."""
+        return self.finished and all(trouble.result is Result.MARKS for trouble, _ in self.troubles)
+
+
+@dataclass(slots=True)
+class Found:
+    """What the proofs of some ways found: ``zones`` of lookups, ``troubles``, and the number of ``gaps``, which are
+    segments that are undecided. ``later`` are the segments to which packets may come with a mark.
+    """
+
+    zones: Zones
+    troubles: Troubles = field(default_factory=partial(defaultdict, list))
+    later: dict[tuple[Flow, Flow], bool] = field(default_factory=dict)
+    gaps: int = 0
+
+
+class Unfinished:
+    """The ways that were not compared, or not to the end, by the reason."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._ways: dict[str, dict[str, None]] = {}
+
+    def add(self, reason: str, way: PathPair, case: Case) -> None:
+        """Note that the packets of a case were not compared on a way, or not to the end."""
+        kind = {m.IPV4: "IPv4", m.IPV6: "IPv6"}.get(case.protocol, value_text(m.PROTOCOL, case.protocol))
+        text = f"{'VLAN-tagged ' if case.tagged else ''}{kind} from {way.source} to {way.destination}"
+        self._ways.setdefault(reason, {})[text] = None
+
+    def texts(self) -> Iterator[str]:
+        """Yield a line for each reason, with the first few ways by name."""
+        for reason, ways in self._ways.items():
+            named = list(ways)
+            more = f" and {len(named) - _NAMED_WAYS} more" if len(named) > _NAMED_WAYS else ""
+            yield f"{reason}: not compared to the end: {'; '.join(named[:_NAMED_WAYS])}{more}"
+
+
+_NAMED_WAYS = 3
+"""How many ways that were not compared a reason names."""
+
+
+class _Summary(NamedTuple):
+    """What a process of :mod:`.processes` knows besides: of ``marked`` NICs, the marks of packets alone differ.
+
+    ``marks_matter``: some segment that it proved looks at the mark that a packet comes with. ``ways`` are the numbers
+    of ways by NIC, ``proofs`` what may be kept.
+    """
+
+    marked: tuple[int, ...]
+    marks_matter: bool
+    ways: dict[int, int]
+    pairs: int
+    diagrams: int
+    zones: ZonesMet
+    proofs: dict[str, Proof]
+
+
+class SegmentProver:
+    """Prove all segments of two rulesets.
+
+    ``found`` is what the proofs found, ``ways`` the number of ways, ``kept`` the NICs whose proof was kept from
+    earlier, by number, and ``pairs_elsewhere`` the number of pairs proved earlier or in other processes.
+    """
+
+    def __init__(self, explored: Exploration, pairs: PairProver, zones: Zones, options: Options) -> None:
+        self.explored = explored
+        self.pairs = pairs
+        self.options = options
+        self.unfinished = Unfinished()
+        self.found = Found(zones)
+        self.kept: set[int] = set()
+        self.ways = 0
+        self.pairs_elsewhere = 0
+        self._marks_matter_elsewhere = False
+        self._keys: dict[int, str] = {}
+        self._used: dict[str, Proof] = {}
+
+    @property
+    def marks_matter(self) -> bool:
+        """Whether some segment looks at the mark that packets come to it with."""
+        return self._marks_matter_elsewhere or self.pairs.marks_matter(self.found.later)
+
+    def prove_ways(self, progress: Callable[[int, int], None]) -> None:
+        """Prove every segment. ``progress`` is called with the work done, and all of it."""
+        general = self.explored.general_pairs()
+        nics = self.explored.ends.nics
+        total = len(general) + len(nics)
+        for done, (source, destination) in enumerate(general):
+            way = self.explored.way(source, destination)
+            if way is not None:
+                self.prove_way(way, None, self.found)
+            progress(done, total)
+        with self.proofs_kept() as marked:
+            left = [number for number in range(len(nics)) if number not in self.kept]
+            before = total - len(left)
+            dealt = [[left[place] for place in share] for share in processes.shares(len(left), self.options.jobs)]
+            settled: set[int] = set()
+            if len(dealt) > 1:
+                settled = self.prove_elsewhere(dealt, marked, lambda done: progress(before + done, total))
+            troubles = {}
+            for done, number in enumerate(left):
+                if number not in settled and number not in marked:
+                    result = self.prove_nic(number)
+                    if not result.is_settled:
+                        troubles[number] = result.troubles
+                    elif result.troubles:
+                        marked.add(number)  # most NICs across backends; the ways of their troubles take much memory
+                    progress(before + done, total)
+        if marked and self.marks_matter:
+            ways = self.ways
+            troubles |= {number: self.prove_nic(number).troubles for number in marked}
+            self.ways = ways
+        for number in sorted(troubles):
+            for trouble, places in troubles[number].items():
+                self.found.troubles[trouble] += places
+        progress(total, total)
+
+    @contextmanager
+    def proofs_kept(self) -> Iterator[set[int]]:
+        """Take NICs as proved whose proof was kept; at the end keep the proofs of all that have one.
+
+        Yield a set with those of them with which marks alone differ.
+        """
+        proofs = self.options.proofs
+        marked: set[int] = set()
+        if proofs is NO_PROOFS:
+            yield marked
+            return
+        known, make_key = proofs.load(), self.proof_keys.key
+        self._keys = {
+            number: make_key(nic, self.explored.peer(nic)) for number, nic in enumerate(self.explored.ends.nics)
+        }
+        for number, key in self._keys.items():
+            proof = known.get(key)
+            if proof is not None:
+                self.kept.add(number)
+                if proof.marked:
+                    marked.add(number)
+                self._used[key] = proof
+                self.ways += proof.ways
+                self.pairs_elsewhere += proof.pairs
+                self._marks_matter_elsewhere |= proof.looks
+                self.found.zones.merge(ZonesMet(proof.zones, undecided=False))
+        yield marked
+        proofs.save(self._used)
+
+    @cached_property
+    def proof_keys(self) -> Keys:
+        """Return what makes the keys of NICs, from all that their proofs depend on."""
+        explored = self.explored
+        tested, later = explored.tested, explored.tested.later
+        trackings = (explored.flows_before.tracking, explored.flows_after.tracking)
+        settings = (
+            (self.options.strict, self.options.max_memory, tuple(explored.cases), self.pairs.exceptions),
+            (frozenset(tested.marks), tested.exempts, tested.untracks, tested.zones, tested.sets_ct_mark),
+            (
+                later.sets,
+                frozenset(later.fields),
+                later.helpers,
+                self.found.zones.same_rules,
+                *(one.facts for one in trackings),
+            ),
+            shared_counters(explored.before.model, explored.after.model),
+        )
+        return Keys((explored.before, explored.after), explored.network, settings)
+
+    def prove_elsewhere(
+        self, dealt: Sequence[Sequence[int]], marked: set[int], progress: Callable[[int], None]
+    ) -> set[int]:
+        """Prove NICs in processes, one for each share of their numbers; return those that are settled.
+
+        Those with which marks alone differ go to ``marked``: they are settled where no segment at all looks at a mark.
+        """
+        settled: set[int] = set()
+        ways: dict[int, int] = {}
+        for finding in processes.prove(dealt, self.prove_share, progress):
+            if isinstance(finding.summary, _Summary):
+                settled |= set(finding.settled)
+                marked |= set(finding.summary.marked)
+                ways |= finding.summary.ways
+                self._marks_matter_elsewhere |= finding.summary.marks_matter
+                self.pairs_elsewhere += finding.summary.pairs
+                self.pairs.diagrams += finding.summary.diagrams
+                self.found.zones.merge(finding.summary.zones)
+                self._used |= finding.summary.proofs
+        self.ways += sum(ways[number] for number in (settled | marked) - self.kept)
+        return settled
+
+    def prove_share(self, numbers: Iterable[int]) -> Iterator[processes.Finding]:
+        """Prove NICs in a process of its own; a NIC is settled where no packet is treated otherwise."""
+        pairs, diagrams = len(self.pairs.results), self.pairs.diagrams
+        settled: list[int] = []
+        marked: list[int] = []
+        ways: dict[int, int] = {}
+        proofs: dict[str, Proof] = {}
+        proved = 0
+        for proved, number in enumerate(numbers, 1):
+            before = self.ways
+            result = self.prove_nic(number)
+            proofs |= result.proof
+            ways[number] = self.ways - before
+            if result.is_settled:
+                (marked if result.troubles else settled).append(number)
+            if proved % processes.BETWEEN_REPORTS == 0:
+                yield processes.Finding((), proved)
+        counts = len(self.pairs.results) - pairs, self.pairs.diagrams - diagrams
+        looks = self.pairs.marks_matter(self.found.later)
+        summary = _Summary(tuple(marked), looks, ways, *counts, self.found.zones.met, proofs)
+        yield processes.Finding(tuple(settled), proved, summary)
+
+    def prove_nic(self, number: int) -> NicResult:
+        """Prove the segments of a guest: its firewall bridge, in both directions."""
+        nic = self.explored.ends.nics[number]
+        ways = [way for way in self.explored.nic_ways(nic) if way is not None]
+        if len(ways) < 2:
+            return NicResult({}, finished=True)
+        pairs = len(self.pairs.results)
+        found = Found(self.found.zones.fresh())
+        self.prove_way(ways[0], 0, found)
+        self.prove_way(ways[1], -1, found)
+        self.found.later |= found.later
+        self.found.zones.merge(found.zones.met)
+        result = NicResult(found.troubles, finished=not found.gaps)
+        key = self._keys.get(number)
+        sound = result.is_settled and not found.zones.undecided
+        if key is not None and sound and self.proof_keys.covers(nic, self.explored.peer(nic), ways):
+            marks = bool(result.troubles), self.pairs.marks_matter(found.later)
+            proof = Proof(len(ways), len(self.pairs.results) - pairs, *marks, found.zones.met.pairs)
+            self._used[key] = proof
+            result = result._replace(proof={key: proof})
+        return result
+
+    def prove_way(self, way: PathPair, only: int | None, found: Found) -> None:
+        """Prove a way's segments, or ``only`` one of them; add to ``found``."""
+        self.ways += 1
+        explored = self.explored
+        for case in explored.cases:
+            if way.routed and not case.is_ip:
+                continue
+            tracked = explored.track(way, case)
+            if explored.tested.zones:
+                found.zones.add(way, tracked)
+            segments = list(explored.segments(way, tracked))
+            for number, (segment, parts) in enumerate(segments):
+                if only is not None and number != only % len(segments):
+                    continue
+                flows = explored.flows((segment.before, segment.after), case, parts)
+                self.prove_segment(flows, Occurrence(way, case, number == 0, number == len(segments) - 1), found)
+
+    def prove_segment(self, flows: tuple[Flow, Flow, Case], place: Occurrence, found: Found) -> None:
+        """Prove the flows of a segment, for a kind of frames; add to ``found``."""
+        before, after, seen = flows
+        fixed = place.first and not isinstance(place.way.source, HostEnd)
+        if not fixed:
+            found.later[before, after] = True
+        result = self.pairs.prove(before, after, seen, fixed=fixed)
+        if result is Result.UNDECIDED:
+            found.gaps += 1
+            self.unfinished.add(self.pairs.reasons[before, after, fixed], place.way, place.case)
+        elif result is not Result.SAME:
+            version = place.case.protocol if place.case.is_ip else 0
+            found.troubles[SegmentDifference(before, after, result), version].append(place)
