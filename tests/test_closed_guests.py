@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.app import desired
+from pvefw_nft.cache import NO_CACHE, Cache
 from pvefw_nft.config import resolve
 from pvefw_nft.errors import ConfigurationError, InternalError
-from pvefw_nft.ir.guest import GuestBuilder
+from pvefw_nft.ir import guest as guest_parts
 from pvefw_nft.ir.nodes import Drop, Layer
-from pvefw_nft.pipeline import BACKENDS, Source, Store, check_root, compile_root
+from pvefw_nft.pipeline import BACKENDS, Source, check_root, compile_root
 from pvefw_nft.pipeline.closing import closing_failures, guests_to_close
 from tests.support import CONTAINER, VM, check
 
@@ -152,8 +153,8 @@ def test_exception_in_one_guests_reader_closes_it_alone(make_root: MakeRoot, mon
 
     monkeypatch.setattr(resolve, "read_guest", fail)
     root = make_root({"100.conf": VM, "100.fw": GOOD, "101.conf": VM, "101.fw": GOOD})
-    for store in (None, Store()):
-        checked = check_root(source(root), store)
+    for cache in (NO_CACHE, Cache()):
+        checked = check_root(source(root), cache)
         assert [(finding.code, finding.span.file) for finding in checked.diagnostics] == [
             ("guest-closed", f"{root}/etc/pve/qemu-server/100.conf")
         ]
@@ -165,17 +166,18 @@ def test_exception_in_one_guests_reader_closes_it_alone(make_root: MakeRoot, mon
 def test_exception_in_one_guests_build_closes_it_alone(make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_root({"100.conf": VM, "100.fw": GOOD, "101.conf": VM, "101.fw": GOOD})
     whole = check_root(source(root))
-    made = GuestBuilder._link_rules  # the last thing that a NIC gets: what was added before must go again
+    builder = guest_parts._GuestBuilder
+    made = builder._link_rules  # the last thing that a NIC gets: what was added before must go again
 
-    def fail(self: GuestBuilder, config: GuestConfig, nic: Nic, chain: str) -> object:
+    def fail(self: guest_parts._GuestBuilder, config: GuestConfig, nic: Nic, chain: str) -> object:
         if chain == "tap100i0-OUT":
             raise KeyError("gone")
         return made(self, config, nic, chain)
 
-    monkeypatch.setattr(GuestBuilder, "_link_rules", fail)
-    store = Store()
+    monkeypatch.setattr(builder, "_link_rules", fail)
+    cache = Cache()
     for _ in range(2):
-        for checked in (check_root(source(root)), check_root(source(root), store)):
+        for checked in (check_root(source(root)), check_root(source(root), cache)):
             assert [finding.code for finding in checked.diagnostics] == ["guest-closed"]
             assert [nic.interface for nic in checked.ruleset.nics] == ["tap100i0", "tap101i0"]
             for layer in (Layer.FILTER, Layer.LINK):

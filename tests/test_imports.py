@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-LIBRARY = {"errors", "config", "ir", "backends", "host", "verify"}
+LIBRARY = {"errors", "cache", "config", "ir", "backends", "host", "verify"}
 MAY_IMPORT = {
     "errors": set[str](),
-    "config": {"errors"},
-    "ir": {"config", "errors"},
-    "backends": {"ir", "errors"},
+    "cache": set[str](),
+    "config": {"cache", "errors"},
+    "ir": {"config", "cache", "errors"},
+    "backends": {"ir", "cache", "errors"},
     "host": {"ir", "backends", "errors"},
     "verify": {"errors"},
     "pipeline": LIBRARY,
-    "app": {"pipeline", "config", "fleet", "host", "verify", "errors"},
+    "app": {"pipeline", "cache", "config", "fleet", "host", "verify", "errors"},
     "api": {"pipeline", "config", "verify", "errors"},
     "fleet": {"config", "errors"},
     "cli": {"app", "fleet", "pipeline", "host", "verify", "errors"},

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.backends.explain.words import packets, set_line
+from pvefw_nft.cache import NO_CACHE
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
     Accept,
@@ -27,7 +28,7 @@ from pvefw_nft.ir.nodes import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pvefw_nft.backends.base import LineStore
+    from pvefw_nft.cache import Cache
     from pvefw_nft.errors import Diagnostic
     from pvefw_nft.ir.nodes import Chain, Origin, Rule, Ruleset
 
@@ -124,7 +125,7 @@ class ExplainBackend:
         """Yield nothing: words can say all of the IR."""
         return iter(())
 
-    def lower(self, ruleset: Ruleset, store: LineStore | None = None) -> ExplainArtefact:  # noqa: ARG002 - as above
+    def lower(self, ruleset: Ruleset, cache: Cache = NO_CACHE) -> ExplainArtefact:  # noqa: ARG002 - as above
         """Return the ruleset in sentences."""
         return ExplainArtefact(ruleset)
 

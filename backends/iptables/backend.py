@@ -11,18 +11,18 @@ import itertools
 import json
 from typing import TYPE_CHECKING
 
-from pvefw_nft.backends.base import kept
 from pvefw_nft.backends.iptables.link import link_lines
 from pvefw_nft.backends.iptables.lower import ChainLowering
 from pvefw_nft.backends.iptables.sets import SetNames, set_lines
 from pvefw_nft.backends.signature import signature
+from pvefw_nft.cache import NO_CACHE
 from pvefw_nft.errors import Diagnostic, Severity, Span
 from pvefw_nft.ir.nodes import Dispatch, Drop, Family, Layer, Provenance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pvefw_nft.backends.base import LineStore
+    from pvefw_nft.cache import Cache
     from pvefw_nft.ir.nodes import Chain, Hook, Origin, Ruleset
 
 _TABLES = {Layer.FILTER: "filter", Layer.RAW: "raw"}
@@ -32,10 +32,10 @@ _TOOLS = {Family.V4: "iptables", Family.V6: "ip6tables"}
 class IptablesArtefact:
     """The reference ruleset of a node."""
 
-    def __init__(self, ruleset: Ruleset, store: LineStore | None = None) -> None:
+    def __init__(self, ruleset: Ruleset, cache: Cache = NO_CACHE) -> None:
         """Lower nothing yet: chains are lowered one at a time, while they are written."""
         self._ruleset = ruleset
-        self._store = store
+        self._cache = cache
         self._names = SetNames(ruleset.sets)
 
     def chains(
@@ -45,10 +45,11 @@ class IptablesArtefact:
 
         Not ``loadable``: in the reference's spelling, even where iptables refuses it.
         """
+        stage = f"iptables {family.value} {layer.value} {loadable}"
         lowering = ChainLowering(family, self._ruleset.nics, self._names, loadable=loadable)
         for chain in self._sorted(layer):
             if chain.families & family:
-                yield chain.name, self._kept((family, layer, loadable), chain, lowering.lines, self._names.identity)
+                yield chain.name, self._cached(stage, chain, lowering.lines, self._names.identity)
 
     def origins(self) -> Iterator[tuple[tuple[str, str, str, int], Origin]]:
         """Yield tool, table, chain and number of each rule, with its origin."""
@@ -63,18 +64,22 @@ class IptablesArtefact:
     def link_chains(self) -> Iterator[tuple[str, list[tuple[str, Origin]]]]:
         """Yield the chains of ebtables by name, each with its lines and their origins."""
         for chain in self._sorted(Layer.LINK):
-            yield chain.name, self._kept(Layer.LINK, chain, lambda chain: link_lines(chain, self._ruleset.nics))
+            yield chain.name, self._cached("ebtables", chain, lambda chain: link_lines(chain, self._ruleset.nics))
 
-    def _kept(
+    def _cached(
         self,
-        place: object,
+        stage: str,
         chain: Chain,
         lower: Callable[[Chain], Iterator[tuple[str, Origin]]],
-        rests_on: object = (),
+        names: object = (),
     ) -> list[tuple[str, Origin]]:
-        dispatches = kept(self._store, ("dispatches", place), chain.name, chain, lambda: _dispatches(chain))
-        # the lines of a dispatch follow from the NICs too
-        return kept(None if dispatches else self._store, place, chain.name, chain, lambda: list(lower(chain)), rests_on)
+        """Return the lines of a chain. They depend on its rules, ``names`` of sets and, for a dispatch, the NICs."""
+
+        def dependencies() -> object:
+            dispatches = self._cache.get(f"dispatches {stage}", chain.name, lambda: chain, lambda: _dispatches(chain))
+            return chain, names, self._ruleset.nics if dispatches else ()
+
+        return self._cache.get(stage, chain.name, dependencies, lambda: list(lower(chain)))
 
     def sets(self) -> Iterator[tuple[str, list[str]]]:
         """Yield the ipsets by name, each with the lines that create and fill it."""
@@ -181,12 +186,9 @@ class IptablesBackend:
                     seen.add((file, line))
                     yield _not_carried_out(Span(file, line), "policy_forward is")
 
-    def lower(self, ruleset: Ruleset, store: LineStore | None = None) -> IptablesArtefact:
+    def lower(self, ruleset: Ruleset, cache: Cache = NO_CACHE) -> IptablesArtefact:
         """Return the ruleset as lines of iptables, ip6tables, ipset and ebtables."""
-        if store is not None:
-            store.begin()
-            ruleset = store.known(ruleset)
-        return IptablesArtefact(ruleset, store)
+        return IptablesArtefact(ruleset, cache)
 
 
 def _collisions(ruleset: Ruleset) -> Iterator[Diagnostic]:

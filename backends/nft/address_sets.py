@@ -5,26 +5,26 @@ nft's sets know no exceptions and no overlaps, so their members are computed her
 
 from __future__ import annotations
 
-from functools import cache, partial
+import functools
 from typing import TYPE_CHECKING
 
-from pvefw_nft.backends.base import kept
 from pvefw_nft.backends.nft.intervals import address_values, members
 from pvefw_nft.backends.nft.syntax.objects import Set
+from pvefw_nft.cache import NO_CACHE
 from pvefw_nft.ir.nodes import Family
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pvefw_nft.backends.base import LineStore
     from pvefw_nft.backends.nft.intervals import Interval
+    from pvefw_nft.cache import Cache
     from pvefw_nft.ir.nodes import AddressSet, SetKey
 
 VERSIONS = ((4, Family.V4), (6, Family.V6))
 """The IP versions, each with its family."""
 
 
-@cache
+@functools.cache
 def set_name(key: SetKey, version: int) -> str:
     """Return the name of a set: that of its ipset, if the ipset's name is not hashed."""
     return f"PVEFW-{key.scope}-{key.name}-v{version}"
@@ -33,9 +33,9 @@ def set_name(key: SetKey, version: int) -> str:
 class AddressSets:
     """The sets of a ruleset, with their members."""
 
-    def __init__(self, sets: Iterable[AddressSet], store: LineStore | None = None) -> None:
-        """Compute the members of all sets; those that ``store`` knows are not computed again."""
-        self._store = store
+    def __init__(self, sets: Iterable[AddressSet], cache: Cache = NO_CACHE) -> None:
+        """Compute the members of all sets."""
+        self._cache = cache
         self._sets: dict[SetKey, AddressSet] = {}
         self._members: dict[tuple[SetKey, int], list[Interval]] = {}
         self._families: dict[SetKey, int] = {}
@@ -43,7 +43,7 @@ class AddressSets:
             self._sets[made.key] = made
             filled = 0
             for version, family in VERSIONS:
-                intervals = kept(store, ("members", version), made.key, made, partial(members, made.entries, version))
+                intervals = self._computed(made, version)
                 self._members[made.key, version] = intervals
                 if intervals:
                     filled |= family
@@ -60,9 +60,15 @@ class AddressSets:
     def named(self, used: Iterable[tuple[SetKey, int]]) -> Iterator[Set]:
         """Yield the named sets for those of the sets and versions that rules use."""
         for key, version in used:
-            make = partial(self._named, key, version)
-            yield kept(self._store, ("named", version), key, self._sets[key], make)
+            yield self._named(key, version)
+
+    def _computed(self, made: AddressSet, version: int) -> list[Interval]:
+        stage = f"members {version}"
+        return self._cache.get(stage, made.key, lambda: made, lambda: members(made.entries, version))
 
     def _named(self, key: SetKey, version: int) -> Set:
-        values = address_values(self._members[key, version], version)
-        return Set(set_name(key, version), "ipv4_addr" if version == 4 else "ipv6_addr", tuple(values))
+        def make() -> Set:
+            values = address_values(self._members[key, version], version)
+            return Set(set_name(key, version), "ipv4_addr" if version == 4 else "ipv6_addr", tuple(values))
+
+        return self._cache.get(f"named set {version}", key, lambda: self._sets[key], make)

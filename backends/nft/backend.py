@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.backends.nft.lower import hardening_table, tables
 from pvefw_nft.backends.nft.syntax.objects import transaction
+from pvefw_nft.cache import NO_CACHE
 from pvefw_nft.errors import Diagnostic, Severity, Span
 from pvefw_nft.ir.nodes import Goto, Jump, Layer, Provenance, Reject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pvefw_nft.backends.base import LineStore
     from pvefw_nft.backends.nft.syntax.objects import Table
+    from pvefw_nft.cache import Cache
     from pvefw_nft.ir.nodes import Origin, Rule, Ruleset
 
 
@@ -23,14 +24,14 @@ _HEAD = "#!/usr/sbin/nft -f\n# Made by pvefw. Loading it replaces both tables in
 class NftArtefact:
     """The two tables of a node."""
 
-    def __init__(self, ruleset: Ruleset, store: LineStore | None = None) -> None:
+    def __init__(self, ruleset: Ruleset, cache: Cache = NO_CACHE) -> None:
         """Lower nothing yet: chains are lowered one at a time, while they are written."""
         self._ruleset = ruleset
-        self._store = store
+        self._cache = cache
 
     def tables(self) -> tuple[Table, Table]:
         """Return the tables ``bridge pvefw`` and ``inet pvefw``."""
-        return tables(self._ruleset, self._store)
+        return tables(self._ruleset, self._cache)
 
     def origins(self) -> Iterator[tuple[tuple[str, str, str, int], Origin]]:
         """Yield nothing: rules of nft name their origins in their comments."""
@@ -78,12 +79,9 @@ class NftBackend:
                 else:
                     due.append(rule.action.chain)
 
-    def lower(self, ruleset: Ruleset, store: LineStore | None = None) -> NftArtefact:
+    def lower(self, ruleset: Ruleset, cache: Cache = NO_CACHE) -> NftArtefact:
         """Return the ruleset as tables of nft."""
-        if store is not None:
-            store.begin()
-            ruleset = store.known(ruleset)
-        return NftArtefact(ruleset, store)
+        return NftArtefact(ruleset, cache)
 
 
 def hardening(ruleset: Ruleset) -> str:

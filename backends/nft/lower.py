@@ -63,6 +63,7 @@ from pvefw_nft.backends.nft.syntax import statements as nft
 from pvefw_nft.backends.nft.syntax.expressions import anonymous_set, bits, meta, named_set
 from pvefw_nft.backends.nft.syntax.objects import Chain, DynamicSet, Helper, Hook, Rule, Set, Table, VerdictMap
 from pvefw_nft.backends.nft.zones import NO_NAT, ZONES, ZONES_HOOK, no_nat_rules, zone_rules
+from pvefw_nft.cache import NO_CACHE
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir import nodes as ir
 from pvefw_nft.ir.nodes import HookPoint, Layer, RateOver, Side
@@ -70,11 +71,11 @@ from pvefw_nft.ir.nodes import HookPoint, Layer, RateOver, Side
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from pvefw_nft.backends.base import LineStore
     from pvefw_nft.backends.nft.syntax.expressions import MetaKey, Selector, Value
     from pvefw_nft.backends.nft.syntax.objects import Block, SetType
     from pvefw_nft.backends.nft.syntax.objects import Family as TableFamily
     from pvefw_nft.backends.nft.syntax.statements import Limit, Verdict
+    from pvefw_nft.cache import Cache
     from pvefw_nft.ir.nodes import Ruleset, SetKey
 
 TABLE: Final = "pvefw"
@@ -149,13 +150,13 @@ class TableLowering:
         ruleset: Ruleset,
         family: TableFamily,
         sets: AddressSets,
-        store: LineStore | None = None,
+        cache: Cache = NO_CACHE,
         name: str = TABLE,
     ) -> None:
-        """Start with an empty table. Chains in ``store`` are not lowered again."""
+        """Start with an empty table."""
         self._name = name
         self._ruleset = ruleset
-        self._store = store
+        self._cache = cache
         self._family = family
         self._address_sets = sets
         self._planned: dict[str, _Planned] = {}
@@ -185,7 +186,7 @@ class TableLowering:
         if known is None:
             ruleset = self._ruleset
             chains = ruleset.chains.get(layer, {})
-            scope = Scope(place, layer, chains, ruleset.nics, self._address_sets, self._store)
+            scope = Scope(place, layer, chains, ruleset.nics, self._address_sets, self._cache)
             known = self._lowerings[place, layer] = RuleLowering(scope)
         return known
 
@@ -233,11 +234,11 @@ class TableLowering:
             if place is not scope.place:
                 raise InternalError(f"chain {own_name} runs in {place.value} and in {scope.place.value}")
             if own_name not in self._planned:
-                self._plan(own_name, partial(self._kept_block, lowering, name, own_name))
+                self._plan(own_name, partial(self._cached_block, lowering, name, own_name))
                 self._note(scope, name)
 
-    def _kept_block(self, lowering: RuleLowering, name: str, own_name: str) -> Block:
-        return lowering.scope.kept("block", name, lambda: self._block(own_name, lowering.chain_rules(name)))
+    def _cached_block(self, lowering: RuleLowering, name: str, own_name: str) -> Block:
+        return lowering.scope.cached("block", name, lambda: self._block(own_name, lowering.chain_rules(name)))
 
     def _note(self, scope: Scope, name: str) -> None:
         """Note the sets and maps that the rules of a chain name."""
@@ -422,13 +423,10 @@ def _to_rate_chain(rule: ir.Rule, index: int) -> ir.Rule:
     return replace(rule, matches=matches, action=ir.Jump(_rate_chain(index)), log=None)
 
 
-def tables(ruleset: Ruleset, store: LineStore | None = None) -> tuple[Table, Table]:
-    """Return the tables of a ruleset; both are empty where the firewall is disabled.
-
-    Chains and sets in ``store`` are not lowered again.
-    """
-    sets = AddressSets(ruleset.sets, store)
-    bridge, host = TableLowering(ruleset, "bridge", sets, store), TableLowering(ruleset, "inet", sets, store)
+def tables(ruleset: Ruleset, cache: Cache = NO_CACHE) -> tuple[Table, Table]:
+    """Return the tables of a ruleset; both are empty where the firewall is disabled."""
+    sets = AddressSets(ruleset.sets, cache)
+    bridge, host = TableLowering(ruleset, "bridge", sets, cache), TableLowering(ruleset, "inet", sets, cache)
     if ruleset.zones is not None:
         bridge.plan_zones(ruleset.zones)
         bridge.plan_sides()

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from pvefw_nft.backends.base import kept
 from pvefw_nft.backends.nft.address_sets import VERSIONS
 from pvefw_nft.backends.nft.passes import PASSES
 from pvefw_nft.backends.nft.passes.marks import clears_for_all
 from pvefw_nft.backends.nft.place import Place
+from pvefw_nft.cache import NO_CACHE
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
     AdvertisedOutside,
@@ -34,8 +34,8 @@ from pvefw_nft.ir.nodes import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from pvefw_nft.backends.base import LineStore
     from pvefw_nft.backends.nft.address_sets import AddressSets
+    from pvefw_nft.cache import Cache
     from pvefw_nft.ir.nodes import Action, Chain, Nic, SetKey
 
 _T = TypeVar("_T")
@@ -89,7 +89,7 @@ class _Names:
 class Scope:
     """The chains of one layer at one place.
 
-    A simplified chain depends only on its own rules in the IR and on :meth:`rests_on`, so it can be cached across
+    A simplified chain depends only on its own rules in the IR and on :meth:`dependencies`, so it can be cached across
     compiles.
     """
 
@@ -100,9 +100,9 @@ class Scope:
         chains: Mapping[str, Chain],
         nics: tuple[Nic, ...],
         sets: AddressSets,
-        store: LineStore | None = None,
+        cache: Cache = NO_CACHE,
     ) -> None:
-        """Analyse nothing yet. Chains in ``store`` are not simplified again."""
+        """Analyse nothing yet."""
         self.place = place
         self.layer = layer
         self.nics = nics
@@ -110,10 +110,10 @@ class Scope:
         self._where = f"{place.value} {layer.value}"  # enumerations are slow as keys
         self.links = {nic.interface: nic.link for nic in nics}
         self._chains = chains
-        self._store = store
+        self._cache = cache
         self._made: dict[str, Simple] = {}
         self._facts: dict[str, Facts] = {}
-        self._rests_on: dict[str, object] = {}
+        self._dependencies: dict[str, object] = {}
         self.simplified: dict[int, Rule | None] = {}
         """Rules that chains share, in their simplest form here, by identity; None: left out."""
         self._tails: set[str] = set()
@@ -126,26 +126,26 @@ class Scope:
         """Return a chain in its simplest form."""
         known = self._made.get(name)
         if known is None:
-            known = self._made[name] = self.kept("simple", name, lambda: self._make(name))
+            known = self._made[name] = self.cached("simple", name, lambda: self._make(name))
         return known
 
-    def kept(self, kind: str, name: str, make: Callable[[], _T]) -> _T:
+    def cached(self, kind: str, name: str, make: Callable[[], _T]) -> _T:
         """Return a simplified chain, from the cache while its entry is valid."""
-        if self._store is None:
-            return make()
-        return self._store.get((kind, self._where), name, self._chains[name], make, self.rests_on(name))
+        return self._cache.get(
+            f"{kind} {self._where}", name, lambda: (self._chains[name], self.dependencies(name)), make
+        )
 
-    def rests_on(self, name: str) -> object:
+    def dependencies(self, name: str) -> object:
         """Return the dependencies of a simplified chain beside its rules, the place and the layer.
 
         These are: the facts of called chains, the IP families of its sets' members, the members of sets that its rules
         list, the links of the NICs that it names, whether there are NICs, and whether it ends a hook's way.
         """
-        known = self._rests_on.get(name)
+        known = self._dependencies.get(name)
         if known is None:
             chain = self._chains[name]
-            names = kept(self._store, ("names", self.layer.value), name, chain, lambda: _names(chain))
-            known = self._rests_on[name] = (
+            names = self._cache.get(f"names {self.layer.value}", name, lambda: chain, lambda: _names(chain))
+            known = self._dependencies[name] = (
                 bool(self.nics),
                 name in self._tails,
                 tuple([self.facts(other) for other in names.chains]),
@@ -199,7 +199,7 @@ class Scope:
         rules = self.rules(chain)
         if rules and isinstance(rules[-1].action, Dispatch):
             self._tails.update(target for _, target in self.dispatched(rules[-1].action.direction))
-            if not self._tails.isdisjoint(self._rests_on) or not self._tails.isdisjoint(self._made):
+            if not self._tails.isdisjoint(self._dependencies) or not self._tails.isdisjoint(self._made):
                 raise InternalError(f"a chain of {self.layer.value} that ends a hook's way was lowered before")
 
     def _targets(self, call: Jump | Goto | Dispatch) -> list[str]:

@@ -28,9 +28,9 @@ from pvefw_nft.app.nics import read_filtered_nics
 from pvefw_nft.app.steady_source import SteadySource
 from pvefw_nft.app.switches import read_switches, switches_as_json
 from pvefw_nft.app.unfiltered import unfiltered_guests
+from pvefw_nft.cache import Cache
 from pvefw_nft.config import netdb
 from pvefw_nft.config.files import Files
-from pvefw_nft.pipeline import Store
 from pvefw_nft.pipeline.preload import load_stages
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Task:
         if source.root == Path("/"):
             source = replace(source, observed_files=_HostFiles(source.files, asks))
         steady = SteadySource(source, self._backend, self._settle)
-        store = Store()
+        cache = Cache()
         channel.send(encode({"missing": [*missing]}))
         with contextlib.suppress(EOFError), desired_ruleset.no_garbage():
             while True:
@@ -96,7 +96,7 @@ class Task:
                         case "holds":
                             frames = self._holds(steady, request["answers"])
                         case _:
-                            frames = self._find(steady, store, asks)
+                            frames = self._find(steady, cache, asks)
                 except MemoryError:
                     raise  # its limit: a half-done compile is not worth keeping
                 except Exception as error:
@@ -138,9 +138,9 @@ class Task:
         judgement = steady.patience.run(lambda: judge(desired, before, source, now))
         return [encode({"kind": "judgement", **judgement_as_json(judgement)})]
 
-    def _find(self, steady: SteadySource, store: Store, asks: _Asks) -> list[bytes]:
+    def _find(self, steady: SteadySource, cache: Cache, asks: _Asks) -> list[bytes]:
         first = self._last is None
-        result = steady.find_first(store, self._before, asks.waiting) if first else steady.find(self._last, store)
+        result = steady.find_first(cache, self._before, asks.waiting) if first else steady.find(self._last, cache)
         paths, seconds = steady.doubtful()
         doubts = {"doubts": paths, "seconds": seconds}
         if result is self._last:

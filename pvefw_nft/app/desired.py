@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pvefw_nft.cache import NO_CACHE
 from pvefw_nft.config.steady import SettledFiles
 from pvefw_nft.errors import Diagnostic, HostError, InternalError, Severity, Span, has_errors
 from pvefw_nft.host.records import record, state
@@ -19,8 +20,9 @@ from pvefw_nft.pipeline.closing import CLOSED_CODES, closing_failures
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pvefw_nft.cache import Cache
     from pvefw_nft.host.records.record import Desired
-    from pvefw_nft.pipeline import Compiled, Source, Store
+    from pvefw_nft.pipeline import Compiled, Source
     from pvefw_nft.pipeline.closing import Closed
 
 
@@ -56,8 +58,8 @@ def no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def compiled(source: Source, backend: str | None, store: Store | None = None) -> Result:
-    """Compile the configuration, with the help of ``store`` if given. Raises what :func:`compile_root` raises.
+def compiled(source: Source, backend: str | None, cache: Cache = NO_CACHE) -> Result:
+    """Compile the configuration; ``cache`` has results of earlier compiles. Raises what :func:`compile_root` raises.
 
     In doubt a firewall is enabled: a mistake in a file must not switch it off.
     """
@@ -67,7 +69,7 @@ def compiled(source: Source, backend: str | None, store: Store | None = None) ->
     observed = observations.observed(replace(source, cautious=True, zones=zones))
 
     def attempt(closed: Closed) -> Result:
-        made = compile_root(observed, backend, None if closed else store, closed)
+        made = compile_root(observed, backend, NO_CACHE if closed else cache, closed)
         return Result(desired_of(made, harden=source.harden), made.checked.diagnostics, observations)
 
     found = closing_failures(observed, attempt)

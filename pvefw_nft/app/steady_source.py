@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pvefw_nft.app.desired import Before, Result
-    from pvefw_nft.pipeline import Observations, Source, Store
+    from pvefw_nft.cache import Cache
+    from pvefw_nft.pipeline import Observations, Source
 
 _T = TypeVar("_T")
 
@@ -52,7 +53,7 @@ class SteadySource:
 
         return self.patience.run(looking)
 
-    def find(self, last: Result | None, store: Store) -> Result:
+    def find(self, last: Result | None, cache: Cache) -> Result:
         """Return the ruleset; ``last``, if none of its inputs changed.
 
         Raises what :func:`.desired.compiled` raises; UnreadableError where the file system does not answer.
@@ -61,18 +62,18 @@ class SteadySource:
         def read() -> Result:
             if last is not None and last.observations.still_hold(self.source):
                 return last
-            return desired_ruleset.compiled(self.source, self._backend, store)
+            return desired_ruleset.compiled(self.source, self._backend, cache)
 
         return self.patience.run(read)
 
-    def find_first(self, store: Store, before: Before, waiting: Callable[[str], None]) -> Result:
+    def find_first(self, cache: Cache, before: Before, waiting: Callable[[str], None]) -> Result:
         """Return the first ruleset: ``waiting`` is called with each path that is waited for. Raises as :meth:`find`.
 
         ``before`` tells which files had been there at the last apply.
         """
         self._files.files = desired_ruleset.waiting_source(self._patient, before, self._settle, waiting).files
         try:
-            return self.find(None, store)
+            return self.find(None, cache)
         finally:
             self._files.files = self._patient.files
 

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from pvefw_nft.cache import NO_CACHE
 from pvefw_nft.config import budget, grammar, netdb, resolve, sdn
 from pvefw_nft.config.corosync import read_corosync
 from pvefw_nft.config.files import FILES, Files
@@ -36,10 +37,10 @@ from pvefw_nft.config.values import BadValue, Prefix, read_mac, read_prefix
 from pvefw_nft.errors import ConfigurationError, Span, UnreadableError, UnusableFileError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterator
     from pathlib import Path
 
-    from pvefw_nft.config.model import Group
+    from pvefw_nft.cache import Cache
     from pvefw_nft.errors import Diagnostic
 
 COMPANION_SUFFIX = ".pvefw"
@@ -126,70 +127,10 @@ class Root:
         return {path.stem: path for path in paths if path.suffix == ".fw" and _VNET.fullmatch(path.stem)}
 
 
-class GuestStore:
-    """Guests as they were read last, for a service that reads its configuration again and again.
-
-    A guest is read again if one of its files changes. One without diagnostics is also read again if a name of
-    cluster.fw that it uses stands for something else; one with diagnostics, if any name does. All are, if the host's
-    services change. Else the same object is returned, with the same diagnostics.
-    """
-
-    def __init__(self) -> None:
-        """Start with none."""
-        self._beside: object = None
-        self._names = Names(0)
-        self._groups: Mapping[str, Group] = {}
-        self._all: object = None
-        self._known: dict[int, _KnownGuest] = {}
-
-    def begin(self, beside: object, names: Names, groups: Mapping[str, Group]) -> None:
-        """Look guests up with these names of the cluster from now on.
-
-        ``beside`` is what guests follow from besides, such as the texts that the sets of the SDN are read from: where
-        it changed, or where names of the host's services did, all guests are forgotten.
-        """
-        if (beside, netdb.times_forgotten()) != self._beside:
-            self._beside = (beside, netdb.times_forgotten())
-            self._known = {}
-        self._names, self._groups = names, groups
-        prefixes = {name: alias.prefix for name, alias in names.aliases.items()}
-        everything = ([*prefixes.items()], [*names.ipsets], [*groups])  # in this order, in which a hint names them
-        if everything != self._all:
-            self._all = everything
-
-    def end(self, vmids: Container[int]) -> None:
-        """Forget the guests that are none of these."""
-        self._known = {vmid: known for vmid, known in self._known.items() if vmid in vmids}
-
-    def get(self, origin: _Origin, findings: Findings, read: Callable[[Findings], Guest]) -> Guest:
-        """Return the guest of these files; ``read`` makes it where it is not known."""
-        known = self._known.get(origin.vmid)
-        if known is None or known.origin != origin or not self._holds(known):
-            own = Findings(cautious=findings.cautious)
-            self._names.answers.clear()
-            guest = read(own)
-            answers = tuple(self._names.answers.items())
-            known = _KnownGuest(origin, guest, tuple(own.diagnostics), answers, self._all)
-            self._known[origin.vmid] = known
-        findings.diagnostics += known.diagnostics
-        return known.guest
-
-    def _holds(self, known: _KnownGuest) -> bool:
-        if known.names is self._all:
-            return True
-        if known.diagnostics:
-            return False
-        rules = () if known.guest.firewall is None else known.guest.firewall.rules
-        return all(self._names.find(*question) == answer for question, answer in known.answers) and all(
-            rule.group in self._groups for rule in rules if isinstance(rule, GroupRule)
-        )
-
-
 @dataclass(frozen=True, slots=True)
-class _KnownGuest:
-    """A guest as read, its diagnostics, and the names of the cluster: those it asked for, and all."""
+class _Reading:
+    """A guest as read, its diagnostics, and the names of the cluster: the answers to those it asked for, and all."""
 
-    origin: _Origin
     guest: Guest
     diagnostics: tuple[Diagnostic, ...]
     answers: tuple[tuple[tuple[str, str], object], ...]
@@ -220,14 +161,14 @@ class Configuration:
         findings: Findings,
         local_network: Callable[[], str | None],
         real_interface: Callable[[str], str | None] = lambda _: None,
-        store: GuestStore | None = None,
+        cache: Cache = NO_CACHE,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Read cluster.fw, host.fw, the VNets, the state of the SDN and corosync.conf.
 
         ``local_network`` is asked for a CIDR where the cluster has no alias of that name: the alias counts more,
-        since rules may refer to it. ``real_interface`` returns the name of the link with an alternative name. Guests
-        that ``store`` knows are not read again. ``now`` is asked for the epoch time where ``enable`` names one.
+        since rules may refer to it. ``real_interface`` returns the name of the link with an alternative name.
+        ``now`` is asked for the epoch time where ``enable`` names one.
         Raises ConfigurationError for a file that cannot be used and for an ``etc/pve`` that is missing or empty (not
         mounted, which is not the same as disabled), and UsageError where ``local_network`` gives no CIDR.
         """
@@ -247,10 +188,12 @@ class Configuration:
         sets = sdn.read_sdn(root.pve, states, findings)
         self._names = Names(0, real_interface=real_interface, sdn=sets)
         text = files.text(file) or ""
-        self._store = store
         cluster = resolve.read_cluster(str(file), text, findings, self._names, now)
-        if store is not None:
-            store.begin(tuple(map(str, states)), self._names, cluster.groups)
+        self._cache = cache
+        self._outside = (tuple(map(str, states)), netdb.times_forgotten(), findings.cautious)
+        prefixes = [(name, alias.prefix) for name, alias in self._names.aliases.items()]
+        everything = (prefixes, [*self._names.ipsets], [*cluster.groups])  # in the order in which a hint names them
+        self._all_names: object = cache.same("names of the cluster", "", everything)
         cluster = replace(cluster, hardening=self._companion(ClusterHardening, file))
         host_file = root.host_file()
         host = resolve.read_host(str(host_file), files.text(host_file) or "", findings, cluster, self._names)
@@ -285,8 +228,6 @@ class Configuration:
                 seen[vmid] = files[vmid]
                 if only is None or vmid in only:
                     yield self._guest(vmid, kind, files[vmid], rules=rules)
-        if self._store is not None:
-            self._store.end(seen)
 
     def read_guest(self, vmid: int, kind: GuestKind, path: str) -> Guest:
         """Read a guest of any node, by the path of its config; its firewall file lies beside those of all guests."""
@@ -321,9 +262,31 @@ class Configuration:
         except UnusableFileError as error:
             origin = _Origin(vmid, kind, (path, config), (firewall, None))
             return closed_guest(self._guarded(origin, self._findings), error, self._findings)
-        if self._store is not None:
-            return self._store.get(origin, self._findings, lambda findings: self._guarded(origin, findings))
-        return self._guarded(origin, self._findings)
+        dependencies = (origin, self._outside)
+        reading = self._cache.get("guest", vmid, lambda: dependencies, lambda: self._reading(origin), self._still_holds)
+        self._findings.diagnostics += reading.diagnostics
+        return reading.guest
+
+    def _reading(self, origin: _Origin) -> _Reading:
+        """Read one guest, and note the names of the cluster that it asks for."""
+        findings = Findings(cautious=self._findings.cautious)
+        self._names.answers.clear()
+        guest = self._guarded(origin, findings)
+        return _Reading(guest, tuple(findings.diagnostics), tuple(self._names.answers.items()), self._all_names)
+
+    def _still_holds(self, reading: _Reading) -> bool:
+        """Tell whether a guest would be read alike with the names that the cluster has.
+
+        A hint of a diagnostic may list all names. A guest without diagnostics depends only on those it asked for.
+        """
+        if reading.names is self._all_names:
+            return True
+        if reading.diagnostics:
+            return False
+        rules = () if reading.guest.firewall is None else reading.guest.firewall.rules
+        return all(self._names.find(*question) == answer for question, answer in reading.answers) and all(
+            rule.group in self.node.cluster.groups for rule in rules if isinstance(rule, GroupRule)
+        )
 
     def _guarded(self, origin: _Origin, findings: Findings) -> Guest:
         """Read one guest. An unexpected exception is a bug of pvefw, and must not cost other guests their rules."""

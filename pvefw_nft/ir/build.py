@@ -13,11 +13,13 @@ Example: a guest 100 with ``enable: 1`` and the one rule ``IN DROP -p tcp -dport
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+from pvefw_nft.cache import NO_CACHE
 from pvefw_nft.ir.forward import add_forward_chains
-from pvefw_nft.ir.guest import GuestBuilder
-from pvefw_nft.ir.host import add_host_chains, add_raw_chain, cluster_sets, input_filters
+from pvefw_nft.ir.guest import build_guest, dependencies
+from pvefw_nft.ir.host import add_blacklist, add_host_chains, add_raw_chain, cluster_sets, input_filters
 from pvefw_nft.ir.nodes import (
     Bridged,
     ConnState,
@@ -32,7 +34,7 @@ from pvefw_nft.ir.nodes import (
     Ruleset,
     State,
 )
-from pvefw_nft.ir.rules import ACCEPT, DROP, Context, builtin
+from pvefw_nft.ir.rules import ACCEPT, DROP, Chains, Context, builtin
 from pvefw_nft.ir.standard import add_standard_chains
 from pvefw_nft.ir.stateless import LIMIT, STATELESS, add_limit_chain, add_stateless_chain
 from pvefw_nft.ir.zones import allocate, firewall_bridge
@@ -40,16 +42,17 @@ from pvefw_nft.ir.zones import allocate, firewall_bridge
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from pvefw_nft.cache import Cache
     from pvefw_nft.config.model import Guest, NodeConfig
-    from pvefw_nft.ir.guest import PartStore
-    from pvefw_nft.ir.nodes import Nic
+    from pvefw_nft.ir.guest import GuestPart
+    from pvefw_nft.ir.nodes import Chain, Nic
     from pvefw_nft.ir.zones import NicKey
 
 
 def build(
     node: NodeConfig,
     guests: Iterable[Guest],
-    store: PartStore | None = None,
+    cache: Cache = NO_CACHE,
     report_failure: Callable[[Guest, Exception], None] = lambda _guest, _error: None,
     *,
     as_reference: bool = False,
@@ -57,7 +60,7 @@ def build(
 ) -> Ruleset:
     """Build the ruleset of a node. ``guests`` may be an iterator; it is read once, in order.
 
-    ``store`` caches the chains of guests. A guest that asks for too much, or on which the build raises (a bug of
+    ``cache`` has the chains of guests. A guest that asks for too much, or on which the build raises (a bug of
     pvefw), is closed, and ``report_failure`` is called. ``as_reference``: leave out rules that make the ruleset
     stricter than the reference's: the layers ``stateless`` and ``limit``, and the conntrack zones.
     ``zones_in_force``: the zones of the running ruleset, which NICs keep.
@@ -66,30 +69,37 @@ def build(
         for _ in guests:  # reading the guests reports the mistakes in their files
             pass
         return Ruleset(enabled=False)
-    context = Context(node, as_reference=as_reference)
-    add_standard_chains(context)
+    context, chains = Context(node, as_reference=as_reference), Chains()
+    add_standard_chains(context, chains)
+    add_blacklist(context, chains)
     dispatch_in = builtin("guests", action=Dispatch(Direction.IN))
-    context.add(Layer.FILTER, "PVEFW-FWBR-IN", [*input_filters(context), dispatch_in])
-    context.add(Layer.FILTER, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
-    builder = GuestBuilder(context, store)
-    firewalled = _add_guests(builder, guests, report_failure)
-    if builder.ips:
-        context.add(Layer.FILTER, "PVEFW-IPS", builder.ips)
-    context.add(Layer.FILTER, "PVEFW-FORWARD", _forward(context, ips=bool(builder.ips)))
+    chains.add(Layer.FILTER, "PVEFW-FWBR-IN", [*input_filters(context), dispatch_in])
+    chains.add(Layer.FILTER, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
+    firewalled: dict[NicKey, bool] = {}
+    parts = _parts(context, _noted(guests, firewalled), cache, report_failure)
+    for part in parts:
+        chains.add_groups(context, part.groups)
+        for layer, made in part.chains:
+            chains.layers[layer][made.name] = made
+    nics = tuple([nic for part in parts for nic in part.nics])
+    ips = [rule for part in parts for rule in part.ips]
+    if ips:
+        chains.add(Layer.FILTER, "PVEFW-IPS", ips)
+    chains.add(Layer.FILTER, "PVEFW-FORWARD", _forward(context, ips=bool(ips)))
     host_enabled = node.host.options.enable
     if host_enabled:
-        add_host_chains(context)
+        add_host_chains(context, chains)
     for chain, target in (("PVEFW-INPUT", "PVEFW-HOST-IN"), ("PVEFW-OUTPUT", "PVEFW-HOST-OUT")):
-        context.add(Layer.FILTER, chain, [builtin("host", action=Jump(target))] if host_enabled else [])
-    hooks = _hooks(context, builder.nics)
-    host_forward, vnets = add_forward_chains(context)
-    sets = (*cluster_sets(context), *builder.sets)
+        chains.add(Layer.FILTER, chain, [builtin("host", action=Jump(target))] if host_enabled else [])
+    hooks = _hooks(context, chains, nics)
+    host_forward, vnets = add_forward_chains(context, chains)
+    sets = (*cluster_sets(context), *(made for part in parts for made in part.sets))
     return Ruleset(
         enabled=True,
-        chains=context.chains,
+        chains={layer: _unchanged(layer, of_layer, cache) for layer, of_layer in chains.layers.items()},
         hooks=hooks,
-        sets=sets,
-        nics=tuple(builder.nics),
+        sets=tuple([cache.same("set", made.key, made) for made in sets]),
+        nics=nics,
         vnets=vnets,
         host_forward=host_forward,
         vnets_cover_host=host_enabled,
@@ -97,18 +107,39 @@ def build(
     )
 
 
-def _add_guests(
-    builder: GuestBuilder, guests: Iterable[Guest], report_failure: Callable[[Guest, Exception], None]
-) -> dict[NicKey, bool]:
-    """Build the chains of all guests. Return the filtered NICs, each with whether its guest uses one zone."""
-    firewalled: dict[NicKey, bool] = {}
+def _noted(guests: Iterable[Guest], firewalled: dict[NicKey, bool]) -> Iterator[Guest]:
+    """Yield guests, and note their filtered NICs, each with whether its guest uses one zone."""
     for guest in guests:
         one_zone = guest.firewall is not None and guest.firewall.hardening.one_zone
-        firewalled |= {(guest.vmid, nic.index): one_zone for nic in guest.nics if nic.firewall}
-        builder.add(guest)
-    for guest, error in builder.failed:
+        firewalled.update({(guest.vmid, nic.index): one_zone for nic in guest.nics if nic.firewall})
+        yield guest
+
+
+def _parts(
+    context: Context, guests: Iterable[Guest], cache: Cache, report_failure: Callable[[Guest, Exception], None]
+) -> list[GuestPart]:
+    """Return the parts of all guests, in order; failures are reported behind the last one."""
+    parts: list[GuestPart] = []
+    failed: list[tuple[Guest, Exception]] = []
+    for guest in guests:
+        part = cache.get(
+            "part of a guest", guest.vmid, partial(dependencies, context, guest), partial(build_guest, context, guest)
+        )
+        parts.append(part)
+        if part.failure is not None:
+            failed.append((guest, part.failure))
+    for guest, error in failed:
         report_failure(guest, error)
-    return firewalled
+    return parts
+
+
+def _unchanged(layer: Layer, chains: Mapping[str, Chain], cache: Cache) -> dict[str, Chain]:
+    """Return chains with the objects of the last compile for those that are equal: all but guests' are built each time.
+
+    Later stages compare what their results depend on, which is quick for the same object.
+    """
+    stage = f"chain {layer.value}"
+    return {name: cache.same(stage, name, chain) for name, chain in chains.items()}
 
 
 def _zones(firewalled: Mapping[NicKey, bool], in_force: Mapping[NicKey, int] | None) -> dict[str, int]:
@@ -120,18 +151,18 @@ def _zones(firewalled: Mapping[NicKey, bool], in_force: Mapping[NicKey, int] | N
 _FILTER_POINTS = (HookPoint.INPUT, HookPoint.OUTPUT, HookPoint.FORWARD)
 
 
-def _hooks(context: Context, nics: list[Nic]) -> tuple[Hook, ...]:
+def _hooks(context: Context, chains: Chains, nics: tuple[Nic, ...]) -> tuple[Hook, ...]:
     """Return the hooks of the ruleset, and add the chains that some of them jump to."""
     hooks = [Hook(Layer.FILTER, point, f"PVEFW-{point.value}") for point in _FILTER_POINTS]
-    if add_raw_chain(context):
+    if add_raw_chain(context, chains):
         hooks.append(Hook(Layer.RAW, HookPoint.PREROUTING, "PVEFW-PREROUTING"))
     if context.node.cluster.options.ebtables:
-        context.add(Layer.LINK, "PVEFW-FORWARD", _link_forward())
-        context.add(Layer.LINK, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
+        chains.add(Layer.LINK, "PVEFW-FORWARD", _link_forward())
+        chains.add(Layer.LINK, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
         hooks.append(Hook(Layer.LINK, HookPoint.FORWARD, "PVEFW-FORWARD"))
-    if not context.as_reference and add_stateless_chain(context, nics):
+    if not context.as_reference and add_stateless_chain(chains, nics):
         hooks.append(Hook(Layer.STATELESS, HookPoint.PREROUTING, STATELESS))
-    if not context.as_reference and add_limit_chain(context, nics):
+    if not context.as_reference and add_limit_chain(chains, nics):
         hooks.append(Hook(Layer.LIMIT, HookPoint.PREROUTING, LIMIT))
     return tuple(hooks)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.config.model import GroupRule, Policy, RuleType
 from pvefw_nft.ir.nodes import Direction, Interface, Jump, Layer, Origin, Provenance, Rule, Vnet
-from pvefw_nft.ir.rules import ACCEPT, DROP, Context, ndp_rules, policy_origin, user_rule
+from pvefw_nft.ir.rules import ACCEPT, DROP, Chains, Context, ndp_rules, policy_origin, user_rule
 from pvefw_nft.ir.standard import reject_rules
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ HOST_FORWARD = "PVEFW-HOST-FORWARD"
 """The chain for routed packets."""
 
 
-def add_forward_chains(context: Context) -> tuple[str | None, tuple[Vnet, ...]]:
+def add_forward_chains(context: Context, chains: Chains) -> tuple[str | None, tuple[Vnet, ...]]:
     """Add the chains of FORWARD rules; returns the name of the host's, if there is one, and the VNets."""
     node = context.node
     host = None
@@ -32,7 +32,8 @@ def add_forward_chains(context: Context) -> tuple[str | None, tuple[Vnet, ...]]:
         host = HOST_FORWARD
         level = node.host.options.log_level_forward
         forwarded = [*_rules(context, rules, host), *_policy(context, node.cluster, policy, host, level)]
-        context.add(Layer.FORWARD, host, forwarded)
+        _add_groups(context, chains, rules)
+        chains.add(Layer.FORWARD, host, forwarded)
     vnets = []
     for vnet in node.vnets:
         if vnet.options.enable:
@@ -43,10 +44,11 @@ def add_forward_chains(context: Context) -> tuple[str | None, tuple[Vnet, ...]]:
                 *_rules(context, vnet.rules, chain),
                 *_policy(context, vnet, options.policy_forward, chain, options.log_level_forward),
             ]
-            context.add(Layer.FORWARD, chain, body)
+            _add_groups(context, chains, vnet.rules)
+            chains.add(Layer.FORWARD, chain, body)
             vnets.append(Vnet(vnet.name, chain))
-    if context.chains[Layer.FORWARD]:
-        context.add(Layer.FORWARD, "PVEFW-reject", reject_rules())
+    if chains.layers[Layer.FORWARD]:
+        chains.add(Layer.FORWARD, "PVEFW-reject", reject_rules())
     return host, tuple(vnets)
 
 
@@ -68,18 +70,25 @@ def _rules(context: Context, rules: Iterable[RuleItem], chain: str) -> Iterator[
                 line = rule.written.line
                 origin = Origin(Provenance.BUILTIN, line.file, line.number, group=rule.group)
                 matches = () if rule.iface is None else (Interface(Direction.IN, rule.iface),)
-                yield Rule(matches, Jump(_group_chain(context, rule.group)), origin)
+                yield Rule(matches, Jump(_group_chain_name(rule.group)), origin)
         elif rule.type is RuleType.FORWARD:
             yield from user_rule(context, rule, chain, 0, ACCEPT)
 
 
-def _group_chain(context: Context, name: str) -> str:
-    chain = f"GROUP-{name}-FWD"  # short, so that the longest name of a group fits into a chain's
-    if chain not in context.chains[Layer.FORWARD]:
-        members = [rule for rule in context.node.cluster.groups[name].rules if rule.type is RuleType.FORWARD]
-        made = [made for rule in members for made in user_rule(context, rule, chain, 0, ACCEPT, group=name)]
-        context.add(Layer.FORWARD, chain, made)
-    return chain
+def _group_chain_name(name: str) -> str:
+    return f"GROUP-{name}-FWD"  # short, so that the longest name of a group fits into a chain's
+
+
+def _add_groups(context: Context, chains: Chains, rules: Iterable[RuleItem]) -> None:
+    """Add the chains of the groups with FORWARD rules that rules use, where they are not there yet."""
+    for used in rules:
+        if not isinstance(used, GroupRule) or not speaks_of_forward(context, [used]):
+            continue
+        chain = _group_chain_name(used.group)
+        if chain not in chains.layers[Layer.FORWARD]:
+            members = [rule for rule in context.node.cluster.groups[used.group].rules if rule.type is RuleType.FORWARD]
+            made = [made for rule in members for made in user_rule(context, rule, chain, 0, ACCEPT, group=used.group)]
+            chains.add(Layer.FORWARD, chain, made)
 
 
 def _policy(

@@ -11,6 +11,7 @@ from pvefw_nft.errors import UnusableFileError
 from pvefw_nft.ir.nodes import AddressSet as Set
 from pvefw_nft.ir.nodes import (
     ArpSender,
+    Chain,
     Direction,
     EtherType,
     Family,
@@ -36,9 +37,9 @@ from pvefw_nft.ir.rules import (
     ICMPV6,
     NDP_TYPES,
     SET_ACCEPT_MARK,
-    Context,
     builtin,
     file_rules,
+    groups_of,
     header_origin,
     ndp_rules,
     policy_origin,
@@ -47,17 +48,12 @@ from pvefw_nft.ir.rules import (
 from pvefw_nft.ir.stateless import dhcp_ports, limit_rules, mac_filter, nic_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    from pvefw_nft.config.model import (
-        ClusterConfig,
-        ClusterHardening,
-        ClusterOptions,
-        Guest,
-        GuestConfig,
-    )
+    from pvefw_nft.config.model import Guest, GuestConfig
     from pvefw_nft.config.model import Nic as ModelNic
-    from pvefw_nft.ir.nodes import Action, Chain
+    from pvefw_nft.ir.nodes import Action
+    from pvefw_nft.ir.rules import Context
 
 _LINK_LOCAL = 0xFE80 << 112
 _ARP = EtherType(0x0806, "ARP")
@@ -90,45 +86,40 @@ _CLOSED = builtin("a file of the guest cannot be used", action=DROP)
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """One built guest: its journal in the context, and the builder's lists."""
+class GuestPart:
+    """All that a guest adds to a ruleset.
 
-    journal: tuple[tuple[Layer, Chain] | tuple[str, Direction], ...]
-    nics: tuple[Nic, ...]
-    sets: tuple[Set, ...]
-    ips: tuple[Rule, ...]
-    failed: tuple[tuple[Guest, Exception], ...] = ()
-
-
-class PartStore:
-    """Cache of built guests, for a service that compiles again and again.
-
-    A built guest depends on the guest and the options of cluster.fw; the key is the identity of the guest object. If a
-    rebuild gives equal chains, the old chain objects are kept, since other caches key on their identity.
+    ``groups`` are the groups whose chains its chains lead to, each with a direction; ``ips`` its rules of PVEFW-IPS;
+    ``failure`` the reason why it is closed, if its chains could not be built.
     """
 
-    def __init__(self) -> None:
-        """Start with none."""
-        self._options: tuple[ClusterOptions, ClusterHardening] | None = None
-        self._same_options = False
-        self._before: dict[int, tuple[Guest, _Part]] = {}
-        self._now: dict[int, tuple[Guest, _Part]] = {}
+    chains: tuple[tuple[Layer, Chain], ...] = ()
+    groups: tuple[tuple[str, Direction], ...] = ()
+    nics: tuple[Nic, ...] = ()
+    sets: tuple[Set, ...] = ()
+    ips: tuple[Rule, ...] = ()
+    failure: Exception | None = None
 
-    def begin(self, cluster: ClusterConfig) -> None:
-        """Keep the parts of the last build."""
-        self._before, self._now = self._now, {}
-        options = (cluster.options, cluster.hardening)
-        self._same_options = options == self._options
-        self._options = options
 
-    def get(self, guest: Guest, make: Callable[[Guest], _Part]) -> _Part:
-        """Return a guest's part; ``make`` makes it where it is not known."""
-        known = self._before.get(guest.vmid)
-        if known is None or known[0] is not guest or not self._same_options:
-            part = make(guest)
-            known = (guest, known[1] if known is not None and known[1] == part else part)
-        self._now[guest.vmid] = known
-        return known[1]
+def build_guest(context: Context, guest: Guest) -> GuestPart:
+    """Return a guest's sets and, where its firewall is enabled, the chains of its filtered NICs.
+
+    A guest that asks for too much, or on which the build raises (a bug of pvefw), is closed: an exception here must
+    not cost other guests their rules.
+    """
+    builder = _GuestBuilder(context, guest)
+    if guest.closed:
+        return builder.closed()
+    try:
+        return builder.built()
+    except Exception as error:
+        return replace(_GuestBuilder(context, guest).closed(), failure=error)
+
+
+def dependencies(context: Context, guest: Guest) -> object:
+    """Return all that the result of :func:`build_guest` depends on."""
+    cluster = context.node.cluster
+    return guest, cluster.options, cluster.hardening, context.as_reference
 
 
 def _check_entries(config: GuestConfig) -> None:
@@ -145,72 +136,26 @@ def _check_entries(config: GuestConfig) -> None:
             )
 
 
-class GuestBuilder:
-    """Adds guests one by one to the chains of a context, and collects their NICs and sets.
+class _GuestBuilder:
+    """Builds the part of one guest."""
 
-    ``failed`` holds the guests that are closed because they ask for too much, or because their build failed (a bug of
-    pvefw).
-    """
-
-    def __init__(self, context: Context, store: PartStore | None = None) -> None:
-        """Start with no guests. ``store`` caches the parts of guests between compiles."""
+    def __init__(self, context: Context, guest: Guest) -> None:
+        """Start with nothing."""
         self._context = context
-        self._store = store
-        self.nics: list[Nic] = []
-        self.sets: list[Set] = []
-        self.ips: list[Rule] = []
-        self.failed: list[tuple[Guest, Exception]] = []
+        self._guest = guest
+        self._chains: list[tuple[Layer, Chain]] = []
+        self._groups: dict[tuple[str, Direction], None] = {}
+        self._nics: list[Nic] = []
+        self._sets: list[Set] = []
+        self._ips: list[Rule] = []
         self._rules = 0
-        if store is not None:
-            store.begin(context.node.cluster)
 
-    def add(self, guest: Guest) -> None:
-        """Add a guest's sets and, where its firewall is enabled, the chains of its filtered NICs."""
-        if self._store is None:
-            self._make(guest)
-            return
-        part = self._store.get(guest, self._make_part)
-        self._context.repeat(part.journal)
-        self.nics += part.nics
-        self.sets += part.sets
-        self.ips += part.ips
-        self.failed += part.failed
-
-    def _make_part(self, guest: Guest) -> _Part:
-        """Build a guest, and return the parts added for it; the lists are unchanged."""
-        nics, sets, ips, failed = len(self.nics), len(self.sets), len(self.ips), len(self.failed)
-        self._context.journal.clear()
-        self._make(guest)
-        part = _Part(
-            tuple(self._context.journal),
-            tuple(self.nics[nics:]),
-            tuple(self.sets[sets:]),
-            tuple(self.ips[ips:]),
-            tuple(self.failed[failed:]),
-        )
-        del self.nics[nics:], self.sets[sets:], self.ips[ips:], self.failed[failed:]
-        return part
-
-    def _make(self, guest: Guest) -> None:
-        """Make a guest's sets and chains, or close it: an exception here must not cost other guests their rules."""
-        if guest.closed:
-            self._close(guest)
-            return
-        counts = len(self.nics), len(self.sets), len(self.ips), len(self._context.journal)
-        try:
-            self._make_open(guest)
-        except Exception as error:
-            nics, sets, ips, journal = counts
-            del self.nics[nics:], self.sets[sets:], self.ips[ips:]
-            self._context.forget(journal)
-            self.failed.append((guest, error))
-            self._close(guest)
-
-    def _make_open(self, guest: Guest) -> None:
+    def built(self) -> GuestPart:
+        """Return the part. Raises UnusableFileError where the guest asks for too much."""
+        guest = self._guest
         config = guest.firewall
         if config is None:
-            return
-        self._rules = 0
+            return self._part()
         _check_entries(config)
         nics = [nic for nic in guest.nics if nic.firewall]
         filters = self._address_filters(guest, config, nics)
@@ -220,23 +165,31 @@ class GuestBuilder:
         for name, ipset in own.items():
             entries = tuple(SetEntry(entry.prefix, entry.nomatch) for entry in ipset.entries)
             counted = len(entries) + ipset.replaced
-            self.sets.append(Set(SetKey(guest.vmid, name), entries, counted, header_origin(ipset)))
-        self.sets += filters.values()
-        if not config.options.enable:
-            return
-        for nic in nics:
-            self._add_nic(guest, config, nic, filters.get(nic.index))
+            self._sets.append(Set(SetKey(guest.vmid, name), entries, counted, header_origin(ipset)))
+        self._sets += filters.values()
+        if config.options.enable:
+            for nic in nics:
+                self._add_nic(guest, config, nic, filters.get(nic.index))
+        return self._part()
 
-    def _close(self, guest: Guest) -> None:
-        """Let nothing pass the filtered NICs of a guest whose files cannot be used."""
-        for nic in guest.nics:
+    def closed(self) -> GuestPart:
+        """Return the part of a guest whose files cannot be used: nothing passes its filtered NICs."""
+        for nic in self._guest.nics:
             if nic.firewall:
-                made = self._made_nic(guest, nic)
-                self.nics.append(made)
-                self._context.add(Layer.FILTER, made.in_chain, (_CLOSED,))
-                self._context.add(Layer.FILTER, made.out_chain, (_CLOSED,))
+                made = self._made_nic(self._guest, nic)
+                self._nics.append(made)
+                self._add(Layer.FILTER, made.in_chain, (_CLOSED,))
+                self._add(Layer.FILTER, made.out_chain, (_CLOSED,))
                 if made.link_chain is not None:
-                    self._context.add(Layer.LINK, made.link_chain, (_CLOSED,))
+                    self._add(Layer.LINK, made.link_chain, (_CLOSED,))
+        return self._part()
+
+    def _part(self) -> GuestPart:
+        groups = tuple(self._groups)
+        return GuestPart(tuple(self._chains), groups, tuple(self._nics), tuple(self._sets), tuple(self._ips))
+
+    def _add(self, layer: Layer, name: str, rules: Iterable[Rule]) -> None:
+        self._chains.append((layer, Chain(name, tuple(rules))))
 
     def _made_nic(self, guest: Guest, nic: ModelNic) -> Nic:
         """Return a NIC with the names of its chains."""
@@ -271,17 +224,17 @@ class GuestBuilder:
         qinq = not context.as_reference and config.hardening.qinq
         made = replace(self._made_nic(guest, nic), stateless_chain=stateless, limit_chain=limit, qinq=qinq)
         interface, link_chain = made.interface, made.link_chain
-        self.nics.append(made)
+        self._nics.append(made)
+        for direction in Direction:
+            self._groups.update({(group, direction): None for group in groups_of(config.rules, nic.index)})
         queue = _queue(config)
         if queue is not None:
-            self.ips.append(builtin("ips", NicPort(Direction.IN, interface), action=queue))
-        context.add(
-            Layer.FILTER, made.in_chain, self._in_rules(guest.vmid, config, nic, made.in_chain, queue or ACCEPT)
-        )
+            self._ips.append(builtin("ips", NicPort(Direction.IN, interface), action=queue))
+        self._add(Layer.FILTER, made.in_chain, self._in_rules(guest.vmid, config, nic, made.in_chain, queue or ACCEPT))
         out_rules = self._out_rules(guest.vmid, config, nic, made.out_chain, address_filter)
-        context.add(Layer.FILTER, made.out_chain, out_rules)
+        self._add(Layer.FILTER, made.out_chain, out_rules)
         if link_chain is not None:
-            context.add(Layer.LINK, link_chain, self._link_rules(config, nic, link_chain))
+            self._add(Layer.LINK, link_chain, self._link_rules(config, nic, link_chain))
 
     def _add_hardening(
         self, config: GuestConfig, nic: ModelNic, interface: str, address_filter: Set | None
@@ -300,7 +253,7 @@ class GuestBuilder:
         for layer, rules in layers.items():
             listed = list(rules)
             if listed:
-                self._context.add(layer, name, listed)
+                self._add(layer, name, listed)
             made.append(name if listed else None)
         return made[0], made[1]
 
@@ -362,14 +315,14 @@ class GuestBuilder:
             yield mac_filter(nic)
         senders = list(_arp_senders(config, nic))
         if senders:
-            self._context.add(Layer.LINK, f"{chain}-ARP", [*senders, builtin("ipfilter", action=DROP)])
+            self._add(Layer.LINK, f"{chain}-ARP", [*senders, builtin("ipfilter", action=DROP)])
             yield builtin("ipfilter", _ARP, action=Jump(f"{chain}-ARP"))
         if options.layer2_protocols:
             allowed = [
                 builtin("layer2_protocols", EtherType(protocol.number, protocol.spelling), action=Return())
                 for protocol in options.layer2_protocols
             ]
-            self._context.add(Layer.LINK, f"{chain}-PROTO", [*allowed, builtin("layer2_protocols", action=DROP)])
+            self._add(Layer.LINK, f"{chain}-PROTO", [*allowed, builtin("layer2_protocols", action=DROP)])
             yield builtin("layer2_protocols", action=Jump(f"{chain}-PROTO"))
         yield _LINK_ACCEPT
 

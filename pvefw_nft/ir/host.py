@@ -34,9 +34,11 @@ from pvefw_nft.ir.rules import (
     RETURN,
     TCP,
     UDP,
+    Chains,
     Context,
     builtin,
     file_rules,
+    groups_of,
     header_origin,
     ndp_rules,
     policy_origin,
@@ -84,7 +86,6 @@ def input_filters(context: Context) -> Iterator[Rule]:
     """Yield the rules that every packet to the host or to a guest passes first: blacklist, smurfs, TCP flags."""
     options = context.node.host.options
     if BLACKLIST.name in context.node.cluster.ipsets:
-        _add_blacklist(context)
         yield builtin("blacklist", InSet(Side.SOURCE, BLACKLIST), action=Jump("PVEFW-blacklist"))
     if options.nosmurfs:
         new = ConnState((State.INVALID, State.NEW))
@@ -93,17 +94,25 @@ def input_filters(context: Context) -> Iterator[Rule]:
         yield builtin("tcpflags", TCP, action=Jump("PVEFW-tcpflags"))
 
 
-def _add_blacklist(context: Context) -> None:
+def add_blacklist(context: Context, chains: Chains) -> None:
+    """Add the chain that drops packets of the blacklist, where there is one."""
+    if BLACKLIST.name not in context.node.cluster.ipsets:
+        return
     # One chain serves guests and host. Guests come first, and their log level is the host's log_level_out.
     log = context.log(context.node.host.options.log_level_out, 0, "PVEFW-blacklist", "DROP")
     drop = builtin("blacklist", action=DROP)
-    context.add(Layer.FILTER, "PVEFW-blacklist", [Rule((), DROP, drop.origin, log=log)])
+    chains.add(Layer.FILTER, "PVEFW-blacklist", [Rule((), DROP, drop.origin, log=log)])
 
 
-def add_host_chains(context: Context) -> None:
-    """Add PVEFW-HOST-IN and PVEFW-HOST-OUT."""
-    context.add(Layer.FILTER, "PVEFW-HOST-IN", _host_in(context))
-    context.add(Layer.FILTER, "PVEFW-HOST-OUT", _host_out(context))
+def add_host_chains(context: Context, chains: Chains) -> None:
+    """Add PVEFW-HOST-IN and PVEFW-HOST-OUT, and the chains of the groups that they use."""
+    groups = groups_of((*context.node.host.rules, *context.node.cluster.rules))
+    for direction, name, rules in (
+        (Direction.IN, "PVEFW-HOST-IN", _host_in(context)),
+        (Direction.OUT, "PVEFW-HOST-OUT", _host_out(context)),
+    ):
+        chains.add_groups(context, ((group, direction) for group in groups))
+        chains.add(Layer.FILTER, name, rules)
 
 
 def _always(direction: Direction) -> Iterator[Rule]:
@@ -182,7 +191,7 @@ def corosync_peers(corosync: Corosync, node: str) -> Iterator[tuple[Prefix, Pref
                 yield ours, theirs
 
 
-def add_raw_chain(context: Context) -> bool:
+def add_raw_chain(context: Context, chains: Chains) -> bool:
     """Add the chain that runs before connection tracking; returns whether there is one."""
     options = context.node.host.options
     rules: list[Rule] = []
@@ -199,7 +208,7 @@ def add_raw_chain(context: Context) -> bool:
         to_port = _dport(str(port))
         rules.append(builtin("nf_conntrack_helpers", protocol, to_port, action=AssignHelper(name), families=families))
     if rules:
-        context.add(Layer.RAW, "PVEFW-PREROUTING", rules)
+        chains.add(Layer.RAW, "PVEFW-PREROUTING", rules)
     return bool(rules)
 
 

@@ -1,4 +1,4 @@
-"""Shared by the builders of the IR: the chains made so far, and the translation of a file's rule to rules of the IR."""
+"""Shared by the builders of the IR: what they need of the node, the chains, and the translation of a file's rule."""
 
 from __future__ import annotations
 
@@ -77,48 +77,41 @@ DEFAULT_LIMIT = RateLimit(1, "second", None, "1/sec")
 
 
 class Context:
-    """The node being compiled, and the chains made so far, by layer and name.
+    """The node being compiled. ``as_reference``: leave out rules that make the ruleset stricter than the reference's.
 
-    ``as_reference``: leave out rules that make the ruleset stricter than the reference's. ``journal`` holds, in order,
-    the chains added and the group chains asked for since it was last emptied.
+    ``limit`` is that of log lines.
     """
 
     def __init__(self, node: NodeConfig, *, as_reference: bool = False) -> None:
-        """Start with no chains."""
+        """Read the limit of log lines from cluster.fw."""
         self.node = node
         self.as_reference = as_reference
-        self.journal: list[tuple[Layer, Chain] | tuple[str, Direction]] = []
-        self.chains: dict[Layer, dict[str, Chain]] = {layer: {} for layer in Layer}
         ratelimit = node.cluster.options.log_ratelimit
         self.limit: RateLimit | None = DEFAULT_LIMIT if ratelimit is None else ratelimit.limit
-
-    def add(self, layer: Layer, name: str, rules: Iterable[Rule], families: Family = Family.BOTH) -> None:
-        """Add a chain."""
-        chain = Chain(name, tuple(rules), families)
-        self.journal.append((layer, chain))
-        self.chains[layer][name] = chain
-
-    def forget(self, count: int) -> None:
-        """Remove the chains added since the journal had ``count`` entries. Groups' chains stay, for other guests."""
-        for first, second in self.journal[count:]:
-            if isinstance(second, Chain):
-                assert isinstance(first, Layer)
-                self.chains[first].pop(second.name, None)
-        del self.journal[count:]
-
-    def repeat(self, journal: Iterable[tuple[Layer, Chain] | tuple[str, Direction]]) -> None:
-        """Replay a journal."""
-        for first, second in journal:
-            if isinstance(second, Chain):
-                assert isinstance(first, Layer)
-                self.chains[first][second.name] = second
-            else:
-                assert isinstance(first, str)
-                group_chain(self, first, second)
 
     def log(self, level: int | None, vmid: int, chain: str, message: str) -> Log | None:
         """Return the log of a rule in that chain, or None where nothing is to be logged."""
         return None if level is None else Log(level, vmid, chain, f"{message}: ", self.limit)
+
+
+class Chains:
+    """The chains of a ruleset, by layer and name, while it is built."""
+
+    def __init__(self) -> None:
+        """Start with no chains."""
+        self.layers: dict[Layer, dict[str, Chain]] = {layer: {} for layer in Layer}
+
+    def add(self, layer: Layer, name: str, rules: Iterable[Rule], families: Family = Family.BOTH) -> None:
+        """Add a chain."""
+        self.layers[layer][name] = Chain(name, tuple(rules), families)
+
+    def add_groups(self, context: Context, groups: Iterable[tuple[str, Direction]]) -> None:
+        """Add the chains of groups, each for a direction, where they are not there yet."""
+        filtering = self.layers[Layer.FILTER]
+        for group, direction in groups:
+            name = group_chain_name(group, direction)
+            if name not in filtering:
+                filtering[name] = _group_chain(context, group, direction)
 
 
 def builtin(reason: str, *matches: Match, action: Action, families: Family = Family.BOTH) -> Rule:
@@ -183,33 +176,42 @@ def _service(service: Service) -> list[Match]:
     return matches
 
 
-def group_rule(
-    context: Context, rule: GroupRule, direction: Direction, accept: Action, iface: str | None
-) -> Iterator[Rule]:
+def group_rule(rule: GroupRule, direction: Direction, accept: Action, iface: str | None) -> Iterator[Rule]:
     """Yield the rules for a rule of type GROUP: jump to the group's chain, then test its mark.
 
-    The group's chain is made on first use. ``iface`` is the host's interface, None in a guest's chains. A packet
-    from a guest keeps the mark and returns, which means acceptance there.
+    ``iface`` is the host's interface, None in a guest's chains. A packet from a guest keeps the mark and returns,
+    which means acceptance there.
     """
-    chain = group_chain(context, rule.group, direction)
     line = rule.written.line
     origin = Origin(Provenance.BUILTIN, line.file, line.number, group=rule.group)
     matches = () if iface is None else (Interface(direction, iface),)
-    yield Rule(matches, Jump(chain), origin)
+    yield Rule(matches, Jump(group_chain_name(rule.group, direction)), origin)
     yield Rule((AcceptMark(),), RETURN if accept is SET_ACCEPT_MARK else accept, origin)
 
 
-def group_chain(context: Context, name: str, direction: Direction) -> str:
-    """Return the name of a group's chain for that direction, after making it where it is not there yet."""
-    chain = f"GROUP-{name}-{direction.value}"
-    context.journal.append((name, direction))
-    if chain not in context.chains[Layer.FILTER]:
-        rules = [builtin("group", action=SetAcceptMark(on=False))]
-        for rule in context.node.cluster.groups[name].rules:
-            if rule.type is _TYPES[direction]:
-                rules += user_rule(context, rule, chain, 0, SET_ACCEPT_MARK, group=name)
-        context.chains[Layer.FILTER][chain] = Chain(chain, tuple(rules))
-    return chain
+def group_chain_name(name: str, direction: Direction) -> str:
+    """Return the name of a group's chain for a direction."""
+    return f"GROUP-{name}-{direction.value}"
+
+
+def _group_chain(context: Context, name: str, direction: Direction) -> Chain:
+    """Return a group's chain for a direction."""
+    chain = group_chain_name(name, direction)
+    rules = [builtin("group", action=SetAcceptMark(on=False))]
+    for rule in context.node.cluster.groups[name].rules:
+        if rule.type is _TYPES[direction]:
+            rules += user_rule(context, rule, chain, 0, SET_ACCEPT_MARK, group=name)
+    return Chain(chain, tuple(rules))
+
+
+def groups_of(rules: Iterable[RuleItem], nic: int | None = None) -> list[str]:
+    """Return the groups that rules of a file name, in order; in a guest's file, those for a NIC."""
+    return [rule.group for rule in rules if isinstance(rule, GroupRule) and _concerns(rule, nic)]
+
+
+def _concerns(rule: RuleItem, nic: int | None) -> bool:
+    """Tell whether a rule is for a NIC of a guest; those of other files (``nic`` None) are for all."""
+    return nic is None or rule.iface is None or rule.iface == f"net{nic}"
 
 
 def file_rules(
@@ -224,10 +226,10 @@ def file_rules(
     """Yield the rules of the IR for the rules of a file that speak of that direction (and, in a guest, that NIC)."""
     wanted = _TYPES[direction]
     for rule in rules:
-        if nic is not None and rule.iface is not None and rule.iface != f"net{nic}":
+        if not _concerns(rule, nic):
             continue
         if isinstance(rule, GroupRule):
-            yield from group_rule(context, rule, direction, accept, rule.iface if nic is None else None)
+            yield from group_rule(rule, direction, accept, rule.iface if nic is None else None)
         elif rule.type is wanted:
             yield from user_rule(context, rule, chain, vmid, accept)
 

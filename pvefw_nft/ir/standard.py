@@ -42,7 +42,7 @@ from pvefw_nft.ir.rules import ICMPV6, REJECT, TCP, UDP
 
 if TYPE_CHECKING:
     from pvefw_nft.ir.nodes import Action, Match
-    from pvefw_nft.ir.rules import Context
+    from pvefw_nft.ir.rules import Chains, Context
 
 _ORIGIN = Origin(Provenance.STANDARD, reason="standard chain")
 _ICMP = ProtocolMatch(Protocol(1, "icmp"))
@@ -80,20 +80,20 @@ def _icmp(version: int, name: str) -> tuple[Match, Match]:
     return (_ICMP if version == 4 else ICMPV6, IcmpType(version, *known, name))
 
 
-def add_standard_chains(context: Context) -> None:
+def add_standard_chains(context: Context, chains: Chains) -> None:
     """Add all standard chains; their log levels are options of the host."""
     options = context.node.host.options
-    context.add(Layer.FILTER, "PVEFW-Drop", _before_policy(Drop()))
-    context.add(Layer.FILTER, "PVEFW-Reject", _before_policy(REJECT))
-    context.add(Layer.FILTER, "PVEFW-DropBroadcast", _drop_broadcast())
-    context.add(Layer.FILTER, "PVEFW-reject", reject_rules())
-    context.add(Layer.FILTER, "PVEFW-SET-ACCEPT-MARK", [_rule(action=SetAcceptMark(on=True))])
-    context.add(Layer.FILTER, "PVEFW-tcpflags", _tcp_flags())
+    chains.add(Layer.FILTER, "PVEFW-Drop", _before_policy(Drop()))
+    chains.add(Layer.FILTER, "PVEFW-Reject", _before_policy(REJECT))
+    chains.add(Layer.FILTER, "PVEFW-DropBroadcast", _drop_broadcast())
+    chains.add(Layer.FILTER, "PVEFW-reject", reject_rules())
+    chains.add(Layer.FILTER, "PVEFW-SET-ACCEPT-MARK", [_rule(action=SetAcceptMark(on=True))])
+    chains.add(Layer.FILTER, "PVEFW-tcpflags", _tcp_flags())
     log = context.log(options.tcp_flags_log_level, 0, "PVEFW-logflags", "DROP")
-    context.add(Layer.FILTER, "PVEFW-logflags", [Rule((), Drop(), _ORIGIN, log=log)])
-    context.add(Layer.FILTER, "PVEFW-smurfs", _smurfs(), Family.V4)
+    chains.add(Layer.FILTER, "PVEFW-logflags", [Rule((), Drop(), _ORIGIN, log=log)])
+    chains.add(Layer.FILTER, "PVEFW-smurfs", _smurfs(), Family.V4)
     log = context.log(options.smurf_log_level, 0, "PVEFW-smurflog", "DROP")
-    context.add(Layer.FILTER, "PVEFW-smurflog", [Rule((), Drop(), _ORIGIN, Family.V4, log)], Family.V4)
+    chains.add(Layer.FILTER, "PVEFW-smurflog", [Rule((), Drop(), _ORIGIN, Family.V4, log)], Family.V4)
 
 
 def _before_policy(netbios: Action) -> list[Rule]:

@@ -56,14 +56,15 @@ from pvefw_nft.ir.nodes import (
     TagOfVlanZero,
     ThirdTag,
 )
-from pvefw_nft.ir.rules import DROP, ICMPV6, NDP_TYPES, RETURN, UDP, Context, builtin
+from pvefw_nft.ir.rules import DROP, ICMPV6, NDP_TYPES, RETURN, UDP, builtin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pvefw_nft.config.model import GuestHardening, GuestOptions
     from pvefw_nft.config.model import Nic as ModelNic
     from pvefw_nft.ir.nodes import Match, Nic, Rule, SetKey
+    from pvefw_nft.ir.rules import Chains
 
 STATELESS = "PVEFW-STATELESS"
 """The chain that every frame enters."""
@@ -111,7 +112,7 @@ def mac_filter(nic: ModelNic) -> Rule:
     return builtin("macfilter", SourceMac(nic.mac, nic.mac_spelling, negated=True), action=DROP)
 
 
-def add_stateless_chain(context: Context, nics: list[Nic]) -> bool:
+def add_stateless_chain(chains: Chains, nics: Sequence[Nic]) -> bool:
     """Add the chain that every frame enters; returns whether there is one."""
     if not nics:
         return False
@@ -124,16 +125,16 @@ def add_stateless_chain(context: Context, nics: list[Nic]) -> bool:
             rules += _tagged("qinq", _TAGS, FilteredPort(qinq=True), closed)
     if any(nic.stateless_chain is not None for nic in nics):
         rules.append(builtin("guests", action=Dispatch(Direction.OUT)))
-    context.add(Layer.STATELESS, STATELESS, rules)
+    chains.add(Layer.STATELESS, STATELESS, rules)
     return True
 
 
-def add_limit_chain(context: Context, nics: list[Nic]) -> bool:
+def add_limit_chain(chains: Chains, nics: Sequence[Nic]) -> bool:
     """Add the chain for packets that NICs send outside of known connections; return whether there is one."""
     if all(nic.limit_chain is None for nic in nics):
         return False
     old = builtin("conntrack", _OLD, action=RETURN)
-    context.add(Layer.LIMIT, LIMIT, [old, builtin("guests", action=Dispatch(Direction.OUT))])
+    chains.add(Layer.LIMIT, LIMIT, [old, builtin("guests", action=Dispatch(Direction.OUT))])
     return True
 
 

@@ -6,10 +6,11 @@ A failure here is a bug of the compiler: the front end reports all problems of c
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
+from pvefw_nft.cache import NO_CACHE
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
     Accept,
@@ -51,8 +52,9 @@ from pvefw_nft.ir.nodes import (
 from pvefw_nft.ir.zones import SHARED_ZONE, nic_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from pvefw_nft.cache import Cache
     from pvefw_nft.ir.nodes import Chain, Rule, Ruleset
 
 MAX_CHAIN_NAME = 28
@@ -79,69 +81,58 @@ _PORT_PROTOCOLS = frozenset((6, 17, 33, 132, 136))
 
 @dataclass(frozen=True, slots=True)
 class _References:
-    """The references of a chain's rules: chains, each with the families in which it is called, and sets."""
+    """The references of a chain's rules, by name."""
 
-    chains: tuple[tuple[str, int], ...]
+    chains: tuple[str, ...]
     sets: tuple[SetKey, ...]
-
-    def hold(self, chains: Mapping[str, Chain], keys: set[SetKey]) -> bool:
-        """Tell whether all of them are there."""
-        for name, families in self.chains:
-            found = chains.get(name)
-            if found is None or families & ~found.families:
-                return False
-        return all(key in keys for key in self.sets)
 
 
 def _references(chain: Chain) -> _References:
-    called: dict[str, int] = {}
+    called = dict.fromkeys(_called(chain))
     sets: dict[SetKey, None] = {}
     for rule in chain.rules:
-        if isinstance(rule.action, _CALLS):
-            called[rule.action.chain] = called.get(rule.action.chain, 0) | (rule.families & chain.families)
         sets.update({match.key: None for match in rule.matches if isinstance(match, InSet | AdvertisedOutside)})
-    return _References(tuple(called.items()), tuple(sets))
+    return _References(tuple(called), tuple(sets))
 
 
-class SoundChains:
-    """Cache of valid chains, for a service that builds again and again; the key is the identity of the chain object."""
+@dataclass(frozen=True, slots=True)
+class _Checks:
+    """Checks the chains of one layer. Many chains share rules, so ``_sound`` has those found valid, by identity.
 
-    def __init__(self) -> None:
-        """Start with none."""
-        self._known: dict[tuple[Layer, str], tuple[Chain, _References]] = {}
-
-    def references(self, layer: Layer, chain: Chain) -> _References | None:
-        """Return the references of a valid chain: the chains and sets that may have changed or gone since."""
-        known = self._known.get((layer, chain.name))
-        return known[1] if known is not None and known[0] is chain else None
-
-    def keep(self, ruleset: Ruleset) -> None:
-        """Record the chains of a valid ruleset as sound, and forget the rest."""
-        before = self._known
-        self._known = {}
-        for layer, chains in ruleset.chains.items():
-            for name, chain in chains.items():
-                known = before.get((layer, name))
-                if known is None or known[0] is not chain:
-                    known = (chain, _references(chain))
-                self._known[layer, name] = known
-
-
-def validate(ruleset: Ruleset, store: SoundChains | None = None) -> None:
-    """Check a ruleset. Raises InternalError that names the chain and its mistake.
-
-    Chains that ``store`` knows as valid are not checked again.
+    The rules' identities are grouped by the families of the chain.
     """
+
+    layer: Layer
+    chains: Mapping[str, Chain]
+    keys: set[SetKey]
+    cache: Cache
+    _sound: dict[Family, set[int]] = field(default_factory=lambda: {family: set() for family in Family})
+
+    def checked(self, chain: Chain) -> tuple[str, ...]:
+        """Return the chains that a chain leads to, after checking its rules. Raises InternalError."""
+
+        def check() -> tuple[str, ...]:
+            _check_chain(self.layer, chain, self.chains, self.keys, self._sound[chain.families])
+            return tuple(_called(chain))
+
+        stage = f"valid chain {self.layer.value}"
+        return self.cache.get(stage, chain.name, lambda: self._dependencies(chain), check)
+
+    def _dependencies(self, chain: Chain) -> object:
+        """Return all that the validity of a chain depends on: its rules, and what those refer to."""
+        stage = f"references {self.layer.value}"
+        references = self.cache.get(stage, chain.name, lambda: chain, lambda: _references(chain))
+        called = (self.chains.get(name) for name in references.chains)
+        families = tuple([None if other is None else other.families for other in called])
+        return chain, families, tuple([key in self.keys for key in references.sets])
+
+
+def validate(ruleset: Ruleset, cache: Cache = NO_CACHE) -> None:
+    """Check a ruleset. Raises InternalError that names the chain and its mistake."""
     keys = {made.key for made in ruleset.sets}
     for layer, chains in ruleset.chains.items():
-        sound: dict[Family, set[int]] = {family: set() for family in Family}
-        called: dict[str, list[str]] = {}
-        for name, chain in chains.items():
-            known = None if store is None else store.references(layer, chain)
-            if known is None or not known.hold(chains, keys):
-                _check_chain(layer, chain, chains, keys, sound[chain.families])
-            called[name] = _called(chain) if known is None else [other for other, _ in known.chains]
-        _check_loops(layer, called)
+        checks = _Checks(layer, chains, keys, cache)
+        _check_loops(layer, {name: checks.checked(chain) for name, chain in chains.items()})
     for hook in ruleset.hooks:
         _require(hook.chain in ruleset.chains[hook.layer], f"hook {hook.point.value} has no chain {hook.chain}")
     for nic in ruleset.nics:
@@ -168,8 +159,6 @@ def validate(ruleset: Ruleset, store: SoundChains | None = None) -> None:
             _require(alone, "firewall bridges of two guests are in one connection tracking zone")
     for vnet in ruleset.vnets:
         _require(vnet.chain in ruleset.chains[Layer.FORWARD], f"VNet {vnet.bridge} has no chain {vnet.chain}")
-    if store is not None:
-        store.keep(ruleset)
 
 
 def _require(holds: bool, message: str) -> None:  # noqa: FBT001 - an assertion with a message
@@ -294,7 +283,7 @@ def _called(chain: Chain) -> list[str]:
     return [rule.action.chain for rule in chain.rules if isinstance(rule.action, _CALLS)]
 
 
-def _check_loops(layer: Layer, called: Mapping[str, list[str]]) -> None:
+def _check_loops(layer: Layer, called: Mapping[str, Sequence[str]]) -> None:
     """Check that no chain reaches itself: netfilter refuses loops. ``called`` are the chains that each one leads to."""
     try:
         TopologicalSorter(called).prepare()

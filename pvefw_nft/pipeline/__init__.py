@@ -15,6 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from pvefw_nft.backends import REGISTRY
+from pvefw_nft.cache import NO_CACHE
+from pvefw_nft.cache import Cache as Cache
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.source import Observations as Observations
 from pvefw_nft.config.source import Source as Source  # noqa: TC001 - for those who compile
@@ -64,49 +66,31 @@ class Compiled:
     artefact: Artefact
 
 
-class Store:
-    """Caches carried between compiles, in a service: guests as read and built, and lowered chains.
-
-    Each part checks its own validity. Results never differ from a cold compile.
-    """
-
-    def __init__(self) -> None:
-        """Start with nothing."""
-        from pvefw_nft.backends.base import LineStore
-        from pvefw_nft.config.load import GuestStore
-        from pvefw_nft.ir.guest import PartStore
-        from pvefw_nft.ir.validate import SoundChains
-
-        self.guests = GuestStore()
-        self.parts = PartStore()
-        self.sound = SoundChains()
-        self.lines = LineStore()
-
-
 def compile_root(
     source: Source,
     backend_name: str | None,
-    store: Store | None = None,
+    cache: Cache = NO_CACHE,
     closed: Closed = NONE_CLOSED,
     only: Container[int] | None = None,
 ) -> Compiled:
     """Compile a configuration: :func:`check_root`, then limits and lowering of a backend.
 
-    ``backend_name`` None: the backend that ``nftables`` in host.fw selects. ``only`` leaves out the guests of other
-    VMIDs; such a ruleset is for explanations, never for loading. Raises as :func:`check_root`, and UsageError for an
-    unknown backend.
+    ``backend_name`` None: the backend that ``nftables`` in host.fw selects. ``cache`` carries results from one compile
+    to the next. ``only`` leaves out the guests of other VMIDs; such a ruleset is for explanations, never for loading.
+    Raises as :func:`check_root`, and UsageError for an unknown backend.
     """
-    checked = check_root(source, store, closed, only)
+    checked = check_root(source, cache, closed, only)
     backend = make_backend(backend_name or default_backend(checked.node))
     limits = with_text(list(backend.limits(checked.ruleset)), source.files)
     checked = replace(checked, diagnostics=in_file_order([*checked.diagnostics, *limits]))
-    return Compiled(checked, backend, backend.lower(checked.ruleset, None if store is None else store.lines))
+    cache.begin()  # here, so that a configuration that cannot be read costs no entries
+    return Compiled(checked, backend, backend.lower(checked.ruleset, cache))
 
 
 def check_root(
-    source: Source, store: Store | None = None, closed: Closed = NONE_CLOSED, only: Container[int] | None = None
+    source: Source, cache: Cache = NO_CACHE, closed: Closed = NONE_CLOSED, only: Container[int] | None = None
 ) -> Checked:
-    """Read a configuration, build its IR and validate it. ``store`` caches results between compiles.
+    """Read a configuration, build its IR and validate it. ``cache`` has results of earlier compiles.
 
     No packet passes the filtered NICs of the guests in ``closed``, nor of guests whose files cannot be used. ``only``
     leaves out the guests of other VMIDs. Raises ConfigurationError for a file of the cluster or node that cannot be
@@ -117,7 +101,7 @@ def check_root(
     from pvefw_nft.ir.validate import validate
 
     findings = Findings(cautious=source.cautious)
-    configuration = open_configuration(source, findings, None if store is None else store.guests)
+    configuration = open_configuration(source, findings, cache)
     guests: Iterable[Guest] = configuration.guests(only=only)
     if closed:
         guests = (
@@ -127,12 +111,11 @@ def check_root(
     def report_failure(guest: Guest, error: Exception) -> None:
         closed_guest(guest, error, findings)
 
-    parts = None if store is None else store.parts
     zones = {} if source.as_reference else source.zones()
     ruleset = build(
-        configuration.node, guests, parts, report_failure, as_reference=source.as_reference, zones_in_force=zones
+        configuration.node, guests, cache, report_failure, as_reference=source.as_reference, zones_in_force=zones
     )
-    validate(ruleset, None if store is None else store.sound)
+    validate(ruleset, cache)
     report_borrowed(source, configuration.node, findings)
     return Checked(configuration.node, ruleset, in_file_order(findings.diagnostics))
 

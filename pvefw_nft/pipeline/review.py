@@ -106,14 +106,14 @@ def analyse_root(
     ``progress`` gets the work done and the total; if rules are found, it counts twice. Raises as :func:`.check_root`.
     """
     # deferred: this is the slow part of a check
-    from pvefw_nft.backends.base import LineStore
+    from pvefw_nft.cache import Cache
     from pvefw_nft.config.unused import find_unused_of_cluster, find_unused_of_guests
     from pvefw_nft.verify.prove.dead_rules import analyse
     from pvefw_nft.verify.prove.flows import Side
 
     backend = make_backend("iptables")
-    # both the text and the origins of its lines are asked for: with a store each chain is lowered once
-    model = read_back_origins(backend, backend.lower(checked.ruleset, LineStore()), _line_of)
+    # both the text and the origins of its lines are asked for: with a cache each chain is lowered once
+    model = read_back_origins(backend, backend.lower(checked.ruleset, Cache()), _line_of)
     side = Side("configuration", model, topology(source))
     advice = analyse(side, progress=progress)
     knows_network = checked.node.local_network is not None or source.root == Path("/")

@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pvefw_nft.cache import NO_CACHE
 from pvefw_nft.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
+    from pvefw_nft.cache import Cache
     from pvefw_nft.config.findings import Findings
-    from pvefw_nft.config.load import Configuration, GuestStore, Root
+    from pvefw_nft.config.load import Configuration, Root
     from pvefw_nft.config.source import Source
 
 
@@ -19,14 +21,14 @@ def node_name(source: Source) -> str:
     return root_of(source).node
 
 
-def open_configuration(source: Source, findings: Findings, store: GuestStore | None = None) -> Configuration:
+def open_configuration(source: Source, findings: Findings, cache: Cache = NO_CACHE) -> Configuration:
     """Read the files of the cluster and the node; guests follow when :meth:`.Configuration.guests` is iterated.
 
     Mistakes go to ``findings``. Raises ConfigurationError for a file that cannot be used, and as :func:`root_of`.
     """
     from pvefw_nft.config.load import Configuration
 
-    return Configuration(root_of(source), findings, source.local_network, source.real_interface, store, source.now)
+    return Configuration(root_of(source), findings, source.local_network, source.real_interface, cache, source.now)
 
 
 def offline(source: Source) -> Source:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pvefw_nft.cache import Cache
 from pvefw_nft.errors import Severity
 from pvefw_nft.ir.nodes import InSet, Layer, SetKey, Side
 from pvefw_nft.pipeline import Observations, Source, check_root, compile_root
-from pvefw_nft.pipeline import Store as Cache
 from tests.support import NODE, VM, check
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from pvefw_nft.cache import Cache
 from pvefw_nft.errors import InternalError
 from pvefw_nft.ir.nodes import (
     Accept,
@@ -40,7 +41,7 @@ from pvefw_nft.ir.nodes import (
     Side,
     Vnet,
 )
-from pvefw_nft.ir.validate import SoundChains, validate
+from pvefw_nft.ir.validate import validate
 
 ORIGIN = Origin(Provenance.USER, "100.fw", 1)
 HOST = Prefix(4, 0x0A000001, 32, "10.0.0.1")
@@ -117,33 +118,33 @@ def joined(made: Ruleset, *chains: Chain) -> Ruleset:
     ids=["chain", "set", "protocol"],
 )
 def test_new_chain_beside_one_that_was_found_sound(added: Rule, problem: str) -> None:
-    store = SoundChains()
+    cache = Cache()
     first = ruleset(rule(TCP))
-    validate(first, store)
-    validate(first, store)
+    validate(first, cache)
+    validate(first, cache)
     with pytest.raises(InternalError, match=problem):
-        validate(joined(first, Chain("c", (added,), Family.BOTH)), store)
+        validate(joined(first, Chain("c", (added,), Family.BOTH)), cache)
 
 
 def test_chain_found_sound_whose_target_is_of_another_family_now() -> None:
-    store = SoundChains()
+    cache = Cache()
     first = ruleset(rule(action=Jump("b")))
-    validate(joined(first, Chain("b", (), Family.BOTH)), store)
+    validate(joined(first, Chain("b", (), Family.BOTH)), cache)
     with pytest.raises(InternalError, match="b does not exist in all families"):
-        validate(joined(first, Chain("b", (), Family.V4)), store)
+        validate(joined(first, Chain("b", (), Family.V4)), cache)
 
 
 def test_chain_found_sound_that_reaches_itself_now() -> None:
-    store = SoundChains()
+    cache = Cache()
     first = ruleset(rule(action=Jump("b")))
-    validate(joined(first, Chain("b", (), Family.BOTH)), store)
+    validate(joined(first, Chain("b", (), Family.BOTH)), cache)
     with pytest.raises(InternalError, match="reaches itself"):
-        validate(joined(first, Chain("b", (rule(action=Jump("a")),), Family.BOTH)), store)
+        validate(joined(first, Chain("b", (rule(action=Jump("a")),), Family.BOTH)), cache)
 
 
 def test_chain_found_sound_whose_target_is_gone() -> None:
-    store = SoundChains()
+    cache = Cache()
     first = ruleset(rule(action=Jump("b")))
-    validate(joined(first, Chain("b", (), Family.BOTH)), store)
+    validate(joined(first, Chain("b", (), Family.BOTH)), cache)
     with pytest.raises(InternalError, match="no chain b"):
-        validate(first, store)
+        validate(first, cache)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pvefw_nft.app.compile_messages import checked, decode, error_of_json, nics_of_json, result_of_json
 from pvefw_nft.app.desired import Result
 from pvefw_nft.app.nics import FilteredNics
+from pvefw_nft.cache import Cache
 from pvefw_nft.config import grammar, resolve
 from pvefw_nft.config.files import Files
 from pvefw_nft.config.findings import Findings
@@ -29,7 +30,7 @@ from pvefw_nft.host import control, settings
 from pvefw_nft.host.apply import xtables
 from pvefw_nft.host.apply.nftables_state import Reader
 from pvefw_nft.host.records import record, state
-from pvefw_nft.pipeline import Source, Store, compile_root
+from pvefw_nft.pipeline import Source, compile_root
 from pvefw_nft.verify.network.interfaces import read_interfaces
 from pvefw_nft.verify.prove.expected_differences import read_known
 from pvefw_nft.verify.readers.files import Text, read_ruleset
@@ -111,7 +112,7 @@ class _Node:
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
-        self.store = Store()
+        self.cache = Cache()
         self.sound = self.compile(GUEST, CONFIG)
         self.good = self.parts(self.sound)
         self.others_lines = len(self.sound.checked.diagnostics)
@@ -129,7 +130,7 @@ class _Node:
             }
         )
         source = Source(Path("/r"), "n", lambda: "10.0.0.0/8", observed_files=files, cautious=True)
-        return compile_root(source, self.backend, self.store)
+        return compile_root(source, self.backend, self.cache)
 
     def parts(self, compiled: Compiled) -> object:
         """Return what the ruleset holds of the good guest and of the host."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvefw_nft.backends.base import LineStore
 from pvefw_nft.backends.nft import NftBackend
+from pvefw_nft.cache import NO_CACHE, Cache
 from pvefw_nft.host.apply.nftables_state import Reader
-from pvefw_nft.pipeline import Source, Store, compile_root
+from pvefw_nft.pipeline import Source, compile_root
 from tests.support import NODE, file_path
 
 if TYPE_CHECKING:
@@ -142,17 +142,17 @@ def start() -> st.SearchStrategy[dict[str, str]]:
 
 @settings(max_examples=20, deadline=None)
 @given(start(), st.lists(EDITS, min_size=4, max_size=12))
-def test_kept_lowering(files: dict[str, str], edits: list[tuple[str, str | None]]) -> None:
+def test_cached_lowering(files: dict[str, str], edits: list[tuple[str, str | None]]) -> None:
     with TemporaryDirectory() as folder:
         root = Root(Path(folder), files)
-        store, lines, reader = Store(), LineStore(), Reader()
+        cache, lines, reader = Cache(), Cache(), Reader()
         for name, text in [("host", files["host"]), *edits]:
             root.edit(name, text)
-            kept, afresh = root.compiled(store), root.compiled()
+            cached, afresh = root.compiled(cache), root.compiled()
             pieces = list(afresh.artefact.loadable())
-            assert list(kept.artefact.loadable()) == pieces
+            assert list(cached.artefact.loadable()) == pieces
             assert list(NftBackend().lower(afresh.checked.ruleset, lines).loadable()) == pieces
-            assert "".join(kept.artefact.json()) == "".join(afresh.artefact.json())
+            assert "".join(cached.artefact.json()) == "".join(afresh.artefact.json())
             assert reader.wanted(pieces) == Reader().wanted(pieces)
 
 
@@ -177,5 +177,5 @@ class Root:
         else:
             path.write_text(text)
 
-    def compiled(self, store: Store | None = None) -> Compiled:
-        return compile_root(Source(self._folder, NODE, lambda: "10.0.0.0/24"), "nft", store)
+    def compiled(self, cache: Cache = NO_CACHE) -> Compiled:
+        return compile_root(Source(self._folder, NODE, lambda: "10.0.0.0/24"), "nft", cache)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pvefw_nft.backends.base import LineStore
 from pvefw_nft.backends.nft import NftBackend
+from pvefw_nft.cache import NO_CACHE, Cache
 from pvefw_nft.ir import nodes as ir
 from pvefw_nft.ir.nodes import AcceptMark, Direction, Family, InSet, Layer, Prefix, SetEntry, SetKey, Side
 
@@ -83,11 +83,11 @@ def test_cached_chains_depend_on_the_present_chains(caller: str) -> None:
     }
     afresh = {names: lowered(made) for names, made in wholes.items()}
     assert len({tuple(pieces) for pieces in afresh.values()}) > 1
-    store = LineStore()
+    cache = Cache()
     for one, other in itertools.permutations(wholes, 2):
         if alike(one, other):
-            assert lowered(wholes[one], store) == afresh[one], one
-            assert lowered(wholes[other], store) == afresh[other], (other, "after", one)
+            assert lowered(wholes[one], cache) == afresh[one], one
+            assert lowered(wholes[other], cache) == afresh[other], (other, "after", one)
 
 
 def alike(one: Names, other: Names) -> bool:
@@ -112,8 +112,8 @@ def ruleset(
     return ir.Ruleset(enabled=True, chains=chains, hooks=(hook,), sets=(made,), nics=nics, vnets=vnets)
 
 
-def lowered(made: ir.Ruleset, store: LineStore | None = None) -> list[str]:
-    return list(NftBackend().lower(made, store).loadable())
+def lowered(made: ir.Ruleset, cache: Cache = NO_CACHE) -> list[str]:
+    return list(NftBackend().lower(made, cache).loadable())
 
 
 def test_a_final_accept_is_redundant_only_at_the_end_of_a_hook() -> None:
@@ -121,9 +121,9 @@ def test_a_final_accept_is_redundant_only_at_the_end_of_a_hook() -> None:
     own = ir.Chain("tap100i0-OUT", (rule(ir.Accept()),))
     dispatch = rule(ir.Dispatch(Direction.OUT))
     last, followed = (linked(nic, own, *rules) for rules in ((dispatch,), (dispatch, rule(ir.Drop()))))
-    store = LineStore()
+    cache = Cache()
     for made in (last, followed, last):
-        assert lowered(made, store) == lowered(made)
+        assert lowered(made, cache) == lowered(made)
     assert [accepts(made) for made in (last, followed)] == [False, True]
 
 

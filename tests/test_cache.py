@@ -1,13 +1,16 @@
-"""What a service keeps from one compile to the next changes nothing in what is made."""
+"""The cache between compiles: a ruleset compiled with it is the one of a cold compile."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pvefw_nft.cache import NO_CACHE, Cache
 from pvefw_nft.config import netdb, resolve
-from pvefw_nft.pipeline import Observations, Source, Store, compile_root
+from pvefw_nft.errors import ConfigurationError
+from pvefw_nft.pipeline import Observations, Source, compile_root
 from tests.support import CONTAINER, VM, file_path
 
 if TYPE_CHECKING:
@@ -82,39 +85,39 @@ EDITS: list[tuple[str, str, str | None]] = [
 @pytest.mark.parametrize("backend", ["iptables", "nft"])
 def test_edits(make_root: MakeRoot, backend: str) -> None:
     root = make_root(FILES)
-    store = Store()
-    text = written(compiled(root, backend, store))
+    cache = Cache()
+    text = written(compiled(root, backend, cache))
     for what, name, content in EDITS:
         path = root / file_path(name)
         if content is None:
             path.unlink()
         else:
             path.write_text(content)
-        with_store, afresh = compiled(root, backend, store), compiled(root, backend)
-        assert written(with_store) == written(afresh), what
-        assert with_store.checked.diagnostics == afresh.checked.diagnostics, what
-        assert with_store.checked.ruleset == afresh.checked.ruleset, what
-        text = written(with_store)
+        with_cache, afresh = compiled(root, backend, cache), compiled(root, backend)
+        assert written(with_cache) == written(afresh), what
+        assert with_cache.checked.diagnostics == afresh.checked.diagnostics, what
+        assert with_cache.checked.ruleset == afresh.checked.ruleset, what
+        text = written(with_cache)
     assert text
 
 
 def test_unchanged_parts_come_from_the_cache(make_root: MakeRoot) -> None:
     root = make_root(FILES)
-    store = Store()
-    before = {chain.name: chain for chain in chains(compiled(root, "iptables", store))}
+    cache = Cache()
+    before = {chain.name: chain for chain in chains(compiled(root, "iptables", cache))}
     (root / file_path("100.fw")).write_text("[OPTIONS]\nenable: 1\n")
-    after = {chain.name: chain for chain in chains(compiled(root, "iptables", store))}
+    after = {chain.name: chain for chain in chains(compiled(root, "iptables", cache))}
     assert after["tap101i0-IN"] is before["tap101i0-IN"]
     assert after["tap100i0-IN"] is not before["tap100i0-IN"]
 
 
 def test_guest_that_comes_out_as_it_was_keeps_its_chains(make_root: MakeRoot) -> None:
     root = make_root(FILES)
-    store = Store()
-    before = {chain.name: chain for chain in chains(compiled(root, "nft", store))}
+    cache = Cache()
+    before = {chain.name: chain for chain in chains(compiled(root, "nft", cache))}
     # guest 101 is read again: a line of its file is wrong, and what is said about it may depend on any name
     (root / file_path("cluster")).write_text(CLUSTER.replace("web 10", "wob 10"))
-    after = {chain.name: chain for chain in chains(compiled(root, "nft", store))}
+    after = {chain.name: chain for chain in chains(compiled(root, "nft", cache))}
     assert after["tap101i0-IN"] is before["tap101i0-IN"]
 
 
@@ -133,8 +136,8 @@ def test_change_of_the_cluster_reads_the_guests_that_it_concerns(
     make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch, change: tuple[str, str], read: set[int]
 ) -> None:
     root = make_root(FILES)
-    store = Store()
-    compiled(root, "nft", store)
+    cache = Cache()
+    compiled(root, "nft", cache)
     found: set[int] = set()
     read_guest = resolve.read_guest
 
@@ -144,12 +147,85 @@ def test_change_of_the_cluster_reads_the_guests_that_it_concerns(
 
     monkeypatch.setattr(resolve, "read_guest", noted)
     (root / file_path("cluster")).write_text(CLUSTER.replace(*change))
-    compiled(root, "nft", store)
+    compiled(root, "nft", cache)
     assert found == read
 
 
-def compiled(root: Path, backend: str, store: Store | None = None) -> Compiled:
-    return compile_root(Source(root, "n1", lambda: "10.0.0.0/24"), backend, store)
+def test_result_is_made_again_only_where_a_dependency_changes() -> None:
+    cache = Cache()
+    made: list[object] = []
+
+    def get(dependency: object) -> str:
+        def make() -> str:
+            made.append(dependency)
+            return "result"
+
+        return cache.get("stage", "key", lambda: dependency, make)
+
+    assert [get(1), get(1), get(2), get((3, "x")), get((3, "x"))] == ["result"] * 5
+    assert made == [1, 2, (3, "x")]
+    assert cache.get("other stage", "key", lambda: 1, lambda: "other") == "other"
+
+
+def test_result_that_equals_the_former_one_is_the_same_object() -> None:
+    cache = Cache()
+    first = cache.get("stage", "key", lambda: 1, lambda: ["line"])
+    assert cache.get("stage", "key", lambda: 2, lambda: ["line"]) is first
+    assert cache.same("stage", "key", ["line"]) is first
+    assert cache.same("stage", "key", ["other line"]) == ["other line"]
+
+
+def test_result_that_does_not_hold_is_made_again() -> None:
+    cache = Cache()
+    for expected in (1, 2):
+        assert cache.get("stage", "key", lambda: 0, partial(int, expected), lambda _: False) == expected
+
+
+def test_failure_is_not_cached() -> None:
+    cache = Cache()
+
+    def fail() -> str:
+        raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011 - the one above
+        cache.get("stage", "key", lambda: 1, fail)
+    assert cache.get("stage", "key", lambda: 1, lambda: "result") == "result"
+
+
+def test_entry_that_a_generation_does_not_use_is_forgotten() -> None:
+    cache = Cache()
+    for generation in range(4):
+        used = cache.get("stage", "used", lambda: 1, partial(int, generation))
+        assert used == 0
+        if generation in (0, 3):
+            unused = cache.get("stage", "unused", lambda: 1, partial(int, generation))
+            assert unused == generation
+        cache.begin()
+
+
+def test_without_a_cache_no_dependency_is_asked_for() -> None:
+    asked: list[int] = []
+    for expected in (1, 2):
+        assert NO_CACHE.get("stage", "key", partial(asked.append, 1), partial(int, expected)) == expected
+    assert NO_CACHE.same("stage", "key", 3) == 3
+    assert not asked
+
+
+def test_configuration_that_cannot_be_read_costs_no_entries(make_root: MakeRoot) -> None:
+    root = make_root(FILES)
+    cache = Cache()
+    before = {chain.name: chain for chain in chains(compiled(root, "nft", cache))}
+    (root / file_path("cluster")).write_bytes(b"\0")
+    for _ in range(3):
+        with pytest.raises(ConfigurationError):
+            compiled(root, "nft", cache)
+    (root / file_path("cluster")).write_text(CLUSTER)
+    after = {chain.name: chain for chain in chains(compiled(root, "nft", cache))}
+    assert all(after[name] is chain for name, chain in before.items())
+
+
+def compiled(root: Path, backend: str, cache: Cache = NO_CACHE) -> Compiled:
+    return compile_root(Source(root, "n1", lambda: "10.0.0.0/24"), backend, cache)
 
 
 def written(made: Compiled) -> str:
@@ -168,11 +244,11 @@ def test_host_renumbers_a_service(make_root: MakeRoot, tmp_path: Path, monkeypat
     monkeypatch.setattr(netdb, "ETC", etc)
     rule = "[OPTIONS]\nenable: 1\n[RULES]\nIN ACCEPT -p tcp -dport ownservice\n"
     source = Source(make_root({"100.conf": VM, "100.fw": rule}), "n1", lambda: "10.0.0.0/24")
-    store = Store()
+    cache = Cache()
     for port in (5000, 6000):
         (etc / "services").write_text(f"ownservice {port}/tcp\n")
         notes = Observations()
-        made = compile_root(notes.observed(source), "nft", store)
+        made = compile_root(notes.observed(source), "nft", cache)
         notes.finish()
         assert notes.still_hold(source)
         assert f'"right":{port}' in "".join(made.artefact.loadable())
