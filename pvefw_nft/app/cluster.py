@@ -111,7 +111,7 @@ def find_clusters(root: Path) -> list[Path]:
         raise UsageError(f"{root}: not a folder", _CLUSTERS_HINT)
     found = [root / name for name in sorted(files.listed(root)) if files.is_folder(root / name / "etc" / "pve")]
     if not found:
-        raise UsageError(f"{root}: no folder of it holds etc/pve", _CLUSTERS_HINT)
+        raise UsageError(f"{root}: no folder below it holds etc/pve", _CLUSTERS_HINT)
     return found
 
 
@@ -141,7 +141,7 @@ def node_names(root: Path) -> list[str]:
     nodes = root / "etc" / "pve" / "nodes"
     found = [name for name in sorted(files.listed(nodes)) if _NODE.fullmatch(name) and files.is_folder(nodes / name)]
     if not found:
-        raise UsageError(f"{nodes}: no nodes are there", "name the folder that holds etc/pve with --root")
+        raise UsageError(f"{nodes}: there are no nodes", "name the folder that holds etc/pve with --root")
     return found
 
 

@@ -249,7 +249,7 @@ class Compiler:
         if how == KILLED_BY_FILTER:
             hint = (
                 "the systemd unit is older than this pvefw and forbids a system call: `pvefw run OPTIONS --print-unit` "
-                "prints the one of now"
+                "prints the current one"
             )
         return CompilerError(f"the compiler's process ended before it had answered: {reason or how}", hint)
 

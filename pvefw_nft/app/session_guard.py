@@ -92,7 +92,7 @@ def judge(desired: Desired, before: Desired | None, source: Source, now: Connect
         judged += len(flows)
     notes = list(_untracked(tracked, host))
     if judged < len(guests):
-        notes.append(f"of {len(guests)} connections of guests, {judged} were judged: more would hold up the apply")
+        notes.append(f"{judged} of {len(guests)} connections of guests were checked: more would delay the apply")
     return Judgement(tuple(cuts), tuple(GuestLoss(place, tuple(lost)) for place, lost in losses.items()), tuple(notes))
 
 
@@ -120,7 +120,7 @@ def _batches(flows: Sequence[Flow], nics: Mapping[Address, Nic]) -> Iterator[tup
 
 def _untracked(tracked: Sequence[Flow] | None, host: Topology) -> tuple[str, ...]:
     if tracked is None and any(nic.filtered for nic in host.nics):
-        return ("connections of guests were not judged: this kernel does not list tracked connections (nf_conntrack)",)
+        return ("connections of guests were not checked: this kernel does not list tracked connections (nf_conntrack)",)
     return ()
 
 

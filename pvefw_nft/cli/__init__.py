@@ -35,7 +35,7 @@ _COMMANDS = {
     "status": ("pvefw_nft.cli.status", "Show whether the firewall runs, and pending changes."),
     "confirm": ("pvefw_nft.cli.confirm", "Keep a change that was applied with --confirm."),
     "rollback": ("pvefw_nft.cli.confirm", "Return to the ruleset that was confirmed last."),
-    "run": ("pvefw_nft.cli.run", "Keep this host at its configuration, as a service."),
+    "run": ("pvefw_nft.cli.run", "Run as a service: apply the configuration and its changes."),
     "take-over": ("pvefw_nft.cli.take_over", "Replace Proxmox VE's own firewall; the host is never open."),
     "hand-back": ("pvefw_nft.cli.hand_back", "Return to Proxmox VE's own firewall; the host is never open."),
     "plug": ("pvefw_nft.cli.plug", "Put a guest's NIC behind its firewall bridge."),

@@ -49,7 +49,7 @@ def check_command(
 
     DIR is the folder that holds etc/pve, as with --root.
 
-    Every firewall file below etc/pve is read, also those of other nodes' guests and of guests that do not exist.
+    Every firewall file below etc/pve is read, also for guests of other nodes and for guests that do not exist.
     Without errors the rules are analysed: lines that never match or change nothing, names that nothing uses, and a host
     that accepts no login from outside. Warnings and notes leave the exit code at 0. `pvefw explain CODE` explains
     a code.

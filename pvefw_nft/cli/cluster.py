@@ -40,7 +40,7 @@ def cluster_command() -> None:
 
 _SSH_OPTIONS = (
     click.option(
-        "--pvefw", default="pvefw", show_default=True, metavar="COMMAND", help="How pvefw is started on the nodes."
+        "--pvefw", default="pvefw", show_default=True, metavar="COMMAND", help="The command of pvefw on the nodes."
     ),
     click.option(
         "--time-limit",
@@ -48,7 +48,7 @@ _SSH_OPTIONS = (
         default=600.0,
         show_default=True,
         metavar="SECONDS",
-        help="How long a command on a node may take.",
+        help="Limit for a command on a node.",
     ),
     click.option(
         "--connect-time",
@@ -56,13 +56,13 @@ _SSH_OPTIONS = (
         default=15.0,
         show_default=True,
         metavar="SECONDS",
-        help="How long a node may take to let us in.",
+        help="Limit for the login to a node.",
     ),
     click.option(
         "--known-hosts",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="The only file of host keys. Default: those of ssh, and those that Proxmox VE keeps of each node.",
+        help="The only file of host keys. Default: ssh's files, and Proxmox VE's file for each node.",
     ),
     click.option("-i", "--identity", multiple=True, metavar="FILE", help="The key to log in with. Default: ssh's."),
     click.option(
@@ -81,9 +81,7 @@ _SSH_OPTIONS = (
         metavar="DIR",
         help="The folder that holds etc/pve with the cluster's corosync.conf. Default: /.",
     ),
-    click.option(
-        "--hosts", metavar="NODE[=ADDRESS],…", help="Which nodes. Default: those of the cluster's corosync.conf."
-    ),
+    click.option("--hosts", metavar="NODE[=ADDRESS],…", help="Which nodes. Default: all nodes in corosync.conf."),
 )
 """Options that name the nodes, and say how to log in; the last one comes first in the help."""
 
@@ -137,21 +135,21 @@ def _words(options: dict[str, Any]) -> tuple[str, ...]:
 def status_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - those of _ssh_options
     """Show for each node whether its firewall runs, and how it differs from its configuration.
 
-    The exit code is the worst of the nodes' own; 3 for a node that does not answer.
+    The exit code is the worst one of all nodes; a node that does not answer counts as 3.
     """
     ctx.exit(_survey(options, None))
 
 
 @cluster_command.command("compare", cls=Command, examples=EXAMPLES["cluster compare"])
 @click.option(
-    "--only", type=click.Choice(("ours",)), help="Leave out foreign rules, such as those of Docker and fail2ban."
+    "--only", type=click.Choice(("ours",)), help="Leave out rules of other programs, such as Docker and fail2ban."
 )
 @_at_once
 @_form
 @_ssh_options
 @click.pass_context
 def compare_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401
-    """As status; also prove on each node that the running rules do what the configuration says."""
+    """Show the status of each node, and prove that its running rules agree with its configuration."""
     ctx.exit(_survey(options, ["--only", options["only"]] if options["only"] else []))
 
 
@@ -257,14 +255,14 @@ def _print_versions(entries: list[dict[str, Any]]) -> None:
 def _rollout_options(command: _F) -> _F:
     for option in (
         click.option(
-            "--backend", type=click.Choice(("iptables", "nft")), help="Default: the one that each host.fw asks for."
+            "--backend", type=click.Choice(("iptables", "nft")), help="Default: the backend of each node's host.fw."
         ),
-        click.option("--force", is_flag=True, help="Go on where sessions of a node would be cut."),
+        click.option("--force", is_flag=True, help="Go on even if this cuts sessions of a node."),
         click.option("--dry-run", is_flag=True, help="Show for each node how much would change; change nothing."),
         click.option(
             "--roll-back",
             is_flag=True,
-            help="Keep nothing unless all nodes pass: confirm at the end, or roll back all. --confirm must be long "
+            help="Confirm only after all nodes have passed; otherwise roll back all. --confirm must be long "
             "enough for all of them.",
         ),
         click.option(
@@ -273,7 +271,7 @@ def _rollout_options(command: _F) -> _F:
             type=click.FloatRange(min=5, max=24 * 3600),
             required=True,
             metavar="SECONDS",
-            help="A node goes back by itself unless its change is confirmed within this time.",
+            help="A node restores its previous ruleset unless its change is confirmed within this time.",
         ),
     ):
         command = option(command)

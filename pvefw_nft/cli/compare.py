@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.report import Report
 
 
-_JOBS_HELP = "Compare guests, or with --all-nodes nodes, in so many processes. Default: one a core."
+_JOBS_HELP = "Number of processes that compare guests (with --all-nodes: nodes). Default: one for each core."
 
 
 @command("compare")
@@ -48,17 +48,15 @@ _JOBS_HELP = "Compare guests, or with --all-nodes nodes, in so many processes. D
     "--known",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Differences to expect, with reasons (docs/compare.md tells the format).",
+    help="A file of expected differences, with reasons (format: docs/compare.md).",
 )
 @click.option(
     "--only",
     type=click.Choice(("ours",)),
-    help="Leave out rules that other programs loaded, such as Docker and fail2ban.",
+    help="Leave out rules of other programs, such as Docker and fail2ban.",
 )
 @click.option("--bridge-call/--no-bridge-call", default=None, help="The setting bridge-nf-call-iptables of both sides.")
-@click.option(
-    "--max-time", type=click.IntRange(min=1), metavar="SECONDS", help="Stop comparing after that. Default: 600."
-)
+@click.option("--max-time", type=click.IntRange(min=1), metavar="SECONDS", help="Stop after this time. Default: 600.")
 @click.option(
     "--max-memory",
     type=click.IntRange(min=1),
@@ -206,14 +204,14 @@ def _rests_on(sides: list[Named], *, only: str | None) -> Iterator[str]:
     yield f"host: the guests, bridges and addresses of {' and '.join(hosts)}"
     for side in sides:
         if side.listed:
-            yield f"host: {side.name} is taken to run on a host with these guests and bridges"
+            yield f"host: {side.name} runs on a host with these guests and bridges"
     calls = [side.topology.call_iptables for side in sides]
     if calls[0] == calls[1]:
         yield f"br_netfilter: bridged packets {'meet' if calls[0] else 'do not meet'} the rules of iptables"
     else:
         met = sides[calls.index(True)]
         yield f"br_netfilter: bridged packets meet the rules of iptables with {met.name} only"
-        yield f"NAT: beside {met.name} the host has the zone rule, where it translates addresses of filtered guests"
+        yield f"NAT: if the host translates addresses of filtered guests, it has the zone rule beside {met.name}"
     yield "rates: the same limit on both sides is reached by the same packets"
     yield "states: both sides know a connection whose way back leads through the same zone"
     if any(side.listed for side in sides):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--backend",
     type=click.Choice(PRINTABLE),
-    help="Default: the one that host.fw asks for. explain: the policy in English.",
+    help="Default: the backend of host.fw. explain: the policy in English.",
 )
 @as_reference_option
 @click.option("--format", "form", type=click.Choice(("text", "json")), help="Default: text, for nft json.")
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     "--output",
     type=click.Path(path_type=pathlib.Path),
     metavar="FILE",
-    help="Write to a file instead; with --all-nodes, to a file a node in this folder.",
+    help="Write to this file; with --all-nodes, write a file for each node to this folder.",
 )
 @click.option(
     "--summary",

@@ -34,7 +34,7 @@ def doctor_command(
 ) -> None:
     """Look for problems that keep this host's firewall from working, and name a remedy for each.
 
-    Nothing is changed. Exit code 1 where there is a problem or a warning.
+    Nothing is changed. Exit code 1 if there is a problem or a warning.
     """
     try:
         with Compiler(patient(make_source(root, node, local_network)), backend, settle=0.0) as compiler:

@@ -11,7 +11,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("pvefw compile --backend nft --format text", "this host's ruleset, in nft's own syntax"),
         (
             "pvefw compile --root copy --node pve1 -o pve1.rules",
-            "that of another node, from a copy of its files",
+            "another node's ruleset, from a copy of its files",
         ),
     ),
     "check": (
@@ -29,11 +29,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "compare": (
         ("pvefw compare", "will nftables do the same as iptables?"),
-        ("pvefw compare live", "does the configuration say what this host's rules do?"),
+        ("pvefw compare live", "do this host's rules agree with the configuration?"),
         ("pvefw compare before after", "which packets does a change of the files affect?"),
     ),
     "start": (
-        ("pvefw start --dry-run", "what would change, with + and -"),
+        ("pvefw start --dry-run", "the changes, with + and -"),
         ("pvefw start --confirm 60", "load the ruleset; without `pvefw confirm` the old state returns"),
     ),
     "update": (
@@ -50,7 +50,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "rollback": (("pvefw rollback", "undo the last change"),),
     "run": (
         ("pvefw run --print-unit >/etc/systemd/system/pvefw.service", "make the unit of the service"),
-        ("pvefw run --fail-closed --print-unit", "one whose guests start only when rules are loaded"),
+        ("pvefw run --fail-closed --print-unit", "a unit that lets guests start only when rules are loaded"),
     ),
     "take-over": (
         ("pvefw take-over --dry-run", "the steps"),
@@ -69,7 +69,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "localnet": (("pvefw localnet", "who may administer this node?"),),
     "doctor": (("pvefw doctor", "does anything keep the rules from working?"),),
     "cluster status": (("pvefw cluster status", "all nodes of this cluster"),),
-    "cluster compare": (("pvefw cluster compare --only ours", "do their rules do what the files say?"),),
+    "cluster compare": (("pvefw cluster compare --only ours", "do their rules agree with the files?"),),
     "cluster start": (("pvefw cluster start --confirm 120", "node by node, each with a way back"),),
     "cluster update": (("pvefw cluster update --confirm 120", "node by node, each with a way back"),),
     "completion": (("pvefw completion bash >/etc/bash_completion.d/pvefw", "completion for bash"),),

@@ -17,9 +17,9 @@ _INTRODUCTION = """\
 The codes that `pvefw check` and `pvefw compile` report. `pvefw explain CODE` prints one section of this page, and
 `pvefw explain --format markdown` prints the page.
 
-An **error** is a line without its effect: it is left out, or the kernel's tools would refuse it. The exit
-code is then 1, and `start` refuses the configuration unless it is told to skip such lines. A **warning** is a line
-that works as written, which is probably not the intention. A **note** is a matter of style. Warnings and notes
+An **error** is a line without effect: it is left out, or the kernel's tools would refuse it. The exit
+code is then 1, and `start` refuses the configuration without `--skip-invalid`. A **warning** is a line
+that works as written, but is probably not intended. A **note** is a matter of style. Warnings and notes
 leave the exit code at 0. A mistake in a rule that is switched off with `|` is a warning.
 
 Each example shows one file before and after. Other files are not shown: one VM with a filtered NIC, and a firewall

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
-JOBS_HELP = "With --all-nodes: nodes at a time, a process each. Default: all cores."
+JOBS_HELP = "With --all-nodes: number of nodes at a time, each in its own process. Default: one for each core."
 
 
 def _complete_node(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -73,7 +73,7 @@ def as_reference_option(command: _F) -> _F:
     return click.option(
         "--as-reference",
         is_flag=True,
-        help="Leave out the rules that make the nft ruleset stricter than Proxmox VE's (docs/nft.md lists it).",
+        help="Leave out the rules that make the nft ruleset stricter than Proxmox VE's (list: docs/nft.md).",
     )(command)
 
 
@@ -83,7 +83,7 @@ def all_nodes_options(command: _F, jobs_help: str = JOBS_HELP) -> _F:
         click.option(
             "--scheduler",
             metavar="ADDRESS",
-            help="With --all-nodes: have the workers of this Dask scheduler do the work, such as tcp://10.0.0.9:8786.",
+            help="With --all-nodes: use the workers of this Dask scheduler, such as tcp://10.0.0.9:8786.",
         ),
         click.option(
             "-j",
@@ -93,9 +93,9 @@ def all_nodes_options(command: _F, jobs_help: str = JOBS_HELP) -> _F:
             help=jobs_help,
         ),
         click.option(
-            "--all-clusters", is_flag=True, help="As --all-nodes, for each cluster: --root holds a folder for each."
+            "--all-clusters", is_flag=True, help="As --all-nodes, for many clusters: --root holds a folder for each."
         ),
-        click.option("--all-nodes", is_flag=True, help="For each node of the cluster; one summary."),
+        click.option("--all-nodes", is_flag=True, help="Do this for each node of the cluster, with one summary."),
     ):
         command = option(command)
     return command
@@ -155,7 +155,7 @@ def settle_option(command: _F) -> _F:
     """Add ``--settle``."""
     return click.option(
         "--settle", type=click.FloatRange(min=0, max=60), default=SETTLE_SECONDS, show_default=True, metavar="SECONDS",
-        help="How long a file must be missing, empty or cut off before it counts as that: it may be being saved.",
+        help="Wait before a missing, empty or cut-off file counts: a program may still be writing it.",
     )(command)  # fmt: skip
 
 

@@ -39,9 +39,7 @@ def _plug_options(command: _F) -> _F:
             help="How long to wait for another run of pvefw.",
         ),
         click.option("--dry-run", is_flag=True, help="Print the steps; take none."),
-        click.option(
-            "--older-names", is_flag=True, help="Name the pair of links link<VMID>i<N>, as old hosts have it."
-        ),
+        click.option("--older-names", is_flag=True, help="Name the pair of links link<VMID>i<N>, as on old hosts."),
     ):
         command = option(command)
     return command
@@ -49,7 +47,7 @@ def _plug_options(command: _F) -> _F:
 
 @command("plug", answers=True)
 @click.argument("interface", shell_complete=completion.interfaces)
-@click.option("--bridge", metavar="NAME", help="The guest's bridge. Default: that of the guest's configuration.")
+@click.option("--bridge", metavar="NAME", help="The guest's bridge. Default: the bridge in the guest's configuration.")
 @click.option("--tag", type=click.IntRange(1, MAX_VLAN), metavar="VLAN", help="The VLAN that the guest is in.")
 @click.option("--trunks", metavar="VLANS", help="VLANs that the guest tags itself, like 5;10-20.")
 @click.option("--mtu", type=click.IntRange(68, 65535), help="The NIC's MTU. Default: its bridge's.")

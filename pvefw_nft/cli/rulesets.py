@@ -62,7 +62,7 @@ def assume_option(command: Callable[..., object]) -> Callable[..., object]:
         "--assume-unknown",
         "assume",
         type=click.Choice([choice.value for choice in Assume]),
-        help="Take matches that are not modelled for one that always matches, one that never does, or try both.",
+        help="Assume that unknown matches always match, or never match, or try both.",
     )(command)
 
 

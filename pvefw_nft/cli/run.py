@@ -48,19 +48,19 @@ if TYPE_CHECKING:
 @click.option(
     "--fail-closed",
     is_flag=True,
-    help="Report ready only when rules are loaded. In the unit: at boot, guests start only then.",
+    help="Report ready only when rules are loaded. In the unit: guests start at boot only after that.",
 )
 @click.option("--print-unit", is_flag=True, help="Print a systemd unit with these options, and end.")
 @click.option(
     "--as-root/--as-user",
     default=None,
-    help=f"In the unit: who the service is. Default: user {service_user.NAME}, where there is one that can.",
+    help=f"In the unit: the user of the service. Default: {service_user.NAME}, or root if that user cannot do it.",
 )
 @click.option(
     "--write-units", type=click.Path(file_okay=False, path_type=Path), metavar="DIRECTORY",
-    help="Write that unit and those that belong to it, such as to /etc/systemd/system, and end.",
+    help="Write this unit and its companions to a folder, such as /etc/systemd/system, and end.",
 )  # fmt: skip
-@click.option("--print-failure-unit", is_flag=True, help="Print the unit that the former asks for at its end, and end.")
+@click.option("--print-failure-unit", is_flag=True, help="Print the unit that reports a failed service, and end.")
 @click.pass_context
 def run_command(
     ctx: click.Context,
@@ -89,7 +89,9 @@ def run_command(
         _print_units(ctx)
         return
     if as_root is not None:
-        raise UsageError("--as-root and --as-user are for units", "without one, `pvefw run` runs as who starts it")
+        raise UsageError(
+            "--as-root and --as-user are for units", "without them, `pvefw run` runs as the user who starts it"
+        )
     need_root()
     if not beside:
         refuse_beside_proxmox()

@@ -21,12 +21,12 @@ _MAX_SHOWN = 5
 force_option = click.option(
     "--force",
     is_flag=True,
-    help="Apply also a ruleset that cuts sessions of sshd or port 8006, corosync, or the migration network.",
+    help="Apply the ruleset even if it cuts sessions of sshd or port 8006, corosync, or the migration network.",
 )
 
 
 refuse_cuts_option = click.option(
-    "--refuse-cuts", is_flag=True, help="With --confirm, too, refuse a ruleset that cuts such sessions."
+    "--refuse-cuts", is_flag=True, help="Refuse a ruleset that cuts such sessions, also with --confirm."
 )
 
 
@@ -40,7 +40,7 @@ def check_sessions(desired: Desired, source: Source, *, go_on: bool) -> None:
     try:
         judgement = judge_once(source, desired, firewall.running_ruleset())
     except PvefwError as error:
-        console.warn(f"connections were not judged: {error.message}")
+        console.warn(f"connections were not checked: {error.message}")
         return
     _print(judgement)
     if judgement.cuts and not go_on:

@@ -72,27 +72,33 @@ class _Test:
     shell_complete=completion.zones,
     help="host, outside, vm100, vm100i1, ct200, vmbr0/eth0 …",
 )
-@click.option("--to", "destination", metavar="ZONE|ADDRESS[:PORT]", shell_complete=completion.zones, help="The same.")
+@click.option(
+    "--to", "destination", metavar="ZONE|ADDRESS[:PORT]", shell_complete=completion.zones, help="As for --from."
+)
 @click.option(
     "-p", "--proto", "protocol", metavar="PROTO", help="tcp, udp, icmp, arp, a number … Default: tcp with a port."
 )
 @click.option("--sport", metavar="PORT", help="The source port. Default: 40000.")
 @click.option("--dport", metavar="PORT", help="The destination port, also behind --to.")
 @click.option("--source", "source_address", metavar="ADDRESS", help="The source address. Default: the sender's own.")
-@click.option("--dest", "destination_address", metavar="ADDRESS", help="The destination address likewise.")
+@click.option(
+    "--dest", "destination_address", metavar="ADDRESS", help="The destination address. Default: the receiver's own."
+)
 @click.option("--icmp-type", metavar="TYPE", help="A name, or type or type/code. Default: echo-request.")
 @click.option("--tcp-flags", metavar="FLAGS", help="A list such as syn,ack. Default: syn.")
 @click.option(
-    "--ctstate", metavar="STATE", help="new, established, related, invalid, untracked. Default: that of a first packet."
+    "--ctstate", metavar="STATE", help="new, established, related, invalid, untracked. Default: as for a first packet."
 )
 @click.option("--mac", metavar="MAC", help="The sender's MAC address.")
 @click.option("--dest-mac", "destination_mac", metavar="MAC", help="The frame's destination.")
 @click.option("--vlan", type=int, metavar="ID", help="The frame carries this VLAN tag.")
 @click.option(
-    "--fragment", type=click.Choice(("whole", "first", "later")), help="Which fragment of its packet. Default: whole."
+    "--fragment",
+    type=click.Choice(("whole", "first", "later")),
+    help="Which part of a fragmented packet. Default: whole.",
 )
 @click.option("--mark", metavar="MARK", default="0", help="The packet mark.")
-@click.option("--family", type=click.Choice(("4", "6")), help="Where neither an address nor the protocol tells.")
+@click.option("--family", type=click.Choice(("4", "6")), help="The IP version, if no address or protocol tells it.")
 @click.option("--ether-type", metavar="TYPE", help="A frame that is not IP, by its ether type's name or hex number.")
 @click.option("--arp-sender", metavar="ADDRESS", help="An ARP request with this sender address.")
 @click.option(
@@ -102,12 +108,12 @@ class _Test:
     metavar="NAME=VALUE",
     help="Any field by its name in reports, such as 'daddr type=broadcast'. May be given many times.",
 )
-@click.option(
-    "--backend", type=click.Choice(("iptables", "nft", "both")), help="Default: the one that host.fw asks for."
-)
+@click.option("--backend", type=click.Choice(("iptables", "nft", "both")), help="Default: the backend of host.fw.")
 @click.option("--ruleset", metavar="RULESET", help=f"Instead of the configuration's own ruleset: {SPEC_HELP}.")
 @click.option(
-    "--bridge-call/--no-bridge-call", default=None, help="bridge-nf-call-iptables. Default: on where iptables is used."
+    "--bridge-call/--no-bridge-call",
+    default=None,
+    help="bridge-nf-call-iptables. Default: on if the ruleset is for iptables.",
 )
 @click.option(
     "--expect", metavar="VERDICT", help="Exit 1 unless this is the verdict: ACCEPT, DROP, REJECT, REJECT(KIND)."
@@ -128,8 +134,8 @@ def simulate_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: AN
     Zones: the host, a guest (vm100, ct200; one of its NICs: vm100i1), the outside, or one port of a bridge
     (vmbr0/eth0). An address means the guest or host that has it.
 
-    Exit code 0: done; 1: another verdict than --expect or --tests says, or the rulesets disagree; 5: not decided, since
-    the verdict depends on a match that is not modelled.
+    Exit code 0: done; 1: the verdict differs from --expect or --tests, or the rulesets disagree; 5: not decided,
+    because the verdict depends on a match that pvefw does not know.
     """
     if options["tests_file"] and (given := _packet_options(options)):
         raise UsageError(f"--tests does not go with options of a packet ({', '.join(given)})", "put them into the file")

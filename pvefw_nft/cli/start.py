@@ -59,7 +59,7 @@ confirm_option = click.option(
     "confirm_within",
     type=click.FloatRange(min=1, max=control.MAX_SECONDS),
     metavar="SECONDS",
-    help="Return to the ruleset before, unless `pvefw confirm` (or Enter) comes within this time.",
+    help="Return to the previous ruleset, unless `pvefw confirm` (or Enter) comes within this time.",
 )
 
 
@@ -74,7 +74,7 @@ def _apply_options(command: _F) -> _F:
         click.option(
             "--dry-run",
             is_flag=True,
-            help="Change nothing. Print what would change, lines that come (+) and go (-); with -v what the tools get.",
+            help="Change nothing. Print the changes: lines that come (+) and go (-); with -v also the tools' input.",
         ),
         click.option("--skip-invalid", is_flag=True, help="Leave out lines with errors, and apply the rest."),
         confirm_option,
@@ -97,18 +97,18 @@ def _apply_options(command: _F) -> _F:
     "--nat-zone/--no-nat-zone",
     "nat_zone_wanted",
     default=None,
-    help="With the iptables backend: have (or no longer have) a rule that makes NAT work for guests behind firewall "
-    "bridges. This is remembered; `stop` removes the rule.",
+    help="With the iptables backend: add (or remove) rules that make NAT work for guests behind firewall bridges. "
+    "This is remembered; `stop` removes the rules.",
 )
 @_apply_options
 @click.pass_context
 def start_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - those of _apply_options
-    """Load the ruleset of the configuration, and replace the one before.
+    """Load the ruleset of the configuration, and replace the previous one.
 
-    Repeating it changes nothing. A configuration with errors is not applied without --skip-invalid. A guest whose
+    A repeated start changes nothing. A configuration with errors is not applied without --skip-invalid. A guest whose
     file is binary or too large is closed: nothing passes its NICs. If a file cannot be read, nothing changes.
 
-    Over ssh, use `pvefw start --confirm 60`: unless you confirm, the ruleset before comes back.
+    Over ssh, use `pvefw start --confirm 60`: unless you confirm, the previous ruleset comes back.
     """
     ctx.exit(_apply(_Wanted(**options)))
 
@@ -125,7 +125,7 @@ def update_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN4
 @_apply_options
 @click.pass_context
 def restart_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401
-    """Load the whole ruleset again, unchanged parts included. At no time is the host without rules."""
+    """Load the whole ruleset again, unchanged parts included. The host is never without rules."""
     ctx.exit(_apply(_Wanted(**options, reload_all=True)))
 
 
@@ -327,7 +327,7 @@ def wait_for_confirmation(pending: Pending, wait: float) -> bool:
     """Wait for `pvefw confirm`, or for Enter if there is a terminal. Tell whether the change was confirmed."""
     seconds = f"{pending.seconds_left:.0f} s"
     if pending.was_running:
-        then = "the one before it comes back"
+        then = "the previous one comes back"
     elif pending.beside is control.Beside.NOTHING:
         then = "this host is open again, as before"
     else:

@@ -129,7 +129,7 @@ def _look(about: _Found, found: Status, source: Source, backend: str | None, des
             if desired.enabled:
                 about.unfiltered = compiler.unfiltered()
     except PvefwError as error:
-        console.warn(f"the guests were not looked at: {error.message}", error.hint)
+        console.warn(f"the guests were not examined: {error.message}", error.hint)
 
 
 def _theirs() -> list[str]:

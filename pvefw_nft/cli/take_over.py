@@ -55,7 +55,7 @@ def take_over_command(
 ) -> None:
     """Replace Proxmox VE's own firewall (pve-firewall or proxmox-firewall) by pvefw.
 
-    The host is never without rules. pvefw loads its rules beside those of Proxmox VE and reads them back, stops and
+    The host is never without rules. pvefw loads its rules beside Proxmox VE's rules and reads them back, stops and
     masks Proxmox VE's services without their clean-up, and only then removes their rules. Each step is printed. If a
     run is interrupted, run it again to complete it.
 

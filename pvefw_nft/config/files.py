@@ -30,7 +30,7 @@ _NO_FILES = {errno.ELOOP: "the link leads to itself", errno.ENXIO: "it is a sock
 """Errors of open(2) for a path that leads to no file. A file system that fails never gives them."""
 _DENIED = (errno.EACCES, errno.EPERM)
 _AS_ROOT = (
-    "configurations are read as root, but without root's right to ignore modes: have root own the file and its "
+    "pvefw reads files as root, but without root's right to ignore file modes: have root own the file and its "
     "folders and its owner read them (chown root, chmod u+r, for folders u+rx), or let others read them"
 )
 _AS_OTHERS = "let this user read the file and enter its folders, or run this as root"

@@ -29,13 +29,13 @@ _HOLDERS: Mapping[FileKind, type] = {
 }
 
 _LIMITS: Mapping[str, tuple[str, str]] = {
-    "l2": ("open, strict", "With strict, a guest sends no frames without IP but ARP and its layer2_protocols."),
-    "ipfilter_established": (_YES, "Hold replies within connections to the IP filter, too."),
+    "l2": ("open, strict", "With strict, a guest sends no frames without IP, except ARP and its layer2_protocols."),
+    "ipfilter_established": (_YES, "Apply the IP filter to replies within connections, too."),
     "max_connections": (
         "0 to 10000000",
-        "Connections that a NIC began and has open at once; more are dropped. 0: no limit.",
+        "Open connections that a NIC may have started; more are dropped. 0: no limit.",
     ),
-    "max_fragments": ("0 to 10000000", "Fragments that a NIC sends in a second; more are dropped. 0: no limit."),
+    "max_fragments": ("0 to 10000000", "Fragments that a NIC may send in a second; more are dropped. 0: no limit."),
 }
 
 _HELP: Mapping[FileKind, Mapping[str, tuple[str, str]]] = {
@@ -45,9 +45,9 @@ _HELP: Mapping[FileKind, Mapping[str, tuple[str, str]]] = {
             "Switch the firewall of the whole cluster on. A time (seconds since 1970) is on for 60 s.",
         ),
         "ebtables": (_YES, "Load the layer-2 rules: MAC filter and protocols of guests."),
-        "policy_in": (_POLICY, "What happens to packets to hosts that no rule decides."),
-        "policy_out": (_POLICY, "What happens to packets from hosts that no rule decides."),
-        "policy_forward": ("ACCEPT, DROP", "What happens to forwarded packets that no rule decides; nft only."),
+        "policy_in": (_POLICY, "The verdict on packets to hosts that no rule decides."),
+        "policy_out": (_POLICY, "The verdict on packets from hosts that no rule decides."),
+        "policy_forward": ("ACCEPT, DROP", "The verdict on forwarded packets that no rule decides; nft only."),
         "log_ratelimit": (
             "enable=0|1,rate=N/UNIT,burst=N",
             "How much is logged, by default 1/second with a burst of 5.",
@@ -70,7 +70,7 @@ _HELP: Mapping[FileKind, Mapping[str, tuple[str, str]]] = {
             "Seconds after which an idle TCP connection is forgotten.",
         ),
         "nf_conntrack_tcp_timeout_syn_recv": ("30 to 60", "Seconds for which a TCP handshake may be half open."),
-        "nf_conntrack_allow_invalid": (_YES, "Let packets pass that belong to no connection."),
+        "nf_conntrack_allow_invalid": (_YES, "Let packets with the state INVALID pass."),
         "nf_conntrack_helpers": (", ".join(HELPERS), "Protocols whose further connections are followed; a list."),
         "protection_synflood": (_YES, "Limit how many TCP connections a source may open."),
         "protection_synflood_rate": ("a number", "New connections per second and source."),
@@ -84,8 +84,8 @@ _HELP: Mapping[FileKind, Mapping[str, tuple[str, str]]] = {
         "ndp": (_YES, "Accept neighbour discovery of IPv6."),
         "radv": (_YES, "Let the guest send router advertisements."),
         "ipfilter": (_YES, "Let the guest send from its own addresses only; sets named ipfilter-netN add some."),
-        "policy_in": (_POLICY, "What happens to packets to the guest that no rule decides."),
-        "policy_out": (_POLICY, "What happens to packets from the guest that no rule decides."),
+        "policy_in": (_POLICY, "The verdict on packets to the guest that no rule decides."),
+        "policy_out": (_POLICY, "The verdict on packets from the guest that no rule decides."),
         "log_level_in": (_LEVEL, "Log packets to the guest that the policy decides."),
         "log_level_out": (_LEVEL, "Log packets from the guest that the policy decides."),
         "ips": (_YES, "Hand accepted packets to an intrusion prevention system by NFQUEUE."),
@@ -94,7 +94,7 @@ _HELP: Mapping[FileKind, Mapping[str, tuple[str, str]]] = {
     },
     FileKind.VNET: {
         "enable": (_YES, "Filter packets that are forwarded within the VNet; nft only."),
-        "policy_forward": ("ACCEPT, DROP", "What happens to packets that no rule decides."),
+        "policy_forward": ("ACCEPT, DROP", "The verdict on packets that no rule decides."),
         "log_level_forward": (_LEVEL, "Log packets that the policy decides."),
     },
     FileKind.CLUSTER_HARDENING: _LIMITS,
@@ -104,7 +104,7 @@ _HELP: Mapping[FileKind, Mapping[str, tuple[str, str]]] = {
     },
     FileKind.GUEST_HARDENING: {
         "qinq": (_YES, "Let the guest send frames with two VLAN tags."),
-        "one_zone": (_YES, "Let the guest answer by another NIC than it was asked by."),
+        "one_zone": (_YES, "Let the guest answer by another NIC than the one that got the request."),
         **_LIMITS,
     },
 }

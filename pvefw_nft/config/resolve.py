@@ -450,7 +450,7 @@ def read_cluster(file: str, text: str, findings: Findings, names: Names, now: Ca
         findings.warning(
             "hidden-ipset",
             names.ipsets[name].header.span(),
-            f"the SDN has a set `{name}` too, whose addresses are used in the place of these",
+            f"the SDN also has a set `{name}`; its addresses are used instead of these",
             "give this ipset another name",
         )
     enable = reader.options.values.get("enable")

@@ -180,11 +180,11 @@ def _merged(
     icmp_type: str | None,
 ) -> Service:
     if icmp_type is not None and (rule.proto not in _ICMP or (rule.dport or icmp_type) != icmp_type):
-        said = "that of its own" if rule.proto in _ICMP else "none, since it matches other protocols"
+        said = "sets another one" if rule.proto in _ICMP else "matches other protocols"
         raise FieldProblem(
             "icmp-type",
             "macro-conflict",
-            f"the rule says ICMP type {icmp_type[:40]}, macro {macro.name} {said}",
+            f"the rule sets ICMP type {icmp_type[:40]}, but macro {macro.name} {said}",
             "remove -icmp-type, or write a rule without the macro",
         )
     settings = {"proto": (rule.proto, proto), "dport": (rule.dport, dport), "sport": (rule.sport, sport)}

@@ -101,7 +101,7 @@ def _within(seconds: float, make: Callable[[], Any]) -> Any:  # noqa: ANN401
     try:
         made, error = done.get(timeout=seconds)
     except queue.Empty:
-        raise TimeoutError("it accepts connections and says nothing") from None
+        raise TimeoutError("it accepts connections but does not answer") from None
     if error is not None:
         raise error
     return made
@@ -145,7 +145,7 @@ class _Run:
         result, seconds, failure = None, 0.0, ""
         deaths = _deaths(future)
         if deaths:
-            failure = f"it was given up, since {deaths} workers died over it, with no other job there"
+            failure = f"Dask gave it up: {deaths} workers died while they ran only this job"
         else:
             try:
                 result, seconds = decode(future.result(timeout=_RESULT_SECONDS))

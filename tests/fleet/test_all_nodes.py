@@ -165,7 +165,7 @@ def test_many_clusters_and_one_that_is_none(tmp_path: Path) -> None:
     run = pvefw("check", "--all-clusters", "--root", tmp_path / "all")
     names = [line.split()[0] for line in run.stdout.splitlines()[:7]]
     assert names == ["a/pve1", "a/pve2", "a/(cluster)", "b/pve1", "b/pve2", "b/(cluster)", "c/(cluster)"]
-    assert "etc/pve/nodes: no nodes are there" in run.stdout
+    assert "etc/pve/nodes: there are no nodes" in run.stdout
     assert run.returncode == 2
 
 

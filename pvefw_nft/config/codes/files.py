@@ -106,16 +106,16 @@ CODES = (
     error(
         "unknown-option",
         "an option that this file does not have",
-        "The option is misspelled, or it belongs in another file: `policy_in` of all guests' host is in cluster.fw, "
-        "not in host.fw. It has no effect here.",
+        "The option is misspelled, or it belongs in another file. For example, `policy_in` for hosts is in cluster.fw, "
+        "not in host.fw. The option has no effect here.",
         SKIPPED,
         Example(HOST, "[OPTIONS]\npolicy_in: DROP\n", "[OPTIONS]\ntcpflags: 1\n"),
     ),
     error(
         "bad-option-value",
         "a value that an option does not take",
-        "The line is left out. The option then has its default, or the strict value where the default would open "
-        "something.",
+        "The line is left out. The option then has its default, or the strict value if the default would open the "
+        "firewall.",
         SKIPPED,
         Example(CLUSTER, ON + "policy_forward: REJECT\n", ON + "policy_forward: ACCEPT\n"),
     ),
@@ -162,23 +162,24 @@ CODES = (
     warning(
         "option-comment-same",
         "a comment behind the value that an option has anyway",
-        "The comment makes the line unreadable, so the line is left out. The option has the same value without it.",
+        "The comment makes the line unreadable, so the line is left out. The option keeps the same value.",
         "the iptables firewall leaves the line out; the nft firewall refuses the whole file.",
         Example(CLUSTER, ON + "policy_in: DROP # strict\n", ON + "policy_in: DROP\n"),
     ),
     warning(
         "unusual-value",
         "a number that Proxmox's API or the kernel does not take",
-        "Proxmox checks such numbers in its API, not in files. The number is taken. If the kernel's tools would refuse "
-        "it, the nearest number that they accept is loaded, so that loading never fails half way.",
-        "the number is passed on unchanged. Where the kernel's tools refuse it, no ruleset is loaded at all.",
+        "Proxmox checks such numbers in its API, not in files. pvefw accepts the number. If the kernel's tools would "
+        "refuse it, the nearest number that they accept is loaded, so that loading never fails half way.",
+        "the number is passed on unchanged. If the kernel's tools refuse it, no ruleset is loaded at all.",
         Example(CLUSTER, ON + "log_ratelimit: rate=20000/second\n", ON + "log_ratelimit: rate=10000/second\n"),
     ),
     warning(
         "contradictory-entry",
         "ipset entries that contradict each other",
-        "One entry says that a network is in the set, another (with `!`) that it is not. Where the text is the same, "
-        "the first counts; where one network is written in two ways, such as an alias and its address, the last.",
+        "One entry says that a network is in the set, another (with `!`) that it is not. If both have the same text, "
+        "the first one counts. If one network is written in two ways, such as an alias and its address, the last one "
+        "counts.",
         "the same entry counts, without a warning.",
         Example(
             CLUSTER,
@@ -188,7 +189,7 @@ CODES = (
     ),
     warning(
         "duplicate-entry",
-        "an ipset entry that is there already",
+        "an ipset entry that exists already",
         "An ipset holds each network once. The second entry changes nothing.",
         "entries with the same text are taken once, and so are two spellings of one network.",
         Example(
@@ -200,7 +201,7 @@ CODES = (
     error(
         "whole-space",
         "a /0 in an ipset",
-        "The kernel's sets cannot hold the whole address space as one entry. Two halves can be held.",
+        "The kernel's sets cannot hold the whole address space as one entry, but they can hold its two halves.",
         SKIPPED,
         Example(
             CLUSTER,
@@ -211,8 +212,8 @@ CODES = (
     warning(
         "host-bits-cleared",
         "host bits in an alias or ipset",
-        "`192.0.2.5/24` is read as the network 192.0.2.0/24, with all its 256 addresses. Write the network, or the "
-        "host without a length if one host was meant.",
+        "`192.0.2.5/24` is read as the network 192.0.2.0/24, with all its 256 addresses. Write the network, or one "
+        "host without a length.",
         "the line is taken, and the kernel's tools clear the host bits.",
         Example(
             CLUSTER,
@@ -223,8 +224,8 @@ CODES = (
     warning(
         "set-name-collision",
         "two ipsets with one hashed name",
-        "An ipset's name has at most 31 bytes, so a long name is replaced by a hash of it, and two names can have one "
-        "hash. pvefw gives these sets other names, so that none is taken for another.",
+        "An ipset's name has at most 31 bytes, so a hash replaces a long name. Two names can have the same "
+        "hash. pvefw gives such sets other names, so that rules use the right set.",
         UNTRIED,
         Example(
             GUEST,
@@ -238,7 +239,7 @@ CODES = (
         "too-many-problems",
         "a file with very many problems",
         "Only the first 1,000 errors, warnings and notes of a file are shown: the rest is mostly of the same kind. "
-        "Each line is still judged, and left out where it is wrong.",
+        "Each line is still checked, and left out if it is wrong.",
         UNTRIED,
         Example(GUEST, ON + "[RULES]\n" + "IN\n" * 1001, ON + "[RULES]\n"),
     ),

@@ -19,8 +19,8 @@ CODES = (
     error(
         "bad-nic",
         "a network interface that cannot be read",
-        "The line of the guest's config has a value that cannot be used. In doubt the NIC counts as filtered, so "
-        "that a mistake never opens it.",
+        "A line of the guest's config has a value that cannot be used. In doubt the NIC counts as filtered, so a "
+        "mistake never opens it.",
         UNTRIED,
         Example(CONFIG, NIC.replace("firewall=1", "firewall=maybe"), NIC),
     ),
@@ -46,8 +46,8 @@ CODES = (
     warning(
         "corosync-address",
         "a corosync address that cannot be used",
-        "The management rules let the other nodes' corosync addresses in. This one is neither an address nor a name of "
-        "`etc/hosts` below the root, so no rule lets that link through. No name server is asked.",
+        "The management rules accept the corosync addresses of the other nodes. This value is neither an address nor a "
+        "name of `etc/hosts` below the root, so no rule accepts packets of this link. No name server is asked.",
         "names are looked up with the host's resolver.",
         Example(
             COROSYNC,
@@ -58,17 +58,17 @@ CODES = (
     error(
         "guest-closed",
         "a guest whose files cannot be used",
-        "A file of the guest is not a text file, too large, or a directory, or it asks for more rules or ipset entries "
-        "than one guest may have. Nothing passes the guest's filtered NICs "
-        "until it is mended; the other guests have their rules.",
+        "A file of the guest is not a text file, is too large, or is a directory, or it needs more rules or ipset "
+        "entries than one guest may have. Nothing passes the guest's filtered NICs until the file is mended; the other "
+        "guests have their rules.",
         UNTRIED,
         Example(GUEST, ON + "\0", ON),
     ),
     error(
         "vnet-closed",
         "a VNet whose file cannot be used",
-        "The VNet's firewall file is not a text file, too large, or a directory. Nothing is forwarded on the VNet "
-        "until it is mended; host and guests have their rules.",
+        "The VNet's firewall file is not a text file, is too large, or is a directory. Nothing is forwarded on the "
+        "VNet until the file is mended; host and guests have their rules.",
         UNTRIED,
         Example(VNET, ON + "\0", ON),
     ),

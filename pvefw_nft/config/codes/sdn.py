@@ -45,8 +45,8 @@ CODES = (
     warning(
         "hidden-ipset",
         "an ipset with the name of a set of the SDN",
-        "Both have the same name in the kernel, and the addresses are those of the SDN. Rules that mean the ipset use "
-        "other addresses than it says.",
+        "Both have the same name in the kernel, and the set holds the SDN's addresses. Rules for the ipset therefore "
+        "use other addresses than its entries.",
         "the addresses of the SDN are loaded, without a warning.",
         Example(
             CLUSTER,

@@ -46,17 +46,17 @@ CODES: tuple[Code, ...] = (
     warning(
         "guest-not-filtered",
         "a guest with rules, and no filtered NIC",
-        "A NIC is filtered only where its line in the guest's config has firewall=1. Without one, the guest's rules "
-        "have no effect, and everything reaches it. This is the commonest reason for a firewall that seems to do "
-        "nothing.",
+        "A NIC is filtered only if its line in the guest's config has firewall=1. Without such a NIC, the rules of the "
+        "guest have no effect, and every packet reaches it. This is the most common reason for a firewall that seems "
+        "to do nothing.",
         "the guest is not filtered, without a warning.",
         Example(CONFIG, NIC.replace(",firewall=1", ""), NIC, {GUEST: ON + _RULES}),
     ),
     warning(
         "not-enabled",
         "rules of a firewall that was never switched on",
-        "Clusters and guests have `enable: 0` by default, so their rules do nothing until `enable: 1` is there. The "
-        "cluster's `enable` switches all firewalls, that of a guest its own.",
+        "Clusters and guests have `enable: 0` by default, so their rules do nothing without `enable: 1`. The cluster's "
+        "`enable` switches all firewalls; a guest's `enable` switches its own.",
         _SILENT,
         Example(GUEST, _RULES, ON + _RULES),
     ),
@@ -95,7 +95,7 @@ CODES: tuple[Code, ...] = (
     warning(
         "nic-without-bridge",
         "a filtered NIC that is on no bridge",
-        "A NIC without a bridge has no connection, or one by other means (QEMU's user network) that no firewall sees.",
+        "A NIC without a bridge has no connection, or a connection that no firewall sees (QEMU's user network).",
         UNTRIED,
         Example(CONFIG, NIC.replace(",bridge=vmbr0", ""), NIC),
     ),
@@ -122,7 +122,7 @@ CODES: tuple[Code, ...] = (
     error(
         "host-file-unusable",
         "another node's host.fw that cannot be used",
-        "The file is not a text file, too large, or a directory. Its node has none of its rules.",
+        "The file is not a text file, is too large, or is a directory. Its node has none of its rules.",
         UNTRIED,
         Example("etc/pve/nodes/n2/host.fw", "\0", "", {"etc/pve/nodes/n1/host.fw": ""}),
     ),
