@@ -1,7 +1,7 @@
 """Diagnostics about a configuration, and exceptions that carry an exit code.
 
-A :class:`Diagnostic` is data: front end and compiler collect them, only the command line prints them.
-An exception of :class:`PvefwError` ends the command; its ``exit_code`` is that of the process.
+A :class:`Diagnostic` is data: front end and compiler collect them, only the command line prints them. An exception of
+:class:`PvefwError` ends the command; its ``exit_code`` becomes the exit code of the process.
 """
 
 from __future__ import annotations

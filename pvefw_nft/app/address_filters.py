@@ -1,4 +1,4 @@
-"""Whom the option ``ipfilter_established`` would hit: packets within connections from addresses not in the set."""
+"""Packets that the option ``ipfilter_established`` would drop: within connections, from addresses not in the set."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ HOSTS = "hosts"
 
 @dataclass(frozen=True, slots=True)
 class LocalNetwork:
-    """A node's local network, and from where it is known; ``cidr`` None: it is not known, for the reason given."""
+    """A node's local network, and the source of this fact; ``cidr`` None: unknown, for the reason given."""
 
     cidr: str | None
     origin: str
@@ -120,8 +120,8 @@ def read_cluster(
 ) -> Cluster:
     """Return the nodes of the cluster below ``root``, by name.
 
-    ``local_network`` is that of all nodes. Else each node's is looked for in the files; on a host (root ``/``)
-    ``detect`` is asked for its own. Raises UsageError where there are no nodes, and ConfigurationError where the file
+    ``local_network`` applies to all nodes. Without it, each node's local network is found in the files; on a host (root
+    ``/``) ``detect`` gives the host's own. Raises UsageError if there are no nodes, and ConfigurationError if the file
     system fails.
     """
     files = files_of(root)
@@ -175,10 +175,10 @@ def _owner(files: Files, root: Path) -> str:
 def _local_networks(
     root: Path, views: Mapping[str, Files], detected: Mapping[str, str | None]
 ) -> dict[str, LocalNetwork]:
-    """Return each node's local network: the one that its address lies in, among those of the nodes' interfaces.
+    """Return each node's local network: the network of the nodes' interfaces that contains the node's address.
 
-    A node's address is that of its name, which corosync.conf and etc/hosts tell. Nodes of a cluster share networks, so
-    one that another node's files name counts too.
+    corosync.conf and etc/hosts map a node's name to its address. Nodes of a cluster share networks, so the interfaces
+    of all nodes count.
     """
     own = {name: list(_interface_networks(root, files)) for name, files in views.items()}
     for name, cidr in detected.items():

@@ -1,4 +1,4 @@
-"""Where the nodes of a cluster are reached: by the command line, else by corosync.conf."""
+"""The addresses of a cluster's nodes: from the command line, otherwise from corosync.conf."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ KNOWN_HOSTS = ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts")
 def find_targets(root: Path, hosts: str | None, known_hosts: Path | None) -> list[Target]:
     """Return the nodes to ask, in the order given, or by name.
 
-    ``hosts`` is a list such as ``pve1,pve2=10.0.0.2``; without it, all nodes of corosync.conf below ``root`` are meant,
-    each with the address of its first link. ``known_hosts`` names the only file that counts. Else those of ssh(1) do;
-    for a node whose key Proxmox VE keeps in ``etc/pve/nodes/NAME/ssh_known_hosts``, that file does, by the node's name.
-    Raises UsageError where there are no nodes, or one is given twice.
+    ``hosts`` is a list such as ``pve1,pve2=10.0.0.2``. Without it, the result has all nodes of corosync.conf below
+    ``root``, each with the address of its first link. ``known_hosts`` is the only file of host keys. Without it, the
+    files of ssh(1) count, or Proxmox VE's file ``etc/pve/nodes/NAME/ssh_known_hosts``, by the node's name. Raises
+    UsageError if there are no nodes, or one is given twice.
     """
     files = files_of(root)
     addresses = _addresses(root, files)

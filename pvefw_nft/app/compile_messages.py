@@ -58,7 +58,7 @@ def decode(frame: bytes) -> dict[str, Any]:
     return message
 
 
-def checked(read: Callable[[], Any]) -> Any:  # noqa: ANN401 - what is read
+def checked(read: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
     """Return the content of a message. Raises CompilerError if its form is wrong."""
     try:
         return read()

@@ -192,7 +192,7 @@ class _Asks:
 
 
 class _HostFiles(Files):
-    """The host's files, of which only the configuration may be read here."""
+    """The host's files; this process may read only the configuration among them."""
 
     def __init__(self, files: Files, asks: _Asks) -> None:
         self._files = files

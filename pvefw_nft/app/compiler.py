@@ -80,10 +80,10 @@ class Compiler:
         self.close()
 
     def find(self, waiting: Callable[[str], None] = lambda _: None) -> Result:
-        """Return the desired ruleset; the object of the last time, if the configuration has not changed.
+        """Return the desired ruleset; the same object as before, if the configuration has not changed.
 
-        ``waiting`` is called with each path that the first request waits for. Raises what
-        :func:`.desired.compiled` raises, UnreadableError where the file system does not answer, and CompilerError.
+        ``waiting`` is called with each path that the first request waits for. Raises the errors of
+        :func:`.desired.compiled`, UnreadableError if the file system does not answer, and CompilerError.
         """
         message = self._ask({"do": "find"}, waiting)
         self.doubts = checked(lambda: ([*map(str, message["doubts"])], message["seconds"]))
@@ -168,7 +168,7 @@ class Compiler:
     ) -> dict[str, Any]:
         self._patience.run(lambda: None)  # a process that hangs in a file system cannot be ended: ask that first
         if self._worker is None:
-            if request["do"] != "holds":  # where nothing has changed, the stages are not needed
+            if request["do"] != "holds":  # if nothing has changed, the stages are not needed
                 load_stages()
             self._start()
         assert self._worker is not None

@@ -168,9 +168,9 @@ def _read_notes(source: Source, backend: str | None) -> _Notes | None:
 
 
 def on_record(source: Source, backend: str | None, still_hold: Callable[[Observations], bool]) -> Result | None:
-    """Return the ruleset that was applied last, if a compile would be certain to make the same again.
+    """Return the ruleset that was applied last, if a compile would certainly give the same one.
 
-    ``still_hold`` tells whether the answers that its compile had are those of now.
+    ``still_hold`` tells whether the recorded inputs of its compile are unchanged.
     """
     noted = _read_notes(source, backend)
     try:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_INPUT = 256 * 2**20
-"""Largest saved ruleset that is read, in bytes: ten times that of 1,000 guests."""
+"""Largest saved ruleset that is read, in bytes: ten times the ruleset of 1,000 guests."""
 
 MAX_TOML = 4 * 2**20
 """Largest file of packets or of expected differences that is read, in bytes."""
@@ -20,8 +20,8 @@ MAX_TOML = 4 * 2**20
 def read_input(path: Path, limit: int = MAX_INPUT) -> str:
     """Return the text of a file; bytes that are not UTF-8 become surrogates (PEP 383).
 
-    Raises HostError where it cannot be read, is larger than ``limit`` bytes, or no regular file: a device may have no
-    end, and a FIFO may have no writer.
+    Raises HostError if it cannot be read, is larger than ``limit`` bytes, or is not a regular file: a device may have
+    no end, and a FIFO may have no writer.
     """
     try:
         return read_bytes(path, limit).decode("utf-8", "surrogateescape")

@@ -39,8 +39,8 @@ class Peer:
 def migration_peers(source: Source, network: LiveNetwork) -> list[Peer]:
     """Return the hosts that guests migrate from and to, each with this host's address towards it.
 
-    Where a migration network is named, these are the nodes with an address in it; where none of them is known, its
-    first and last address represent all. Raises as :func:`.check_root`.
+    With a migration network, these are the nodes with an address in it; if no such node is known, the first and last
+    address of the network represent all. Raises the errors of :func:`.check_root`.
     """
     secure, named = _settings(source)
     nodes = _node_addresses(source)

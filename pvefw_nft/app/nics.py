@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from pvefw_nft.config import model
     from pvefw_nft.pipeline import Source
 
-_BRIDGE_MTU = 1  # qemu-server: a NIC's mtu=1 means that of its bridge
+_BRIDGE_MTU = 1  # qemu-server: a NIC's mtu=1 means its bridge's MTU
 
 
 @dataclass(frozen=True, slots=True)
 class FilteredNics:
-    """NICs with firewall=1, and those of them whose configuration does not say where they belong."""
+    """NICs with firewall=1; ``misconfigured`` are NICs whose configuration names no usable bridge."""
 
     nics: tuple[Nic, ...]
     misconfigured: tuple[Misconfigured, ...] = ()

@@ -24,9 +24,9 @@ _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def write_file(path: Path, pieces: Iterable[str]) -> None:
     """Write a regular file as a whole or not at all; write into any other, such as ``/dev/null`` or a FIFO.
 
-    Where other users may write to a folder of the path, a link or FIFO of theirs there is not used: it may lead to what
-    only we may write to. The text is written beside the file and renamed, all within the folder that was opened first.
-    Raises OSError; ELOOP is for a foreign link.
+    If other users may write to a folder of the path, their links and FIFOs there are not used: a link may lead to a
+    file that only this user may write to. The text is written to a new file beside the old one, which then gets the old
+    one's name; both are in the folder that was opened first. Raises OSError; ELOOP for a foreign link.
     """
     folder, name = _place(path)
     try:
@@ -46,8 +46,8 @@ def write_file(path: Path, pieces: Iterable[str]) -> None:
 def _place(path: Path) -> tuple[int, str]:
     """Open the folder that a path leads to; return its descriptor, and the name in it.
 
-    Links to files are followed one by one, as long as each can only be this user's or root's. Where a link is returned,
-    it is foreign or leads to no file, as those of /proc/self/fd do.
+    Links to files are followed one by one, while each belongs to this user or root. If the result is a link, the link
+    is foreign, or it leads to no file, like the links of /proc/self/fd.
     """
     folder = _folder(path.parent, None)
     name = path.name or "."

@@ -1,7 +1,7 @@
 """Read only the part of a ruleset that packets of some guests, the host and the outside can meet.
 
-Reading all rules of a large node takes seconds. A chain of a guest's NIC is met by that NIC's packets alone: those of
-other NICs are read as if they were empty.
+Reading all rules of a large node takes seconds. Only the NIC's own packets meet a chain of a guest's NIC. So chains of
+other NICs are read as empty chains.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Proofs of ``compare`` on disk, in a folder that only this user can read or write.
 
 One file has the proofs used last, as a line with a digest and a line of JSON: keys of :mod:`~.verify.prove.proofs` with
-what a report counts. It holds digests and numbers alone, nothing of a configuration. Whoever could write it could have
-compare call two rulesets alike: so the folder and the file must belong to the user that runs the command, and no other
-may write to them; else nothing is read or written. A file that is damaged, cut off or of another version counts as
-empty. Two commands at a time both keep their proofs.
+the numbers of a report. It holds only digests and numbers, no part of a configuration. With write access to the file,
+another user could make ``compare`` call two different rulesets alike. So the folder and the file must belong to the
+user that runs the command, and no other user may write to them; otherwise nothing is read or written. A file that is
+damaged, cut off or of another version counts as empty. Two commands at the same time both keep their proofs.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _WRITABLE_BY_OTHERS = 0o022
 _OPEN_TO_OTHERS = 0o077
 _PATIENCE = 2.0  # seconds to wait for another command, which takes milliseconds
 _UNUSABLE = (OSError, ValueError, TypeError, RecursionError)
-"""What reading a damaged file raises."""
+"""The errors of reading a damaged file."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def kept_proofs() -> Proofs:
-    """Return this user's proofs; ones that keep nothing where there is no folder for them, or it is not safe."""
+    """Return this user's proofs; a cache that keeps nothing if there is no folder for them, or it is not safe."""
     given = os.environ.get(VARIABLE)
     if given == "":
         return NO_PROOFS
@@ -164,7 +164,7 @@ def _sound_key(key: str) -> str:
 
 
 def _proof(value: object) -> Proof:
-    """Return a proof as it was written. Raises ValueError where it is none."""
+    """Return a proof as it was written. Raises ValueError if the text is not a proof."""
     match value:
         case [int(ways), int(pairs), bool(marked), bool(looks), list(zones)]:
             return Proof(ways, pairs, marked, looks, frozenset(((a, b), (c, d)) for a, b, c, d in zones))

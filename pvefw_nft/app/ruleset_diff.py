@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def with_lines(changes: Sequence[Change], before: Desired | None, after: Desired) -> tuple[Change, ...]:
-    """Return the changes, those of chains with the rules that come (``+``) and go (``-``) as their detail.
+    """Return the changes; the details of a chain's change are the rules that come (``+``) and go (``-``).
 
-    ``before`` is the ruleset that runs. Where it is not known, or of the other backend, all rules come. Entries of sets
-    stay as they are. A ruleset that cannot be read leaves the changes without lines.
+    ``before`` is the ruleset that runs. If it is unknown, or of the other backend, all rules come. Changes of sets keep
+    their details. If a ruleset cannot be read, the changes have no lines.
     """
     if all(change.detail for change in changes):
         return (*changes,)

@@ -175,7 +175,7 @@ class Service:
         if not self._started or self._ready:
             return
         if self._fail_closed and not (self._in_place or firewall.was_started()):
-            # this service goes on trying: the start must not time out before
+            # this service keeps trying: the start must not time out before
             watch.notify(f"EXTEND_TIMEOUT_USEC={_STILL_STARTING * 10**6}")
             return
         self._ready = True

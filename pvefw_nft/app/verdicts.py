@@ -37,9 +37,9 @@ class Verdicts:
         self._shortcuts = Shortcuts()
 
     def outcome(self, spec: PacketSpec, source: tuple[int, int], destination: tuple[int, int]) -> Outcome:
-        """Return the verdict on a packet between two addresses (IP version, number), which are those of ``spec``.
+        """Return the verdict on the packet ``spec`` between its two addresses (IP version, number).
 
-        The outcome may be that of another packet that is treated alike. Raises UsageError where there is no way.
+        The outcome may come from another packet that is treated alike. Raises UsageError if there is no way.
         """
         on_source, on_destination = _ADDRESSES[source[0]]
         key = (

@@ -73,7 +73,7 @@ class Entry(NamedTuple):
 
 
 def request(command: str, params: Mapping[str, Any], options: Mapping[str, Any], *, form: str) -> Request:
-    """Return the request that a command line makes; ``options`` are those of each job."""
+    """Return the request that a command line makes; ``options`` apply to each job."""
     return Request(
         command,
         options,
@@ -93,9 +93,9 @@ def run(
     keep: Callable[[str, dict[str, Any]], None] = lambda _name, _result: None,
     amend: Amend | None = None,
 ) -> int:
-    """Do a command for all nodes, print the answer, and return the exit code: the worst of all.
+    """Run a command for all nodes, print the answer, and return the worst exit code.
 
-    ``keep`` gets the name and the result of each node as it is done, and may remove parts of the result. ``amend`` gets
+    ``keep`` gets the name and the result of each finished node, and may remove parts of the result. ``amend`` gets
     the results of all nodes of a cluster, and returns a function that amends one of them.
     """
     with tempfile.TemporaryFile(prefix="pvefw-") as spool:
@@ -298,7 +298,7 @@ def printable_lines(text: str) -> str:
 
 
 def _print_json(command: str, stored: _Stored) -> None:
-    """Print an object a node; the parts of ``diagnostics`` and ``data`` are those of the command for one node."""
+    """Print an object for each node; ``diagnostics`` and ``data`` are the output of the command for one node."""
     exit_code = worst(one.exit for one in stored.entries)
     click.echo(f'{{\n"command": {json.dumps(command)},\n"exit": {exit_code},\n"nodes": [')
     for number, entry in enumerate(stored.entries):

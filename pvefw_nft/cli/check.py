@@ -43,7 +43,7 @@ def check_command(
     local_network: str | None,
     form: str,
     analysis: bool,
-    **_: Any,  # noqa: ANN401 - those of all_nodes_options
+    **_: Any,  # noqa: ANN401 - from all_nodes_options
 ) -> None:
     """Report mistakes in a configuration. Exit code 1 if a line is an error, otherwise 0.
 

@@ -25,7 +25,7 @@ class CleanStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write a text without its commands. Raises what the stream raises."""
+        """Write a text without its commands. Passes on the errors of the stream."""
         if not text.replace("\n", "").isprintable():
             text = clean(text)
         return self._stream.write(text)

@@ -132,7 +132,7 @@ def _words(options: dict[str, Any]) -> tuple[str, ...]:
 @_form
 @_ssh_options
 @click.pass_context
-def status_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - those of _ssh_options
+def status_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - from _ssh_options
     """Show for each node whether its firewall runs, and how it differs from its configuration.
 
     The exit code is the worst one of all nodes; a node that does not answer counts as 3.
@@ -214,8 +214,8 @@ def _count(status: dict[str, Any], name: str) -> str:
 def table_lines(rows: list[dict[str, str]], width: int) -> Iterator[str]:
     """Yield the lines of a table: the names of columns, then the rows.
 
-    Where that is wider than ``width`` columns, first the kernels' versions go (those that differ are named below the
-    table), then each node's name gets a line of its own above its row.
+    If the table is wider than ``width`` columns, the column of kernels is left out first (different versions are named
+    below the table). If it is still too wide, each node's name gets a line of its own above its row.
     """
     if _width(rows) > width:
         rows = [{name: value for name, value in row.items() if name != "kernel"} for row in rows]

@@ -37,7 +37,7 @@ class Command(click.Command):
         self.params += [option for option in _common(answers=answers) if not own & {*option.opts}]
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's
-        """Run the command. With ``--format json`` print its answer, also where it failed, and exit with its code."""
+        """Run the command. With ``--format json`` print its answer, also after a failure, and exit with its code."""
         chosen = _console_of(ctx)
         chosen.verbose = chosen.verbose or bool(ctx.params.get("verbose"))
         token = console.use(chosen)
@@ -80,7 +80,7 @@ class Command(click.Command):
 
 
 def command(name: str, *, answers: bool = False) -> Callable[[Callable[..., Any]], Command]:
-    """Make a function a command of pvefw; see :class:`Command`. Its examples are those of its name."""
+    """Make a function a command of pvefw; see :class:`Command`. Its examples are found by its name."""
     return click.command(name, cls=Command, examples=EXAMPLES[name], answers=answers)
 
 

@@ -88,7 +88,7 @@ def compare_command(
     node: str | None,
     local_network: str | None,
     jobs: int | None,
-    **_: Any,  # noqa: ANN401 - those of all_nodes_options, and limits, which ctx.params has
+    **_: Any,  # noqa: ANN401 - all_nodes_options and limits, read from ctx.params
 ) -> None:
     """Prove that two rulesets treat packets alike, or show packets that they treat differently.
 

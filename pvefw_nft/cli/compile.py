@@ -64,7 +64,7 @@ def compile_command(
     form: str | None,
     output: Path | None,
     summary: str,
-    **_: Any,  # noqa: ANN401 - those of all_nodes_options
+    **_: Any,  # noqa: ANN401 - from all_nodes_options
 ) -> None:
     """Print the ruleset of a configuration.
 

@@ -1,7 +1,7 @@
-"""What a command prints: answers, remarks, and with ``--format json`` one object that holds all of them.
+"""The output of a command: answers, remarks, and with ``--format json`` one object that holds all of them.
 
-A command reports its work with :func:`say`, remarks for the reader with :func:`warn` and :func:`note`, and gives
-programs the same as facts with :func:`answer`. Where each goes:
+A command reports its work with :func:`say`, remarks for the reader with :func:`warn` and :func:`note`, and facts for
+programs with :func:`answer`. The output of each function goes to:
 
 =========  ===============  ================  ===========================
            text             text with ``-q``  ``--format json``
@@ -33,7 +33,7 @@ _LEVELS = {"error": "red", "warning": "yellow", "note": "cyan"}
 _VERDICTS = {"ACCEPT": "green", "DROP": "red", "REJECT": "red", "UNDECIDED": "yellow"}
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 _HANGING = 4  # columns: the hanging indent of wrapped lines
-_NARROWEST = 40  # columns: a narrower terminal wraps by itself
+_NARROWEST = 40  # columns: a narrower terminal wraps the lines
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ def say(text: str = "", *, err: bool = False) -> None:
         click.echo(wrapped(text, sys.stderr if err else sys.stdout), err=err)
 
 
-def answer(**facts: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+def answer(**facts: Any) -> None:  # noqa: ANN401 - any JSON value
     """Add facts to the JSON answer of the command."""
     current().facts.update(facts)
 
@@ -101,7 +101,7 @@ def note(text: str, help: str | None = None, *, err: bool = True) -> None:  # no
 
 
 def error(text: str, help: str | None = None, *, err: bool = True) -> None:  # noqa: A002 - as the message reads
-    """Print the failure of a part. The command goes on."""
+    """Print the failure of a part. The command continues."""
     _print_message("error", text, help, err=err)
 
 
@@ -116,7 +116,7 @@ def tell(line: str, *, err: bool = True) -> None:
 
 
 def ask(text: str) -> None:
-    """Print on standard error what the user has to do now, whatever the format."""
+    """Print the user's next step on standard error, in every format."""
     click.echo(text, err=True)
 
 
@@ -138,7 +138,7 @@ def _print_message(level: str, text: str, remedy: str | None, *, err: bool) -> N
 
 
 def colour() -> bool | None:
-    """Return False where the environment forbids colour, by NO_COLOR (no-color.org) or TERM; None: terminals get it."""
+    """Return False if the environment forbids colour, by NO_COLOR (no-color.org) or TERM; None: colour on terminals."""
     return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
 
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     "--format", "form", type=click.Choice(("text", "json", "markdown")), default="text", help="Default: text."
 )
 def explain_command(code: str | None, form: str) -> None:
-    """Explain a diagnostic CODE: its meaning, how Proxmox treats such a line, and how to write it instead.
+    """Explain a diagnostic CODE: its meaning, Proxmox's treatment of the line, and the correct line.
 
-    Without CODE, list all codes; with --format markdown then print the manual's page of all codes.
+    Without CODE, list all codes. Without CODE and with --format markdown, print the manual's page of all codes.
     """
     if form == "json":
         chosen = (

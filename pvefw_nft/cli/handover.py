@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def take_steps(steps: Iterable[Step], *, dry_run: bool) -> None:
-    """Print each step, and take it unless this is a ``dry_run``. Raises what the steps raise."""
+    """Print each step, and execute it unless this is a ``dry_run``. Passes on the errors of the steps."""
     taken: list[dict[str, Any]] = []
     console.answer(dry_run=dry_run, steps=taken)  # with JSON, a run that fails has the steps before the failure, too
     for number, step in enumerate(steps, 1):

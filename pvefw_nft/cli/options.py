@@ -134,9 +134,9 @@ def make_source(root: Path, node: str | None, local_network: str | None, *, as_r
 def make_offline_source(
     root: Path, node: str | None, local_network: str | None, *, as_reference: bool = False
 ) -> Source:
-    """As :func:`make_source`, for commands that change no host.
+    """Do the same as :func:`make_source`, for commands that change no host.
 
-    The root may be that of another one: then facts taken from this machine are reported.
+    The root may belong to another host. Then facts taken from this machine are reported.
     """
     source = make_source(root, node, local_network, as_reference=as_reference)
     elsewhere = root.resolve() != Path("/")

@@ -33,7 +33,7 @@ refuse_cuts_option = click.option(
 def check_sessions(desired: Desired, source: Source, *, go_on: bool) -> None:
     """Print which connections a ruleset would cut, before it is loaded.
 
-    Raises :class:`HostError` where one of those is among them that must not break, unless ``go_on``.
+    Raises :class:`HostError` if a protected connection is among them, unless ``go_on``.
     """
     if firewall.is_in_force(desired):
         return  # this ruleset runs already: nothing changes

@@ -193,7 +193,7 @@ def _simulate_all_nodes(options: dict[str, Any]) -> int:
 
 
 def exit_code_of(results: list[Result]) -> int:
-    """Return 1 where a packet got another verdict than expected, 5 where one's is not decided."""
+    """Return 1 if a packet got an unexpected verdict, 5 if a verdict is not decided."""
     failed = [result for result in results if not result.passed]
     if any(not result.undecided for result in failed):
         return 1
@@ -409,7 +409,7 @@ def _count_words(passed: int, failed: int, guessed: int, skipped: int) -> str:
 
 
 def packet_results(tests: list[_Test], results: list[Result], *, verbose: bool) -> list[dict[str, Any]]:
-    """Return as data the results of the packets that pass a node; ``number`` is that of the packet in its file."""
+    """Return as data the results of the packets that pass a node; ``number`` counts packets in the file."""
     numbers = {id(test): number for number, test in enumerate(tests)}
     return [
         {
@@ -437,9 +437,9 @@ def packets_summary(packets: list[dict[str, Any]], count: int) -> dict[str, Any]
 
 
 def excuse_first_nodes(count: int, results: Iterable[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
-    """Return the amendment of a node's result: another node may stop the packets that this one lets pass, as expected.
+    """Return the amendment of a node's result: another node may stop packets that this one accepts, as expected.
 
-    ``results`` are those of all nodes of a cluster, ``count`` is the number of packets in the file.
+    ``results`` are the results of all nodes of a cluster, ``count`` is the number of packets in the file.
     """
     stopped = {
         packet["number"]

@@ -102,7 +102,7 @@ def _apply_options(command: _F) -> _F:
 )
 @_apply_options
 @click.pass_context
-def start_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - those of _apply_options
+def start_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - from _apply_options
     """Load the ruleset of the configuration, and replace the previous one.
 
     A repeated start changes nothing. A configuration with errors is not applied without --skip-invalid. A guest whose

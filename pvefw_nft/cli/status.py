@@ -47,7 +47,7 @@ _MAX_LISTED = 10
 
 @dataclass(slots=True)
 class _Found:
-    """What status looked at, beside the rules themselves."""
+    """The facts that ``status`` reports beside the rules themselves."""
 
     theirs: list[str] = field(default_factory=list)
     waiting: Pending | None = None
@@ -150,7 +150,7 @@ def _leftovers() -> list[str]:
 
 
 def _others() -> list[str]:
-    """Return who else filters here; nothing where no tool lists rules, which status reports by itself."""
+    """Return the other programs that filter here; empty if no tool lists rules, which status reports elsewhere."""
     try:
         return other_filters()
     except HostError:

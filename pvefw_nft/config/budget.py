@@ -1,6 +1,6 @@
 """How much one configuration may cost. A guest that asks for more is closed, since its tenant may be hostile.
 
-The limits hold for files of tenants: those of guests. They lie far above files written by hand, and far below sizes
+The limits apply to files of tenants, that is, of guests. They are far above files written by hand, and far below sizes
 that would keep a node from compiling in time (benchmarks/compile.py: 30,000 lines a second and more).
 """
 

@@ -28,7 +28,7 @@ _DEFAULT_VERSIONS = _VERSIONS["ipv6-4"]
 
 
 def read_corosync(file: str, text: str, files: Files, root: Path, findings: Findings) -> Corosync | None:
-    """Return the content of corosync.conf, or None where it cannot be read, which is reported.
+    """Return the content of corosync.conf, or None if it cannot be read, which is reported.
 
     ``root`` is the folder whose ``etc/hosts`` knows the names of nodes.
     """
@@ -70,7 +70,7 @@ class _Names:
         self._known: Mapping[tuple[str, int], Prefix] | None = None
 
     def address(self, text: str) -> Prefix | None:
-        """Return an address, or that of a name; None where the text is neither."""
+        """Return an address, or the address of a name; None if the text is neither."""
         if looks_like_address(text):
             try:
                 return read_prefix(text)

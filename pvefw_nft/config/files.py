@@ -183,11 +183,11 @@ def _unreadable(path: Path | str, error: OSError) -> UnreadableError:
 
 
 def read_text(path: Path | str, opened: Callable[[Path | str], int] | None = None) -> str | None:
-    """Return the text of a file, without a byte-order mark, or None where it does not exist.
+    """Return the text of a file, without a byte-order mark, or None if it does not exist.
 
     Bytes that are not UTF-8 become U+FFFD, which the readers of lines report. ``opened`` returns a descriptor that
-    reads the file. Raises UnreadableError where the file system fails, and UnusableFileError where the file can be
-    read, but is too large, is no text, no regular file, or a link to nowhere.
+    reads the file. Raises UnreadableError if the file system fails, and UnusableFileError if the file can be
+    read, but is too large, not a text, not a regular file, or a link that leads nowhere.
     """
     try:
         data = read_bytes(path, MAX_FILE_SIZE, opened)

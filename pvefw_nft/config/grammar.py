@@ -124,8 +124,7 @@ class EntryLine:
 class RuleLine:
     """A rule as written: ``fields`` maps the canonical option names to their values.
 
-    The names are those of :data:`FIELDS`. ``action`` is the word after the type; for type GROUP that is the
-    group's name.
+    :data:`FIELDS` lists the names. ``action`` is the word after the type; for type GROUP it is the group's name.
     """
 
     line: Line

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pvefw_nft.errors import Diagnostic
 
 COMPANION_SUFFIX = ".pvefw"
-"""How the name of a companion file ends, where that of Proxmox's file ends in ``.fw``."""
+"""End of a companion file's name, instead of ``.fw`` of Proxmox's file."""
 
 _Hardening = TypeVar("_Hardening", ClusterHardening, HostHardening)
 
@@ -230,7 +230,7 @@ class Configuration:
                     yield self._guest(vmid, kind, files[vmid], rules=rules)
 
     def read_guest(self, vmid: int, kind: GuestKind, path: str) -> Guest:
-        """Read a guest of any node, by the path of its config; its firewall file lies beside those of all guests."""
+        """Read a guest of any node, by the path of its config; its firewall file is in the folder of all guests."""
         return self._guest(vmid, kind, path, rules=True)
 
     def read_guest_file(self, vmid: int) -> None:

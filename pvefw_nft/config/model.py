@@ -1,8 +1,8 @@
 """The typed model of a configuration, in Proxmox's own words.
 
-Everything here is frozen and keeps the place it was written at: rules through :class:`~.grammar.RuleLine`, which
-knows the column of every word, the rest through a :class:`~.grammar.Line` or a span. What the front end found
-wrong is not in the model: it was reported and skipped.
+Everything here is frozen and knows its place in the file: rules through :class:`~.grammar.RuleLine`, which knows the
+column of every word, the rest through a :class:`~.grammar.Line` or a span. The front end reports and skips wrong lines,
+so the model does not contain them.
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ class GuestHardening:
     max_fragments: int | None = None
 
     def over(self, cluster: ClusterHardening) -> GuestHardening:
-        """Return the options with those of the cluster where the guest has none."""
+        """Return the options; the cluster's option applies if the guest has none."""
         return GuestHardening(
             self.qinq,
             self.one_zone,
@@ -334,7 +334,7 @@ class GuestConfig:
 
 @dataclass(frozen=True, slots=True)
 class VnetConfig:
-    """The firewall file of a VNet, whose name is that of its bridge."""
+    """The firewall file of a VNet; its bridge has the same name."""
 
     name: str
     options: VnetOptions = field(default_factory=VnetOptions)
@@ -352,7 +352,7 @@ class GuestKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """A NIC of a guest config. ``mac`` is None where it is missing or malformed, which was reported.
+    """A NIC of a guest config. ``mac`` is None if it is missing or malformed, which was reported.
 
     ``addresses`` are a container's configured ones, as host prefixes. ``tag`` and ``trunks`` are VLAN ids.
     """

@@ -1,12 +1,12 @@
 """Names of services, protocols, Ethernet protocols and ICMP types.
 
-The first three are the host's own: services(5), protocols(5) and ``/etc/ethertypes``. Where the host lacks
-such a file (Debian's package netbase brings them), a copy of Debian's names in ``data/`` takes its place.
-Each file is read once, when it is first needed, and as the C library does: a malformed line is no entry, and
-the first entry with a name counts.
+The first three come from the host's files: services(5), protocols(5) and ``/etc/ethertypes``. If the host lacks such a
+file (Debian's package netbase contains them), a copy of Debian's names in ``data/`` is used. Each file is read once,
+when it is first needed, in the same way as by the C library: a malformed line is no entry, and the first entry with a
+name counts.
 
-The ICMP types are those that ``iptables -p icmp -h`` and ``ip6tables -p icmpv6 -h`` list; their numbers are
-assigned by IANA (ICMP: RFC 792 and successors, ICMPv6: RFC 4443, RFC 4861).
+The ICMP types are the types that ``iptables -p icmp -h`` and ``ip6tables -p icmpv6 -h`` list; IANA assigns their
+numbers (ICMP: RFC 792 and successors, ICMPv6: RFC 4443, RFC 4861).
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def _packaged(file: str) -> str:
 
 
 def read_with(ask: Callable[[str], str | None]) -> None:
-    """Have the host's files read by another process, of which ``ask`` gets their texts by name."""
+    """Let another process read the host's files; ``ask`` returns their texts by name."""
     global _ask
     _ask = ask
 

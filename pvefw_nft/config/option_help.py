@@ -1,6 +1,6 @@
 """The values and effect of each option of a firewall file, for the manual's tables and pvefw.fw(5).
 
-Names are those that :data:`~.options.OPTIONS` reads, defaults those of the model.
+The names come from :data:`~.options.OPTIONS`, the defaults from the model.
 """
 
 from __future__ import annotations

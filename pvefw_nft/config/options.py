@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 ENABLE_GRACE = 60
-"""Seconds for which an epoch time as the cluster's ``enable`` counts as 1, so that a lock-out ends by itself."""
+"""Seconds for which an epoch time as the cluster's ``enable`` counts as 1, so that a lock-out ends after them."""
 
 CLOCK_SKEW = 60
 """Seconds by which that time may lie in the future and count as 1: another node wrote it, by its own clock."""
@@ -61,7 +61,7 @@ class FileKind(Enum):
 
     @property
     def is_companion(self) -> bool:
-        """Tell whether it is a file of pvefw's own, beside that of Proxmox: it has nothing but options."""
+        """Tell whether it is a companion file, which only pvefw reads and which has only options."""
         return self in (FileKind.CLUSTER_HARDENING, FileKind.HOST_HARDENING, FileKind.GUEST_HARDENING)
 
 
@@ -221,7 +221,7 @@ _LIST_WORD = re.compile(r"[^,; \t]+")
 
 
 def _words(text: str) -> list[re.Match[str]]:
-    """Return the words of a list; raises BadValue where there is none, which would read as no list at all."""
+    """Return the words of a list; raises BadValue for an empty list, which would read as no list at all."""
     words = list(_LIST_WORD.finditer(text))
     if not words:
         raise _bad(text, "write at least one name, or remove the line")

@@ -1,4 +1,4 @@
-"""Whom the option ``ipfilter_established`` would cut off: guests let in at addresses they may not answer from."""
+"""Guests that ``ipfilter_established`` would cut off: their rules accept packets to addresses not in their set."""
 
 from __future__ import annotations
 

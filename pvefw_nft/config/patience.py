@@ -1,8 +1,8 @@
-"""Not waiting for ever for a file system that does not answer.
+"""Limit the wait for a file system that does not answer.
 
-``/etc/pve`` is a FUSE file system: when its daemon hangs, so does each call that touches it, and no signal ends such a
-call. So files are read in a thread of their own, which can be left behind; and first a probe finds out whether the file
-system answers at all, since a process does not end while one of its threads hangs in such a call.
+``/etc/pve`` is a FUSE file system. When its daemon hangs, each call to it hangs, and no signal ends this
+call. So files are read in a thread of their own, which can be abandoned. A process cannot end while one of its threads
+hangs in such a call, so a probe first finds out whether the file system answers.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Patience:
         self._hanging = ""
 
     def run(self, function: Callable[[], _T]) -> _T:
-        """Return the function's result, or raise its error; :class:`UnreadableError` where it hangs.
+        """Return the function's result, or raise its error; :class:`UnreadableError` if it hangs.
 
-        A function that hangs goes on in its thread when the file system answers again: its data must not be
-        used by anybody else then.
+        A hanging function continues in its thread when the file system answers again: other code must not use its
+        data then.
         """
         if threading.current_thread() is self._thread:
             return function()  # within another one

@@ -100,7 +100,7 @@ class RuleReader:
         self.defined_below: Callable[[SectionKind, str, int], int | None] = lambda _kind, _name, _line: None
 
     def read(self, written: RuleLine, types: tuple[str, ...], columns: tuple[str, ...]) -> RuleItem:
-        """Return a rule; ``types`` and ``columns`` are those of its section. Raises Rejected."""
+        """Return a rule; its section has these ``types`` and ``columns``. Raises Rejected."""
         kind = written.type.text.upper()
         if kind not in types:
             if kind not in _TYPES and kind != "GROUP":

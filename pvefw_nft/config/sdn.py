@@ -1,8 +1,8 @@
 """The address sets of software-defined networks: of each VNet, and of each guest that IPAM knows.
 
-Proxmox VE makes them from two state files below ``etc/pve``: ``sdn/.running-config``, the SDN configuration as it was
+Proxmox VE makes them from two state files below ``etc/pve``: ``sdn/.running-config``, the SDN configuration that was
 applied last, and ``sdn/pve-ipam-state.json`` (in older versions ``priv/ipam.db``), the addresses that its own IPAM
-gave away. Rules refer to the sets as ``+sdn/NAME``, or as ``+NAME`` where neither guest nor cluster has such an ipset.
+assigned. Rules refer to the sets as ``+sdn/NAME``, or as ``+NAME`` if neither guest nor cluster has such an ipset.
 
 Example: VNet ``web`` with the one subnet 10.0.0.0/24, whose gateway is 10.0.0.1, gives the sets ``web-all``
 (10.0.0.0/24), ``web-gateway`` (10.0.0.1), ``web-no-gateway`` (10.0.0.0/24 without 10.0.0.1) and ``web-dhcp`` (empty).
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from pvefw_nft.config.findings import Findings
 
 RUNNING_CONFIG = "sdn/.running-config"
-"""The SDN configuration as it was applied last, below ``etc/pve``."""
+"""The SDN configuration that was applied last, below ``etc/pve``."""
 
 IPAM_STATES = ("sdn/pve-ipam-state.json", "priv/ipam.db")
-"""Where Proxmox's own IPAM keeps its addresses, below ``etc/pve``: the first file that exists counts."""
+"""Files of Proxmox's own IPAM, below ``etc/pve``: the first file that exists counts."""
 
 STATE_FILES = (RUNNING_CONFIG, *IPAM_STATES)
 

@@ -1,6 +1,6 @@
-"""The services of a rule: its protocol, ports and ICMP type, or those of its macro.
+"""The services of a rule: the protocol, ports and ICMP type of the rule or its macro.
 
-They depend only on the words of the rule, not on its place. So the same words are read once.
+They depend only on the words of the rule, not on its place. So equal words are read once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The source of a compile. It records each question of the compile, so that a later run can tell that nothing changed.
 
-A compile depends on nothing but the answers to its questions: files, folders, the local network, names of links, and
-this program itself. Where each answer is the same, so is the ruleset.
+A compile depends only on the answers to its questions: files, folders, the local network, names of links, and this
+program itself. If all answers are equal, the ruleset is equal.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Source:
 
     @property
     def files(self) -> Files:
-        """The access to files: ``observed_files`` where they are given, else the root's own."""
+        """The access to files: ``observed_files`` if given, else the root's own."""
         return self.observed_files or files_of(self.root)
 
 
@@ -110,7 +110,7 @@ class Observations:
         return [name for (kind, name), answer in self.answers.items() if kind == "text" and answer != _NO_TEXT]
 
     def still_hold(self, source: Source) -> bool:
-        """Tell whether each answer is the same now; where nothing was noted, nothing is known."""
+        """Tell whether each recorded answer still holds; False if nothing was recorded."""
         if not self.answers:
             return False
         try:
@@ -225,9 +225,9 @@ def program_digest() -> str:
 
 
 def program_files(folder: Path) -> list[Path]:
-    """Return the files of a package, those of linked folders included, in a fixed order.
+    """Return the files of a package, including linked folders, in a fixed order.
 
-    Compiled files are left out, and their folders not even looked into: another run may make or remove them now.
+    Folders of compiled files are skipped: another run may make or remove these files at the same time.
     """
     found = []
     for here, folders, files in os.walk(folder, followlinks=True):

@@ -29,9 +29,9 @@ _LOOK = 0.1  # seconds between two looks of a command that waits
 def is_cut_off(text: str | None, before: str | None) -> bool:
     """Tell whether a file looks cut off, compared with its content before.
 
-    So does one that begins otherwise, but has fewer lines, without the last one of before: a new version of which a
-    part is written. And so does one without a line ``enable:`` or ``net0:`` that was there: to switch off is to write
-    ``enable: 0`` or ``firewall=0``.
+    It looks cut off if it is the beginning of the old content, or if it has fewer lines and lacks the old last line: a
+    part of a new version may be written. It also looks cut off if an old line ``enable:`` or ``net0:`` is missing: to
+    switch a firewall off, an administrator writes ``enable: 0`` or ``firewall=0``.
     """
     if before is None or text == before:
         return False
@@ -147,7 +147,7 @@ def _was_there(now: object, before: object) -> bool:
 
 
 class SettledFiles(Files):
-    """Files for a command that runs once: it waits where a file is missing, empty or cut off that was not before.
+    """Files for a command that runs once: it waits if a file became missing, empty or cut off.
 
     ``knew`` returns the recorded facts about a path's text when the ruleset was last applied.
     """

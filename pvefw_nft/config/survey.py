@@ -46,9 +46,9 @@ _FILE_HINT = "files here are cluster.fw and VMID.fw, such as 100.fw"
 def survey(root: Root, configuration: Configuration, findings: Findings, *, only_own: bool = False) -> None:
     """Report mistakes in files that this node does not compile, and settings that defeat one another.
 
-    ``configuration`` is that of ``root`` and was made with ``findings``. Findings in the node's own files are
-    reported where they are compiled: it is taken out again. ``only_own``: leave out findings of other nodes;
-    its other nodes and :func:`survey_strays` report that. Raises ConfigurationError where the file system fails.
+    ``configuration`` belongs to ``root`` and was read with ``findings``. The compile reports findings in the node's own
+    files, so they are left out here. ``only_own``: leave out findings of other nodes, which the other nodes and
+    :func:`survey_strays` report. Raises ConfigurationError if the file system fails.
     """
     own = list(configuration.guests())
     findings.diagnostics.clear()
@@ -68,9 +68,9 @@ def survey(root: Root, configuration: Configuration, findings: Findings, *, only
 
 
 def survey_strays(root: Root, configuration: Configuration, findings: Findings) -> None:
-    """Report firewall files that no node of the cluster reads, and mistakes in those of guests.
+    """Report firewall files that no node of the cluster reads, and mistakes in such files of guests.
 
-    ``root`` is that of no node. Raises ConfigurationError where the file system fails.
+    ``root`` names no node. Raises ConfigurationError if the file system fails.
     """
     vmids = {vmid for _, _, vmid, _ in root.configs_elsewhere()}
     _report_strays(list(_unread_files(root, configuration, vmids)), findings)
@@ -191,7 +191,7 @@ def _judge_guest(guest: Guest, groups: Mapping[str, Group], findings: Findings) 
 
 
 def _judge_answers(guest: Guest, cluster: ClusterConfig, findings: Findings) -> None:
-    """Report rules whose answers the IP filter drops, where it holds within connections, too."""
+    """Report rules whose answers ``ipfilter_established`` drops."""
     config = guest.firewall
     if config is None or guest.closed or not config.hardening.over(cluster.hardening).ipfilter_established:
         return
@@ -208,7 +208,7 @@ def _judge_answers(guest: Guest, cluster: ClusterConfig, findings: Findings) -> 
 def _report_off(
     message: str, config: ClusterConfig | GuestConfig | HostConfig, rules: tuple[RuleItem, ...], findings: Findings
 ) -> None:
-    """Report a firewall that is off: a warning where nothing says so, a note where ``enable: 0`` does."""
+    """Report a firewall that is off: a warning if ``enable`` is missing, a note for ``enable: 0``."""
     line = config.option_lines.get("enable")
     if line is None:
         findings.warning("not-enabled", _first_span(config, rules), message, "add `enable: 1` below [OPTIONS]")
@@ -260,7 +260,7 @@ def _judge_policies(
 
 
 def _distinct(rules: Sequence[RuleItem], groups: Mapping[str, Group]) -> Iterator[Rule]:
-    """Yield the rules, and those of each group once: a file may name a large group in each of its lines."""
+    """Yield the rules of a file, and the rules of each group once: a file may name a large group in each line."""
     named = dict.fromkeys(rule.group for rule in rules if isinstance(rule, GroupRule))
     yield from (rule for rule in rules if not isinstance(rule, GroupRule))
     yield from (rule for name in named if name in groups for rule in groups[name].rules)

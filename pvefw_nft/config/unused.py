@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _IMPLIED_IPSETS = re.compile(r"management|blacklist|ipfilter-net[0-9]+")
 _IMPLIED_ALIASES = ("local_network",)
 _MAY_DEFINE = re.compile(r"ipset|aliases", re.IGNORECASE)
-"""What a section that defines names has in its header."""
+"""The word in the header of a section that defines names."""
 _SEPARATORS = re.compile(r"[\s,]+")
 _CODES = {"alias": "unused-alias", "ipset": "unused-ipset", "group": "unused-group"}
 _SCOPES = ("", "dc/", "guest/")
@@ -78,7 +78,7 @@ def _text(root: Root, path: Path) -> str:
 
 
 def _words(text: str) -> Iterator[str]:
-    """Yield the words of a file that may refer to a name; where a line defines one, its first word does not count."""
+    """Yield the words of a file that may refer to a name, without the first word of a line that defines one."""
     defines = False
     for raw in text.split("\n"):
         line = raw.partition("#")[0].strip().removeprefix("!").strip()

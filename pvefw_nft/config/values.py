@@ -135,7 +135,7 @@ _RATE_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 class RateLimit:
     """At most ``number`` packets per ``unit`` (second, minute, hour, day), with a burst, as the configuration says.
 
-    ``burst`` is None where the configuration leaves it to the tool (5 packets, iptables-extensions(8)).
+    ``burst`` is None if the configuration does not set it; the tool then takes 5 packets (iptables-extensions(8)).
     """
 
     number: int

@@ -1,10 +1,10 @@
-"""Bundles: all files that a job reads, as one compressed tar, so that it can be done on another machine.
+"""Bundles: all files that a job reads, as one compressed tar, so that another machine can run the job.
 
-A bundle holds texts as they were read here, folders by their names, and for each file that cannot be used the reason.
-It is named by its SHA-256: equal files give an equal bundle. What reads one trusts nothing in it: only regular files
-and folders, none twice, none outside, and not more than there may be; nothing is written to disk.
+A bundle holds the texts of files, the names of folders, and the reason for each file that cannot be used.
+Its name is its SHA-256: equal files give an equal bundle. The reader does not trust a bundle. It accepts only regular
+files and folders below ``etc``, each once, up to the limits of size, and writes nothing to disk.
 
-Nothing below ``etc/pve/priv`` goes into a bundle but the state of the IPAM, and no password of cloud-init does.
+A bundle contains no file below ``etc/pve/priv``, except the state of the IPAM, and no password of cloud-init.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class _Packer:
             self._add(path)
 
     def _firewall_files(self, own: set[str]) -> Iterator[Path]:
-        """Yield the files of this node's guests and of the cluster; where the job is of no node, all that are there."""
+        """Yield the files of this node's guests and of the cluster; for a job without a node, all files."""
         folder = self._pve / "firewall"
         for name in sorted(self._files.listed(folder)):
             stem, _, suffix = name.partition(".")
@@ -151,7 +151,7 @@ class _Packer:
 def unpack(bundle: bytes, root: Path) -> BundleFiles:
     """Return the files of a bundle, as if they lay below ``root``.
 
-    Raises ConfigurationError where it is none, or holds an entry that no bundle may hold.
+    Raises ConfigurationError if it is not a bundle, or holds a forbidden entry.
     """
     texts: dict[str, bytes] = {}
     folders: set[str] = set()
@@ -220,7 +220,7 @@ class BundleFiles(Files):
     def __init__(
         self, root: Path, texts: dict[str, bytes], folders: set[str], problems: dict[str, tuple[int, str, str]]
     ) -> None:
-        """Show files by their names below ``root``; ``problems`` tells of some why they cannot be used."""
+        """Show files by their names below ``root``; ``problems`` maps unusable files to their reasons."""
         self._root = root
         self._texts = texts
         self._problems = problems
@@ -249,7 +249,7 @@ class BundleFiles(Files):
         """Tell whether a path leads to a folder."""
         return self._name(path) in self._folders
 
-    def link(self, path: Path) -> str | None:  # noqa: ARG002 - the signature is that of Files
+    def link(self, path: Path) -> str | None:  # noqa: ARG002 - the signature of Files
         """Return None: a bundle has no links."""
         return None
 

@@ -61,7 +61,7 @@ class Executor(Protocol):
     def run(self, jobs: Iterable[Job], work: Work) -> Generator[Outcome, None, None]:
         """Yield the outcome of each job as it is done, in any order.
 
-        Jobs are taken from the iterable only as there is room for them, so that memory does not grow with their number.
+        Jobs are taken from the iterable only when there is room for them, so memory does not grow with their number.
         Closing the iterator ends all work at once.
         """
         ...

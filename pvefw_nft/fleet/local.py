@@ -35,7 +35,7 @@ class InProcess:
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A job in its process: where its result comes from, how often it was started, and when."""
+    """A job in its process: the pipe of its result, its number of starts, and the time of the last one."""
 
     job: Job
     process: ForkProcess

@@ -1,8 +1,8 @@
-"""A roll-out, node by node: apply with a guard, check over a new connection, confirm; stop at the first failure.
+"""A roll-out, node by node: apply with a watchdog, check over a new connection, confirm; stop at the first failure.
 
-A node keeps a change only once it is confirmed. That is done over a connection made after the change: where the new
-rules shut ssh out, or the check fails, the node goes back by itself. With ``keep_open`` nothing is confirmed until all
-nodes have passed, so that all of them can go back.
+A node keeps a change only after its confirmation, over a connection made after the change. If the new rules block ssh,
+or the check fails, the node's watchdog restores its previous ruleset. With ``keep_open``, changes are confirmed only
+after all nodes have passed, so that all of them can be rolled back.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The task on each node. ``words`` start pvefw there; ``options`` are those of ``start`` or ``update``.
+    """The task on each node. ``words`` start pvefw there; ``options`` are options of ``start`` or ``update``.
 
-    ``seconds`` is the time of ``--confirm``. ``keep_open``: confirm only once all nodes have passed.
+    ``seconds`` is the time of ``--confirm``. ``keep_open``: confirm only after all nodes have passed.
     """
 
     words: tuple[str, ...]

@@ -66,7 +66,7 @@ def _connect(address: str) -> Any:  # noqa: ANN401 - distributed has no types
             "--scheduler needs Dask's distributed, which is not installed",
             "in a checkout: PVEFW_EXTRAS='host nft fleet' ./pvefw --help",
         ) from None
-    make: Any = distributed.Client  # of which mypy knows no types
+    make: Any = distributed.Client  # mypy knows no types of it
     try:
         client = _within(
             2 * CONNECT_SECONDS, lambda: make(address, timeout=CONNECT_SECONDS, set_as_default=False, name="pvefw")

@@ -1,4 +1,4 @@
-"""What a diagnostic code declares about itself: its severity, why it exists, and an example that a test runs."""
+"""The declaration of a diagnostic code: its severity, its reason, and an example that a test runs."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ UNTRIED = "this has not been tried with Proxmox's own firewall."
 class Example:
     """One file that causes a diagnostic, and the same file without the mistake.
 
-    ``file`` is a path below the root; ``before`` and ``after`` are its whole text, None where it does not exist.
-    ``beside`` holds the texts of further files, by path; those of :data:`BASE` are there unless given.
+    ``file`` is a path below the root; ``before`` and ``after`` are its whole text, None if it does not exist.
+    ``beside`` holds the texts of further files, by path; the files of :data:`BASE` are added unless given.
     """
 
     file: str
@@ -56,8 +56,8 @@ class Example:
 class Code:
     """A kind of diagnostic. ``id`` is stable: scripts and SARIF viewers key on it.
 
-    ``title`` is a few words, ``why`` says why it matters and what to do. ``proxmox`` goes on after "In Proxmox VE:" and
-    says what its own firewall does with such a line. Both are plain text.
+    ``title`` is a few words, ``why`` gives the reason and the remedy. ``proxmox`` continues the sentence "In Proxmox
+    VE: …" and describes the behaviour of its own firewall. Both are plain text.
     """
 
     id: str
