@@ -5,6 +5,7 @@ because a file was missing, empty or cut off for a moment. What closes something
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -88,6 +89,27 @@ def by_sed(path: Path, text: str) -> None:
     subprocess.run(["sed", "-i", "$d", path], check=True)
 
 
+def by_rsync(path: Path, text: str, *options: str) -> None:
+    if shutil.which("rsync") is None:
+        pytest.skip("rsync is not installed")
+    source = path.parent.parent / "source"
+    source.write_text(text)
+    # slower than a poll: the file is there in parts meanwhile, or its temporary copy is
+    subprocess.run(["rsync", "--ignore-times", "--bwlimit=1", *options, source, path], check=True)
+
+
+def by_rsync_in_place(path: Path, text: str) -> None:
+    by_rsync(path, text, "--inplace", "--whole-file")
+
+
+def by_rsync_of_the_folder(path: Path, text: str) -> None:
+    """Copy all files of the folder, and delete those that the source does not have."""
+    source = path.parent.parent / "source"
+    shutil.copytree(path.parent, source)
+    (source / path.name).write_text(text)
+    subprocess.run(["rsync", "--archive", "--delete-before", "--ignore-times", f"{source}/", path.parent], check=True)
+
+
 WAYS: dict[str, Callable[[Path, str], None]] = {
     "truncate": by_truncating,
     "write in parts": by_writing_in_parts,
@@ -97,6 +119,9 @@ WAYS: dict[str, Callable[[Path, str], None]] = {
     "rename over": by_renaming_over,
     "cp": by_cp,
     "sed -i": by_sed,
+    "rsync": by_rsync,
+    "rsync --inplace": by_rsync_in_place,
+    "rsync --delete": by_rsync_of_the_folder,
 }
 FILES = {
     "cluster.fw": "firewall/cluster.fw",
