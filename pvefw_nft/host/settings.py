@@ -70,7 +70,7 @@ def load_modules(backend: str) -> None:
             continue
         if module == "br_netfilter":
             # Without it bridged packets pass all of these chains by, and once it is loaded none: as if 0 had been 1.
-            _remember(dict.fromkeys(filter(_is_missing, _OF_BR_NETFILTER), "1"), lambda _: "0")
+            _remember(dict.fromkeys(filter(_is_missing, _OF_BR_NETFILTER), "1"), lambda _: "0", required=True)
         with contextlib.suppress(HostError):
             _load(module)
 
@@ -96,14 +96,13 @@ def _is_missing(key: str) -> bool:
 def set_all(settings: Mapping[str, str], *, required: bool) -> list[str]:
     """Set kernel settings and remember what stood there; return what could not be set and why.
 
-    With ``required`` the first failure raises :class:`HostError` instead.
+    With ``required`` the first setting that the kernel refuses raises :class:`HostError` instead. Where the value
+    before cannot be recorded, a required setting is set all the same, with a warning: nothing is filtered without it.
     """
     pending = {key: value for key, value in settings.items() if sysctl.read(key) != value}
     try:
-        _remember(pending, sysctl.read)
+        _remember(pending, sysctl.read, required=required)
     except HostError as error:
-        if required:
-            raise
         return [error.message]  # what could not be put back is left as it is
     problems = []
     for key, value in pending.items():
@@ -116,15 +115,32 @@ def set_all(settings: Mapping[str, str], *, required: bool) -> list[str]:
     return problems
 
 
-def _remember(settings: Mapping[str, str], standing: Callable[[str], str | None]) -> None:
-    """Record the value of each setting that pvefw will change, unless one is on record. Raises HostError."""
-    remembered = read_remembered()
-    fresh = dict(remembered)
+_unwritten: dict[Path, dict[str, dict[str, str | None]]] = {}
+"""By the file of the record: entries that it lacks because it could not be written. The next write adds them."""
+
+
+def _remember(settings: Mapping[str, str], standing: Callable[[str], str | None], *, required: bool = False) -> None:
+    """Record the value of each setting that pvefw will change, unless one is on record.
+
+    Where the record cannot be written, raise HostError; with ``required`` warn instead, and keep it in this process.
+    """
+    path = _path()
+    recorded = _read_recorded()
+    fresh = {**_unwritten.get(path, {}), **recorded}
     for key, value in settings.items():
-        before = remembered[key]["before"] if key in remembered else standing(key)
+        before = fresh[key]["before"] if key in fresh else standing(key)
         fresh[key] = {"before": before, "ours": value}
-    if fresh != remembered:
-        state.write(_path(), fresh)
+    try:
+        if fresh != recorded:
+            state.write(path, fresh)
+        _unwritten.pop(path, None)
+    except HostError as error:
+        if not required:
+            raise
+        _unwritten[path] = {key: entry for key, entry in fresh.items() if key not in recorded}
+        for key, entry in _unwritten[path].items():
+            if entry["before"] is not None:
+                state.warn(f"{error.message}: `pvefw stop` cannot restore {key.replace('/', '.')}={entry['before']}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +172,7 @@ def put_back(running: str | None = None) -> PutBack:
         except HostError as error:
             problems.append(error.message)
     kept = {key: value for key, value in remembered.items() if key not in ours}
+    _unwritten.pop(_path(), None)
     if kept:
         state.write(_path(), kept)
     else:
@@ -165,6 +182,7 @@ def put_back(running: str | None = None) -> PutBack:
 
 def forget() -> None:
     """Forget the recorded settings: they keep their present values. Raises HostError."""
+    _unwritten.pop(_path(), None)
     state.remove(_path())
 
 
@@ -184,8 +202,11 @@ def _bypass_notes(keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_remembered() -> dict[str, dict[str, str | None]]:
-    """Return the recorded settings, each with its value before (None: it did not exist) and pvefw's value."""
+    """Return the changed settings, each with its value before (None: it did not exist) and pvefw's value."""
+    return {**_unwritten.get(_path(), {}), **_read_recorded()}
 
+
+def _read_recorded() -> dict[str, dict[str, str | None]]:
     def check(value: Any) -> dict[str, dict[str, str | None]]:  # noqa: ANN401 - JSON
         found = {}
         for key, entry in value.items():

@@ -23,14 +23,15 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from pvefw_nft.host import control, tools
+from pvefw_nft.host import control, sysctl, tools
 from pvefw_nft.host.records import record, state
+from pvefw_nft.host.settings import needed_first
 
 from .commands import Command, Done, pvefw, service
 from .conftest import need
 from .fuse import HANG, Faulty, own_mounts
 from .listing import everything
-from .network import configure, small_file_system, takes_compiled_nft
+from .network import configure, small_file_system, switch_off, takes_compiled_nft
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -57,6 +58,10 @@ class Host:
     def doctor(self) -> int:
         """How ``doctor`` ends; ask before anything fails."""
         return self.pvefw("doctor").status
+
+    @property
+    def backend(self) -> str:
+        return self.options[-1]
 
     def pvefw(self, command: str, *more: str) -> Done:
         reads = command not in ("stop", "confirm", "rollback")
@@ -200,7 +205,7 @@ DISKS: dict[str, Callable[[Host], object]] = {
 
 # --- what each command does ---------------------------------------------------------------------------------
 
-KEPT, GONE = "as they were", "gone"
+KEPT, CHANGED, GONE = "as they were", "as the change has them", "gone"
 AS_BEFORE = -1
 """The command ends as it did before the fault: ``doctor`` has its opinion about the machine."""
 EXPECTED: dict[str, dict[str, tuple[int, str]]] = {
@@ -392,6 +397,101 @@ def test_first_start_is_whole_without_room_in_the_run_directory(host_of: Host, f
     assert have_no_rules()
 
 
+# --- at boot ------------------------------------------------------------------------------------------------
+
+
+def unreadable(host: Host) -> None:
+    host.faulty.break_("all", errno.ENOTCONN)
+
+
+def both(*faults: Callable[[Host], object]) -> Callable[[Host], object]:
+    def inject(host: Host) -> None:
+        for fault in faults:
+            fault(host)
+
+    return inject
+
+
+AT_BOOT: dict[str, tuple[Callable[[Host], object], int, str, Callable[[], str]]] = {
+    # nothing runs, and the configuration has changed since: how ``start`` ends, the rules after it or ``run``, and what
+    # the message names. What cannot be recorded on disk is not loaded; without the notes below /run it is.
+    "state is full": (full(state.state_directory), 3, KEPT, lambda: str(state.state_directory())),
+    "state is read-only": (read_only(state.state_directory), 3, KEPT, lambda: str(state.state_directory())),
+    "run directory is full": (full(state.run_directory), 0, CHANGED, lambda: str(state.run_directory())),
+    "run directory is read-only": (read_only(state.run_directory), 0, CHANGED, lambda: str(state.run_directory())),
+    "state and run directory are full": (
+        both(full(state.state_directory), full(state.run_directory)),
+        3,
+        KEPT,
+        lambda: str(state.state_directory()),
+    ),
+    **{fault: (inject, 0, CHANGED, lambda: "") for fault, inject in RECORDS.items()},
+    **{
+        f"{fault}, and no file can be read": (both(inject, unreadable), 1, GONE, lambda: "not connected")
+        for fault, inject in RECORDS.items()
+    },
+}
+
+
+def boot(host: Host) -> None:
+    """Have the host be as after a boot: no rules, settings as the kernel has them, nothing below /run."""
+    assert host.pvefw("stop").status == 0
+    shutil.rmtree(state.run_directory())
+    state.run_directory().mkdir(mode=0o700)
+    switch_off()
+
+
+@pytest.mark.parametrize("command", ["start", "run"])
+@pytest.mark.parametrize(
+    "fault",
+    some(
+        AT_BOOT,
+        "state is full",
+        "state is read-only",
+        "run directory is full",
+        "run directory is read-only",
+        "all records are lists",
+        "all records are FIFOs, and no file can be read",
+    ),
+)
+def test_fault_at_boot(host_of: Host, fault: str, command: str) -> None:
+    kept = rules()
+    host_of.configure(2)
+    assert host_of.pvefw("update").status == 0
+    changed = rules()
+    host_of.configure(0)
+    assert host_of.pvefw("update").status == 0
+    assert rules() == kept != changed
+    boot(host_of)
+    host_of.configure(2)
+    inject, status, after, named = AT_BOOT[fault]
+    inject(host_of)
+    if command == "run":
+        said = run_for(host_of, 0.5, re.escape(named()))
+    else:
+        done = host_of.pvefw(command)
+        assert done.status == status, done
+        said = done.said
+    assert named() in said
+    for word in ("Traceback", "pvefw failed", "cannot print"):
+        assert word not in said, said
+    if after == GONE:
+        assert have_no_rules()
+    else:
+        assert rules() == (changed if after == CHANGED else kept), said
+        needed = needed_first(host_of.backend)
+        assert {key: sysctl.read(key) for key in needed} == needed
+        assert ("the ruleset that was confirmed last is in place" in said) == (after == KEPT)
+    if needed_first(host_of.backend) and "run directory" in fault:
+        assert "`pvefw stop` cannot restore net.bridge.bridge-nf-call-iptables=0" in said
+    stopped = host_of.pvefw("stop")
+    assert stopped.status == 0, stopped
+    assert have_no_rules()
+
+
+# --- a change that waits for its confirmation ---------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def waiting_update(host: Host) -> Iterator[Command]:
     """Have a change wait for its confirmation, and end its command."""
@@ -405,7 +505,6 @@ def waiting_update(host: Host) -> Iterator[Command]:
         waiting.ended()
 
 
-CHANGED = "as the change has them"
 WITH_A_CHANGE: dict[str, dict[str, tuple[int, str]]] = {
     # of a change that waits for its confirmation: by command, how it ends, and the rules after it
     "cluster file system": {"confirm": (0, CHANGED), "rollback": (0, KEPT)},

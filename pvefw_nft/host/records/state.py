@@ -136,11 +136,16 @@ _warnings: dict[str, None] = {}
 
 
 def _warn(error: HostError) -> None:
-    _warnings[f"{error.message}; it is left out of account"] = None
+    warn(f"{error.message}; it is left out of account")
+
+
+def warn(message: str) -> None:
+    """Keep a warning for whoever runs the command: about a record that is damaged or cannot be written."""
+    _warnings[message] = None
 
 
 def take_warnings() -> list[str]:
-    """Return the damaged files that were ignored since the last call."""
+    """Return the warnings since the last call, each once."""
     found = list(_warnings)
     _warnings.clear()
     return found
