@@ -56,6 +56,7 @@ ALLOWED_WAYS = (("outside", "guest"), ("outside", "host"), ("guest", "outside"))
 CUT_DOWN = "PVEFW_TEST_CUT_DOWN" in os.environ
 """Whether nft's rules are to do without connections on bridges where the kernel does not track them."""
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_MAY_PASS = " (open)"
 _NO_DAD = 0x02  # IFA_F_NODAD, linux/if_addr.h: the address can be used at once
 _LACKING = ("not supported", "Protocol error", "No such file", "no setting")
 
@@ -235,16 +236,16 @@ class Denied:
                 address = ADDRESSES[there][number]
                 self._senders.append((sender, f"{here} to {address}".encode(), (address, port)))
 
-    def send(self) -> int:
-        """Send one of each; return how many were sent."""
+    def send(self, note: str = "") -> int:
+        """Send one of each, with a note for the receiver; return how many were sent."""
         sent = 0
         for sender, text, address in self._senders:
             with contextlib.suppress(OSError):
-                sent += sender.sendto(text, address) > 0
+                sent += sender.sendto(text + note.encode(), address) > 0
         return sent
 
     def arrived(self, seconds: float) -> list[str]:
-        """Return what arrives first within that time: from where to where."""
+        """Return what arrives first within that time: from where to where, and the note."""
         ready = self._sinks.select(seconds)
         return [key.data.recv(64).decode() for key, _ in ready]
 
@@ -330,6 +331,8 @@ class Streams:
         # a process of its own: the update that is tested must not keep these from being sent
         forking = multiprocessing.get_context("fork")
         self._sent = forking.Value("Q", 0, lock=False)
+        self._open = forking.Value("B", 0)
+        self.let_through = 0
         self._flooding = forking.Process(target=self._flood, daemon=True)
         actions = (self._connect, self._stay, self._watch)
         self._threads = [threading.Thread(target=self._told, args=(action,), daemon=True) for action in actions]
@@ -338,6 +341,11 @@ class Streams:
     def sent(self) -> int:
         """How many denied datagrams were sent."""
         return int(self._sent.value)
+
+    def expect(self, *, may_pass: bool) -> None:
+        """Have denied datagrams that are sent from now on count as leaked, or as ``let_through``."""
+        with self._open.get_lock():  # no datagram is on its way
+            self._open.value = may_pass
 
     def __enter__(self) -> Self:
         self._flooding.start()
@@ -369,12 +377,16 @@ class Streams:
     def _flood(self) -> None:
         while True:
             begun = time.monotonic()
-            self._sent.value += self._denied.send()
+            with self._open.get_lock():
+                self._sent.value += self._denied.send(_MAY_PASS if self._open.value else "")
             self._rest(self._pause, begun)
 
     def _watch(self) -> None:
         while not self._over.is_set():
-            self.leaked.update(self._denied.arrived(0.1))
+            arrived = self._denied.arrived(0.1)
+            leaked = [text for text in arrived if not text.endswith(_MAY_PASS)]
+            self.let_through += len(arrived) - len(leaked)
+            self.leaked.update(leaked)
 
     def _connect(self) -> None:
         for way, family in itertools.cycle(itertools.product(self._allowed, _FAMILIES)):

@@ -237,7 +237,12 @@ def killed_at(step: int, action: Callable[[], object]) -> bool:
 
 def killed_after(seconds: float, desired: Desired) -> bool:
     """Apply in a process that is killed after that time. False: it had come to its end before."""
-    child = started_process(lambda: control.apply(desired))
+    return process_killed_after(seconds, partial(control.apply, desired))
+
+
+def process_killed_after(seconds: float, action: Callable[[], object]) -> bool:
+    """Act in a process that is killed after that time. False: it had come to its end before."""
+    child = started_process(action)
     end = time.monotonic() + seconds
     while time.monotonic() < end and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         time.sleep(0.005)

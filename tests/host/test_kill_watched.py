@@ -1,5 +1,6 @@
-"""SIGKILL at random moments and at each step of updates and switches, under packets that never pause: at no moment does
-a denied one pass, what is allowed goes on, and each start after a kill ends as it would without.
+"""SIGKILL at random moments and at each step of updates, switches, first starts, stops, rollbacks and confirmations,
+under packets that never pause: while rules are wanted no denied packet passes, allowed ones go on, and the command made
+again after a kill ends as it would without.
 """
 
 from __future__ import annotations
@@ -8,20 +9,38 @@ import itertools
 import os
 import random
 import time
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from .network import ALLOWED_WAYS, SECONDS, Network, Streams, check
-from .test_kill import PAIRS, Killing, apply_killed_at, denied_ways, killed_after, timed
+from pvefw_nft.host import control
+
+from .listing import everything
+from .network import ALLOWED_WAYS, SECONDS, Network, Streams, check, start
+from .test_kill import (
+    FIRST,
+    PAIRS,
+    Killing,
+    apply_killed_at,
+    denied_ways,
+    ended,
+    killed_after,
+    killed_at,
+    process_killed_after,
+    started_process,
+    timed,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from pvefw_nft.host.records.record import Desired
 
     from .conftest import Namespace
 
@@ -70,3 +89,114 @@ def test_killed_under_traffic(network: Network, tmp_path: Path, pair: str) -> No
         f"connections, {streams.echoed} words over old ones, {sum(streams.leaked.values())} leaked"
     )
     check(streams)
+
+
+# --- first start, stop, rollback and confirmation ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Act:
+    """A command that is killed and then made again: what runs before and after it, as an index of the two rulesets or
+    None (no rules).
+    """
+
+    before: int | None
+    act: Callable[[Desired], object]
+    after: int | None
+
+    @property
+    def opens(self) -> bool:
+        """Whether denied packets may pass until it has been made again."""
+        return None in (self.before, self.after)
+
+
+ACTS = {
+    "first start": Act(None, control.apply, 0),
+    "stop": Act(0, lambda _: control.stop(), None),
+    # the change before it waits for its confirmation
+    "rollback": Act(1, lambda _: control.roll_back(), 0),
+    "confirm": Act(1, lambda _: control.confirm(), 1),
+}
+
+
+class Host:
+    """Brings the host to where an act begins, kills the act, makes it again and looks at the end."""
+
+    def __init__(self, act: Act, pair: tuple[Desired, Desired], streams: Streams) -> None:
+        self._act, self._pair, self._streams = act, pair, streams
+        self.times: list[float] = []
+        for number in (0, 1, 0, 1):  # from the second on, all chains are there that the kernel's chains jump to
+            start(pair[number])
+        streams.expect(may_pass=False)
+        self._end: dict[str, Any] | None = None
+        for _ in range(2):
+            self.killed(self._timed)
+            self._end = everything()
+
+    def _timed(self, action: Callable[[], object]) -> bool:
+        begun = time.monotonic()
+        killed = ended(started_process(action))
+        self.times.append(time.monotonic() - begun)
+        return killed
+
+    def killed(self, kill: Callable[[Callable[[], object]], bool]) -> bool:
+        """Have the act killed, then made again. Tells whether it was killed."""
+        self._begin()
+        action = partial(self._act.act, self._pair[0])
+        self._streams.expect(may_pass=self._act.opens)
+        killed = kill(action)
+        if killed:
+            action()
+        self._streams.expect(may_pass=self._act.after is None)
+        assert self._end is None or everything() == self._end
+        return killed
+
+    def _begin(self) -> None:
+        if self._act.before is None:
+            self._streams.expect(may_pass=True)
+            control.stop()
+            return
+        control.apply(self._pair[0])
+        self._streams.expect(may_pass=False)
+        if self._act.before == 1:
+            control.apply(self._pair[1], confirm_within=600)
+
+
+@pytest.mark.parametrize("name", ACTS)
+@pytest.mark.parametrize("backend", FIRST)
+def test_other_commands_killed_under_traffic(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, name: str
+) -> None:
+    """The guard of a change that waits is not started: nothing else undoes it meanwhile."""
+    monkeypatch.setattr(control, "_start_guard", lambda _token, _seconds: None)
+    pair = PAIRS[backend](tmp_path)
+    start(pair[0])  # before the packets: the kernel may lack what it needs
+    act = ACTS[name]
+    denied = denied_ways(backend)
+    allowed = [way for way in ALLOWED_WAYS if way[1] != "guest" or "small" not in backend]
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    kills = steps = 0
+    begun = time.monotonic()
+    with Streams(network, denied=denied, allowed=allowed) as streams:
+        host = Host(act, pair, streams)
+        step = itertools.count()
+        for run in itertools.count():
+            if kills >= max(KILLS // 2, _LEAST) or (kills >= _LEAST and time.monotonic() - begun >= SECONDS):
+                break
+            if run % 2:
+                kills += host.killed(partial(process_killed_after, chance.uniform(0, 1.2 * max(host.times))))
+            else:
+                number = next(step)
+                killed = host.killed(partial(killed_at, number))
+                kills, steps = kills + killed, max(steps, number)
+                if not killed:
+                    step = itertools.count()
+            assert not streams.leaked, (backend, name, seed, run, streams.leaked)
+    print(
+        f"{name} with {backend}, seed {seed}: {kills} kills, {steps} steps, {streams.sent} denied datagrams, "
+        f"{streams.let_through} let through while no rules were wanted, {streams.connected} new connections, "
+        f"{streams.echoed} words over old ones, {sum(streams.leaked.values())} leaked"
+    )
+    check(streams)
+    assert (streams.let_through > 0) == act.opens  # the packets would be seen
