@@ -22,13 +22,14 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from pvefw_nft.host import tools
-from pvefw_nft.host.records import state
+from pvefw_nft.host import control, tools
+from pvefw_nft.host.records import record, state
 
 from .commands import Command, pvefw, service
 from .conftest import need
 from .fuse import own_mounts
-from .network import configure
+from .listing import everything
+from .network import compiled, configure, takes_compiled_nft
 from .test_faults import ALL, have_no_rules, rules
 from .test_other_hands import shell, use_legacy_tools
 
@@ -184,6 +185,105 @@ def test_interrupted_at_any_moment_a_command_leaves_the_one_or_the_other(
         assert pvefw(said, "start", *options).status == 0
         if name != "stop":
             assert rules() == found[number % 2], (seed, number)
+
+
+@pytest.mark.parametrize("name", ["confirm", "rollback"])
+def test_interrupted_at_any_moment_a_change_still_has_one_end(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """SIGINT while a change is confirmed or rolled back: made again, the command has the same end."""
+    monkeypatch.setattr(control, "_start_guard", lambda _token, _seconds: None)
+    said = tmp_path / "said"
+    rulesets = [compiled(tmp_path, "iptables"), compiled(tmp_path, "iptables", 1, other=True)]
+    found = []
+    usual = 0.0
+    for desired in (*rulesets, *rulesets):
+        control.apply(desired)
+        found.append(rules())
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    for number in range(21 if ALL else 3):
+        control.apply(rulesets[0])
+        control.apply(rulesets[1], confirm_within=600)
+        assert rules() == found[3]
+        begun = time.monotonic()
+        command = Command([name], said)
+        if number:  # the first shows how long it takes
+            time.sleep(chance.uniform(0, usual))
+            with contextlib.suppress(ProcessLookupError):
+                command.send(signal.SIGINT)
+        done = command.ended()
+        usual = usual or time.monotonic() - begun
+        assert done.status in ((0, 130) if number else (0,)), (seed, number, done)
+        assert "Traceback" not in done.said, (seed, number, done.said)
+        again = pvefw(said, name)
+        assert again.status in (0, 3), (seed, number, again)  # 3: it was done by then, and no change waits
+        assert rules() == found[3 if name == "confirm" else 2], (seed, number)
+        assert control.pending() is None
+        assert record.confirmed_path().read_bytes() == record.running_path().read_bytes()
+
+
+def test_service_interrupted_at_any_moment_of_its_first_apply_leaves_nothing_half_done(
+    options: list[str], tmp_path: Path
+) -> None:
+    said = tmp_path / "said"
+    for _ in range(2):
+        assert pvefw(said, "start", *options).status == 0
+        found = rules()
+        assert pvefw(said, "stop").status == 0
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    for number in range(20 if ALL else 3):
+        command = Command(["run", *options], said)
+        time.sleep(chance.uniform(0, 2))
+        command.send(signal.SIGINT)
+        done = command.ended()
+        # 130: it was no service yet
+        assert done.status in (0, 130), (seed, number, done)
+        assert "Traceback" not in done.said, (seed, number, done.said)
+        if "started:" in done.said:
+            assert rules() == found, (seed, number)
+        assert pvefw(said, "start", *options).status == 0
+        assert rules() == found, (seed, number)
+        assert pvefw(said, "stop").status == 0
+        assert have_no_rules()
+
+
+def end_between_load_and_record() -> None:
+    """Have this process get SIGTERM when its ruleset is loaded and not yet on record."""
+    commit = record.Prepared.commit
+
+    def commit_after_the_signal(self: record.Prepared) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        commit(self)
+
+    setattr(record.Prepared, "commit", commit_after_the_signal)  # noqa: B010 - of this process alone
+
+
+@pytest.mark.parametrize("name", ["start", "update", "run"])
+@pytest.mark.parametrize("backend", ["iptables", "nft"])
+def test_ended_between_load_and_record_the_next_start_has_the_same_end(
+    options: list[str], tmp_path: Path, backend: str, name: str
+) -> None:
+    """SIGTERM, as systemd sends it: the service finishes first, a command ends at once."""
+    if backend == "nft" and not takes_compiled_nft():
+        pytest.skip("this kernel does not take compiled nft rulesets")
+    options = [*options[:-1], backend]
+    said = tmp_path / "said"
+    found = []
+    for number in (0, 1, 0, 1, 0):
+        configure(tmp_path, number, other=bool(number))
+        assert pvefw(said, "start", *options).status == 0
+        found.append(everything())
+    configure(tmp_path, 1, other=True)
+    done = Command([name, *options], said, end_between_load_and_record).ended()
+    assert done.status == (0 if name == "run" else -signal.SIGTERM), done
+    assert "Traceback" not in done.said
+    assert rules() == {key: found[3][key] for key in rules()}  # all of it is loaded
+    assert pvefw(said, "start", *options).status == 0
+    assert everything() == found[3]
+    assert pvefw(said, "stop").status == 0
+    assert have_no_rules()
 
 
 def test_reader_that_ends_early_is_no_fault(options: list[str], tmp_path: Path) -> None:
