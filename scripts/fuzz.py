@@ -352,7 +352,7 @@ def records() -> dict[str, str]:
         "memory.json": '{"identity": "x", "record": null, "witness": ["b", 1, 2, ""], '
         '"names": {}, "chains": {"a": ["b", "c"]}}',
         "sysctls.json": '{"net/ipv4/ip_forward": {"before": "0", "ours": "1"}}',
-        "inputs.json": '{"question": [], "identity": "x", "diagnostics": [], "answers": [["text", "/x", "d"]]}',
+        "inputs.json": '{"question": [], "identity": "x", "diagnostics": [], "answers": {"text\\n/x": "d"}}',
     }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pvefw_nft.cache import NO_CACHE
 from pvefw_nft.config.steady import SettledFiles
 from pvefw_nft.errors import Diagnostic, HostError, InternalError, Severity, Span, has_errors
-from pvefw_nft.host.records import record, state
+from pvefw_nft.host.records import deltas, record, state
 from pvefw_nft.host.settings import Conntrack
 from pvefw_nft.host.tracking import zone_change
 from pvefw_nft.pipeline import Observations, compile_root, hardening_of
@@ -99,13 +99,14 @@ def note(result: Result, source: Source, backend: str | None) -> None:
     if result.from_record:
         return
     with contextlib.suppress(HostError):
-        state.write(
+        deltas.write(
             record.inputs_path(),
             {
                 "question": _question(source, backend),
                 "identity": result.desired.identity,
                 "diagnostics": [diagnostic_as_json(diagnostic) for diagnostic in result.diagnostics],
-                "answers": [[*question, answer] for question, answer in result.observations.answers.items()],
+                # by kind and name, in two lines
+                "answers": {"\n".join(question): answer for question, answer in result.observations.answers.items()},
             },
         )
 
@@ -155,16 +156,18 @@ def _read_notes(source: Source, backend: str | None) -> _Notes | None:
     """Return the notes about the ruleset that was applied last since boot, if they are sound and of this source."""
 
     def check(noted: Any) -> _Notes | None:  # noqa: ANN401 - JSON
-        answers = {
-            (state.typed(kind, str), state.typed(name, str)): state.typed(answer, str)
-            for kind, name, answer in noted["answers"]
-        }
+        if isinstance(noted["answers"], list):
+            return None  # of a version before this one
+        answers = {}
+        for question, answer in noted["answers"].items():
+            kind, _, name = question.partition("\n")
+            answers[kind, name] = state.typed(answer, str)
         diagnostics = tuple(map(diagnostic_of_json, noted["diagnostics"]))
         if noted["question"] != _question(source, backend):
             return None
         return _Notes(state.typed(noted["identity"], str), Observations(answers), diagnostics)
 
-    return state.read_record(record.inputs_path(), check)
+    return deltas.read(record.inputs_path(), check)
 
 
 def on_record(source: Source, backend: str | None, still_hold: Callable[[Observations], bool]) -> Result | None:

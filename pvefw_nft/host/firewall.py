@@ -19,7 +19,7 @@ from .apply.engines import Engine, Planned, Remember, engine, others
 from .backend_info import BACKENDS, info
 from .bridges import drop
 from .proxmox.flag import keep_flag
-from .records import record, state
+from .records import deltas, record, state
 from .settings import PutBack
 from .tracking import nat_zone, zone_change
 from .tracking.moved import adopt, arrived
@@ -267,8 +267,7 @@ def remove_all() -> Outcome:
     problems = list(_zone_rules(None))
     was_running = bool(present) or was_hardened or record.marker_path().exists()
     back = _put_back_what_was_set()
-    paths = (record.marker_path(), record.memory_path(), record.inputs_path(), record.pending_path())
-    problems += [*back.problems, *_forget(*paths)]
+    problems += [*back.problems, *_forget(*record.paths_since_boot())]
     return Outcome(running=was_running, problems=tuple(problems), notes=(*notes, *back.notes))
 
 
@@ -307,7 +306,7 @@ def withdraw(*, remove: bool) -> None:
     drop.remove_drops()
     _zone_rules(None)
     settings.forget()
-    for path in (record.marker_path(), record.memory_path(), record.inputs_path(), record.pending_path()):
+    for path in record.paths_since_boot():
         state.remove(path)
     state.remove_unfinished()
 
@@ -483,7 +482,7 @@ def _note(memory: AppliedState) -> list[str]:
         record.write_memory(memory)
     except HostError as error:
         with contextlib.suppress(HostError):  # notes of another ruleset are known by its identity
-            state.remove(record.memory_path())
+            deltas.remove(record.memory_path())
         return [error.message]
     return []
 

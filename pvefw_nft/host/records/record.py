@@ -13,7 +13,7 @@ from pvefw_nft.errors import HostError, InternalError
 from ..backend_info import BACKENDS, info
 from ..netfilter.stamp import RulesetStamp
 from ..settings import Conntrack
-from . import bases, state
+from . import bases, deltas, state
 from .bases import BETWEEN, file_version
 from .changes import AppliedChain
 
@@ -116,6 +116,11 @@ def memory_path() -> Path:
 def inputs_path() -> Path:
     """The inputs of the ruleset that was applied last."""
     return state.run_directory() / "inputs.json"
+
+
+def paths_since_boot() -> list[Path]:
+    """All files about the running ruleset that go with it."""
+    return [marker_path(), *deltas.files_of(memory_path()), *deltas.files_of(inputs_path()), pending_path()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +289,7 @@ def copy(source: Path, target: Path) -> None:
 
 def write_memory(memory: AppliedState) -> None:
     """Write the remembered state of the running ruleset. Raises :class:`HostError`."""
-    state.write(
+    deltas.write(
         memory_path(),
         {
             "identity": memory.identity,
@@ -310,4 +315,4 @@ def read_memory() -> AppliedState | None:
             return None  # a run that was killed had written another ruleset
         return AppliedState(state.typed(value["identity"], str), chains, ruleset_stamp, names)
 
-    return state.read_record(memory_path(), check)
+    return deltas.read(memory_path(), check)

@@ -107,15 +107,24 @@ def read(path: Path) -> Any:  # noqa: ANN401 (any JSON value)
         raise damaged(path, err) from err
 
 
-def read_record(path: Path, check: Callable[[Any], _T]) -> _T | None:
+def read_record(path: Path, check: Callable[[Any], _T | None]) -> _T | None:
     """Return the result of ``check`` for a file's JSON value; None if the file is missing or damaged.
 
     ``check`` raises KeyError, TypeError, ValueError or AttributeError for a value of another shape. A damaged file is
     as if it were not there, with a warning (:func:`take_warnings`).
     """
-    try:
+
+    def checked() -> _T | None:
         value = read(path)
         return None if value is None else check(value)
+
+    return checked_record(path, checked)
+
+
+def checked_record(path: Path, read_it: Callable[[], _T | None]) -> _T | None:
+    """Return what ``read_it`` returns; None, with a warning, where it raises what the check of a record may raise."""
+    try:
+        return read_it()
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         _warn(damaged(path, f"{type(err).__name__}: {err}"))
     except HostError as err:
