@@ -119,7 +119,7 @@ def test_service_without_descriptors_stays_and_goes_on_when_there_are_some(host_
         resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (lowest, kept[1]))
         host_of.configure(1)
         running.waits_for(lambda: "Too many open files" in running.said())
-        time.sleep(6)  # it looks at the rules every 3 s
+        time.sleep(6)  # it looks at the rules every 2 s
         assert running.is_running(), running.said()
         assert rules() == before
         resource.prlimit(running.pid, resource.RLIMIT_NOFILE, kept)

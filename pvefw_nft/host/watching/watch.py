@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_LOOK_AT_RULES = 3.0  # seconds between polls of rules whose changes the kernel does not announce
+# Seconds between polls of rules whose changes the kernel does not announce: a look takes milliseconds, so that these
+# changes are noticed within two of the five seconds in which they are to be mended.
+_LOOK_AT_RULES = 2.0
 
 # include/uapi/linux/inotify.h
 _IN_MODIFY, _IN_ATTRIB, _IN_CLOSE_WRITE = 0x2, 0x4, 0x8
@@ -161,7 +163,7 @@ def _look(function: Callable[[], _T], /) -> _T:
 
 
 class _RuleWatch:
-    """Look at the rules after other programs' transactions, when a look asks for another one, and every 3 s."""
+    """Look at the rules after other programs' transactions, when a look asks for another one, and every 2 s."""
 
     def __init__(self, look: Callable[[Sequence[Transaction]], float | None], warn: Callable[[str], None]) -> None:
         self._look = look
@@ -228,7 +230,7 @@ class Watcher:
         after ``longest``.
 
         ``look_at_rules`` gets other programs' transactions of nf_tables as soon as the kernel announces them. It is
-        also called every 3 s without any, for rules and sets whose changes the kernel does not announce. It returns
+        also called every 2 s without any, for rules and sets whose changes the kernel does not announce. It returns
         the seconds after which to call it again (None: no sooner).
 
         ``look`` runs functions that touch the file system. It may raise :class:`PvefwError` if that does not answer.
