@@ -48,7 +48,7 @@ def pytest_configure() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--regenerate", action="store_true", help="write the golden files anew instead of comparing")
+    parser.addoption("--regenerate", action="store_true", help="write the golden files again instead of comparing")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def check(name: str, answer: str | object) -> None:
-    """Raise :class:`jsonschema.ValidationError` where an answer, as text or data, has not the form that is published.
+    """Raise :class:`jsonschema.ValidationError` if an answer, as text or data, does not have its published form.
 
     The schemas allow more keys, which later versions may add; here none may be undescribed.
     """

@@ -10,8 +10,8 @@ A block of the language ``console`` holds commands behind a prompt, and output::
     1
 
 Lines of output must occur in this order. ``…`` alone on a line stands for any lines, ``…`` at the end of a line for the
-rest of it. Without ``echo $?`` the exit code is 0. Commands behind ``#`` change a
-host; they are not run. What stands three blanks behind a command explains it.
+rest of it. Without ``echo $?`` the exit code is 0. Commands behind ``#`` change a host; they are not run. Text three
+blanks behind a command explains it.
 """
 
 from __future__ import annotations
@@ -95,12 +95,12 @@ def run(arguments: tuple[str, ...]) -> tuple[int, str]:
 
 
 def assert_shown(session: Session) -> None:
-    """Run a command and compare what it prints with what the page shows."""
+    """Run a command and compare its output with the page."""
     assert_like(session, *run(session.arguments))
 
 
 def assert_like(session: Session, code: int, text: str) -> None:
-    """Compare how a command ended, and what it printed, with what the page shows."""
+    """Compare the exit code and the output of a command with the page."""
     command = " ".join(session.words)
     assert code == session.exit_code, f"{command}: exit code {code}\n{text[-2000:]}"
     output = iter(text.splitlines())

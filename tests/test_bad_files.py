@@ -128,7 +128,7 @@ def test_a_folder_in_place_of_a_file(root: Path, which: str) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda file: os.mkfifo(file), id="a pipe nobody writes to"),
+        pytest.param(lambda file: os.mkfifo(file), id="a pipe without a writer"),
         pytest.param(lambda file: file.symlink_to(file.name), id="a link to itself"),
         pytest.param(lambda file: file.symlink_to("/proc/self/mem"), id="a file that gives an error when read"),
         pytest.param(lambda file: file.symlink_to("/dev/zero"), id="a device without end"),
@@ -200,19 +200,19 @@ def test_a_rule_beyond_measure(root: Path, rule: str) -> None:
     assert run.returncode == 1
     assert "100.fw:5" in run.stderr
     assert len(run.stderr) < 20_000, "a message floods the terminal"
-    # What stands behind it is compiled all the same.
+    # The lines behind it are compiled.
     chain = json.loads(run.stdout)["iptables"]["filter"]["tap100i0-IN"]
     assert "-A tap100i0-IN -p tcp --dport 80 -j ACCEPT" in chain
 
 
-def test_a_long_comment_is_no_fault(root: Path) -> None:
+def test_a_long_comment_is_accepted(root: Path) -> None:
     (root / FILES["guest"]).write_text(f"# {'x' * 100_000}\n{GUEST}IN HTTP(ACCEPT) # {'x' * 5000}\n")
     run = pvefw("compile", root)
     assert (run.returncode, run.stderr) == (0, "")
     assert "xxxx" not in run.stdout
 
 
-def test_a_nul_byte_is_no_text(root: Path) -> None:
+def test_a_nul_byte_is_not_text(root: Path) -> None:
     (root / FILES["guest"]).write_text(GUEST + "IN ACCEPT -p tcp -dport 22\0 -j ACCEPT\n")
     refused(root, root / FILES["guest"])
 
@@ -244,7 +244,7 @@ def test_a_name_that_leads_elsewhere(root: Path, lines: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("node", ["..", "../..", "a/b", "/etc", "", "."])
-def test_a_node_that_is_no_name(root: Path, node: str) -> None:
+def test_an_invalid_node_name_is_an_error(root: Path, node: str) -> None:
     run = pvefw("compile", root, f"--node={node}")
     assert run.returncode == 2
     assert run.stdout == ""

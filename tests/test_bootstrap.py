@@ -120,7 +120,7 @@ def test_the_commands_exit_code_is_its_own(made: Path) -> None:
     assert pvefw(made, "fail").returncode == 7
 
 
-def test_it_can_be_called_through_a_link(made: Path, tmp_path: Path) -> None:
+def test_checkout_runs_through_a_link(made: Path, tmp_path: Path) -> None:
     link = tmp_path / "pvefw"
     link.symlink_to(made / "pvefw")
     run = subprocess.run([link], capture_output=True, text=True, env=environment(), check=False)
@@ -242,7 +242,7 @@ def test_a_failed_installation_is_an_error_and_tried_again(tmp_path: Path) -> No
     assert pvefw(checkout).stdout == greeting(checkout)
 
 
-def test_without_network_it_names_the_remedy_at_once(tmp_path: Path) -> None:
+def test_checkout_without_network_names_the_remedy_at_once(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     script = checkout / "scripts" / "bootstrap.py"
     # as on a machine whose pip has no configuration
@@ -315,7 +315,7 @@ def fake_path(folder: Path, **commands: str) -> str:
     return str(folder)
 
 
-def test_without_a_new_enough_python_it_names_the_package_to_install(tmp_path: Path) -> None:
+def test_checkout_names_the_package_for_a_new_enough_python(tmp_path: Path) -> None:
     path = fake_path(tmp_path / "bin", python3="exit 1", python3_11="exit 127")
     run = pvefw(make_checkout(tmp_path / "checkout"), PATH=path, PVEFW_PYTHON="")
     assert (run.returncode, run.stdout) == (3, "")
@@ -351,7 +351,7 @@ def test_without_ensurepip_the_pip_of_the_system_serves(tmp_path: Path) -> None:
     assert not (checkout / ".venv" / "bin" / "pip").exists()
 
 
-def test_without_ensurepip_and_pip_it_names_the_package_to_install(tmp_path: Path) -> None:
+def test_checkout_names_the_package_for_ensurepip_and_pip(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     run = pvefw(checkout, PVEFW_PYTHON=blind(tmp_path / "blind", "ensurepip", "pip"))
     assert (run.returncode, run.stdout) == (3, "")

@@ -1,4 +1,4 @@
-"""What a guest's file may cost: one that asks for more closes its guest, or is not explained to the end."""
+"""Limits for a guest's file: a larger file closes its guest, or is not analysed to its end."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_check_of_a_group_named_again_and_again_takes_little_memory(make_root: M
     assert peak < 150 << 20  # 340 MiB where each line is expanded
 
 
-def test_addresses_cut_off_are_told_within_the_bound_of_problems(make_root: MakeRoot) -> None:
+def test_addresses_cut_off_are_reported_up_to_the_limit_of_problems(make_root: MakeRoot) -> None:
     accepts = "".join(f"IN ACCEPT -dest 11.{n >> 8}.{n & 255}.1\n" for n in range(2_000))
     entries = "".join(f"10.{n >> 8}.{n & 255}.1\n" for n in range(20_000))
     cluster = f"[OPTIONS]\nenable: 1\n[group big]\n{accepts}"

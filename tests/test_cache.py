@@ -1,4 +1,4 @@
-"""The cache between compiles: a ruleset compiled with it is the one of a cold compile."""
+"""The cache between compiles: a ruleset compiled with it equals a cold compile."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_guest_that_comes_out_as_it_was_keeps_its_chains(make_root: MakeRoot) ->
     root = make_root(FILES)
     cache = Cache()
     before = {chain.name: chain for chain in chains(compiled(root, "nft", cache))}
-    # guest 101 is read again: a line of its file is wrong, and what is said about it may depend on any name
+    # guest 101 is read again: a line of its file is wrong, and the diagnostic may depend on any name
     (root / file_path("cluster")).write_text(CLUSTER.replace("web 10", "wob 10"))
     after = {chain.name: chain for chain in chains(compiled(root, "nft", cache))}
     assert after["tap101i0-IN"] is before["tap101i0-IN"]

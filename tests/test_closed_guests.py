@@ -1,4 +1,4 @@
-"""What a guest's files cannot do: cost the host or other guests their rules, or open the guest itself."""
+"""A guest's bad files cannot cost the host or other guests their rules, and cannot open the guest itself."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ def source(root: Path) -> Source:
 
 
 def ruleset(root: Path, backend: str = "iptables") -> tuple[Any, tuple[Diagnostic, ...]]:
-    """Return a ruleset as ``start`` would load it, and what is wrong with its configuration."""
+    """Return a ruleset as ``start`` would load it, and the diagnostics of its configuration."""
     found = desired.compiled(source(root), backend)
     pieces = found.desired.pieces
     return json.loads("".join(pieces) if backend == "iptables" else f"[{','.join(pieces)}]"), found.diagnostics
 
 
 def chains_of(lines: dict[str, Any]) -> dict[str, list[str]]:
-    """Return the chains of iptables and, with `link` before their names, those of ebtables."""
+    """Return the chains of iptables and, with `link` before their names, the chains of ebtables."""
     return {**lines["iptables"]["filter"]} | {f"link {name}": rules for name, rules in lines["ebtables"].items()}
 
 
 @pytest.mark.parametrize(
     "content", [NUL, UTF16, BINARY, b"#" * (16 * 2**20 + 1)], ids=["NUL", "UTF-16", "binary", "huge"]
 )
-def test_unusable_firewall_file_closes_its_guest_alone(make_root: MakeRoot, content: bytes) -> None:
+def test_unusable_firewall_file_closes_only_its_guest(make_root: MakeRoot, content: bytes) -> None:
     files: dict[str, str | bytes] = {"host": HOST, "100.conf": VM, "101.conf": VM, "101.fw": GOOD, "102.ct": CONTAINER}
     before, _ = ruleset(make_root({**files, "100.fw": GOOD}))
     after, diagnostics = ruleset(make_root({**files, "100.fw": content}))
@@ -101,7 +101,7 @@ def test_unusable_file_of_the_node_ends_the_run(make_root: MakeRoot, name: str) 
         check(make_root({name: NUL, "100.conf": VM, "100.fw": GOOD}))
 
 
-def test_unusable_vnet_file_closes_its_vnet_alone(make_root: MakeRoot) -> None:
+def test_unusable_vnet_file_closes_only_its_vnet(make_root: MakeRoot) -> None:
     on = "[OPTIONS]\nenable: 1\n[RULES]\nFORWARD ACCEPT -p tcp\n"
     checked = check(make_root({"vnet1.vnet": on, "vnet2.vnet": NUL, "100.conf": VM, "100.fw": GOOD}))
     assert [finding.code for finding in checked.diagnostics] == ["vnet-closed"]
@@ -115,7 +115,7 @@ def test_unusable_vnet_file_closes_its_vnet_alone(make_root: MakeRoot) -> None:
     ["1.2.3.0²", "1.2.3.²", "٣.1.1.1", "1.2.3." + "0" * 4301, "9" * 4301 + ".1.2.3", "01.2.3." + "4" * 4301],
     ids=["superscript", "superscript octet", "Arabic digit", "4301 zeros", "4301 nines", "4301 digits"],
 )
-def test_digits_that_are_no_numbers_are_reported_where_they_stand(make_root: MakeRoot, address: str) -> None:
+def test_digits_that_are_not_numbers_are_reported_at_their_place(make_root: MakeRoot, address: str) -> None:
     places: dict[str, dict[str, str | bytes]] = {
         "rule": {"100.fw": f"{GOOD}IN ACCEPT -source {address}\n"},
         "list": {"100.fw": f"{GOOD}IN ACCEPT -source 10.0.0.1,{address}\n"},
@@ -143,13 +143,15 @@ def test_interface_name_of_any_length_is_reported(make_root: MakeRoot) -> None:
     assert [finding.code for finding in checked.diagnostics] == ["bad-interface"]
 
 
-def test_exception_in_one_guests_reader_closes_it_alone(make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exception_in_a_guests_reader_closes_only_this_guest(
+    make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = resolve.read_guest
 
     def fail(file: str, *rest: object) -> object:
         if file.endswith("/100.fw"):
             raise RecursionError("too deep")
-        return read(file, *rest)  # type: ignore[arg-type]  # what it was called with
+        return read(file, *rest)  # type: ignore[arg-type]  # the arguments are passed on
 
     monkeypatch.setattr(resolve, "read_guest", fail)
     root = make_root({"100.conf": VM, "100.fw": GOOD, "101.conf": VM, "101.fw": GOOD})
@@ -163,11 +165,13 @@ def test_exception_in_one_guests_reader_closes_it_alone(make_root: MakeRoot, mon
         assert len(chains["tap101i0-IN"].rules) > 1
 
 
-def test_exception_in_one_guests_build_closes_it_alone(make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exception_in_a_guests_build_closes_only_this_guest(
+    make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = make_root({"100.conf": VM, "100.fw": GOOD, "101.conf": VM, "101.fw": GOOD})
     whole = check_root(source(root))
     builder = guest_parts._GuestBuilder
-    made = builder._link_rules  # the last thing that a NIC gets: what was added before must go again
+    made = builder._link_rules  # the last object that a NIC gets: all objects added before must be removed again
 
     def fail(self: guest_parts._GuestBuilder, config: GuestConfig, nic: Nic, chain: str) -> object:
         if chain == "tap100i0-OUT":
@@ -242,7 +246,7 @@ def test_few_attempts_find_the_guests_to_close(culprits: set[int]) -> None:
     assert len(attempts) <= 2 + 2 * max(len(culprits), 1) * math.ceil(math.log2(1000))
 
 
-def test_of_guests_that_fail_only_together_the_later_is_closed() -> None:
+def test_the_later_of_two_guests_that_fail_only_together_is_closed() -> None:
     def attempt(closed: Closed) -> None:
         if not {3, 7} & set(closed):
             raise ValueError("both")

@@ -1,4 +1,4 @@
-"""What else a tenant may bring about beside ten good guests: the text of the guest's own config, and names of sets.
+"""Other hostile inputs of a tenant beside ten good guests: the text of the guest's own config, and names of sets.
 
 As in :mod:`tests.test_hostile_tenants`: others keep their rules in both backends, and the tenant's guest is closed or
 has the restrictions of its good lines.
@@ -130,7 +130,8 @@ def _before(value: int, data: bytes) -> int:
 
 
 def colliding_name(victim: str, tenant: str) -> str:
-    """Return a set's name of the scope ``tenant`` whose 31-bit hash is that of ``victim``: found in the middle."""
+    """Return a set's name of the scope ``tenant`` with the 31-bit hash of ``victim``, found by meeting in the
+    middle."""
     words = [f"{number:05x}" for number in range(1 << 17)]
     head = f"{tenant}-a-long-name-"
     states = {_hash(word.encode(), _hash(head.encode())): word for word in words}
@@ -190,9 +191,7 @@ def test_own_sets_whose_names_collide_harm_only_their_own_guest(make_root: MakeR
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("victim", [104, 106, 0])
-def test_set_that_collides_with_that_of_another_guest_keeps_both_apart(
-    make_root: MakeRoot, backend: str, victim: int
-) -> None:
+def test_colliding_set_names_of_two_guests_stay_apart(make_root: MakeRoot, backend: str, victim: int) -> None:
     root = lay_out(make_root)
     firewall = root / "etc/pve/firewall"
     if victim:
@@ -207,7 +206,7 @@ def test_set_that_collides_with_that_of_another_guest_keeps_both_apart(
     name = colliding_name(f"{victim}-{SHARED}-v4", str(TENANT))
     file.write_text(_with_set(name, "10.2.0.0/16"))
     after, problems = _compiled(root, backend)
-    if backend == "iptables":  # no rule of others changes but in the name of a set, which holds what it held
+    if backend == "iptables":  # rules of others change only in the name of a set, whose elements stay the same
         assert _sets_spelled_out(after) == _sets_spelled_out(before)
         assert ("set-name-collision", f"{TENANT}.fw", 5) in problems
     else:

@@ -1,10 +1,10 @@
-"""More of what a hostile tenant's file may hold, or be: one for each kind that readers of text get wrong.
+"""More kinds of hostile files of a tenant: one for each kind of text that readers get wrong.
 
 As in :mod:`tests.test_hostile_tenants`: others keep their rules, and the tenant's guest has the restrictions of its
 good lines, or is closed.
 """
 
-# ruff: noqa: RUF001 - what is to be read is written as it is
+# ruff: noqa: RUF001 - the files under test contain these characters
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.support import MakeRoot
 
 MAX_SECONDS = 20
-"""Processor time that the files of eleven guests may take, one of which is hostile; an honest one takes 0.2 s."""
+"""Limit of processor time for the files of eleven guests, one of them hostile; an honest node takes 0.2 s."""
 
 
 def rules(*lines: str) -> bytes:
@@ -293,7 +293,8 @@ KINDS: dict[str, Callable[[Path], object]] = {
 
 
 class Node:
-    """A node with ten good guests and the tenant's. What all others need is what is there with the tenant's closed."""
+    """A node with ten good guests and the tenant's. Other guests must keep the ruleset that they have beside a closed
+    one."""
 
     def __init__(self, root: Path, backend: str) -> None:
         self._source, self._backend = Source(root, "n1", lambda: "10.0.0.0/24"), backend

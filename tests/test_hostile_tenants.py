@@ -43,7 +43,7 @@ NIC = re.compile(rf"(?<![0-9]){TENANT}i[0-9]")
 HEAD = "[OPTIONS]\nenable: 1\npolicy_in: DROP\npolicy_out: DROP\n"
 RESTRICTIONS = "[RULES]\nIN DROP -p tcp -dport 25\nOUT DROP -p tcp -dport 25\n"
 KEPT = ("-p tcp --dport 25 -j DROP", "-j DROP")
-"""What the chains of the tenant's NIC have in any case: the good lines, and the policies."""
+"""Rules that the chains of the tenant's NIC always have: the good lines, and the policies."""
 
 DIGITS = ["²", "1²", "\u0663", "\u0967", "\U0001d7d9", "\u0661:\u0662", "9" * 4301, "0" * 4301 + "1"]
 DIGITS += ["-1", "+1", "1_0", "0x10", "1e9", "65536", "0"]
@@ -180,14 +180,14 @@ def others(ruleset: dict[str, Any]) -> dict[str, Any]:
 def without_tenant(value: Any) -> Any:  # noqa: ANN401 - JSON
     """Return JSON without the strings that name the tenant's NIC, and the rules and map elements that hold them.
 
-    Comments are left out: those of nft hold digests of the whole.
+    Comments are left out: nft's comments hold digests of the whole.
     """
     match value:
         case str():
             return None if NIC.search(value) else value
         case list():
             parts = [without_tenant(part) for part in value]
-            # a pair of a key and what it leads to goes as a whole
+            # a pair of a key and its target is removed as a whole
             return (
                 None if parts and parts[0] is None and len(parts) == 2 else [part for part in parts if part is not None]
             )

@@ -321,7 +321,7 @@ def test_a_breach_is_found(tmp_path: Path, file: str, code: str, finding: str) -
         ("pvefw_nft/cli/a.py", "import sys\nprint(sys.stdout)\nsys.exit(0)\nfrom pvefw_nft import pipeline"),
     ],
 )
-def test_allowed_code_is_no_breach(tmp_path: Path, file: str, code: str) -> None:
+def test_allowed_code_is_not_a_breach(tmp_path: Path, file: str, code: str) -> None:
     for module in ("errors", "pipeline", "config/model", "ir/nodes"):
         place(tmp_path / "pvefw_nft" / f"{module}.py", "")
     place(tmp_path / file, code)

@@ -110,7 +110,7 @@ def test_local_that_points_nowhere_is_an_error(tmp_path: Path) -> None:
     ids=["save", "nft-json", "known", "tests"],
 )
 @pytest.mark.parametrize("kind", ["device", "FIFO", "folder", "huge", "missing"])
-def test_input_that_is_no_regular_file_is_refused(tmp_path: Path, arguments: tuple[str, ...], kind: str) -> None:
+def test_input_that_is_not_a_regular_file_is_refused(tmp_path: Path, arguments: tuple[str, ...], kind: str) -> None:
     root, place = foreign_root(tmp_path), tmp_path / "input"
     match kind:
         case "device":

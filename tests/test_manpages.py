@@ -42,7 +42,7 @@ def test_each_option_is_explained(kind: FileKind) -> None:
         assert f"\\fB{manpages.escaped(name)}\\fR" in PAGES["pvefw.fw.5"]
 
 
-def test_defaults_are_those_of_the_model() -> None:
+def test_defaults_equal_the_model() -> None:
     host = {made.name: made.default for made in option_help(FileKind.HOST)}
     assert host["nosmurfs"] == "1"
     assert host["log_level_in"] == "nolog"
@@ -56,7 +56,7 @@ def test_the_manual_has_the_tables_of_the_pages() -> None:
     assert page.partition(manpages.MARK)[2] == "\n" + manpages.option_tables(), "run scripts/manpages.py --options"
 
 
-def test_text_of_the_manual_is_no_request_of_troff() -> None:
+def test_text_of_the_manual_is_not_a_troff_request() -> None:
     made = "\n".join(manpages.rendered("## .so /etc/passwd\n\n.so `a\\b`\n\n'so x\n\n```text\n.so y\n```\n"))
     assert not re.search(r"(?m)^[.']so", made)
     assert "a\\eb" in made

@@ -1,4 +1,4 @@
-"""``compile -o``: where it writes, with which mode, and what of other users it does not follow."""
+"""``compile -o``: the file that it writes, its mode, and links of other users that it does not follow."""
 
 from __future__ import annotations
 

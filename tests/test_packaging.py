@@ -36,7 +36,7 @@ def test_unit_starts_the_packaged_command_and_is_the_printed_one_otherwise() -> 
     assert "run --print-unit --as-user | /usr/bin/python3 packaging/unit.py" in rules
 
 
-def test_user_of_the_package_is_that_of_the_unit() -> None:
+def test_user_of_the_package_equals_the_unit() -> None:
     lines = (DEBIAN / "pvefw.sysusers").read_text("utf-8").splitlines()
     (line,) = [line for line in lines if not line.startswith("#")]
     assert f"'{line}'" in service_user.MAKE
@@ -66,7 +66,7 @@ def test_metadata_has_the_version_of_the_project(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["click", "pyparsing", "pyroute2"])
-def test_lower_bounds_are_those_of_the_project(name: str) -> None:
+def test_lower_bounds_equal_the_project_file(name: str) -> None:
     texts = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["host"]]
     (bound,) = [text.partition(">=")[2] for text in texts if text.startswith(f"{name}>=")]
     control = (DEBIAN / "control").read_text("utf-8")

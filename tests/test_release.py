@@ -1,4 +1,4 @@
-"""packaging/release builds what it says, and refuses what is no release."""
+"""packaging/release builds the named files, and refuses a tree that is not a release."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``./pvefw`` installs: only what the locks name, and what root refuses to run."""
+"""``./pvefw`` installs only packages of the locks, and refuses to run unsafe folders as root."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_lock_fits_the_dependencies(name: str, extras: tuple[str, ...]) -> None:
         assert requirement.specifier.contains(versions[requirement.name]), requirement
 
 
-def test_the_build_is_locked_too() -> None:
+def test_the_build_tools_are_locked() -> None:
     (backend,) = map(
         Requirement, tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["build-system"]["requires"]
     )

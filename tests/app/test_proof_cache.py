@@ -1,4 +1,4 @@
-"""The proofs of compare on disk: kept for their owner alone, and of no harm whatever happens to them."""
+"""The proofs of compare on disk: only their owner can use them, and a damaged file does no harm."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def a_link_to_the_folder(file: Path) -> None:
         a_link_to_the_folder,
     ],
 )  # fmt: skip
-def test_what_is_not_sound_counts_as_nothing(folder: Path, damage: Callable[[Path], None]) -> None:
+def test_an_unsafe_or_damaged_cache_counts_as_empty(folder: Path, damage: Callable[[Path], None]) -> None:
     keep(**{KEY: PROOF})
     damage(folder / "proofs")
     assert kept() == {}
@@ -173,7 +173,7 @@ def test_without_a_sound_place_nothing_is_kept(place: str, monkeypatch: pytest.M
     assert kept_proofs() is NO_PROOFS
 
 
-def test_a_full_disk_is_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 

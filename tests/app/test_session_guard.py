@@ -1,4 +1,4 @@
-"""What a ruleset would do to connections that exist. The connections are made up, the rulesets are compiled."""
+"""The effect of a ruleset on connections that exist. The connections are made up, the rulesets are compiled."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_the_line_of_host_fw_is_named(configured: Configured) -> None:
     assert cut.add.endswith("of host.fw, above line 3")
 
 
-def test_a_tracked_session_goes_on_but_could_not_be_opened_again(configured: Configured) -> None:
+def test_a_tracked_session_continues_but_could_not_be_opened_again(configured: Configured) -> None:
     (cut,) = configured.judge([ssh()], [ssh().flow]).cuts
     assert cut.effect == "could not be opened again"
 
@@ -256,7 +256,7 @@ def test_guest_on_whose_file_the_compile_fails_does_not_end_the_judgement(
 ) -> None:
     def fail(source: Source, backend: str, *, closed: Closed, only: set[int]) -> Compiled:
         if 100 not in closed:
-            raise KeyError("an input that nobody foresaw")
+            raise KeyError("an unforeseen input")
         return compile_root(source, backend, closed=closed, only=only)
 
     configured.cluster("[RULES]\nIN DROP -p tcp -dport 22\n")

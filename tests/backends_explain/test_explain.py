@@ -35,7 +35,7 @@ def test_the_homelab_reads_well(golden: Callable[[str], None]) -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_every_rule_that_the_iptables_ruleset_has_from_a_file_is_said(example: str) -> None:
+def test_the_sentences_contain_every_rule_of_the_files(example: str) -> None:
     source = Source(REPOSITORY / "examples" / example, "pve1", lambda: "192.168.1.0/24")
     text = "".join(compile_root(source, "explain").artefact.text())
     said = {str(origin) for _, origin in compile_root(source, "iptables").artefact.origins() if origin.file}

@@ -97,7 +97,7 @@ def test_no_tables_make_an_empty_transaction() -> None:
     assert json.loads("".join(transaction([]))) == {"nftables": []}
 
 
-def test_a_rejection_in_a_vnet_is_said_to_drop(make_root: MakeRoot) -> None:
+def test_a_rejection_in_a_vnet_is_reported_as_drop(make_root: MakeRoot) -> None:
     root = make_root(
         {
             "cluster": ON + "[group g1]\nFORWARD REJECT -p udp\nIN REJECT -p tcp\n",

@@ -1,6 +1,6 @@
 """nft makes the same of the text as of the JSON: the same instructions for the kernel, whatever this kernel can do.
 
-What a kernel with everything in it holds is compared in the lab (tests/kernel/test_nft_accepts.py).
+The lab compares the rulesets in a kernel that has all modules (tests/kernel/test_nft_accepts.py).
 """
 
 from __future__ import annotations

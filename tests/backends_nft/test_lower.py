@@ -1,7 +1,7 @@
-"""What the IR becomes in nft: small configurations, and of each the chains that a feature shows in.
+"""Lowering of the IR to nft: small configurations, each with the chains that show its feature.
 
-Each golden file holds the lines of the IR, then those of nft. ``pytest tests/backends_nft --regenerate`` writes them
-anew; read the difference before committing it.
+Each golden file holds the lines of the IR, then the lines of nft. ``pytest tests/backends_nft --regenerate`` writes
+them again; read the difference before committing it.
 """
 
 from __future__ import annotations

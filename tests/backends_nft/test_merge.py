@@ -73,7 +73,7 @@ def walk_rules(rules: Iterable[Rule], packet: Packet) -> list[Action]:
 
 
 def walk_runs(found: Iterable[Run], packet: Packet) -> list[Action]:
-    """Return the same for runs. Each does one action: that of its first rule with the packet's keys."""
+    """Return the same for runs. Each does one action: the action of its first rule with the packet's keys."""
     done: list[Action] = []
     for run in found:
         hit = next((one.action for one in run.rules if walk_rules([one], packet)), None)
@@ -147,13 +147,13 @@ def test_a_port_that_a_jump_may_bring_back_is_not_merged() -> None:
     assert shape([rule(TCP, ports(22), action=Jump("a")), rule(TCP, ports(22, 23), action=Accept())]) == [1, 1]
 
 
-def test_rules_that_log_stay_alone() -> None:
+def test_rules_that_log_are_not_merged() -> None:
     log = Log(6, 100, "tap100i0-IN", "DROP: ", None)
     rules = [rule(TCP, ports(22), action=Drop(), log=log), rule(TCP, ports(23), action=Drop())]
     assert shape(rules) == [1, 1]
 
 
-def test_a_network_of_all_addresses_is_no_key() -> None:
+def test_a_network_of_all_addresses_is_not_a_key() -> None:
     assert shape([rule(source(0, 0), action=Drop()), rule(source(1), action=Drop())]) == [1, 1]
 
 

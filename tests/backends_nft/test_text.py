@@ -210,7 +210,7 @@ def test_characters_that_end_a_quoted_text_do_not_get_into_it(
 
 
 @pytest.mark.parametrize("statement", [{"xt": None}, {"match": {"op": "<", "left": PORT, "right": 5}}])
-def test_a_statement_without_a_spelling_is_no_gap(statement: Statement) -> None:
+def test_a_statement_without_a_spelling_is_an_error(statement: Statement) -> None:
     with pytest.raises(InternalError, match="no place for"):
         rule(statement)
 

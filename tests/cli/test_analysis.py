@@ -1,4 +1,4 @@
-"""What ``pvefw check`` finds by proof in a configuration without mistakes."""
+"""Findings of ``pvefw check`` by proof in a configuration without mistakes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_names_that_another_nodes_files_use_are_in_use(make_root: MakeRoot, caps
     assert names == {"unread-file", "unused-alias"}  # no guest 900, and lan
 
 
-def test_a_rule_that_one_of_two_guests_needs_is_no_finding(
+def test_a_rule_that_one_of_two_guests_needs_is_not_a_finding(
     make_root: MakeRoot, capsys: pytest.CaptureFixture[str]
 ) -> None:
     group = ON + "[group web]\nIN HTTP(ACCEPT)\n"

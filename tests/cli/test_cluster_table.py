@@ -44,5 +44,5 @@ def test_a_long_name_is_printed_above_its_row() -> None:
 
 @pytest.mark.parametrize("node", ["pve1", "pve-frankfurt-2", "hypervisor-17.rack-4.frankfurt.example.com"])
 @pytest.mark.parametrize("firewall", ["nft", "iptables, unconfirmed"])
-def test_it_fits(node: str, firewall: str) -> None:
+def test_table_fits_the_width(node: str, firewall: str) -> None:
     assert max(map(len, table(node=node, firewall=firewall, kernel="6.8.12-4-pve-custom"))) <= 80

@@ -116,7 +116,7 @@ def test_check_sarif(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) ->
     assert result["locations"][0]["physicalLocation"]["region"] == {"startLine": 4, "startColumn": 4, "endColumn": 8}
 
 
-def test_warnings_alone_exit_0(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_exit_0(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(make_root({"cluster": ON + "optimize: 1\n"}), "compile") == 0
     assert "old-option" in capsys.readouterr().err
 

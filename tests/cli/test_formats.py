@@ -1,4 +1,4 @@
-"""What ``check`` prints for GitHub, GitLab and JUnit readers."""
+"""The output of ``check`` for GitHub, GitLab and JUnit readers."""
 
 from __future__ import annotations
 

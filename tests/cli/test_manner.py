@@ -111,7 +111,7 @@ def test_quiet_leaves_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "warning: look\n  help: there\n")
 
 
-def test_quiet_simulate_prints_the_answer_alone(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_simulate_prints_only_the_answer(make_root: MakeRoot, capsys: pytest.CaptureFixture[str]) -> None:
     root = str(make_root({"100.conf": VM, "100.fw": ON + "[RULES]\nIN SSH(DROP)\n"}))
     packet = ["--root", root, "--node", NODE, "--local-network", "10.0.0.0/24", "--from", "outside", "--to", "vm100:22"]
     code, out, _ = run(capsys, "simulate", "-q", *packet)

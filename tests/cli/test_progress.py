@@ -37,7 +37,7 @@ def test_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert terminal.getvalue() == ""
 
 
-def test_the_line_is_removed_where_the_work_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_line_is_removed_if_the_work_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter((0.0, 1.0))
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     monkeypatch.setattr(time, "monotonic", lambda: next(times))

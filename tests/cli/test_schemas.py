@@ -1,4 +1,4 @@
-"""JSON answers have the form that their published schemas say; those of commands on a host are in tests/host."""
+"""JSON answers have the form of their published schemas; tests/host tests the commands of a host."""
 
 from __future__ import annotations
 

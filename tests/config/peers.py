@@ -293,7 +293,7 @@ ROWS = (
     ),
     Peers(
         "an ipset of cluster.fw with the name of a set of the SDN",
-        "the addresses are those of the SDN",
+        "the SDN's addresses count",
         UNTRIED,
         "the same, with a warning",
         {**_cluster("[IPSET web-all]\n192.0.2.1\n"), RUNNING: _STATE},

@@ -64,7 +64,7 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 @pytest.mark.parametrize("code", CODES, ids=lambda code: code.id)
 def test_example(code: Code, tmp_path: Path, names_unread: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    if code.id == "borrowed-names":  # what it takes is a service that Debian's file does not have
+    if code.id == "borrowed-names":  # the example needs a service that Debian's file does not have
         monkeypatch.setattr(netdb, "ETC", write(tmp_path / "etc", {"services": "localthing 4711/tcp\n"}))
     example = code.example
     assert example.before != example.after
@@ -90,7 +90,7 @@ def test_each_code_is_declared_once() -> None:
 
 
 def called(function: ast.expr) -> str:
-    """Return the name of a function or class, or that of a method of findings; else nothing."""
+    """Return the name of a function or class, or of a method of findings; else nothing."""
     match function:
         case ast.Name(id=name):
             return name

@@ -1,4 +1,4 @@
-"""Options of pvefw's own are read from files beside those of Proxmox, and what cannot be read closes."""
+"""Companion files hold options that only pvefw has; an unreadable value counts as the strict one."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_an_unknown_option_is_an_error_that_says_where_it_belongs(make_root: Mak
     ]
 
 
-def test_an_option_of_a_companion_is_no_option_of_proxmox(make_root: MakeRoot) -> None:
+def test_an_option_of_a_companion_is_unknown_to_proxmox(make_root: MakeRoot) -> None:
     root = make_root({"100.conf": VM, "100.fw": ON + "l2: strict\n"})
     (diagnostic,) = check_root(Source(root, NODE, lambda: None)).diagnostics
     assert diagnostic.code == "unknown-option"

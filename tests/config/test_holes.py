@@ -1,4 +1,4 @@
-"""The holes of the reference: each test shows what would be open, and that it is closed here."""
+"""The holes of the reference: each test shows a hole, and that pvefw closes it."""
 
 from __future__ import annotations
 

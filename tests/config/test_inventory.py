@@ -88,7 +88,7 @@ def test_one_file_of_packets_for_the_whole_cluster(cluster: Path, tmp_path: Path
     assert output.endswith("2 passed, 0 failed, 1 skipped (they do not pass this node)\n")
 
 
-def test_a_zone_that_no_node_has_is_an_error_that_names_those_there_are(cluster: Path) -> None:
+def test_an_unknown_zone_is_an_error_that_names_the_known_ones(cluster: Path) -> None:
     with pytest.raises(UsageError) as caught:
         invoke(cluster, "--from", "vm999", "--to", "host")
     assert "vm100, vm200, vm300, ct201" in (caught.value.hint or "")

@@ -50,7 +50,7 @@ def test_a_folder_without_a_configuration_is_not_a_disabled_one(tmp_path: Path) 
     assert check(tmp_path).diagnostics == ()
 
 
-def test_a_link_to_nowhere_is_no_missing_file(tmp_path: Path) -> None:
+def test_a_dangling_link_is_not_a_missing_file(tmp_path: Path) -> None:
     folder = tmp_path / "etc/pve/firewall"
     folder.mkdir(parents=True)
     (folder / "cluster.fw").symlink_to(folder / "elsewhere.fw")
@@ -287,7 +287,7 @@ def test_a_corosync_name_of_the_other_family_is_used_where_both_are_allowed(make
     assert [theirs.canonical for _, theirs in corosync_peers(corosync, NODE)] == ["10.0.0.2"]
 
 
-def test_a_corosync_node_without_a_name_has_that_of_its_first_link(make_root: MakeRoot) -> None:
+def test_a_corosync_node_without_a_name_is_named_after_its_first_link(make_root: MakeRoot) -> None:
     text = NAMED.replace("VERSION", "ipv4").replace("    name: n1\n", "").replace("n1.lan", "n1")
     root = make_root({"corosync": text})
     write(root, "etc/hosts", HOSTS)

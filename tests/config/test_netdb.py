@@ -58,7 +58,7 @@ def test_the_first_entry_of_a_name_counts(etc: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["x", "x y/tcp", "x 70000/tcp", "x -1/tcp", "x 5", "# x 5/tcp", "\xff\xfe"])
-def test_a_malformed_line_is_no_entry(etc: Path, line: str) -> None:
+def test_a_malformed_line_is_not_an_entry(etc: Path, line: str) -> None:
     (etc / "services").write_bytes(line.encode("latin-1") + b"\nssh 22/tcp\n")
     assert netdb.service_names() == ("ssh",)
 
@@ -101,14 +101,14 @@ def test_a_folder_in_place_of_the_file_is_no_file(etc: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/etc/services").exists(), reason="the host has no /etc/services")
-def test_services_are_those_of_the_c_library() -> None:
+def test_services_equal_the_c_library() -> None:
     for name in netdb.service_names():
         for protocol in netdb.service_protocols(name):
             assert netdb.port(name, protocol) == socket.getservbyname(name, protocol), (name, protocol)
 
 
 @pytest.mark.skipif(not Path("/etc/protocols").exists(), reason="the host has no /etc/protocols")
-def test_protocols_are_those_of_the_c_library() -> None:
+def test_protocols_equal_the_c_library() -> None:
     for name in netdb.protocol_names():
         if name != "icmpv6":
             assert netdb.protocol(name) == socket.getprotobyname(name), name
@@ -128,7 +128,7 @@ def _tool(version: int) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(("version", "count"), [(4, 37), (6, 25)])
-def test_the_icmp_types_are_those_the_tools_list(version: int, count: int) -> None:
+def test_icmp_types_equal_the_tools_lists(version: int, count: int) -> None:
     tool, match = _tool(version)
     listing = subprocess.run([tool, "-p", match, "-h"], capture_output=True, text=True, check=True).stdout
     listed: set[str] = set()
@@ -142,7 +142,7 @@ def test_the_icmp_types_are_those_the_tools_list(version: int, count: int) -> No
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_the_icmp_numbers_are_those_the_tools_emit(version: int) -> None:
+def test_icmp_numbers_equal_the_tools_output(version: int) -> None:
     tool, match = _tool(version)
     names = netdb.icmp_type_names(version)
     option = f"--{match}-type"

@@ -64,7 +64,7 @@ def test_a_comment_behind_the_default_policy_changes_nothing(make_root: MakeRoot
         ("enable: yes # on", True, True, Severity.ERROR),
     ],
 )
-def test_an_enable_that_cannot_be_read_counts_as_1_where_a_ruleset_is_applied(
+def test_an_unreadable_enable_counts_as_1_when_a_ruleset_is_applied(
     make_root: MakeRoot, text: str, cautious: bool, enabled: bool, severity: Severity
 ) -> None:
     root = make_root({"cluster": f"[OPTIONS]\n{text}\n"})

@@ -1,4 +1,4 @@
-"""Who would be cut off by an IP filter that holds within connections."""
+"""Guests that ``ipfilter_established`` would cut off."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_each_part_of_the_state_may_be_absent(make_root: MakeRoot, part: str) ->
     assert ("web-all" in sets(checked)) is (part != "vnets")
 
 
-def test_the_older_file_of_ipam_is_read_where_the_newer_one_is_not_there(make_root: MakeRoot) -> None:
+def test_the_older_ipam_file_is_read_if_the_newer_one_is_missing(make_root: MakeRoot) -> None:
     root = write(make_root(), OLD_IPAM, ADDRESSES)
     assert "guest-ipam-101" in sets(check(root))
     write(root, IPAM, {"zones": {}})

@@ -1,4 +1,4 @@
-"""What a compile asks is noted, and tells later whether anything it rests on has changed."""
+"""A compile records its inputs; the record tells later whether one of them has changed."""
 
 from __future__ import annotations
 

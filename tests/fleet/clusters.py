@@ -30,7 +30,7 @@ def guest(vmid: int) -> str:
 def make_cluster(root: Path, nodes: int, guests: int = 2, cluster: str = CLUSTER) -> Path:
     """Write a cluster of so many nodes, each with so many guests, below ``root``; return it.
 
-    The guests of node 1 are 101, 102 …, those of node 2 are 201 …; nodes have the addresses 10.0.0.1 …
+    Node 1 has the guests 101, 102 …, node 2 the guests 201 …; nodes have the addresses 10.0.0.1 …
     """
     firewall = root / "etc/pve/firewall"
     firewall.mkdir(parents=True)

@@ -57,7 +57,7 @@ def work(job: Job) -> dict[str, Any]:
     return {"exit": 0, "node": job.node, "files": len(job.files.listed(job.root / "etc/pve/firewall"))}
 
 
-def test_the_results_are_those_of_processes(cluster: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_the_results_equal_processes(cluster: Any, tmp_path: Path) -> None:  # noqa: ANN401
     root = make_cluster(tmp_path / "c", 8)
     break_three(root)
     there = {one.job.name: one.result for one in Scheduler(cluster.scheduler_address).run(jobs(root), node_work.work)}
@@ -109,7 +109,7 @@ def test_a_worker_with_other_code_refuses(monkeypatch: pytest.MonkeyPatch, clust
     assert outcome.result["error"]["message"] == "the worker runs another version of pvefw"
 
 
-def test_no_scheduler_and_no_worker_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_scheduler_and_workers_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(scheduler, "CONNECT_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""``--all-nodes``: one command for all nodes of a cluster, and what its answer says."""
+"""``--all-nodes``: one command for all nodes of a cluster, and its answer."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     command = [*COMMAND, "compare", "--all-nodes", "--root", str(root), "-j", "2"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, start_new_session=True,
-        # a shell has what it starts in the background ignore Ctrl-C, these tests among it
+        # processes that a shell starts in the background ignore Ctrl-C, these tests among them
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 30
@@ -238,7 +238,7 @@ def test_the_local_network_of_a_node_comes_from_the_files(tmp_path: Path) -> Non
     assert networks(root)["pve3"] == (None, "neither corosync.conf nor etc/hosts has an address of pve3")
 
 
-def test_an_unknown_local_network_is_told(tmp_path: Path) -> None:
+def test_an_unknown_local_network_is_reported(tmp_path: Path) -> None:
     root = make_cluster(tmp_path / "c", 2)
     (root / "etc/network/interfaces").unlink()
     found = answer("check", "--all-nodes", "--root", root)

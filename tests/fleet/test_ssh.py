@@ -370,7 +370,7 @@ def test_a_node_whose_rules_shut_ssh_out_goes_back_by_itself(cluster: Cluster) -
     assert "PVEFW" not in cluster.nodes[1].rules()
 
 
-def test_update_leaves_stopped_nodes_alone(cluster: Cluster) -> None:
+def test_update_skips_stopped_nodes(cluster: Cluster) -> None:
     assert cluster.nodes[0].pvefw("start").returncode == 0
     cluster.nodes[0].configure(OPEN + "[RULES]\nIN ACCEPT -p tcp -dport 4711\n")
     code, found = cluster.answer("update", "--confirm", "60")

@@ -1,6 +1,6 @@
-"""What configurations mean: the chains of the IR that a feature makes, as text in golden files.
+"""The meaning of configurations: the chains of the IR that a feature makes, as text in golden files.
 
-``pytest tests/ir --regenerate`` writes the files anew; read the difference before committing it.
+``pytest tests/ir --regenerate`` writes the files again; read the difference before committing it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the IR may not hold."""
+"""Validation refuses an invalid IR."""
 
 from __future__ import annotations
 

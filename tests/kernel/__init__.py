@@ -1,4 +1,4 @@
-"""The kernel lab: rulesets loaded into a real kernel, and what it does to packets.
+"""The kernel lab: rulesets loaded into a real kernel, and its verdicts on packets.
 
 ``guest``       a throw-away virtual machine with a kernel that has what both rulesets need
 ``network``     the bridge host, its guests and its neighbours, as network namespaces in that machine

@@ -19,7 +19,7 @@ BACKENDS = (IPTABLES, NFT)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Input for one tool: the command without its path, and what it reads."""
+    """Input for one tool: the command without its path, and its standard input."""
 
     command: tuple[str, ...]
     text: str
@@ -40,7 +40,7 @@ class Artefact:
         return "".join(f"### {' '.join(part.command)}\n{part.text}" for part in self.parts)
 
     def part(self, *command: str) -> str:
-        """Return what the tool whose command begins like this reads; empty if there is none."""
+        """Return the input of the tool whose command begins with these words; empty if there is none."""
         return "".join(part.text for part in self.parts if part.command[: len(command)] == command)
 
 

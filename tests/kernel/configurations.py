@@ -83,7 +83,7 @@ def golden() -> list[Configuration]:
 
 
 def surveyed() -> list[Configuration]:
-    """Return what is probed by either backend: cases and examples, and of the reference's cases those with guests."""
+    """Return the configurations for both backends: cases, examples, and the reference's cases with guests."""
     of_reference = [one for one in golden() if any(endpoint.filtered for endpoint in one.plan.endpoints)]
     return [*(of_case(name) for name in cases.names()), *examples(), *of_reference]
 

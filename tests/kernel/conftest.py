@@ -31,11 +31,11 @@ def guest() -> Iterator[Guest]:
 
 @pytest.fixture(scope="session")
 def lab(guest: Guest) -> Lab:
-    """The lab in the guest. What one test sets up may be there in the next: each sets up what it needs."""
+    """The lab in the guest. Each test sets up what it needs, because objects of an earlier test may still exist."""
     return Lab(guest)
 
 
 @pytest.fixture(scope="session")
 def surveys(lab: Lab) -> Surveys:
-    """What became of the probes of each configuration."""
+    """The outcomes of the probes of each configuration."""
     return Surveys(lab)

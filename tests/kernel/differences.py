@@ -75,7 +75,7 @@ def excuse(probe: Probe, plan: Plan, outcomes: dict[str, str], *, kept_out: bool
 
 
 def facts(probe: Probe, plan: Plan) -> dict[str, Any]:
-    """Return what the table can speak of, for a probe's judged packet."""
+    """Return the properties of a probe's judged packet that the table can name."""
     packet = probe.judged
     return {
         "tagged": packet.outer_vlan is not None,

@@ -75,7 +75,7 @@ def generate(rulesets: dict[int, Ruleset], plan: Plan, seed: int = 0, extra: int
 
 
 def _places(ruleset: Ruleset, plan: Plan) -> dict[str, list[Place]]:
-    """Return for each chain the places it sees packets of: its own, or those of the chains leading to it."""
+    """Return for each chain the places whose packets it sees: its own, or the places of the chains leading to it."""
     filtered = [one for one in plan.endpoints if one.filtered]
     roots = {"PVEFW-HOST-IN": [Place("in", None)], "PVEFW-HOST-OUT": [Place("out", None)]}
     roots["PVEFW-FWBR-IN"] = [Place("in", one) for one in filtered]
@@ -194,7 +194,7 @@ _OF_KIND = {
 
 
 def _addresses(conditions: Sequence[Addresses], kinds: Sequence[str], family: int) -> list[Address]:
-    """Return the addresses at the edges of the conditions, and those of the kinds asked for."""
+    """Return the addresses at the edges of the conditions, and addresses of the requested kinds."""
     values = {value: None for condition in conditions for value in condition.edges()}
     made = [address for value in values if (address := address_of(family, value)) is not None]
     for kind in kinds:
@@ -218,7 +218,7 @@ def _own(name: str, family: int, place: Place, plan: Plan) -> Address:
 
 
 def _packet(draft: _Draft, family: int, place: Place, plan: Plan, draw: random.Random) -> Packet | None:
-    """Return the packet of a draft at a place; None where nobody could send it there."""
+    """Return the packet of a draft at a place; None if no endpoint could send it there."""
     sender, receiver, source, destination = _ends(draft, family, place, plan, draw)
     if sender is None or receiver is None:
         return None

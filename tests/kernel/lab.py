@@ -36,7 +36,7 @@ BATCH = 600
 
 @dataclass(slots=True)
 class Lab:
-    """What is set up in a guest at the moment."""
+    """The current set-up of a guest."""
 
     guest: Guest
     plan: Plan | None = None
@@ -159,7 +159,7 @@ def _flow_keys(encoded: Encoded) -> tuple[object, ...]:
 
 
 def _stages(encoded: Sequence[tuple[Encoded, ...]], chosen: Sequence[int]) -> list[list[Sent]]:
-    """Return what is sent in each stage; the judged packets of all probes are the last stage."""
+    """Return the packets of each stage; the judged packets of all probes are the last stage."""
     most = max((len(encoded[number]) for number in chosen), default=0)
     stages: list[list[Sent]] = [[] for _ in range(most)]
     for number in chosen:
@@ -173,7 +173,7 @@ def _stages(encoded: Sequence[tuple[Encoded, ...]], chosen: Sequence[int]) -> li
 
 
 def main() -> int:
-    """Run probes through the rulesets of a configuration; 1 where an outcome is not what is expected."""
+    """Run probes through the rulesets of a configuration; return 1 if an outcome is not the expected one."""
     arguments = _parser().parse_args()
     try:
         configuration = _configuration(arguments)

@@ -41,10 +41,10 @@ pytestmark = pytest.mark.skipif("nft" not in BACKENDS, reason="with the other ba
 PAGE = REPOSITORY / "docs/how-to/migrate.md"
 SERVICE_PAGE = PAGE.with_name("run-as-a-service.md")
 ASKED = "to keep this ruleset"
-"""What a command says that waits for its confirmation."""
+"""The message of a command that waits for its confirmation."""
 CUT_DOWN = not has_bridge_conntrack()
 NOT_JUDGED = {("pvefw", "compare", "live")} if CUT_DOWN else set[tuple[str, ...]]()
-"""What finds that rules which do without a module of the kernel are not those of the files."""
+"""Commands that report rules without a module of the kernel as different from the files."""
 
 PVE_FIREWALL = (
     COMMON
@@ -112,7 +112,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 
 def steps_of(heading: str, page: Path = PAGE) -> list[Session | int]:
-    """Return what a part of a page has done, in order: commands, and values that ``nftables`` is set to."""
+    """Return the steps of a part of a page, in order: commands, and values of ``nftables``."""
     text = page.read_text("utf-8")
     (part,) = re.findall(rf"^#+ {re.escape(heading)}\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)
     first, *others = re.split(r"Set `nftables: ([01])`", part)
@@ -123,7 +123,7 @@ def steps_of(heading: str, page: Path = PAGE) -> list[Session | int]:
 
 
 class Administrator:
-    """Does what the page says, and compares the answers with it."""
+    """Executes the steps of the page, and compares the answers with it."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

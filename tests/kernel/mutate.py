@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """What was done to an artefact, and the input that changes a loaded one so, and changes it back.
+    """A change of an artefact, with the tools' input that makes the same change to the loaded ruleset and undoes it.
 
     ``change`` and ``undo`` are for one and the same tool. ``artefact`` is the whole artefact as changed.
     """
@@ -136,7 +136,7 @@ def _widened(line: str) -> str | None:
 
 
 def _change_nft(artefact: Artefact, draw: random.Random) -> Mutation | None:
-    """Change one rule, element or set; None where the change drawn does not fit what was drawn."""
+    """Change one rule, element or set; None if the drawn change does not fit the drawn object."""
     document = json.loads(artefact.parts[0].text)
     commands = document["nftables"]
     wanted = [

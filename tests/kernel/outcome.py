@@ -1,4 +1,4 @@
-"""What became of a probe, told from everything that was seen."""
+"""The outcome of a probe, derived from all packets that were seen."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Ip:
-    """What is read of an IP packet."""
+    """The fields that are read of an IP packet."""
 
     family: int
     protocol: int
@@ -102,10 +102,10 @@ class Sighting:
 
 
 def sightings(everything: Sequence[Seen], sent: dict[tuple[int, int], Encoded], run: int) -> Iterator[Sighting]:
-    """Tell which packet of which probe each thing seen is, or which one it rejects.
+    """Assign each sighting to the packet of a probe that it shows or rejects.
 
-    ``sent`` maps probe number and step to what was sent. Things that belong to no probe of this run are left
-    out: the host's own chatter, and what is left from a run before.
+    ``sent`` maps probe number and step to the sent packet. Sightings that belong to no probe of this run are left
+    out: the host's own packets, and late packets of an earlier run.
     """
     for seen in everything:
         carried = _carried(seen)

@@ -1,8 +1,8 @@
-"""What a probe is, and how it looks on the wire.
+"""Probes, and their bytes on the wire.
 
-Bytes are put together here rather than by scapy: a probe needs its mark in every packet, whatever the
-protocol, and tens of thousands of packets are built in a test run. A test compares them with what scapy makes
-of the same packets.
+The bytes are made here and not by scapy: a probe needs its mark in every packet of every
+protocol, and a test run builds tens of thousands of packets. A test compares them with scapy's bytes
+for the same packets.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ WITH_PORTS = frozenset({Proto.TCP, Proto.UDP, Proto.DCCP, Proto.SCTP, Proto.UDPL
 
 @dataclass(frozen=True, slots=True)
 class Arp:
-    """What an ARP packet says: ``operation`` 1 (request) or 2 (reply), the IPv4 addresses in it, and the sender's MAC
-    address, where that is not the frame's. ``hardware`` is 1 (Ethernet), or 6 (IEEE 802), which Linux takes, too.
+    """The content of an ARP packet: ``operation`` 1 (request) or 2 (reply), its IPv4 addresses, and the sender's MAC
+    address, if it differs from the frame's. ``hardware`` is 1 (Ethernet), or 6 (IEEE 802), which Linux takes, too.
     """
 
     operation: int = 1
@@ -68,8 +68,8 @@ class Arp:
 
 @dataclass(frozen=True, slots=True)
 class Wrapping:
-    """What stands between the Ethernet header and what a frame carries: the frame's ``type`` (or, in 802.3, a number
-    up to 1500, for which its length is filled in), and the bytes of a header behind it.
+    """A header between the Ethernet header and the payload: the frame's ``type`` (or, in 802.3, a number up to 1500,
+    for which the length is filled in), and the bytes of the header.
     """
 
     type: int
@@ -78,7 +78,7 @@ class Wrapping:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One packet from an endpoint to another; what is None is what that endpoint would use.
+    """One packet from an endpoint to another; for None the endpoint's own value is used.
 
     ``sender`` and ``receiver`` are names of :class:`~.network.plan.Endpoint` or ``host``. ``family`` is 4 or 6;
     ``arp`` or ``ethertype`` make it a frame without IP. ``destination`` may be any address: frames find their
@@ -145,7 +145,7 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Packets sent one after the other, of which the last one is judged; ``why`` says what it is for."""
+    """Packets sent one after the other; the last one is judged. ``why`` gives the purpose."""
 
     packets: tuple[Packet, ...]
     why: str = ""
@@ -215,10 +215,10 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A packet ready to go: what is sent, its addresses, and the flow it belongs to (None: no flow).
+    """A packet ready to send: its bytes, its addresses, and the flow it belongs to (None: no flow).
 
-    ``reset`` is what a reset that rejects a TCP packet shows of it: sequence number and acknowledgement, of which one
-    is None, since it is not the packet's.
+    ``reset`` holds the fields by which a reset shows the TCP packet that it rejects: sequence number and
+    acknowledgement. One of them is None, because it does not come from the packet.
     """
 
     sent: tuple[Sent, ...]
@@ -230,7 +230,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """Who sends: the network, the run (a new number each time), and the probe's number in it."""
+    """The sender: the network, the run (a new number each time), and the probe's number in it."""
 
     plan: Plan
     run: int
@@ -380,7 +380,7 @@ def _marks(first_fragment: int | None) -> int:
 
 
 def _body(packet: Packet, source: Address, destination: Address, who: Numbered) -> bytes:
-    """Return what the IP packet carries: the protocol's header, and the mark a few times over."""
+    """Return the payload of the IP packet: the protocol's header, and several copies of the mark."""
     mark = who.mark * _marks(packet.first_fragment)
     match packet.protocol:
         case Proto.TCP:
@@ -423,7 +423,7 @@ def _hop_limit(packet: Packet) -> int:
 
 
 def sequence_base(number: int) -> int:
-    """Return where the TCP sequence numbers of a probe begin: a rejection shows them, and so whose it is."""
+    """Return the first TCP sequence number of a probe: a rejection shows it, so its probe can be found."""
     return (number & 0xFFFFF) << 12
 
 

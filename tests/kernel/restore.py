@@ -1,4 +1,4 @@
-"""Reading an iptables artefact for what its rules look at, as ground for probes.
+"""Read the conditions of an iptables artefact's rules, to make probes from them.
 
 This reader is the lab's own: it shares nothing with the compiler or the verifier. It raises on a match it
 does not know, since a condition without probes is a condition without a test.
@@ -84,7 +84,7 @@ class Flags:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What one rule looks at, and where it sends the packet; conditions left out are None or empty.
+    """The conditions of one rule, and its target; absent conditions are None or empty.
 
     ``text`` is the line. ``kinds`` are address types by side (``src``, ``dst``). ``mac`` is the address the
     rule tests, whichever way.
@@ -154,7 +154,7 @@ def _read_sets(text: str) -> dict[str, AddressSet]:
 
 @dataclass(slots=True)
 class _Words:
-    """The words of a rule, and what was read of them so far."""
+    """The words of a rule, and the conditions read so far."""
 
     family: int
     sets: dict[str, AddressSet]

@@ -30,7 +30,7 @@ SECONDS = 1.0
 
 
 def received(frames: Sequence[tuple[str, bytes]], receiver: Endpoint, port: int) -> list[bytes]:
-    """Send frames (namespace and bytes) while somebody at the receiver listens to a UDP port; return what it heard."""
+    """Send frames (namespace and bytes) while the receiver listens to a UDP port; return the datagrams it got."""
     with inside(receiver.namespace):
         subprocess.run(["ip", "address", "replace", f"{receiver.v4}/24", "dev", ENDPOINT_INTERFACE], check=True)
         listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -61,7 +61,7 @@ NOBODY = "02:fe:00:00:00:09"
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """A connect() to a port of the victim from one of the attacker's, and what the attacker does for it.
+    """A connect() from a port of the attacker to a port of the victim, and the attacker's forged packets.
 
     ``forges`` is ``nothing``, the victim's ``answer`` to its first packet, or an ``opening`` in the victim's name.
     """
@@ -74,7 +74,7 @@ class Attack:
 
 
 def connects(attack: Attack) -> bytes:
-    """Return what a connect() reads from a server that listens at the victim's port; nothing where it fails."""
+    """Return the bytes that a connect() reads from a server at the victim's port; nothing if it fails."""
     attacker, victim = attack.attacker, attack.victim
     with _addressed(attacker, victim), _addressed(victim, attacker), contextlib.ExitStack() as stack:
         with inside(victim.namespace):
@@ -137,7 +137,7 @@ def _segment(attack: Attack, flags: int, sequence: int, acknowledgement: int, de
 
 
 def _read(client: socket.socket, server: socket.socket) -> bytes:
-    """Serve the first connection that comes, and return what the client reads meanwhile."""
+    """Serve the first connection, and return the bytes that the client reads meanwhile."""
     end = time.monotonic() + CONNECT_SECONDS
     while (left := end - time.monotonic()) > 0:
         ready, _, _ = select.select([client, server], [], [], left)

@@ -124,7 +124,7 @@ def neighbours(sender: str, receiver: str) -> Iterator[Probe]:
 def states(sender: str, receiver: str) -> Iterator[Probe]:
     """Yield answers, later packets of a connection, errors about one, and packets of no connection.
 
-    They are packets that no rule lets in for themselves: what they get depends on the one before.
+    No rule accepts these packets for themselves: their verdict depends on the packet before.
     """
     for family in FAMILIES:
         for protocol, port in ((Proto.TCP, 22), (Proto.UDP, 53), (Proto.TCP, 4321), (Proto.UDP, 4321)):
@@ -187,7 +187,7 @@ def _tagged(nic: Endpoint) -> bool:
 
 
 def forged(nic: Endpoint) -> Iterator[Probe]:
-    """Yield what a guest must not send, and what nobody may send to it."""
+    """Yield packets that a guest must not send, and packets that must not reach it."""
     for family in FAMILIES:
         strange = ip_address("203.0.113.66" if family == 4 else "2001:db8:dead::66")
         for protocol in (Proto.TCP, Proto.UDP):

@@ -1,4 +1,4 @@
-"""What each configuration does to its probes, by each backend: run once, looked at by several tests."""
+"""The verdicts of each configuration on its probes, by each backend: run once, used by several tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Surveys:
     _probes: dict[str, list[Probe]] = field(default_factory=dict)
 
     def probes(self, configuration: Configuration) -> list[Probe]:
-        """Return what is sent: the packets of the case, if it is one, then the others."""
+        """Return the packets to send: the packets of the case, if it is one, then the others."""
         if configuration.name not in self._probes:
             expected: list[Probe] = []
             if configuration.name in cases.names():
@@ -68,8 +68,8 @@ class Surveys:
     def settle(self, configuration: Configuration, numbers: list[int]) -> None:
         """Send some probes again, by each backend that was asked before, and note what becomes of them now.
 
-        On a machine that is busy with other things a packet may come when nobody waits for it any more, which
-        looks like a drop. Twice in a row is no accident.
+        On a busy machine a packet may come after the wait has ended, which looks like a drop. Twice in a row is no
+        accident.
         """
         for (name, _), first in self._first.items():
             for number in numbers if name == configuration.name else ():

@@ -38,8 +38,8 @@ _NUMBERS = itertools.count()
 PATIENCE = 60.0
 """Seconds that anything may take on the emulated machine."""
 
-# The checkout and its Python are bound to places that no sandbox hides, as those of an installed pvefw are. Of what a
-# system starts first, only the journal is left: cleaning /tmp alone takes a minute there.
+# The checkout and its Python are bound to places that no sandbox hides, like an installed pvefw's. Of what a system
+# starts first, only the journal is left: cleaning /tmp alone takes a minute there.
 INIT = """\
 set -e
 mount --make-rprivate /
@@ -92,14 +92,14 @@ COMMAND = (
     f'#!/bin/sh\nLD_LIBRARY_PATH={LIBRARIES} PYTHONPATH={PATHS} exec /opt/python/bin/{{python}} -m pvefw_nft.cli "$@"\n'
 )
 DROP_IN = f"[Service]\nEnvironment=PYTHONPATH={PATHS} LD_LIBRARY_PATH={LIBRARIES}\n"
-"""What a unit of pvefw's needs besides, since that is not installed there."""
+"""Additional lines of pvefw's unit, because pvefw is not installed there."""
 
 
 class Systemd:
     """A running systemd, and commands beside it."""
 
     def __init__(self, folder: Path) -> None:
-        """Start one whose files lie in a folder; those of one that was there before are found again."""
+        """Start one whose files are in a folder; files of an earlier one there are used again."""
         # without its own root, these places are the machine's
         self._made = [path for path in MOUNT_POINTS if not path.exists()]
         for path in self._made:
@@ -133,7 +133,7 @@ class Systemd:
         return ["nsenter", "--target", self._pid, "--all", *command]
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Run a command beside systemd and return what it prints."""
+        """Run a command beside systemd and return its output."""
         done = subprocess.run(
             self.command(*command),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, check=False,
@@ -252,7 +252,7 @@ def test_service(systemd: Systemd, owner: str, backend: str) -> None:
 
 
 def assert_only_known_warnings(systemd: Systemd) -> None:
-    """Have no warning in the journal but that of a setting which network namespaces but the first do not have."""
+    """Assert that the journal has only one warning: a setting that only the first network namespace has."""
     lines = systemd.run("journalctl", "--unit", "pvefw").splitlines()
     # which only the machine's own network namespace may set
     known = "no permission to set net/netfilter/nf_conntrack_"
@@ -394,7 +394,7 @@ Type=oneshot
 RemainAfterExit=yes
 ExecStart=/bin/sh -c 'iptables-save >/run/guests-started; nft list ruleset >>/run/guests-started'
 """
-"""What stands for the service that starts guests: it notes the rules that there are when it does."""
+"""Stand-in for the service that starts guests: it records the rules at that moment."""
 
 
 @contextmanager

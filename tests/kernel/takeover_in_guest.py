@@ -1,9 +1,9 @@
 """``take-over``, ``hand-back`` and a boot beside stand-ins of Proxmox VE's two firewall services, under systemd.
 
-The stand-ins do what is known of the real ones. pve-firewall loads its PVEFW chains in a loop, or with `nftables: 1`
-removes them by name, and removes them when it is stopped. proxmox-firewall loads its two tables in a loop, unless the
-flag file exists, and removes them when it is stopped. Both deny UDP to port 5000 and nothing else. Only
-:mod:`tests.kernel.test_host` runs this file, in the lab's guest or on a machine that no systemd runs.
+The stand-ins imitate the known behaviour of the real services. pve-firewall loads its PVEFW chains in a loop, or with
+`nftables: 1` removes them by name, and removes them when it is stopped. proxmox-firewall loads its two tables in a
+loop, unless the flag file exists, and removes them when it is stopped. Both deny UDP to port 5000 and nothing else.
+Only :mod:`tests.kernel.test_host` runs this file, in the lab's guest or on a machine that no systemd runs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FLAG = "/run/proxmox-nftables-firewall-force-disable"
 NODE = "n"
 
 THEIRS = os.environ.get("PVEFW_TEST_THEIRS", "")
-"""``-legacy`` or ``-nft``: the variant of iptables that pve-firewall uses, whatever ``iptables`` leads to."""
+"""``-legacy`` or ``-nft``: the variant of iptables that pve-firewall uses; ``iptables`` may be the other one."""
 
 COMMON = """\
 import os, signal, subprocess, sys, time
@@ -155,7 +155,7 @@ class Node:
         self.run("systemctl", "daemon-reload")
 
     def switch_on(self) -> None:
-        """Boot; :meth:`start_enabled` then starts what a boot starts."""
+        """Boot; :meth:`start_enabled` then starts the units that a boot starts."""
         self.on = True
         self.systemd = Systemd(self._folder)
         self.run = self.systemd.run
@@ -190,7 +190,7 @@ class Node:
         return "".join(saved) + self.run("nft", "list", "tables")
 
     def journal(self) -> str:
-        """Return what the process of pvefw's service said."""
+        """Return the output of the process of pvefw's service."""
         process = self.run("systemctl", "show", "--property=MainPID", "--value", "pvefw").strip()
         return self.run("journalctl", f"_PID={process}", "--output", "cat", check=False)
 
@@ -253,7 +253,7 @@ def streams(network: Network) -> Streams:
 
 
 def pairs(*those: tuple[str, str]) -> list[tuple[str, str]]:
-    """Return those of the pairs of daemon and backend that are tried here."""
+    """Return the pairs of daemon and backend to try here."""
     return [(daemon, backend) for daemon, backend in those if backend in BACKENDS]
 
 
@@ -485,7 +485,7 @@ def filters(node: Node, network: Network, daemon: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS if LONG else BACKENDS[:1])
 def test_the_service_tells_of_a_firewall_that_comes_to_life(node: Node, backend: str) -> None:
-    """Somebody starts their services again while pvefw runs: that is told, and at no time is the host open."""
+    """A start of Proxmox VE's services while pvefw runs is reported, and the host is never open."""
     daemon = "pve-firewall" if backend == "iptables" else "proxmox-firewall"  # nftables: 0, nftables: 1
     with filtered_by(node, daemon) as network:
         node.run("pvefw", "take-over", "--backend", backend)

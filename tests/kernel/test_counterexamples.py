@@ -1,4 +1,4 @@
-"""What compare says that a change does to a packet, the kernel does to it: before the change, and after."""
+"""The kernel gives each counterexample of ``compare`` the predicted verdicts, before and after the change."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def side(artefact: Artefact, topology: Topology) -> Side:
 def replayable(
     counterexample: Counterexample, mutation: Mutation, sides: tuple[Side, Side], plan: Plan
 ) -> Shown | None:
-    """Return the packet of the lab that is like an example, and has the verdicts that compare says of it, if any."""
+    """Return the packet of the lab that is like an example and has the verdicts of ``compare``, if there is one."""
     said = [
         text_of(simulate(side.model, Simulated(counterexample.packet, path)))
         for side, path in zip(sides, (counterexample.before, counterexample.after), strict=True)

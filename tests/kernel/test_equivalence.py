@@ -1,4 +1,4 @@
-"""Both rulesets of a configuration load, and do the same to every probe, but for what is documented."""
+"""Both rulesets of a configuration load, and give every probe the same verdict, except for documented differences."""
 
 from __future__ import annotations
 

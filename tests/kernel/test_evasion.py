@@ -1,4 +1,4 @@
-"""What a hostile guest sends gets no further than the firewall's options promise, in a real kernel."""
+"""Packets of a hostile guest get the verdicts that the firewall's options promise, in a real kernel."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def test_attempts(name: str, backend: str, lab: Lab) -> None:
 
 
 def attempt(name: str, backend: str, lab: Lab) -> None:
-    """Assert that what a suite sends gets the verdicts that it names."""
+    """Assert that the packets of a suite get the verdicts that it names."""
     configuration, attempts = evasion.load(name)
     lab.set_up(configuration.plan)
     lab.load(configurations.compiled(configuration, backend))
     wrong = attempts
     found: list[str] = []
-    for _ in range(2):  # what is late on a busy machine looks like a drop; twice in a row is no accident
+    for _ in range(2):  # on a busy machine a late packet looks like a drop; twice in a row is no accident
         outcomes = lab.run([attempt.probe for attempt in wrong])
         pairs = [(a, o) for a, o in zip(wrong, outcomes, strict=True) if str(o) != a.expected(backend)]
         wrong = [attempt for attempt, _ in pairs]
@@ -61,7 +61,7 @@ def soften(lab: Lab) -> None:
 
 
 def test_the_hardened_iptables_ruleset_drops_stateless_forgeries(lab: Lab) -> None:
-    """Beside the reference's ruleset stands a table of nft: what it drops is what the nft ruleset drops."""
+    """The nft table beside the reference's ruleset drops the same packets as the nft ruleset."""
     configuration, case = configurations.of_case("hostile"), cases.load("hostile")
     lab.set_up(configuration.plan)
     lab.load(configurations.compiled(configuration, IPTABLES))
@@ -79,7 +79,7 @@ def test_the_hardened_iptables_ruleset_drops_stateless_forgeries(lab: Lab) -> No
     assert not wrong, "\n".join(wrong)
 
 
-# --- what a receiver's own stack makes of it ----------------------------------------------------------------------
+# --- reactions of a receiver's own stack --------------------------------------------------------------------------
 
 ZERO_TAGS = [((0x8100, 0), (0x8100, 0)), ((0x88A8, 0), (0x8100, 0)), ((0x8100, 0), (0x8100, 0), (0x8100, 0))]
 
@@ -98,7 +98,7 @@ def test_linux_accepts_packets_behind_tags_of_vlan_zero(backend: str, *, passes:
         assert bool(heard) is (passes and bool(tags)), tags
 
 
-# source port, port of the victim, what the attacker forges, and whether it gets in past nft and past iptables
+# source port, port of the victim, the attacker's forgery, and whether it passes nft and iptables
 CONNECTS = {
     "a port that is let in": (40201, 22, "nothing", True, True),
     "a denied port": (40202, 25, "nothing", False, False),
@@ -177,7 +177,8 @@ def test_on_a_vlan_aware_bridge_a_second_tag_is_dropped_behind_a_real_one(backen
 
 
 def test_nothing_to_a_firewall_bridge_itself_reaches_the_host(lab: Lab) -> None:
-    """A bridge hands frames to its own MAC address to the host, as a guest can know from what it sends."""
+    """A bridge hands frames with its own MAC address to the host; a guest learns this address from the bridge's
+    frames."""
     configuration = configurations.of_case("hostile")
     lab.set_up(configuration.plan)
     lab.load(configurations.compiled(configuration, NFT))
@@ -194,7 +195,7 @@ def test_nothing_to_a_firewall_bridge_itself_reaches_the_host(lab: Lab) -> None:
     assert [str(outcome) for outcome in lab.run([Probe((packet,)) for packet in denied])] == ["DROP"] * len(denied)
 
 
-# --- floods: what one guest uses up that all share -----------------------------------------------------------------
+# --- floods: one guest uses up a resource that all share -----------------------------------------------------------
 
 
 def loaded(lab: Lab, backend: str) -> None:

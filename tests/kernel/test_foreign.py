@@ -1,4 +1,4 @@
-"""Our rulesets beside those of others, in a kernel that runs them all: read as listed, simulated and compared."""
+"""pvefw's rulesets beside foreign rules, in a kernel that runs them all: read as listed, simulated and compared."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ LIMITS = {
     "PVEFW_TEST_FILE_TIMEOUT": "20",
     "PVEFW_TEST_SLOW": "60",
 }
-# What this machine's kernel cannot do; all else of these files is tested on it. Killing all there is takes minutes.
+# Tests that this machine's kernel cannot run; it runs all other tests of these files. Killing at every step takes
+# minutes.
 _KILLED = "nft or switch" if "PVEFW_TEST_KILLS" in os.environ else "every_step_then and nft"
 _ALL_FAULTS = os.environ.get("PVEFW_TEST_FAULTS") == "all"
 # a fault of the cluster file system takes two minutes there
@@ -54,7 +55,7 @@ FILES = {
 
 
 def inherited(*names: str) -> dict[str, str]:
-    """Return those of the variables that are set here, to be set in the guest."""
+    """Return the variables that are set here, to set them in the guest."""
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
@@ -101,7 +102,7 @@ def takes_systemd() -> bool:
 def test_under_systemd(request: pytest.FixtureRequest, where: str, file: str) -> None:
     """The service, take-over, hand-back and the guide to them: on this machine where that can be, for it is far faster.
 
-    Its kernel may not track connections on bridges: what needs that is then replaced in nft's rules.
+    Its kernel may not track connections on bridges: nft's rules that need it are then replaced.
     """
     here = where == "here"
     if here and not takes_systemd():

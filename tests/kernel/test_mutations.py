@@ -33,7 +33,7 @@ OTHER_PROBES = 500
 
 @dataclass(slots=True)
 class Tally:
-    """How many changes mattered, and those of them that the tests' probes did not show."""
+    """The number of changes that mattered, and the changes that no probe showed."""
 
     mattered: int = 0
     missed: list[str] = field(default_factory=list)

@@ -1,6 +1,6 @@
 """A kernel with bridge connection tracking takes every golden configuration, example and case, as JSON and as text.
 
-What it holds then is the same: nft lists both alike.
+The loaded rulesets are equal: nft lists both alike.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What hostile guests send, under the kernel of the other supported Debian release: 6.12 on 12, 6.1 on 13.
+"""Packets of hostile guests, under the kernel of the other supported Debian release: 6.12 on 12, 6.1 on 13.
 
 In short form: the nft ruleset alone, and the suites that depend on the kernel most. With ``PVEFW_TEST_OTHER_KERNEL=1``
 all suites go through both rulesets, and so does what NAT and live migration need.

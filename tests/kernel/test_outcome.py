@@ -1,4 +1,4 @@
-"""What becomes of a probe is told from what was seen; here without a kernel."""
+"""The outcome of a probe follows from the packets that were seen; here without a kernel."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_a_wrong_checksum_is_wrong(plan: Plan) -> None:
     assert right[TCP].chksum != wrong[TCP].chksum
 
 
-def test_a_packet_from_the_host_is_no_frame(plan: Plan) -> None:
+def test_a_packet_from_the_host_is_not_a_frame(plan: Plan) -> None:
     (sent,) = encode(Packet("host", "vm100"), Numbered(plan, 7, 42)).sent
     assert sent.namespace is None
     assert IP(sent.data).dst == str(sent.destination) == str(plan.endpoint("vm100").v4)

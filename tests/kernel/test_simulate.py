@@ -1,4 +1,4 @@
-"""Simulate says of every probe what the kernel did to it, for both backends."""
+"""The verdict of ``simulate`` equals the kernel's for every probe, with both backends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_simulate_foresees_the_kernel(
 
 
 def mistakes(configuration: configurations.Configuration, backend: str, surveys: Surveys) -> dict[int, str]:
-    """Return by number the probes of which simulate says something else than the kernel did."""
+    """Return by number the probes whose verdict by ``simulate`` differs from the kernel's."""
     plan = configuration.plan
     topology = topology_of(plan, call_iptables=backend == IPTABLES)
     source = Source(configuration.root, configuration.node, lambda: configuration.local_network)

@@ -1,7 +1,7 @@
 """Pairs of rulesets that differ in connections, in what later packets meet, or in odd fields: packets tell them apart.
 
-Each pair is two nft rulesets and packets of which the last one is judged: one ruleset drops it, the other lets it by.
-Compare must say that they differ, as the kernel does.
+Each pair is two nft rulesets and some packets. One ruleset drops the last packet, the other one accepts it. ``compare``
+must find the same difference as the kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.kernel.lab import Lab
 
 BYTES = int.from_bytes(MAGIC[2:4], "big")
-"""What the third and fourth byte are of a packet whose protocol the lab knows no header of."""
+"""The third and fourth byte of a packet with a protocol whose header the lab does not know."""
 
 
 def udp(sender: str, receiver: str, sport: int, dport: int, *, answering: bool = False) -> Packet:

@@ -1,4 +1,4 @@
-"""In the guest: sending what was made on the host, and collecting everything that moves.
+"""In the guest: send the packets made on the host, and collect all packets on the wires.
 
 Four kinds of places are watched: every endpoint's interface (what comes out of the wire), the host's bridges
 (frames without IP that reach the host), the ports of the guests' bridges where firewall bridges end (rejections
@@ -32,10 +32,10 @@ WATCH_GROUP = 7707
 INPUT_PREFIX = "in"
 OUTPUT_PREFIX = "out"
 
-# What the host accepts goes no further than the watch, so that the host answers nothing: a reset from a
-# closed port would end the connection a later packet of the probe is to belong to. The priority is connection
-# tracking's own last one (NF_IP_PRI_CONNTRACK_CONFIRM); a hook registered earlier runs later there, so the
-# connection is confirmed before the packet ends.
+# Packets that the host accepts end at the watch, so the host answers nothing: a reset from a closed port would end the
+# connection a later packet of the probe is to belong to. The priority is connection tracking's own last one
+# (NF_IP_PRI_CONNTRACK_CONFIRM); a hook registered earlier runs later there, so the connection is confirmed before the
+# packet ends.
 _WATCH_RULES = f"""
 table inet {WATCH_TABLE} {{
   chain input {{

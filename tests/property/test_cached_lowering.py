@@ -131,7 +131,7 @@ EDITS = st.one_of(
     st.tuples(st.sampled_from([f"{vmid}.conf" for vmid in VMIDS]), st.one_of(NICS, NICS, st.none())),
     st.tuples(st.sampled_from(["vnet1.vnet", "vnet2.vnet"]), st.one_of(VNET, st.none())),
 )
-"""A file or a section of cluster.fw, and what it is to hold; None: it goes."""
+"""A file or a section of cluster.fw, and its new content; None: it is removed."""
 
 
 def start() -> st.SearchStrategy[dict[str, str]]:

@@ -1,7 +1,7 @@
 """Whatever stands in a configuration: no crash, and no line of output that is not one rule of ours.
 
-What is compiled is not only read back by a strict reader; the distinct rules of all examples are loaded with
-the real tools, since a rule that a tool refuses would make an apply fail half way.
+A strict reader reads each compiled ruleset back; in addition, the distinct rules of all examples are loaded with the
+real tools, since a rule that a tool refuses would make an apply fail half way.
 """
 
 from __future__ import annotations
@@ -381,7 +381,7 @@ REFUSED = re.compile(
     r".* -p (?:udplite|136) .*--[sd]port "
     r"|.*limit-burst (?:0|[0-9]{5,}) |.*--limit [0-9]{5,}/|.*--hashlimit-above (?:0|[0-9]{7,})/"
 )
-"""What the reference ruleset has and no iptables takes: single ports of UDP-Lite, and numbers beyond its limits."""
+"""Rules of the reference that iptables refuses: single ports of UDP-Lite, and numbers beyond its limits."""
 
 CHARACTERS = re.compile(r"[\x20-\x7e]*")
 
@@ -454,7 +454,7 @@ def compile_in_process(root: Path, output: str) -> tuple[int, str, str]:
 
 @dataclass
 class Seen:
-    """What the examples came to: distinct rules by tool and table, distinct set lines, how each run ended."""
+    """Totals of the examples: distinct rules by tool and table, distinct set lines, the end of each run."""
 
     rules: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)
     chains: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)

@@ -99,7 +99,7 @@ CHAINS = ("c0", "c1", "c2", "c3")
 
 @dataclass(frozen=True)
 class Walked:
-    """How the second walker ended: the verdict, or what it returned with; and the marks then."""
+    """The end of the second walker: the verdict or the return, and the marks at this point."""
 
     end: str
     marks: tuple[int, ...]
@@ -210,7 +210,7 @@ def packets() -> Iterator[dict[Field, int]]:
 
 
 @given(chain_sets(), st.sampled_from([ACCEPT, DROP]))
-def test_the_walk_is_that_of_a_second_walker(rules: dict[str, list[Rule]], policy: Accept | Drop) -> None:
+def test_the_walk_equals_a_second_walker(rules: dict[str, list[Rule]], policy: Accept | Drop) -> None:
     hook = Hook(Family.IP, Point.OUTPUT, 0)
     chains = {name: Chain(name, found) for name, found in rules.items()}
     chains["c0"] = Chain("c0", rules["c0"], policy, hook)

@@ -62,7 +62,7 @@ def with_table(
 
 
 def base(name: str, point: m.Point, priority: int, *rules: m.Rule, family: m.Family = m.Family.INET) -> m.Chain:
-    """Return a base chain that accepts what its rules do not stop."""
+    """Return a base chain with the policy accept."""
     return m.Chain(name, list(rules), m.ACCEPT, m.Hook(family, point, priority))
 
 

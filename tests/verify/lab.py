@@ -95,7 +95,7 @@ def zone(name: str, other: str, plan: Plan) -> str:
 MAX_LENGTH = 1500
 """The largest number in the type field of a frame that is a length, as in IEEE 802.3, section 3.2.6."""
 LLC = 0x0004
-"""What Linux calls the protocol of such frames (ETH_P_802_2 of linux/if_ether.h)."""
+"""Linux's protocol number of such frames (ETH_P_802_2 of linux/if_ether.h)."""
 
 
 def with_field(spec: PacketSpec, name: str, value: str) -> PacketSpec:
@@ -205,12 +205,12 @@ def lost(outcome: Outcome, packet: Packet) -> bool:
 def agrees(foreseen: Outcome, seen: Seen, packet: Packet) -> bool:
     """Return whether what was foreseen of a packet is what the kernel did to it.
 
-    A rejection that cannot be sent looks like a drop. An answer to a spoofed source goes to whoever has that address,
+    A rejection that cannot be sent looks like a drop. An answer to a spoofed source goes to the owner of that address,
     which simulate cannot know.
     """
     if seen.verdict == "DROP" and (unheard(foreseen, packet) or lost(foreseen, packet)):
         return True
     if packet.outer_vlan is not None and foreseen.probe.path.dead_end and foreseen.stopped:
-        return seen.verdict == "ACCEPT"  # the lab sees it come to the bridge, where nobody takes it
+        return seen.verdict == "ACCEPT"  # the lab sees it come to the bridge, where no port takes it
     told = foreseen.answered in (None, seen.told) or packet.source is not None
     return text_of(foreseen) == str(seen) and told

@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.network.path import Path, Stage
 
 CAST = z3.BitVec("cast", 2)
-"""Whom a frame is sent to: 0 somebody, 1 everybody, 2 a group."""
+"""The destination of a frame: 0 one host, 1 broadcast, 2 a group."""
 ALL_ONES = (1 << 48) - 1
 CONNECTION = (*m.CT_MARK, *m.CT_STATUS.values(), m.CT_DIRECTION)
 GOES_ON, QUEUED, DROPPED, PUT_TOGETHER = 0, 1, 2, 255
 TRANSLATED = "translated"
-"""What translations are recorded under; the addresses that they give are not followed."""
+"""The key under which translations are recorded; the new addresses are not followed."""
 KINDS: dict[str, int] = {}
 """The numbers of the rejections met, from 3 on."""
 
 
 class PathPair:
-    """What two encodings of one way share: the packet's fields as variables, and the tests of them.
+    """The shared part of two encodings of one way: the packet's fields as variables, and tests of them.
 
-    ``ether_type`` is that of the frame, ``protocol`` that behind its tag, if it has one. ``marked`` says whether
+    ``ether_type`` is the frame's type, ``protocol`` the type behind its tag, if it has one. ``marked`` says whether
     packets may come with a mark.
     """
 

@@ -1,4 +1,4 @@
-"""What connection tracking makes of first packets."""
+"""The states that connection tracking gives to first packets."""
 
 from __future__ import annotations
 

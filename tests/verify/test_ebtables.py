@@ -1,4 +1,4 @@
-"""What ebtables' matches and targets mean."""
+"""The meaning of ebtables' matches and targets."""
 
 from __future__ import annotations
 

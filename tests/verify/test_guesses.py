@@ -49,7 +49,7 @@ def test_the_addresses_that_lead_to_another_verdict() -> None:
     assert source.complete
 
 
-def test_rules_that_only_another_address_meets_are_tried_too() -> None:
+def test_rules_for_other_addresses_are_tried() -> None:
     """The rule for 10.1.0.0/16 stands in a chain that 192.0.2.101 does not come to."""
     rules = (":inner - [0:0]", "-A FORWARD -s 10.0.0.0/8 -j inner", "-A inner -s 10.1.0.0/16 -j ACCEPT")
     source, _ = guesses("vm100", "vm101", *rules)
@@ -61,7 +61,7 @@ def test_two_addresses_that_only_together_change_the_verdict() -> None:
     assert (otherwise(source), otherwise(destination)) == ({"ACCEPT": "10.0.0.1"}, {"ACCEPT": "10.0.0.2"})
 
 
-def test_a_given_address_is_no_guess() -> None:
+def test_a_given_address_is_not_a_guess() -> None:
     options = {"source_address": "10.1.1.1", "destination_address": "10.2.2.2"}
     assert guesses("vm100", "vm101", "-A FORWARD -s 10.0.0.0/8 -j ACCEPT", **options) == ()
 

@@ -1,4 +1,4 @@
-"""What is in an ipset, and what a rule that names it matches."""
+"""The content of an ipset, and the packets that a rule with it matches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a kernel filters with now, in a network namespace of its own."""
+"""Read the rules that a kernel runs, in a network namespace of its own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_rules_of_all_tools_hold_together() -> None:
     assert pvefw(*packet, "--to", "host:25", before=before).startswith("ACCEPT")
 
 
-def test_only_those_of_one_tool() -> None:
+def test_live_reads_only_rules_of_the_named_tool() -> None:
     before = "iptables -A INPUT -p tcp --dport 23 -j REJECT"
     arguments = ("simulate", "--ruleset", "live:nft", "--from", "outside", "--to", "host:23")
     assert pvefw(*arguments, before=before).startswith("ACCEPT")

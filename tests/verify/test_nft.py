@@ -1,4 +1,4 @@
-"""What nft's matches, statements and commands in JSON form mean."""
+"""The meaning of nft's matches, statements and commands in JSON form."""
 
 from __future__ import annotations
 

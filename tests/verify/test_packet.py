@@ -62,13 +62,13 @@ def shown(made: Probe, *fields: Field) -> list[str]:
     return [value_text(on, made.fields[on]) for on in fields]
 
 
-def test_a_port_makes_it_a_tcp_syn() -> None:
+def test_packet_with_a_port_is_a_tcp_syn() -> None:
     made = probe("outside", "vm100:22")
     assert shown(made, L4PROTO, SPORT, DPORT, TCP_FLAGS, CT_STATE) == ["tcp", "40000", "22", "syn", "new"]
     assert packet_text(made.fields) == "tcp 198.51.100.1:40000 → 10.0.0.100:22"
 
 
-def test_without_a_port_it_is_a_ping() -> None:
+def test_packet_without_a_port_is_a_ping() -> None:
     made = probe("outside", "vm100")
     assert shown(made, L4PROTO, ICMP) == ["icmp", "echo-request/0"]
 

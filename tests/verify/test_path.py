@@ -154,7 +154,7 @@ def test_priorities_around_br_netfilter_split_the_bridges_hook() -> None:
     assert (first.last, second.first) == (0, 0)
 
 
-def test_of_several_nics_the_one_on_the_same_bridge_is_meant() -> None:
+def test_a_guest_name_means_its_nic_on_the_same_bridge() -> None:
     assert str(path("vm100", "vm101").source) == "vm100i0"
     assert str(path("vm100", "vmbr1/eth0").source) == "vm100i1"
 

@@ -147,7 +147,7 @@ def test_a_policy_of_the_host() -> None:
 
 
 def test_only_odd_packets_differ() -> None:
-    """What is said of a connection's first packets leaves out that they are that; of others it is said."""
+    """The words for a connection's first packets leave the state out; the words for other packets name it."""
     flags = "-A tap100i0-IN -p tcp -m tcp --tcp-flags SYN,FIN SYN,FIN -j ACCEPT"
     (line,) = lines(prove(guests(), guests(flags)))
     assert line.startswith("tcp (IPv4) from anywhere to vm100 port not 80 state { new, untracked } tcp flags fin,syn")
@@ -195,7 +195,7 @@ COMMIT
     assert any("port { 80, 8080 }" in line or "port 8080" in line for line in found)
 
 
-def test_both_families_are_said_in_one_line() -> None:
+def test_both_families_are_reported_in_one_line() -> None:
     text = """# ip6tables-save
 *filter
 :INPUT ACCEPT [0:0]
@@ -224,7 +224,7 @@ def test_layer_two_is_compared() -> None:
     assert lines(report) == ["anything (arp) from vm102 to outside, vm100, vm101: ACCEPT → DROP"]
 
 
-def test_the_name_of_a_set_is_said() -> None:
+def test_the_sentences_name_the_set() -> None:
     nft = {
         "nftables": [
             {"table": {"family": "inet", "name": "t"}},

@@ -100,7 +100,7 @@ def test_a_rule_with_the_verdict_of_the_rules_below_has_no_effect() -> None:
     assert found(Kind.NO_EFFECT, findings) == {"A rule 1": ("A rule 3",)}
 
 
-def test_of_two_equal_rules_only_one_is_called_useless() -> None:
+def test_only_one_of_two_equal_rules_is_reported_as_useless() -> None:
     findings = analysed("-A A -p tcp --dport 22 -j ACCEPT", "-A A -p tcp --dport 22 -j ACCEPT", "-A A -j DROP")
     assert found(Kind.NEVER_MATCHES, findings) == {"A rule 2": ("A rule 1",)}
     assert found(Kind.NO_EFFECT, findings) == {}

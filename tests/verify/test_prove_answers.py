@@ -103,7 +103,7 @@ def test_an_assumption_leaves_equal_rulesets_undecided() -> None:
     assert "dice" in report_text(report)
 
 
-def test_the_answer_is_data_too() -> None:
+def test_the_answer_is_also_data() -> None:
     data = json.loads(json.dumps(report_data(prove(ALIKE[0], ruleset("-A INPUT -p udp -j ACCEPT", *BOXES), TIGHT))))
     assert (data["equal"], data["answer"], len(data["undecided"])) == (False, "undecided", 1)
 

@@ -1,4 +1,4 @@
-"""What rules do to later packets, or to what later rules test, is compared: each kind differs, and equals itself."""
+"""Effects of rules on later packets and later rules are compared: each kind differs, and equals itself."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_effects_that_no_rule_tests_change_nothing() -> None:
         assert prove(rules(), rules(mangle=(effect,))).answer is Answer.EQUAL, effect
 
 
-def test_a_mark_that_a_connection_has_already_is_no_change() -> None:
+def test_setting_the_mark_of_a_connection_again_is_not_a_change() -> None:
     again = "-m connmark --mark 1 -j CONNMARK --set-mark 1"
     assert prove(rules(CT_MARK), rules(again, CT_MARK)).answer is Answer.EQUAL
 
@@ -120,13 +120,13 @@ def test_a_changed_header_that_a_later_rule_tests(change: str, test: str) -> Non
     assert prove(changed, changed).answer is Answer.EQUAL
 
 
-def test_a_change_in_the_other_order_is_the_same_where_nothing_tests_it_between() -> None:
+def test_swapped_changes_are_equal_if_no_rule_tests_them_in_between() -> None:
     twice = ("-j TTL --ttl-inc 1", "-j TTL --ttl-inc 1")
     drop = "-m ttl --ttl-eq 9 -j DROP"
     assert prove(rules(drop, mangle=twice), rules(drop, mangle=("-j TTL --ttl-inc 2",))).equal
 
 
-def test_elements_that_expire_are_not_those_that_stay() -> None:
+def test_expiring_elements_differ_from_permanent_ones() -> None:
     stays, expires = (f"{SETS}add bad 10.0.0.9 timeout {seconds}\n" for seconds in (0, 60))
     assert prove(rules(LOOKUP, sets=stays), rules(LOOKUP, sets=expires)).answer is Answer.DIFFERENT
     later = expires.replace("timeout 60", "timeout 51")

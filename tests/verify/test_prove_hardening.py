@@ -1,4 +1,4 @@
-"""What makes the nft ruleset stricter is left out of a comparison with iptables, and nothing else is."""
+"""A comparison with iptables leaves out the rules that make nft stricter, and nothing else."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def compared(root: Path, nft: str) -> Report:
 def stateless_rules(text: str, change: Callable[[str], str]) -> str:
     """Return a transaction with each rule of the stateless chains changed; an empty one is left out.
 
-    Those of the chains of limits are left out, too.
+    Rules of the chains of limits are left out, too.
     """
     return changed_rules(changed_rules(text, "limit", lambda _: ""), "stateless", change)
 
@@ -118,7 +118,7 @@ def test_an_advertisement_that_is_not_just_so_is_compared(before: str, after: st
     assert STRICTER not in compared(root, changed).left_out
 
 
-def test_a_missing_rule_is_no_reason_to_compare_the_rest(make_root: MakeRoot) -> None:
+def test_stricter_rules_are_left_out_even_if_one_is_missing(make_root: MakeRoot) -> None:
     root = make_root(FILES)
     report = compared(root, stateless_rules(compiled(root, "nft"), lambda line: "" if "saddr ether" in line else line))
     assert not report.differences

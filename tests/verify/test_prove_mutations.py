@@ -1,9 +1,9 @@
-"""Single changes of real rulesets: what compare calls different is, and what it calls equal is, by a second opinion.
+"""Single changes of real rulesets: a second opinion confirms each answer of compare, equal or different.
 
 Some of the changes are made to the artefacts' text, such as the kernel lab makes them (dropped, swapped and widened
-rules, set elements and verdicts), some to rulesets as read, in any table, those of layer 2 included; the rest are of
-kinds that no rule by itself shows: priorities of hooks, negated and unknown interfaces, states that another base chain
-accepts, zones, marks of connections, updates of sets, changed headers, and the guests' bridges.
+rules, set elements and verdicts), some to rulesets as read, in any table, layer 2 included; the rest are of kinds that
+no rule by itself shows: priorities of hooks, negated and unknown interfaces, states that another base chain accepts,
+zones, marks of connections, updates of sets, changed headers, and the guests' bridges.
 
 The second opinion (:mod:`tests.verify.second_opinion`) is z3's, on another encoding of the rules. It shares with the
 prover what is before that: the readers, the paths, and where connection tracking looks packets up.
@@ -56,7 +56,7 @@ MAX_WAYS = 10
 
 
 class Mutant(NamedTuple):
-    """A change: what it is, and the ruleset before and after it."""
+    """A change: its description, and the ruleset before and after it."""
 
     what: str
     before: Side

@@ -37,7 +37,7 @@ def share_few_guests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def side(name: str, own: dict[int, str], *more: str) -> Side:
-    """Return a ruleset with one rule a guest, those of ``own`` instead of an accepted port."""
+    """Return a ruleset with one rule a guest; ``own`` replaces the accepted port of some guests."""
     lines = ["# iptables-save", "*filter", ":FORWARD ACCEPT [0:0]"]
     lines += [f":G{vmid} - [0:0]" for vmid in GUESTS]
     for vmid in GUESTS:
@@ -72,7 +72,7 @@ READS_MARK = "-A FORWARD -m mark --mark 0x1/0x1 -j DROP"
         ({103: MARK}, (), Answer.DIFFERENT),
     ],
 )
-def test_the_report_is_that_of_one_process(changed: dict[int, str], more: tuple[str, ...], answer: Answer) -> None:
+def test_the_report_equals_one_process(changed: dict[int, str], more: tuple[str, ...], answer: Answer) -> None:
     one, several = reports(side("old", {}, *more), side("new", changed, *more))
     assert one.answer is answer
     assert_same(one, several)

@@ -70,7 +70,7 @@ def nft(own: dict[int, str]) -> Side:
 
 
 def report(before: Side, after: Side, memory: Memory, given: Options | None = None) -> Report:
-    """Compare with kept proofs, and check that the answer is that of a comparison without."""
+    """Compare with cached proofs, and check that the answer equals a comparison without them."""
     given = given or Options()
     found = compare(before, after, replace(given, proofs=memory))
     assert answer_of(found) == answer_of(compare(before, after, given))
@@ -115,13 +115,13 @@ def test_a_difference_is_never_kept() -> None:
         xtables({}, "-A INPUT -m mark --mark 1 -j DROP"),
     ],
 )
-def test_what_concerns_all_guests_is_proved_for_all(changed: Side) -> None:
+def test_differences_for_all_guests_are_proved_for_all(changed: Side) -> None:
     memory = Memory()
     report(xtables({}), xtables({}), memory)
     assert report(xtables({}), changed, memory).counts.kept == 0
 
 
-def test_a_changed_dispatch_rule_concerns_its_guest_alone() -> None:
+def test_a_changed_dispatch_rule_concerns_only_its_guest() -> None:
     memory = Memory()
     rule = "-A FORWARD -p tcp -m physdev --physdev-in tap104i0 --dport {} -j DROP"
     before, after = (xtables({}, rule.format(port)) for port in (1, 2))
@@ -174,7 +174,7 @@ def test_marks_that_differ_count_as_soon_as_a_guest_looks_at_them() -> None:
     report(xtables(own, looks), xtables({101: MARK, **own}, looks), memory)
 
 
-def test_nothing_is_kept_of_what_was_not_compared_to_the_end() -> None:
+def test_interrupted_comparisons_are_not_cached() -> None:
     memory = Memory()
     sides = xtables({}), xtables({vmid: f"-p udp --dport {vmid} -j DROP" for vmid in GUESTS})
     assert report(*sides, memory, Options(max_seconds=-1)).undecided
@@ -199,7 +199,7 @@ def test_changes_of_real_rulesets_are_found_with_proofs_of_before(name: str, bac
         assert answer_of(found) == answer_of(compare(mutant.before, mutant.side)), mutant.what
 
 
-def test_no_guest_is_proved_where_all_proofs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_guest_is_proved_if_all_proofs_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory()
     report(xtables({}), xtables({}), memory)
     monkeypatch.setattr(SegmentProver, "prove_nic", None)

@@ -75,7 +75,7 @@ def test_guests_of_one_shape_need_one_proof() -> None:
 
 
 @pytest.mark.parametrize("vmid", [100, 105, 111])
-def test_an_order_that_matters_for_one_guest_alone_is_found(vmid: int) -> None:
+def test_an_order_that_matters_for_only_one_guest_is_found(vmid: int) -> None:
     """All guests have rules of one shape; for one of them the ports are the same, so that the order decides."""
     rules = {other: two_ports(other, 1000 + other, other) for other in GUESTS}
     first, second = rules[vmid]
@@ -116,7 +116,7 @@ def test_two_guests_that_swap_their_rules_differ() -> None:
     assert differing(before, after)[0] == {"vm103", "vm104"}
 
 
-def test_results_are_those_without_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_equal_proofs_without_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rules of few numbers, so that many guests have one shape, and overlap in different ways."""
     chance = random.Random(1)
     few = many = 0
@@ -170,7 +170,7 @@ def test_keys_tell_how_values_overlap() -> None:
     assert disjoint != key((port(80), ACCEPT), (m.Test(m.SPORT, IntervalSet.single(22)), DROP))
 
 
-def test_sets_that_cover_all_values_are_told_from_the_rest() -> None:
+def test_sets_that_cover_all_values_are_distinguished() -> None:
     assert key((port(0, 79), ACCEPT), (port(80, 65535), DROP)) != key((port(0, 78), ACCEPT), (port(80, 65535), DROP))
 
 
@@ -203,7 +203,7 @@ def test_overlaps_are_the_combinations_that_occur() -> None:
     assert overlaps({port(0, 65535): 0}) == ((m.DPORT, frozenset({1})),)
 
 
-def test_time_that_is_up_is_no_result_for_other_guests() -> None:
+def test_an_expired_time_limit_gives_no_result_for_other_guests() -> None:
     rules = {vmid: two_ports(vmid, 1000 + vmid, vmid) for vmid in GUESTS}
     late = [
         Side(name, read_ruleset([Text(name, ruleset({v: r[side] for v, r in rules.items()}))]), TOPOLOGY)

@@ -133,7 +133,7 @@ def test_a_missing_file_for_ipv6_is_one_line(tmp_path: Path) -> None:
     assert "has no rules for IPv6: is the output of ip6tables-save missing?" in blocks[0]
 
 
-def test_a_firewall_that_is_off_is_said_to_be_off(tmp_path: Path) -> None:
+def test_the_sentences_name_a_firewall_that_is_off(tmp_path: Path) -> None:
     on, off = root(tmp_path, "on"), root(tmp_path, "off", fcluster=("enable: 1", "enable: 0"))
     both = compare("--root", off)
     assert (both.exit_code, both.output) == (
@@ -201,7 +201,7 @@ def test_the_answer_names_known_differences_between_the_tools(tmp_path: Path) ->
     )
 
 
-def test_vlans_are_spoken_of_only_where_there_are_any(tmp_path: Path) -> None:
+def test_vlans_are_mentioned_only_if_configured(tmp_path: Path) -> None:
     assert "VLAN tags" not in compare("--root", root(tmp_path, "plain")).output
     tagged = root(tmp_path, "tagged")
     (tagged / "etc/pve/qemu-server/100.conf").write_text(
@@ -212,7 +212,7 @@ def test_vlans_are_spoken_of_only_where_there_are_any(tmp_path: Path) -> None:
     assert "untagged packets" not in output
 
 
-def test_between_rulesets_of_one_tool_it_is_every_packet(tmp_path: Path) -> None:
+def test_rulesets_of_one_tool_are_compared_for_every_packet(tmp_path: Path) -> None:
     path = root(tmp_path, "r")
     other = root(tmp_path, "other", f100=("22", "22 # ssh"))
     output = compare(f"nft:{path}", f"nft:{other}").output

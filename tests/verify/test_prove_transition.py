@@ -1,4 +1,4 @@
-"""What keeps connections from before a change to nft is left out of a comparison, and nothing else is."""
+"""A comparison leaves out the rules that keep connections from before a switch to nft, and nothing else."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_connections_from_before_are_named_and_no_difference(
     assert [text for text in report.left_out if text.startswith("transition: ")]
 
 
-def test_without_the_table_nothing_is_said_of_it(make_root: MakeRoot) -> None:
+def test_an_absent_table_is_not_mentioned(make_root: MakeRoot) -> None:
     assert compared(make_root(FILES), []).left_out == ()
 
 

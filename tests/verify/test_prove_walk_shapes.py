@@ -108,7 +108,7 @@ def test_a_mark_that_is_tested_for_another_number_counts() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_advice_is_that_of_walks_without_shapes(
+def test_findings_equal_walks_without_shapes(
     seed: int, monkeypatch: pytest.MonkeyPatch, count_walks: list[Walk]
 ) -> None:
     chance = random.Random(seed)

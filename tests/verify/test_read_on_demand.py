@@ -82,7 +82,7 @@ def rules_of(text: str, chain: str) -> object:
     return next(table.chains[chain].rules for table in model.tables)
 
 
-def test_a_rule_that_is_not_modelled_counts_where_it_is_met() -> None:
+def test_an_unknown_rule_is_an_error_only_in_a_chain_that_is_read() -> None:
     for text in (nft({"expr": [{"osf": {}}]}), save("-A INPUT -j ACCEPT", "-A a -m unheard-of -j DROP")):
         chain = "in" if text.startswith("{") else "INPUT"
         assert rules_of(text, chain)
@@ -92,7 +92,7 @@ def test_a_rule_that_is_not_modelled_counts_where_it_is_met() -> None:
             read_ruleset([Text("ruleset", text)])
 
 
-def test_assumptions_are_told_so_all_rules_are_read() -> None:
+def test_all_rules_are_read_to_report_assumptions() -> None:
     text = Text("ruleset", save("-A a -m unheard-of -j DROP"))
     model = read_ruleset([text], assume=Assume.MATCH, on_demand=True)
     assert model.assumptions
@@ -140,7 +140,7 @@ def test_a_line_that_is_no_command_is_refused() -> None:
 
 
 @pytest.mark.parametrize("damage", ["[{]", '[{"x":"@set"]', '[{"x":"\\u0040set"]', '[{"set":{"stmt"]', "[]}},{"])
-def test_a_damaged_rule_is_refused_where_all_are_read(damage: str) -> None:
+def test_a_damaged_rule_is_refused_if_all_rules_are_read(damage: str) -> None:
     damaged = nft({"expr": [{"drop": None}]}).replace('[{"drop":null}]', damage)
     with pytest.raises(RulesetError, match="not JSON"):
         read_ruleset([Text("r", damaged)])

@@ -1,4 +1,4 @@
-"""What happens to a packet: verdicts, the rules that decide, marks, logs and notes."""
+"""The walk of a packet: verdicts, the rules that decide, marks, logs and notes."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_the_rule_that_had_the_mark_set_decides_not_the_one_that_tests_it() -> N
     assert decider(run("outside", "vm100:80")) == "GROUP-web-IN 2 cluster.fw:9"
 
 
-def test_the_users_rule_decides_not_the_standard_chain_it_goes_to() -> None:
+def test_the_users_rule_is_named_instead_of_its_standard_chain() -> None:
     assert decider(run("vm100", "outside:25")) == "PVEFW-reject 1 100.fw:7"
 
 
@@ -147,7 +147,7 @@ def test_the_policy_of_a_chain_decides() -> None:
     assert decider(run("outside", "vm100:81")) == "tap100i0-IN 5"
 
 
-def test_nothing_decides_where_nothing_filters() -> None:
+def test_no_rule_decides_without_a_filter() -> None:
     assert decider(run("host", "outside:22")) == "none"
 
 
@@ -166,7 +166,7 @@ def test_log_lines() -> None:
     assert run("outside", "vm100:80").logs == []
 
 
-def test_a_queue_is_taken_to_let_pass_and_said() -> None:
+def test_a_queue_accepts_and_a_note_says_so() -> None:
     outcome = run("vm100", "outside:5000", protocol="udp")
     assert outcome.verdict == "ACCEPT"
     assert any("queue 3" in note for note in outcome.notes)
@@ -179,7 +179,7 @@ def test_docker_drops_bridged_packets_if_br_netfilter_shows_them() -> None:
     assert simulate(docker, make_probe(PacketSpec("vm101", "vm102:80"), closed)).text == "ACCEPT"
 
 
-def test_a_translation_is_carried_out_and_said() -> None:
+def test_a_translation_is_executed_and_noted() -> None:
     docker = read_ruleset([Text(n, (SAMPLES / n).read_text()) for n in ("docker.iptables-save",)])
     outcome = run("outside", "host:80", docker)
     assert any("172.18.0.2 port 8080" in note for note in outcome.notes)
@@ -263,7 +263,7 @@ def test_the_report_for_programs_is_json() -> None:
         ("outside", "host:8006", "10.0.0.1", "DROP"),
         ("outside", "host:8006", "0.0.0.0", "DROP"),
         ("outside", "host:8006", "127.0.0.9", "DROP"),
-        ("vm102", "docker0:80", "10.0.0.255", "ACCEPT"),  # that of a network: only rp_filter minds
+        ("vm102", "docker0:80", "10.0.0.255", "ACCEPT"),  # a network's address: only rp_filter refuses it
         ("outside", "vm102:80", "224.0.0.5", "ACCEPT"),  # bridged, so not routed
         ("outside", "host:8006", "198.51.100.9", "ACCEPT"),
         ("outside", "docker0:80", "fe80::1", "DROP"),

@@ -201,7 +201,9 @@ def test_an_invalid_packet_is_decided_by_the_map_that_drops_it() -> None:
         ("fe80::be24:11ff:fe00:100", "established", False),
     ],
 )
-def test_whom_an_ip_filter_within_connections_would_hit(backend: str, source: str, state: str, *, hit: bool) -> None:
+def test_simulate_names_packets_that_ipfilter_established_drops(
+    backend: str, source: str, state: str, *, hit: bool
+) -> None:
     root = str(REPOSITORY / "tests/cases/hostile")
     arguments = ["--root", root, "--local-network", "10.0.0.0/24", "--backend", backend, "--ctstate", state]
     packet = ["--from", "vm100", "--to", "outside", "-p", "tcp", "--dport", "80", "--source", source]

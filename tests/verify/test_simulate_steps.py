@@ -67,7 +67,7 @@ expect = "DROP"
     assert run(make_root(FILES), packets, backend) == (0, "2 passed, 0 failed\n")
 
 
-def test_a_connection_is_known_as_far_as_its_first_packet_came(make_root: MakeRoot) -> None:
+def test_a_connection_is_known_up_to_the_last_hook_of_its_first_packet(make_root: MakeRoot) -> None:
     denied = OPEN.replace(":22", ":25")
     answer = ANSWER.replace("sport = 22", "sport = 25")
     packets = f"""

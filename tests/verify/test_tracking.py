@@ -110,7 +110,7 @@ def test_a_zone_makes_packets_new_before_their_lookup() -> None:
 
 
 def test_a_packet_is_established_only_in_a_zone_that_the_way_back_uses() -> None:
-    """What the host opens is tracked in zone 0; answers that are looked up in zone 5 belong to nothing there."""
+    """The host's connections are tracked in zone 0; answers that are looked up in zone 5 find no connection."""
     host = ("input", 0, [[ESTABLISHED, ACCEPT]])
     one = ruleset("inet", ("prerouting", -300, [[on("iifname", "vmbr0"), zone(5)]]), host, policy="drop")
     two = ruleset("inet", ("prerouting", -300, []), host, policy="drop")
@@ -138,7 +138,7 @@ def test_a_zone_for_each_nic_equals_one_zone_except_for_connections_of_other_bri
     assert proof(split, split).left_out == ()
 
 
-def test_a_zone_at_one_port_of_a_bridge_is_told_apart() -> None:
+def test_a_zone_at_one_port_of_a_bridge_is_distinguished() -> None:
     """No answer comes to the zone of what the guest sends: it stays new there."""
     guests = ("prerouting", -150, [[ESTABLISHED, ACCEPT], [on("iifname", "tap100i0"), DROP]])
     half = ruleset("bridge", ("prerouting", -300, [[zone(by_interface({"tap100i0": 1}))]]), guests)
@@ -147,7 +147,7 @@ def test_a_zone_at_one_port_of_a_bridge_is_told_apart() -> None:
 
 @pytest.mark.parametrize(("direction", "verdict_"), [("original", "ACCEPT"), ("reply", "DROP")])
 def test_a_zone_of_one_direction(direction: str, verdict_: str) -> None:
-    """Answers to what the host opens are looked up by the zone of replies, requests by that of originals."""
+    """Answers to the host's connections are looked up in the zone of replies, requests in the zone of originals."""
     host = ("input", 0, [[ESTABLISHED, ACCEPT]])
     model = ruleset("inet", ("output", -300, [[zone(5, direction)]]), host, policy="drop")
     assert verdict(model, "outside", "host", "established") == verdict_

@@ -1,4 +1,4 @@
-"""Tagged frames for the host go to the VLAN interface of their tag, or to nobody."""
+"""Tagged frames for the host go to the VLAN interface of their tag, or to no interface."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_nic_in_a_vlan_reaches_the_host_by_that_vlan() -> None:
     assert send("vm109", "host", "vmbr0").stopped is not None
 
 
-def test_routed_packets_enter_by_the_vlan_interface_too() -> None:
+def test_routed_packets_also_enter_by_the_vlan_interface() -> None:
     assert send("vm105", "vmbr1/eth1", "vmbr0.5").verdict == "ACCEPT"
     assert send("vm105", "vmbr1/eth1", "vmbr0").verdict == "DROP"
 

@@ -1,4 +1,4 @@
-"""What iptables' matches and targets mean, one small case each."""
+"""The meaning of iptables' matches and targets, one small case each."""
 
 from __future__ import annotations
 

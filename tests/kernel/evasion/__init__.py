@@ -1,8 +1,8 @@
-"""What a hostile guest or a hostile neighbour sends, as data: ``NAME/packets.toml`` beside the configuration it meets.
+"""Packets of a hostile guest or neighbour, as data: ``NAME/packets.toml`` beside the configuration that filters them.
 
-Written as in :mod:`tests.kernel.cases`. ``verdict`` is what the nft ruleset does. Where the iptables ruleset, which is
-the reference's byte for byte, does something else, ``iptables`` says what; ``open`` says why something passes that
-should not. ``root`` at the top is another folder's configuration, where the suite has none of its own.
+The form is that in :mod:`tests.kernel.cases`. ``verdict`` is the nft ruleset's verdict. ``iptables`` is the verdict of
+the iptables ruleset, which equals the reference's byte for byte, if it differs. ``open`` gives the reason if a packet
+passes that should not. ``root`` at the top names another folder's configuration, if the suite has none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A packet, or several of which the last is judged, and the verdicts it gets."""
+    """A packet, with packets sent before it, and its verdicts."""
 
     probe: Probe
     nft: str
@@ -41,7 +41,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> tuple[Configuration, list[Attempt]]:
-    """Read a suite: its configuration, and what is tried on it.
+    """Read a suite: its configuration and its packets.
 
     Raises:
         CaseError: a packet is described with keys or values that are not known.

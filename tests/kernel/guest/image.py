@@ -1,10 +1,9 @@
 """Debian's kernel as files QEMU can boot: fetched once, unpacked, never installed.
 
-``$PVEFW_LAB_KERNEL`` names the file of another kernel package (``linux-image-VERSION_….deb``), such as that of another
+``$PVEFW_LAB_KERNEL`` names the file of another kernel package (``linux-image-VERSION_….deb``), for example from another
 Debian release. The folder ``$PVEFW_LAB_CACHE`` (default ``~/.cache/pvefw-lab``) keeps what is made here and may be
-deleted.
-What QEMU boots is the uncompressed ``vmlinux`` (QEMU enters it directly, which saves unpacking it in
-the emulated processor) and an initial RAM disk with just the modules that mount this machine's files.
+deleted. QEMU boots the uncompressed ``vmlinux`` (QEMU enters it directly, which saves unpacking it in the emulated
+processor) and an initial RAM disk with only the modules that mount this machine's files.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ def _check_machine() -> None:
     if platform.machine() != "x86_64":
         raise LabUnavailableError(f"the lab boots Debian's amd64 kernel; this machine is {platform.machine()}")
     if os.geteuid() != 0:
-        raise LabUnavailableError("the lab needs root: its guest shares this machine's files, whoever owns them")
+        raise LabUnavailableError("the lab needs root: its guest shares this machine's files, of every owner")
 
 
 def _ensure_tools() -> None:
@@ -172,7 +171,7 @@ def _apt(*command: str, cwd: Path | None = None, config: Path | None = None) -> 
 def other_release() -> Path:
     """Return the kernel package of the other supported Debian release, which is fetched into the cache once.
 
-    apt gets folders and a list of sources of its own: those of the machine stay as they are.
+    apt gets folders and a list of sources of its own; the machine's stay unchanged.
 
     Raises:
         LabUnavailableError: the package cannot be downloaded.
@@ -259,8 +258,8 @@ _DECOMPRESSORS = (
 def _uncompressed(kernel: bytes) -> bytes:
     """Return the ELF image packed in a bzImage.
 
-    The packed part has no fixed place, so every occurrence of a packer's magic number is tried; bytes that
-    follow it make the tools complain, which is why their status is not looked at.
+    The packed part has no fixed place, so every occurrence of a packer's magic number is tried; bytes that follow it
+    make the tools complain, so their status is ignored.
     """
     for magic, command in _DECOMPRESSORS:
         start = kernel.find(magic)

@@ -39,8 +39,8 @@ class GuestError(Exception):
 class Guest:
     """One booted guest. Use as a context manager; the guest is gone afterwards.
 
-    ``share`` is a folder that host and guest both see under the same path and may write to; all other files
-    the guest sees as the host has them, and what it writes there nobody else sees.
+    ``share`` is a folder that host and guest both see under the same path and may write to; all other files the guest
+    sees as the host has them, and its changes to them stay in the guest.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Guest:
     ) -> None:
         """Boot a guest with ``memory`` MiB; boot it again where it hangs, once for each of ``boot_seconds``.
 
-        ``kernel`` is the kernel package to boot, None: that of this machine's release or ``$PVEFW_LAB_KERNEL``.
+        ``kernel`` is the kernel package to boot, None: the kernel of this machine's release or ``$PVEFW_LAB_KERNEL``.
 
         Raises:
             LabUnavailableError: QEMU or the kernel cannot be had on this machine.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def run(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bytes]:
     """Run pytest in a process of its own, and return its exit status and output.
 
-    The agent's process keeps the imported modules from one call to the next. Those of tests are read by the new
+    The agent's process keeps the imported modules from one call to the next. Modules of tests are read by the new
     process, since some read the environment.
     """
     import hypothesis  # noqa: F401 - deferred: the guest imports this module
@@ -33,7 +33,7 @@ def run(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[int, 
                     os.dup2(output.fileno(), descriptor)
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.environ.update(environment, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
-                # what it compiles stays for the next one, in the guest's memory
+                # its compiled files stay for the next run, in the guest's memory
                 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
                 sys.dont_write_bytecode = False
                 status = int(pytest.main(list(arguments)))

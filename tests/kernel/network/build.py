@@ -1,8 +1,8 @@
 """Making a planned network of namespaces, veth pairs and bridges, and taking it down again.
 
-The endpoints are silent: their interfaces have no addresses, answer nothing and send nothing of their own, so
-that all that moves on the wires is what a probe sends and what the host does about it. The host knows them by
-permanent neighbour and forwarding entries.
+The endpoints are silent: their interfaces have no addresses, answer nothing and send nothing of their own. So the wires
+carry only the packets of probes and the host's reactions. The host knows them by permanent neighbour and forwarding
+entries.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _IFF_UP_NOARP = 0x1 | 0x80
 HOST_SETTINGS = {
     "ipv4/ip_forward": "1",
     "ipv6/conf/all/forwarding": "1",
-    # Probes come with any source address; what the host thinks of the way back is not what is tested.
+    # Probes come with any source address; reverse path filtering is not under test.
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "0",
     "ipv4/conf/all/accept_local": "1",

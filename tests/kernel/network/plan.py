@@ -1,4 +1,4 @@
-"""What the network of a configuration looks like: bridges, guests' NICs, neighbours, addresses.
+"""The network of a configuration: bridges, guests' NICs, neighbours, addresses.
 
 The shape is a Proxmox VE host's (plain Linux bridges), the names are those it would use::
 
@@ -98,7 +98,7 @@ class Plan:
     endpoints: tuple[Endpoint, ...]
 
     def endpoint(self, name: str, near: str | None = None) -> Endpoint:
-        """Return the endpoint called ``name``; ``outside`` is that of the bridge of the endpoint ``near``.
+        """Return the endpoint called ``name``; ``outside`` means the outside of the bridge of the endpoint ``near``.
 
         A guest's first NIC is called both ``vm100`` and ``vm100i0``.
 
@@ -172,7 +172,7 @@ def read_nics(root: Path, node: str) -> list[GuestNic]:
 
 def _nics_of(path: Path, kind: str) -> list[GuestNic]:
     nics = []
-    # What follows the first section header are snapshots.
+    # Sections after the first header are snapshots.
     current = re.split(r"(?m)^\[", path.read_text())[0]
     for match in re.finditer(r"(?m)^net(\d+):\s*(\S+)", current):
         fields = dict(item.partition("=")[::2] for item in match[2].split(","))
@@ -231,7 +231,7 @@ def make_plan(root: Path, node: str, local_network: str | None = None) -> Plan:
 
 
 def _bridges(nics: list[GuestNic]) -> list[Bridge]:
-    """Return the bridges the NICs need, ``vmbr0`` first, those of VLANs after those they are made over."""
+    """Return the bridges that the NICs need: ``vmbr0`` first, a VLAN's bridge after the bridge below it."""
     names = sorted({"vmbr0"} | {nic.bridge for nic in nics}, key=lambda name: (name != "vmbr0", name))
     bridges = [
         Bridge(name, f"02:fd:00:00:00:{number:02x}", f"eno{number}") for number, name in enumerate(names, start=1)
@@ -273,7 +273,7 @@ def _guest(nic: GuestNic, number: int, network4: IPv4Network, network6: IPv6Netw
 
 
 def _outsides(bridges: list[Bridge], network4: IPv4Network, network6: IPv6Network) -> list[Endpoint]:
-    """Return an outside for each bridge; those of VLANs share the wire of the bridge below."""
+    """Return an outside for each bridge; a VLAN's outside shares the wire of the bridge below."""
     outsides = []
     for number, bridge in enumerate(bridges):
         port = bridge.uplink.partition(".")[0]
