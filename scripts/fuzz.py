@@ -35,6 +35,7 @@ from pvefw_nft.cli import main
 from pvefw_nft.errors import HostError, PvefwError
 from pvefw_nft.host import control, settings
 from pvefw_nft.host.records import record, state
+from pvefw_nft.host.records.bases import file_version
 from pvefw_nft.pipeline import BACKENDS, Source, compile_root
 
 if TYPE_CHECKING:
@@ -329,6 +330,10 @@ def made(chance: random.Random) -> Case:
             return {"kind": kind, "words": [*sound[:at], *words[:3], *sound[at + chance.randint(0, 2) :]]}
 
 
+_VERSION = "VERSION"
+"""What stands for the version of the file that differences belong to."""
+
+
 def records() -> dict[str, str]:
     """Return sound records of the host side, by name."""
     pieces = ['{"x": 1}', '{"y": 2}', '{"z": 3}']
@@ -350,7 +355,10 @@ def records() -> dict[str, str]:
         "held.json": '{"fingerprint": "x"}',
         "pending.json": '{"token": "a", "deadline": 5.5, "was_running": true}',
         "memory.json": '{"identity": "x", "record": null, "witness": ["b", 1, 2, ""], '
-        '"names": {}, "chains": {"a": ["b", "c"]}}',
+        '"names": {}, "chains": {"a": ["b", "c"], "d": ["e", "f"]}}',
+        # of the file that is written beside it
+        "memory.differences.json": f'{{"of": {_VERSION}, "values": {{"identity": "y"}}, '
+        '"entries": {"chains": {"set": {"a": ["g", "h"]}, "gone": ["d"]}}, "gone": []}',
         "sysctls.json": '{"net/ipv4/ip_forward": {"before": "0", "ours": "1"}}',
         "inputs.json": '{"question": [], "identity": "x", "diagnostics": [], "answers": {"text\\n/x": "d"}}',
     }
@@ -451,6 +459,10 @@ def _feed_records(case: Case, folder: Path) -> str | None:
     os.environ["PVEFW_RUN_DIRECTORY"], os.environ["PVEFW_STATE_DIRECTORY"] = str(folder), str(folder / "pvefw")
     for name, text in case["files"].items():
         (folder / "pvefw" / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    differences = folder / "pvefw/memory.differences.json"
+    version = json.dumps(file_version(folder / "pvefw/memory.json"))
+    if differences.exists():
+        differences.write_bytes(differences.read_bytes().replace(_VERSION.encode(), version.encode()))
     reads: Sequence[Callable[[], object]] = (
         lambda: record.load(record.running_path()),
         lambda: record.load(record.confirmed_path()),
