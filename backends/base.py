@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Artefact(Protocol):
-    """A lowered ruleset. It is written in pieces, since that of a large node does not fit well into one string."""
+    """A lowered ruleset. It is written in pieces, because a large node's ruleset does not fit well into one string."""
 
     def text(self) -> Iterator[str]:
         """Yield the ruleset as text, in pieces that join to whole lines."""
@@ -36,8 +36,8 @@ class Artefact(Protocol):
     def loadable(self) -> Iterator[str]:
         """Yield the artefact for an apply, in pieces of JSON text, each as stable as possible.
 
-        Where the documented spelling is one that a tool refuses, it has another one. For iptables these are the pieces
-        of the one document of :meth:`json`, for nft blocks of commands.
+        If a tool refuses the documented spelling, the pieces have another one. For iptables they are the pieces of the
+        one document of :meth:`json`, for nft blocks of commands.
         """
 
 

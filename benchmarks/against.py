@@ -1,4 +1,4 @@
-"""What each command takes now, against an older commit: CPU time and memory, and how they grow with the guests.
+"""Compare the cost of each command with an older commit: CPU time and memory, and their growth with the guests.
 
 Usage, as root: ``python benchmarks/against.py --base REV [--rows NAME ...] [--guests N ...] [--runs N] [--json]``
 
@@ -287,7 +287,7 @@ def _median(samples: Sequence[Figures]) -> Figures:
 
 
 def machine() -> str:
-    """Return what the figures were measured on."""
+    """Return a description of the machine that was measured."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     processor = model[1] if model else platform.machine()
     return f"{os.cpu_count()} x {processor}, Linux {platform.release()}, Python {platform.python_version()}"

@@ -28,7 +28,7 @@ NODE = "bench"
 
 
 def keep_bytecode() -> None:
-    """Have commands find their modules compiled, as those of an installed pvefw are after its first use."""
+    """Compile the modules, so that commands find them like an installed pvefw after its first use."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     for package in ("pvefw_nft", "backends"):
         compileall.compile_dir(REPOSITORY / package, quiet=1)

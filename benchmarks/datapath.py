@@ -4,15 +4,15 @@ Usage: ``python benchmarks/datapath.py [--guests N ...] [--runs N] [--json]`` (a
 
 Measured in the kernel lab's guest (``tests/kernel``), which is emulated: far slower than a machine, so that only ratios
 mean something. A second is one of the processor that emulates it, so that other work on the machine does not count. The
-configurations are those of ``compile.py``; the way is that to the last guest::
+configurations come from ``compile.py``; the packets go to the last guest::
 
     client ─ eno1 ─ vmbr0 ─ fwpr ─ fwln ─ fwbr ─ tap ─ server
 
 ``bridge`` is the same with the guest's port on vmbr0 itself and no rules, ``firewall bridge`` without rules. Packets
 are UDP of 100 bytes that the kernel's packet generator has arrive at eno1: each of a flow of its own (new), or of one
 that the server has answered (established). The server's side drops and counts them as they arrive. Datagrams and their
-answers, in an established flow, and connections, opened and closed one after the other, are between real sockets: most
-of their time is that of these.
+answers, in an established flow, and connections, opened and closed one after the other, are between real sockets, which
+take most of the time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a Dask cluster costs for each node, against a process a node on one machine.
+"""Compare the cost of a Dask cluster for each node with a process for each node on one machine.
 
 Usage: ``python benchmarks/fleet.py [--clusters N] [--nodes N] [--guests N] [--workers N] [--json] [--keep DIR]``
 
@@ -135,7 +135,7 @@ def memory(process: str | int, field: str) -> float:
 
 
 def cpu_of_family() -> float:
-    """Return the CPU seconds of this process and of those of its children that have ended."""
+    """Return the CPU seconds of this process and of its children that have ended."""
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 

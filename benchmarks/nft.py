@@ -1,16 +1,16 @@
-"""What the nft backend costs beside the iptables backend: rules, compiling, loading, and each packet.
+"""Compare the cost of the nft backend with the iptables backend: rules, compiling, loading, and each packet.
 
 Usage: ``python benchmarks/nft.py [--guests N ...] [--runs N] [--json]``
 
-The configurations are those of ``compile.py``. Rules are counted as the tools count them, iptables' of both families
+The configurations come from ``compile.py``. Rules are counted as the tools count them, iptables' of both families
 together and layer 2 apart. Loading and packets are measured in the kernel lab's guest (``tests/kernel``; as root): it
 is emulated, so only ratios mean something, and both sides are measured in the same run.
 
 Loading: the JSON by ``nft -j -f``, against ipset, iptables-nft-restore, ip6tables-nft-restore and
 ebtables-nft-restore with the restore text, each from an empty kernel.
 
-Packets: the kernel's packet generator puts new UDP flows into the firewall bridge of the last guest, and the time
-for each packet is compared with that of the same bridge without a ruleset.
+Packets: the kernel's packet generator puts new UDP flows into the firewall bridge of the last guest, and the time for
+each packet is compared with the same bridge without a ruleset.
 """
 
 from __future__ import annotations

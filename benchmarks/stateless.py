@@ -1,10 +1,10 @@
-"""What the chain ``stateless`` costs a frame that a guest sends.
+"""Measure the cost of the chain ``stateless`` for a frame that a guest sends.
 
 Usage, as root: ``unshare -n python benchmarks/stateless.py [--rounds N]``
 
 Frames go into a firewall bridge by its guest's port, on this machine's own kernel, in a network namespace of its own;
-the time is that of the sending process, in which the bridge runs, too. With each of the tables in turn, several rounds:
-the least time of each counts, since other work only adds to it.
+the sending process is timed, in which the bridge runs, too. With each of the tables in turn, several rounds: the least
+time of each counts, because other work only adds to it.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 Usage: ``python benchmarks/verify.py [--guests N ...] [--runs N] [--backends A B] [--json] [--keep DIR]``
 
-Configurations are those of ``benchmarks/compile.py``: one NIC a guest, 20 rules each that no other guest has. Each is
-compiled through both backends first; the measurement is of one whole process that reads the two artefacts and
-compares them, and one that simulates a packet through the first. Printed is the median of the runs: wall-clock and
-CPU seconds, and the peak of resident memory in MB (10^6 bytes).
+The configurations come from ``benchmarks/compile.py``: one NIC a guest, 20 rules each that no other guest has. Each is
+compiled through both backends first; the measurement is of one whole process that reads the two artefacts and compares
+them, and one that simulates a packet through the first. Printed is the median of the runs: wall-clock and CPU seconds,
+and the peak of resident memory in MB (10^6 bytes).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Make the packaged unit of what ``pvefw run --print-unit`` prints: standard input to standard output.
+"""Make the packaged unit from the output of ``pvefw run --print-unit``: standard input to standard output.
 
-Only the command differs: that of the package, with the options of /etc/default/pvefw.
+Only the command differs: it is the package's, with the options of /etc/default/pvefw.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ SERVICE = "EnvironmentFile=-/etc/default/pvefw\nExecStart=/usr/bin/pvefw run $PV
 
 
 def main() -> int:
-    """Replace the one line that starts the service; 1 where there is none, or more than one."""
+    """Replace the one line that starts the service; return 1 if there is none, or more than one."""
     unit, count = re.subn(r"(?m)^ExecStart=\S+ -m pvefw_nft\.cli run\n", SERVICE, sys.stdin.read())
     sys.stdout.write(unit)
     return int(count != 1)

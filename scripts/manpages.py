@@ -1,8 +1,8 @@
 """Write the manual pages: ``scripts/manpages.py FOLDER``. With ``--options``, renew docs/reference/fw-files.md.
 
-pvefw(8) and a page for each command are made of the commands as click has them, pvefw.fw(5) of that page with
-the options as the code declares them, pvefw-differences(7) of the manual's pages on differences, and
-pvefw-diagnostics(7) of the declared codes. Their date is that of $SOURCE_DATE_EPOCH, or today.
+pvefw(8) and a page for each command are made of the commands as click has them, pvefw.fw(5) of that page with the
+options as the code declares them, pvefw-differences(7) of the manual's pages on differences, and pvefw-diagnostics(7)
+of the declared codes. Their date comes from $SOURCE_DATE_EPOCH, or is today.
 """
 
 from __future__ import annotations

@@ -99,9 +99,11 @@ class IptablesArtefact:
             yield "\n".join(lines) + "\n"
         for family, tool in _TOOLS.items():
             for layer, table in _TABLES.items():
+                # -n (--noflush) leaves the chains of other programs
                 yield f"### {tool}-restore -T {table} -n\n"
                 yield from self._table_text(family, layer, table)
         yield "### ebtables-restore\n*filter\n"
+        # chains of users have a policy in ebtables (ebtables(8))
         yield from (f":{chain.name} ACCEPT\n" for chain in self._sorted(Layer.LINK))
         for _, chain_lines in self.link_chains():
             yield "".join(f"{line}\n" for line, _ in chain_lines)
@@ -116,6 +118,7 @@ class IptablesArtefact:
         for name, chain_lines in self.chains(family, layer):
             lines = [line for line, _ in chain_lines]
             comment = f'-A {name} -m comment --comment "PVESIG:{signature(lines)}"'
+            # the chain may exist with older rules
             yield "\n".join([f"-F {name}", *lines, comment, ""])
         yield "COMMIT\n"
 

@@ -93,9 +93,9 @@ class _Body(NamedTuple):
 
 
 class ChainLowering:
-    """Lowers chains for one family. ``nics`` are those that a dispatch may lead to, ``names`` those of the ipsets.
+    """Lowers chains for one family. A dispatch may lead to ``nics``; ``names`` are the names of the ipsets.
 
-    ``loadable``: where the reference's spelling is one that iptables refuses, use another.
+    ``loadable``: if iptables refuses the reference's spelling, use another one.
     """
 
     def __init__(self, family: Family, nics: tuple[Nic, ...], names: SetNames, *, loadable: bool) -> None:
@@ -121,6 +121,7 @@ class ChainLowering:
             if body is None:
                 body = self._body(rule)
             if rule.log is not None:
+                # NFLOG does not end the packet's way, so logging takes a rule of its own
                 log = _log(rule.log, loadable=self._loadable)
                 yield syntax.rule(name, body.options, log, padded=True), rule.origin
             yield syntax.rule(name, body.options, body.target, padded=body.padded), rule.origin
@@ -134,6 +135,7 @@ class ChainLowering:
     def _dispatch(self, chain: str, direction: Direction) -> Iterator[str]:
         for nic in self._nics:
             if direction is Direction.IN:
+                # in FORWARD the bridge has decided, so the output port is known
                 port, target = syntax.bridged(port_out=nic.interface), nic.in_chain
             else:
                 port, target = syntax.bridged(port_in=nic.interface), nic.out_chain
@@ -159,6 +161,7 @@ class ChainLowering:
                         source, destination = _ports(rule, Side.SOURCE), _ports(rule, Side.DESTINATION)
                         words.append(syntax.ports(source, destination, multiport=multiport))
                 case IcmpType(version, _, _, spelling):
+                    # the reference names the module, except in rules that an option makes
                     if rule.origin.provenance is not Provenance.BUILTIN:
                         words.append(syntax.protocol_module(protocol))
                     words.append(syntax.icmp_type(version, spelling))
@@ -193,6 +196,7 @@ class ChainLowering:
             case SourceMac(_, spelling, negated):
                 return syntax.mac_source(spelling, negated=negated)
             case RateOver():
+                # the reference counts an IPv6 /64 as one source
                 over = match.loadable() if self._loadable else match
                 return syntax.rate_over(over.rate, over.burst, 32 if self._family is Family.V4 else 64, over.expire)
             case (

@@ -46,9 +46,9 @@ def _name(key: SetKey, family: Family, salt: str) -> str:
 class SetNames:
     """The names of a ruleset's ipsets; no two are the same.
 
-    Long names with the same hash are soon found by who looks for them, and one set must not be taken for another. So
-    all sets whose names collide get a hash of more than the name. None of them keeps the common name: in the kernel it
-    is still that of the set which was there before, while rules that use it are replaced.
+    An attacker can find long names with the same hash, and rules must use the right set. So all sets whose names
+    collide get a hash of more than the name. None of them keeps the common name: in the kernel, the old set has this
+    name while the rules that use it are replaced.
     """
 
     def __init__(self, sets: Iterable[AddressSet]) -> None:
@@ -88,6 +88,7 @@ def _fnv1a31(text: str) -> int:
 
 def set_lines(made: AddressSet, names: SetNames) -> Iterator[tuple[str, list[str]]]:
     """Yield the name of each ipset of a set, and the lines that create and fill it."""
+    # the next power of two, as the reference computes it
     size = max(MIN_SIZE, 1 << (max(made.counted, 1) - 1).bit_length())
     for family, version in FAMILIES:
         name = names.name(made.key, family)

@@ -87,7 +87,7 @@ def icmp_type(version: int, name: str) -> Option:
 def ports(source: tuple[str, ...], destination: tuple[str, ...], *, multiport: bool = False) -> Option:
     """Match ports and port ranges: one on a side by itself, several (or, with ``multiport``, any) by multiport.
 
-    Single ones come first; of two lists, that of destination ports.
+    Single ports come first; a list of destination ports comes before a list of source ports.
     """
     most_alone = 0 if multiport else 1
     words = []

@@ -26,7 +26,7 @@ VERSIONS = ((4, Family.V4), (6, Family.V6))
 
 @functools.cache
 def set_name(key: SetKey, version: int) -> str:
-    """Return the name of a set: that of its ipset, if the ipset's name is not hashed."""
+    """Return the name of a set: the name of its ipset, if the ipset's name is not hashed."""
     return f"PVEFW-{key.scope}-{key.name}-v{version}"
 
 
@@ -50,7 +50,7 @@ class AddressSets:
             self._families[made.key] = filled
 
     def families(self, key: SetKey) -> int:
-        """Return the families of which the set has members, as bits of :class:`Family`; 0: it is empty."""
+        """Return the families of the set's members, as bits of :class:`Family`; 0: it is empty."""
         return self._families[key]
 
     def intervals(self, key: SetKey, version: int) -> list[Interval]:
@@ -58,7 +58,7 @@ class AddressSets:
         return self._members[key, version]
 
     def named(self, used: Iterable[tuple[SetKey, int]]) -> Iterator[Set]:
-        """Yield the named sets for those of the sets and versions that rules use."""
+        """Yield the named sets for the sets and versions that rules use."""
         for key, version in used:
             yield self._named(key, version)
 

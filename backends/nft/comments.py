@@ -1,4 +1,4 @@
-"""Comments of rules: where each comes from, so that listings, traces and counters can name the line."""
+"""Comments of rules: the origin of each rule, so that listings, traces and counters can name the line."""
 
 from __future__ import annotations
 

@@ -72,6 +72,7 @@ def members(entries: Iterable[SetEntry], version: int) -> list[Interval]:
     if not any(entry.nomatch for entry in chosen):
         return merged((entry.prefix.address, entry.prefix.last) for entry in chosen)
     result: list[Interval] = []
+    # from short to long prefixes, so that the longest one decides, as in the kernel's hash:net sets
     for length in sorted({entry.prefix.length for entry in chosen}):
         of_length = [entry for entry in chosen if entry.prefix.length == length]
         result = merged([*result, *((e.prefix.address, e.prefix.last) for e in of_length if not e.nomatch)])

@@ -90,7 +90,7 @@ _ARP_SENDER_KEY = Key(
 def key_of(match: Match, rule: Rule, *, any_transport: bool = False) -> Key | None:
     """Return the operand of a match, or None for matches that are not of this kind.
 
-    ``any_transport``: the protocol of the rule is one of several, so that its ports are those of any header.
+    ``any_transport``: the protocol of the rule is one of several, so its ports are read from any header.
     """
     match match:
         case Address(side, prefixes):
@@ -100,6 +100,7 @@ def key_of(match: Match, rule: Rule, *, any_transport: bool = False) -> Key | No
         case Ports(side):
             return _PORT_KEYS["th" if any_transport else _transport(rule), side]
         case IcmpType(version, int(), None):
+            # a code would need a second test, so a type with a code is no key
             return _ICMP_KEYS[version]
         case AddressRange(side, version):
             return _ADDRESS_KEYS[version, side]
@@ -110,8 +111,8 @@ def key_of(match: Match, rule: Rule, *, any_transport: bool = False) -> Key | No
         case ConnState():
             return _STATE_KEY
         case EtherType():
-            # What a permission asks for is the outer type, so that a tag never opens anything; a restriction looks
-            # behind the tag, so that a tag never evades it.
+            # A permission tests the outer type, so that a tag never opens anything; a restriction looks behind the tag,
+            # so that a tag never evades it.
             restricts = isinstance(rule.action, Jump | Drop) or any(isinstance(m, ArpSender) for m in rule.matches)
             return _INNER_TYPE_KEY if restricts else _OUTER_TYPE_KEY
         case ArpSender():

@@ -6,24 +6,24 @@
     ``raw`` (prerouting, -300)       rates of new connections, before connection tracking
     ``link`` (prerouting, -250)      frames of guests below IP: MAC addresses, ARP senders, Ethernet types
     ``helpers`` (prerouting, -160)   conntrack helpers, after connection tracking made the connection (-200)
-    ``answers`` (prerouting, -158)   what answers a connection from the side that opened it
+    ``answers`` (prerouting, -158)   answers in a connection from the side that opened it
     ``limits`` (prerouting, -155)    how many connections guests may open
     ``guests`` (prerouting, -150)    IP of guests, in both directions, at the ports of firewall bridges
     ``forward`` (forward, -150)      invalid packets between all other ports; VNets
     ``sides`` (forward, -140)        which side opened a connection
-    ``to-no-host`` (input, -350)     what a firewall bridge would hand to the host's own stack
+    ``to-no-host`` (input, -350)     packets that a firewall bridge would hand to the host's own stack
     ``vnets-to-host`` (input, -150),
     ``vnets-from-host`` (output, -150)   VNets, between their guests and the host
 
 ``inet pvefw``
-    ``raw``, ``helpers``             the same for packets that come by no bridge
+    ``raw``, ``helpers``             the same for packets that do not come by a bridge
     ``nat-prerouting`` (-110),
     ``nat-postrouting`` (90)         no address translation on firewall bridges
-    ``to-no-host`` (input, -350)     what a firewall bridge would hand to the host's own stack
-    ``answers`` (input, -158)        what answers the host in a connection that others opened in its name
+    ``to-no-host`` (input, -350)     packets that a firewall bridge would hand to the host's own stack
+    ``answers`` (input, -158)        answers to the host in connections that others opened in its name
     ``sides`` (output, -140)         which connections the host opened
     ``input``, ``output`` (0)        the host
-    ``forward`` (0)                  what the host routes
+    ``forward`` (0)                  packets that the host routes
 
 Guests are filtered before br_netfilter (priority 0): behind it, packets got past a filter in the forward hook (6.1).
 """
@@ -84,10 +84,10 @@ TABLE: Final = "pvefw"
 HARDENING: Final = "pvefw-hardening"
 """The name of a table with nothing but the chain ``stateless``, beside the ruleset of another backend."""
 
-_STATELESS = Hook("prerouting", -350)
-_RAW = Hook("prerouting", -300)
+_STATELESS = Hook("prerouting", -350)  # before the kernel stores fragments and tracks connections
+_RAW = Hook("prerouting", -300)  # before connection tracking (-200): a dropped packet takes no entry
 _LINK = Hook("prerouting", -250)
-_HELPERS = Hook("prerouting", -160)
+_HELPERS = Hook("prerouting", -160)  # after connection tracking (-200) has made the connection
 _LIMITS = Hook("prerouting", -155)
 _GUESTS = Hook("prerouting", -150)
 _BRIDGE_FORWARD = Hook("forward", -150)
@@ -98,26 +98,28 @@ _INPUT = Hook("input", 0)
 _OUTPUT = Hook("output", 0)
 _FORWARD = Hook("forward", 0)
 
+# iptables' FORWARD hook sees only IP of bridges, so other frames pass here, too.
 _IP_ONLY = Rule((nft.match(meta("protocol"), anonymous_set(["ip", "ip6"]), "!="), nft.ACCEPT), "not IP")
 
 _TO_STACK = ("ip", "arp", "ip6", "vlan", "8021ad")
-"""What the host's stack takes, or looks behind; a daemon may listen to other protocols (LLDP) at a guest's port."""
+"""Types that the host's stack takes or looks behind; a daemon may listen to other ones (LLDP) at a guest's port."""
 
 _MAX_PORTS = 65_536
 """Ports of the host that are told apart."""
 
 _BRIDGE_KEYS: tuple[MetaKey, ...] = ("ibrname", "obrname")
-"""The selectors of a bridge: by the port where a packet enters, and by the one where it leaves."""
+"""The selectors of a bridge: by the input port and by the output port of a packet."""
 
 _MAX_SOURCES = 16_777_216
-"""Sources whose rates are kept as by the reference's hashlimit: 8 for each of 2,097,152 buckets.
+"""Sources whose rates are counted, as many as in the reference's hashlimit: 8 for each of 2,097,152 buckets.
 
-A set takes memory for the sources it holds, not for this number. Where it is full, a source not yet in it is over
-the rate, as in hashlimit: a flood of forged sources must not open the way.
+A set takes memory for the sources it holds, not for this number. If it is full, a source not yet in it is over
+the rate, as in hashlimit: a flood of forged sources must not open the firewall.
 """
 
 _SOURCE_NETWORKS: dict[int, Selector] = {
     4: ADDRESS_FIELDS[4, Side.SOURCE],
+    # a host chooses the lower 64 bits of its IPv6 address itself (RFC 4291, section 2.5.1)
     6: bits(ADDRESS_FIELDS[6, Side.SOURCE], "ffff:ffff:ffff:ffff::"),
 }
 """The size of a source, by IP version: an address, in IPv6 a network of 64 bits."""
@@ -225,7 +227,7 @@ class TableLowering:
     def plan_reached(self, lowering: RuleLowering, names: Iterable[str]) -> None:
         """Plan the chains that are not planned yet; several callers may lead to the same chain.
 
-        Raises InternalError where a chain would be needed at two places of the table, since it would not be the same.
+        Raises InternalError if a chain is needed at two places of the table, because it would differ between them.
         """
         scope = lowering.scope
         for name in names:
@@ -265,6 +267,7 @@ class TableLowering:
         early = [rule for rule in rules if not isinstance(rule.action, ir.AssignHelper)]
         late = [rule for rule in rules if isinstance(rule.action, ir.AssignHelper)]
         if early:
+            # counting a source takes several nft rules, so a rule with a rate becomes a jump to a chain of its own
             jumps = [_to_rate_chain(rule, rates.index(rule)) if rule in rates else rule for rule in early]
             self.plan("raw", lambda: lowering.rules(jumps), _RAW)
         for index, rule in enumerate(rates):
@@ -291,6 +294,7 @@ class TableLowering:
         newcomers, updates = [], []
         for version, family in VERSIONS:
             name, source = f"sources-{index}-v{version}", _SOURCE_NETWORKS[version]
+            # a set has one type of key, so each IP version has its own
             kind: SetType = "ipv4_addr" if version == 4 else "ipv6_addr"
             self._sets.append(DynamicSet(name, kind, seconds, over.sources or _MAX_SOURCES))
             guard = family_guard(family, place)
@@ -342,6 +346,7 @@ class TableLowering:
         name = chain_name(Layer.FILTER, chain)
         entries = [Rule((nft.match(meta("iifname"), LINK_PORTS), nft.jump(name)), "to guests")]
         if self._ruleset.nics:
+            # not `tap*` and `veth*`: NICs without firewall=1 have such names, too
             self._sets.append(Set(GUESTS, "ifname", tuple(nic.interface for nic in self._ruleset.nics)))
             entries.append(Rule((nft.match(meta("iifname"), named_set(GUESTS)), nft.jump(name)), "from guests"))
         self.plan("guests", lambda: (_IP_ONLY, *entries), _GUESTS)
@@ -366,6 +371,7 @@ class TableLowering:
                 here.append(nft.match(meta("iifname"), named_set(name)))
         kinds = (nft.match(meta("protocol"), anonymous_set(list(_TO_STACK))),) if self._family == "bridge" else ()
         if not kinds:
+            # in the host's hook, a packet to the bridge's own address comes from the bridge, not from its port
             here.append(nft.match(meta("iifname"), "fwbr*"))
         rules = tuple(Rule((*kinds, ports, nft.COUNTER, nft.DROP), "firewall bridges") for ports in here)
         self.plan("to-no-host", lambda: rules, _TO_NO_HOST)
@@ -373,7 +379,7 @@ class TableLowering:
     def plan_bridge_forward(self, chain: str) -> None:
         """Plan the chain for packets bridged elsewhere: without rules about guests, then the VNets.
 
-        Where the host firewall is on, a VNet's rules also hold between the host's own interface on that bridge and its
+        If the host firewall is on, a VNet's rules also hold between the host's own interface on that bridge and its
         guests. Packets of firewall bridges come here too, but they have passed these rules in prerouting already.
         """
         vnets = self.lowering(Place.BRIDGE, Layer.FORWARD)
@@ -444,9 +450,11 @@ def tables(ruleset: Ruleset, cache: Cache = NO_CACHE) -> tuple[Table, Table]:
                 bridge.plan_base("limits", _LIMITS, bridge.lowering(Place.GUEST, Layer.LIMIT), hook.chain)
             case Layer.LINK, HookPoint.FORWARD:
                 link = bridge.lowering(Place.LINK, Layer.LINK)
+                # no rule follows this chain at its hook, so an accept at its end changes nothing
                 link.scope.end_with(hook.chain)
                 bridge.plan_base("link", _LINK, link, hook.chain)
             case Layer.FILTER, HookPoint.FORWARD:
+                # iptables' one FORWARD hook sees bridged and routed packets; nft has a hook for each
                 bridge.plan_guests(hook.chain)
                 bridge.plan_bridge_forward(hook.chain)
                 host.plan_inet_forward(hook.chain)

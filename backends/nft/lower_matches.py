@@ -167,7 +167,7 @@ class MatchLowering:
     def alternatives(self, match: Match, rule: Rule, *, any_transport: bool = False) -> Sequence[Alternative]:
         """Return the alternatives of one match of a rule.
 
-        ``any_transport``: the protocol of the rule is one of several, so that its ports are those of any header.
+        ``any_transport``: the protocol of the rule is one of several, so its ports are read from any header.
         """
         key = key_of(match, rule, any_transport=any_transport)
         if key is not None:
@@ -220,8 +220,10 @@ class MatchLowering:
     def comparison(self, key: Key, matches: Sequence[Match]) -> Alternative:
         """Return the test for any of the values of some matches that have this key."""
         if isinstance(matches[0], ConnState):
+            # states are bits, and the operator `in` tests several bits at once
             states: list[Constant] = [str(value) for value in self.values(matches)]
             return key.families, (*key.first, compare(key.left, states, "in"))
+        # a /0 holds for every packet of its family, so the family test is enough
         if isinstance(matches[0], Address | AddressRange) and any(length == 0 for length in prefix_lengths(matches)):
             return key.families, key.first
         return key.families, (*key.first, compare(key.left, one_of(self.values(matches))))
@@ -260,6 +262,7 @@ class MatchLowering:
             if filled & family:
                 result.append((family, (compare(left, right, "!=" if match.negated else "=="),)))
             elif match.negated:
+                # no address is in an empty set, so the negated test always holds
                 result.append((family, ()))
         if len(result) > 1 and not any(statements for _, statements in result):
             return _both()
@@ -293,6 +296,7 @@ class MatchLowering:
         """
         intervals = self._scope.sets.intervals(key, 6)
         if not intervals:
+            # every target is outside of an empty set
             return ((Family.V6, ()),)
         values: list[Value] = [
             f"{first:#034x}" if first == last else interval(f"{first:#034x}", f"{last:#034x}")
@@ -316,6 +320,7 @@ class MatchLowering:
         address = (Family.V4, (compare(ADDRESS_FIELDS[4, side], _BROADCAST),))
         if side is Side.SOURCE:
             return (address,)
+        # alternatives must not overlap: a broadcast frame to 255.255.255.255 counts as the first one only
         unlike = compare(meta("pkttype"), "broadcast", "!=")
         return ((Family.BOTH, (compare(meta("pkttype"), "broadcast"),)), (Family.V4, (unlike, *address[1])))
 
@@ -334,6 +339,7 @@ def _family(version: int) -> Family:
 
 def _icmp(version: int, number: int | None, code: int | None) -> Alternative:
     if number is None:
+        # any type: the protocol is enough
         return _family(version), (compare(meta("l4proto"), _ICMP_NUMBER[version]),)
     statements = [compare(payload(_ICMP[version], "type"), number)]
     if code is not None:

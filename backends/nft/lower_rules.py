@@ -45,16 +45,18 @@ MAPS: Final = {
 }
 """The verdict maps from the ports of firewall bridges to the chains of NICs."""
 
-_DEFAULT_BURST = 5
+_DEFAULT_BURST = 5  # of iptables' limit match, if none is given (iptables-extensions(8))
 _DEFAULT_QUEUE = 0
-_LOG_GROUP = 0
+_LOG_GROUP = 0  # NFLOG group of Proxmox VE's pvefw-logger
 _SET_MARK = nft.mangle(meta("mark"), with_bits(meta("mark"), ACCEPT_MARK))
+# Only the top bit changes: other programs use the rest of the mark.
 _CLEAR_MARK = nft.mangle(meta("mark"), bits(meta("mark"), 0xFFFFFFFF ^ ACCEPT_MARK))
 _REJECT = {
     RejectKind.TCP_RESET: nft.reject("tcp reset"),
     RejectKind.PORT_UNREACHABLE: nft.reject("icmpx", "port-unreachable"),
     RejectKind.HOST_UNREACHABLE: nft.reject("icmpx", "host-unreachable"),
 }
+# icmpx admin-prohibited would send code 13 of ICMP; the reference sends host-prohibited, code 10.
 _PROHIBITED = {
     Family.V4: nft.reject("icmp", "host-prohibited"),
     Family.V6: nft.reject("icmpv6", "admin-prohibited"),
@@ -79,6 +81,7 @@ class RuleLowering:
     def rules(self, rules: Sequence[ir.Rule]) -> Iterator[Rule]:
         """Yield the nft rules for consecutive rules of the IR."""
         for run in runs(rules):
+            # rules of files differ from chain to chain, so caching them would only cost memory
             if run.rules[0].origin.provenance in (Provenance.USER, Provenance.POLICY):
                 yield from self._run(run)
                 continue
@@ -92,11 +95,13 @@ class RuleLowering:
         first = run.rules[0]
         text = comment([rule.origin for rule in run.rules])
         if run.in_turn:
+            # these actions do not end the packet's way, so one rule can do all of them
             actions = [statements for rule in run.rules for _, statements in self._actions(rule.action)]
             yield self._rule(tuple(statement for statements in actions for statement in statements), text)
             return
         any_transport = any(isinstance(first.matches[index], ProtocolMatch) for index in run.keys)
         for families, tests in self._conditions(run, any_transport=any_transport):
+            # if the rules differ in family, the family is part of the key
             guarded = tests if run.differ_in_family else (*family_guard(families, self._place), *tests)
             if run.is_map:
                 yield self._rule((*guarded, self._look_up(run, any_transport=any_transport)), text)
@@ -122,7 +127,7 @@ class RuleLowering:
     def _conditions(self, run: Run, *, any_transport: bool) -> list[tuple[int, tuple[Statement, ...]]]:
         """Return families and tests: one for each combination of the alternatives of the matches.
 
-        The keys of a concatenation come last, and those of a map are looked up by the action.
+        The keys of a concatenation come last; the keys of a map are looked up by the action.
         """
         first = run.rules[0]
         wanted: int = Family.BOTH if run.differ_in_family else first.families
@@ -157,7 +162,7 @@ class RuleLowering:
         return key
 
     def _look_up(self, run: Run, *, any_transport: bool) -> Statement:
-        """Return the look-up in the set or map of a run; where rules share a value, the first one has it."""
+        """Return the look-up in the set or map of a run; a value that rules share belongs to the first of them."""
         first = run.rules[0]
         left = [self._key(first, index, any_transport=any_transport).left for index in run.keys]
         if run.differ_in_family:
@@ -177,6 +182,7 @@ class RuleLowering:
             match = rule.matches[index]
             intervals = intervals_of(match)
             if intervals:
+                # nft refuses a value that is in a map twice; the first rule with the value decides
                 values = self._matches.interval_values(without(intervals, taken), match)
                 taken += intervals
             else:
@@ -205,6 +211,7 @@ class RuleLowering:
             case ir.Accept() | ir.Return() | ir.Jump() | ir.Goto():
                 yield Family.BOTH, (self._verdict(action),)
             case ir.Drop():
+                # `status` adds up these counters
                 yield Family.BOTH, (nft.COUNTER, nft.DROP)
             case ir.Reject(kind):
                 yield from self._reject(kind)

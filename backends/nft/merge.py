@@ -10,13 +10,13 @@ After, a run whose key is the destination port, and the merged rule::
 
     tcp dport vmap { 22 : accept, 80 : accept, 25 : drop } comment "100.fw:4,5,6"
 
-Rules that differ in several keys, the IP family among them, become one too where each asks for a single value of
-each key: ``ip saddr . tcp dport { 10.0.0.1 . 22, 10.0.0.2 . 80 } accept``.
+Rules that differ in several keys, the IP family among them, also become one if each asks for a single value of each
+key: ``ip saddr . tcp dport { 10.0.0.1 . 22, 10.0.0.2 . 80 } accept``.
 
-Why the order allows it: all other conditions are the same, and a packet has one value of each key. So of a run of
-rules at most those that list this value match. Where several do, the first one decides if it ends the packet's way
-through the chain; the later ones then never saw that value. A jump may come back, so a rule is not put behind a
-jump that lists one of its values. Rules that log or set something keep their own rule.
+Why the order allows it: all other conditions are the same, and a packet has one value of each key. So only the rules of
+a run that list this value can match. If several do, the first one decides if it ends the packet's way through the
+chain; the later ones then never see that value. A jump may come back, so a rule is not put behind a jump that lists one
+of its values. Rules that log or set something keep their own rule.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ if TYPE_CHECKING:
 
     from pvefw_nft.ir.nodes import Match, Rule
 
-_IN_MAPS = (Accept, Drop, Return, Jump, Goto)
+_IN_MAPS = (Accept, Drop, Return, Jump, Goto)  # a verdict map holds verdicts only (nft(8))
 _IN_SETS = (*_IN_MAPS, Queue, Reject)
 _IN_CONCATENATIONS = (Ports, Address, ProtocolMatch, IcmpType, Interface, NicPort)
+# tcp, udp, dccp, sctp, udplite: each header begins with the two ports
 _WITH_PORTS = frozenset((6, 17, 33, 132, 136))
 
 MAX_RUN = 64
@@ -125,7 +126,7 @@ def _goes_on(rule: Rule) -> bool:
 
 
 def _differences(first: Rule, second: Rule) -> list[int] | None:
-    """Return the indices of the matches in which two rules differ, or None where such a match cannot be a key."""
+    """Return the indices of the matches in which two rules differ, or None if such a match cannot be a key."""
     found = []
     for index, (one, other) in enumerate(zip(first.matches, second.matches, strict=True)):
         if one is other or one == other:
@@ -143,10 +144,12 @@ def _comparable(one: Match, other: Match) -> bool:
             return side is other_side
         case ((Address() | AddressRange()), (Address() | AddressRange())):
             same_field = one.side is other.side and _version(one) == _version(other)
+            # a /0 is written without a test, so it has no value for a set
             return same_field and not prefix_lengths((one, other)).count(0)
         case (IcmpType(version, int(), None), IcmpType(other_version, int(), None)):
             return version == other_version
         case (Interface(direction), Interface(other_direction)):
+            # a pattern such as eth+ is not a single name
             return direction is other_direction and not one.name.endswith("+") and not other.name.endswith("+")
         case (NicPort(direction), NicPort(other_direction)):
             return direction is other_direction
@@ -180,6 +183,7 @@ def _protocol_is_key(run: Run) -> bool:
 
 def _fits_concatenation(run: Run) -> bool:
     """Tell whether each rule asks for a single value of each key, which a concatenation can look up at once."""
+    # a rule for both families would need two values of this key
     if run.differ_in_family and any(rule.families == Family.BOTH for rule in run.rules):
         return False
     for rule in run.rules:
@@ -205,9 +209,10 @@ def _may_follow(run: Run, rule: Rule, longer: Run) -> bool:
         if not all(isinstance(action, _IN_MAPS) for action in actions):
             return False
         if any(isinstance(rule.matches[key], EtherType) for key in longer.keys):
-            return False  # what an Ethernet type is compared with depends on what the rule does
+            return False  # the field that an Ethernet type is compared with depends on the action
     elif not isinstance(rule.action, _IN_SETS):
         return False
+    # after a jump the packet may come back, and must then meet the later rule
     if not any(isinstance(member.action, Jump) for member in run.rules):
         return True
     return not any(_overlap(rule, member, longer) for member in run.rules)

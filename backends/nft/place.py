@@ -1,9 +1,8 @@
 """Places: where in the kernel a chain of the IR runs, and the facts known of a packet there.
 
-The IR's filter chains describe iptables' one FORWARD hook, which sees bridged and routed packets alike. nft has
-hooks for each: what crosses a firewall bridge is filtered where it enters one of the bridge's two ports, the only
-hook of the bridge family that knows the direction and may also reject; other forwarded packets pass the
-forward hooks of both families.
+The IR's filter chains describe iptables' one FORWARD hook, which sees bridged and routed packets alike. nft has hooks
+for each. Packets that cross a firewall bridge are filtered when they enter one of its two ports: this hook of the
+bridge family knows the direction and may reject. Other forwarded packets pass the forward hooks of both families.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ After::
 
 A map must have a name for another reason, too. A transaction that replaces a rule takes the elements of its unnamed map
 out of the new generation (nf_tables_api.c, ``nft_map_deactivate``). A packet that is still in the old rules then finds
-nothing and goes on behind the rule: past a `drop`. A named map can stay until no packet is in the old rules.
+nothing and continues behind the rule: it bypasses a `drop`. A named map can stay until no packet is in the old rules.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Which side opened a connection: only the other side answers it.
 
-Connection tracking takes any packet of the right addresses for an answer, whichever port it comes by. So an attacker on
-the guest's network could send a packet in the guest's name, to a port that the guest's rules let in, and then reach any
-port of the guest from there: these packets are "answers" in that connection, and established. A guest without an IP
-filter could get past ``policy_out`` likewise. So each connection gets a label for each side whose first packets were
-let through, and an "answer" from the only side that opened it is dropped. In the table of family bridge::
+Connection tracking accepts any packet with the right addresses as an answer, from any port of the bridge. So an
+attacker on the guest's network could send a packet in the guest's name, to a port that the guest's rules let in, and
+then reach any port of the guest from there: these packets are "answers" in that connection, and established. A guest
+without an IP filter could get past ``policy_out`` likewise. So each connection gets a label for each side whose first
+packets were let through, and an "answer" from the only side that opened it is dropped. In the table of family bridge::
 
     chain sides { type filter hook forward priority -140
       ct state new,related jump opened }
@@ -49,7 +49,7 @@ The first packets of a connection that a helper expects are *related*, and open 
 the kernel expect one by asking the guest, and could open that in the guest's name as well. An ICMP error is related,
 too, but belongs to a connection that is there and opens none.
 
-A connection without a label is one from before the ruleset, or of a guest that moved here.
+A connection without a label is older than the ruleset, or its guest moved here.
 
 The chain ``answers`` also drops IP that connection tracking refuses, such as a length beyond the frame's end: such a
 packet keeps the template by which it was given a zone (``IPS_TEMPLATE`` of include/uapi/linux/netfilter/

@@ -14,8 +14,8 @@ The rule tests the bridge and not the port: an unplugged NIC stays in the zone o
 the same bridge. Frames that are not IP get no zone: bridge connection tracking would not give back the reference that a
 zone takes (nf_ct_bridge_pre, Linux 6.1).
 
-Where br_netfilter is on, bridged packets pass the host's NAT rules on each bridge. Translated on a firewall bridge, a
-packet would be handed to the host there and be lost. So a translation to its own address comes first, which is none::
+With br_netfilter, bridged packets pass the host's NAT rules on each bridge. If a rule translated a packet on a firewall
+bridge, the packet would be handed to the host there and be lost. So a translation to its own address comes first::
 
     chain nat-prerouting  { type nat hook prerouting priority -110
       iifname "fwbr*" dnat ip to ip daddr }
@@ -50,12 +50,14 @@ _IP = nft.match(meta("protocol"), anonymous_set(["ip", "ip6"]))
 
 
 def zone_rules(zones: Mapping[str, int]) -> tuple[Rule, ...]:
-    """Return the rules of the chain :data:`ZONES`; ``zones`` are those of the firewall bridges by name."""
+    """Return the rules of the chain :data:`ZONES`; ``zones`` maps names of firewall bridges to zones."""
     shared = nft.match(meta("ibrname"), _FIREWALL_BRIDGES)
     others = Rule((_IP, shared, nft.mangle(ct("zone"), SHARED_ZONE)), "other firewall bridges")
+    # libnftables refuses a map without elements
     if not zones:
         return (others,)
     of_bridge = value_map(meta("ibrname"), [*zones.items()])
+    # accept, so that the second rule does not set another zone
     return Rule((_IP, nft.mangle(ct("zone"), of_bridge), nft.ACCEPT), "firewall bridges"), others
 
 

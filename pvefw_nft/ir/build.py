@@ -171,6 +171,7 @@ def _forward(context: Context, *, ips: bool) -> Iterator[Rule]:
     """Yield the rules of PVEFW-FORWARD: the state of the connection, then the direction through a firewall bridge."""
     established = ConnState((State.RELATED, State.ESTABLISHED))
     if ips:
+        # before established packets are accepted, which would keep them from the queue
         yield builtin("ips", established, action=Jump("PVEFW-IPS"))
     if not context.node.host.options.nf_conntrack_allow_invalid:
         yield builtin("conntrack", ConnState((State.INVALID,)), action=DROP)

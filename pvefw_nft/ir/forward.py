@@ -28,6 +28,7 @@ def add_forward_chains(context: Context, chains: Chains) -> tuple[str | None, tu
     host = None
     rules = (*node.host.rules, *node.cluster.rules)
     policy = node.cluster.options.policy_forward
+    # without rules and with policy ACCEPT, the chain would accept everything
     if node.host.options.enable and (policy is not Policy.ACCEPT or speaks_of_forward(context, rules)):
         host = HOST_FORWARD
         level = node.host.options.log_level_forward
@@ -47,6 +48,7 @@ def add_forward_chains(context: Context, chains: Chains) -> tuple[str | None, tu
             _add_groups(context, chains, vnet.rules)
             chains.add(Layer.FORWARD, chain, body)
             vnets.append(Vnet(vnet.name, chain))
+    # no rule can jump to a chain of another layer, so this layer has its own copy
     if chains.layers[Layer.FORWARD]:
         chains.add(Layer.FORWARD, "PVEFW-reject", reject_rules())
     return host, tuple(vnets)

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 _LINK_LOCAL = 0xFE80 << 112
 _ARP = EtherType(0x0806, "ARP")
+# As in the reference: of all link-local addresses, a NIC has only the one of its MAC address.
 _NO_GUEST_NIC = SetEntry(Prefix(6, _LINK_LOCAL, 10, "fe80::/10"), nomatch=True)
 
 
@@ -164,8 +165,10 @@ class _GuestBuilder:
         }
         for name, ipset in own.items():
             entries = tuple(SetEntry(entry.prefix, entry.nomatch) for entry in ipset.entries)
+            # the reference sizes an ipset before it removes duplicates
             counted = len(entries) + ipset.replaced
             self._sets.append(Set(SetKey(guest.vmid, name), entries, counted, header_origin(ipset)))
+        # a disabled guest's sets exist, as in the reference; only its chains do not
         self._sets += filters.values()
         if config.options.enable:
             for nic in nics:
@@ -228,6 +231,7 @@ class _GuestBuilder:
         for direction in Direction:
             self._groups.update({(group, direction): None for group in groups_of(config.rules, nic.index)})
         queue = _queue(config)
+        # packets of known connections do not reach the NIC's chain, so PVEFW-IPS queues them
         if queue is not None:
             self._ips.append(builtin("ips", NicPort(Direction.IN, interface), action=queue))
         self._add(Layer.FILTER, made.in_chain, self._in_rules(guest.vmid, config, nic, made.in_chain, queue or ACCEPT))
@@ -291,6 +295,7 @@ class _GuestBuilder:
         options = config.options
         yield builtin("connmark", action=SetConnmark(vmid))
         if options.dhcp:
+            # before the MAC filter, as in the reference: a DHCP request passes from any address
             yield from _DHCP_OUT
         if options.macfilter:
             yield mac_filter(nic)
@@ -298,6 +303,7 @@ class _GuestBuilder:
             yield _NO_RADV
         if address_filter is not None:
             yield builtin("ipfilter", InSet(Side.SOURCE, address_filter.key, negated=True), action=DROP)
+        # an accept mark from an earlier chain must not count here
         yield _CLEAR_MARK
         if options.ndp:
             yield from _NDP_OUT[options.radv]

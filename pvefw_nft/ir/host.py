@@ -59,9 +59,9 @@ BLACKLIST = SetKey(0, "blacklist")
 """The set of addresses whose packets are dropped first."""
 
 _IGMP = ProtocolMatch(Protocol(2, "igmp"))
-_MANAGEMENT_IN = ("8006", "5900:5999", "3128", "22", "60000:60050")
+_MANAGEMENT_IN = ("8006", "5900:5999", "3128", "22", "60000:60050")  # web interface, VNC, SPICE, ssh, live migration
 _MANAGEMENT_OUT = ("8006", "22", "5900:5999", "3128")
-_COROSYNC = "5404:5405"
+_COROSYNC = "5404:5405"  # mcastport, and the port before it (corosync.conf(5))
 
 _HELPERS = {
     "amanda": (UDP, 10080, Family.BOTH),
@@ -123,11 +123,13 @@ def _always(direction: Direction) -> Iterator[Rule]:
 
 def _host_in(context: Context) -> Iterator[Rule]:
     chain, node = "PVEFW-HOST-IN", context.node
+    # acceptance is RETURN in the host's chains: rules of INPUT behind the jump still count
     yield from _always(Direction.IN)
     if node.host.options.ndp:
         yield from ndp_rules(RETURN, advertise=True)
     yield from input_filters(context)
     yield builtin("igmp", _IGMP, action=RETURN)
+    # the node's own rules come before the cluster's
     for rules in (node.host.rules, node.cluster.rules):
         yield from file_rules(context, rules, chain, 0, Direction.IN, RETURN)
     for port in _MANAGEMENT_IN:
@@ -187,6 +189,7 @@ def corosync_peers(corosync: Corosync, node: str) -> Iterator[tuple[Prefix, Pref
             continue
         for link, theirs in sorted(peer.links.items()):
             ours = own.links.get(link)
+            # no packet has addresses of both IP versions
             if ours is not None and ours.version == theirs.version:
                 yield ours, theirs
 

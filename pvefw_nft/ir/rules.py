@@ -79,7 +79,7 @@ DEFAULT_LIMIT = RateLimit(1, "second", None, "1/sec")
 class Context:
     """The node being compiled. ``as_reference``: leave out rules that make the ruleset stricter than the reference's.
 
-    ``limit`` is that of log lines.
+    ``limit`` applies to log lines.
     """
 
     def __init__(self, node: NodeConfig, *, as_reference: bool = False) -> None:
@@ -136,6 +136,7 @@ def user_rule(
     """
     action = accept if rule.action is RuleAction.ACCEPT else DROP if rule.action is RuleAction.DROP else REJECT
     head: tuple[Match, ...] = ()
+    # a guest's chain belongs to one NIC, so only rules of the host test the interface
     if vmid == 0 and rule.iface is not None:
         head = (Interface(Direction.OUT if rule.type is RuleType.OUT else Direction.IN, rule.iface),)
     if rule.source is not None:
@@ -210,7 +211,7 @@ def groups_of(rules: Iterable[RuleItem], nic: int | None = None) -> list[str]:
 
 
 def _concerns(rule: RuleItem, nic: int | None) -> bool:
-    """Tell whether a rule is for a NIC of a guest; those of other files (``nic`` None) are for all."""
+    """Tell whether a rule is for a NIC of a guest; rules of other files (``nic`` None) are for all."""
     return nic is None or rule.iface is None or rule.iface == f"net{nic}"
 
 
@@ -248,6 +249,7 @@ def policy_rules(
         case Policy.ACCEPT:
             yield Rule((), accept, origin)
         case Policy.DROP:
+            # PVEFW-Drop drops the noise of local networks first, so that it is not logged
             yield Rule((), Jump("PVEFW-Drop"), origin)
             yield Rule((), DROP, origin, log=context.log(level, vmid, chain, "policy DROP"))
         case Policy.REJECT:

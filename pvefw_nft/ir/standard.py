@@ -99,21 +99,24 @@ def add_standard_chains(context: Context, chains: Chains) -> None:
 def _before_policy(netbios: Action) -> list[Rule]:
     """Return the rules of PVEFW-Drop and PVEFW-Reject, which treat the noise of Windows networks differently."""
     return [
+        # port 43, and IPv6 only, as the reference has it
         _rule(TCP, _dport("43"), action=REJECT, families=Family.V6),
         _rule(action=Jump("PVEFW-DropBroadcast")),
+        # path MTU discovery needs these errors (RFC 1191, RFC 8201)
         _rule(*_icmp(4, "fragmentation-needed"), action=Accept(), families=Family.V4),
         _rule(*_icmp(4, "time-exceeded"), action=Accept(), families=Family.V4),
         _rule(*_icmp(6, "destination-unreachable"), action=Accept(), families=Family.V6),
         _rule(*_icmp(6, "time-exceeded"), action=Accept(), families=Family.V6),
         _rule(*_icmp(6, "packet-too-big"), action=Accept(), families=Family.V6),
         _rule(ConnState((State.INVALID,)), action=Drop()),
+        # RPC, NetBIOS and SMB of Windows
         _rule(UDP, _dport("135", "445"), action=netbios),
         _rule(UDP, _dport("137:139"), action=netbios),
         _rule(UDP, _sport("137"), _dport("1024:65535"), action=netbios),
         _rule(TCP, _dport("135", "139", "445"), action=netbios),
-        _rule(UDP, _dport("1900"), action=Drop()),
+        _rule(UDP, _dport("1900"), action=Drop()),  # SSDP
         _rule(TCP, TcpFlags(_SYN_FLAGS, TcpFlag.SYN, negated=True), action=Drop()),
-        _rule(UDP, _sport("53"), action=Drop()),
+        _rule(UDP, _sport("53"), action=Drop()),  # late answers of name servers
     ]
 
 
@@ -134,11 +137,12 @@ def reject_rules() -> list[Rule]:
     return [
         _rule(AddressType(Side.DESTINATION, AddressKind.BROADCAST), action=Drop(), families=v4),
         _rule(Address(Side.SOURCE, (_MULTICAST_V4,)), action=Drop(), families=v4),
+        # no error about an ICMP error (RFC 1122, section 3.2.2; RFC 4443, section 2.4)
         _rule(_ICMP, action=Drop(), families=v4),
         _rule(ICMPV6, action=Drop(), families=v6),
         _rule(TCP, action=Reject(RejectKind.TCP_RESET)),
         _rule(UDP, action=Reject(RejectKind.PORT_UNREACHABLE)),
-        _rule(_ICMP, action=Reject(RejectKind.HOST_UNREACHABLE), families=v4),
+        _rule(_ICMP, action=Reject(RejectKind.HOST_UNREACHABLE), families=v4),  # never met; in the reference
         _rule(action=Reject(RejectKind.ADMIN_PROHIBITED)),
     ]
 
@@ -148,11 +152,11 @@ def _tcp_flags() -> list[Rule]:
     fin, syn, rst, psh, urg = TcpFlag.FIN, TcpFlag.SYN, TcpFlag.RST, TcpFlag.PSH, TcpFlag.URG
     goto = Goto("PVEFW-logflags")
     return [
-        _rule(TCP, TcpFlags(_ALL_FLAGS, fin | psh | urg), action=goto),
-        _rule(TCP, TcpFlags(_ALL_FLAGS, TcpFlag(0)), action=goto),
+        _rule(TCP, TcpFlags(_ALL_FLAGS, fin | psh | urg), action=goto),  # Xmas scan
+        _rule(TCP, TcpFlags(_ALL_FLAGS, TcpFlag(0)), action=goto),  # null scan
         _rule(TCP, TcpFlags(syn | rst, syn | rst), action=goto),
         _rule(TCP, TcpFlags(fin | syn, fin | syn), action=goto),
-        _rule(TCP, _sport("0"), TcpFlags(_SYN_FLAGS, syn), action=goto),
+        _rule(TCP, _sport("0"), TcpFlags(_SYN_FLAGS, syn), action=goto),  # port 0 is reserved (RFC 6335)
     ]
 
 
@@ -160,6 +164,7 @@ def _smurfs() -> list[Rule]:
     """Return the rules that catch packets whose sender is a broadcast address (RFC 2644)."""
     goto = Goto("PVEFW-smurflog")
     return [
+        # DHCP clients without an address send from 0.0.0.0 (RFC 2131, section 4.1)
         _rule(Address(Side.SOURCE, (_ANY_HOST,)), action=Return(), families=Family.V4),
         _rule(AddressType(Side.SOURCE, AddressKind.BROADCAST), action=goto, families=Family.V4),
         _rule(Address(Side.SOURCE, (_MULTICAST_V4,)), action=goto, families=Family.V4),

@@ -1,8 +1,8 @@
 """The stateless chains: they drop frames at the ports of firewall bridges before any other chain.
 
-They keep the promises of ``macfilter`` and ``ipfilter`` against a guest that writes its own frames, where the chains
-of the reference ruleset do not: those see a packet behind one VLAN tag only, after connection tracking, and after
-accepting packets of connections and packets that look like DHCP. A guest whose network is configured as its files say
+They keep the promises of ``macfilter`` and ``ipfilter`` against a guest that writes its own frames. The chains of the
+reference ruleset do not: they look behind one VLAN tag at most, and they run after connection tracking and after rules
+that accept packets of connections and packets that look like DHCP. A guest with the network configuration of its files
 sends nothing that is dropped here. docs/security.md gives the purpose of each rule.
 
 Example, of a guest 100 with ``ipfilter: 1``::
@@ -121,6 +121,7 @@ def add_stateless_chain(chains: Chains, nics: Sequence[Nic]) -> bool:
         rules += _tagged("second VLAN tag", (*_TAGS, *_OLD_TAGS), FilteredPort())
     if any(nic.qinq for nic in nics):
         rules += _tagged("qinq", _OLD_TAGS, FilteredPort(qinq=True))
+        # a receiver treats a tag of VLAN 0 as no VLAN (IEEE 802.1Q, priority tag), so the content would pass unfiltered
         for closed in (TagOfVlanZero(1), TagOfVlanZero(2), ThirdTag()):
             rules += _tagged("qinq", _TAGS, FilteredPort(qinq=True), closed)
     if any(nic.stateless_chain is not None for nic in nics):
@@ -151,7 +152,7 @@ def limit_rules(hardening: GuestHardening, addresses: SetKey | None) -> Iterator
 
 
 def _tagged(reason: str, tags: tuple[EtherType, ...], *matches: Match) -> list[Rule]:
-    """Return the rules that drop frames with such a tag behind the one that the kernel has taken off."""
+    """Return the rules that drop frames with such a tag behind the first tag, which the kernel has removed."""
     return [builtin(reason, tag, *matches, action=DROP) for tag in tags]
 
 
@@ -168,6 +169,7 @@ def nic_rules(
             yield builtin("macfilter", _ARP, ArpSenderMac(nic.mac, nic.mac_spelling), action=DROP)
     if hardening.l2 is Layer2.STRICT:
         more = [protocol.number for protocol in options.layer2_protocols]
+        # with qinq, the frame's type behind the first tag may be a second tag's
         tags = [tag.number for tag in _TAGS] if hardening.qinq else []
         yield builtin("l2", OtherEtherType(tuple(sorted({*_ALWAYS, *more, *tags}))), action=DROP)
     if hardening.max_fragments:  # before the exemptions of DHCP, which fragments may look like

@@ -1,9 +1,9 @@
 """Numbers of connection tracking zones: one for each firewall bridge, so that no connection of one counts at another.
 
-A zone is a number of 16 bits. pvefw uses 4096 to 65535 and leaves the rest to other programs (Proxmox's SDN uses 1,
-and zone 0 is that of all packets without an assigned one). The number follows from VMID and NIC, so it is the same on
-every node of a cluster, and a guest that moves finds its connections. Only where two NICs of one host would get the
-same number, the one that comes later takes the next that is free. A NIC that has a number keeps it.
+A zone is a number of 16 bits. pvefw uses 4096 to 65535 and leaves the rest to other programs (Proxmox's SDN uses 1, and
+packets without an assigned zone are in zone 0). The number follows from VMID and NIC, so it is the same on every node
+of a cluster, and a guest that moves finds its connections. If two NICs of one host would get the same number, the later
+one takes the next free number. A NIC that has a number keeps it.
 
 >>> first_choice(100, 0), first_choice(100, 1), first_choice(101, 0)
 (7297, 7298, 7329)
@@ -12,7 +12,7 @@ same number, the one that comes later takes the next that is free. A NIC that ha
 >>> allocate([(100, 0), (100 + 61439, 0)], {(61539, 0): 7297})
 {(100, 0): 7298, (61539, 0): 7297}
 
-The NICs of a guest can share the zone of its first one, for guests that answer by another NIC than they were asked by:
+The NICs of a guest can share the zone of its first NIC, for guests that answer by another NIC than the request's:
 
 >>> allocate([(100, 0), (100, 1), (101, 0)], together={100})
 {(100, 0): 7297, (100, 1): 7297, (101, 0): 7329}
@@ -63,6 +63,7 @@ def allocate(
     zones: dict[NicKey, int] = {}
     for key in keys:
         zone = (in_force or {}).get(key)
+        # two NICs may not share a zone: a forged answer on one bridge would count on the other
         if zone is not None and FIRST_ZONE <= zone <= LAST_ZONE and zone not in taken:
             taken[zone] = key
             zones[key] = zone

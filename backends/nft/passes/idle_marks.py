@@ -56,6 +56,7 @@ def _is_clear_after(rule: Rule, scope: Scope, *, clear: bool) -> bool:
         case Dispatch():
             return False  # a guest's chain may set it
         case Accept() | Drop() | Return() | Reject() | Goto() | Queue():
+            # packets that match leave the chain here, so only unmarked ones continue
             return clear or (rule.matches == (AcceptMark(),) and rule.families == Family.BOTH)
         case _:
             return clear

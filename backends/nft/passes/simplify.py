@@ -55,6 +55,7 @@ def _simplify(rule: Rule, scope: Scope) -> Rule | None:
     for match in rule.matches:
         if _never_holds(match, rule, scope):
             return None
+        # multicast addresses have a prefix, so this needs no `fib`, which the bridge family lacks
         if isinstance(match, AddressType) and match.kind is AddressKind.MULTICAST and rule.families in _MULTICAST:
             simple = Address(match.side, _MULTICAST[rule.families])
             rule = replace(rule, matches=tuple(simple if m is match else m for m in rule.matches))
@@ -63,6 +64,7 @@ def _simplify(rule: Rule, scope: Scope) -> Rule | None:
             return _simplify_jump(rule, name, scope)
         case Goto(name) if scope.facts(name).drops_all:
             return replace(rule, action=Drop())
+        # elsewhere no packet enters by the port of a guest
         case Dispatch() if not scope.place.knows_guests or not scope.nics:
             return None
         case _:
@@ -78,6 +80,7 @@ def _never_holds(match: Match, rule: Rule, scope: Scope) -> bool:
             # only the routing table knows anycast addresses, and the bridge family does not ask it
             return scope.place is not Place.HOST
         case InSet(_, key, negated):
+            # no address is in an empty set
             return not negated and not scope.sets.families(key) & rule.families
         case _:
             return False

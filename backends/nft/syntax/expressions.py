@@ -111,7 +111,7 @@ Value: TypeAlias = Single | Values
 
 
 class AnonymousSet(TypedDict):
-    """Values, any of which will do; no two overlap."""
+    """Alternative values; no two overlap."""
 
     set: list[Value]
 

@@ -113,8 +113,8 @@ class Block(NamedTuple):
 class ConstantSet:
     """A named set or verdict map that never changes: its name follows from its elements.
 
-    ``verdicts``: the elements are pairs of a key and a verdict. Where there are no ``intervals``, the size is given, so
-    that the kernel takes the same kind of set as for one without a name.
+    ``verdicts``: the elements are pairs of a key and a verdict. Without ``intervals``, the size is given, so that the
+    kernel uses the same kind of set as for one without a name.
     """
 
     name: str
