@@ -71,7 +71,7 @@ class NoTrack:
 
 @dataclass(frozen=True)
 class SetZone:
-    """The packet is looked up in a zone: that of the one entry whose condition holds. Only before the lookup.
+    """The packet is looked up in a zone: the zone of the one entry whose condition holds. Only before the lookup.
 
     ``original`` and ``reply`` say for which of a connection's two directions (``ct original zone set``: only the
     first); the other one stays in zone 0. The first zone a packet is given counts.
@@ -82,7 +82,7 @@ class SetZone:
     reply: bool = True
 
     def choices(self, known: Mapping[Field, int]) -> Iterable[tuple[Condition, int]]:
-        """Return the entries that may hold for a packet of which these fields are known."""
+        """Return the entries that may hold for a packet with these known fields."""
         index = self.index
         if index is None or index[0] not in known:
             return self.entries
@@ -106,7 +106,7 @@ class SetZone:
 
 @dataclass(frozen=True, slots=True)
 class SetField:
-    """A field of the packet is changed, where it has it: to ``value``, or to that of a table by the old value."""
+    """A field that the packet has is changed: to ``value``, or to a table's value for the old one."""
 
     field: Field
     value: int | tuple[int, ...]

@@ -1,8 +1,8 @@
 """Take the firewall's own part of a ruleset, without foreign rules (Docker's, fail2ban's, an administrator's).
 
-The firewall's part are the nft tables ``pvefw`` and those of Proxmox's own nft firewall, and in the tables of iptables
-and ebtables the chains that a jump to a chain ``PVEFW-…`` reaches. Foreign rules in the same tables are left out, and
-so are the policies of the built-in chains.
+The firewall's part are the nft tables ``pvefw``, the tables of Proxmox's own nft firewall, and in the tables of
+iptables and ebtables the chains that a jump to a chain ``PVEFW-…`` reaches. Foreign rules in the same tables are left
+out, and so are the policies of the built-in chains.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Point(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """What makes a chain a base chain. Lower priorities come first. ``kind`` is filter, nat or route."""
+    """The hook of a base chain. Lower priorities come first. ``kind`` is filter, nat or route."""
 
     family: Family
     point: Point

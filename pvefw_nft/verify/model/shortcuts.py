@@ -1,7 +1,7 @@
 """Finding the rules of a long chain that a packet can match, by the interfaces that these ask for.
 
-The iptables ruleset dispatches by one rule for each NIC. A walk of a packet tries them all; one that only asks for the
-verdict skips those of other interfaces:
+The iptables ruleset dispatches by one rule for each NIC. A walk of a packet tries them all; a walk that only needs the
+verdict skips the rules of other interfaces:
 
 >>> from pvefw_nft.verify.model import Chain, Jump, PHYSIN, Rule, Test, equals, interface_number
 >>> numbers = [interface_number(f"tap{vmid}i0") for vmid in range(100, 200)]

@@ -299,8 +299,7 @@ def find_ends_outside(topology: Topology) -> list[End]:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One hook on the way. ``family`` BRIDGE means the bridge's own hooks, IP those of IPv4 or IPv6 (and
-    inet).
+    """One hook on the way. ``family`` BRIDGE means the bridge's own hooks, IP the hooks of IPv4 or IPv6 (and inet).
 
     ``fields`` are the interfaces as this hook sees them (field, value). Of the hook's chains only those with
     a priority from ``first`` up to, not including, ``last`` run here (None: no bound). ``when`` says which
@@ -343,7 +342,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """The stages from ``source`` to ``destination``, in order; ``back`` are those of the way back.
+    """The stages from ``source`` to ``destination``, in order; ``back`` are the stages of the way back.
 
     Connection tracking depends on the way back: a connection is known here if the way back is tracked in the same zone.
     ``dead_end``: the reason why the packet ends at the last stage, whatever the rules say; empty: it arrives.

@@ -39,9 +39,9 @@ ARP = "ARP lengths: nft does not know the sender of ARP packets whose hardware a
 
 @dataclass(frozen=True, slots=True)
 class Exceptions:
-    """Packets excluded from a comparison ``across`` tools: ``texts`` describe those that can occur. ``lenient`` is the
-    side (0 or 1) that may let tagged packets by, those of IP only where ``unseen``. ``untagged_only``: tagged ones
-    cannot occur in the configuration, and no text speaks of them.
+    """Packets excluded from a comparison ``across`` tools: ``texts`` describe the ones that can occur. ``lenient`` is
+    the side (0 or 1) that may accept tagged packets (tagged IP packets only if ``unseen``). ``untagged_only``: tagged
+    packets cannot occur in the configuration, and no text mentions them.
     """
 
     texts: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """Proves two rulesets equal, or finds the packets that they treat differently.
 
-The claim: for every way through the host (between outside, host, guests and other interfaces), every kind of
-frame and every packet, what the hooks on the way do to it, end to end, is the same on both sides. The ways are those of
+The claim: on every way through the host (between outside, host, guests and other interfaces), the hooks have the same
+effect, end to end, on every packet in every kind of frame on both sides. The ways come from
 :class:`~pvefw_nft.verify.prove.exploration.Exploration`; :mod:`.segments` proves the proof's parts, by :mod:`.pairs`,
 and :mod:`.differences` explains what differs.
 """

@@ -252,7 +252,7 @@ class Explainer:
                 left = self.space.rule(tuple(sorted(cube.items())), false, left)
 
     def _atoms(self, on: m.Field, values: IntervalSet) -> int:
-        """The atoms of these values, with that of packets without the field."""
+        """The atoms of these values, with the atom of packets without the field."""
         atoms = self.evaluation.levels[self.evaluation.number[on]].atoms
         return atoms.mask_of(values) | int(atoms.absent)
 

@@ -1,9 +1,8 @@
 """Rates: each rule with a limit counts for itself, so two with the same limit need not exceed it together.
 
-Two rulesets have their own rules, so a proof must pair the counters of one side with those of the other. Along a flow,
-the first counter with a limit is paired with the first one with that limit on the other side, the second with the
-second, and so on. A counter with a name of its own (hashlimit's, an nft set) that both rulesets have is paired with
-itself.
+Two rulesets have their own rules, so a proof must pair the counters of both sides. Along a flow, the first counter with
+a limit is paired with the first one with that limit on the other side, the second with the second, and so on. A counter
+with a name of its own (hashlimit's, an nft set) that both rulesets have is paired with itself.
 
 Example: of ``limit rate 10/second accept; limit rate 10/second accept; drop`` the second rule accepts packets beyond
 the first one's rate; without it, they are dropped.

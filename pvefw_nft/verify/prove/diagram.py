@@ -11,8 +11,8 @@ Example, with level 0 the protocol (atom 0: tcp, 1: the rest) and level 1 the po
     accept, drop = space.terminal("accept"), space.terminal("drop")
     ssh = space.rule(((0, 0b01), (1, 0b01)), accept, drop)     # tcp and port 22: accept, else drop
 
-The technique is that of MTBDDs (Bryant 1986; Fujita, McGeer, Yang 1997) with the multi-valued edges of interval
-and firewall decision diagrams (Gouda and Liu 2004).
+The technique combines MTBDDs (Bryant 1986; Fujita, McGeer, Yang 1997) with the multi-valued edges of interval and
+firewall decision diagrams (Gouda and Liu 2004).
 """
 
 from __future__ import annotations
@@ -40,10 +40,9 @@ Edges: TypeAlias = tuple[tuple[int, int], ...]
 class Diagrams:
     """All nodes of one proof. ``widths`` gives the number of atoms of each level.
 
-    ``marks`` are bits that a node inherits from the nodes below it: :meth:`terminal` sets those of terminals, so
-    that substitution can skip nodes with nothing to substitute, and ``level_marks`` those of levels. ``memory`` is
-    the approximate size of the nodes, in bytes.
-    Operations raise BudgetExceededError where they exceed ``budget``.
+    ``marks`` are bits that a node inherits from the nodes below it: :meth:`terminal` sets the marks of terminals,
+    ``level_marks`` the marks of levels, so that substitution can skip nodes with nothing to substitute. ``memory`` is
+    the approximate size of the nodes, in bytes. Operations raise BudgetExceededError where they exceed ``budget``.
     """
 
     __slots__ = (

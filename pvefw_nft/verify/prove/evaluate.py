@@ -369,5 +369,5 @@ def _stripped(outcome: Outcome) -> Outcome:
 
 
 def _lasts(pair: tuple[str, int]) -> bool:
-    """Whether later packets see an assignment: that of a connection's mark."""
+    """Whether later packets see an assignment: true for a connection's mark."""
     return pair[0].startswith("ct mark ")

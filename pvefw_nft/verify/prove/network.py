@@ -57,8 +57,8 @@ _FREE = (*(f"other{n}" for n in range(1000)), *(f"tap99{n}i0" for n in range(100
 
 
 class Ends(NamedTuple):
-    """Where packets come from and go to: ``general`` ends stand for all that are treated alike, ``nics`` are the
-    filtered guests' NICs, each of which has chains of its own.
+    """The ends of packets: a ``general`` end represents all ends that are treated alike, ``nics`` are the filtered
+    guests' NICs; each NIC has chains of its own.
     """
 
     general: list[End]
@@ -97,7 +97,7 @@ def _name(number: int) -> str:
 
 @dataclass(slots=True)
 class Roles:
-    """What rules name as what: ``ports`` of bridges, ``bridges``, and ``devices`` that the IP hooks see."""
+    """The names in rules by their use: ``ports`` of bridges, ``bridges``, and ``devices`` that the IP hooks see."""
 
     ports: Named = field(default_factory=Named)
     bridges: Named = field(default_factory=Named)
@@ -357,7 +357,7 @@ class _Placing:
     # --- placing ---
 
     def place_port(self, name: str) -> None:
-        """Make a name that of a port of a bridge."""
+        """Add a port of a bridge with this name."""
         if name in self.port_names():
             return
         found = _OF_NIC.fullmatch(name)
@@ -370,7 +370,7 @@ class _Placing:
         self._port_names.add(name)
 
     def _place_nic(self, found: re.Match[str]) -> bool:
-        """Make the interface of a guest that of a NIC with a firewall bridge; whether that is all there is to do."""
+        """Add a NIC with a firewall bridge for the interface of a guest; return whether nothing else is to do."""
         kind, vmid, index = found[1], *(int(one) for one in found.groups()[1:] if one is not None)
         if (vmid, index) in self.known_nics:
             return True  # that host has this NIC, but not this interface of it: no packet has it
@@ -382,7 +382,7 @@ class _Placing:
         return kind is None or len(self.ports) >= MAX_PORTS
 
     def place_bridge(self, name: str) -> None:
-        """Make a name that of a bridge."""
+        """Add a bridge with this name."""
         found = _OF_NIC.fullmatch(name)
         if found is not None:
             self._place_nic(found)
@@ -390,7 +390,7 @@ class _Placing:
             self._add_link(Link(name, is_bridge=True))
 
     def place_device(self, name: str) -> None:
-        """Make a name that of an interface that the IP hooks see."""
+        """Add an interface with this name, which the IP hooks see."""
         found = _OF_NIC.fullmatch(name)
         if self._is_device(name):
             return

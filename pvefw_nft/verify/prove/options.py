@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to compare: ``strict`` also compares logs, marks, queue numbers and helpers; ``known`` are differences
-    to expect. ``max_memory`` bounds each decision diagram (MiB), ``max_seconds`` the whole comparison (None: no bound).
-    ``jobs``: prove guests in up to so many processes. ``proofs`` are those of earlier comparisons.
+    """How to compare: ``strict`` also compares logs, marks, queue numbers and helpers; ``known`` are differences to
+    expect. ``max_memory`` bounds each decision diagram (MiB), ``max_seconds`` the whole comparison (None: no bound).
+    ``jobs``: the number of processes that prove guests. ``proofs`` come from earlier comparisons.
     """
 
     strict: bool = False

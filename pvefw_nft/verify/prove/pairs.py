@@ -36,9 +36,9 @@ class Result(Enum):
 class PairProver:
     """Prove pairs of flows of two rulesets, each pair once. ``exceptions`` are packets that are not compared.
 
-    ``results`` are those of the pairs proved so far, ``reasons`` those for which pairs are undecided, ``diagrams`` is
-    the number of pairs for which diagrams were made. ``packet_marks`` are the values of the fields that packets start
-    a way with; ``untouched`` those of them that also the host's own packets start with.
+    ``results`` are the results of the pairs proved so far, ``reasons`` the reasons for undecided pairs, ``diagrams`` is
+    the number of pairs for which diagrams were made. ``packet_marks`` are the values of the fields that packets start a
+    way with; ``untouched`` are the values among them that the host's own packets also start with.
     """
 
     def __init__(self, explored: Exploration, exceptions: Exceptions, *, strict: bool) -> None:
@@ -111,7 +111,7 @@ class PairProver:
         return Result.DIFFERENT, False
 
     def constants_of(self, case: Case, fields: frozenset[m.Field]) -> tuple[m.Test, ...]:
-        """Return the tests that a proof of flows with these fields needs besides those of the rules."""
+        """Return the additional tests, beside the rules' own, for a proof of flows with these fields."""
         found = self._constants.get((case, fields))
         if found is None:
             found = self._constants[case, fields] = tuple(self.tests(case, set(fields), usual=False))
@@ -136,7 +136,7 @@ class PairProver:
         return evaluation.assign(node, self.packet_marks) if fixed and self.packet_marks else node
 
     def tests(self, case: Case, fields: set[m.Field], *, usual: bool) -> Iterator[m.Test]:
-        """Yield the tests that a proof needs besides those of the rules."""
+        """Yield the additional tests of a proof, beside the rules' own."""
         if usual or self.exceptions.across:
             yield from tests_of_possible(fields, case, self.exceptions, usual=usual)
 

@@ -30,7 +30,7 @@ BETWEEN_REPORTS = 16
 
 
 class Finding(NamedTuple):
-    """What a process found about NICs, by their numbers: those ``settled``, and how many it has ``proved`` in all.
+    """The result of a process: the numbers of the ``settled`` NICs, and the count of all NICs that it has ``proved``.
 
     ``summary``: what the report counts besides, in the last message of a process; else None.
     """

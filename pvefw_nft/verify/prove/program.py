@@ -12,7 +12,7 @@ from pvefw_nft.verify import model as m
 from pvefw_nft.verify.model.intervals import IntervalSet
 
 CAST = m.Field("cast", 3, m.FieldKind.ENUM, ("unicast", "broadcast", "multicast"))
-"""Whom a frame is addressed to, whether or not that is this host: ``PKTTYPE`` without the hook's part in it."""
+"""The kind of a frame's destination, this host or another one: ``PKTTYPE`` without the hook's part in it."""
 
 INTERFACES = (m.IIF, m.OIF, m.PHYSIN, m.PHYSOUT, m.IBR, m.OBR)
 IP_FIELDS = (

@@ -135,7 +135,7 @@ _KINDS = (m.SADDR_TYPE, m.DADDR_TYPE)
 
 
 class _Footprint(NamedTuple):
-    """The parts of a context that a chain depends on: ``tested`` in all, of which ``fields`` are known one by one."""
+    """The parts of a context that a chain depends on: ``tested`` are all of them, ``fields`` are known one by one."""
 
     tested: set[m.Field]
     fields: tuple[m.Field, ...]

@@ -70,7 +70,7 @@ def _oddness(one: Difference) -> tuple[bool, bool, bool, int]:
 
 
 def zones_of(classes: Iterable[Difference]) -> Counter[str]:
-    """Count the classes that are from or to each guest, or other end; those of anywhere name no end."""
+    """Count the classes that are from or to each guest, or other end; a class of anywhere names no end."""
     return Counter(zone for one in classes for zone in {*one.sources, *one.destinations} - {ANYWHERE, "outside"})
 
 

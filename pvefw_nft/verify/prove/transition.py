@@ -51,7 +51,7 @@ def _keeps_connections(rule: m.Rule) -> bool:
 
 
 def _is_of_connections(condition: m.Condition) -> bool:
-    """Whether a condition holds for no packets but those of connections that it names one by one; there may be none."""
+    """Whether a condition holds only for packets of connections that it names one by one, or for no packet."""
     each = condition.of if isinstance(condition, m.Any) else (condition,)
     return all(isinstance(one, m.All) and _is_one_connection(one) for one in each)
 

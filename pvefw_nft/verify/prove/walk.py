@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.exploration import Exploration
 
 MAX_PREPARED = 1 << 16
-"""How many chains are remembered as they look in a context: those of 1,000 guests, which are walked twice."""
+"""Number of chains that are cached in their specialised form: enough for 1,000 guests, which are walked twice."""
 LONG_CHAIN = 100
 """Chains of more rules than this, such as those that lead to each guest, have their rules numbered once."""
 MAX_SHADOWS = 16
@@ -50,7 +50,7 @@ _LINE = re.compile(r"[\0:]\d+$")
 
 
 def is_line(origin: str) -> bool:
-    """Return whether an origin names file and line, which says more than that of a standard chain."""
+    """Return whether an origin names file and line, which says more than a standard chain's origin."""
     return bool(_LINE.search(origin))
 
 

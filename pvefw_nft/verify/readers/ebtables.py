@@ -1,8 +1,8 @@
 """Reads ebtables rulesets: save and restore text, and the JSON form of ``pvefw compile``.
 
-Source: ebtables(8) and net/bridge/netfilter/ebt_*.c. An ether type is that of the frame's own header, so a
-VLAN tagged frame is ``802_1Q``. A user chain without a policy of its own lets frames off its end be accepted
-(``ebtables -N`` makes it so), unlike in iptables.
+Source: ebtables(8) and net/bridge/netfilter/ebt_*.c. The ether type of a frame comes from its own header, so a VLAN
+tagged frame is ``802_1Q``. A user chain without a policy of its own lets frames off its end be accepted (``ebtables
+-N`` makes it so), unlike in iptables.
 
 Example: ``-A tap100i0-OUT -s ! bc:24:11:0:0:1 -j DROP`` tests ``ether saddr`` for all but that address.
 """

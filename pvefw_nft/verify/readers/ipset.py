@@ -83,7 +83,7 @@ class Entry:
 
 @dataclass(slots=True)
 class IpSet:
-    """A set as created, with its members; ``version`` is 4 or 6, ``options`` those of its create line."""
+    """A set as created, with its members; ``version`` is 4 or 6, ``options`` come from its create line."""
 
     name: str
     kind: str

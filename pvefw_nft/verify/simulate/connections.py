@@ -1,8 +1,8 @@
 """The connections that a sequence of packets leaves behind: a small model of the kernel's table.
 
-The key of a connection is its pair of tuples, that of its first packet and that of an answer, each in the zone in which
-its packets are looked up. A packet finds it by either: by the first it is *new* until an answer was seen and
-*established* then; by the other it is an answer, and established. The table knows a connection from where its first
+The key of a connection is its pair of tuples: the tuple of its first packet and the tuple of an answer, each in the
+zone in which its packets are looked up. A packet finds it by either: by the first it is *new* until an answer was seen
+and *established* then; by the other it is an answer, and established. The table knows a connection from where its first
 packet left a bridge or came to the host, dropped later or not; an answer counts as seen where it is looked up.
 
 Left out: sequence numbers, timeouts, resets, expected connections and translation.
@@ -94,7 +94,7 @@ class Connections:
 
 
 def _tuples(packet: Mapping[m.Field, int]) -> tuple[_Tuple, _Tuple] | None:
-    """Return a packet's tuple and that of its answer; None for one that is not tracked."""
+    """Return a packet's tuple and its answer's tuple; None for a packet that is not tracked."""
     if packet.get(m.PROTOCOL) == m.IPV4:
         source, destination, icmp, echo = m.SADDR4, m.DADDR4, m.ICMP, _ECHO
     elif packet.get(m.PROTOCOL) == m.IPV6:

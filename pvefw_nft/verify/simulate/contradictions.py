@@ -37,7 +37,7 @@ _BY_THE_WAY = (IIF, OIF, PHYSIN, PHYSOUT, IBR, OBR, IS_BRIDGED)
 
 
 def check_spec(spec: PacketSpec, port: str | None) -> None:
-    """Raise ValueError where the parts of a description contradict each other. ``port`` is that of the destination."""
+    """Raise ValueError if the parts of a description contradict each other. ``port`` is the destination's port."""
     if port is not None and spec.dport is not None and str(spec.dport) != port:
         raise ValueError(f"--to names port {port}, --dport {spec.dport}: leave one out")
     if not 0 <= spec.mark < 1 << 32:

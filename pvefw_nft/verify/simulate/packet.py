@@ -281,7 +281,7 @@ class _Maker:
         return Probe(fields, path, self.topology, made_up, tuple(self._about()))
 
     def _same_vlan(self) -> None:
-        """Refuse a packet between guests of one bridge in two VLANs, one of which runs on another node."""
+        """Refuse a packet between guests of one bridge in two VLANs, if one of them runs on another node."""
         source, destination = self.source_guest, self.destination_guest
         if source is None or destination is None or source.bridge != destination.bridge:
             return

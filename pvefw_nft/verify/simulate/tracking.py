@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.network.path import Stage
 
 LOOKUP = -200
-"""Where connection tracking looks packets up, in the IP hooks and in those of bridges (NF_IP_PRI_CONNTRACK)."""
+"""The priority of connection tracking's lookup, in the hooks of IP and of bridges (NF_IP_PRI_CONNTRACK)."""
 DEFRAGMENT = -400
 """Where the IP hooks put fragments together (NF_IP_PRI_CONNTRACK_DEFRAG)."""
 
@@ -116,7 +116,7 @@ class Tracking:
 
     @property
     def facts(self) -> tuple[bool, ...]:
-        """What of the whole ruleset decides which hooks look packets up, and whether zones are followed."""
+        """The facts of a whole ruleset that decide which hooks look packets up, and whether zones are followed."""
         return self.bridge, self.has_zones, self._protocols[m.IPV4], self._protocols[m.IPV6]
 
     def track(
@@ -373,8 +373,8 @@ def untracked() -> m.Test:
 def seen(test: m.Test, view: View) -> m.Condition:
     """Return the meaning of a rule's test of state or connection for the packet, whose ``CT_STATE`` is the true one.
 
-    The true state is that of a lookup that knows every connection; :data:`~.model.TRACKING` is what earlier rules did
-    about the packet's tracking.
+    The true state is the result of a lookup that knows every connection; :data:`~.model.TRACKING` is the effect of
+    earlier rules on the packet's tracking.
     """
     if test.field is m.CT_STATE:
         return _seen_state(test.values, view)

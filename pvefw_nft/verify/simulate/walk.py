@@ -117,8 +117,8 @@ _PLACE = re.compile(r"\S:\d+")
 STANDARD = "standard chain"
 """The origin of rules that every ruleset of pvefw has. It does not explain why a packet came there."""
 _USUAL_BITS = {"rate ": 0, "expired ": 0, "ct helper ": 0, LABEL: 0, "fib ": 1}
-"""What fields made on demand are taken to be: rates are kept, elements have not expired, no helper reads the
-connection, which has no label, routes exist.
+"""Assumed values of fields made on demand: rates are not exceeded, elements have not expired, no helper reads the
+connection, it has no label, routes exist.
 """
 LATER_FRAGMENT = FRAGMENT.names.index("later")
 EXEMPT = 1
@@ -152,7 +152,8 @@ class Step:
 
     @property
     def origin(self) -> str:
-        """The place in the configuration that the rule is there for: its own, else that of who led to it."""
+        """The place in the configuration that the rule comes from: its own, else the place of the rule that led to
+        it."""
         origins = [step.rule.origin for step in (self, *reversed(self.callers)) if step.rule.origin]
         for telling in (_PLACE.search, lambda origin: origin != STANDARD):
             for origin in origins:
@@ -415,7 +416,7 @@ class _Walker:
         if self.connections is not None and self.packet[TRACKING] != EXEMPT:
             zone = min(tracked.zones or {DEFAULT_ZONE})
             found = self.connections.look_up(zone, self.packet)
-            # labels belong to the entry: those of another zone's entry do not count here
+            # labels belong to the entry: labels of another zone's entry do not count here
             for on in [on for on in self.packet if on.name.startswith(LABEL)]:
                 del self.packet[on]
             self.packet |= {CT_STATE: found.state, CT_DIRECTION: found.direction, **dict.fromkeys(found.labels, 1)}
@@ -455,7 +456,7 @@ class _Walker:
         self.tracking = view
         first = CT_STATES.index(first_state(self.packet))
         if self.connections is not None:
-            view = view._replace(known=True)  # the state is that of a lookup in this very zone
+            view = view._replace(known=True)  # the state comes from a lookup in this zone
         state = seen_state(self.packet[CT_STATE], first, view, self.packet[TRACKING])
         self.view[CT_STATE] = state
         unknown = not view.known and self.packet[CT_STATE] in LATER

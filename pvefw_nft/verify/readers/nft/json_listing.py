@@ -77,7 +77,7 @@ class Commands(NamedTuple):
 
 
 def commands_by_line(text: str) -> Commands | None:
-    """Return the commands of ``pvefw compile --format json``, one on a line, without reading those of rules.
+    """Return the commands of ``pvefw compile --format json``, one on a line, without parsing the rules.
 
     None where the text is not of that form. Raises ValueError where a line is not JSON.
     """
@@ -118,9 +118,9 @@ class _RawTable:
 
 
 class NftReader:
-    """Reads one ruleset. Of the tables ``without``, by family and name, those that iptables-nft made are left out (read
-    them by iptables-save, which understands all of their extensions). ``on_demand``: rules are read when somebody asks
-    for those of their chain.
+    """Reads one ruleset. Tables in ``without``, by family and name, are left out if iptables-nft made them (read them
+    by iptables-save, which understands all of their extensions). ``on_demand``: the rules of a chain are read at its
+    first use.
     """
 
     def __init__(
@@ -392,7 +392,7 @@ def _expressions(rule: dict[str, Json] | UnreadRule) -> Json:
 
 
 def _looked_up(expressions: Json) -> set[str]:
-    """Return the references of sets and maps in a rule's expressions, but for those of sets that it updates."""
+    """Return the references of sets and maps in a rule's expressions, without references of sets that it updates."""
     found = set()
     todo = [expressions]
     while todo:

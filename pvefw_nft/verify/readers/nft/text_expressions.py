@@ -15,7 +15,7 @@ _LINK = ("ether", "vlan", "arp")
 _NETWORK = ("ip", "ip6", "icmp", "icmpv6", "igmp")
 _TRANSPORT = ("tcp", "udp", "udplite", "sctp", "dccp", "th", "esp", "ah", "comp")
 PAYLOADS = frozenset((*_LINK, *_NETWORK, *_TRANSPORT))
-"""The headers whose fields are read; ``th`` is that of any protocol with ports."""
+"""The headers whose fields are read; ``th`` is the header of any protocol with ports."""
 
 _UNQUALIFIED = frozenset(
     ("iif", "oif", "iifname", "oifname", "iiftype", "oiftype", "skuid", "skgid", "rtclassid", "mark", "pkttype")
@@ -79,7 +79,7 @@ class Expressions(Tokens):
         return found
 
     def _value(self) -> Json:
-        """Read a value, or those of a concatenation."""
+        """Read a value, or the values of a concatenation."""
         parts = [self._one()]
         while self._skip("."):
             parts.append(self._one())

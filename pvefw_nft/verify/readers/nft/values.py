@@ -80,9 +80,9 @@ class UnknownExpressionError(Exception):
 class Selector:
     """The field that an expression reads, the conversion of values to its ranges, and the tests that it depends on.
 
-    ``widen`` turns a range of the expression's own values into ranges of the field (an ICMP type into those
-    of type and code); ``symbols`` are names beyond those of the field's kind. ``of_any_protocol``: in
-    packets of other transport protocols the expression reads other fields.
+    ``widen`` turns a range of the expression's own values into ranges of the field (an ICMP type into ranges of type
+    and code); ``symbols`` are additional names, beyond the names of the field's kind. ``of_any_protocol``: in packets
+    of other transport protocols the expression reads other fields.
     """
 
     field: Field

@@ -78,9 +78,9 @@ class _Unread(NamedTuple):
 class XtablesReader:
     """Reads rulesets of one IP version (4: iptables, 6: ip6tables).
 
-    ``legacy`` rulesets, of iptables-legacy, are apart from those of iptables-nft: a packet passes both.
-    ``origins`` gives the place in the configuration by table, chain and number of the rule in its chain.
-    ``on_demand``: parse the rules of a chain at its first use.
+    ``legacy`` rulesets, of iptables-legacy, are separate from rulesets of iptables-nft: a packet passes both.
+    ``origins`` gives the place in the configuration by table, chain and number of the rule in its chain. ``on_demand``:
+    parse the rules of a chain at its first use.
     """
 
     version: int
