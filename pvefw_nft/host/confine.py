@@ -116,7 +116,7 @@ def permitted_capabilities(status: str = "/proc/self/status") -> int:
 
 
 def needs_another_program() -> bool:
-    """Tell whether capabilities go by execve(2) only: those of a unit with ``User=``, which forbids capset(2)."""
+    """Tell whether only execve(2) drops capabilities: true in a unit with ``User=``, which forbids capset(2)."""
     return os.geteuid() != 0 and permitted_capabilities() != 0
 
 

@@ -1,4 +1,4 @@
-"""What :class:`.confined.Worker` runs where a process gets rid of its capabilities only by running another program.
+"""The program of :class:`.confined.Worker`, if a process can drop its capabilities only by running another program.
 
     python -m pvefw_nft.host.confined_program READING WRITING
 

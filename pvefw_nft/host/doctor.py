@@ -1,4 +1,4 @@
-"""What on a host keeps its firewall from working, each finding with its remedy. Nothing is changed."""
+"""Find problems that keep the firewall of a host from working, each with its remedy. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Finding:
 class Switches:
     """The enable switches of a configuration: the cluster's, the node's, and by VMID the guests' with filtered NICs.
 
-    ``open_layer2`` are the VMIDs of filtered guests whose frames without IP pass, those of spanning tree among them.
-    ``divided`` are those with several NICs in one network, each in a connection tracking zone of its own.
+    ``open_layer2`` are the VMIDs of filtered guests whose frames without IP pass, spanning tree among them. ``divided``
+    are those with several NICs in one network, each in a connection tracking zone of its own.
     """
 
     cluster: bool
@@ -74,7 +74,7 @@ def examine(
 ) -> Iterator[Finding]:
     """Look at everything.
 
-    ``nics`` are the NICs with firewall=1 of the configuration, ``misconfigured`` those of them that it puts nowhere.
+    ``nics`` are the NICs with firewall=1 of the configuration, ``misconfigured`` are NICs without a usable bridge.
     ``switches`` None: the configuration cannot be read.
     """
     if os.geteuid() != 0:
@@ -315,7 +315,7 @@ def _nic(nic: Nic, links: Links, backend: str) -> Finding | None:
 
 
 def _spanning_tree(switches: Switches) -> Iterator[Finding]:
-    """Advise about BPDUs: a switch with BPDU guard closes the host's own port for those of a guest.
+    """Advise about BPDUs: a switch with BPDU guard closes the host's own port if a guest sends them.
 
     A note, not a warning: they pass every firewall of Proxmox VE, and so on every host by default.
     """

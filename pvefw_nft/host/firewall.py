@@ -109,9 +109,9 @@ def reconcile(
 ) -> Outcome:
     """Bring the host to the ruleset, from any state. With ``reload_all`` unchanged parts are loaded again, too.
 
-    With ``beside`` rules of other backends stay, which may be those of another firewall that runs. The caller holds the
-    lock. ``record_of``: the record that the ruleset was read from; without one it is written.
-    Raises :class:`HostError`: the ruleset that ran before is then in place, or the message names the one that is.
+    With ``beside`` rules of other backends stay: they may belong to another running firewall. The caller holds the
+    lock. ``record_of``: the record that the ruleset was read from; without one it is written. Raises
+    :class:`HostError`: the ruleset that ran before is then in place, or the message names the one that is.
     """
     leftover = [] if beside else [other for other in others(desired.backend) if is_present(other)]
     _check_removable(leftover)

@@ -1,4 +1,4 @@
-"""What hardens the iptables ruleset: a table of nft beside it, ``bridge pvefw-hardening``, with a chain ``stateless``.
+"""The table that hardens the iptables ruleset: ``bridge pvefw-hardening`` of nft, with a chain ``stateless``.
 
 The iptables ruleset stays the reference's; this only drops, before any of its rules. It is loaded before the ruleset
 and removed after it, as a whole.

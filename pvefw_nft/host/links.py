@@ -1,4 +1,4 @@
-"""What links the kernel has: names, kinds, bridges and their ports, MTUs, VLANs. Read in one dump."""
+"""The links of the kernel: names, kinds, bridges and their ports, MTUs, VLANs. Read in one dump."""
 
 from __future__ import annotations
 

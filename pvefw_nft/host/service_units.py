@@ -12,9 +12,9 @@ from .proxmox.flag import flag_path
 
 SERVICE = "pvefw.service"
 FAILURE = "pvefw-failure.service"
-"""What :data:`SERVICE` starts at its end, where it is not restarted: it writes an alert into the journal."""
+"""The unit that :data:`SERVICE` starts at its end, if it is not restarted: it writes an alert into the journal."""
 FLAG_UNITS = ("pvefw-flag.path", "pvefw-flag.service")
-"""What keeps :func:`.flag_path` where the service runs as its own user, who may not."""
+"""The unit that keeps :func:`.flag_path` if the service runs as its own user, who may not write there."""
 NAMES = (SERVICE, FAILURE, *FLAG_UNITS)
 _STARTS_GUESTS = ("pve-guests", "libvirt-guests")
 

@@ -2,8 +2,9 @@
 
 With a unit that has ``User=``, records and locks belong to that user, who may write to their folders at any time.
 Root's commands work in the same folders: they make files that did not exist, follow no link, and hand the files to that
-user. What root reads there may be anything, so each record is checked for its form. It decides no more than what that
-user decides anyway: which rules of pvefw filter this host, and the kernel's network settings that pvefw sets.
+user. A file that root reads there may have any content, so the form of each record is checked. A record decides only
+about things that this user decides anyway: which rules of pvefw filter this host, and the kernel's network settings
+that pvefw sets.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ LIMIT_HINTS = {
     errno.EMFILE: "raise the limit of open files: LimitNOFILE= of the service, `ulimit -n`",
     errno.ENFILE: "raise the limit of open files of the system: fs.file-max",
 }
-"""What to do about a limit that a system call ran into, by its error number."""
+"""Remedies for a limit that a system call ran into, by error number."""
 _NO_PRIVILEGE = re.compile(r"permission denied|operation not permitted|you must be root", re.IGNORECASE)
 
 

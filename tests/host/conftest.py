@@ -99,7 +99,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]
     (tmp_path / "run").mkdir()
     monkeypatch.setenv("PVEFW_RUN_DIRECTORY", str(tmp_path / "run"))
     monkeypatch.setenv("PVEFW_STATE_DIRECTORY", str(tmp_path / "state"))
-    state.take_warnings()  # of another test: they are for whoever runs the next command
+    state.take_warnings()  # of another test: the next command would print them
     with namespace.entered():
         yield namespace
     namespace.close()

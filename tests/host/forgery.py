@@ -29,7 +29,7 @@ class Forged:
 def forge_answers(network: NatNetwork, place: str, victim: str) -> Iterator[Forged]:
     """Send, for each TCP SYN that a place sends to the victim's address, the SYN-ACK that the victim would answer with.
 
-    It leaves by the same NIC, from the victim's IP address and to a MAC address that nobody has.
+    It leaves by the same NIC, from the victim's IP address and to a MAC address without an owner.
     """
     forged = Forged()
     with network.places[place].entered():

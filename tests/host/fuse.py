@@ -52,7 +52,7 @@ _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 1 << 18
 
 @contextlib.contextmanager
 def own_mounts() -> Iterator[None]:
-    """Have this process see its own mounts while the block runs, and nobody else see what it mounts."""
+    """Give this process a mount namespace of its own while the block runs, so that no other process sees its mounts."""
     here = Path.cwd()
     before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -1,4 +1,4 @@
-"""What the kernel holds, and what pvefw remembers, in a form that can be compared."""
+"""The rules in the kernel, and pvefw's records, in a form that can be compared."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ class NatNetwork:
         )
 
     def have_ip6(self) -> None:
-        """Give all places IPv6 addresses; those of vmbr1 are translated (NAT66), those of vmbr2 routed."""
+        """Give all places IPv6 addresses; addresses of vmbr1 are translated (NAT66), addresses of vmbr2 routed."""
         sysctl.write("net/ipv6/conf/all/forwarding", "1")
         for link, address in (*((self.gateways[b], a) for b, a in BRIDGES6.items()), ("wan0", WAN6)):
             run("ip", "address", "add", f"{address}/64", "dev", link, "nodad")
@@ -281,7 +281,7 @@ class NatNetwork:
 
 
 class _Servers:
-    """What listens in every place. TCP servers say whom they see, and echo what comes after; 21 speaks some FTP."""
+    """The servers in every place. TCP servers tell the client's address, and echo its data; 21 speaks some FTP."""
 
     def __init__(self, network: NatNetwork) -> None:
         self._network = network

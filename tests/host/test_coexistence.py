@@ -92,7 +92,7 @@ def users(host: Namespace) -> Namespace:
 def saved() -> dict[str, list[str]]:
     """Return the output of the save commands without the time of day."""
     commands = [[f"{tool}-save"] for tool in ("iptables", "ip6tables", "ebtables")] + [["ipset", "save"]]
-    # with handles, by which it shows whether a rule was made anew
+    # with handles, which show whether a rule was replaced
     commands += [
         ["nft", "-a", "list", "table", *table] for table in (("inet", "mine"), ("bridge", "mine"), ("ip", "pvefw"))
     ]

@@ -102,7 +102,7 @@ def test_process_may_only_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 found[name] = "done"
             except (OSError, MemoryError, ValueError) as error:
                 found[name] = type(error).__name__
-        # without Landlock it may read these, as whoever runs it may
+        # without Landlock it may read these, like the user who runs it
         status = Path("/proc/self/status")
         found["capabilities"] = _capabilities(status) if "Landlock" in str(missing) else ""
         channel.send(encode({"found": found, "missing": [*missing]}))
@@ -246,7 +246,7 @@ def test_file_that_modes_close_to_root_is_told_with_the_reason(
     assert compiler.find().desired.enabled
 
 
-def test_bug_of_the_compiler_is_told(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bug_of_the_compiler_is_reported(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise KeyError("unforeseen")
 
@@ -273,7 +273,7 @@ def test_all_requests_of_a_process_that_runs_another_program(tmp_path: Path, mon
 
 
 def _opened_by(folder: Path, root: Path, *arguments: str) -> tuple[set[str], str]:
-    """Run a command; return the files below ``root`` that its process opened, those of others not, and its output."""
+    """Run a command; return the files below ``root`` that its own process opened, and its output."""
     log = folder / "opened"
     log.write_text("")
 
@@ -565,7 +565,7 @@ NO_NUMBERS = ["²", "٣", "9" * 5000, "-1", "0", "nan", "inf", "1e3", "0x10", "1
 
 
 @pytest.mark.parametrize("name", ["PVEFW_COMPILER_MEMORY", "PVEFW_COMPILER_SECONDS", "PVEFW_FILE_TIMEOUT"])
-def test_limit_that_is_no_number_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_limit_that_is_not_a_number_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     configure(tmp_path)
     for text in NO_NUMBERS:
         monkeypatch.setenv(name, text)

@@ -1,4 +1,4 @@
-"""What keeps an update from happening, for either backend: the error says what it is, and nothing has changed."""
+"""Failures that prevent an update, with either backend: the error names the cause, and nothing has changed."""
 
 from __future__ import annotations
 

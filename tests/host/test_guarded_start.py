@@ -84,5 +84,5 @@ def test_update_is_refused_where_the_session_could_not_be_opened_again(session: 
     assert "could not be opened again by host.fw:2" in done.stderr
     done = run("update", tmp_path, "--confirm", "2")
     assert "could not be opened again by host.fw:2" in done.stderr
-    assert done.returncode == 3  # applied, and undone since nobody confirmed
+    assert done.returncode == 3  # applied, and undone without a confirmation
     assert "not confirmed" in done.stderr

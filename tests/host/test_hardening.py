@@ -1,4 +1,4 @@
-"""What hardens the iptables ruleset is loaded with it, listed, taken back with it, and removed by stop."""
+"""The hardening table is loaded with the iptables ruleset, listed, rolled back with it, and removed by stop."""
 
 from __future__ import annotations
 

@@ -286,7 +286,7 @@ def test_ended_between_load_and_record_the_next_start_has_the_same_end(
     assert have_no_rules()
 
 
-def test_reader_that_ends_early_is_no_fault(options: list[str], tmp_path: Path) -> None:
+def test_reader_that_ends_early_is_not_an_error(options: list[str], tmp_path: Path) -> None:
     """As ``pvefw status | head -1``."""
     assert pvefw(tmp_path / "said", "start", *options).status == 0
     for command in ("status", "doctor"):

@@ -51,13 +51,13 @@ WAYS: dict[str, tuple[Callable[[NatNetwork], str], str]] = {
     "FTP from a masqueraded guest": (lambda net: net.ftp_active(), "some data"),
     "FTP to a forwarded port": (lambda net: net.ftp_passive(), "some data"),
 }
-"""What works with either backend, with NAT and its zone rule: who asks, and what comes of it."""
+"""Cases that work with either backend, with NAT and its zone rule: the client, and the result."""
 
 NFT_ONLY: dict[str, tuple[Callable[[NatNetwork], str], str]] = {
     "rejected by the receiver": (lambda net: net.tcp("vm100", VM101, 24), REFUSED),
 }
-"""What needs a zone for each firewall bridge: in one zone for all, the second bridge takes the reset of a rejection for
-a connection that is over."""
+"""Cases that need a zone for each firewall bridge: in one zone for all, the second bridge takes the reset of a
+rejection for a connection that is over."""
 
 LONG = "PVEFW_TEST_NAT" in os.environ
 SETTINGS = [("0", False), ("1", True)] + ([("0", True), ("1", False)] if LONG else [])

@@ -1,4 +1,4 @@
-"""What pvefw says and does about NAT beside the iptables ruleset."""
+"""NAT beside the iptables ruleset: pvefw's rules and messages."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_start_and_status_tell_of_nat_without_zone_rule(root: Path) -> None:
     assert WARNING not in start(root, command="status")
 
 
-def test_rules_of_nft_that_translate_count_too(root: Path) -> None:
+def test_translating_rules_of_nft_also_count(root: Path) -> None:
     shell("nft add table ip mine; nft add chain ip mine out '{ type nat hook postrouting priority 100; }'")
     assert nat_zone.missing() == []
     shell("nft add rule ip mine out oifname eno1 masquerade")

@@ -203,7 +203,7 @@ def test_the_wanted_ruleset_comes_back(kind: str, name: str, tmp_path: Path) -> 
 
 
 def without_theirs(found: dict[str, Any]) -> dict[str, Any]:
-    """Return a listing without a chain of somebody's that a change has left."""
+    """Return a listing without a foreign chain that a change has left."""
     return {
         key: {name: lines for name, lines in value.items() if "MINE" not in name} if isinstance(value, dict) else value
         for key, value in found.items()

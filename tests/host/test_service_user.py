@@ -228,7 +228,7 @@ class User:
 
 @pytest.fixture
 def user() -> User:
-    """Skip where users may run no Python: that of the tests may lie below /root."""
+    """Skip if users may run no Python: the tests' Python may be below /root."""
     again = "import os, sys; os.execv(sys.executable, [sys.executable, '-c', 'import pvefw_nft.cli, pyparsing'])"
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         if shutil.which("setpriv") is not None and User(python).run("-c", again).returncode == 0:

@@ -84,14 +84,14 @@ def test_switching_backends_under_traffic(network: Network, tmp_path: Path) -> N
 
 
 def test_without_rules_all_that_is_denied_arrives(network: Network) -> None:
-    """What the tests rely on: that nothing but the rules keeps it from arriving."""
+    """The tests rely on this: only the rules keep a packet from arriving."""
     with contextlib.closing(Denied(network)) as denied:
         there = {f"{here} to {address}" for here, place in DENIED_WAYS for address in ADDRESSES[place]}
         assert set(denied.pass_now()) == there
 
 
 def test_streams_notice_a_hole_and_a_cut(network: Network, tmp_path: Path) -> None:
-    """What the tests of updates rely on: that a moment without the rules does not go unseen."""
+    """The tests of updates rely on this: a moment without the rules is seen."""
     start(compiled(tmp_path / "c", "iptables"))
     with Streams(network, patience=0.5) as streams:
         subprocess.run(["iptables", "-D", "INPUT", "-j", "PVEFW-INPUT"], check=True)

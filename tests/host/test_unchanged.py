@@ -241,7 +241,7 @@ def test_stamp_of_another_namespace(real: Namespace, other: Namespace) -> None:
 
 
 def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, script: str, *, first: bool = True) -> None:  # noqa: ANN401
-    """Have somebody else run a script before (or after) the next call of a function."""
+    """Run a script of another program before (or after) the next call of a function."""
     function = getattr(owner, name)
 
     def disturbed(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
@@ -366,7 +366,7 @@ def test_error_of_netlink_is_no_absence(real: Namespace, monkeypatch: pytest.Mon
 
 
 def test_tools_run_side_by_side(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")  # whoever writes into it waits for a reader
+    os.mkfifo(tmp_path / "pipe")  # a writer waits for a reader
     written = tools.run_all(
         [("sh", "-c", f"echo a > {tmp_path}/pipe; echo b"), ("cat", f"{tmp_path}/pipe")], timeout=60
     )

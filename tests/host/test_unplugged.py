@@ -301,7 +301,7 @@ def eventually(holds: object, said: Path) -> None:
 
 
 def appear(network: Network) -> None:
-    """Have the guest's NIC appear anew, in vmbr0: as Proxmox plugs it where it does not make firewall bridges."""
+    """Let the guest's NIC appear again, in vmbr0: as Proxmox plugs it if it makes no firewall bridges."""
     with open_route() as route:
         bridge = route.link_lookup(ifname="vmbr0")[0]
         peer = {"ifname": "eth0", "net_ns_fd": network.guest.descriptor, "address": MACS["guest"]}

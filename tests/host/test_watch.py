@@ -1,4 +1,4 @@
-"""What the service looks at to see that a configuration changed."""
+"""The files, links and settings by which the service sees that a configuration changed."""
 
 from __future__ import annotations
 

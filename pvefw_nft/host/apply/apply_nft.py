@@ -56,7 +56,7 @@ class Plan:
     """The transactions, in order, and what they change; none: nothing to do.
 
     ``before`` adds what the transaction ``commands`` needs, ``after`` removes what it leaves. ``target`` is the state
-    after all of them. ``was_there``: one of our tables was loaded before. ``stamp`` is that of the state that was read
+    after all of them. ``was_there``: one of our tables was loaded before. ``stamp`` belongs to the state that was read
     for the plan (None: there is none). ``whole``: they replace our tables completely.
     """
 
@@ -317,7 +317,7 @@ class _ElementChanges:
 
 
 class _TablePlan:
-    """What changes in one table."""
+    """The changes in one table."""
 
     def __init__(
         self,

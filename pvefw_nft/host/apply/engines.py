@@ -280,7 +280,7 @@ class NftEngine:
             raise
 
     def warm_up(self, desired: Desired) -> None:
-        """Read the notes in our tables, and all pieces, of which the next ruleset will have most."""
+        """Read the notes in pvefw's tables, and all pieces; the next ruleset will have most of them."""
         self._look()
         self._reader.wanted(desired.pieces)
 

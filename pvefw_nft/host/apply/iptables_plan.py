@@ -78,7 +78,7 @@ def plan(
     renamed: Sequence[str] = (),
     stamp: RulesetStamp | None = None,
 ) -> Plan:
-    """Return what brings ``current`` to ``target``; ``stamp`` is that of ``current``.
+    """Return the plan from ``current`` to ``target``; ``stamp`` belongs to ``current``.
 
     ``memory`` (by :func:`memory_key`) tells chains that were changed by hand since they were applied, and for
     ebtables, whose rules hold no signature, those that are as wanted. With ``removing`` the chains that the
@@ -156,7 +156,7 @@ def with_kept(before: State, target: State, *, removing: bool = False) -> State:
 
 
 class _TablePlan:
-    """What changes in one table."""
+    """The changes in one table."""
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ class TableObject:
     """A chain, set, map or other object of a table: its definition, and its content (rules or elements).
 
     ``definition`` is the body of the object's add command, without elements. ``count`` is the number of its rules or
-    elements, which ``piece`` of the artefact contains. ``digests`` are the digest of the definition and that of the
+    elements, which ``piece`` of the artefact contains. ``digests`` are the digests of the definition and of the
     content, joined by a dot; empty for an object that is only named, to delete it.
     """
 

@@ -1,4 +1,4 @@
-"""What a line for iptables-restore, ebtables-restore or ipset restore may hold.
+"""The permitted content of a line for iptables-restore, ebtables-restore or ipset restore.
 
 Artefacts come from the compiler, which reads files of tenants in a process without privileges. The restore tools take
 more than rules: ``--modprobe COMMAND`` (iptables(8)) runs a program, ``--atomic-file`` (ebtables(8)) and ``-file``

@@ -201,7 +201,7 @@ def _wanted_table(chains: Mapping[str, Any], hooks: Mapping[str, str], ours: re.
     return Table(read, frozenset(hook for hook, chain in hooks.items() if chain in read))
 
 
-@lru_cache(maxsize=1 << 16)  # a service reads all chains at each change, of which nearly all are as before
+@lru_cache(maxsize=1 << 16)  # a service reads all chains at each change, and nearly all are unchanged
 def _wanted_chain(name: str, lines: tuple[str, ...]) -> Chain:
     check_rules(name, lines)
     return Chain(lines, sign(list(lines)))
@@ -266,7 +266,7 @@ def _names_on_record(on_record: OnRecord, where: str) -> list[str]:
 
 
 def _set_users(lines: Iterable[str], ours: Container[str], where: str) -> Iterator[tuple[str, str]]:
-    """Yield our sets that foreign rules use, each with such a rule."""
+    """Yield pvefw's sets that foreign rules use, each with one of these rules."""
     for line in lines:
         if "-set PVEFW-" in line and line.startswith("-A ") and line.split(" ", 2)[1] not in ours:
             for found in _SET_USE.finditer(line):
@@ -401,7 +401,7 @@ def parse_table(
 
 
 def _targets(rules: Mapping[str, list[str]], ours: Container[str], jumps: Container[str]) -> dict[str, str]:
-    """Return the chains that rules outside of our chains lead to, each with such a rule; ``jumps`` do not count."""
+    """Return the chains that rules outside of pvefw's chains lead to, each with one of them; ``jumps`` do not count."""
     found = {}
     for chain, lines in rules.items():
         for line in lines if chain not in ours else ():

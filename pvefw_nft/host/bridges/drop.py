@@ -39,7 +39,8 @@ def is_wanted() -> bool:
 def set_drops(backend: str, ports: Sequence[Port]) -> None:
     """Have exactly the traffic of these NICs dropped, by a backend's own means. Raises HostError.
 
-    Rules of the other backend go once those of this one are there. With no ports none are left, but it stays wanted.
+    The rules of the other backend are removed after this backend's are loaded. Without ports no rules are left, but the
+    option stays recorded.
     """
     known = _known()
     state.write(_record(), {"backends": sorted({backend, *known})})

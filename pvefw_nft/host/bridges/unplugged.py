@@ -66,7 +66,7 @@ def find_unplugged(
 ) -> list[Unplugged]:
     """Return the NICs that exist and are not behind their firewall bridges, by name.
 
-    ``backend`` is that of the ruleset (None: any): the nft ruleset does not see the ports of Open vSwitch.
+    ``backend`` is the ruleset's backend (None: any): the nft ruleset does not see the ports of Open vSwitch.
     """
     found = []
     for nic in nics:

@@ -1,6 +1,6 @@
 """The kernel's connection tracking table over netlink: reading entries, and copying them into another zone.
 
-Entries are copied as the kernel lists them, attribute by attribute, which no library does. Constants are those of
+Entries are copied as the kernel lists them, attribute by attribute, which no library does. Constants come from
 include/uapi/linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h and nf_conntrack_common.h.
 """
 

@@ -2,7 +2,7 @@
 
 The kernel neither counts nor announces changes of these tables. Reading a table takes two system calls, where
 ``iptables-legacy-save`` and above all ``ebtables-legacy-save`` (a Perl script) take processes. Constants and structures
-are those of include/uapi/linux/netfilter_ipv4/ip_tables.h, netfilter_ipv6/ip6_tables.h and netfilter_bridge/ebtables.h.
+come from include/uapi/linux/netfilter_ipv4/ip_tables.h, netfilter_ipv6/ip6_tables.h and netfilter_bridge/ebtables.h.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Family:
     counters_at: int
 
 
-_PROC = Path("/proc/thread-self/net")  # /proc/net is that of the process's first thread
+_PROC = Path("/proc/thread-self/net")  # /proc/net belongs to the process's first thread
 _FAMILIES = {
     "iptables": _Family(socket.AF_INET, socket.IPPROTO_IP, _PROC / "ip_tables_names", 88, 96),
     "ip6tables": _Family(socket.AF_INET6, socket.IPPROTO_IPV6, _PROC / "ip6_tables_names", 140, 152),
@@ -50,8 +50,8 @@ _FAMILIES = {
 def digest(tool: str) -> str:
     """Return a digest of all rules that a tool's legacy variant would list in this network namespace.
 
-    ``tool`` is ``iptables``, ``ip6tables`` or ``ebtables`` (of which only the table ``filter`` is read). Counters are
-    left out of it. Raises OSError where the kernel does not tell.
+    ``tool`` is ``iptables``, ``ip6tables`` or ``ebtables`` (only its table ``filter`` is read). Counters are left out
+    of it. Raises OSError where the kernel does not tell.
     """
     found = hashlib.sha256()
     for name, entries in sorted(_bridge_tables().items() if tool == "ebtables" else _ip_tables(tool).items()):

@@ -1,7 +1,7 @@
 """How the kernel lists a chain, set or object now, as a digest by which a later change of it is seen.
 
-Everything counts that decides what happens to packets, and nothing that changes by itself: counters, the elements
-that packets add, and numbers that the kernel gives. Constants are those of include/uapi/linux/netfilter/nf_tables.h.
+Everything counts that decides what happens to packets, and nothing that changes by itself: counters, the elements that
+packets add, and numbers that the kernel gives. Constants come from include/uapi/linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations

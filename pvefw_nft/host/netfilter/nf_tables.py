@@ -1,7 +1,7 @@
-"""What the kernel's nf_tables says over netlink: its generation, tables and rules.
+"""Read the kernel's nf_tables over netlink: its generation, tables and rules.
 
-libnftables could tell too, but reads all chains, sets and maps of all tables for each answer, also those of
-iptables-nft, and takes seconds for the rules of thousands of guests. Constants are those of
+libnftables can read them, too. But for each answer it reads all chains, sets and maps of all tables, iptables-nft's
+included, which takes seconds for the rules of thousands of guests. Constants come from
 include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h and netlink.h.
 """
 

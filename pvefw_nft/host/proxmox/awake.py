@@ -17,7 +17,7 @@ from .services import running_firewalls
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_INTERVAL: Final = 20.0  # seconds between looks, each of which is a process
+_INTERVAL: Final = 20.0  # seconds between looks; each look starts a process
 _LONGEST: Final = 320.0  # seconds between looks while one goes on running
 
 

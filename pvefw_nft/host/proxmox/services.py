@@ -40,7 +40,7 @@ class Service:
 
     @property
     def exists(self) -> bool:
-        """Whether there is such a unit, be it masked."""
+        """Whether the unit exists, masked or not."""
         return self.load not in ("not-found", "")
 
     @property

@@ -44,7 +44,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class TakeOver:
-    """What to take over with: the ruleset, pvefw's units by name, the seconds to confirm within (None: none).
+    """The inputs of a take-over: the ruleset, pvefw's units by name, the seconds for a confirmation (None: none).
 
     ``confirmed`` waits for the confirmation of a change and tells whether it came.
     """

@@ -20,7 +20,7 @@ from ..records import record
 from .services import IPTABLES_SERVICE, NFT_SERVICE, loaded_tables, read_services
 
 _VARIANTS = ("legacy", "nft")
-_LOOK_AGAIN = 1.0  # seconds; rules that are still there then are not those of a load that was under way
+_LOOK_AGAIN = 1.0  # seconds; rules that still exist then do not come from a load that was under way
 # a line of `ebtables -L`, of ebtables' legacy variant: Bridge chain: FORWARD, entries: 1, policy: ACCEPT
 _LEGACY_CHAIN = re.compile(r"Bridge chain: (\S+), entries: \d+, policy: (\S+)")
 _HOOKED = re.compile(r"^-A INPUT -j PVEFW-INPUT$", re.MULTILINE)
@@ -102,7 +102,7 @@ def _held_by(tool: str, variant: str) -> xtables.State:
 
 
 def _save_legacy_ebtables() -> str:
-    """Return the rules of ebtables-legacy: ``ebtables-legacy-save`` lists those of the target of
+    """Return the rules of ebtables-legacy: ``ebtables-legacy-save`` lists the rules of the target of
     ``/usr/sbin/ebtables``.
 
     Raises HostError.

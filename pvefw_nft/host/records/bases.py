@@ -1,6 +1,6 @@
-"""Bases: whole rulesets on disk, of which records note only what differs.
+"""Bases: whole rulesets on disk. Records note only their differences from a base.
 
-The ruleset of 1,000 guests has 4,000 pieces and 12 MB, of which a change replaces one or two. A record therefore names
+The ruleset of 1,000 guests has 4,000 pieces and 12 MB; a change replaces one or two pieces. A record therefore names
 a base and says which pieces to take from it; the base is written again once too much differs. A base never changes once
 it has its name, and is removed once no record names it.
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BETWEEN = "\0"
-"""What separates pieces in a file: no JSON text holds it."""
+"""The separator of pieces in a file: no JSON text holds it."""
 MIN_BASE = 1 << 16
 """Size in characters up to which pieces are written into the record itself, however much of it they are."""
 _MAX_SHARE = 4  # a new base is written where more than this part of the ruleset differs from the old one

@@ -1,4 +1,4 @@
-"""What an apply changes, in words, for either backend."""
+"""The changes of an apply, in words, for either backend."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class AppliedChain:
-    """A chain or set as it was applied: its digest as compiled, and that of how the kernel listed it then."""
+    """A chain or set as it was applied: the digest of its compiled form, and the digest of the kernel's listing."""
 
     signature: str
     listing: str

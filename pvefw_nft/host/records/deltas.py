@@ -1,4 +1,4 @@
-"""Large records of which a change writes only the differences.
+"""Large records: a change writes only the differences.
 
 How the kernel lists the rules of 1,000 guests, and the inputs that they were compiled from, are half a MB each, of
 which a change of one guest alters a few entries. Such a record is a whole file and, beside it, a file of the entries
@@ -75,7 +75,7 @@ def read(path: Path, check: Callable[[Any], _T | None]) -> _T | None:
     def of_whole(whole: _Whole) -> _T | None:
         changes = differences_path(path)
         value = state.checked_record(changes, lambda: _merged(whole, state.read(changes)))
-        # where another process wrote the whole meanwhile, the differences may be those of the new one
+        # if another process wrote the whole meanwhile, the differences may belong to the new one
         return None if value is None or file_version(path) != whole.version else check(value)
 
     def of_value(value: Any) -> _T | None:  # noqa: ANN401 - JSON

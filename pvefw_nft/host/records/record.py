@@ -68,7 +68,7 @@ def _fingerprint(backend: str, pieces: Sequence[str], hardening: str) -> str:
 class AppliedState:
     """The kernel's listing after the last apply, to detect changes by hand.
 
-    ``identity`` is that of the applied ruleset. ``stamp`` was taken when it had been read back; None: nothing proves
+    ``identity`` belongs to the applied ruleset. ``stamp`` was taken when it had been read back; None: nothing proves
     that it still holds. ``names`` are digests of the host's names that it was loaded under, where it holds names.
     """
 
@@ -125,7 +125,7 @@ def paths_since_boot() -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The record read or written last, with the version of its file. Reading that of a large node takes long."""
+    """The record read or written last, with the version of its file. Reading the record of a large node takes long."""
 
     path: Path
     version: list[int] | None

@@ -85,7 +85,7 @@ class MovedGuests:
         clock: Callable[[], float] = time.monotonic,
         names: Callable[[], list[tuple[int, str]]] = socket.if_nameindex,
     ) -> None:
-        """Know no NIC yet: those of the first look are no news. ``clock`` is in seconds."""
+        """Know no NIC yet: NICs of the first look are not new. ``clock`` is in seconds."""
         self._clock = clock
         self._names = names
         self._seen: frozenset[int] | None = None

@@ -153,7 +153,7 @@ class ZoneChange:
                 ours.add(entry.tuples[0])
             elif entry.mark in self.vmids and entry.answered and entry.family in _FAMILIES:
                 old.append(entry)
-        # with a foreign zone rule: its zone is that of firewall bridges, and 0 that of the host
+        # with a foreign zone rule, firewall bridges are in its zone, and the host is in zone 0
         most = {entry.tuples[0]: entry.zone for entry in sorted(old, key=lambda entry: entry.zone)}
         return [entry for entry in old if entry.zone == most[entry.tuples[0]] and entry.tuples[0] not in ours]
 

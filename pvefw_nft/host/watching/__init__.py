@@ -1,1 +1,1 @@
-"""What the service watches: files, links, and rules that other programs change."""
+"""The watches of the service: files, links, and rules that other programs change."""

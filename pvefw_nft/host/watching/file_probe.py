@@ -1,8 +1,8 @@
 """Asking in a process of its own whether a file system answers.
 
 A call to a FUSE file system whose daemon has taken the request and does not answer cannot be ended, not even by SIGKILL
-(request_wait_answer in fs/fuse/dev.c): a process with a thread in such a call does not end before the daemon answers.
-So a child makes the first calls, and is left behind where they hang.
+(request_wait_answer in fs/fuse/dev.c): a process with a thread in this call does not end before the daemon answers. So
+a child makes the first calls, and is left behind where they hang.
 """
 
 from __future__ import annotations

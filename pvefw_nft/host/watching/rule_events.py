@@ -1,6 +1,6 @@
 """Notice changes of rules: the kernel announces each transaction of nf_tables, and names its maker.
 
-Constants are those of include/uapi/linux/netfilter/nfnetlink.h and nf_tables.h, linux/filter.h and asm/socket.h.
+Constants come from include/uapi/linux/netfilter/nfnetlink.h and nf_tables.h, linux/filter.h and asm/socket.h.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _is_ours(process: int) -> bool:
 
 
 def _let_through_only(listening: socket.socket, kind: int) -> None:
-    """Attach a socket filter (classic BPF) that drops all messages but those of this kind."""
+    """Attach a socket filter (classic BPF) that drops all messages of other kinds."""
     # BPF loads numbers in network byte order, netlink writes them in the machine's
     wanted = int.from_bytes(kind.to_bytes(2, sys.byteorder), "big")
     code = [

@@ -37,7 +37,7 @@ _STATE_FILES = (".running-config", "pve-ipam-state.json", "ipam.db", "hosts")  #
 
 
 class Inotify:
-    """Watches folders that may come and go. What the kernel has no room for is not watched: see ``problems``."""
+    """Watches folders that may come and go. Folders beyond the kernel's limit are not watched: see ``problems``."""
 
     def __init__(self) -> None:
         """Open the inotify descriptor, where the kernel has one left."""
@@ -133,7 +133,7 @@ def folders_of(root: Path, node: str) -> list[Path]:
 
 
 def folders_above(root: Path) -> list[Path]:
-    """Return the folders in which those of a configuration may appear."""
+    """Return the folders in which folders of a configuration may appear."""
     return [root / "etc", root / "etc" / "pve"]
 
 
