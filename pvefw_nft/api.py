@@ -129,7 +129,7 @@ def load(
     of the management network, for configurations without an alias ``local_network``; unlike the commands, None does
     not ask this host for one. ``as_reference`` leaves out rules that make the nft ruleset stricter than Proxmox VE's.
 
-    Raises UsageError where there is no such folder or node.
+    Raises UsageError if there is no such folder or node.
     """
     folder = Path(root)
     elsewhere = folder.resolve() != Path("/")

@@ -205,7 +205,7 @@ def names_packages(files: tuple[str, ...]) -> bool:
 
 
 def has_route() -> bool:
-    """Tell whether the kernel has a route beyond loopback and the link (proc(5)); True where that is not shown."""
+    """Tell whether the kernel has a route beyond loopback and the link (proc(5)); True if that is not shown."""
     try:
         four = Path("/proc/net/route").read_text("ascii").splitlines()[1:]
         ipv6 = Path("/proc/net/ipv6_route")

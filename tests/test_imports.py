@@ -117,7 +117,7 @@ def place_of(module: str) -> str | None:
 
 
 def room_of(place: str, module: str) -> str | None:
-    """Return the room of a place that a module is in, None where it is in none."""
+    """Return the room of a place that a module is in, None if it is in none."""
     match module.split("."):
         case [_, _, room, *_] if room in ROOMS.get(place, ()):
             return room

@@ -23,7 +23,7 @@ def rule(chain: str, options: str, target: Option, *, padded: bool = False) -> s
     """Return the line that appends a rule; ``options`` are joined by blanks.
 
     ``padded``: with no options, the reference leaves their place empty, so that two blanks follow the chain.
-    Raises InternalError where the line would not be one line of printable ASCII.
+    Raises InternalError if the line would not be one line of printable ASCII.
     """
     if options:
         return _checked(f"-A {chain} {options} {target}")

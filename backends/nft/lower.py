@@ -193,7 +193,7 @@ class TableLowering:
         return known
 
     def plan(self, name: str, make: Callable[[], Iterable[Rule]], hook: Hook | None = None) -> None:
-        """Plan a chain with its rules. Raises InternalError where the table has one of that name."""
+        """Plan a chain with its rules. Raises InternalError if the table has one of that name."""
         self._plan(name, lambda: self._block(name, make()), hook)
 
     def _plan(self, name: str, block: Callable[[], Block], hook: Hook | None = None) -> None:
@@ -430,7 +430,7 @@ def _to_rate_chain(rule: ir.Rule, index: int) -> ir.Rule:
 
 
 def tables(ruleset: Ruleset, cache: Cache = NO_CACHE) -> tuple[Table, Table]:
-    """Return the tables of a ruleset; both are empty where the firewall is disabled."""
+    """Return the tables of a ruleset; both are empty if the firewall is disabled."""
     sets = AddressSets(ruleset.sets, cache)
     bridge, host = TableLowering(ruleset, "bridge", sets, cache), TableLowering(ruleset, "inet", sets, cache)
     if ruleset.zones is not None:
@@ -470,7 +470,7 @@ def tables(ruleset: Ruleset, cache: Cache = NO_CACHE) -> tuple[Table, Table]:
 def hardening_table(ruleset: Ruleset) -> Table | None:
     """Return a table with the stateless chains alone, for use beside another backend's ruleset.
 
-    None where there is nothing of the kind.
+    None if there is nothing of the kind.
     """
     bridge = TableLowering(ruleset, "bridge", AddressSets(ruleset.sets), name=HARDENING)
     for hook in ruleset.hooks:

@@ -131,7 +131,7 @@ _FRAGMENT: Sequence[Alternative] = (
 
 
 def family_guard(families: int, place: Place) -> tuple[Statement, ...]:
-    """Return the statements that ask for an IP family; none where both are meant.
+    """Return the statements that ask for an IP family; none if both are meant.
 
     In the bridge family the protocol must be asked for by ``meta protocol``, which looks behind a VLAN tag: left to
     itself, nft compares the outer Ethernet type, and tagged frames would slip by (nft 1.0.6).

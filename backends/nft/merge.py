@@ -97,7 +97,7 @@ def runs(rules: Iterable[Rule]) -> Iterator[Run]:
 
 
 def _with(run: Run, rule: Rule) -> Run | None:
-    """Return the run with one more rule, or None where it does not fit in."""
+    """Return the run with one more rule, or None if it does not fit in."""
     first = run.rules[0]
     if len(rule.matches) != len(first.matches) or rule.log is not None or first.log is not None:
         return None

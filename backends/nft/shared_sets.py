@@ -108,7 +108,7 @@ def _constant_set(selector: Selector, elements: list[Any], *, verdicts: bool) ->
 
 
 def _types(selector: Selector) -> tuple[KeyType, ...] | None:
-    """Return the types of the parts of a selector; None where a part has none."""
+    """Return the types of the parts of a selector; None if a part has none."""
     node = cast("dict[str, Any]", selector)
     parts = [_type(part) for part in node.get("concat", (node,))]
     known = tuple([kind for kind in parts if kind is not None])

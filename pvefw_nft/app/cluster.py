@@ -58,7 +58,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A cluster below a root folder. ``name`` is empty where it is the only one."""
+    """A cluster below a root folder. ``name`` is empty if it is the only one."""
 
     name: str
     root: Path
@@ -105,7 +105,7 @@ class NodeFiles(Files):
 
 
 def find_clusters(root: Path) -> list[Path]:
-    """Return the folders of a folder that hold a cluster's ``etc/pve``, by name. Raises UsageError where none does."""
+    """Return the folders of a folder that hold a cluster's ``etc/pve``, by name. Raises UsageError if none does."""
     files = files_of(root)
     if not files.is_folder(root):
         raise UsageError(f"{root}: not a folder", _CLUSTERS_HINT)
@@ -136,7 +136,7 @@ def read_cluster(
 
 
 def node_names(root: Path) -> list[str]:
-    """Return the names of a cluster's nodes, in order. Raises UsageError where there are none."""
+    """Return the names of a cluster's nodes, in order. Raises UsageError if there are none."""
     files = files_of(root)
     nodes = root / "etc" / "pve" / "nodes"
     found = [name for name in sorted(files.listed(nodes)) if _NODE.fullmatch(name) and files.is_folder(nodes / name)]
@@ -146,7 +146,7 @@ def node_names(root: Path) -> list[str]:
 
 
 def corosync_nodes(root: Path, files: Files) -> tuple[CorosyncNode, ...]:
-    """Return the nodes of corosync.conf; none where it is missing or cannot be used."""
+    """Return the nodes of corosync.conf; none if it is missing or cannot be used."""
     file = root / "etc" / "pve" / "corosync.conf"
     try:
         text = files.text(file)
@@ -157,7 +157,7 @@ def corosync_nodes(root: Path, files: Files) -> tuple[CorosyncNode, ...]:
 
 
 def _owner(files: Files, root: Path) -> str:
-    """Return the node whose files lie outside of ``etc/pve``; empty where that cannot be known."""
+    """Return the node whose files lie outside of ``etc/pve``; empty if that cannot be known."""
     link = files.link(root / "etc" / "pve" / "local")
     if link is not None:
         return Path(link).name

@@ -279,7 +279,7 @@ def find_nics_once(source: Source) -> FilteredNics:
 def judge_once(source: Source, desired: Desired, before: Desired | None) -> Judgement:
     """Return the effect of loading ``desired`` on the connections that this host has now, for a command that runs once.
 
-    ``before`` is pvefw's running ruleset; None: none runs. Raises as :meth:`Compiler.find`, and HostError where the
+    ``before`` is pvefw's running ruleset; None: none runs. Raises as :meth:`Compiler.find`, and HostError if the
     kernel does not tell its connections.
     """
     if not desired.enabled:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Connections:
     """The connections of a host at one moment, and its network.
 
-    ``tracked`` is None where the kernel does not list tracked connections. ``calls_iptables``: bridged packets pass
+    ``tracked`` is None if the kernel does not list tracked connections. ``calls_iptables``: bridged packets pass
     iptables.
     """
 

@@ -106,7 +106,7 @@ def _make(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """Open the folder. Raises OSError where another user may read it or write to it."""
+    """Open the folder. Raises OSError if another user may read it or write to it."""
     folder = os.open(path, _FOLDER)
     try:
         found = os.fstat(folder)
@@ -137,7 +137,7 @@ def _locked(folder: int) -> Iterator[None]:
 
 
 def _read(folder: int) -> dict[str, Proof]:
-    """Return the proofs of the file, those used last at the end. Raises OSError and ValueError where it is unusable."""
+    """Return the proofs of the file, those used last at the end. Raises OSError and ValueError if it is unusable."""
     descriptor = os.open(_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)

@@ -34,7 +34,7 @@ def why_pending(
     desired: Desired,
     changed: Callable[[Observations], Iterable[tuple[str, str]]],
 ) -> list[str]:
-    """Return why changes are pending, a sentence each; nothing where no record tells.
+    """Return why changes are pending, a sentence each; nothing if no record tells.
 
     ``changed`` gives the questions that have another answer now: :meth:`.Compiler.changed`.
     """

@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 
 def patient(source: Source) -> Source:
-    """Return a source that does not wait for ever: UnreadableError where the file system does not answer."""
+    """Return a source that does not wait for ever: UnreadableError if the file system does not answer."""
     return replace(source, observed_files=patience_of(source).files(source.files))
 
 
@@ -45,7 +45,7 @@ class SteadySource:
         self.source = replace(source, observed_files=self._files)
 
     def look(self, function: Callable[[], _T], /) -> _T:
-        """Run a function that touches the folders of the configuration; UnreadableError where they do not answer."""
+        """Run a function that touches the folders of the configuration; UnreadableError if they do not answer."""
 
         def looking() -> _T:
             with self.patience.call(self.source.root / "etc" / "pve"):
@@ -56,7 +56,7 @@ class SteadySource:
     def find(self, last: Result | None, cache: Cache) -> Result:
         """Return the ruleset; ``last``, if none of its inputs changed.
 
-        Raises what :func:`.desired.compiled` raises; UnreadableError where the file system does not answer.
+        Raises what :func:`.desired.compiled` raises; UnreadableError if the file system does not answer.
         """
 
         def read() -> Result:

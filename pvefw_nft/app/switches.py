@@ -50,7 +50,7 @@ def switches_as_json(backend: str, switches: Switches) -> dict[str, Any]:
 
 
 def switches_of_json(message: Mapping[str, Any]) -> tuple[str, Switches]:
-    """Read a message. Raises KeyError, TypeError or ValueError where it is none."""
+    """Read a message. Raises KeyError, TypeError or ValueError if it is none."""
     switches = Switches(
         cluster=typed(message["cluster"], bool),
         host=typed(message["host"], bool),

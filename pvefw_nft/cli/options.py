@@ -160,7 +160,7 @@ def settle_option(command: _F) -> _F:
 
 
 def need_root() -> None:
-    """Raise HostError where this runs without root's rights about the network; see :func:`.need_privileges`."""
+    """Raise HostError if this runs without root's rights about the network; see :func:`.need_privileges`."""
     from pvefw_nft.host.service_user import need_privileges  # deferred: only commands on a host need it
 
     need_privileges()

@@ -117,7 +117,7 @@ def plumb_command(
 
 
 def _configured(source: Source, interface: str) -> Nic | None:
-    """Return the NIC of the configuration with this name, None where it is not filtered."""
+    """Return the NIC of the configuration with this name, None if it is not filtered."""
     guests = read_guests(source)
     if not any(guest.interface(nic) == interface for guest in guests for nic in guest.nics):
         raise HostError(f"no guest of this node has a NIC {interface}", "check its name, or give --bridge")

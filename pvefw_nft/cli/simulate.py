@@ -270,7 +270,7 @@ def _read_test(path: str, number: int, table: dict[str, Any]) -> _Test:
 
 
 def _read_packet(path: str, number: int, table: object, besides: tuple[str, ...] = ()) -> PacketSpec | None:
-    """Return the packet that a table describes, None where it does not say from where to where it goes."""
+    """Return the packet that a table describes, None if it does not say from where to where it goes."""
     known = set(_PACKET_FIELDS)
     if not isinstance(table, dict):
         raise UsageError(f"{path}: packet {number}: not a table")

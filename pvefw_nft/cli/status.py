@@ -142,7 +142,7 @@ def _theirs() -> list[str]:
 
 
 def _leftovers() -> list[str]:
-    """Return the variants of iptables that hold chains of a firewall that runs no more; none where that is not seen."""
+    """Return the variants of iptables that hold chains of a firewall that runs no more; none if that is not seen."""
     try:
         return leftovers()
     except HostError:

@@ -42,7 +42,7 @@ class Lines:
     total: int = 0
 
     def take(self, file: str, text: str) -> None:
-        """Count a file. Raises UnusableFileError where it is too long."""
+        """Count a file. Raises UnusableFileError if it is too long."""
         lines = text.count("\n") + 1
         if lines > MAX_LINES:
             raise UnusableFileError(

@@ -45,7 +45,7 @@ class Files:
         return read_text(path)
 
     def listed(self, folder: Path) -> list[str]:
-        """Return the names in a folder; none where it does not exist. Raises ConfigurationError."""
+        """Return the names in a folder; none if it does not exist. Raises ConfigurationError."""
         return list_folder(folder)
 
     def is_folder(self, path: Path) -> bool:
@@ -53,7 +53,7 @@ class Files:
         return is_folder(path)
 
     def link(self, path: Path) -> str | None:
-        """Return where a symbolic link points to, or None where the path is none. Raises UnreadableError."""
+        """Return where a symbolic link points to, or None if the path is none. Raises UnreadableError."""
         return read_link(path)
 
     def host_name(self) -> str:
@@ -82,7 +82,7 @@ class FilesBelow(Files):
         return read_text(path, self._open)
 
     def listed(self, folder: Path) -> list[str]:
-        """Return the names in a folder below the root; none where it does not exist. Raises ConfigurationError."""
+        """Return the names in a folder below the root; none if it does not exist. Raises ConfigurationError."""
         return list_folder(folder, self._list)
 
     def is_folder(self, path: Path) -> bool:
@@ -115,7 +115,7 @@ class FilesBelow(Files):
     def _pinned(self, path: Path | str, flags: int = 0) -> int:
         """Return a descriptor that names the target of a path, without opening it.
 
-        Raises OSError, and UnusableFileError where that lies outside of the root.
+        Raises OSError, and UnusableFileError if that lies outside of the root.
         """
         pinned = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
         try:
@@ -143,7 +143,7 @@ def files_of(root: Path) -> Files:
 
 
 def list_folder(folder: Path, names: Callable[[Path], list[str]] = os.listdir) -> list[str]:
-    """Return the names in a folder; none where it does not exist. Raises UnreadableError.
+    """Return the names in a folder; none if it does not exist. Raises UnreadableError.
 
     ``names`` lists the folder, and raises OSError.
     """
@@ -166,7 +166,7 @@ def is_folder(path: Path) -> bool:
 
 
 def read_link(path: Path | str) -> str | None:
-    """Return where a symbolic link points to, or None where the path is none. Raises UnreadableError."""
+    """Return where a symbolic link points to, or None if the path is none. Raises UnreadableError."""
     try:
         return os.readlink(path)  # noqa: PTH115 - asked for each file that is not there
     except OSError as error:

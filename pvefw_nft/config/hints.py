@@ -53,7 +53,7 @@ def _tables() -> tuple[tuple[_LineHint, ...], Mapping[tuple[str, str], str]]:
 
 
 def hint_for(code: str, span: Span, section: str | None) -> str | None:
-    """Return the probable intention, or None where the table has none.
+    """Return the probable intention, or None if the table has none.
 
     ``span`` marks the word that the diagnostic is about, ``section`` is the kind of section that contains it, if any.
     """

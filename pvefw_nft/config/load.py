@@ -104,7 +104,7 @@ class Root:
         return "local" in parts and self._leads_to_another_node(local)
 
     def configs_in(self, folder: Path) -> Iterator[tuple[int, str]]:
-        """Yield VMID and path of each guest config in a folder; nothing where there is none."""
+        """Yield VMID and path of each guest config in a folder; nothing if there is none."""
         for name in self.files.listed(folder):
             stem, dot, suffix = name.partition(".")
             if suffix == "conf" and dot and _VMID.fullmatch(stem):
@@ -170,7 +170,7 @@ class Configuration:
         since rules may refer to it. ``real_interface`` returns the name of the link with an alternative name.
         ``now`` is asked for the epoch time where ``enable`` names one.
         Raises ConfigurationError for a file that cannot be used and for an ``etc/pve`` that is missing or empty (not
-        mounted, which is not the same as disabled), and UsageError where ``local_network`` gives no CIDR.
+        mounted, which is not the same as disabled), and UsageError if ``local_network`` gives no CIDR.
         """
         self._root = root
         self._findings = findings

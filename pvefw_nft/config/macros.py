@@ -17,7 +17,7 @@ class MacroRule:
     """The part of a rule that a macro fixes; the rest is the user's.
 
     ``proto`` is a protocol's name or number. ``dport`` and ``sport`` are ports as the ``.fw`` language writes
-    them (a number, a range ``a:b`` or a list), None where the macro leaves them open. With ``icmp`` and
+    them (a number, a range ``a:b`` or a list), None if the macro leaves them open. With ``icmp`` and
     ``icmpv6``, ``dport`` is the name of an ICMP type.
     """
 

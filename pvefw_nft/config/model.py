@@ -266,7 +266,7 @@ class HostHardening:
 
 @dataclass(frozen=True, slots=True)
 class GuestHardening:
-    """Options of a guest's .pvefw file; None where cluster.pvefw decides.
+    """Options of a guest's .pvefw file; None if cluster.pvefw decides.
 
     ``one_zone``: the connections of all its NICs are tracked together.
     """

@@ -254,7 +254,7 @@ def read_with(ask: Callable[[str], str | None]) -> None:
 
 
 def host_text(file: str) -> str | None:
-    """Return the text of one of the host's files, or None where it cannot be read."""
+    """Return the text of one of the host's files, or None if it cannot be read."""
     if _ask is not None:
         return _ask(file)
     try:
@@ -275,7 +275,7 @@ def _names(words: list[str]) -> list[str]:
 
 
 def _number(text: str, base: int, limit: int) -> int | None:
-    """Return the number written in that base, or None where there is none from 0 to ``limit``."""
+    """Return the number written in that base, or None if there is none from 0 to ``limit``."""
     try:
         value = int(text, base)
     except ValueError:

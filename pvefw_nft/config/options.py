@@ -166,7 +166,7 @@ _BOOLEANS = {"1": True, "on": True, "yes": True, "true": True, "0": False, "off"
 
 
 def read_boolean(text: str) -> bool | None:
-    """Read a boolean of a list of properties such as ``firewall=on`` of a NIC; None where it is none.
+    """Read a boolean of a list of properties such as ``firewall=on`` of a NIC; None if it is none.
 
     The words are those that Proxmox VE takes there, in any letter case. An option of its own is 0 or 1.
     """

@@ -72,7 +72,7 @@ def may_send_from(guest: Guest, index: int, version: int, address: int) -> bool:
 
 
 def _filter_entries(config: GuestConfig, nic: Nic) -> tuple[IpsetEntry, ...] | None:
-    """Return the written addresses that a NIC may send from, None where it has no IP filter."""
+    """Return the written addresses that a NIC may send from, None if it has no IP filter."""
     ipset = config.ipsets.get(f"ipfilter-net{nic.index}")
     if not nic.firewall or (ipset is None and not config.options.ipfilter):
         return None

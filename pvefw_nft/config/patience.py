@@ -131,7 +131,7 @@ class PatientFiles(Files):
         self.patience = patience
 
     def text(self, path: Path | str) -> str | None:
-        """Return the text of a file, as the files that are asked; UnreadableError where they do not answer."""
+        """Return the text of a file, as the files that are asked; UnreadableError if they do not answer."""
         return self.patience.ask(path, lambda: self.files.text(path))
 
     def listed(self, folder: Path) -> list[str]:

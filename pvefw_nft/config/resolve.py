@@ -407,7 +407,7 @@ class _FileReader:
 
 
 def _defined_below(sections: tuple[Section, ...], kind: SectionKind, name: str, above: int) -> int | None:
-    """Return the line that defines an alias or ipset below line ``above``, or None where none does."""
+    """Return the line that defines an alias or ipset below line ``above``, or None if none does."""
     for section in sections:
         if section.kind is not kind:
             continue

@@ -47,7 +47,7 @@ _ADDRESS_HINT = "an address, a network, a range, a list, `+ipset` or the name of
 class Names:
     """The aliases and ipsets that a file has defined so far; ``scope`` is the VMID, 0 for the cluster.
 
-    ``real_interface`` returns the name of the link that has an alternative name, or None where none has it. ``sdn``
+    ``real_interface`` returns the name of the link that has an alternative name, or None if none has it. ``sdn``
     holds the sets of the software-defined network, which belong to the cluster. ``answers`` collects the names found
     here: each kind and name, with its value.
     """

@@ -106,7 +106,7 @@ class _Reader:
     def read(
         self, text: str | ConfigurationError | None, make: Callable[[_Reader, dict[str, Any]], dict[str, Ipset]]
     ) -> tuple[dict[str, Ipset], str | None]:
-        """Return the sets that ``make`` makes of a file's state, and why there are none where the file is unusable."""
+        """Return the sets that ``make`` makes of a file's state, and why there are none if the file is unusable."""
         if text is None:
             return {}, f"{self._name} does not exist: {_APPLY}, or copy the file along"
         if isinstance(text, ConfigurationError):

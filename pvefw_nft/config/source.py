@@ -35,7 +35,7 @@ class Source:
     """The source of a compile: the folder that holds ``etc/pve``, and the node.
 
     ``node`` None: the one that ``etc/pve/local`` links to, else this host's short name. ``local_network`` is asked
-    for a CIDR, or None, where cluster.fw has no alias ``local_network``. ``real_interface`` returns the name of the
+    for a CIDR, or None, if cluster.fw has no alias ``local_network``. ``real_interface`` returns the name of the
     link that has an alternative name, or None; ``now`` the epoch time. ``cautious``: an ``enable`` that cannot be read
     counts as 1. ``as_reference``: leave out rules that make a ruleset stricter than the reference's.
     ``harden``: the iptables ruleset is hardened from beside it, whether or not host.pvefw says so.

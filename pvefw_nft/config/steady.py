@@ -72,7 +72,7 @@ class SteadyFiles(Files):
         self._doubts: dict[tuple[str, str], _Doubt] = {}
 
     def doubt_ends(self) -> float | None:
-        """Return the seconds until the next doubtful answer is taken; None where there is none."""
+        """Return the seconds until the next doubtful answer is taken; None if there is none."""
         if not self._doubts:
             return None
         return max(0.0, min(doubt.ends(self._seconds) for doubt in self._doubts.values()) - self._clock())
@@ -82,11 +82,11 @@ class SteadyFiles(Files):
         return sorted({path for _, path in self._doubts})
 
     def text(self, path: Path | str) -> str | None:
-        """Return the text of a file, or None where it does not exist. Raises the errors of the underlying files."""
+        """Return the text of a file, or None if it does not exist. Raises the errors of the underlying files."""
         return self._settled("text", path, self.files.text(path), is_cut_off)
 
     def listed(self, folder: Path) -> list[str]:
-        """Return the names in a folder; none where it does not exist. Raises as :meth:`text`."""
+        """Return the names in a folder; none if it does not exist. Raises as :meth:`text`."""
         before: list[str] = self._known.get(("folder", str(folder)), [])
         now = self.files.listed(folder)
         # one doubt for each name: the doubts about names are independent
@@ -173,7 +173,7 @@ class SettledFiles(Files):
         self._waiting = waiting
 
     def text(self, path: Path | str) -> str | None:
-        """Return the text of a file, or None where it does not exist. Raises the errors of the underlying files."""
+        """Return the text of a file, or None if it does not exist. Raises the errors of the underlying files."""
 
         def doubtful(text: str | None) -> bool:
             looks_cut = text is None or not text.strip() or not text.endswith("\n")
@@ -182,7 +182,7 @@ class SettledFiles(Files):
         return self._settled(str(path), lambda: self._files.text(path), doubtful)
 
     def listed(self, folder: Path) -> list[str]:
-        """Return the names in a folder; none where it does not exist. Raises as :meth:`text`."""
+        """Return the names in a folder; none if it does not exist. Raises as :meth:`text`."""
         expected = self._names.get(str(folder), set())
         return self._settled(str(folder), lambda: self._files.listed(folder), lambda names: not expected <= set(names))
 

@@ -118,7 +118,7 @@ def _unread_files(root: Root, configuration: Configuration, vmids: set[int]) -> 
 
 
 def _vnets(root: Root) -> set[str] | None:
-    """Return the names of the VNets, or None where no file lists them."""
+    """Return the names of the VNets, or None if no file lists them."""
     sdn = root.pve / "sdn"
     listed = _text(root, sdn / "vnets.cfg")
     running = _text(root, sdn / ".running-config")

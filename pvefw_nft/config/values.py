@@ -56,7 +56,7 @@ _BY_NUMBER = (None, Family.V4, Family.V6, Family.BOTH)
 
 
 def common(first: Family, second: Family) -> Family | None:
-    """Return the families that are in both, or None where there are none."""
+    """Return the families that are in both, or None if there are none."""
     return _BY_NUMBER[first & second]
 
 
@@ -441,7 +441,7 @@ def _read_port(element: str, start: int, protocol: int) -> PortRange:
 
 
 def _service_hint(name: str) -> str | None:
-    """Return for which protocols a service is listed, or None where it is listed for none."""
+    """Return for which protocols a service is listed, or None if it is listed for none."""
     protocols = netdb.service_protocols(name)
     if not protocols:
         return None
@@ -498,7 +498,7 @@ _MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
 
 
 def read_mac(text: str) -> int | None:
-    """Return a MAC address as an integer of 48 bits, or None where the text is none."""
+    """Return a MAC address as an integer of 48 bits, or None if the text is none."""
     return int(text.replace(":", ""), 16) if _MAC.fullmatch(text) else None
 
 
@@ -507,7 +507,7 @@ _MOST_COMPARED = 400
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return ``did you mean …?`` for the nearest known name, or None where nothing is near.
+    """Return ``did you mean …?`` for the nearest known name, or None if nothing is near.
 
     Of more than 400 names only the first 400 count that begin with the word's first letter. None too where guesses have
     used up their budget (:data:`pvefw_nft.config.budget.comparisons`).

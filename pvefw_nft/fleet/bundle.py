@@ -53,7 +53,7 @@ def digest_of(bundle: bytes) -> str:
 
 
 def pack(job: Job) -> bytes:
-    """Return the bundle of a job. Raises ConfigurationError where the file system fails."""
+    """Return the bundle of a job. Raises ConfigurationError if the file system fails."""
     packer = _Packer(job)
     packer.fill()
     # without times, so that equal files give equal bundles
@@ -234,7 +234,7 @@ class BundleFiles(Files):
             self._folders.setdefault(name, set())
 
     def text(self, path: Path | str) -> str | None:
-        """Return the text of a file, or None where it is not there. Raises UnusableFileError."""
+        """Return the text of a file, or None if it is not there. Raises UnusableFileError."""
         name = self._name(path)
         if name in self._problems:
             raise UnusableFileError(str(path), *self._problems[name])
@@ -242,7 +242,7 @@ class BundleFiles(Files):
         return None if data is None else data.decode("utf-8", "surrogatepass")
 
     def listed(self, folder: Path) -> list[str]:
-        """Return the names in a folder; none where it does not exist."""
+        """Return the names in a folder; none if it does not exist."""
         return sorted(self._folders.get(self._name(folder), ()))
 
     def is_folder(self, path: Path) -> bool:

@@ -119,7 +119,7 @@ async def dry_run(targets: Sequence[Target], login: Login, plan: Plan) -> list[S
 
 
 async def _apply(step: Step, login: Login, plan: Plan, stack: AsyncExitStack) -> _Open | None:
-    """Start the change on a node; return it once it waits for its confirmation, None where it does not come to that."""
+    """Start the change on a node; return it once it waits for its confirmation, None if it does not come to that."""
     command = [*plan.words, plan.verb, "--confirm", f"{plan.seconds:g}", "--refuse-cuts", *plan.options]
     try:
         node: Node = await stack.enter_async_context(connected(step.target, login))

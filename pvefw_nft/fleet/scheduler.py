@@ -50,7 +50,7 @@ class Scheduler:
         self._idle_seconds = idle_seconds
 
     def run(self, jobs: Iterable[Job], work: Work) -> Generator[Outcome, None, None]:
-        """Yield outcomes as the jobs are done. Raises HostError where there is no scheduler or no worker."""
+        """Yield outcomes as the jobs are done. Raises HostError if there is no scheduler or no worker."""
         client = _connect(self._address)
         try:
             yield from _Run(client, iter(jobs), work, self._idle_seconds).outcomes()
@@ -84,7 +84,7 @@ def _connect(address: str) -> Any:  # noqa: ANN401 - distributed has no types
 
 
 def _within(seconds: float, make: Callable[[], Any]) -> Any:  # noqa: ANN401
-    """Return the result of a function; raise TimeoutError where that takes longer.
+    """Return the result of a function; raise TimeoutError if that takes longer.
 
     Dask's own time limit does not count while a server accepts the connection and says nothing. The thread that waits
     for it ends with the process.
@@ -206,7 +206,7 @@ class _Run:
             self._fill()
 
     def _threads(self) -> int:
-        """Return how many threads the workers have; none where the scheduler is gone."""
+        """Return how many threads the workers have; none if the scheduler is gone."""
         try:
             return sum(self._client.nthreads().values())
         except (OSError, TimeoutError, ValueError):

@@ -60,7 +60,7 @@ class Answer:
 
 
 def need_asyncssh() -> Any:  # noqa: ANN401 - a module
-    """Return asyncssh. Raises HostError where it is not installed."""
+    """Return asyncssh. Raises HostError if it is not installed."""
     try:
         import asyncssh
     except ImportError:

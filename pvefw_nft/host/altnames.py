@@ -8,7 +8,7 @@ from .links import open_route
 def real_name(name: str) -> str | None:
     """Return the name of the link that has this alternative name.
 
-    None where none has it, or pyroute2 is not installed. Raises HostError where the kernel cannot be asked.
+    None if none has it, or pyroute2 is not installed. Raises HostError if the kernel cannot be asked.
     """
     try:
         # deferred: it takes longer to import than most rulesets take to compile

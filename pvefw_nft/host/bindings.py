@@ -17,7 +17,7 @@ _NAME = "nftables"
 
 
 def load() -> ModuleType:
-    """Return the bindings. Raises ImportError where there are none, OSError where the library itself is missing."""
+    """Return the bindings. Raises ImportError if there are none, OSError if the library itself is missing."""
     if _NAME not in sys.modules and is_debian():
         file = DEBIAN / "__init__.py"
         spec = importlib.util.spec_from_file_location(_NAME, file, submodule_search_locations=[str(DEBIAN)])

@@ -93,7 +93,7 @@ def _allow_no_new_privileges() -> None:
 
 
 def _in_namespaces_of_its_own() -> bool:
-    """Leave the host's network; False where that is not allowed, as in a unit with RestrictNamespaces."""
+    """Leave the host's network; False if that is not allowed, as in a unit with RestrictNamespaces."""
     return bool(_LIBC.unshare(_CLONE_NEWNET | _CLONE_NEWIPC) == 0)
 
 

@@ -72,7 +72,7 @@ class Channel:
             left = left[os.write(writing, left[: select.PIPE_BUF] if end is not None else left) :]
 
     def receive(self) -> bytes:
-        """Return the next frame. Raises EOFError where the other end is gone, TimeoutError, ValueError (too long)."""
+        """Return the next frame. Raises EOFError if the other end is gone, TimeoutError, ValueError (too long)."""
         end = self._end()
         (length,) = struct.unpack("=I", self._read(4, end))
         if length > MAX_FRAME:
@@ -236,7 +236,7 @@ def _memory() -> int:
 
 
 def _wait(process: int, seconds: float) -> int | None:
-    """Return the wait status of a child, or None where it has not ended within so many seconds."""
+    """Return the wait status of a child, or None if it has not ended within so many seconds."""
     try:
         descriptor = os.pidfd_open(process)
     except ProcessLookupError:

@@ -88,7 +88,7 @@ def _held() -> str | None:
 
 
 def pending_if_sound() -> Pending | None:
-    """Return what :func:`pending` returns, or None where that cannot be read: for those who only want to tell."""
+    """Return what :func:`pending` returns, or None if that cannot be read: for those who only want to tell."""
     try:
         return pending()
     except HostError:
@@ -106,7 +106,7 @@ def apply(
 ) -> tuple[Outcome, Pending | None]:
     """Apply a ruleset; with ``confirm_within`` seconds it is undone unless :func:`confirm` comes in time.
 
-    ``only_if_running``: do nothing where the firewall is not running. ``reload_all``: load unchanged parts, too.
+    ``only_if_running``: do nothing if the firewall is not running. ``reload_all``: load unchanged parts, too.
     ``beside`` other than NOTHING: leave the rules of another firewall. Raises :class:`HostError`, also if another
     change waits for its confirmation, and LockedError.
     """
@@ -146,7 +146,7 @@ def _remove_all() -> Outcome:
 
 
 def confirm(*, wait: float = lock.WAIT) -> bool:
-    """Keep the change that waits for its confirmation; False where none waits. Raises HostError, LockedError."""
+    """Keep the change that waits for its confirmation; False if none waits. Raises HostError, LockedError."""
     with lock.hold(wait=wait):
         if pending() is None:
             return False
@@ -165,7 +165,7 @@ def keep() -> None:
 def roll_back(*, wait: float = lock.WAIT) -> Outcome:
     """Return to the ruleset confirmed last; a change that waits for its confirmation is undone.
 
-    Raises :class:`HostError` where nothing was ever confirmed, and LockedError.
+    Raises :class:`HostError` if nothing was ever confirmed, and LockedError.
     """
     with lock.hold(wait=wait):
         change = pending()
@@ -187,7 +187,7 @@ def reconcile_from_service(desired: Desired, *, beside: bool = False) -> Outcome
 
     ``beside``: as for :func:`.firewall.reconcile`.
 
-    None where a change waits for its confirmation, or where this ruleset was not confirmed: then the one confirmed
+    None if a change waits for its confirmation, or where this ruleset was not confirmed: then the one confirmed
     last runs, also after a reboot.
     """
     waiting = pending()

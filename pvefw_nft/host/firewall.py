@@ -413,7 +413,7 @@ def _was_started(backend: str) -> bool:
 
 
 def _check_removable(engines: list[Engine]) -> None:
-    """Raise :class:`HostError` where a tool is missing that removing these backends' rules needs."""
+    """Raise :class:`HostError` if a tool is missing that removing these backends' rules needs."""
     for candidate in engines:
         for error in missing_for(candidate):
             raise HostError(

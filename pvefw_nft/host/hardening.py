@@ -30,7 +30,7 @@ _KINDS = ("table", "chain", "rule", "set", "map", "element")
 
 
 def is_loaded() -> bool:
-    """Tell whether the table is there. Raises HostError where the kernel does not tell."""
+    """Tell whether the table is there. Raises HostError if the kernel does not tell."""
     try:
         return _FAMILY in nf_tables.tables(NAME)
     except HostError as error:
@@ -40,9 +40,9 @@ def is_loaded() -> bool:
 
 
 def change(wanted: str) -> Change | None:
-    """Return what an apply would change, None where nothing; ``wanted`` is the transaction, empty for no table.
+    """Return what an apply would change, None if nothing; ``wanted`` is the transaction, empty for no table.
 
-    Raises HostError where the kernel does not tell.
+    Raises HostError if the kernel does not tell.
     """
     loaded = is_loaded()
     if not wanted:
@@ -88,7 +88,7 @@ def _wanted_comments(wanted: str) -> list[tuple[str, str]]:
 
 
 def _commands(wanted: str) -> Sequence[Command]:
-    """Return the commands of the transaction. Raises InternalError where one is about anything but our table."""
+    """Return the commands of the transaction. Raises InternalError if one is about anything but our table."""
     try:
         commands: Sequence[Command] = json.loads(wanted)["nftables"]
         for command in commands:

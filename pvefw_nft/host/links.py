@@ -147,7 +147,7 @@ def _dump(route: Any, **asked: int) -> list[Any]:  # noqa: ANN401 (pyroute2 is u
 
 
 def open_route() -> Any:  # noqa: ANN401 (pyroute2 is untyped)
-    """Open an rtnetlink socket. Raises :class:`HostError` where pyroute2 is not installed or no descriptor is left."""
+    """Open an rtnetlink socket. Raises :class:`HostError` if pyroute2 is not installed or no descriptor is left."""
     try:
         _say_nothing_of_half_made_loops()
         from pyroute2 import IPRoute

@@ -40,7 +40,7 @@ class LiveNetwork:
         return frozenset((version, number) for link in self.links for version, number, _ in link.addresses)
 
     def link_to(self, address: Address) -> str | None:
-        """Return the link by which the host reaches an address, None where it has no route."""
+        """Return the link by which the host reaches an address, None if it has no route."""
         version, number = address
         bits = 32 if version == 4 else 128
         for of, prefix, length, link in self.routes:

@@ -31,7 +31,7 @@ class Route:
 
 
 def detect(node: str | None = None, root: Path = Path("/")) -> str | None:
-    """Return the local network as a CIDR, or None where the host has none.
+    """Return the local network as a CIDR, or None if the host has none.
 
     It is the connected network that holds the address of ``node`` (default: this host's name) in /etc/hosts;
     without such an address, the connected network that the default route leaves by. ``root`` is where ``etc`` and

@@ -35,7 +35,7 @@ def hold(path: Path | None = None, wait: float = WAIT) -> Iterator[None]:
     """Hold a lock while the block runs; ``wait`` is in seconds.
 
     Raises :class:`LockedError` that names the process holding it when the wait is over, and
-    :class:`HostError` where the file cannot be made.
+    :class:`HostError` if the file cannot be made.
     """
     path = path or lock_path()
     try:

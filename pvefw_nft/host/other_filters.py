@@ -34,7 +34,7 @@ _OF_IPTABLES = ("filter", "nat", "mangle", "raw", "security")
 def other_filters() -> list[str]:
     """Return who else has rules here, a line each: a program with its tables, or a table that no known program has.
 
-    Raises HostError where neither nft nor iptables lists rules.
+    Raises HostError if neither nft nor iptables lists rules.
     """
     return [*_summary(_foreign_chains())]
 

@@ -11,7 +11,7 @@ _TIMEOUT = 60
 def saved_rulesets(backend: str | None) -> list[tuple[str, str]]:
     """Return the loaded rulesets, as (command, its output): by iptables and its kin, by nft, or (None) by both.
 
-    A tool that is not installed can have loaded nothing; it is left out. Raises HostError where a tool fails, or
+    A tool that is not installed can have loaded nothing; it is left out. Raises HostError if a tool fails, or
     where none is there.
     """
     commands: list[tuple[str, ...]] = []

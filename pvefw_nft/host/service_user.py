@@ -34,7 +34,7 @@ _EFFECTIVE = re.compile(r"^CapEff:\s*([0-9a-f]+)$", re.MULTILINE)
 
 @lru_cache(maxsize=1)
 def uid() -> int | None:
-    """Return the user's number, or None where this host has no such user."""
+    """Return the user's number, or None if this host has no such user."""
     try:
         return pwd.getpwnam(NAME).pw_uid
     except KeyError:
@@ -72,7 +72,7 @@ def need_privileges(status: Path = Path("/proc/self/status")) -> None:
 
 
 def why_missing() -> str | None:
-    """Return that this host has no such user, and how to make it; None where it has."""
+    """Return that this host has no such user, and how to make it; None if it has."""
     return None if uid() is not None else f"there is no user {NAME} yet; make it, then print the unit again: {MAKE}"
 
 

@@ -23,7 +23,7 @@ def path_of(key: str, root: Path = ROOT) -> Path:
 
 
 def read(key: str, root: Path = ROOT) -> str | None:
-    """Return the value of a setting without its line end, or None where the kernel does not have it."""
+    """Return the value of a setting without its line end, or None if the kernel does not have it."""
     try:
         return path_of(key, root).read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
@@ -36,7 +36,7 @@ def read(key: str, root: Path = ROOT) -> str | None:
 
 
 def write(key: str, value: str, root: Path = ROOT) -> None:
-    """Set a kernel setting. Raises :class:`HostError` where the kernel has none of that name or refuses."""
+    """Set a kernel setting. Raises :class:`HostError` if the kernel has none of that name or refuses."""
     try:
         path_of(key, root).write_text(f"{value}\n")
     except FileNotFoundError as err:

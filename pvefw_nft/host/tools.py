@@ -67,7 +67,7 @@ def find(tool: str) -> str:
 def run(command: Sequence[str], text: str | None = None, timeout: float = TIMEOUT) -> str:
     """Run a tool with ``text`` on its standard input and return its standard output.
 
-    ``command`` is the tool's name and its arguments. Raises :class:`HostError` where the tool is missing,
+    ``command`` is the tool's name and its arguments. Raises :class:`HostError` if the tool is missing,
     takes longer than ``timeout`` seconds, or fails: then with its reason and, where it names one, the line of
     the input that it refused.
     """

@@ -124,7 +124,7 @@ def dependencies(context: Context, guest: Guest) -> object:
 
 
 def _check_entries(config: GuestConfig) -> None:
-    """Raise UnusableFileError where a guest's sets have too many entries."""
+    """Raise UnusableFileError if a guest's sets have too many entries."""
     entries = 0
     for ipset in config.ipsets.values():
         entries += len(ipset.entries)
@@ -152,7 +152,7 @@ class _GuestBuilder:
         self._rules = 0
 
     def built(self) -> GuestPart:
-        """Return the part. Raises UnusableFileError where the guest asks for too much."""
+        """Return the part. Raises UnusableFileError if the guest asks for too much."""
         guest = self._guest
         config = guest.firewall
         if config is None:

@@ -91,7 +91,7 @@ class HookPoint(Enum):
 class Log:
     """A log line: syslog ``level`` 0 to 7, the VMID (0: the host or a group), the chain, and the message.
 
-    Log entries carry the prefix ``:VMID:LEVEL:CHAIN: MESSAGE``. ``limit`` is None where log rate limits
+    Log entries carry the prefix ``:VMID:LEVEL:CHAIN: MESSAGE``. ``limit`` is None if log rate limits
     are switched off.
     """
 
@@ -566,7 +566,7 @@ class SetEntry:
 class AddressSet:
     """An address set, for both families. ``counted`` is the number of entries its hash is sized for.
 
-    ``origin`` is the place of its header, None where no file has one.
+    ``origin`` is the place of its header, None if no file has one.
     """
 
     key: SetKey
@@ -580,7 +580,7 @@ class Nic:
     """A filtered guest NIC: ``interface`` is its host side (``tap100i0``, ``veth200i0``).
 
     ``link`` is the firewall bridge's port towards the guest's bridge (``fwln100i0``): what enters the firewall
-    bridge there goes to this NIC. ``link_chain`` is None where layer 2 is not filtered,
+    bridge there goes to this NIC. ``link_chain`` is None if layer 2 is not filtered,
     ``stateless_chain`` where every frame of the NIC may go on to connection tracking, ``limit_chain``
     where it may open as many connections as it likes. ``qinq``: its frames may have
     two VLAN tags.

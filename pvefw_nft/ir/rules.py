@@ -90,7 +90,7 @@ class Context:
         self.limit: RateLimit | None = DEFAULT_LIMIT if ratelimit is None else ratelimit.limit
 
     def log(self, level: int | None, vmid: int, chain: str, message: str) -> Log | None:
-        """Return the log of a rule in that chain, or None where nothing is to be logged."""
+        """Return the log of a rule in that chain, or None if nothing is to be logged."""
         return None if level is None else Log(level, vmid, chain, f"{message}: ", self.limit)
 
 

@@ -39,7 +39,7 @@ def offline(source: Source) -> Source:
 def root_of(source: Source) -> Root:
     """Find the node of a source: the given one, else the target of ``etc/pve/local``, else this host.
 
-    Raises UsageError where the root or the node's folder does not exist, ConfigurationError for a broken link.
+    Raises UsageError if the root or the node's folder does not exist, ConfigurationError for a broken link.
     """
     from pvefw_nft.config.load import Root
 
@@ -62,7 +62,7 @@ def root_of(source: Source) -> Root:
 
 
 def _own_node(source: Source) -> str:
-    """Return this host's short name. Raises UsageError where the root holds other nodes, and not this one."""
+    """Return this host's short name. Raises UsageError if the root holds other nodes, and not this one."""
     name = source.files.host_name().partition(".")[0]
     if not source.files.is_folder(source.root / "etc" / "pve" / "local"):
         _require_node(source, name, ", which is this host")

@@ -203,7 +203,7 @@ class NatNetwork:
             return socket.socket(family, kind, protocol)
 
     def connect(self, place: str, address: str, port: int, patience: float = 1.5) -> socket.socket:
-        """Return a TCP connection. Raises OSError where none comes about within ``patience`` seconds."""
+        """Return a TCP connection. Raises OSError if none comes about within ``patience`` seconds."""
         connection = self.socket_of(place, _family(address), socket.SOCK_STREAM)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.settimeout(patience)

@@ -64,7 +64,7 @@ def table() -> tuple[Difference, ...]:
 
 
 def excuse(probe: Probe, plan: Plan, outcomes: dict[str, str], *, kept_out: bool = False) -> Difference | None:
-    """Return the entry that allows these outcomes (by backend) of a probe; None where they may not be.
+    """Return the entry that allows these outcomes (by backend) of a probe; None if they may not be.
 
     ``kept_out``: the first of several packets was not let in.
     """

@@ -62,7 +62,7 @@ _VERDICTS = (
 
 
 def _change_iptables(artefact: Artefact, draw: random.Random) -> Mutation | None:
-    """Change one line of the filter rules or of the sets; None where the change drawn does not fit the line drawn."""
+    """Change one line of the filter rules or of the sets; None if the change drawn does not fit the line drawn."""
     parts = [part for part in artefact.parts if "filter" in part.command or "ipset" in part.command]
     number, index = draw.choice(
         [
@@ -117,7 +117,7 @@ def _refill(command: tuple[str, ...], chain: str, lines: list[str]) -> str:
 
 
 def _widened(line: str) -> str | None:
-    """Return the line with its first network or port one step wider; None where it has none."""
+    """Return the line with its first network or port one step wider; None if it has none."""
     if found := re.search(r"(?<=-[sd] )\S+|(?<=^add )(\S+ )\S+", line):
         before, text = (found[1] or "", found[0].removeprefix(found[1] or ""))
         try:
@@ -195,7 +195,7 @@ def _sites(node: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401 - any JSON
 
 
 def _wider(holder: Any, key: Any) -> Any:  # noqa: ANN401 - any JSON
-    """Return a prefix or a range of numbers one step wider; None where the place holds neither."""
+    """Return a prefix or a range of numbers one step wider; None if the place holds neither."""
     match holder[key]:
         case {"prefix": {"addr": str(address), "len": int(length)}} if length > 1:
             network = ip_network(f"{address}/{length}").supernet()
@@ -207,7 +207,7 @@ def _wider(holder: Any, key: Any) -> Any:  # noqa: ANN401 - any JSON
 
 
 def _other_verdict(holder: Any, key: Any) -> Any:  # noqa: ANN401 - any JSON
-    """Return another verdict; None where the place holds none."""
+    """Return another verdict; None if the place holds none."""
     match holder[key]:
         case {"drop": None}:
             return {"accept": None}

@@ -67,7 +67,7 @@ class _Ip:
 
 
 def _read_ip(data: bytes) -> _Ip | None:
-    """Return the IP packet in ``data``, or None where it is none; IPv6 fragment headers are stepped over."""
+    """Return the IP packet in ``data``, or None if it is none; IPv6 fragment headers are stepped over."""
     if len(data) >= 20 and data[0] >> 4 == 4:
         length = (data[0] & 15) * 4
         return _Ip(4, data[9], IPv4Address(data[12:16]), IPv4Address(data[16:20]), data[length:])
@@ -80,7 +80,7 @@ def _read_ip(data: bytes) -> _Ip | None:
 
 
 def _carried(seen: Seen) -> bytes:
-    """Return the packet behind the link header; empty where the frame does not carry IP."""
+    """Return the packet behind the link header; empty if the frame does not carry IP."""
     if seen.place in (INPUT_PREFIX, OUTPUT_PREFIX):
         return seen.data
     at = 12

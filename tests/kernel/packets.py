@@ -244,7 +244,7 @@ class Numbered:
 
 
 def read_mark(data: bytes) -> tuple[int, int, int] | None:
-    """Return run, probe number and step of the first mark in ``data``, or None where there is none."""
+    """Return run, probe number and step of the first mark in ``data``, or None if there is none."""
     at = data.find(MAGIC)
     if at < 0 or at + 11 > len(data):
         return None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def as_packets(counterexample: Counterexample, plan: Plan) -> Iterator[Packet]:
-    """Yield the packets of the lab that are like an example, the most like it first; none where the lab has no such.
+    """Yield the packets of the lab that are like an example, the most like it first; none if the lab has no such.
 
     An example leaves open what no rule asks for, and has something there that may not go together with the network: an
     address of the host's, a MAC address. The later packets have the endpoints' own.

@@ -295,7 +295,7 @@ def _edges(span: Span) -> Iterator[int]:
 
 
 def address_of(family: int, value: int) -> Address | None:
-    """Return the address with this value, or None where the family has none."""
+    """Return the address with this value, or None if the family has none."""
     if not 0 < value < 1 << (32 if family == 4 else 128):
         return None
     return IPv4Address(value) if family == 4 else IPv6Address(value)

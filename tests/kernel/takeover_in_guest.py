@@ -350,7 +350,7 @@ def test_killed_at_each_step(node: Node, daemon: str, backend: str) -> None:
 
 
 def kill_at(node: Node, command: tuple[str, ...], step: int, seconds: float) -> bool:
-    """Run a command and kill it so long after it told that step; return False where it ended before."""
+    """Run a command and kill it so long after it told that step; return False if it ended before."""
     with subprocess.Popen(
         node.systemd.command("pvefw", *command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as running:

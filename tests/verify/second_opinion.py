@@ -357,7 +357,7 @@ def lasting(sides: list[Encoder], *models: m.RulesetModel) -> Iterator[z3.BoolRe
 def differing_packet(
     one: m.RulesetModel, two: m.RulesetModel, paths: tuple[Path, Path], way: PathPair
 ) -> z3.ModelRef | None:
-    """Return a packet that two rulesets treat differently on their paths of one way, None where there is none."""
+    """Return a packet that two rulesets treat differently on their paths of one way, None if there is none."""
     sides = [Encoder(way) for _ in paths]
     ends = [side.run(model, path) for side, model, path in zip(sides, (one, two), paths, strict=True)]
     different = [] if ends[0].eq(ends[1]) else [ends[0] != ends[1]]

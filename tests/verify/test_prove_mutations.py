@@ -86,7 +86,7 @@ def mutants(name: str, backend: str) -> Iterator[Mutant]:
 
 
 def changed(model: m.RulesetModel, choice: random.Random) -> tuple[str, m.RulesetModel] | None:
-    """Change one rule of a table, whatever its size; None where the change drawn changes nothing of it."""
+    """Change one rule of a table, whatever its size; None if the change drawn changes nothing of it."""
     number = choice.choice([n for n, t in enumerate(model.tables) if any(c.rules for c in t.chains.values())])
     table = model.tables[number]
     chain = choice.choice([chain for chain in table.chains.values() if chain.rules])

@@ -75,7 +75,7 @@ def look(*, ebtables: bool, on_record: OnRecord = tuple) -> Seen:
 
 
 def take_stamp() -> RulesetStamp | None:
-    """Return the stamp of this moment, or None where there is none. Raises :class:`HostError`."""
+    """Return the stamp of this moment, or None if there is none. Raises :class:`HostError`."""
     return stamp_with_sets(save_sets())
 
 

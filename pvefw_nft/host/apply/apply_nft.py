@@ -164,7 +164,7 @@ def execute(planned: Plan, nft: Nftables) -> tuple[RulesetStamp | None, Kernel]:
 
 
 def _run(planned: Plan, nft: Nftables) -> None:
-    """Run the transactions. Raises :class:`NotAsLoadedError` where one fails and those before it are not undone."""
+    """Run the transactions. Raises :class:`NotAsLoadedError` if one fails and those before it are not undone."""
     for number, commands in enumerate(planned.transactions):
         if number:
             twin.wait_for_packets()
@@ -435,7 +435,7 @@ class _TablePlan:
         )
 
     def _old_elements(self, item: TableObject, noted: Mapping[str, Noted]) -> tuple[Any, ...] | None:
-        """Return the elements in the kernel, or None where they are not known."""
+        """Return the elements in the kernel, or None if they are not known."""
         note = noted.get(item.key)
         if note is None:
             return ()

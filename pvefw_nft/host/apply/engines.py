@@ -227,7 +227,7 @@ def _chains_on_record() -> Collection[str]:
 
 
 def _is_whole(state: xtables.State) -> bool:
-    """Tell whether these rules of iptables are complete: those on record, or none where none were loaded."""
+    """Tell whether these rules of iptables are complete: those on record, or none if none were loaded."""
     if not record.marker_path().exists():
         return state.empty or _is_entered(state)
     applied = record.load_if_sound(record.running_path())
@@ -355,7 +355,7 @@ class NftEngine:
     def _put_back(
         self, planned: apply_nft.Plan, previous: Desired | None, nft: Nftables, cause: apply_nft.NotAsLoadedError
     ) -> None:
-        """Load the ruleset that ran before. Raises :class:`HostError` where it is unknown, or this fails too."""
+        """Load the ruleset that ran before. Raises :class:`HostError` if it is unknown, or this fails too."""
         before = self._before(planned, previous)
         if before is None:
             raise HostError(

@@ -188,7 +188,7 @@ class _TablePlan:
         self._gone = sorted(set(current.chains) - set(target.chains))
 
     def restore_ip(self, *, removing: bool) -> str:
-        """Return the input of iptables-restore, empty where nothing changes."""
+        """Return the input of iptables-restore, empty if nothing changes."""
         kept = set() if removing else set(HOOK_CHAINS[self._name].values())
         # a chain that a rule of the administrator's jumps to cannot be deleted: it stays, empty
         kept |= self._current.referenced
@@ -211,7 +211,7 @@ class _TablePlan:
         return _restore_text(self._name, lines, commit=True)
 
     def restore_ebtables(self) -> str:
-        """Return the input of ebtables-restore, empty where nothing changes."""
+        """Return the input of ebtables-restore, empty if nothing changes."""
         kept = self._current.referenced
         lines = [f":{chain} ACCEPT" for chain in self._new]
         lines += [f"-F {chain}" for chain in self._changed]
@@ -313,7 +313,7 @@ def _plan_sets(current: State, target: State, changes: list[Change]) -> tuple[Pa
 
 
 def _check_unused(current: State, name: str, kind: str) -> None:
-    """Raise :class:`HostError` where a set is used that must go since it is of another kind.
+    """Raise :class:`HostError` if a set is used that must go since it is of another kind.
 
     The kernel swaps only sets of one type and family, and destroys none that is used.
     """

@@ -26,7 +26,7 @@ _HOLDS = {
 
 
 def digests() -> dict[str, str]:
-    """Return a digest of each file's present content, empty where none can be read."""
+    """Return a digest of each file's present content, empty if none can be read."""
     return {name: _digest(ETC / name) for name in _HOLDS}
 
 

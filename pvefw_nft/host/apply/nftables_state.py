@@ -263,7 +263,7 @@ class Nftables:
     """libnftables. Each call is one transaction: all of it happens, or nothing."""
 
     def __init__(self) -> None:
-        """Load the library. Raises :class:`HostError` where it or its bindings are not installed."""
+        """Load the library. Raises :class:`HostError` if it or its bindings are not installed."""
         try:
             self._library = bindings.load().Nftables()
         except (ImportError, OSError) as error:
@@ -305,7 +305,7 @@ def removing(family: str, table: str) -> list[Command]:
 
 
 def our_tables() -> list[str]:
-    """Return the families in which our table exists. Raises :class:`HostError` where the kernel does not tell."""
+    """Return the families in which our table exists. Raises :class:`HostError` if the kernel does not tell."""
     there = nf_tables.tables(TABLE)
     return [family for family in FAMILIES if family in there]
 

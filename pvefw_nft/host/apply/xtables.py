@@ -169,7 +169,7 @@ def _normal(entry: str) -> str:
 def wanted(artefact: Mapping[str, Any]) -> State:
     """Read the output of ``pvefw compile --backend iptables --format json``.
 
-    Raises :class:`InternalError` where the artefact is not of that shape, or a line would do something else
+    Raises :class:`InternalError` if the artefact is not of that shape, or a line would do something else
     than add one rule to its chain or one entry to its set.
     """
     try:
@@ -234,7 +234,7 @@ def _after(line: str, words: int) -> str:
 class Saved:
     """The tools' listing: the output of each save command; of ipset only the lines about our sets.
 
-    ``ebtables`` is None where ebtables does not work.
+    ``ebtables`` is None if ebtables does not work.
     """
 
     ip: Mapping[str, str]
@@ -290,7 +290,7 @@ RULE_TOOLS = (*IP_TOOLS, *(f"{tool}-restore" for tool in IP_TOOLS), "ebtables-re
 def save(*, ebtables: bool = True) -> Saved:
     """Return the kernel's present rules, through the tools' own save commands.
 
-    Raises :class:`HostError` where a tool is missing or fails. A missing ebtables is an error only if
+    Raises :class:`HostError` if a tool is missing or fails. A missing ebtables is an error only if
     ``ebtables`` says that it is needed.
     """
     commands: list[tuple[str, ...]] = [(f"{tool}-save",) for tool in IP_TOOLS]
@@ -316,7 +316,7 @@ def missing_tools() -> dict[str, HostError]:
 
 
 def read_what_can_be_read(on_record: OnRecord = tuple) -> State:
-    """Return our part of the rules that the installed tools list. Raises :class:`HostError` where one of them fails.
+    """Return our part of the rules that the installed tools list. Raises :class:`HostError` if one of them fails.
 
     As in :func:`save`, an ebtables that does not work lists nothing.
     """

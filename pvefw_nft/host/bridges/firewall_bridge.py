@@ -80,7 +80,7 @@ class Nic:
     """A guest's NIC as the host sees it: ``interface`` (``tap100i0``), a port of ``bridge``.
 
     ``tag``: the VLAN the guest is in; ``trunks``: VLANs it may use with tags of its own; ``mtu``: of the NIC,
-    None for the bridge's. Raises :class:`UsageError` where a name cannot be one of a link or a VLAN is none.
+    None for the bridge's. Raises :class:`UsageError` if a name cannot be one of a link or a VLAN is none.
     """
 
     interface: str
@@ -148,7 +148,7 @@ def plan_plug(
     naming: Naming = Naming.CURRENT,
     setting: Callable[[str], str | None] = sysctl.read,
 ) -> list[Step]:
-    """Return the steps that put the NIC behind its firewall bridge; none where all is as it should be.
+    """Return the steps that put the NIC behind its firewall bridge; none if all is as it should be.
 
     ``links`` is changed to what the steps lead to. ``setting`` reads a kernel setting by its path below
     /proc/sys. Raises :class:`HostError` if links are missing, or foreign links have their names.

@@ -45,7 +45,7 @@ def plug_all(
     """Plug each NIC that exists and is unplugged. A NIC that fails does not stop the rest.
 
     ``plug`` False only looks. ``only_bridged`` skips NICs in no bridge: the program that makes one may be about to
-    plug it, and two programs that make the same bridge make one of them fail. Raises HostError where links cannot be
+    plug it, and two programs that make the same bridge make one of them fail. Raises HostError if links cannot be
     read, LockedError.
     """
     found = read_unplugged(nics, misconfigured, backend)

@@ -36,7 +36,7 @@ class Misconfigured:
 class Unplugged:
     """A NIC that exists and is not behind its firewall bridge.
 
-    ``bridge`` is the link it is a port of, None: of none. ``nic`` is None where its configuration does not say where
+    ``bridge`` is the link it is a port of, None: of none. ``nic`` is None if its configuration does not say where
     it belongs: then ``reason`` tells why.
     """
 

@@ -72,7 +72,7 @@ class Entry:
 
 
 def entries(mark: int | None = None) -> Iterator[Entry]:
-    """Yield all entries, or those with that mark. Raises :class:`HostError` where the kernel lists none."""
+    """Yield all entries, or those with that mark. Raises :class:`HostError` if the kernel lists none."""
     about = b"" if mark is None else _number(_MARK, mark) + _number(_MARK_MASK, 0xFFFFFFFF)
     with _socket() as asking:
         asking.send(_message(_GET, REQUEST | DUMP, 0, about))
@@ -94,7 +94,7 @@ def entries(mark: int | None = None) -> Iterator[Entry]:
 def copy(some: list[Entry], zone: int) -> int:
     """Copy entries into a zone; those that it has stay as they are. Return how many were made.
 
-    Raises :class:`HostError` where the kernel refuses one for another reason.
+    Raises :class:`HostError` if the kernel refuses one for another reason.
     """
     made = 0
     with _socket() as asking:

@@ -51,7 +51,7 @@ def digest(tool: str) -> str:
     """Return a digest of all rules that a tool's legacy variant would list in this network namespace.
 
     ``tool`` is ``iptables``, ``ip6tables`` or ``ebtables`` (only its table ``filter`` is read). Counters are left out
-    of it. Raises OSError where the kernel does not tell.
+    of it. Raises OSError if the kernel does not tell.
     """
     found = hashlib.sha256()
     for name, entries in sorted(_bridge_tables().items() if tool == "ebtables" else _ip_tables(tool).items()):

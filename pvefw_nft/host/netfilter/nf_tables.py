@@ -79,7 +79,7 @@ def _tables() -> dict[tuple[str, str], int]:
 
 
 def rules(family: str, table: str, chain: str | None = None) -> list[Rule]:
-    """Return the rules of a table, or of one chain, in order; none where there is no such table or chain."""
+    """Return the rules of a table, or of one chain, in order; none if there is no such table or chain."""
     found = []
     for body in _rules(family, table, chain):
         parts = dict(attributes(body, 4))
@@ -229,7 +229,7 @@ def attributes(data: bytes, position: int) -> Iterator[tuple[int, bytes]]:
 
 
 def attribute(data: bytes, wanted: int, position: int = 0) -> bytes:
-    """Return the value of an attribute, empty where it is missing."""
+    """Return the value of an attribute, empty if it is missing."""
     return next((value for kind, value in attributes(data, position) if kind == wanted), b"")
 
 

@@ -66,7 +66,7 @@ class RulesetStamp:
 
 
 def take_stamp(rest: str = "") -> RulesetStamp | None:
-    """Return the stamp of this moment, or None where the kernel does not tell."""
+    """Return the stamp of this moment, or None if the kernel does not tell."""
     number = generation()
     try:
         boot = f"{_BOOT.read_text('ascii').strip()} {_module_number()}"
@@ -88,7 +88,7 @@ def _module_number() -> int:
 def take_stamp_for_tools(names: Sequence[str], uncounted: str) -> RulesetStamp | None:
     """Return the stamp for rules that these tools keep, and the listing of the parts that are not counted.
 
-    None where one of them is missing, is of a variant that is not known, or keeps its rules where they cannot be read.
+    None if one of them is missing, is of a variant that is not known, or keeps its rules where they cannot be read.
     """
     found = hashlib.sha256(uncounted.encode())
     try:
@@ -111,7 +111,7 @@ def are_counted(names: Sequence[str]) -> bool:
 
 
 def _variant(tool: str) -> str:
-    """Return ``nf_tables`` or ``legacy``. Raises HostError where the tool is missing or of another kind."""
+    """Return ``nf_tables`` or ``legacy``. Raises HostError if the tool is missing or of another kind."""
     file = Path(os.path.realpath(tools.find(tool))).name
     if file == _KEPT_IN_NF_TABLES:
         return _NF_TABLES

@@ -42,7 +42,7 @@ class FirewallWatch:
         return bool(self._found)
 
     def news(self) -> Iterator[str]:
-        """Yield a line for each firewall that came to life or ended; none where it is not time to look."""
+        """Yield a line for each firewall that came to life or ended; none if it is not time to look."""
         if self._clock() < self._due:
             return
         found = self._found

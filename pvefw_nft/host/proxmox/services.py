@@ -55,7 +55,7 @@ def has_systemd() -> bool:
 
 
 def read_services(*names: str) -> list[Service]:
-    """Return units by name, none where systemd does not run. Raises HostError where it does not answer.
+    """Return units by name, none if systemd does not run. Raises HostError if it does not answer.
 
     Users other than root get its answers by D-Bus. Where that is not installed, the control groups tell which run.
     """
@@ -92,7 +92,7 @@ def keeps_flag() -> bool:
 
 
 def loaded_tables() -> list[tuple[str, str]]:
-    """Return the loaded tables of proxmox-firewall, loaded by any program. None where the kernel does not tell."""
+    """Return the loaded tables of proxmox-firewall, loaded by any program. None if the kernel does not tell."""
     with contextlib.suppress(HostError):
         return [(family, name) for family, name in TABLES if family in nf_tables.tables(name)]
     return []

@@ -122,14 +122,14 @@ def _save_legacy_ebtables() -> str:
 
 
 def _current_variant(tool: str = "iptables") -> str:
-    """Return which variant a tool is. Raises HostError where it is not installed."""
+    """Return which variant a tool is. Raises HostError if it is not installed."""
     return "legacy" if "(legacy)" in tools.version(tool) else "nft"
 
 
 def wait_until_loaded(service: str, seconds: float) -> None:
     """Wait until a service of Proxmox VE runs and its rules are loaded, twice in a row.
 
-    Raises HostError where that does not come about within so many seconds.
+    Raises HostError if that does not come about within so many seconds.
     """
     end = time.monotonic() + seconds
     seen = 0

@@ -80,7 +80,7 @@ def write(pieces: Sequence[str]) -> Base:
 
 
 def read(name: object) -> Base:
-    """Read a base. Raises ValueError where it is not there, and :class:`HostError`.
+    """Read a base. Raises ValueError if it is not there, and :class:`HostError`.
 
     Whether it is as it was written, the fingerprint of the ruleset tells that is put together from it.
     """
@@ -145,7 +145,7 @@ def put_together(parts: Any, new: Sequence[str], base: Base | None) -> tuple[str
 
 
 def names() -> set[str]:
-    """Return the names of the bases on disk; none where the folder cannot be read."""
+    """Return the names of the bases on disk; none if the folder cannot be read."""
     try:
         return {path.name for path in state.state_directory().iterdir() if _NAME.fullmatch(path.name)}
     except OSError:

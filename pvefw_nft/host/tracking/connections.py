@@ -89,7 +89,7 @@ def sessions(
 
 
 def tracked(proc: Path = Path("/proc")) -> list[Flow] | None:
-    """Return the established connections of connection tracking, each once; None where the kernel does not list them.
+    """Return the established connections of connection tracking, each once; None if the kernel does not list them.
 
     Without the module nf_conntrack nothing is tracked, and none are returned.
 

@@ -36,7 +36,7 @@ _SECONDS: Final = 60.0
 def arrived(before: Desired | None, after: Desired) -> frozenset[int]:
     """Return the VMIDs of guests that a ruleset filters and the one before it did not.
 
-    None where there was none before, or one of the other backend: then all zones change (:mod:`.zone_change`).
+    None if there was none before, or one of the other backend: then all zones change (:mod:`.zone_change`).
     """
     if before is None or not before.enabled or before.backend != after.backend:
         return frozenset()

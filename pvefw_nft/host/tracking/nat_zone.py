@@ -59,7 +59,7 @@ _TRANSLATIONS: Final = ("snat", "dnat", "masquerade", "redirect", "xt")
 def nat_rules(proc: Path = Path("/proc"), listed: list[dict[str, Any]] | None = None) -> dict[str, list[str]]:
     """Return the rules of anybody that translate addresses, by iptables tool of their IP version, as text.
 
-    ``listed`` is nft's listing of chains of type nat with their rules. Raises :class:`HostError` where rules cannot be
+    ``listed`` is nft's listing of chains of type nat with their rules. Raises :class:`HostError` if rules cannot be
     listed.
     """
     found: dict[str, list[str]] = {tool: [] for tool in _TOOLS}
@@ -80,7 +80,7 @@ def nat_rules(proc: Path = Path("/proc"), listed: list[dict[str, Any]] | None = 
 def zone_of_rule(tool: str = "iptables") -> int:
     """Return the zone that a rule in raw PREROUTING, pvefw's or a foreign one, gives firewall bridges; 0: none.
 
-    Raises :class:`HostError` where rules cannot be listed.
+    Raises :class:`HostError` if rules cannot be listed.
     """
     return _zone(_listed(tool, "raw"))
 
@@ -97,7 +97,7 @@ def _zone(raw: list[str]) -> int:
 def missing() -> list[str]:
     """Return the problem, one line for each IP version: NAT rules, firewall bridges, and no zone rule.
 
-    Raises :class:`HostError` where rules cannot be listed.
+    Raises :class:`HostError` if rules cannot be listed.
     """
     if not any(name.startswith("fwbr") for _, name in socket.if_nameindex()):
         return []

@@ -62,7 +62,7 @@ _FRAGMENT = {"&": [{"payload": {"protocol": "ip", "field": "frag-off"}}, 0x3FFF]
 
 
 def zones_of(ruleset: Desired | None) -> dict[tuple[int, int], int]:
-    """Return the zones of NICs, by VMID and number, that a ruleset on record sets; none where it sets none.
+    """Return the zones of NICs, by VMID and number, that a ruleset on record sets; none if it sets none.
 
     Only entries with a firewall bridge's name and a number of pvefw's range count: a damaged record must not matter.
     """

@@ -40,7 +40,7 @@ class RuleEvents:
     """
 
     def __init__(self) -> None:
-        """Listen. Raises OSError where the kernel has no nf_tables, or no descriptor is left."""
+        """Listen. Raises OSError if the kernel has no nf_tables, or no descriptor is left."""
         self.socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
         )

@@ -155,7 +155,7 @@ class Look(Protocol):
     """Run a function that touches the file system, and return its result."""
 
     def __call__(self, function: Callable[[], _T], /) -> _T:
-        """Raises :class:`PvefwError` where the file system does not answer."""
+        """Raises :class:`PvefwError` if the file system does not answer."""
 
 
 def _look(function: Callable[[], _T], /) -> _T:
@@ -290,7 +290,7 @@ class Watcher:
         return time.monotonic() + (self._full if wanted is None else min(wanted, self._full))
 
     def _seen(self, inotify: Inotify) -> dict[str, tuple[int, int, int]] | None:
-        """Watch the folders and return their entries; None where the file system does not answer."""
+        """Watch the folders and return their entries; None if the file system does not answer."""
 
         def look() -> dict[str, tuple[int, int, int]]:
             folders = self._folders()
@@ -307,7 +307,7 @@ class Watcher:
             self._warn(problem)
 
     def _gather(self, inotify: Inotify, links: socket.socket) -> str | None:
-        """Return why to refresh, once no more events come; None where there is no reason."""
+        """Return why to refresh, once no more events come; None if there is no reason."""
         reason = None
         latest = time.monotonic() + self._longest
         while True:

@@ -53,7 +53,7 @@ class IntervalSet:
 
     @classmethod
     def from_ranges(cls, ranges: Iterable[tuple[int, int]]) -> IntervalSet:
-        """As :meth:`of`. Ranges may overlap and come in any order; raises ValueError where one is empty."""
+        """As :meth:`of`. Ranges may overlap and come in any order; raises ValueError if one is empty."""
         bounds: list[int] = []
         for first, last in sorted(ranges):
             if first > last or first < 0:
@@ -112,7 +112,7 @@ class IntervalSet:
         return sum(last - first + 1 for first, last in self)
 
     def smallest(self) -> int:
-        """Return the smallest value; raises IndexError where the set is empty."""
+        """Return the smallest value; raises IndexError if the set is empty."""
         return self.bounds[0]
 
     def complement(self, size: int) -> IntervalSet:

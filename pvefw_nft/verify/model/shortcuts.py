@@ -65,7 +65,7 @@ class _Index:
 
 
 def _interface(rule: Rule) -> tuple[Field, int] | None:
-    """Return the field and value of an interface without which a rule does not match, None where there is none."""
+    """Return the field and value of an interface without which a rule does not match, None if there is none."""
     for condition in rule.conditions:
         if isinstance(condition, Test) and condition.field in _INTERFACES:
             bounds = condition.values.bounds

@@ -132,7 +132,7 @@ def _flags_text(value: int) -> str:
 
 
 def _masked_flags(values: IntervalSet) -> str:
-    """Return a set of flags as ``syn/fin,syn,rst,ack``, the values of the named bits; empty where it is none."""
+    """Return a set of flags as ``syn/fin,syn,rst,ack``, the values of the named bits; empty if it is none."""
     members = [value for first, last in values for value in range(first, last + 1)]
     mask, value = 0xFF, members[0]
     for member in members:
@@ -214,7 +214,7 @@ def condition_text(condition: Condition) -> str:
 
 
 def _mark_text(tests: tuple[Test, ...]) -> str:
-    """Return tests of the bits of one mark as ``mark VALUE/MASK``; empty where they are something else."""
+    """Return tests of the bits of one mark as ``mark VALUE/MASK``; empty if they are something else."""
     for name, bits in (("mark", MARK), ("ct mark", CT_MARK)):
         if tests and all(test.field in bits and len(test.values) == 1 for test in tests):
             mask = value = 0

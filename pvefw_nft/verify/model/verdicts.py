@@ -76,7 +76,7 @@ class Queue:
 class Nat:
     """Address translation (``dnat``, ``snat``, ``masquerade``, ``redirect``), which also accepts.
 
-    ``addresses`` and ``ports`` are the first and last value to use, None where that part does not change.
+    ``addresses`` and ``ports`` are the first and last value to use, None if that part does not change.
     """
 
     kind: str
@@ -117,7 +117,7 @@ class VerdictMap:
     def index(self) -> tuple[Field, list[int], list[int], list[PlainVerdict]] | None:
         """The field of the map, and per interval its start, its end (excluded) and verdict, ascending.
 
-        None where entries are not tests of one and the same field.
+        None if entries are not tests of one and the same field.
         """
         known: tuple[Field, list[int], list[int], list[PlainVerdict]] | bool | None
         known = self.__dict__.get("_index", False)

@@ -32,7 +32,7 @@ _EVERYBODY = 0xFFFFFFFF
 
 
 def martian(stage: Stage, packet: Mapping[Field, int]) -> str | None:
-    """Return why routing drops a packet before this stage, or None where it does not.
+    """Return why routing drops a packet before this stage, or None if it does not.
 
     Only packets that are routed or delivered to the host are checked. The broadcast address of one of the host's
     networks is not, since that depends on rp_filter: without it fib_validate_source takes any sender that is not the

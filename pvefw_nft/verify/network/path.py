@@ -226,7 +226,7 @@ def find_ends(topology: Topology, zone: str) -> list[End]:
 
     ``iface/NAME`` is an interface of the host, ``port/BRIDGE/NAME`` a port of a bridge and ``nic/BRIDGE/INTERFACE`` a
     filtered NIC, whether or not any file names them.
-    Raises UsageError where there is no such zone, naming those there are.
+    Raises UsageError if there is no such zone, naming those there are.
     """
     if zone == "host":
         return [HostEnd()]
@@ -447,7 +447,7 @@ def _bridge(end: End) -> str | None:
 def find_path(topology: Topology, source: End, destination: End) -> Path:
     """Return the path from one end to another: bridged where both are on one bridge, else routed by the host.
 
-    Raises UsageError where both ends are the same, or on one bridge in two VLANs.
+    Raises UsageError if both ends are the same, or on one bridge in two VLANs.
     """
     return Path(
         source,

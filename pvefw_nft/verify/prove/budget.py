@@ -42,12 +42,12 @@ class Budget:
         )
 
     def check_time(self) -> None:
-        """Raise BudgetExceededError where the time is up."""
+        """Raise BudgetExceededError if the time is up."""
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise BudgetExceededError("the time limit was reached (--max-time)")
 
     def check_memory(self, used: int) -> None:
-        """Raise BudgetExceededError where a diagram of that many bytes is larger than allowed."""
+        """Raise BudgetExceededError if a diagram of that many bytes is larger than allowed."""
         if self.memory is not None and used > self.memory:
             raise BudgetExceededError(f"a decision diagram exceeded {self.memory >> 20} MiB (--max-memory)")
 

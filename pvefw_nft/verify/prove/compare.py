@@ -38,7 +38,7 @@ def compare(
 ) -> Report:
     """Return how the rulesets of two sides differ. ``progress`` is called with the work done, and all of it.
 
-    Raises HostError where a ruleset cannot be evaluated.
+    Raises HostError if a ruleset cannot be evaluated.
     """
     with without_gc():
         return Comparison(before, after, options or Options()).report(progress or (lambda _done, _all: None))

@@ -42,7 +42,7 @@ class Diagrams:
 
     ``marks`` are bits that a node inherits from the nodes below it: :meth:`terminal` sets the marks of terminals,
     ``level_marks`` the marks of levels, so that substitution can skip nodes with nothing to substitute. ``memory`` is
-    the approximate size of the nodes, in bytes. Operations raise BudgetExceededError where they exceed ``budget``.
+    the approximate size of the nodes, in bytes. Operations raise BudgetExceededError if they exceed ``budget``.
     """
 
     __slots__ = (

@@ -250,7 +250,7 @@ class Differences:
 
 
 def deciding(run: Simulated) -> tuple[Place, ...]:
-    """Return the rule that decides about a simulated packet, or the policy; nothing where none does."""
+    """Return the rule that decides about a simulated packet, or the policy; nothing if none does."""
     step = run.decider
     if step is not None:
         return (place_of(step),)

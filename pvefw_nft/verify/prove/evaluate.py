@@ -126,7 +126,7 @@ class Evaluation:
     """The diagrams of one proof: all its flows share levels and nodes, so equal ones have equal numbers.
 
     ``more`` gives, for the fields that the flows test, further tests that the proof needs. Operations raise
-    BudgetExceededError where they exceed ``budget``. ``carried`` are fields that packets carry from one segment to the
+    BudgetExceededError if they exceed ``budget``. ``carried`` are fields that packets carry from one segment to the
     next: nodes that test one have :data:`TESTS_MARK`.
     """
 

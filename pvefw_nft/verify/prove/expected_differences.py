@@ -80,7 +80,7 @@ def _named(end: End, patterns: tuple[str, ...]) -> bool:
 def read_known(text: str, source: str) -> tuple[Known, ...]:
     """Return the differences that a TOML text lists; ``source`` names it in errors.
 
-    Raises UsageError where it is no such file, naming the entry.
+    Raises UsageError if it is no such file, naming the entry.
     """
     try:
         document = tomllib.loads(text)
@@ -157,7 +157,7 @@ def _port_range(word: str) -> tuple[int, int]:
 
 
 def _addresses(entry: Mapping[str, object], version: int) -> tuple[m.Condition, ...] | None:
-    """The tests of addresses of one version; None where the entry only lists the other's."""
+    """The tests of addresses of one version; None if the entry only lists the other's."""
     tests: list[m.Condition] = []
     fields = {"source": (m.SADDR4, m.SADDR6), "dest": (m.DADDR4, m.DADDR6)}
     for key, both in fields.items():

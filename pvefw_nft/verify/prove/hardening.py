@@ -267,7 +267,7 @@ def _foreign(table: m.Table, nic: Nic) -> dict[int, IntervalSet]:
 
 
 def _tests(rule: m.Rule) -> _Tests | None:
-    """Return the tested values of a rule, by field; None where that is not one set for each field."""
+    """Return the tested values of a rule, by field; None if that is not one set for each field."""
     tests: _Tests = {}
     for condition in rule.conditions:
         if not isinstance(condition, m.Test) or condition.field in tests:

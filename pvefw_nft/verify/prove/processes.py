@@ -96,7 +96,7 @@ def prove(
 
 
 def _received(connection: Connection) -> Finding | None:
-    """Return the next finding; None where the process has ended, or died while it wrote."""
+    """Return the next finding; None if the process has ended, or died while it wrote."""
     try:
         finding = connection.recv()
     except (EOFError, OSError, pickle.UnpicklingError):

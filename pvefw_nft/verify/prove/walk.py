@@ -104,7 +104,7 @@ class Rules:
         return found
 
     def get(self, key: RuleKey) -> Judged | None:
-        """Return the findings about a rule; None where no walk met it."""
+        """Return the findings about a rule; None if no walk met it."""
         return self._rules.get(key)
 
     def lines(self) -> Iterator[Line]:

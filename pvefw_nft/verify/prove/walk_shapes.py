@@ -102,7 +102,7 @@ class ChainShapes:
         self._shapes: dict[int, tuple[list[Prepared], ChainShape | None]] = {}
 
     def of(self, prepared: list[Prepared]) -> ChainShape:
-        """Return the shape of a chain. Raises NoShapeError where it has none."""
+        """Return the shape of a chain. Raises NoShapeError if it has none."""
         known = self._shapes.get(id(prepared))
         if known is None:
             known = self._shapes[id(prepared)] = (prepared, self._made(prepared))

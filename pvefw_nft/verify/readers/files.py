@@ -43,7 +43,7 @@ class Text:
     """Text to read: its name, for messages, and the text.
 
     ``saved``: it was saved to a file, so that there must be something in it; a command that lists a host's rules
-    prints nothing where there are none. ``json``: it must be an nft listing in JSON.
+    prints nothing if there are none. ``json``: it must be an nft listing in JSON.
     """
 
     name: str

@@ -116,7 +116,7 @@ class IpSets:
     def condition(self, name: str, version: int, directions: tuple[str, ...]) -> Condition:
         """Return the condition of ``--match-set NAME DIRECTIONS`` in the rules of an IP version.
 
-        Raises KeyError where there is no such set, ValueError where the directions are too few for it.
+        Raises KeyError if there is no such set, ValueError if the directions are too few for it.
         """
         ipset = self.sets[name]
         self.lookups.add(name)

@@ -68,7 +68,7 @@ class Reading:
 
 
 def check_jumps(reading: Reading, tables: Iterable[Table]) -> None:
-    """Raise RulesetError where a rule goes to a chain that is not there, or chains go in circles.
+    """Raise RulesetError if a rule goes to a chain that is not there, or chains go in circles.
 
     The kernel refuses both (a loop with "Too many links").
     """
@@ -93,7 +93,7 @@ def check_jumps(reading: Reading, tables: Iterable[Table]) -> None:
 def check_jumps_of(reading: Reading, table: Table, name: str, rules: Sequence[Rule]) -> None:
     """Check a chain that is being read, as :func:`check_jumps` does: a circle is found with the last of its chains.
 
-    Raises RulesetError where one of its rules goes to a chain that is not there, or back to it by way of chains that
+    Raises RulesetError if one of its rules goes to a chain that is not there, or back to it by way of chains that
     have been read.
     """
     due: list[str] = []

@@ -94,7 +94,7 @@ def _check_transport(spec: PacketSpec, option: str) -> None:
 
 
 def check_override(on: Field, packet: Mapping[Field, int]) -> None:
-    """Raise ValueError where a packet's field cannot be set by name: another option says it, or it has none such."""
+    """Raise ValueError if a packet's field cannot be set by name: another option says it, or it has none such."""
     if on in (PROTOCOL, L4PROTO):
         raise ValueError(f"'{on}' is not set with --field: use --proto, --family or --ether-type")
     if on in _BY_THE_WAY:
@@ -106,7 +106,7 @@ def check_override(on: Field, packet: Mapping[Field, int]) -> None:
 
 
 def known_field(name: str) -> Field:
-    """Return the field of this name. Raises ValueError where there is none."""
+    """Return the field of this name. Raises ValueError if there is none."""
     try:
         return field_named(name)
     except ValueError as error:

@@ -127,7 +127,7 @@ class _Guessing:
         return found
 
     def _together(self) -> list[dict[str, IntervalSet]] | None:
-        """Return the first combination with another verdict, as single addresses; None where there is none."""
+        """Return the first combination with another verdict, as single addresses; None if there is none."""
         for tried, verdict in self.verdicts.items():
             if verdict != self.verdicts[self.start]:
                 return [{verdict: IntervalSet.single(value)} for value in tried]

@@ -511,7 +511,7 @@ def _given_address(text: str | None) -> Address | None:
 
 
 def _address(text: str | None) -> Address | None:
-    """Return an address with its version, or None where the text is none."""
+    """Return an address with its version, or None if the text is none."""
     if text is None:
         return None
     try:

@@ -287,7 +287,7 @@ def simulate(
     """Return the verdict on a packet, with its walk. With ``connections`` its state follows from those known before it.
 
     Where ``looked_up`` has fields as keys, the sets that rules looked up for them are added to it. With ``shortcuts``
-    the outcome has only the steps that matched. Raises UsageError where more unknown matches matter than can be tried.
+    the outcome has only the steps that matched. Raises UsageError if more unknown matches matter than can be tried.
     """
     outcomes: list[tuple[dict[Field, int], Outcome]] = []
     pending: list[dict[Field, int]] = [{}]

@@ -120,7 +120,7 @@ def is_expression(expression: Json, kind: str, protocol: str | None, name: str) 
 
 
 def mark_bits(expression: Json) -> tuple[Field, ...] | None:
-    """Return the bits of the mark that an expression reads, or None where it reads something else."""
+    """Return the bits of the mark that an expression reads, or None if it reads something else."""
     if is_expression(expression, "meta", None, "mark"):
         return MARK
     return CT_MARK if is_expression(expression, "ct", None, "mark") else None
@@ -153,7 +153,7 @@ TEMPLATE = 1 << 11
 
 
 def label_number(value: Json) -> int | None:
-    """Return the number of the label that an expression names, as a number or as text; None where it is no number."""
+    """Return the number of the label that an expression names, as a number or as text; None if it is no number."""
     try:
         number = as_integer(value)
     except UnknownExpressionError:
@@ -331,7 +331,7 @@ def limit_text(body: Json) -> str:
 
 
 def nat_range(value: Json, convert: Callable[[str], tuple[int, int]]) -> tuple[int, int] | None:
-    """Return the first and last value of an address or port to translate to; None where it does not change."""
+    """Return the first and last value of an address or port to translate to; None if it does not change."""
     if value is None:
         return None
     if isinstance(value, (int, str)) and not isinstance(value, bool):

@@ -318,7 +318,7 @@ def ranges_of(on: Selector, value: Json) -> list[tuple[int, int]]:
 
 
 def _within(on: Selector, first: int, last: int) -> tuple[int, int]:
-    """Return a range. Raises ValueError where the expression has no such values: a damaged listing."""
+    """Return a range. Raises ValueError if the expression has no such values: a damaged listing."""
     if not 0 <= first <= last < on.domain:
         raise ValueError(f"{on.field} has no values {first} to {last}")
     return first, last

@@ -44,7 +44,7 @@ class State:
     held: dict[str, list[str]] = field(default_factory=dict)
 
     def take(self) -> str:
-        """Return the next word, an option's value; raises ValueError where there is none."""
+        """Return the next word, an option's value; raises ValueError if there is none."""
         if self.position >= len(self.words):
             raise ValueError("a value is missing at the end")
         self.position += 1
