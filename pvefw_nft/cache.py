@@ -48,17 +48,12 @@ class Cache:
         entry = self._current.get(place) or self._before.get(place)
         now = dependencies()
         if entry is None:
+            entry = (now, make())
+        elif entry[0] != now or (still_holds is not None and not still_holds(cast("_T", entry[1]))):
             result = make()
-        else:
-            dependencies_before, former = cast("tuple[object, _T]", entry)
-            if dependencies_before == now and (still_holds is None or still_holds(former)):
-                result = former
-            else:
-                result = make()
-                if result == former:
-                    result = former
-        self._current[place] = (now, result)
-        return result
+            entry = (now, entry[1] if entry[1] == result else result)
+        self._current[place] = entry
+        return cast("_T", entry[1])
 
     def same(self, stage: str, key: Hashable, result: _T) -> _T:
         """Return the object of last time if it equals this one, for a result that is made each time."""

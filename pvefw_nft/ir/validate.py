@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ from pvefw_nft.ir.nodes import (
 from pvefw_nft.ir.zones import SHARED_ZONE, nic_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from pvefw_nft.cache import Cache
     from pvefw_nft.ir.nodes import Chain, Rule, Ruleset
@@ -65,6 +66,7 @@ MAX_LOG_PREFIX = 63
 
 _CHAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _CALLS = (Jump, Goto)
+_WITH_SET = (InSet, AdvertisedOutside)
 _STATELESS_ACTIONS = (Drop, Return, Dispatch)
 _STATELESS_MATCHES = (
     ArpSenderMac,
@@ -81,18 +83,30 @@ _PORT_PROTOCOLS = frozenset((6, 17, 33, 132, 136))
 
 @dataclass(frozen=True, slots=True)
 class _References:
-    """The references of a chain's rules, by name."""
+    """The references of a chain's rules: chains, each with the families in which it is called, and sets."""
 
-    chains: tuple[str, ...]
+    chains: tuple[tuple[str, int], ...]
     sets: tuple[SetKey, ...]
+
+    def hold(self, chains: Mapping[str, Chain], keys: set[SetKey]) -> bool:
+        """Tell whether all of them are there."""
+        for name, families in self.chains:
+            found = chains.get(name)
+            if found is None or families & ~found.families:
+                return False
+        return all(key in keys for key in self.sets)
 
 
 def _references(chain: Chain) -> _References:
-    called = dict.fromkeys(_called(chain))
+    called: dict[str, int] = {}
     sets: dict[SetKey, None] = {}
     for rule in chain.rules:
-        sets.update({match.key: None for match in rule.matches if isinstance(match, InSet | AdvertisedOutside)})
-    return _References(tuple(called), tuple(sets))
+        if isinstance(rule.action, _CALLS):
+            called[rule.action.chain] = called.get(rule.action.chain, 0) | (rule.families & chain.families)
+        for match in rule.matches:
+            if isinstance(match, _WITH_SET):
+                sets[match.key] = None
+    return _References(tuple(called.items()), tuple(sets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,31 +122,33 @@ class _Checks:
     cache: Cache
     _sound: dict[Family, set[int]] = field(default_factory=lambda: {family: set() for family in Family})
 
-    def checked(self, chain: Chain) -> tuple[str, ...]:
-        """Return the chains that a chain leads to, after checking its rules. Raises InternalError."""
-
-        def check() -> tuple[str, ...]:
-            _check_chain(self.layer, chain, self.chains, self.keys, self._sound[chain.families])
-            return tuple(_called(chain))
-
+    def called(self) -> dict[str, list[str]]:
+        """Check the rules of all chains. Return the chains that each one leads to. Raises InternalError."""
         stage = f"valid chain {self.layer.value}"
-        return self.cache.get(stage, chain.name, lambda: self._dependencies(chain), check)
+        called = {}
+        for name, chain in self.chains.items():
+            references = self.cache.get(stage, name, partial(_itself, chain), partial(self._check, chain), self._hold)
+            called[name] = [other for other, _ in references.chains]
+        return called
 
-    def _dependencies(self, chain: Chain) -> object:
-        """Return all that the validity of a chain depends on: its rules, and what those refer to."""
-        stage = f"references {self.layer.value}"
-        references = self.cache.get(stage, chain.name, lambda: chain, lambda: _references(chain))
-        called = (self.chains.get(name) for name in references.chains)
-        families = tuple([None if other is None else other.families for other in called])
-        return chain, families, tuple([key in self.keys for key in references.sets])
+    def _check(self, chain: Chain) -> _References:
+        """Check the rules of a chain. Return the references on which the result depends. Raises InternalError."""
+        _check_chain(self.layer, chain, self.chains, self.keys, self._sound[chain.families])
+        return _references(chain)
+
+    def _hold(self, references: _References) -> bool:
+        return references.hold(self.chains, self.keys)
+
+
+def _itself(chain: Chain) -> Chain:
+    return chain
 
 
 def validate(ruleset: Ruleset, cache: Cache = NO_CACHE) -> None:
     """Check a ruleset. Raises InternalError that names the chain and its mistake."""
     keys = {made.key for made in ruleset.sets}
     for layer, chains in ruleset.chains.items():
-        checks = _Checks(layer, chains, keys, cache)
-        _check_loops(layer, {name: checks.checked(chain) for name, chain in chains.items()})
+        _check_loops(layer, _Checks(layer, chains, keys, cache).called())
     for hook in ruleset.hooks:
         _require(hook.chain in ruleset.chains[hook.layer], f"hook {hook.point.value} has no chain {hook.chain}")
     for nic in ruleset.nics:
@@ -279,11 +295,7 @@ def _fits(prefix: Prefix, families: Family) -> bool:
     return prefix.version == version and 0 <= prefix.length <= width and 0 <= prefix.address <= prefix.last < 1 << width
 
 
-def _called(chain: Chain) -> list[str]:
-    return [rule.action.chain for rule in chain.rules if isinstance(rule.action, _CALLS)]
-
-
-def _check_loops(layer: Layer, called: Mapping[str, Sequence[str]]) -> None:
+def _check_loops(layer: Layer, called: Mapping[str, list[str]]) -> None:
     """Check that no chain reaches itself: netfilter refuses loops. ``called`` are the chains that each one leads to."""
     try:
         TopologicalSorter(called).prepare()
