@@ -152,8 +152,10 @@ def cpu_with(pids: list[int]) -> float:
 
 def measure_all(root: Path, workers: int) -> list[Result]:
     """Run in all ways and return their results; they must have found the same."""
+    from dask import config
     from distributed import LocalCluster
 
+    config.set({"distributed.worker.profile.enabled": False})  # as docs/fleet.md advises: it keeps each stack
     load_stages(checks=True, proof=True)
     alone, expected = measure("processes", Processes(workers), root, cpu_of_family)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6

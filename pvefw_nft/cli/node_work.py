@@ -27,11 +27,14 @@ if TYPE_CHECKING:
 def work(job: Job) -> dict[str, Any]:
     """Do a job. Raises what its command raises."""
     # the IR has no cycles; a proof makes none either, and switches this off itself
+    from pvefw_nft.verify.model.interned import forget_unused  # deferred: the parent need not import it
+
     enabled = gc.isenabled()
     gc.disable()
     try:
         return _WORK[job.command](job)
     finally:
+        forget_unused()  # a worker of many machines does thousands of jobs
         if enabled:
             gc.enable()
 

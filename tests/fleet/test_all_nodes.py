@@ -123,6 +123,24 @@ def test_compare_proves_each_node(tmp_path: Path) -> None:
     ]
 
 
+def test_nodes_share_the_cache_of_proofs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PVEFW_CACHE_DIRECTORY", str(tmp_path / "cache"))
+    root = make_cluster(tmp_path / "c", 2)
+
+    def kept(*options: str) -> list[int]:
+        found = answer("compare", "--all-nodes", "--root", root, *options)
+        assert {one["data"]["answer"] for one in found["nodes"]} == {"equal"}
+        return [one["data"]["proof"]["kept"] for one in found["nodes"]]
+
+    assert kept("-j", "1") == [0, 0]
+    first, second = kept()
+    assert min(first, second) >= 2  # two guests a node
+    assert kept("--no-cache") == [0, 0]
+    rules = root / "etc/pve/firewall/201.fw"
+    rules.write_text(rules.read_text() + "IN ACCEPT -p tcp -dport 8443\n")
+    assert kept() == [first, second - 1]
+
+
 PACKETS = """\
 [[packet]]
 name = "web"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Test:
     """``field in values``, false where the packet lacks the field. Interned: equal tests are one object."""
 
-    __slots__ = ("field", "values")
+    __slots__ = ("__weakref__", "field", "values")
     __test__ = False  # no test class for pytest
     _known: dict[tuple[Field, IntervalSet], Test] = {}  # noqa: RUF012  the registry of all tests
 

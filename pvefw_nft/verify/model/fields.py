@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, final
 
 from pvefw_nft.verify.model.intervals import IntervalSet
@@ -286,7 +286,7 @@ def route_field(keys: Iterable[str]) -> Field:
     return Field(f"fib {' . '.join(keys)} oif", 2, FieldKind.BIT)
 
 
-@cache
+@lru_cache(maxsize=1 << 15)
 def interface_number(name: str) -> int:
     """Return the value of an interface field for this name.
 
@@ -303,7 +303,7 @@ def interface_name(number: int) -> str:
     return number.to_bytes(16, "big").rstrip(b"\0").decode(errors="replace")
 
 
-@cache
+@lru_cache(maxsize=1 << 15)
 def interface_set(pattern: str, wildcard: str = "+") -> IntervalSet:
     """Return the interfaces a pattern means: a name, or a prefix and ``wildcard`` (nft writes ``*``)."""
     if not pattern.endswith(wildcard):

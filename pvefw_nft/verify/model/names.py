@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from pvefw_nft.verify.model.intervals import IntervalSet
@@ -178,7 +178,7 @@ _ETHERTYPES = {
 }  # fmt: skip
 
 
-@cache
+@lru_cache(maxsize=1 << 15)
 def protocol_number(name: str) -> int:
     """Return an IP protocol's number (0 to 255) from its name or number; raises ValueError."""
     if name.isdecimal():
@@ -198,7 +198,7 @@ def protocol_number(name: str) -> int:
     return number
 
 
-@cache
+@lru_cache(maxsize=1 << 15)
 def port_number(name: str, protocol: str | None = None) -> int:
     """Return a port from its number or service name, of the protocol where given; raises ValueError."""
     if name.isdecimal():
@@ -313,7 +313,7 @@ def address_text(value: int, version: int) -> str:
     return str(ipaddress.IPv4Address(value) if version == 4 else ipaddress.IPv6Address(value))
 
 
-@cache
+@lru_cache(maxsize=1 << 15)
 def network_range(text: str, version: int) -> tuple[int, int]:
     """Return the first and last address of an address, ``a/len``, ``a/mask`` or ``a-b``; raises ValueError.
 

@@ -56,6 +56,9 @@ from pvefw_nft.verify.readers.xtables.state import Context, Handler, State, Unkn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_MAX_CACHED = 1 << 13
+"""How many conditions of an option are cached: a process that reads many rulesets must not grow."""
+
 
 def hashlimit_text(held: dict[str, list[str]], version: int) -> str:
     """Return the canonical text of a hashlimit match's rate: ``200/second burst 1000 per ip saddr/32``."""
@@ -101,6 +104,8 @@ def _test(make: Callable[[Context, str], Condition]) -> Handler:
         key = (context.version, value, inverted)
         condition = cache.get(key)
         if condition is None:
+            if len(cache) >= _MAX_CACHED:
+                cache.clear()
             condition = cache[key] = _invert(make(context, value), inverted)
         state.conditions.append(condition)
 
@@ -195,6 +200,8 @@ def _ports(*fields: Field, many: bool = False) -> Handler:
             values = IntervalSet.from_ranges(ranges)
             tests = tuple(Test(on, values) for on in fields)
             condition = _invert(tests[0] if len(tests) == 1 else Any(tests), inverted)
+            if len(cache) >= _MAX_CACHED:
+                cache.clear()
             cache[key] = condition
         state.conditions.append(condition)
 
