@@ -150,7 +150,7 @@ def test_an_unreadable_file(root: Path, which: str) -> None:
 
 
 def powerless() -> list[str]:
-    """Return what runs a command without root's power to read any file."""
+    """Return the prefix that runs a command without root's power to read any file."""
     if os.geteuid():
         return []
     setpriv = shutil.which("setpriv")

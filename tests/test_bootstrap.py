@@ -75,7 +75,7 @@ def make_checkout(folder: Path, *, requires: str = "", delay: str = "pass") -> P
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return our environment without what would lead ``./pvefw`` elsewhere."""
+    """Return this environment without variables that would lead ``./pvefw`` elsewhere."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PVEFW_", "PYTHON"))}
     return {**clean, "PVEFW_PYTHON": sys.executable, **more}
 
@@ -87,7 +87,7 @@ def pvefw(checkout: Path, *arguments: str, **more: str) -> subprocess.CompletedP
 
 
 def greeting(checkout: Path, *arguments: str) -> str:
-    """Return what the command prints when it runs from that checkout."""
+    """Return the output of the command from that checkout."""
     return " ".join([str(checkout / "pvefw_nft" / "cli.py"), *arguments]) + "\n"
 
 
@@ -160,7 +160,7 @@ def test_extras_are_added_and_kept(made: Path) -> None:
     assert extras.read_text().split() == ["dev", "host", "nft"]
 
 
-# --- what may go wrong --------------------------------------------------------------------------------------
+# --- failures -----------------------------------------------------------------------------------------------
 
 
 def test_two_first_uses_at_once(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_a_read_only_checkout_is_an_error_or_has_its_environment_elsewhere(tmp_p
 
 
 def fake_path(folder: Path, **commands: str) -> str:
-    """Make a search path with just what the script itself needs and these commands, given as shell text."""
+    """Make a search path with only the script's own commands and these commands, given as shell text."""
     folder.mkdir()
     for tool in ("cmp", "find", "id", "readlink", "sh", "stat"):
         (folder / tool).symlink_to(shutil.which(tool) or f"/bin/{tool}")

@@ -1,4 +1,4 @@
-"""Every page: its links lead somewhere, its commands exist and print what it shows, and no example risks a host."""
+"""Every page: its links lead somewhere, its commands exist and print the shown output, and no example risks a host."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FENCE = re.compile(r"^ *(```|~~~).*?^ *\1 *$", re.MULTILINE | re.DOTALL)
 
 each_page = pytest.mark.parametrize("page", PAGES)
 
-# these change what a host filters, and could lock its administrator out
+# these change the firewall of a host, and could lock its administrator out
 RISKY = ("start", "update", "restart", "take-over", "hand-back")
 HARMLESS = {"--confirm", "--dry-run", "--help", "--print-unit"}
 

@@ -117,7 +117,7 @@ def needs_root_and_tools() -> None:
 
 
 def parts_of(text: str) -> list[tuple[str, str]]:
-    """Split restore text at its headings into commands and what each of them reads."""
+    """Split restore text at its headings into commands and their inputs."""
     _, *parts = re.split(r"^### (.*)\n", text, flags=re.MULTILINE)
     return list(zip(parts[::2], parts[1::2], strict=True))
 

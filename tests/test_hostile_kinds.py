@@ -303,7 +303,7 @@ class Node:
         self.expected = others(chains(self._source, backend))
 
     def ruleset(self) -> dict[str, Any]:
-        """Compile, and compare what others need. Sets and maps of nft have the names of what they hold."""
+        """Compile, and compare the parts of all others. The names of nft's sets and maps follow from their content."""
         begun = time.process_time()
         found = chains(self._source, self._backend)
         assert time.process_time() - begun < MAX_SECONDS

@@ -169,7 +169,8 @@ def is_tenants(name: str) -> bool:
 
 
 def others(ruleset: dict[str, Any]) -> dict[str, Any]:
-    """Return what is not the tenant's; of what serves all guests, the parts that do not speak of the tenant's."""
+    """Return the ruleset without the tenant's parts; shared objects are returned without their entries for the
+    tenant."""
     return {
         name: without_tenant(content)
         for name, content in ruleset.items()

@@ -67,7 +67,7 @@ PROCESSES = ("system", "popen", "exec", "fork", "spawn", "posix_spawn")
 
 
 def violations(root: Path) -> list[str]:
-    """Return what breaks the rules in the packages below ``root``, one line a finding."""
+    """Return the breaches of the rules in the packages below ``root``, one line a finding."""
     files = sorted(file for package in ("pvefw_nft", "backends") for file in (root / package).rglob("*.py"))
     return [finding for file in files for finding in check(root, file)]
 
@@ -108,7 +108,7 @@ def module_name(root: Path, file: Path) -> str:
 
 
 def place_of(module: str) -> str | None:
-    """Return the place that a module belongs to; None for the bare package and for what is not ours."""
+    """Return the place that a module belongs to; None for the bare package and for other packages."""
     match module.split("."):
         case ["pvefw_nft", place, *_] if place in MAY_IMPORT:
             return place
@@ -126,7 +126,7 @@ def room_of(place: str, module: str) -> str | None:
 
 
 def real_module(root: Path, name: str) -> str:
-    """Cut from a dotted name what is not a module but something in it."""
+    """Cut a dotted name to its module."""
     parts = name.split(".")
     while parts and not ((path := root.joinpath(*parts)).is_dir() or path.with_suffix(".py").is_file()):
         parts.pop()
@@ -151,7 +151,7 @@ def imports(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
 
 
 def dynamic_name(args: list[ast.expr]) -> str:
-    """Return the module that a call imports, or the start of its name; what is not known could be any."""
+    """Return the module that a call imports, or the start of its name; an unknown name could be any module."""
     match args:
         case [ast.Constant(value=str(name)), *_]:
             return name

@@ -260,7 +260,7 @@ def find_once(
     """Return the desired ruleset, for a command that runs once; ``source`` is one of :func:`patient`.
 
     With ``settle`` seconds it waits for files that are missing, empty or cut off and were not at the last apply, and
-    calls ``waiting`` with the path of each. Raises what :meth:`Compiler.find` raises.
+    calls ``waiting`` with the path of each. Raises the errors of :meth:`Compiler.find`.
     """
     with Compiler(source, backend, settle) as compiler:
         known = desired_ruleset.on_record(source, backend, compiler.still_hold)

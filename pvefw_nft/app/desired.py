@@ -59,7 +59,7 @@ def no_garbage() -> Iterator[None]:
 
 
 def compiled(source: Source, backend: str | None, cache: Cache = NO_CACHE) -> Result:
-    """Compile the configuration; ``cache`` has results of earlier compiles. Raises what :func:`compile_root` raises.
+    """Compile the configuration; ``cache`` has results of earlier compiles. Raises the errors of :func:`compile_root`.
 
     In doubt a firewall is enabled: a mistake in a file must not switch it off.
     """

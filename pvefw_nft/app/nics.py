@@ -29,7 +29,7 @@ class FilteredNics:
 
 
 def read_filtered_nics(source: Source) -> FilteredNics:
-    """Return the filtered NICs of a configuration, without reading any rules. Raises what reading raises."""
+    """Return the filtered NICs of a configuration, without reading any rules. Passes on the errors of reading."""
     return filtered_nics(read_guests(source))
 
 

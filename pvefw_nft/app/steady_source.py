@@ -56,7 +56,7 @@ class SteadySource:
     def find(self, last: Result | None, cache: Cache) -> Result:
         """Return the ruleset; ``last``, if none of its inputs changed.
 
-        Raises what :func:`.desired.compiled` raises; UnreadableError if the file system does not answer.
+        Raises the errors of :func:`.desired.compiled`; UnreadableError if the file system does not answer.
         """
 
         def read() -> Result:

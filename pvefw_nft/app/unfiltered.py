@@ -23,7 +23,7 @@ class Unfiltered:
 
 
 def unfiltered_guests(source: Source) -> Iterator[Unfiltered]:
-    """Yield the NICs of this node's guests that no rule filters. Raises what reading the configuration raises."""
+    """Yield the NICs of this node's guests that no rule filters. Passes on the errors of reading the configuration."""
     for guest in read_inventory(source).guests:
         for nic in guest.nics:
             if guest.firewall is None:

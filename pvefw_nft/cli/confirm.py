@@ -68,7 +68,7 @@ def report(outcome: Outcome) -> None:
 
 
 def outcome_facts(outcome: Outcome) -> dict[str, Any]:
-    """Return what an apply changed, as data."""
+    """Return the changes of an apply, as data."""
     return {
         "running": outcome.running,
         "changes": [asdict(change) for change in outcome.changes],

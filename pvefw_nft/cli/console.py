@@ -59,7 +59,7 @@ _PLAIN = Console()
 
 
 def use(console: Console) -> Any:  # noqa: ANN401 - a Token, whose type has a parameter that callers need not name
-    """Make this the console of the command that runs. Returns what :func:`leave` takes."""
+    """Make this the console of the command that runs. Returns the argument for :func:`leave`."""
     return _current.set(console)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def work(job: Job) -> dict[str, Any]:
-    """Do a job. Raises what its command raises."""
+    """Do a job. Passes on the errors of its command."""
     # the IR has no cycles; a proof makes none either, and switches this off itself
     from pvefw_nft.verify.model.interned import forget_unused  # deferred: the parent need not import it
 

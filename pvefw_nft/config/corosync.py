@@ -96,6 +96,7 @@ class _Names:
                 continue
             host = Prefix(prefix.version, prefix.address, prefix.length, prefix.canonical)
             for name in names:
+                # the first line with a name counts (hosts(5)); names have no letter case (RFC 1035, section 2.3.3)
                 known.setdefault((name.lower(), prefix.version), host)
         return known
 

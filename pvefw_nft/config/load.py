@@ -337,6 +337,7 @@ def closed_guest(guest: Guest, error: Exception, findings: Findings) -> Guest:
     """Return the guest with its filtered NICs closed, since ``error`` keeps its rules from being known."""
     file = guest.file if guest.firewall is None else guest.firewall.file
     _not_usable("guest-closed", file, error, f"nothing passes the filtered NICs of guest {guest.vmid}", findings)
+    # a link with a longer name cannot exist, and a chain could not be named after it
     nics = tuple(nic for nic in guest.nics if len(guest.interface(nic)) <= _MAX_INTERFACE)
     return replace(guest, nics=nics, firewall=None, closed=True)
 
@@ -394,6 +395,7 @@ class _Nics:
                 nic = self._nic(item)
                 if nic is not None:
                     nics[nic.index] = nic
+        # net10 comes before net2, as in the reference
         return tuple(sorted(nics.values(), key=lambda nic: str(nic.index)))
 
     def _nic(self, written: grammar.NicLine) -> Nic | None:
@@ -432,6 +434,7 @@ class _Nics:
         """Tell whether the NIC is filtered; in doubt it is, so that a mistake never opens it."""
         word = written.properties.get("firewall")
         if word is None:
+            # a damaged line may have lost the value: then the NIC counts as filtered
             return written.problem is not None and "firewall" in written.line.text
         value = read_boolean(word.text)
         if value is None and written.problem is None:
@@ -448,6 +451,7 @@ class _Nics:
         if self.kind is GuestKind.CONTAINER:
             word = properties.get("hwaddr")
         else:
+            # the model of the NIC is the key of its MAC address: `virtio=BC:24:11:…`
             model = next((key for key in properties if key not in _NO_MAC_KEYS), "")
             word = properties.get("macaddr") or properties.get(model)
         mac = None if word is None else read_mac(word.text)

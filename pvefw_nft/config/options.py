@@ -85,6 +85,7 @@ def _bool(text: str) -> bool:
 
 
 def _enable(text: str) -> int:
+    # also a time in seconds, see is_enabled
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise _bad(text, "write 1 for yes, 0 for no")
     return int(text)
@@ -99,6 +100,7 @@ def _policy(*allowed: Policy) -> Callable[[str], Policy]:
     names = {policy.value: policy for policy in allowed}
 
     def read(text: str) -> Policy:
+        # Proxmox takes a policy in any letter case
         policy = names.get(text.upper())
         if policy is None:
             raise _bad(text, nearest(text, names) or "write one of " + ", ".join(names))
@@ -184,6 +186,7 @@ def _log_ratelimit(text: str) -> LogRatelimit | Doubtful:
         found = _LIMIT_PART.fullmatch(text, start, end)
         if found is None or (found[1] is None and index > 0):
             raise _bad(text, "it is written like `enable=1,rate=1/second,burst=5`")
+        # a first part without a key is the value of `enable`
         values[found[1] or "enable"] = (found[2], found.start(2))
 
     def read(name: str, reader: Callable[[str], _T]) -> _T:
@@ -231,6 +234,7 @@ def _words(text: str) -> list[re.Match[str]]:
 def _helpers(text: str) -> tuple[str, ...]:
     names = []
     for word in _words(text):
+        # Proxmox takes a helper in any letter case
         name = word[0].lower()
         if name not in HELPERS:
             raise BadValue(

@@ -225,6 +225,7 @@ def read_network(text: str) -> tuple[Prefix, bool]:
             code="bad-address",
             hint=f"write a number from 0 to {width} after the slash",
         )
+    # int() refuses very long texts, which are out of range in any case
     length = int(length_text) if len(length_text) < 4 else 999
     if length > width:
         raise BadValue(
@@ -284,6 +285,7 @@ def _read_list(text: str) -> tuple[Prefix, ...]:
                 code="bad-address",
                 hint="remove the extra comma",
             )
+        # iptables takes ranges by a match of their own (iprange), one for each rule
         if not looks_like_address(element) or "-" in element:
             raise BadValue(
                 f"`{element}` cannot be part of a list",
@@ -398,6 +400,7 @@ def read_ports(text: str, protocol: int) -> tuple[PortRange, ...]:
                 hint="remove the extra comma",
             )
         ports = _read_port(element, start, protocol)
+        # multiport counts a range as two of its 15 ports (iptables-extensions(8))
         slots += 1 if ports.first == ports.last and ":" not in element else 2
         ranges.append(ports)
         start = end + 1

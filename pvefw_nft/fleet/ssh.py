@@ -133,7 +133,7 @@ async def _bounded(stream: Any) -> str:  # noqa: ANN401
 
 @contextlib.asynccontextmanager
 async def connected(target: Target, login: Login) -> AsyncIterator[Node]:
-    """Connect to a node. Raises what :func:`reason_of` puts into words."""
+    """Connect to a node. Raises the errors that :func:`reason_of` puts into words."""
     asyncssh = need_asyncssh()
     keys = {"client_keys": list(login.keys)} if login.keys else {}
     connection = await asyncio.wait_for(

@@ -88,7 +88,7 @@ def _held() -> str | None:
 
 
 def pending_if_sound() -> Pending | None:
-    """Return what :func:`pending` returns, or None if that cannot be read: for those who only want to tell."""
+    """Return the result of :func:`pending`, or None if that cannot be read: for those who only want to tell."""
     try:
         return pending()
     except HostError:
@@ -390,7 +390,7 @@ def _start_process(command: Sequence[str]) -> None:
 
 
 def _guard_environment() -> dict[str, str]:
-    """Return what the guard needs to be this program with this state, wherever it is started."""
+    """Return the environment by which the guard is this program with this state, in any folder."""
     kept = {key: os.environ[key] for key in ("PVEFW_RUN_DIRECTORY", "PVEFW_STATE_DIRECTORY") if key in os.environ}
     paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**kept, "PYTHONPATH": os.pathsep.join(paths)}

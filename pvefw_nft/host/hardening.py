@@ -40,7 +40,7 @@ def is_loaded() -> bool:
 
 
 def change(wanted: str) -> Change | None:
-    """Return what an apply would change, None if nothing; ``wanted`` is the transaction, empty for no table.
+    """Return the change that an apply would make, None if nothing; ``wanted`` is the transaction, empty for no table.
 
     Raises HostError if the kernel does not tell.
     """

@@ -75,7 +75,7 @@ def run(command: Sequence[str], text: str | None = None, timeout: float = TIMEOU
 
 
 def run_all(commands: Sequence[Sequence[str]], text: str | None = None, timeout: float = TIMEOUT) -> list[str]:
-    """Run tools side by side and return what each printed. Raises what :func:`run` raises, for the first that fails."""
+    """Run tools in parallel and return their outputs. Raises the error of :func:`run` for the first that fails."""
     running: list[_Running] = []
     try:
         for command in commands:
@@ -170,7 +170,7 @@ def _failure(command: Sequence[str], text: str, stderr: str, status: int) -> Hos
 
 
 def _reason(stderr: str) -> str:
-    """Return what a tool said, without its usage hints and warnings."""
+    """Return the message of a tool, without its usage hints and warnings."""
     kept = [
         line.strip()
         for line in stderr.splitlines()

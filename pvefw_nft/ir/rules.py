@@ -1,4 +1,4 @@
-"""Shared by the builders of the IR: what they need of the node, the chains, and the translation of a file's rule."""
+"""Shared by the builders of the IR: the facts of the node, the chains, and the translation of a file's rule."""
 
 from __future__ import annotations
 

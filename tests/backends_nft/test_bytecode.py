@@ -29,7 +29,7 @@ NUMBERED = re.compile(r"__(set|map)[0-9]+")
 
 
 def instructions(options: list[str], file: Path) -> list[str]:
-    """Return what nft would send to the kernel, in order; it goes on where this kernel lacks something."""
+    """Return the messages that nft would send to the kernel, in order; parts that this kernel lacks are skipped."""
     command = ["unshare", "-n", "nft", *options, "--debug=netlink", "-c", "-f", str(file)]
     environment = {**os.environ, "PATH": SYSTEM_PATH}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

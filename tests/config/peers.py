@@ -1,8 +1,8 @@
 """Constructs that Proxmox's two firewalls and pvefw do not all read alike.
 
-Each row is a case: its files, what the peers do (observed on versions 5.1 to 6.0 of pve-firewall and 1.2 of
-proxmox-firewall), and what pvefw does, which :mod:`test_peers` checks. ``scripts/peer_table.py`` prints the rows as
-the table of docs/language.md.
+Each row is a case: its files, the behaviour of the peers (observed on versions 5.1 to 6.0 of pve-firewall and 1.2 of
+proxmox-firewall), and of pvefw, which :mod:`test_peers` checks. ``scripts/peer_table.py`` prints the rows as the table
+of docs/language.md.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def marked(diagnostic: Diagnostic) -> str:
     return span.text[span.column - 1 : span.end_column - 1]
 
 
-# A rule of 100.fw, what the problem is called, the part of the line that is underlined, a part of the hint.
+# A rule of 100.fw, the code of the problem, the underlined part of the line, a part of the hint.
 RULES = [
     ("IN SSSH(ACCEPT)", "unknown-macro", "SSSH", "`SSH`"),
     ("IN accept", "bad-action", "accept", "write ACCEPT"),
@@ -137,7 +137,7 @@ def test_rule(make_root: MakeRoot, rule: str, code: str | None, underlined: str 
         assert hint in problem.hint
 
 
-# Text of cluster.fw below [OPTIONS] enable: 1, the problem, what is underlined, a part of the hint.
+# Text of cluster.fw below [OPTIONS] enable: 1, the problem, the underlined part, a part of the hint.
 CLUSTER = [
     ("policy_in: drp", "bad-option-value", "drp", "`DROP`"),
     ("policy_in: DROP   # default", "option-comment-same", "# default", "a line of its own"),

@@ -26,7 +26,7 @@ def write(root: Path, name: str, text: str | bytes) -> None:
 
 
 def found(root: Path) -> list[tuple[str, str, int]]:
-    """Return code, file and line of what the survey finds."""
+    """Return code, file and line of the survey's findings."""
     survey = survey_root(Source(root, NODE, lambda: None))
     return [(one.code, one.span.file.removeprefix(f"{root}/etc/pve/"), one.span.line) for one in survey]
 

@@ -100,7 +100,7 @@ class Faulty:
 
     @classmethod
     def controlled_by(cls, control: Path) -> Faulty:
-        """Return what breaks and mends a file system that another process mounted."""
+        """Return an object that breaks and mends a file system mounted by another process."""
         faulty = cls.__new__(cls)
         faulty._control = control
         faulty.server = 0

@@ -35,7 +35,7 @@ def listed(*command: str) -> str:
 
 
 def tables(text: str) -> dict[str, list[str]]:
-    """Return the rules by chain, in their order, of what a save command lists."""
+    """Return the rules of a save command's output by chain, in their order."""
     found: dict[str, list[str]] = {}
     table = ""
     for line in text.splitlines():

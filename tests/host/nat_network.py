@@ -391,5 +391,5 @@ def _answer(asking: socket.socket) -> str:
 
 
 def run(*command: str) -> str:
-    """Run a command and return what it prints. Raises CalledProcessError."""
+    """Run a command and return its output. Raises CalledProcessError."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout

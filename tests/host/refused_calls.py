@@ -47,7 +47,7 @@ NO_WATCH = Limit(("inotify_add_watch",), errno.ENOSPC)
 
 
 def refusing(limit: Limit) -> Callable[[], None]:
-    """Return what has the kernel refuse these calls to the calling process and its children."""
+    """Return a filter by which the kernel refuses these calls to the calling process and its children."""
     known = _NUMBERS[platform.machine()]
     numbers = [known[call] for call in limit.calls if call in known]
 

@@ -33,7 +33,7 @@ def wanted(artefact: dict[str, Any]) -> dict[str, Wanted]:
 
 
 def noted(artefact: dict[str, Any]) -> Kernel:
-    """Return what the kernel would hold after the artefact was applied."""
+    """Return the kernel's rules after an apply of the artefact."""
     return {
         family: {key: Noted(item.digests, number) for number, (key, item) in enumerate(table.objects.items())}
         for family, table in wanted(artefact).items()
@@ -45,7 +45,7 @@ def plan(before: dict[str, Any], after: dict[str, Any], *, known: bool = True) -
 
 
 def verbs(planned: apply_nft.Plan) -> list[str]:
-    """Return the commands in short: what they do to what, a dash between transactions."""
+    """Return the commands in short form: verb and object, a dash between transactions."""
     short = []
     for command in [command for commands in planned.transactions for command in (*commands, None)][:-1]:
         if command is None:

@@ -150,7 +150,7 @@ def check_that_nothing_is_left() -> None:
 
 
 def pvefw(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command that must succeed, and return what it prints. Starting Python takes seconds in the lab's guest."""
+    """Run a command that must succeed, and return its output. Starting Python takes seconds in the lab's guest."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     printed = capsys.readouterr()
@@ -188,7 +188,7 @@ def test_commands_leave_foreign_rules_unchanged(
 
 @pytest.fixture
 def dropping(host: Namespace) -> Iterator[Network]:
-    """A network whose host drops what is forwarded, as Docker has it, and whose bridges do not pass iptables."""
+    """A network whose host drops forwarded packets, like Docker, and whose bridges do not pass iptables."""
     with contextlib.suppress(HostError):
         tools.run(["modprobe", "-r", "br_netfilter"])
     if sysctl.read("net/bridge/bridge-nf-call-iptables") is not None:

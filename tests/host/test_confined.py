@@ -1,4 +1,4 @@
-"""The compiler's process: what it cannot do, that it compiles the same, and what follows when it ends or lies."""
+"""The compiler's process: its limits, its equal results, and the effects if it ends or lies."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def compiler(tmp_path: Path) -> Iterator[Compiler]:
         yield made
 
 
-# --- what the process cannot do -----------------------------------------------------------------------------------
+# --- limits of the process ----------------------------------------------------------------------------------------
 
 
 def _write(path: str) -> None:

@@ -202,7 +202,7 @@ def test_rollback_at_any_time(real: Namespace, no_systemd: None) -> None:
         control.roll_back()
     control.apply(with_port(80))
     with lock.hold():
-        firewall.reconcile(with_port(81))  # what was not confirmed by anybody
+        firewall.reconcile(with_port(81))  # a ruleset without a confirmation
     control.roll_back()
     assert has_port(80)
 

@@ -1,4 +1,4 @@
-"""Large records: a change writes its differences only, and what is read is what was written last."""
+"""Large records: a change writes only its differences, and a reader gets the last written state."""
 
 from __future__ import annotations
 

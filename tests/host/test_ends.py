@@ -1,4 +1,4 @@
-"""Signals, closed streams and missing privileges: each command says what is wrong, and the service stays."""
+"""Signals, closed streams and missing privileges: each command names the problem, and the service stays."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_closed_output_is_no_traceback(options: list[str], tmp_path: Path, descr
 def test_closed_output_keeps_no_command_from_its_work(
     options: list[str], tmp_path: Path, no_systemd: None, name: str, descriptors: tuple[int, ...]
 ) -> None:
-    """It may end with an error, since it could not tell what it did."""
+    """It may end with an error, because it could not report its result."""
 
     def close() -> None:
         for descriptor in descriptors:

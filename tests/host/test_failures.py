@@ -149,7 +149,7 @@ def test_missing_tools(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failing_tool(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever changes the kernel fails, each in its turn; what was changed before it is put back."""
+    """Each call that changes the kernel fails, one after the other; earlier changes are restored."""
     before = everything()
     run_tool, run_library = tools.run, Nftables.run
     for number in range(2 if backend == "iptables" else 1):

@@ -1,4 +1,4 @@
-"""Limits that are reached: what can be done is done, what cannot changes nothing, and the message says what is wrong.
+"""Limits that are reached: possible work is done, the rest changes nothing, and the message names the limit.
 
 Which limits the kernel has, and how a process meets them: :mod:`.refused_calls`.
 """

@@ -1,4 +1,4 @@
-"""A host whose tools are not all installed: what can be known is told, and nothing is taken for removed that is not."""
+"""A host without some tools: known facts are reported, and existing rules do not count as removed."""
 
 from __future__ import annotations
 

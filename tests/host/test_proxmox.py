@@ -1,4 +1,4 @@
-"""The flag file, and Proxmox VE's own firewall: seen by what is loaded and by systemd, refused, told."""
+"""The flag file, and Proxmox VE's own firewall: found by loaded rules and by systemd, refused, reported."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_a_unit_file_that_is_in_the_way_of_a_mask_gets_the_drop_in_only(systemd:
 
 
 def changes(given: list[str]) -> list[str]:
-    """Return what systemctl was told to change since the last call."""
+    """Return the changes by systemctl since the last call."""
     found = [command.removeprefix("systemctl --quiet ") for command in given if " show " not in command]
     given.clear()
     return found

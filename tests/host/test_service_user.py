@@ -1,4 +1,4 @@
-"""The user that the service runs as: what it may leave in its folders for root's commands, and what it lacks."""
+"""The service's user: files that it may leave in its folders for root's commands, and rights that it lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packets while rulesets come and go: what is denied never passes, what is allowed never fails.
+"""Packets while rulesets come and go: a denied packet never passes, an allowed one never fails.
 
 A kernel that lacks what a backend needs (connection tracking on bridges for nft) makes these skip; the kernel lab runs
 them on one that has it.

@@ -257,7 +257,7 @@ def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, script: str, *,
 
 
 def is_mended(desired: Desired) -> bool:
-    """Tell whether the next apply finds what is wrong, and mends it."""
+    """Tell whether the next apply finds the mistake, and mends it."""
     return (
         bool(control.apply(desired)[0].changes)
         and firewall.status(desired).changes == ()
@@ -428,7 +428,7 @@ def test_commands_compile_only_what_changed(
     monkeypatch.setattr(desired_ruleset, "compile_root", compiling)
     assert pvefw("update", *options) == 0
     again = capsys.readouterr()
-    assert again.err == told  # what is wrong with the configuration is said each time
+    assert again.err == told  # mistakes in the configuration are reported each time
     assert again.out == "nothing changed\n"
     assert pvefw("status", *options) == 0
     (root / "etc/pve/firewall/100.fw").write_text("[OPTIONS]\nenable: 1\n")

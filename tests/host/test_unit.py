@@ -101,7 +101,7 @@ def test_units_are_written_with_the_options_given(tmp_path: Path) -> None:
     (tmp_path / "pvefw.service").symlink_to("pvefw-failure.service")
     (tmp_path / ".pvefw.service.pvefw").symlink_to("elsewhere")
     assert invoke("--as-user", "--write-units", str(tmp_path)).exit_code == 0
-    assert not (tmp_path / "pvefw.service").is_symlink()  # what it led to stays as it is
+    assert not (tmp_path / "pvefw.service").is_symlink()  # the link's target stays unchanged
     assert (tmp_path / "pvefw-failure.service").read_text() == printed_failure_unit()
     assert not (tmp_path / "elsewhere").exists()
 

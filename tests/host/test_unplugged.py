@@ -168,7 +168,7 @@ def test_nics_that_do_not_exist_are_not_unplugged() -> None:
 
 
 def test_plugging_a_running_nic_loses_at_most_a_few_packets(network: Network) -> None:
-    """Send 2,000 datagrams a second each way while the NIC moves, ten times; print what was lost."""
+    """Send 2,000 datagrams a second each way while the NIC moves, ten times; print the losses."""
     lost = []
     for turn in range(10):
         with flow(network, ("outside", "guest")) as inwards, flow(network, ("guest", "outside")) as outwards:
@@ -274,7 +274,7 @@ def everything_loaded() -> str:
 
 @contextmanager
 def service(root: Path, *more: str, backend: str = "iptables") -> Iterator[Path]:
-    """Run ``pvefw run`` and wait until it is ready; the file has what it says."""
+    """Run ``pvefw run`` and wait until it is ready; the file has its output."""
     said = root / "said"
     command = [sys.executable, "-m", "pvefw_nft.cli", "run", *options(root, backend), *more]
     with (

@@ -32,7 +32,7 @@ def legacy(host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def loaded() -> str:
-    """Return what of ours the legacy variants hold, and the nft ones."""
+    """Return pvefw's rules in the legacy variants, and in the nft variants."""
     commands = [*LEGACY, "iptables-nft-save", "ip6tables-nft-save", "ebtables-save"]
     text = "".join(subprocess.run([name], capture_output=True, text=True, check=True).stdout for name in commands)
     return "\n".join(line for line in text.splitlines() if "PVEFW" in line or "tap100i0" in line)

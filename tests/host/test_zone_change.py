@@ -39,7 +39,7 @@ def network(host: Namespace, tmp_path: Path) -> Iterator[NatNetwork]:
     if not has_bridge_conntrack():
         pytest.skip("this kernel does not track connections on bridges")
     configure(tmp_path)
-    # nothing may pass but what is established
+    # only established packets may pass
     for vmid in (100, 101, 103):
         path = tmp_path / f"etc/pve/firewall/{vmid}.fw"
         path.write_text(
@@ -96,7 +96,7 @@ def without_zones(root: Path) -> Desired:
 
 
 def told(outcome: firewall.Outcome) -> list[str]:
-    """Return what went wrong with connections; other settings need the first namespace."""
+    """Return the problems of connections; other settings need the first namespace."""
     return [problem for problem in outcome.problems if "connections" in problem]
 
 

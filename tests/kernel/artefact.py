@@ -1,4 +1,4 @@
-"""Rulesets as data: what a compiler printed, and loading it into the host of the lab."""
+"""Rulesets as data: read a compiler's output, and load it into the host of the lab."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def load(artefact: Artefact, *, vlan_filter: bool = False) -> None:
 
 
 def load_part(part: Part) -> None:
-    """Feed one part to its tool, over what is loaded; connections are forgotten.
+    """Feed one part to its tool, over the loaded rules; connections are forgotten.
 
     Raises:
         ArtefactError: the tool refused it.

@@ -98,7 +98,8 @@ def facts(probe: Probe, plan: Plan) -> dict[str, Any]:
 
 
 def _forged(packet: Packet, plan: Plan) -> str:
-    """Return what in a packet of a filtered guest is not its own: ``mac``, ``arp mac``, ``target``, ``source``."""
+    """Return the fields of a filtered guest's packet that are not its own: ``mac``, ``arp mac``, ``target``,
+    ``source``."""
     if packet.sender in (HOST, ROUTER) or not plan.endpoint(packet.sender, packet.receiver).filtered:
         return ""
     own = plan.endpoint(packet.sender, packet.receiver)

@@ -279,7 +279,7 @@ def _sender_by(interface: str | None, plan: Plan, draw: random.Random) -> str | 
 
 
 def _receiver_for(destination: Address | None, plan: Plan) -> str:
-    """Return who gets what the host sends to an address."""
+    """Return the receivers of the host's packets to an address."""
     if destination is None or destination.is_multicast or destination.is_link_local:
         return f"{OUTSIDE}@{plan.bridges[0].name}"
     if destination in [interface.ip for interface in plan.host]:

@@ -1,4 +1,4 @@
-"""IP headers as bytes: options, extension headers, fragments, and what a sender may get wrong about them."""
+"""IP headers as bytes: options, extension headers, fragments, and mistakes of a sender in them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def checksum(data: bytes) -> int:
 
 
 def pseudo_header(source: Address, destination: Address, protocol: int, length: int) -> bytes:
-    """Return what a transport protocol's checksum covers besides its own bytes (RFC 9293, RFC 8200)."""
+    """Return the pseudo header that a transport protocol's checksum covers (RFC 9293, RFC 8200)."""
     if source.version == 4:
         return source.packed + destination.packed + struct.pack("!BBH", 0, protocol, length)
     return source.packed + destination.packed + struct.pack("!IHBB", length, 0, 0, protocol)
@@ -54,7 +54,7 @@ def datagrams(packet: Packet, ends: Ends, body: bytes) -> list[bytes]:
 
 
 def patched(packet: Packet, data: bytes) -> bytes:
-    """Return what stands behind the Ethernet header with the packet's ``patches`` and ``cut``."""
+    """Return the bytes behind the Ethernet header, with the packet's ``patches`` and ``cut``."""
     if not packet.patches and packet.cut is None:
         return data
     made = bytearray(data)

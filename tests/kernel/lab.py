@@ -67,7 +67,7 @@ class Lab:
         self.guest.call("tests.kernel.artefact:load", artefact)
 
     def change(self, part: Part) -> None:
-        """Feed a part to its tool, over what is loaded.
+        """Feed a part to its tool, over the loaded rules.
 
         Raises:
             GuestError: the tool refused it.
@@ -148,7 +148,7 @@ def flow_rounds(encoded: Sequence[tuple[Encoded, ...]]) -> list[list[int]]:
 
 
 def _flow_keys(encoded: Encoded) -> tuple[object, ...]:
-    """Return what two packets of one flow have in common, whichever way they go."""
+    """Return the common properties of two packets of one flow, in any direction."""
     if encoded.flow is None:
         return ()
     protocol, source, destination, identity = encoded.flow

@@ -1,9 +1,9 @@
 """docs/how-to/migrate.md, followed word by word on a host that a stand-in of pve-firewall filters, under traffic.
 
 And the way to a service where Proxmox VE's firewall does not run (docs/how-to/run-as-a-service.md). The commands, the
-settings and the answers are read out of the page, so that it cannot differ from what is tried. The stand-in loads what
-the iptables backend makes of the files: byte for byte the reference's ruleset. Only :mod:`tests.kernel.test_host` runs
-this file, in the lab's guest or on a machine that no systemd runs.
+settings and the answers are read out of the page, so that the page cannot differ from the test. The stand-in loads the
+iptables backend's ruleset: byte for byte the reference's. Only :mod:`tests.kernel.test_host` runs this file, in the
+lab's guest or on a machine that no systemd runs.
 """
 
 from __future__ import annotations

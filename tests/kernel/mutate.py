@@ -105,7 +105,7 @@ def _change_iptables(artefact: Artefact, draw: random.Random) -> Mutation | None
 
 _STANDARD = re.compile(r"-A (PVEFW-(?!HOST-)\S+|INPUT|OUTPUT|FORWARD) ")
 _STANDARD_CHAIN = re.compile(r"PVEFW-(?!HOST-)")
-"""Lines of standard chains are left alone: what they do is mostly done by the policy behind them too."""
+"""Lines of standard chains are not changed: the policy behind them mostly has the same effect."""
 
 
 def _refill(command: tuple[str, ...], chain: str, lines: list[str]) -> str:
@@ -177,7 +177,7 @@ def _change_nft(artefact: Artefact, draw: random.Random) -> Mutation | None:
 
 
 def _added(command: dict[str, Any], *kinds: str) -> dict[str, Any] | None:
-    """Return what a command adds, if it adds one of these kinds of things."""
+    """Return the object that a command adds, if it is of one of these kinds."""
     added = command.get("add", command.get("create", {}))
     return next((added[kind] for kind in kinds if kind in added), None)
 

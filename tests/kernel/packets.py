@@ -80,21 +80,20 @@ class Wrapping:
 class Packet:
     """One packet from an endpoint to another; for None the endpoint's own value is used.
 
-    ``sender`` and ``receiver`` are names of :class:`~.network.plan.Endpoint` or ``host``. ``family`` is 4 or 6;
-    ``arp`` or ``ethertype`` make it a frame without IP. ``destination`` may be any address: frames find their
-    receiver by MAC address. Of ports not given, the source's differs from probe to probe (the destination's, if
-    the packet is ``answering``), the other is 9. ``damage`` is ``ip`` or ``l4``: the checksum that is wrong.
-    ``vlan`` is the tag the frame carries, over and above the network's own; ``tags`` are several, each its Ethernet
-    type and VLAN id, the outermost first. ``wrapping`` is a header around the IP packet, or before the mark of a frame
-    without IP. ``nd_target`` is the address that neighbour discovery is about. ``first_fragment`` makes it two
-    fragments; it is the bytes in the first one, a multiple of 8. ``only_first`` leaves the second one out,
-    ``last_first`` sends it first, and ``overlap`` is how many bytes of the first one it repeats, zeroed.
-    ``ip_options`` stand behind the IPv4 header (a multiple of 4 bytes); ``extensions`` are the numbers of IPv6
-    extension headers, in order (44 is a fragment header of a whole packet). ``nd_flags`` is the first byte of a
-    neighbour advertisement's flags.
-    ``says`` is what a UDP datagram begins with, before the mark: the request of a protocol that has a helper.
-    ``patches`` are bytes that replace others, each with its place behind the Ethernet header and its tags; the checksum
-    of an IPv4 header is made right again. ``cut`` is how many bytes are left behind that header.
+    ``sender`` and ``receiver`` are names of :class:`~.network.plan.Endpoint` or ``host``. ``family`` is 4 or 6; ``arp``
+    or ``ethertype`` make it a frame without IP. ``destination`` may be any address: frames find their receiver by MAC
+    address. Of ports not given, the source's differs from probe to probe (the destination's, if the packet is
+    ``answering``), the other is 9. ``damage`` is ``ip`` or ``l4``: the checksum that is wrong. ``vlan`` is the tag the
+    frame carries, over and above the network's own; ``tags`` are several, each its Ethernet type and VLAN id, the
+    outermost first. ``wrapping`` is a header around the IP packet, or before the mark of a frame without IP.
+    ``nd_target`` is the address that neighbour discovery is about. ``first_fragment`` makes it two fragments; it is the
+    bytes in the first one, a multiple of 8. ``only_first`` leaves the second one out, ``last_first`` sends it first,
+    and ``overlap`` is how many bytes of the first one it repeats, zeroed. ``ip_options`` stand behind the IPv4 header
+    (a multiple of 4 bytes); ``extensions`` are the numbers of IPv6 extension headers, in order (44 is a fragment header
+    of a whole packet). ``nd_flags`` is the first byte of a neighbour advertisement's flags. ``says`` is the beginning
+    of a UDP datagram, before the mark: the request of a protocol that has a helper. ``patches`` are bytes that replace
+    others, each with its place behind the Ethernet header and its tags; the checksum of an IPv4 header is made right
+    again. ``cut`` is how many bytes are left behind that header.
     """
 
     sender: str

@@ -40,7 +40,7 @@ class Surveys:
         return self._probes[configuration.name]
 
     def outcomes(self, configuration: Configuration, backend: str) -> list[Outcome]:
-        """Return what became of each probe, by the ruleset of a backend.
+        """Return the outcome of each probe, by the ruleset of a backend.
 
         Raises:
             CompileError: there is no ruleset.

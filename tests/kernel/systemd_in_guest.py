@@ -301,7 +301,7 @@ def test_unit_of_an_older_version_is_told(systemd: Systemd, owner: str, backend:
         eventually(lambda: "killed by SIGSYS" in systemd.run("journalctl", "--unit", "pvefw"))
         said = systemd.run("journalctl", "--unit", "pvefw")
         assert "run OPTIONS --print-unit" in said
-        assert has_port(systemd, backend, 1000)  # what was loaded before
+        assert has_port(systemd, backend, 1000)  # the rules loaded before
     finally:
         systemd.run("rm", "/etc/systemd/system/pvefw.service.d/old.conf")
         systemd.run("systemctl", "daemon-reload")
@@ -448,7 +448,7 @@ def test_guests_do_not_start_before_there_are_rules(systemd: Systemd, backend: s
             faulty.mend()
             eventually(lambda: guests_have_started(systemd))
             assert found_by_guests(systemd, 1000)
-            # what was confirmed is put in place, and guests start
+            # the confirmed ruleset is loaded, and guests start
             configure(systemd, backend, port=1001, folder=BEHIND)
             faulty.break_("all", errno.EIO)
             boot(systemd)

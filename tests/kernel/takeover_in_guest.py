@@ -165,14 +165,14 @@ class Node:
         self.namespace = Namespace(os.open(f"/proc/{self.systemd._pid}/ns/net", os.O_RDONLY))
 
     def close(self) -> None:
-        """Switch the host off: what is in memory, and with its network's namespace in the kernel, is gone."""
+        """Switch the host off: memory, and the kernel's state with the network namespace, are lost."""
         if self.on:
             self.on = False
             self.namespace.close()
             self.systemd.close()
 
     def start_enabled(self) -> None:
-        """Start what is enabled, in one transaction as multi-user.target does."""
+        """Start the enabled units, in one transaction like multi-user.target."""
         wanted = self.root / "etc/systemd/system/multi-user.target.wants"
         self.run("systemctl", "start", *(unit.name for unit in wanted.iterdir()), check=False)
 
@@ -269,7 +269,7 @@ def test_take_over_and_hand_back_under_traffic(node: Node, daemon: str, backend:
         assert "pvefw take-over" in refused
         with streams(network) as passing:
             told = answer(node, "take-over", "--backend", backend)
-            time.sleep(3)  # what they may do in their loops
+            time.sleep(3)  # time for their loops
         check(passing)
         assert_taken_over(node, backend)
         assert [step for step in told["steps"] if f"load the {backend} ruleset" in step["step"]]
@@ -415,7 +415,7 @@ def confirmed_by_another_shell(node: Node) -> Iterator[None]:
 
 @contextmanager
 def booted(node: Node) -> Iterator[Network]:
-    """Switch the host on, and off first where it is on, and have what is enabled started."""
+    """Switch the host on (off first if it is on), and start the enabled units."""
     node.close()
     node.switch_on()
     with node.namespace.entered():

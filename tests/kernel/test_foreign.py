@@ -105,7 +105,7 @@ def on_host(lab: Lab, commands: str) -> str:
 
 
 def listing(lab: Lab) -> str:
-    """Return what nft lists of the lab's host, but for the table by which the lab watches it."""
+    """Return nft's listing of the lab's host, without the table by which the lab watches it."""
     everything = json.loads(on_host(lab, "nft -j list ruleset"))["nftables"]
     others = [
         item for item in everything if not any(WATCH_TABLE in (b.get("table"), b.get("name")) for b in item.values())
@@ -114,7 +114,7 @@ def listing(lab: Lab) -> str:
 
 
 def mistakes(configuration: Configuration, model: RulesetModel, lab: Lab, *, call_iptables: bool) -> list[str]:
-    """Return what simulate says otherwise than the kernel did, twice in a row, of packets to all places."""
+    """Return the packets to all places whose verdict by simulate differs from the kernel's, twice in a row."""
     plan = configuration.plan
     topology = topology_of(plan, call_iptables=call_iptables)
     probes = [

@@ -1,4 +1,4 @@
-"""Probes lie just inside and just outside of what a rule looks at."""
+"""Probes lie just inside and just outside of a rule's conditions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making a kernel bootable, and saying what is missing where it cannot be done."""
+"""Make a kernel bootable, or name the missing part."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def network(host: Namespace) -> Iterator[Network]:
 
 
 def loaded() -> str:
-    """Return what of ours any variant holds."""
+    """Return pvefw's rules in any variant."""
     commands = [f"{tool}-{variant}-save" for tool in TOOLS for variant in ("legacy", "nft")]
     text = "".join(subprocess.run([name], capture_output=True, text=True, check=True).stdout for name in commands)
     return "\n".join(line for line in text.splitlines() if "PVEFW" in line or "tap100i0" in line)

@@ -168,7 +168,7 @@ def _attribute(kind: int, value: bytes) -> bytes:
 
 
 def _read_log(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield prefix and packet of each message in what was read from a log socket."""
+    """Yield prefix and packet of each message in the data of a log socket."""
     at = 0
     while at + 16 <= len(data):
         (length,) = struct.unpack_from("=I", data, at)
@@ -192,8 +192,8 @@ def _read_log(data: bytes) -> Iterator[tuple[str, bytes]]:
 def exchange(stages: Sequence[Sequence[Sent]], quiet: float) -> list[Seen]:
     """Send the packets of each stage, then wait until nothing has come for ``quiet`` seconds.
 
-    Between stages a third of that wait is enough: what they need is already under way.
-    Returns everything seen, in the order in which it was read.
+    Between stages a third of that wait is enough: the packets are already under way. Returns everything seen, in the
+    order in which it was read.
     """
     seen: list[Seen] = []
     _drain([], 0)
@@ -267,7 +267,7 @@ def _send(one: Sent) -> None:
 
 
 def _drain(seen: list[Seen], quiet: float) -> None:
-    """Read what has come, and what comes until there is a pause of ``quiet`` seconds."""
+    """Read all packets that have come and that come before a pause of ``quiet`` seconds."""
     poll = select.poll()
     by_descriptor: dict[int, tuple[str, socket.socket]] = {}
     for name, one in (*_watch.endpoints.items(), *_watch.bridges.items()):

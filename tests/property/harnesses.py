@@ -133,7 +133,7 @@ class _Node:
         return compile_root(source, self.backend, self.cache)
 
     def parts(self, compiled: Compiled) -> object:
-        """Return what the ruleset holds of the good guest and of the host."""
+        """Return the good guest's and the host's part of the ruleset."""
         chains = compiled.checked.ruleset.chains
         own = ("tap101", "fwln101")
         return {
@@ -240,27 +240,27 @@ def _saved(name: str, data: bytes) -> None:
 
 
 def saved_iptables(data: bytes) -> None:
-    """Read what iptables-save prints."""
+    """Read the output of iptables-save."""
     _saved("rules.v4", data)
 
 
 def saved_ip6tables(data: bytes) -> None:
-    """Read what ip6tables-save prints."""
+    """Read the output of ip6tables-save."""
     _saved("rules.v6", data)
 
 
 def saved_ipset(data: bytes) -> None:
-    """Read what ``ipset save`` prints."""
+    """Read the output of ``ipset save``."""
     _saved("ipset.save", data)
 
 
 def saved_ebtables(data: bytes) -> None:
-    """Read what ebtables-save prints."""
+    """Read the output of ebtables-save."""
     _saved("ebtables.save", data)
 
 
 def saved_nft(data: bytes) -> None:
-    """Read what ``nft list ruleset`` prints, as text or JSON."""
+    """Read the output of ``nft list ruleset``, as text or JSON."""
     _saved("ruleset.nft", data)
 
 
@@ -302,7 +302,7 @@ def _ruleset() -> record.Desired:
 
 
 def listed_iptables(data: bytes) -> None:
-    """Read what the host's own tools list of the kernel."""
+    """Read the kernel's rules as the host's tools list them."""
     text = _text(data)
     for read in (xtables.parse_ebtables, xtables.parse_sets):
         with contextlib.suppress(HostError):
@@ -325,7 +325,7 @@ def artefact(data: bytes) -> None:
 
 
 def compiler_says(data: bytes) -> None:
-    """Read what the compiler's process says, which may be anything: a message, or CompilerError."""
+    """Read any output of the compiler's process: it is a message, or CompilerError."""
     head, _, pieces = data.partition(b"\n")
     with contextlib.suppress(CompilerError):
         message = decode(head)

@@ -1,4 +1,4 @@
-"""Whatever is edited, in whatever order: a ruleset made with what a service keeps is the one made from scratch."""
+"""After any edits in any order, a ruleset compiled with a service's cache equals a cold compile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.pipeline import Compiled
 
-# Few names and few rules, so that edits meet: what a chain becomes depends on the groups and sets that it names.
+# Few names and few rules, so that edits meet: a lowered chain depends on the groups and sets that it names.
 GROUPS = ("g1", "g2", "g3")
 SETS = ("s1", "s2")
 VMIDS = (100, 101, 102)

@@ -1,7 +1,7 @@
 """The coarse and the fine grammar of rules take the same lines.
 
-The coarse one reads each line, the fine one only those that the coarse one rejects, to say what is wrong with them. If
-they differed, a line would be read that the manual calls wrong, or be rejected without a reason.
+The coarse one reads each line, the fine one only lines that the coarse one rejects, to name their mistakes. If they
+differed, a line would be read that the manual calls wrong, or be rejected without a reason.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whatever stands in a configuration: nft's text says what the JSON says, or there is no text."""
+"""For any configuration, nft's text has the same rules as the JSON, or there is no text."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def fields_of(*models: m.RulesetModel) -> set[m.Field]:
 def fate(
     model: m.RulesetModel, packet: dict[m.Field, int], path: Path, *, marks: bool
 ) -> tuple[str, str | None, bool, int]:
-    """Return what becomes of a packet, and (``marks``) the mark that its connection has after it."""
+    """Return the outcome of a packet, and (``marks``) the mark of its connection after it."""
     run = simulate(model, Probe(packet, path))
     queued = any("queue" in note for note in run.notes)
     return run.verdict, run.kind, queued and run.verdict == "ACCEPT", run.fields[m.CT_MARK[31]] if marks else 0

@@ -157,7 +157,7 @@ class Quoted(Connections):
         return Quoted(super().copy().known)
 
     def look_up(self, zone: Zone, packet: Mapping[Field, int]) -> Found:
-        """Return what the packet is in a zone."""
+        """Return the state of the packet in a zone."""
         return Found(RELATED) if any(zone[0] in known.zone for known in self.known) else super().look_up(zone, packet)
 
 
@@ -203,7 +203,7 @@ def lost(outcome: Outcome, packet: Packet) -> bool:
 
 
 def agrees(foreseen: Outcome, seen: Seen, packet: Packet) -> bool:
-    """Return whether what was foreseen of a packet is what the kernel did to it.
+    """Return whether the predicted outcome of a packet is the kernel's.
 
     A rejection that cannot be sent looks like a drop. An answer to a spoofed source goes to the owner of that address,
     which simulate cannot know.

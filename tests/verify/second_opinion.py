@@ -54,7 +54,7 @@ class PathPair:
         return self.variables[on]
 
     def possible(self) -> Iterator[z3.BoolRef]:
-        """Yield what holds of every packet: values in range, and what goes together."""
+        """Yield the constraints of every packet: values in range, and fields that fit together."""
         for on in (m.SADDR4, m.DADDR4, m.SADDR6, m.DADDR6):
             self.variable(on)
         yield z3.ULE(CAST, 2)
@@ -130,12 +130,13 @@ class Encoder:
         return z3.If(z3.And(verdict == GOES_ON, self.queued), QUEUED, verdict)
 
     def _runs(self, stage: Stage) -> bool:
-        """Take up what a stage's hooks see, and return whether packets run it."""
+        """Take up the fields that a stage's hooks see, and return whether packets run it."""
         self._see(stage)
         return m.holds(stage.when, {on: value for on, value in self.known.items() if value is not None})
 
     def _see(self, stage: Stage) -> None:
-        """Take up what a stage's hooks see: interfaces, and frames of the host's own that have no link header yet."""
+        """Take up the fields that a stage's hooks see: interfaces, and the host's own frames without a link header
+        yet."""
         self.known = {m.PROTOCOL: self.way.protocol, m.ETHER_TYPE: self.way.ether_type}
         self.known |= dict.fromkeys((m.IBR, m.OBR)) | dict.fromkeys((m.IIF, m.OIF, m.PHYSIN, m.PHYSOUT), 0)
         self.known |= dict(stage.fields)
@@ -342,7 +343,7 @@ def marks_in_use(*models: m.RulesetModel) -> set[m.Field]:
 
 
 def lasting(sides: list[Encoder], *models: m.RulesetModel) -> Iterator[z3.BoolRef]:
-    """Yield what is left to later packets otherwise by one side: marks of connections, and elements of sets."""
+    """Yield the different effects of the sides on later packets: marks of connections, and elements of sets."""
     tested = marks_in_use(*models)
     for bit in m.CT_MARK:
         if bit in tested and any(bit in side.state for side in sides):

@@ -1,4 +1,4 @@
-"""Decision diagrams: whether two functions differ, against what the packets say."""
+"""Decision diagrams: whether two functions differ, checked with every packet."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def run(script: str, folder: Path) -> str:
 
 
 def listed_in_namespace(script: str) -> str:
-    """Return what shell commands print, run in a network namespace of their own."""
+    """Return the output of shell commands in a network namespace of their own."""
     return run(script, Path("/"))
 
 
@@ -59,7 +59,7 @@ def expanded(text: str) -> str:
 
 
 def meaning(rule: Rule) -> object:
-    """Return what a rule means, whatever the order of its matches."""
+    """Return the meaning of a rule, for any order of its matches."""
 
     def flat(condition: Condition) -> frozenset[object]:
         if isinstance(condition, All):
@@ -70,7 +70,7 @@ def meaning(rule: Rule) -> object:
 
 
 def assert_same(loaded: RulesetModel, listed: RulesetModel) -> int:
-    """Compare all that was loaded with what is listed; return how many rules there were."""
+    """Compare the loaded rules with the listed ones; return their number."""
     count = 0
     for table in loaded.tables:
         other = next((t for t in listed.tables if t.key == table.key), Table(table.key))

@@ -1,4 +1,4 @@
-"""Rulesets in nft's own syntax: they mean what the same rules mean in JSON, and what is not known is an error."""
+"""Rulesets in nft's own syntax: they have the same meaning as in JSON, and unknown parts are an error."""
 
 from __future__ import annotations
 

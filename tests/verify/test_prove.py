@@ -1,4 +1,4 @@
-"""Proofs on small rulesets with known differences: what is found, how it reads, and which rules are named."""
+"""Proofs on small rulesets with known differences: the differences found, their words, and the named rules."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ table inet t {{
 
 
 def listed(rule: str = "", timeout: str = "1h", elements: str = "") -> str:
-    """Return what nft lists of a ruleset, from a namespace of its own."""
+    """Return nft's listing of a ruleset, from a namespace of its own."""
     text = NFT.format(rule=rule, timeout=timeout, elements=elements)
     script = ["unshare", "-rn", "sh", "-c", "nft -f - && nft -j list ruleset"]
     found = subprocess.run(script, input=text, capture_output=True, text=True, check=False)

@@ -207,7 +207,7 @@ def targets(verdict: m.Verdict | None, known: dict[m.Field, int]) -> Iterator[st
 
 
 def differs(one: Side, two: Side, kinds: Sequence[Kind]) -> str | None:
-    """Return what z3 finds that is treated differently; None: nothing."""
+    """Return a packet that z3 finds to be treated differently; None if there is none."""
     for kind in kinds:
         way = PathPair(kind.protocol, marked=isinstance(kind.path.source, HostEnd), ether_type=kind.ether_type)
         packet = differing_packet(one.model, two.model, (kind.path, kind.path), way)
@@ -256,7 +256,7 @@ def test_many_changes_matter_and_many_do_not() -> None:
 
 
 def fates_of(difference: Difference, *sides: Side) -> list[str]:
-    """Return what simulate says of the example of a difference, before and after, in compare's words."""
+    """Return simulate's verdicts on the example of a difference, before and after, in compare's words."""
     counterexample = difference.counterexample
     runs = [
         simulate(side.model, Probe(counterexample.packet, path))

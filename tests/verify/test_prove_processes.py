@@ -51,7 +51,7 @@ def reports(before: Side, after: Side) -> tuple[Report, Report]:
 
 
 def assert_same(one: Report, other: Report) -> None:
-    """Compare two reports in all but what each process had to prove."""
+    """Compare two reports, except for the proofs of each process."""
     first, second = (replace(report, counts=replace(report.counts, pairs=0, diagrams=0)) for report in (one, other))
     assert report_text(first, verbose=True) == report_text(second, verbose=True)
     assert report_data(first) == report_data(second)

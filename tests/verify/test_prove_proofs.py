@@ -78,7 +78,7 @@ def report(before: Side, after: Side, memory: Memory, given: Options | None = No
 
 
 def answer_of(report: Report) -> dict[str, object]:
-    """Return a report but for what the proof took."""
+    """Return a report without the cost of the proof."""
     data = report_data(report)
     del data["proof"]
     return data

@@ -185,7 +185,7 @@ def test_only_ours_keeps_all_of_a_compiled_ruleset(tmp_path: Path, backend: str)
     assert texts[0] == texts[1]
 
 
-# --- what the answer says of itself -------------------------------------------------------------------------
+# --- the answer's own description ---------------------------------------------------------------------------
 
 
 def test_the_answer_names_known_differences_between_the_tools(tmp_path: Path) -> None:

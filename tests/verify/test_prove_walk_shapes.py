@@ -37,7 +37,7 @@ COMMIT
 
 
 def advice(rules: dict[int, list[str]], origins: dict[tuple[int, int], str] | None = None) -> Advice:
-    """Return what is found; ``origins`` are lines by guest and number of the rule."""
+    """Return the findings; ``origins`` are lines by guest and number of the rule."""
     lines = []
     for vmid, own in rules.items():
         lines.append(f"-A FORWARD -m physdev --physdev-is-bridged --physdev-out tap{vmid}i0 -j G{vmid}")

@@ -1,4 +1,4 @@
-"""Connection tracking as a stage of the path: what is seen before its lookup, and zones."""
+"""Connection tracking as a stage of the path: states before its lookup, and zones."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_zone_for_each_nic_equals_one_zone_except_for_connections_of_other_bri
 
 
 def test_a_zone_at_one_port_of_a_bridge_is_distinguished() -> None:
-    """No answer comes to the zone of what the guest sends: it stays new there."""
+    """No answer comes to the zone of the guest's packets: they stay new there."""
     guests = ("prerouting", -150, [[ESTABLISHED, ACCEPT], [on("iifname", "tap100i0"), DROP]])
     half = ruleset("bridge", ("prerouting", -300, [[zone(by_interface({"tap100i0": 1}))]]), guests)
     assert proof(ruleset("bridge", guests), half).answer is Answer.DIFFERENT

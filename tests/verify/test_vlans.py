@@ -51,7 +51,7 @@ COMMIT
 
 
 def send(source: str, destination: str, accepted: str, **options: Option) -> Outcome:
-    """Return what becomes of a packet where the host takes only what comes by one interface."""
+    """Return the outcome of a packet if the host accepts only packets of one interface."""
     model = read_ruleset([Text("rules.v4", RULES.format(accepted, accepted))])
     return simulate(model, make_probe(PacketSpec(source, destination, **options), TOPOLOGY))
 

@@ -53,11 +53,11 @@ class NotAsLoadedError(HostError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The transactions, in order, and what they change; none: nothing to do.
+    """The transactions, in order, and their changes; none: nothing to do.
 
-    ``before`` adds what the transaction ``commands`` needs, ``after`` removes what it leaves. ``target`` is the state
-    after all of them. ``was_there``: one of our tables was loaded before. ``stamp`` belongs to the state that was read
-    for the plan (None: there is none). ``whole``: they replace our tables completely.
+    ``before`` adds the objects that the transaction ``commands`` needs, ``after`` removes the objects that it leaves.
+    ``target`` is the state after all of them. ``was_there``: one of our tables was loaded before. ``stamp`` belongs to
+    the state that was read for the plan (None: there is none). ``whole``: they replace our tables completely.
     """
 
     commands: tuple[Command, ...]

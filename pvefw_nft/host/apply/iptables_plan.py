@@ -278,7 +278,7 @@ def _restore_text(table: str, lines: Sequence[str], *, commit: bool) -> str:
 
 
 def _plan_sets(current: State, target: State, changes: list[Change]) -> tuple[Part, Part]:
-    """Return what fills and swaps the sets, before the rules, and what destroys them, after the rules."""
+    """Return the lines that fill and swap sets before the rules, and the lines that destroy sets after the rules."""
     left = [name for name in current.sets if name.endswith(SWAP_SUFFIX) and name not in target.sets]
     fill = [f"destroy {name}" for name in left]  # of a run that was killed; no rule refers to them
     changes += [Change("remove", SETS, name) for name in left]

@@ -51,7 +51,7 @@ class RulesetStamp:
         return replace(self, generation=self.generation + transactions)
 
     def as_json(self) -> list[Any]:
-        """Return what :meth:`of_json` reads."""
+        """Return the stamp as data for :meth:`of_json`."""
         return [self.boot, self.namespace, self.generation, self.rest]
 
     @classmethod

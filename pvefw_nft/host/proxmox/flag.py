@@ -23,7 +23,7 @@ def flag_path() -> Path:
 
 
 def keep_flag() -> str | None:
-    """Make the file unless it is there. Returns what kept it from being made, which is not worth failing for.
+    """Make the file unless it exists. Returns the reason if it could not be made; the caller continues without it.
 
     Where the service runs as its own user, who may not, the unit ``pvefw-flag.path`` does: that is waited for.
     """

@@ -1,4 +1,4 @@
-"""The program in the guest that does what the host asks for, one request after the other.
+"""The program in the guest that executes the host's requests, one after the other.
 
 Requests and answers are pickled tuples, framed by :class:`multiprocessing.connection.Connection`; both ends
 run the same code on the same files and trust one another.
@@ -7,8 +7,8 @@ run the same code on the same files and trust one another.
     ("call", "module:name", args)         → ("value", result) or ("error", traceback)
     ("stop",)                             → the agent ends
 
-A called function runs in the agent's own process, so that what a module keeps (namespaces, sockets) lives on
-from one call to the next.
+A called function runs in the agent's own process, so that the state of a module (namespaces, sockets) stays from one
+call to the next.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ TOOLS = {
 
 
 class LabUnavailableError(Exception):
-    """The lab cannot run on this machine; the message says what is missing and how to get it."""
+    """The lab cannot run on this machine; the message names the missing part and the way to get it."""
 
 
 @dataclass(frozen=True, slots=True)

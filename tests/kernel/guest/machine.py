@@ -101,7 +101,7 @@ class Guest:
             raise GuestError("the agent's first word was not 'ready'")
         return agent
 
-    def _receive(self, agent: Connection[Any, Any], deadline: float) -> Any:  # noqa: ANN401 - what the agent sent
+    def _receive(self, agent: Connection[Any, Any], deadline: float) -> Any:  # noqa: ANN401 - any message of the agent
         if not agent.poll(max(0.0, deadline - time.monotonic())):
             raise GuestError(f"no answer from the guest in time: {self._last_words()}")
         try:
@@ -167,7 +167,7 @@ class Guest:
         fields = Path(f"/proc/{self._qemu.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime (man 5 proc)
 
-    def _answer(self, deadline: float) -> Any:  # noqa: ANN401 - what the agent sent
+    def _answer(self, deadline: float) -> Any:  # noqa: ANN401 - any message of the agent
         try:
             return self._receive(self._agent, deadline)
         except GuestError:
