@@ -151,7 +151,7 @@ def _flags(flags: TcpFlag) -> str:
 
 
 def set_name(key: SetKey) -> str:
-    """Return a set's name, with the guest it belongs to where it is not the cluster's."""
+    """Return a set's name, with the guest it belongs to, unless it is the cluster's."""
     return key.name if key.scope == 0 else f"{key.name} of {key.scope}"
 
 

@@ -43,7 +43,7 @@ class IptablesArtefact:
     ) -> Iterator[tuple[str, list[tuple[str, Origin]]]]:
         """Yield the chains of a table by name, each with its lines and their origins.
 
-        Not ``loadable``: in the reference's spelling, even where iptables refuses it.
+        Not ``loadable``: in the reference's spelling, even if iptables refuses it.
         """
         stage = f"iptables {family.value} {layer.value} {loadable}"
         lowering = ChainLowering(family, self._ruleset.nics, self._names, loadable=loadable)

@@ -29,7 +29,7 @@ _FNV_PRIME = 0x01000193
 
 
 def set_name(key: SetKey, family: Family) -> str:
-    """Return the name of an ipset in a ruleset where no other set gets the same.
+    """Return the name of an ipset in a ruleset in which no other set has the same.
 
     Names of ipsets have at most 31 bytes (IPSET_MAXNAMELEN in linux/netfilter/ipset/ip_set.h), and ``_swap`` has to
     fit behind; so a long name is replaced by its 31-bit FNV-1a hash.

@@ -86,7 +86,7 @@ def number_values(intervals: Iterable[Interval]) -> list[Value]:
 
 
 def address_values(intervals: Iterable[Interval], version: int) -> list[Value]:
-    """Return intervals of addresses as nft's values: a single address, a network where it is one, or a range."""
+    """Return intervals of addresses as nft's values: a single address, a network if it is one, or a range."""
     return [_address_value(first, last, version) for first, last in intervals]
 
 

@@ -259,7 +259,7 @@ class TableLowering:
     def plan_raw(self, place: Place, chain: str) -> None:
         """Plan the chains before connection tracking, and, after it, the helpers.
 
-        nft can assign a helper only to a connection that is there and new, where iptables does it beforehand.
+        nft can assign a helper only to a connection that exists and is new; iptables does it beforehand.
         """
         lowering = self.lowering(place, Layer.RAW)
         rules = lowering.scope.rules(chain)

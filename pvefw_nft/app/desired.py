@@ -1,4 +1,4 @@
-"""The desired ruleset of this host: compiled, or from its record where no input of the compile changed."""
+"""The desired ruleset of this host: compiled, or from its record if no input of the compile changed."""
 
 from __future__ import annotations
 

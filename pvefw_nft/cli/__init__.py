@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _tell_warnings() -> None:
-    """Print which records of the host were damaged, where a command read any."""
+    """Print which records of the host were damaged, if a command read any."""
     state = sys.modules.get("pvefw_nft.host.records.state")
     for warning in state.take_warnings() if state is not None else ():
         with contextlib.suppress(OSError, ValueError):

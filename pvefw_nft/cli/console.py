@@ -51,7 +51,7 @@ _current: ContextVar[Console] = ContextVar("console")
 
 
 def current() -> Console:
-    """Return the console of the command that runs; a plain one where none does."""
+    """Return the console of the command that runs; a plain one if none does."""
     return _current.get(_PLAIN)
 
 

@@ -140,7 +140,7 @@ def _github_escaped(text: str, more: str = "") -> str:
 def as_gitlab(diagnostics: Sequence[Diagnostic]) -> str:
     """Return a report of GitLab's Code Quality, a JSON array.
 
-    A fingerprint depends on file, code and text of the line, so that a finding stays the same where lines move. Equal
+    A fingerprint depends on file, code and text of the line, so that a finding stays the same when lines move. Equal
     lines are told apart by their order. Source: GitLab's manual, "Code Quality", "Code Quality report format".
     """
     seen: dict[str, int] = {}

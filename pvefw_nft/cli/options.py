@@ -146,7 +146,7 @@ def make_offline_source(
 def _real_interface(name: str) -> str | None:
     if "/" in name or name.endswith("+") or Path("/sys/class/net", name).exists():
         return None  # a link's own name, a pattern, or no name of a link
-    from pvefw_nft.host.altnames import real_name  # deferred: needed where a rule names no link of this host
+    from pvefw_nft.host.altnames import real_name  # deferred: needed if a rule names no link of this host
 
     return real_name(name)
 

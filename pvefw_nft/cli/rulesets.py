@@ -146,7 +146,7 @@ def compiled_ruleset(
 
 
 def _named(name: str, model: RulesetModel, source: Source) -> Named:
-    """Name a ruleset. Its host shows bridged packets to IP hooks (br_netfilter) where iptables needs it to."""
+    """Name a ruleset. Its host shows bridged packets to IP hooks (br_netfilter) if iptables needs it."""
     needs_call = not model.tables or any(table.key.tool != "nft" for table in model.tables)
     host = replace(_topology(source.root, source.node, source.files), call_iptables=needs_call)
     node = () if source.node is None else ("--node", source.node)

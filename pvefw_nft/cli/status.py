@@ -101,7 +101,7 @@ def status_command(
 
 
 def _desired(source: Source, backend: str | None, about: _Found) -> Desired | None:
-    """Return the configured ruleset; None, and an error, where it cannot be had: then only the kernel is shown."""
+    """Return the configured ruleset; None, and an error, if it cannot be had: then only the kernel is shown."""
     try:
         result = find_once(source, backend)
     except PvefwError as error:

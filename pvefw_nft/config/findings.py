@@ -22,8 +22,8 @@ class Findings:
 
     Each code is declared, with its severity, in :mod:`pvefw_nft.config.codes`.
 
-    ``section`` is the kind of section that is being read, where hints depend on it. ``cautious``: an ``enable`` that
-    cannot be read counts as 1, not as the default that it has where it is left out.
+    ``section`` is the kind of section that is being read; hints depend on it. ``cautious``: an ``enable`` that
+    cannot be read counts as 1, not as the default that it has if it is left out.
     """
 
     diagnostics: list[Diagnostic] = field(default_factory=list)

@@ -404,7 +404,7 @@ _COLUMN_NAMES = {
 
 
 def _explain(body: str, offset: int) -> SyntaxProblem:
-    """Read a rejected rule with the fine grammar, to say where it stops making sense."""
+    """Read a rejected rule with the fine grammar, to find its first wrong word."""
     try:
         _fine_rule().parse_string(body[:MAX_RULE_LENGTH])
     except pp.ParseBaseException as rejected:

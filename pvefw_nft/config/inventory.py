@@ -66,7 +66,7 @@ def guests_elsewhere(root: Root) -> Iterator[tuple[str, Guest]]:
 
 
 def _firewall(root: Root, cluster: ClusterConfig, vmid: int) -> GuestConfig | None:
-    """Return a guest's firewall file where it has sets of addresses; reading all of its rules takes time."""
+    """Return a guest's firewall file if it has sets of addresses; reading all of its rules takes time."""
     path = root.pve / "firewall" / f"{vmid}.fw"
     text = _text(root, path)
     if "ipfilter-net" not in text.lower():

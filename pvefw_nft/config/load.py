@@ -166,9 +166,9 @@ class Configuration:
     ) -> None:
         """Read cluster.fw, host.fw, the VNets, the state of the SDN and corosync.conf.
 
-        ``local_network`` is asked for a CIDR where the cluster has no alias of that name: the alias counts more,
+        ``local_network`` is asked for a CIDR if the cluster has no alias of that name: the alias counts more,
         since rules may refer to it. ``real_interface`` returns the name of the link with an alternative name.
-        ``now`` is asked for the epoch time where ``enable`` names one.
+        ``now`` is asked for the epoch time if ``enable`` names one.
         Raises ConfigurationError for a file that cannot be used and for an ``etc/pve`` that is missing or empty (not
         mounted, which is not the same as disabled), and UsageError if ``local_network`` gives no CIDR.
         """
@@ -362,7 +362,7 @@ def _every_nic() -> tuple[Nic, ...]:
 
 
 def _network(text: str | None) -> Prefix | None:
-    """Read the local network, where there is one."""
+    """Read the local network, if there is one."""
     if text is None:
         return None
     try:

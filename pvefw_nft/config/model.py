@@ -53,7 +53,7 @@ class Policy(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Icmp:
-    """An ICMP (version 4) or ICMPv6 (version 6) type, and code where it matters; ``type`` None: any."""
+    """An ICMP (version 4) or ICMPv6 (version 6) type, and code if it matters; ``type`` None: any."""
 
     version: int
     type: int | None
@@ -371,7 +371,7 @@ class Nic:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A guest of this node: its NICs, and its firewall file where it has one.
+    """A guest of this node: its NICs, and its firewall file if it has one.
 
     ``closed``: one of its files cannot be used, so that nothing may pass its filtered NICs.
     """

@@ -264,7 +264,7 @@ def host_text(file: str) -> str | None:
 
 
 def _text(file: str) -> str:
-    """Return the host's file, or the packaged copy where the host has none that can be read."""
+    """Return the host's file, or the packaged copy if the host has none that can be read."""
     text = _texts[file] = host_text(file)
     return _packaged(file) if text is None else text
 

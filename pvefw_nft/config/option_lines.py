@@ -86,9 +86,9 @@ class OptionReader:
         self.lines[name] = line.number
 
     def _unreadable(self, line: Line, setting: grammar.Setting, bad: BadValue) -> None:
-        """Report an option whose value cannot be read: it keeps its default, save where a default could open.
+        """Report an option whose value cannot be read: it keeps its default, unless that could open the firewall.
 
-        A policy counts as DROP, an option of a companion file as its strict value, and ``enable`` as 1 where a ruleset
+        A policy counts as DROP, an option of a companion file as its strict value, and ``enable`` as 1 if a ruleset
         is to be applied. A comment behind the value is the most frequent cause; Proxmox skips the line then, so a line
         that says the default does no harm.
         """
@@ -135,7 +135,7 @@ class OptionReader:
 
 
 def _counts_as(value: object) -> str:
-    """Name the value that an option counts as where its line cannot be read."""
+    """Name the value of an option whose line cannot be read."""
     match value:
         case bool():
             return f"counts as {int(value)}"

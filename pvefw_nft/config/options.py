@@ -92,7 +92,7 @@ def _enable(text: str) -> int:
 
 
 def is_enabled(value: int, now: Callable[[], float]) -> bool:
-    """Tell whether the cluster's ``enable`` counts as 1; ``now`` is asked for the epoch time where that matters."""
+    """Tell whether the cluster's ``enable`` counts as 1; ``now`` is asked for the epoch time if that matters."""
     return value == 1 or (value > 1 and -CLOCK_SKEW <= now() - value < ENABLE_GRACE)
 
 

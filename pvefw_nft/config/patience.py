@@ -28,7 +28,7 @@ _HINT = "see whether its daemon hangs: systemctl status pve-cluster"
 
 
 class Patience:
-    """Runs functions that read files, and gives up where one call to the file system takes too long.
+    """Runs functions that read files, and gives up if one call to the file system takes too long.
 
     Only the time in such calls counts, so that a large configuration may take as long as it needs. After a call that
     hangs nothing else is begun until it has ended, since that would hang as well.

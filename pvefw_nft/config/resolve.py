@@ -159,7 +159,7 @@ class _FileReader:
                         self.rules.append(rule)
 
     def _home(self) -> str | None:
-        """Say where a section belongs that this kind of file has not."""
+        """Say which file a section belongs in that this kind of file does not have."""
         if self.kind.is_companion:
             return "it belongs in the file of the same name that ends in .fw; here is only [OPTIONS]"
         return "it belongs in cluster.fw" if self.kind is not FileKind.CLUSTER else None

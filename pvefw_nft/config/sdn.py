@@ -55,7 +55,7 @@ class SdnSets:
     missing_guests: str | None = None
 
     def why_missing(self, name: str) -> str | None:
-        """Say why there is no set of that name, where a state file is the reason."""
+        """Say why there is no set of that name, if a state file is the reason."""
         if name.startswith("guest-ipam-"):
             return self.missing_guests
         return self.missing_vnets if _VNET_SET.fullmatch(name) else None

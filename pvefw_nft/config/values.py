@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_PORTS = 15
-"""Ports in one list; the limit of iptables' multiport match, where a range takes two (iptables-extensions(8))."""
+"""Ports in one list; the limit of iptables' multiport match; a range takes two (iptables-extensions(8))."""
 
 MAX_PARAMETER = 1023
 """Characters in one word of a rule; the limit of iptables-restore (xt_param_buf in its xshared.h)."""
@@ -45,7 +45,7 @@ class BadValue(ValueError):  # noqa: N818 - a finding about a value, turned into
 
 
 class Family(IntEnum):
-    """The IP families a rule speaks of. As numbers, ``a & b`` is not 0 where two have something in common."""
+    """The IP families a rule speaks of. As numbers, ``a & b`` is not 0 if two have something in common."""
 
     V4 = 1
     V6 = 2
@@ -512,7 +512,7 @@ _MOST_COMPARED = 400
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return ``did you mean …?`` for the nearest known name, or None if nothing is near.
 
-    Of more than 400 names only the first 400 count that begin with the word's first letter. None too where guesses have
+    Of more than 400 names only the first 400 count that begin with the word's first letter. None too if guesses have
     used up their budget (:data:`pvefw_nft.config.budget.comparisons`).
     """
     import difflib  # deferred: only a mistake needs it

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pvefw_nft.config.files import Files
 
 MAX_ATTEMPTS = 3
-"""How often a job is started before it is given up, where its worker dies each time."""
+"""How often a job is started before it is given up, if its worker dies each time."""
 
 MAX_RESULT = 256 * 2**20
 """Largest result of a job that is taken, in bytes of JSON."""

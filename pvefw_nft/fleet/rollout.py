@@ -222,7 +222,7 @@ async def _roll_back(opened: _Open, login: Login, plan: Plan, state: State) -> N
 
 
 async def _confirm_all(waiting: list[_Open], login: Login, plan: Plan, tell: Callable[[Step], None]) -> None:
-    """Confirm all nodes, where there is time for it; else leave them to be rolled back."""
+    """Confirm all nodes, if there is time for it; otherwise leave them to be rolled back."""
     left = min((opened.deadline for opened in waiting), default=0.0) - time.monotonic()
     if waiting and left < _MARGIN:
         waiting[0].step.detail = f"--confirm {plan.seconds:g} was too short for all nodes"

@@ -221,7 +221,7 @@ class _Run:
 
 
 def _deaths(future: Any) -> int:  # noqa: ANN401
-    """Return how many workers died over a job before Dask gave it up; 0 where it did not."""
+    """Return how many workers died over a job before Dask gave it up; 0 if it did not."""
     from distributed import KilledWorker
 
     error = future.exception(timeout=CONNECT_SECONDS) if future.status == "error" else None

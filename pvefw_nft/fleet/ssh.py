@@ -28,7 +28,7 @@ MAX_OUTPUT = 64 * 2**20
 class Target:
     """A node: its name, the address to connect to, and the known_hosts lines that count for it.
 
-    ``alias`` is the name of its key in these lines, where that is not the address (HostKeyAlias of ssh_config(5)).
+    ``alias`` is the name of its key in these lines, if that is not the address (HostKeyAlias of ssh_config(5)).
     """
 
     name: str

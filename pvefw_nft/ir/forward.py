@@ -82,7 +82,7 @@ def _group_chain_name(name: str) -> str:
 
 
 def _add_groups(context: Context, chains: Chains, rules: Iterable[RuleItem]) -> None:
-    """Add the chains of the groups with FORWARD rules that rules use, where they are not there yet."""
+    """Add the chains of the groups with FORWARD rules that rules use, if they do not exist yet."""
     for used in rules:
         if not isinstance(used, GroupRule) or not speaks_of_forward(context, [used]):
             continue

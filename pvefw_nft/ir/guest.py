@@ -103,7 +103,7 @@ class GuestPart:
 
 
 def build_guest(context: Context, guest: Guest) -> GuestPart:
-    """Return a guest's sets and, where its firewall is enabled, the chains of its filtered NICs.
+    """Return a guest's sets and, if its firewall is enabled, the chains of its filtered NICs.
 
     A guest that asks for too much, or on which the build raises (a bug of pvefw), is closed: an exception here must
     not cost other guests their rules.

@@ -95,7 +95,7 @@ def input_filters(context: Context) -> Iterator[Rule]:
 
 
 def add_blacklist(context: Context, chains: Chains) -> None:
-    """Add the chain that drops packets of the blacklist, where there is one."""
+    """Add the chain that drops packets of the blacklist, if there is one."""
     if BLACKLIST.name not in context.node.cluster.ipsets:
         return
     # One chain serves guests and host. Guests come first, and their log level is the host's log_level_out.

@@ -223,7 +223,7 @@ class ProtocolMatch:
 
 @dataclass(frozen=True, slots=True)
 class IcmpType:
-    """The ICMP (version 4) or ICMPv6 (version 6) type, and code where it matters; ``type`` None: any.
+    """The ICMP (version 4) or ICMPv6 (version 6) type, and code if it matters; ``type`` None: any.
 
     Comes after the :class:`ProtocolMatch` of the rule.
     """
@@ -475,7 +475,7 @@ class Goto:
 class Queue:
     """To the user space queue ``first``, or to those from ``first`` to ``last``, balanced by connection.
 
-    With ``bypass`` the packet is accepted where no program listens. ``first`` None: queue 0 by default.
+    With ``bypass`` the packet is accepted if no program listens. ``first`` None: queue 0 by default.
     """
 
     first: int | None
@@ -581,8 +581,8 @@ class Nic:
 
     ``link`` is the firewall bridge's port towards the guest's bridge (``fwln100i0``): what enters the firewall
     bridge there goes to this NIC. ``link_chain`` is None if layer 2 is not filtered,
-    ``stateless_chain`` where every frame of the NIC may go on to connection tracking, ``limit_chain``
-    where it may open as many connections as it likes. ``qinq``: its frames may have
+    ``stateless_chain`` if every frame of the NIC may go on to connection tracking, ``limit_chain``
+    if it may open as many connections as it likes. ``qinq``: its frames may have
     two VLAN tags.
     """
 

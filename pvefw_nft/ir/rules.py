@@ -73,7 +73,7 @@ _TYPES = {Direction.IN: RuleType.IN, Direction.OUT: RuleType.OUT}
 """The type of a file's rules for packets of a direction."""
 
 DEFAULT_LIMIT = RateLimit(1, "second", None, "1/sec")
-"""The limit of log lines where the cluster says nothing about it."""
+"""The limit of log lines if the cluster says nothing about it."""
 
 
 class Context:
@@ -106,7 +106,7 @@ class Chains:
         self.layers[layer][name] = Chain(name, tuple(rules), families)
 
     def add_groups(self, context: Context, groups: Iterable[tuple[str, Direction]]) -> None:
-        """Add the chains of groups, each for a direction, where they are not there yet."""
+        """Add the chains of groups, each for a direction, if they do not exist yet."""
         filtering = self.layers[Layer.FILTER]
         for group, direction in groups:
             name = group_chain_name(group, direction)
@@ -236,7 +236,7 @@ def file_rules(
 
 
 def policy_origin(config: ClusterConfig | GuestConfig | VnetConfig, option: str, policy: Policy) -> Origin:
-    """Return the origin of a policy: the line of its option, or the file where the default holds."""
+    """Return the origin of a policy: the line of its option, or its file for a default."""
     line = config.option_lines.get(option, 0)
     return Origin(Provenance.POLICY, config.file, line, reason=f"{option} {policy.value}")
 

@@ -274,7 +274,7 @@ def _layer_problem(match: object, layer: Layer) -> str | None:
         case ArpSender() if layer is not Layer.LINK:
             return "a layer 2 match in an IP chain"
         case AdvertisedOutside() if layer is Layer.LIMIT:
-            return None  # once more, where an advertisement is put together from its fragments
+            return None  # once more, after an advertisement is put together from its fragments
         case _ if isinstance(match, _STATELESS_MATCHES) and layer is not Layer.STATELESS:
             return "a match that only stateless chains have"
         case ConnectionsOver() if layer is not Layer.LIMIT:

@@ -41,7 +41,7 @@ _FIREWALL_BRIDGE = re.compile(r"fwbr([1-9]\d*)i(\d+)")
 
 
 def first_choice(vmid: int, index: int) -> int:
-    """Return the zone of a NIC where no other NIC of the host has it."""
+    """Return the zone of a NIC if no other NIC of the host has it."""
     return FIRST_ZONE + (vmid * _MAX_NICS + index) % _COUNT
 
 

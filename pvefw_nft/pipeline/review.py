@@ -46,7 +46,7 @@ def review_root(
     only_own: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Review:
-    """Check a configuration, survey its other files, and with ``analysis`` judge its rules where nothing is an error.
+    """Check a configuration, survey its other files, and with ``analysis`` judge its rules if nothing is an error.
 
     ``only_own`` as in :func:`survey_root`, ``progress`` as in :func:`analyse_root`. Raises as :func:`.check_root`.
     """

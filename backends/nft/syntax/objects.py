@@ -83,7 +83,7 @@ class Chain:
         return _encode({"add": {"chain": body}})
 
     def block(self, family: Family, table: str) -> Block:
-        """Return the commands that add the rules, no text where there are none.
+        """Return the commands that add the rules, no text if there are none.
 
         The comment of the first rule ends with a digest of the chain, 16 characters of base64: a listing tells by it
         whether a chain is this one.
@@ -158,7 +158,7 @@ class Set:
 class DynamicSet:
     """A set that rules fill with :class:`~.statements.SetUpdate`; ``timeout`` in seconds, ``size`` in elements.
 
-    nft 1.0.6 does not read the flag ``dynamic``; it sets it by itself where a rule updates the set.
+    nft 1.0.6 does not read the flag ``dynamic``; it sets it if a rule updates the set.
     """
 
     name: str
