@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pvefw_nft.host.records import deltas, state
+from pvefw_nft.host.records import deltas, record, state
 from pvefw_nft.host.records.bases import file_version
+from pvefw_nft.host.records.changes import AppliedChain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,3 +136,21 @@ def test_removed_with_its_differences(path: Path) -> None:
     deltas.remove(path)
     assert list(path.parent.iterdir()) == []
     assert read(path) is None
+
+
+def test_state_that_was_read_before_is_read_again_once_its_files_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PVEFW_RUN_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("PVEFW_STATE_DIRECTORY", str(tmp_path))
+    record.running_path().write_text("x")
+    first, second = (record.AppliedState(name, {"a": AppliedChain(name, name)}, None) for name in ("one", "two"))
+    for state_written in (first, second):
+        record.write_memory(state_written)
+        assert record.read_memory() == record.read_memory() == state_written
+    os.utime(record.running_path(), ns=(0, 0))  # another ruleset: what is remembered is not of it
+    assert record.read_memory() is None
+    record.write_memory(first)
+    assert record.read_memory() == first
+    deltas.remove(record.memory_path())
+    assert record.read_memory() is None

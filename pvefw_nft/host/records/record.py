@@ -301,9 +301,23 @@ def write_memory(memory: AppliedState) -> None:
     )
 
 
+_read_last: tuple[object, AppliedState] | None = None
+"""The versions of the files that a state was read from, and the state: a service asks for it every two seconds."""
+
+
 def read_memory() -> AppliedState | None:
     """Return the state remembered since this boot of the ruleset on record; None if there is no valid one."""
+    global _read_last
+    versions = [*map(file_version, (*deltas.files_of(memory_path()), running_path()))]
+    if _read_last is None or _read_last[0] != versions:
+        found = _read_memory()
+        if found is None:
+            return None
+        _read_last = versions, found
+    return _read_last[1]
 
+
+def _read_memory() -> AppliedState | None:
     def check(value: Any) -> AppliedState | None:  # noqa: ANN401 - JSON
         chains = {
             key: AppliedChain(state.typed(signature, str), state.typed(listing, str))
