@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.host import tools
+from pvefw_nft.host.apply import xtables
 from pvefw_nft.host.netfilter import legacy_tables, stamp
 from pvefw_nft.host.netfilter.legacy_tables import digest
 
 from .conftest import need
+from .test_drift import legacy_ebtables
 from .test_other_hands import shell
 
 if TYPE_CHECKING:
@@ -102,3 +104,31 @@ def test_no_stamp_beside_a_tool_of_another_kind(host: Namespace, monkeypatch: py
     monkeypatch.setattr(tools, "find", lambda _: os.path.realpath("/bin/sh"))
     assert stamp.take_stamp_for_tools(["iptables-save"], "") is None
     assert not stamp.are_counted(["iptables-save"])
+
+
+def test_rules_of_ebtables_are_listed_as_its_save_command_does(host: Namespace, tmp_path: Path) -> None:
+    need("ebtables-legacy -L")
+    with legacy_ebtables(tmp_path / "alternatives"):
+        for change in [
+            *CHANGES["ebtables"],
+            "ebtables -N 'PVEFW-FORWARD' -P RETURN",
+            "ebtables -A FORWARD -j PVEFW-FORWARD",
+            "ebtables -A PVEFW-FORWARD -p IPv4 --ip-src 192.0.2.1 -s ! bc:24:11:0:0:1 -j mark --mark-set 0x1",
+            "ebtables -A PVEFW-FORWARD -p ARP -i tap100i0 --arp-ip-src 192.0.2.1 --log --log-prefix 'a b' -j DROP",
+        ]:
+            shell(change)
+            assert stamp.is_legacy("ebtables-save")
+            saved = tools.run(["ebtables-save"]).splitlines()
+            lines = saved[1 + saved.index("*filter") :]
+            assert (xtables.save().ebtables or "").splitlines()[1:] == lines[: lines.index("") + 1]
+
+
+def test_saved_form_of_a_listing() -> None:
+    listing = (
+        "Bridge table: filter\n\nBridge chain: INPUT, entries: 0, policy: DROP\n\n"
+        "Bridge chain: FORWARD, entries: 2, policy: ACCEPT\n-p IPv4 -j DROP \n-j MINE\n\n"
+        "Bridge chain: MINE, entries: 0, policy: RETURN\n"
+    )
+    assert xtables.saved_form(listing) == (
+        "*filter\n:INPUT DROP\n:FORWARD ACCEPT\n:MINE RETURN\n-A FORWARD -p IPv4 -j DROP\n-A FORWARD -j MINE\n\n"
+    )

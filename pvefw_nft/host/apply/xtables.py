@@ -21,6 +21,7 @@ from pvefw_nft.backends.signature import signature as sign
 from pvefw_nft.errors import HostError, InternalError
 
 from .. import tools
+from ..netfilter import legacy_tables, stamp
 from .restore_lines import check_rules, check_set
 
 if TYPE_CHECKING:
@@ -296,7 +297,9 @@ def save(*, ebtables: bool = True) -> Saved:
     commands: list[tuple[str, ...]] = [(f"{tool}-save",) for tool in IP_TOOLS]
     bridge: str | None = None
     try:
-        *texts, bridge = tools.run_all([*commands, ("ebtables-save",)])
+        command, read = _bridge_listing()
+        *texts, bridge = tools.run_all([*commands, command])
+        bridge = read(bridge)
     except HostError:
         if ebtables:
             raise
@@ -327,7 +330,8 @@ def read_what_can_be_read(on_record: OnRecord = tuple) -> State:
 
     bridge = None
     with contextlib.suppress(HostError):
-        bridge = listed("ebtables-save")
+        command, read = _bridge_listing()
+        bridge = read(listed(*command))
     saved = Saved({tool: listed(f"{tool}-save") for tool in IP_TOOLS}, bridge, listed("ipset", "save"))
     return saved.state(on_record)
 
@@ -346,6 +350,36 @@ def save_sets() -> str:
     member = re.compile(rf"add \S+ {_SET_OURS}")
     lines = tools.run(["ipset", "save"]).splitlines(keepends=True)
     return "".join(line for line in lines if line.startswith(ours) or member.match(line))
+
+
+_LIST_BRIDGE = ("ebtables", "-t", "filter", "-L")
+_BRIDGE_CHAIN = re.compile(r"Bridge chain: (.*?), entries:.* policy: (.*)")
+
+
+def _bridge_listing() -> tuple[tuple[str, ...], Callable[[str], str]]:
+    """Return the command that lists ebtables' rules, and a function that makes its output that of ebtables-save.
+
+    The save command of the legacy variant is a Perl script around ``ebtables -L`` that takes ten times as long.
+    """
+    if stamp.is_legacy("ebtables-save") and stamp.is_legacy("ebtables") and legacy_tables.has_bridge_table():
+        return _LIST_BRIDGE, saved_form
+    return ("ebtables-save",), str
+
+
+def saved_form(listing: str) -> str:
+    """Return the output of ``ebtables -L`` as ebtables-legacy-save prints that table (process_table in the script)."""
+    chains: list[str] = []
+    rules: list[str] = []
+    chain = ""
+    for line in listing.splitlines():
+        if line.startswith("Bridge table: "):
+            continue
+        if found := _BRIDGE_CHAIN.match(line):
+            chain, policy = found.groups()
+            chains.append(f":{chain} {policy}\n")
+        elif line:
+            rules.append(f"-A {chain} {line.removesuffix(' ')}\n")
+    return "".join(["*filter\n", *chains, *rules, "\n"])
 
 
 def parse_ebtables(text: str) -> Table:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _MODULE = Path("/sys/module/nf_tables")
 _NETNS_COOKIE = 71  # SO_NETNS_COOKIE, include/uapi/asm-generic/socket.h; since Linux 5.14
-_NF_TABLES = "nf_tables"
+_NF_TABLES, _LEGACY_VARIANT = "nf_tables", "legacy"
 _KEPT_IN_NF_TABLES = "xtables-nft-multi"
 _LEGACY = ("xtables-legacy-multi", "ebtables-legacy")  # how the files of legacy variants begin, as Debian names them
 
@@ -110,11 +110,19 @@ def are_counted(names: Sequence[str]) -> bool:
         return False
 
 
+def is_legacy(tool: str) -> bool:
+    """Tell whether a tool is of the legacy variant; one that is missing or of another kind is not."""
+    try:
+        return _variant(tool) == _LEGACY_VARIANT
+    except HostError:
+        return False
+
+
 def _variant(tool: str) -> str:
     """Return ``nf_tables`` or ``legacy``. Raises HostError if the tool is missing or of another kind."""
     file = Path(os.path.realpath(tools.find(tool))).name
     if file == _KEPT_IN_NF_TABLES:
         return _NF_TABLES
     if file.startswith(_LEGACY):
-        return "legacy"
+        return _LEGACY_VARIANT
     raise HostError(f"{tool} is of a variant that is not known: {file}")
