@@ -120,7 +120,7 @@ def measure(guests: int, backend: str, *, cut_down: bool) -> dict[str, Figure]:
 def latency(host: Host) -> Figure:
     """Return the seconds from saving a guest's file until the kernel holds the rule, under ``pvefw run``.
 
-    Those of the processors are the service's and its tools', until it is at rest again.
+    Seconds of the processors are the service's and its tools', until it is at rest again.
     """
     command = host.command("run", *host.options)
     with subprocess.Popen(command, env=host.environment, stderr=subprocess.PIPE, text=True) as service:

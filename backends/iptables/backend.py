@@ -205,7 +205,7 @@ def _collisions(ruleset: Ruleset) -> Iterator[Diagnostic]:
                 Severity.WARNING,
                 "set-name-collision",
                 Span(made.origin.file, made.origin.line),
-                f"the ipset's hashed name would be that of {listed} too; pvefw gives both another one",
+                f"the ipset would have the same hashed name as {listed}; pvefw gives both another one",
                 "rename it: Proxmox's own firewall would mix the sets up",
             )
 

@@ -163,7 +163,7 @@ class Scope:
         return known
 
     def reachable(self, start: str) -> list[str]:
-        """Return a chain's name and those of all that it can lead to, callers first."""
+        """Return the names of a chain and of all chains that it can lead to, callers first."""
         found: dict[str, None] = {}
         due = [start]
         while due:

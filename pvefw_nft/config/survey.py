@@ -100,7 +100,7 @@ def _other_host_files(root: Root) -> Iterator[Path]:
 
 
 def _unread_files(root: Root, configuration: Configuration, vmids: set[int]) -> Iterator[tuple[Path, str]]:
-    """Yield the firewall files that no node reads, with a hint. Those of guests are read nevertheless."""
+    """Yield the firewall files that no node reads, with a hint. Files of guests are read nevertheless."""
     folder = root.pve / "firewall"
     for name in sorted(root.files.listed(folder)):
         if name == "cluster.fw" or _COMPANION_FILE.fullmatch(name) or _BACKUP.fullmatch(name):

@@ -162,7 +162,7 @@ def _kernel(backend: str) -> Iterator[Finding]:
             )
         return
     if not bindings.is_debian():
-        text = "the Python bindings of libnftables are those of PyPI's pip-nftables, a rebuild of nftables' own"
+        text = "the Python bindings of libnftables come from PyPI's pip-nftables, a rebuild of nftables' own"
         yield Finding(
             Level.NOTE, text, "apt-get install python3-nftables, which Debian signs; it is used where it is there"
         )

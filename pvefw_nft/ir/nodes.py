@@ -16,10 +16,9 @@ The IR holds the rules, not a tool's spelling of them. One :class:`Ruleset` hold
 ``limit``
     chains that new connections of guests enter first; they only drop, too.
 
-One rule serves IPv4 and IPv6 (``Rule.families`` says which); the chains of a family are the rules left when
-those of the other family are taken out. Where a node has a ``spelling``, it is the user's own text for the
-value beside it: equal in meaning, kept because a ruleset is easier to recognise when it uses the words of its
-configuration.
+One rule serves IPv4 and IPv6 (``Rule.families`` says which); the chains of a family are the rules without the rules of
+the other family. If a node has a ``spelling``, it is the user's own text for the value beside it: equal in meaning,
+kept because a ruleset is easier to recognise when it uses the words of its configuration.
 
 Example: the line ``IN SSH(ACCEPT) -source 10.0.0.0/8`` of ``100.fw`` becomes, in chain ``tap100i0-IN``::
 
@@ -84,7 +83,7 @@ class HookPoint(Enum):
     FORWARD = "FORWARD"
 
 
-# --- values: those of the language (config.values), and those of the IR alone ------------------------------------
+# --- values: of the language (config.values), and of the IR alone ------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

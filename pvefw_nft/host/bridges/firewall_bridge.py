@@ -187,7 +187,7 @@ class _Plan:
         if nic.mtu is not None and nic.mtu > mtu:
             raise HostError(
                 f"{nic.interface}: its MTU of {nic.mtu} is larger than the {mtu} of {guest_bridge.name}",
-                f"lower the NIC's MTU or raise that of {guest_bridge.name}",
+                f"lower the NIC's MTU or raise the MTU of {guest_bridge.name}",
             )
         inner, outer = nic.pair(naming)
         self._check_ours(nic)

@@ -137,7 +137,7 @@ def wait_until_loaded(service: str, seconds: float) -> None:
         seen = seen + 1 if _is_loaded(service) else 0
         if time.monotonic() > end:
             raise HostError(
-                f"{service} has not loaded its rules within {seconds:.0f} s; those of pvefw stay",
+                f"{service} has not loaded its rules within {seconds:.0f} s; pvefw's rules stay",
                 f"see `journalctl -u {service}`; `pvefw take-over` goes back",
             )
         time.sleep(_LOOK_AGAIN)

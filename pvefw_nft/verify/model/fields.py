@@ -84,7 +84,7 @@ ARP_OP = Field("arp operation", 1 << 16)
 ARP_HTYPE = Field("arp htype", 1 << 16)
 ARP_PTYPE = Field("arp ptype", 1 << 16, FieldKind.ETHERTYPE)
 ARP_HLEN = Field("arp hlen", 256)
-"""Length of a hardware address, 6 for Ethernet; ``ARP_PLEN`` that of a protocol address, 4 for IPv4."""
+"""Length of a hardware address, 6 for Ethernet; ``ARP_PLEN`` is the length of a protocol address, 4 for IPv4."""
 ARP_PLEN = Field("arp plen", 256)
 ARP_SPA = Field("arp saddr ip", 1 << 32, FieldKind.IPV4)
 ARP_TPA = Field("arp daddr ip", 1 << 32, FieldKind.IPV4)
@@ -104,7 +104,7 @@ EXTENSIONS = IntervalSet.from_ranges((number, number) for number in (0, 43, 51, 
 """Hop-by-hop, routing, authentication, destination, mobility, HIP and Shim6 (IANA's list). Fragments are apart."""
 TH_SOURCE = Field("th sport bytes", 1 << 16)
 """The first two bytes behind the network header, of protocols without ports and other than ICMP; the next two are
-:data:`TH_DESTINATION`, those of ICMP (its checksum) included.
+:data:`TH_DESTINATION`, also for ICMP (its checksum).
 """
 TH_DESTINATION = Field("th dport bytes", 1 << 16)
 FRAGMENT = _enum("fragment", "whole", "first", "later")
@@ -130,8 +130,8 @@ DADDR_TYPE = _enum("daddr type", *ADDRESS_TYPES)
 
 CT_STATES = ("invalid", "established", "related", "new", "untracked")
 CT_STATE = _enum("ct state", *CT_STATES)
-"""The state that connection tracking gives to the packet. A packet's own value is that of a lookup that knows every
-connection. The state that a rule sees depends on its hook: :mod:`~pvefw_nft.verify.simulate.tracking`.
+"""The state that connection tracking gives to the packet. A packet's own value is the result of a lookup that knows
+every connection. The state that a rule sees depends on its hook: :mod:`~pvefw_nft.verify.simulate.tracking`.
 """
 TRACKING = _enum("tracking", "on", "off", "template")
 """The effect of rules before the lookup: none, ``notrack``, or a zone or helper."""
@@ -168,7 +168,7 @@ CT_MARK = tuple(Field(f"ct mark bit {bit}", 2, FieldKind.BIT) for bit in range(3
 
 IPV4, IPV6, ARP, VLAN = 0x0800, 0x86DD, 0x0806, 0x8100
 TAGS = (VLAN, 0x88A8)
-"""The ether types of VLAN tags (IEEE 802.1Q): as ``PROTOCOL``, that of a second tag."""
+"""The ether types of VLAN tags (IEEE 802.1Q): as ``PROTOCOL``, the type of a second tag."""
 PORT_PROTOCOLS = (6, 17, 33, 132, 136)
 """The protocols with ports: TCP, UDP, DCCP, SCTP and UDP-Lite."""
 

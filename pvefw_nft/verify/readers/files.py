@@ -141,7 +141,7 @@ def _sort_json(found: _Found, name: str, document: Json) -> None:
     elif isinstance(document, dict) and "iptables" in document:
         found.compiled.append((name, document))
     else:
-        raise RulesetError(f"{name}: JSON, but neither nft's nor that of pvefw compile")
+        raise RulesetError(f"{name}: JSON, but neither nft's nor pvefw compile's")
 
 
 def _split(text: Text) -> list[_Part]:
