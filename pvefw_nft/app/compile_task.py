@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Source
 
+_PAUSE = 0.5
+"""Seconds after an answer in which a command closes the channel, and a service seldom asks again."""
+
 HOST_FILES = ("/etc/hosts", "/etc/network/interfaces")
 """Files of the host outside of its configuration, which the other process reads for this one."""
 
@@ -104,9 +107,7 @@ class Task:
                 for frame in frames:
                     channel.send(frame)
                 del frames
-                # once the answer is out: objects in cycles, such as errors with their tracebacks, must not pile up
-                gc.collect()
-                gc.freeze()  # the rest has none: it need not be searched again and again
+                _collect_garbage(channel)
 
     def _nics(self, steady: SteadySource) -> list[bytes]:
         found = steady.patience.run(lambda: read_filtered_nics(steady.source))
@@ -149,6 +150,16 @@ class Task:
         self._last = result
         self._sent = {piece: place for place, piece in enumerate(result.desired.pieces)}
         return [encode({"kind": "ruleset", **message, **doubts}), pieces]
+
+
+def _collect_garbage(channel: Channel) -> None:
+    """Free objects in cycles, such as errors with their tracebacks, once the answer is out: they must not pile up.
+
+    A command closes the channel after its answer: then this process ends, and its memory with it.
+    """
+    if not channel.closes_within(_PAUSE):
+        gc.collect()
+        gc.freeze()  # the rest has no cycles: it need not be searched again and again
 
 
 def _unasked(*_: str) -> None:

@@ -79,6 +79,12 @@ class Channel:
             raise ValueError(f"a frame of {length} bytes")
         return self._read(length, end)
 
+    def closes_within(self, seconds: float) -> bool:
+        """Tell whether the other end closes within so many seconds. A frame that arrives ends the wait."""
+        poll = select.poll()
+        poll.register(self.descriptors[0], select.POLLIN)
+        return any(not event & select.POLLIN for _, event in poll.poll(seconds * 1000))
+
     def _read(self, length: int, end: float | None) -> bytes:
         parts = []
         while length:

@@ -199,6 +199,19 @@ def test_only_changed_pieces_are_sent_again(tmp_path: Path) -> None:
     assert sum(id(piece) in before for piece in second.desired.pieces) > len(second.desired.pieces) / 2
 
 
+def test_channel_tells_an_end_that_closes_from_a_frame_and_from_silence() -> None:
+    (reading, to_read), (other, writing) = os.pipe(), os.pipe()
+    here, there = Channel(reading, writing), Channel(other, to_read)
+    assert not here.closes_within(0.01)
+    there.send(b"frame")
+    assert not here.closes_within(60)
+    there.close()
+    assert not here.closes_within(60)
+    assert here.receive() == b"frame"
+    assert here.closes_within(60)
+    here.close()
+
+
 @pytest.mark.parametrize("backend", ["iptables", "nft"])
 def test_memory_stays_over_many_changes(tmp_path: Path, backend: str) -> None:
     configure(tmp_path)
