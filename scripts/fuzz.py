@@ -331,7 +331,7 @@ def made(chance: random.Random) -> Case:
 
 
 _VERSION = "VERSION"
-"""What stands for the version of the file that differences belong to."""
+"""The placeholder for the version of the file that differences belong to."""
 
 
 def records() -> dict[str, str]:

@@ -5,8 +5,8 @@
 
 With atheris (``pip install atheris``) the inputs are guided by the coverage of pvefw's own code; without it they are
 sound texts with pieces inserted, removed, doubled and moved. Harnesses run side by side in processes of their own.
-What fails is written to ``--save``: keep it in ``tests/fuzz/readers``, which ``tests/property/test_harnesses.py`` runs.
-Exit status: 0 nothing failed, 1 something did.
+Inputs that fail are written to ``--save``: keep them in ``tests/fuzz/readers``, which
+``tests/property/test_harnesses.py`` runs. Exit status: 0 nothing failed, 1 something did.
 """
 
 from __future__ import annotations

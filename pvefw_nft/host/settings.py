@@ -1,6 +1,6 @@
 """Kernel settings that a ruleset needs: set when it is applied, put back when it is removed.
 
-What stood there before is remembered for this boot, once, so that repeated applies do not remember our own values.
+The previous values are recorded once for this boot, so that repeated applies do not record pvefw's own values.
 """
 
 from __future__ import annotations

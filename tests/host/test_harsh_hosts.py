@@ -1,4 +1,4 @@
-"""What happens to a service, its files and its tools while it runs: rules stay or come back, the service stays, and it
+"""Accidents of a service, its files and its tools while it runs: rules stay or come back, the service stays, and it
 follows the next change.
 """
 

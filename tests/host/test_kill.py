@@ -77,7 +77,7 @@ PAIRS: dict[str, Callable[[Path], Pair]] = {
 class Killing:
     """Two rulesets that follow each other, again and again, with a kill on the way.
 
-    ``ways`` are those that are denied, from where to where; None: somebody else watches them.
+    ``ways`` are the denied ways, each from a place to a place; None: another observer watches them.
     """
 
     def __init__(self, network: Network, pair: Pair, ways: Iterable[tuple[str, str]] | None) -> None:
@@ -224,7 +224,7 @@ def apply_killed_at(step: int, desired: Desired) -> bool:
 def killed_at(step: int, action: Callable[[], object]) -> bool:
     """Act in a process that kills itself, and the tools it runs, right before its ``step``-th step.
 
-    What follows a step is what precedes the next, so there is no need to kill after it too. False: there are not
+    The end of a step is the beginning of the next one, so there is no need to kill after it, too. False: there are not
     so many steps, and it came to its end.
     """
 

@@ -1,4 +1,4 @@
-"""What pvefw remembers: the last good rulesets under /var/lib, this boot's settings under /run.
+"""The records of pvefw: the last good rulesets under /var/lib, this boot's settings under /run.
 
 Every file is written whole or not at all: to a temporary file, synced, then renamed over the old one.
 """
@@ -149,7 +149,7 @@ def _warn(error: HostError) -> None:
 
 
 def warn(message: str) -> None:
-    """Keep a warning for whoever runs the command: about a record that is damaged or cannot be written."""
+    """Keep a warning for the user of the command: about a record that is damaged or cannot be written."""
     _warnings[message] = None
 
 
@@ -164,7 +164,7 @@ def read_text(path: Path) -> str | None:
     """Return the text of a file, or None where there is none. Raises what :func:`read` raises.
 
     Only a regular file of this user or root is read, that no other may write to, never through a link, and up to a
-    size; root reads those of the service's user, too.
+    size; root reads files of the service's user, too.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
