@@ -1,6 +1,7 @@
 """Compare the cost of each command with an older commit: CPU time and memory, and their growth with the guests.
 
-Usage, as root: ``python benchmarks/against.py --base REV [--rows NAME ...] [--guests N ...] [--runs N] [--json]``
+Usage, as root: ``python benchmarks/against.py --base REV [--base-up-to GUESTS] [--rows NAME ...] [--guests N ...]
+[--runs N] [--json]``
 
 The base is checked out in a worktree of its own, with an environment of its own. Both run in turn, as processes of
 their own, with configurations of ``benchmarks/compile.py``. Printed are medians: seconds of the processors and of
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 GUESTS = (100, 1000, 5000)
 TIMEOUT = 900
-"""Seconds after which a command is ended; its row then has no figures."""
+"""Seconds after which a command is ended; its side of the row then has no figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the result: the figures of the base and of this tree; None: ended by the timeout."""
+    """One line of the result: the figures of the base and of this tree; None: not measured, or ended by the timeout."""
 
     name: str
     guests: int
@@ -258,10 +259,10 @@ def prepare(checkout: Path) -> None:
         subprocess.run(command, check=True)
 
 
-def measure(name: str, guests: int, checkouts: tuple[Path, Path], runs: int) -> Row:
+def measure(name: str, guests: int, checkouts: tuple[Path, Path], runs: int, *, with_base: bool = True) -> Row:
     """Return a row: so many runs of base and of this tree in turn, with new folders each."""
     samples: tuple[list[Figures], list[Figures]] = ([], [])
-    late: set[int] = set()
+    late: set[int] = set() if with_base else {0}
     with tempfile.TemporaryDirectory() as temporary:
         config = Path(temporary) / "config"
         generate(config, guests)
@@ -296,15 +297,14 @@ def machine() -> str:
 def line(row: Row) -> str:
     """Return a row as text."""
     start = f"{row.name:18} {row.guests:5}"
-    if row.base is None or row.now is None:
-        late = "base" if row.base is None else "now"
-        return f"{start}  {late}: more than {TIMEOUT} s"
     figures = []
     for name, unit in (("cpu", "s"), ("system", "s"), ("memory", "MB"), ("rules", "")):
-        before, after = getattr(row.base, name), getattr(row.now, name)
-        if before is not None:
-            figures.append(f"{name} {before:.6g} → {after:.6g} {unit} ({row.ratios.get(name, 0):.2f})")
-    return f"{start}  " + "  ".join(figures)
+        before, after = (None if side is None else getattr(side, name) for side in (row.base, row.now))
+        if before is not None or after is not None:
+            texts = ["-" if value is None else f"{value:.6g}" for value in (before, after)]
+            ratio = f" ({row.ratios[name]:.2f})" if name in row.ratios else ""
+            figures.append(f"{name} {' → '.join(texts)} {unit}{ratio}".rstrip())
+    return f"{start}  " + "  ".join(figures or [f"both: more than {TIMEOUT} s"])
 
 
 def growth(rows: Sequence[Row]) -> Iterator[str]:
@@ -324,6 +324,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--base", required=True, metavar="REV", help="the commit to compare with")
+    parser.add_argument("--base-up-to", type=int, metavar="GUESTS", help="with more guests measure this tree alone")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="NAME")
     parser.add_argument("--guests", type=int, nargs="+", default=list(GUESTS))
     parser.add_argument("--runs", type=int, default=3, help="runs of each row, in turn (default: 3)")
@@ -337,7 +338,8 @@ def main() -> None:
             print(machine())
         for name in arguments.rows:
             for guests in arguments.guests:
-                rows.append(measure(name, guests, (base, REPOSITORY), arguments.runs))
+                with_base = arguments.base_up_to is None or guests <= arguments.base_up_to
+                rows.append(measure(name, guests, (base, REPOSITORY), arguments.runs, with_base=with_base))
                 if not arguments.json:
                     print(line(rows[-1]), flush=True)
     if arguments.json:
