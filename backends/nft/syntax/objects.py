@@ -33,7 +33,7 @@ KeyType: TypeAlias = (
 BETWEEN = ",\n"
 """The separator between the commands of a transaction."""
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode  # statements are trees
 
 
 @dataclass(frozen=True, slots=True)
