@@ -47,6 +47,8 @@ _COMMANDS = ("add", "create", "insert", "replace", "delete", "destroy", "flush")
 _SIGNATURE = re.compile(r" ?sig:\S+$")
 """The digest of one of pvefw's chains, at the end of its first rule's comment. It does not describe the rule."""
 _FAMILIES = frozenset(family.value for family in Family)
+_REFERENCE = re.compile(r'"(@[^"]*)"(?!:)')
+"""A string, and no key, that refers to a set."""
 _MARK = {"ct": {"key": "mark"}}
 _IGNORED = ("metainfo", "counter", "quota", "limit", "ct timeout", "ct expectation", "secmark", "synproxy")
 
@@ -378,8 +380,11 @@ def _names_zone(rule: dict[str, Json] | UnreadRule) -> bool:
 
 def _looked_up_by(rule: dict[str, Json] | UnreadRule) -> set[str]:
     """As :func:`_looked_up`; a rule that is still text is read only where its text may name a set."""
-    if isinstance(rule, UnreadRule) and '"@' not in rule.text and "\\" not in rule.text:
-        return set()
+    if isinstance(rule, UnreadRule) and "\\" not in rule.text:
+        if '"@' not in rule.text:
+            return set()
+        if '"set":{' not in rule.text and '"comment":"@' not in rule.text:
+            return set(_REFERENCE.findall(rule.text))
     return _looked_up(_expressions(rule))
 
 

@@ -179,6 +179,8 @@ class NftRuleParser:
         self.effects: list[Effect] = []
         self.verdict: Verdict | None = None
         self.where = ""
+        self._equal: dict[tuple[int, Json], tuple[Selector, Test]] = {}
+        """Tests by selector and value, with the selector, whose id is then of no other one."""
 
     def parse(self, statements: list[Json], where: str) -> Parsed:
         """Return the conditions, effects and verdict of a rule. Raises RulesetError, naming ``where``."""
@@ -277,6 +279,8 @@ class NftRuleParser:
         timed = self._timed(right)
         if timed:
             return self._expiring(on, operator, right, timed)
+        if operator == "==" and type(right) in (str, int):  # True equals 1, and is no value
+            return self._equals(on, right)
         values = self._values(on, right)
         if operator in ("==", "in"):
             return Test(on.field, values)
@@ -294,6 +298,14 @@ class NftRuleParser:
             return Test(on.field, IntervalSet())
         pairs = on.widen(*wanted) if on.widen is not None else [wanted]
         return Test(on.field, IntervalSet.from_ranges(pairs))
+
+    def _equals(self, on: Selector, right: Json) -> Test:
+        """Return the test for a value or set by name. Most rules repeat those of others."""
+        key = (id(on), right)
+        known = self._equal.get(key)
+        if known is None:
+            known = self._equal[key] = on, Test(on.field, self._values(on, right))
+        return known[1]
 
     def _values(self, on: Selector, right: Json) -> IntervalSet:
         if isinstance(right, str) and right.startswith("@"):

@@ -110,8 +110,11 @@ class XtablesReader:
         number = first_line
         unread: dict[str, list[_Unread]] = {}
         for number, raw in enumerate(text.splitlines(), first_line):
-            if raw.startswith("-A ") and self.on_demand and table is not None:
+            if raw.startswith("-A ") and table is not None:
                 _, chain, body = f"{raw} ".split(" ", 2)
+                if not self.on_demand and chain:
+                    self._append(table, chain, body.strip(), raw.strip(), number)
+                    continue
                 if chain in unread:  # its next rule, of many
                     unread[chain].append(_Unread(body.strip(), raw.strip(), number))
                     continue
