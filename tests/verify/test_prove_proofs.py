@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.verify.network.path import Link, Nic, Topology
-from pvefw_nft.verify.prove import proofs as keys
+from pvefw_nft.verify.prove import nic_keys, segments
 from pvefw_nft.verify.prove.compare import Options, compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.render import report_data
@@ -89,10 +89,22 @@ def test_only_the_changed_guest_is_proved_again(make: Callable[[dict[int, str]],
     memory = Memory()
     assert report(make({}), make({}), memory).counts.kept == 0
     assert report(make({}), make({}), memory).counts.kept == len(GUESTS)
-    wider = {103: "-p tcp --dport 1:103 -j DROP" if make is xtables else "tcp dport 1-103 drop"}
+    wider = {
+        103: "-s 10.0.0.3 -p tcp --dport 1:103 -j DROP" if make is xtables else "ip saddr 10.0.0.3 tcp dport 1-103 drop"
+    }
     found = report(make({}), make(wider), memory)
     assert (found.answer, found.counts.kept) == (Answer.DIFFERENT, len(GUESTS) - 1)
     assert report(make(wider), make(wider), memory).counts.kept == len(GUESTS) - 1
+
+
+@pytest.mark.parametrize("make", [xtables, nft])
+def test_a_guest_whose_numbers_change_on_both_sides_alike_keeps_its_proof(
+    make: Callable[[dict[int, str]], Side],
+) -> None:
+    memory = Memory()
+    report(make({}), make({}), memory)
+    other = {103: "-p tcp --dport 1:1023 -j DROP" if make is xtables else "tcp dport 1-1023 drop"}
+    assert report(make(other), make(other), memory).counts.kept == len(GUESTS)
 
 
 def test_a_difference_is_never_kept() -> None:
@@ -155,7 +167,7 @@ def test_other_options_have_proofs_of_their_own(options: Options) -> None:
 def test_another_prover_proves_again(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory()
     report(xtables({}), xtables({}), memory)
-    monkeypatch.setattr(keys, "prover_digest", lambda: "another")
+    monkeypatch.setattr(segments, "prover_digest", lambda: "another")
     assert report(xtables({}), xtables({}), memory).counts.kept == 0
 
 
@@ -183,7 +195,7 @@ def test_interrupted_comparisons_are_not_cached() -> None:
 
 def test_a_proof_is_kept_only_where_its_key_takes_in_the_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory()
-    monkeypatch.setattr(keys, "_BRIDGED", frozenset())  # the hooks of packets that cross a bridge
+    monkeypatch.setattr(nic_keys, "_BRIDGED", frozenset())  # the hooks of packets that cross a bridge
     report(xtables({}), xtables({}), memory)
     assert not memory.known
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from pvefw_nft.verify.model.conditions import Test, tests_of
 from pvefw_nft.verify.model.effects import Alter, Effect, Guard, Log, SetZone
 from pvefw_nft.verify.model.fields import ARP, IPV4, IPV6, Field, counter_field, rate_of
 from pvefw_nft.verify.model.verdicts import RETURN, Accept, Drop, Goto, Jump, Return, Verdict, VerdictMap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from pvefw_nft.verify.model.conditions import Condition
     from pvefw_nft.verify.model.intervals import IntervalSet
@@ -105,6 +106,21 @@ class Chain:
     rules: list[Rule]
     policy: Accept | Drop | Return = RETURN
     hook: Hook | None = None
+    _tests: tuple[Test, ...] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def tests(self) -> tuple[Test, ...]:
+        """The tests of the chain's rules, guards and verdict maps, each once: for a chain that does not change."""
+        found = self._tests
+        if found is None:
+            made: dict[Test, None] = {}
+            for condition in conditions_of(self):
+                if isinstance(condition, Test):
+                    made[condition] = None
+                else:
+                    made |= dict.fromkeys(tests_of(condition))
+            found = self._tests = tuple(made)
+        return found
 
     def sets_zone(self) -> bool:
         """Whether a rule gives packets a connection tracking zone."""
@@ -123,6 +139,7 @@ class UnreadChain(Chain):
     def __init__(self, chain: Chain, read: Callable[[], list[Rule]], *, may_set_zone: bool) -> None:
         """Take name, policy and hook from ``chain``."""
         self.name, self.policy, self.hook = chain.name, chain.policy, chain.hook
+        self._tests = None
         self._read = read
         self._may_set_zone = may_set_zone
         self._known: list[Rule] | None = None
@@ -187,6 +204,18 @@ class RulesetModel:
     def merged(self, other: RulesetModel) -> RulesetModel:
         """Return the ruleset with the tables of both (both are loaded; a packet passes both)."""
         return RulesetModel(self.tables + other.tables, self.assumptions + other.assumptions)
+
+
+def conditions_of(chain: Chain) -> Iterator[Condition]:
+    """Yield every condition in a chain: of rules, of guards and of verdict maps."""
+    for rule in chain.rules:
+        yield from rule.conditions
+        for effect in rule.effects:
+            if isinstance(effect, Guard):
+                yield effect.condition
+        if isinstance(rule.verdict, VerdictMap):
+            for condition, _ in rule.verdict.entries:
+                yield condition
 
 
 def targets(verdict: Verdict | None) -> Iterable[str]:

@@ -8,6 +8,7 @@ The stages, in the order a proof runs them::
     specialise       those chains, for one protocol and one set of interfaces                    → programs
     actions          effects of rules on this packet and later ones: marks, sets, helpers, headers
     counters         pairs of limits, one on each side, that count alike
+    nic_keys         NICs that differ in names and numbers alone (by key_parts): one proof for all of them
     segments         every segment of every way, on both sides                                   → pairs of flows
     pairs            the two flows of a segment treat every packet alike, or do not
     structural       programs that are the same step by step need no more

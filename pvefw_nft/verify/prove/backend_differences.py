@@ -24,6 +24,8 @@ BROADCASTS4 = IntervalSet.of((0, 0), (0xFFFFFFFF, 0xFFFFFFFF))
 MULTICASTS4 = IntervalSet.of((0xE0000000, 0xEFFFFFFF))
 MULTICASTS6 = IntervalSet.of((0xFF << 120, (1 << 128) - 1))
 
+_TELLING = frozenset((m.DADDR_TYPE, m.SADDR_TYPE, m.ARP_HLEN, m.VLAN_ID))
+"""Fields of which rules decide whether packets that are excluded can occur."""
 KIND = {name: number for number, name in enumerate(m.ADDRESS_TYPES)}
 
 BROADCAST = "broadcast: iptables decides by the IPv4 destination address, nft by the frame's destination MAC address"
@@ -124,7 +126,7 @@ def exceptions(before: Side, after: Side) -> Exceptions:
     unseen = topologies[number].call_iptables and not topologies[number].filter_vlan_tagged
     tested: dict[m.Field, list[IntervalSet]] = {}
     for model in (before.model, after.model):
-        for test in tests_in_use(model):
+        for test in tests_in_use(model, _TELLING):
             tested.setdefault(test.field, []).append(test.values)
 
     def asks(on: m.Field, kind: str) -> bool:
@@ -143,15 +145,20 @@ def exceptions(before: Side, after: Side) -> Exceptions:
     return Exceptions(texts, number, unseen, across=True, untagged_only=not vlans)
 
 
-def tests_in_use(model: m.RulesetModel) -> Iterator[m.Test]:
-    """Yield the tests of all rules that a hook leads to."""
+def tests_in_use(model: m.RulesetModel, fields: frozenset[m.Field]) -> Iterator[m.Test]:
+    """Yield the tests of these fields, of all rules that a hook leads to."""
     for table in model.tables:
+        if not any(test.field in fields for chain in table.chains.values() for test in chain.tests):
+            continue
         todo = [name for name, chain in table.chains.items() if chain.hook is not None]
         seen = set(todo)
         while todo:
-            for rule in table.chains[todo.pop()].rules:
-                for condition in rule.conditions:
-                    yield from m.tests_of(condition)
-                new = {name for name in m.targets(rule.verdict) if name in table.chains and name not in seen}
-                seen |= new
-                todo += new
+            chain = table.chains[todo.pop()]
+            asks = any(test.field in fields for test in chain.tests)
+            for rule in chain.rules:
+                for condition in rule.conditions if asks else ():
+                    yield from (test for test in m.tests_of(condition) if test.field in fields)
+                if isinstance(rule.verdict, (m.Jump, m.Goto, m.VerdictMap)):
+                    new = {name for name in m.targets(rule.verdict) if name in table.chains and name not in seen}
+                    seen |= new
+                    todo += new

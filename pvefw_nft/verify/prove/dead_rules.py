@@ -147,9 +147,10 @@ class _Analysis:
             self.add(chosen, self.explored.way(source, destination), None)
         # of a NIC's ways only the hop at its firewall bridge is its own: the first of one, the last of the other
         for nic in self.explored.ends.nics:
-            out, into = self.explored.nic_ways(nic)
-            self.add(chosen, out, 0)
-            self.add(chosen, into, -1)
+            ways = self.explored.nic_ways(nic)
+            if ways is not None:
+                self.add(chosen, ways[0], 0)
+                self.add(chosen, ways[1], -1)
         yield from chosen
 
     def add(self, chosen: dict[_Chosen, None], way: PathPair | None, only: int | None) -> None:

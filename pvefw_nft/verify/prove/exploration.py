@@ -13,7 +13,7 @@ from pvefw_nft.errors import UsageError
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.network.path import HostEnd, NicEnd, PortEnd
 from pvefw_nft.verify.prove.counters import Counters
-from pvefw_nft.verify.prove.flows import Flows, Segment, Tested, find_way, shared_counters
+from pvefw_nft.verify.prove.flows import Flows, Segment, Tested, find_both_ways, find_way, shared_counters
 from pvefw_nft.verify.prove.network import make_network
 from pvefw_nft.verify.prove.specialise import Residuals
 from pvefw_nft.verify.prove.transition import without_transition
@@ -71,10 +71,12 @@ class Exploration:
         general = self.ends.general
         return [*((s, d) for s in general for d in general if s != d), (HostEnd(), HostEnd())]
 
-    def nic_ways(self, nic: Nic) -> tuple[PathPair | None, PathPair | None]:
-        """Return the ways of a NIC to and from its peer."""
-        end, peer = NicEnd(nic), self.peer(nic)
-        return self.way(end, peer), self.way(peer, end)
+    def nic_ways(self, nic: Nic) -> tuple[PathPair, PathPair] | None:
+        """Return the ways of a NIC to and from its peer; None if there are none."""
+        try:
+            return find_both_ways(self.network, NicEnd(nic), self.peer(nic), zones=self.tested.zones)
+        except UsageError:
+            return None
 
     def peer(self, nic: Nic) -> End:
         """Return a peer on a NIC's bridge: a port to the outside, or else the host."""

@@ -43,7 +43,6 @@ from pvefw_nft.verify.prove.specialise import (
     Later,
     Residuals,
     Specialiser,
-    conditions_of,
     ether_type,
     known_fields,
 )
@@ -79,8 +78,7 @@ def _asks_early(model: m.RulesetModel) -> bool:
         for table in model.tables
         if any(chain.hook is not None and chain.hook.priority < LOOKUP for chain in table.chains.values())
         for chain in table.chains.values()
-        for condition in conditions_of(chain)
-        for test in m.tests_of(condition)
+        for test in chain.tests
     )
 
 
@@ -95,20 +93,13 @@ def shared_counters(before: m.RulesetModel, after: m.RulesetModel) -> frozenset[
 
 def fields_of(model: m.RulesetModel) -> set[m.Field]:
     """Return the fields that rules test."""
-    found = set()
-    for condition in all_conditions(model):
-        if isinstance(condition, m.Test):
-            found.add(condition.field)
-        else:
-            found.update(test.field for test in m.tests_of(condition))
-    return found
+    return {test.field for chain in chains_of(model) for test in chain.tests}
 
 
-def all_conditions(model: m.RulesetModel) -> Iterator[m.Condition]:
-    """Yield every condition of a ruleset."""
+def chains_of(model: m.RulesetModel) -> Iterator[m.Chain]:
+    """Yield every chain of a ruleset."""
     for table in model.tables:
-        for chain in table.chains.values():
-            yield from conditions_of(chain)
+        yield from table.chains.values()
 
 
 @dataclass(slots=True)
@@ -131,8 +122,8 @@ class Tested:
         sets = self.sets
         models = tuple({id(model): model for model in models}.values())
         for model in models:
-            for condition in all_conditions(model):
-                for test in (condition,) if isinstance(condition, m.Test) else m.tests_of(condition):
+            for chain in chains_of(model):
+                for test in chain.tests:
                     known = sets.get(test.field)
                     if known is None:
                         known = sets[test.field] = {}
@@ -254,20 +245,41 @@ def find_way(network: Network, source: End, destination: End, *, zones: bool = F
 
     Raises UsageError where there is none on one of them.
     """
+    one, two = _find_stages(network, source, destination)
+    back_before, back_after = _find_stages(network, destination, source) if zones else ((), ())
+    return _make_way(source, destination, (one, two), (back_before, back_after))
+
+
+def find_both_ways(network: Network, one: End, other: End, *, zones: bool = False) -> tuple[PathPair, PathPair]:
+    """Return the ways between two ends, there and back. Raises as :func:`find_way`."""
+    there, back = _find_stages(network, one, other), _find_stages(network, other, one)
+    return (
+        _make_way(one, other, there, back if zones else ((), ())),
+        _make_way(other, one, back, there if zones else ((), ())),
+    )
+
+
+def _find_stages(network: Network, source: End, destination: End) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
+    """Return the stages between two ends on both sides; the same object, where both are known to have the same."""
     before, after = network.before, network.after
     others = network.counterparts.get(source, source), network.counterparts.get(destination, destination)
-    same = after is before and others == (source, destination)
     one = find_stages(before, source, destination)
-    two = one if same else find_stages(after, *others)
+    same = after is before and others == (source, destination)
+    return one, one if same else find_stages(after, *others)
+
+
+def _make_way(
+    source: End,
+    destination: End,
+    stages: tuple[tuple[Stage, ...], tuple[Stage, ...]],
+    back: tuple[tuple[Stage, ...], tuple[Stage, ...]],
+) -> PathPair:
+    one, two = stages
     hops = [[(hop, tuple(stages)) for hop, stages in groupby(path, key=lambda stage: stage.hop)] for path in (one, two)]
     segments: tuple[Segment, ...] | None = None
     if [hop for hop, _ in hops[0]] == [hop for hop, _ in hops[1]]:
         segments = tuple(Segment(hop, left, right) for (hop, left), (_, right) in zip(*hops, strict=True))
-    if not zones:
-        return PathPair(source, destination, one, two, segments)
-    back_before = find_stages(before, destination, source)
-    back_after = back_before if same else find_stages(after, others[1], others[0])
-    return PathPair(source, destination, one, two, segments, back_before, back_after)
+    return PathPair(source, destination, one, two, segments, *back)
 
 
 # --- flows --------------------------------------------------------------------------------------------------

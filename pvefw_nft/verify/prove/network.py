@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 MAX_PORTS = 32
 """So many ports that only rules name are added to bridges; each makes a way to every other end."""
 
+_IS_INTERFACE = frozenset(INTERFACES)
 _OF_NIC = re.compile(r"(?:(tap|veth)(\d+)i(\d+)|fw(?:br|ln)(\d+)i(\d+)|fwpr(\d+)p(\d+))")
 _IS_BRIDGE = re.compile(r"vmbr\d+(v\d+)?")
 _COMPLETIONS = ("999i0", "99i0", "9i0", "i0", "999p0", "99p0", "9p0", "p0", "0", "9", "")
@@ -108,14 +109,8 @@ class Roles:
         """Collect them from rulesets."""
         self = cls()
         for table in {id(table): table for model in models for table in model.tables}.values():
-            tests: dict[m.Test, None] = {}
-            for condition in conditions_of_table(table):
-                if isinstance(condition, m.Test):
-                    if condition.field in INTERFACES:
-                        tests[condition] = None
-                else:
-                    tests |= dict.fromkeys(test for test in m.tests_of(condition) if test.field in INTERFACES)
-            for test in tests:
+            found = (test for chain in table.chains.values() for test in _tests_of_chain(chain))
+            for test in dict.fromkeys(test for test in found if test.field in _IS_INTERFACE):
                 self._role(test.field, table.key.family).add(test.values)
         return self
 
@@ -127,18 +122,23 @@ class Roles:
         return self.devices
 
 
-def conditions_of_table(table: m.Table) -> Iterator[m.Condition]:
-    """Yield every condition of a table: of rules, guards, verdict maps and zones."""
-    for chain in table.chains.values():
-        for rule in chain.rules:
-            yield from rule.conditions
-            for effect in rule.effects:
-                if isinstance(effect, m.Guard):
-                    yield effect.condition
-                elif isinstance(effect, m.SetZone):
-                    yield from (condition for condition, _ in effect.entries)
-            if isinstance(rule.verdict, m.VerdictMap):
-                yield from (condition for condition, _ in rule.verdict.entries)
+def _tests_of_chain(chain: m.Chain) -> Iterable[m.Test]:
+    """Return every test of a chain, also those of zones."""
+    if not chain.sets_zone():
+        return chain.tests
+    return dict.fromkeys(test for condition in _conditions_with_zones(chain) for test in m.tests_of(condition))
+
+
+def _conditions_with_zones(chain: m.Chain) -> Iterator[m.Condition]:
+    for rule in chain.rules:
+        yield from rule.conditions
+        for effect in rule.effects:
+            if isinstance(effect, m.Guard):
+                yield effect.condition
+            elif isinstance(effect, m.SetZone):
+                yield from (condition for condition, _ in effect.entries)
+        if isinstance(rule.verdict, m.VerdictMap):
+            yield from (condition for condition, _ in rule.verdict.entries)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ made of them. The segments that differ are *troubles*; :mod:`.differences` follo
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -18,8 +17,9 @@ from pvefw_nft.verify.model.text import value_text
 from pvefw_nft.verify.network.path import HostEnd, RoutedEnd
 from pvefw_nft.verify.prove import processes
 from pvefw_nft.verify.prove.flows import shared_counters
+from pvefw_nft.verify.prove.nic_keys import Keys, NicKey
 from pvefw_nft.verify.prove.pairs import Result
-from pvefw_nft.verify.prove.proofs import NO_PROOFS, Keys, Proof
+from pvefw_nft.verify.prove.proofs import NO_PROOFS, Proof, prover_digest
 from pvefw_nft.verify.prove.zones import ZonesMet
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class SegmentProver:
         self.ways = 0
         self.pairs_elsewhere = 0
         self._marks_matter_elsewhere = False
-        self._keys: dict[int, str] = {}
+        self._keys: dict[int, NicKey] = {}
         self._used: dict[str, Proof] = {}
 
     @property
@@ -159,29 +159,14 @@ class SegmentProver:
     def prove_ways(self, progress: Callable[[int, int], None]) -> None:
         """Prove every segment. ``progress`` is called with the work done, and all of it."""
         general = self.explored.general_pairs()
-        nics = self.explored.ends.nics
-        total = len(general) + len(nics)
+        total = len(general) + len(self.explored.ends.nics)
         for done, (source, destination) in enumerate(general):
             way = self.explored.way(source, destination)
             if way is not None:
                 self.prove_way(way, None, self.found)
             progress(done, total)
-        with self.proofs_kept() as marked:
-            left = [number for number in range(len(nics)) if number not in self.kept]
-            before = total - len(left)
-            dealt = [[left[place] for place in share] for share in processes.shares(len(left), self.options.jobs)]
-            settled: set[int] = set()
-            if len(dealt) > 1:
-                settled = self.prove_elsewhere(dealt, marked, lambda done: progress(before + done, total))
-            troubles = {}
-            for done, number in enumerate(left):
-                if number not in settled and number not in marked:
-                    result = self.prove_nic(number)
-                    if not result.is_settled:
-                        troubles[number] = result.troubles
-                    elif result.troubles:
-                        marked.add(number)  # most NICs across backends; the ways of their troubles take much memory
-                    progress(before + done, total)
+        marked: set[int] = set()
+        troubles = self.prove_nics(marked, lambda left: progress(total - left, total))
         if marked and self.marks_matter:
             ways = self.ways
             troubles |= {number: self.prove_nic(number).troubles for number in marked}
@@ -191,42 +176,72 @@ class SegmentProver:
                 self.found.troubles[trouble] += places
         progress(total, total)
 
-    @contextmanager
-    def proofs_kept(self) -> Iterator[set[int]]:
-        """Take NICs as proved whose proof was kept; at the end keep the proofs of all that have one.
+    def prove_nics(self, marked: set[int], progress: Callable[[int], None]) -> dict[int, Troubles]:
+        """Prove all NICs, of those with one key the first alone; return the troubles of NICs that are not settled.
 
-        Yield a set with those of them with which marks alone differ.
+        NICs with which marks alone differ go to ``marked``. ``progress`` is called with the number of NICs left.
         """
         proofs = self.options.proofs
-        marked: set[int] = set()
-        if proofs is NO_PROOFS:
-            yield marked
-            return
-        known, make_key = proofs.load(), self.proof_keys.key
-        self._keys = {
-            number: make_key(nic, self.explored.peer(nic)) for number, nic in enumerate(self.explored.ends.nics)
-        }
-        for number, key in self._keys.items():
-            proof = known.get(key)
-            if proof is not None:
-                self.kept.add(number)
-                if proof.marked:
-                    marked.add(number)
-                self._used[key] = proof
-                self.ways += proof.ways
-                self.pairs_elsewhere += proof.pairs
-                self._marks_matter_elsewhere |= proof.looks
-                self.found.zones.merge(ZonesMet(proof.zones, undecided=False))
-        yield marked
+        numbers = range(len(self.explored.ends.nics))
+        known = proofs.load()
+        self._keys = {number: key for number in numbers if (key := self.key(number)) is not None}
+        self.kept = {number for number in numbers if self.is_proved(number, known, marked)}
+        first: dict[str, int] = {}
+        firsts: list[int] = []
+        others: list[int] = []
+        for number in numbers:
+            key = self._keys.get(number)
+            if number not in self.kept:
+                alone = key is None or first.setdefault(key.digest, number) == number
+                (firsts if alone else others).append(number)
+        left = len(firsts) + len(others)
+        dealt = [[firsts[place] for place in share] for share in processes.shares(len(firsts), self.options.jobs)]
+        settled: set[int] = set()
+        if len(dealt) > 1:
+            settled = self.prove_elsewhere(dealt, marked, lambda done: progress(left - done))
+        troubles = {}
+        for done, number in enumerate((*firsts, *others)):
+            if number in settled or number in marked or self.is_proved(number, self._used, marked):
+                continue
+            result = self.prove_nic(number)
+            if not result.is_settled:
+                troubles[number] = result.troubles
+            elif result.troubles:
+                marked.add(number)  # most NICs across backends; the ways of their troubles take much memory
+            progress(left - done)
         proofs.save(self._used)
+        return troubles
+
+    def is_proved(self, number: int, proofs: Mapping[str, Proof], marked: set[int]) -> bool:
+        """Take a NIC as proved if these proofs have its key; if marks alone differ, it goes to ``marked``."""
+        key = self._keys.get(number)
+        proof = None if key is None else proofs.get(key.digest)
+        zones = None if key is None or proof is None else key.by_number(proof.zones)
+        if key is None or proof is None or zones is None:
+            return False
+        if proof.marked:
+            marked.add(number)
+        self._used[key.digest] = proof
+        self.ways += proof.ways
+        self.pairs_elsewhere += proof.pairs
+        self._marks_matter_elsewhere |= proof.looks
+        self.found.zones.merge(ZonesMet(zones, undecided=False))
+        return True
+
+    def key(self, number: int) -> NicKey | None:
+        """Return the key of a NIC; None: it is proved for itself."""
+        nic = self.explored.ends.nics[number]
+        ways = self.explored.nic_ways(nic)
+        return None if ways is None else self._nic_keys.key(nic, self.explored.peer(nic), ways)
 
     @cached_property
-    def proof_keys(self) -> Keys:
-        """Return what makes the keys of NICs, from all that their proofs depend on."""
+    def _nic_keys(self) -> Keys:
+        """What makes the keys of NICs, from all that their proofs depend on."""
         explored = self.explored
         tested, later = explored.tested, explored.tested.later
         trackings = (explored.flows_before.tracking, explored.flows_after.tracking)
         settings = (
+            None if self.options.proofs is NO_PROOFS else prover_digest(),
             (self.options.strict, self.options.max_memory, tuple(explored.cases), self.pairs.exceptions),
             (frozenset(tested.marks), tested.exempts, tested.untracks, tested.zones, tested.sets_ct_mark),
             (
@@ -238,7 +253,7 @@ class SegmentProver:
             ),
             shared_counters(explored.before.model, explored.after.model),
         )
-        return Keys((explored.before, explored.after), explored.network, settings)
+        return Keys(explored, self.pairs.exceptions, settings)
 
     def prove_elsewhere(
         self, dealt: Sequence[Sequence[int]], marked: set[int], progress: Callable[[int], None]
@@ -287,8 +302,8 @@ class SegmentProver:
     def prove_nic(self, number: int) -> NicResult:
         """Prove the segments of a guest: its firewall bridge, in both directions."""
         nic = self.explored.ends.nics[number]
-        ways = [way for way in self.explored.nic_ways(nic) if way is not None]
-        if len(ways) < 2:
+        ways = self.explored.nic_ways(nic)
+        if ways is None:
             return NicResult({}, finished=True)
         pairs = len(self.pairs.results)
         found = Found(self.found.zones.fresh())
@@ -298,12 +313,12 @@ class SegmentProver:
         self.found.zones.merge(found.zones.met)
         result = NicResult(found.troubles, finished=not found.gaps)
         key = self._keys.get(number)
-        sound = result.is_settled and not found.zones.undecided
-        if key is not None and sound and self.proof_keys.covers(nic, self.explored.peer(nic), ways):
+        zones = None if key is None else key.by_place(found.zones.met.pairs)
+        if key is not None and zones is not None and result.is_settled and not found.zones.undecided:
             marks = bool(result.troubles), self.pairs.marks_matter(found.later)
-            proof = Proof(len(ways), len(self.pairs.results) - pairs, *marks, found.zones.met.pairs)
-            self._used[key] = proof
-            result = result._replace(proof={key: proof})
+            proof = Proof(len(ways), len(self.pairs.results) - pairs, *marks, zones)
+            self._used[key.digest] = proof
+            result = result._replace(proof={key.digest: proof})
         return result
 
     def prove_way(self, way: PathPair, only: int | None, found: Found) -> None:

@@ -201,7 +201,7 @@ class Writer:
             self.fields.add(on)
 
 
-def overlaps(places: Mapping[m.Test, int]) -> Key:
+def overlaps(places: Mapping[m.Test, int]) -> tuple[tuple[m.Field, frozenset[int]], ...]:
     """Return, for each field of these tests, the combinations of tests that some value fulfils exactly.
 
     A combination is a number with the bits of the tests' places. Example: of ``dport 22`` and ``dport 1-1023``, at the
@@ -210,14 +210,14 @@ def overlaps(places: Mapping[m.Test, int]) -> Key:
     by_field: dict[m.Field, dict[IntervalSet, int]] = {}
     for test, place in places.items():
         by_field.setdefault(test.field, {})[test.values] = 1 << place
-    found: list[object] = []
+    found: list[tuple[m.Field, frozenset[int]]] = []
     for on, sets in by_field.items():
         flips: dict[int, int] = {0: 0}
         for values, bit in sets.items():
             for bound in values.bounds:
                 flips[bound] = flips.get(bound, 0) ^ bit
         combination = 0
-        met = set()
+        met: set[int] = set()
         for bound in sorted(flips):
             if bound >= on.size:
                 break

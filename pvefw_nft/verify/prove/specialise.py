@@ -214,12 +214,7 @@ class Residuals:
         if found is None:
             if depth > MAX_DEPTH:
                 raise HostError(f"chains of {table.key} call one another in a circle, by way of '{chain.name}'")
-            fields = {
-                test.field
-                for condition in conditions_of(chain)
-                for test in m.tests_of(condition)
-                if test.field in _CONTEXTUAL
-            }
+            fields = {test.field for test in chain.tests if test.field in _CONTEXTUAL}
             if any(isinstance(effect, _TRACKING_EFFECTS) for rule in chain.rules for effect in rule.effects):
                 fields.add(m.CT_STATE)
             for name in dict.fromkeys(name for rule in chain.rules for name in m.targets(rule.verdict)):
@@ -260,18 +255,6 @@ _CONTEXTUAL = frozenset(
         m.SKGID,
     )
 )
-
-
-def conditions_of(chain: m.Chain) -> Iterator[m.Condition]:
-    """Yield every condition in a chain: of rules, of guards and of verdict maps."""
-    for rule in chain.rules:
-        yield from rule.conditions
-        for effect in rule.effects:
-            if isinstance(effect, m.Guard):
-                yield effect.condition
-        if isinstance(rule.verdict, m.VerdictMap):
-            for condition, _ in rule.verdict.entries:
-                yield condition
 
 
 def find_chain(table: m.Table, name: str) -> m.Chain:
