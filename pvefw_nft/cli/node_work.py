@@ -135,7 +135,7 @@ def compile_node(job: Job) -> dict[str, Any]:
 def compare_node(job: Job) -> dict[str, Any]:
     """Compare a node's rulesets of both backends."""
     from pvefw_nft.app.proof_cache import kept_proofs
-    from pvefw_nft.cli.compare import compare_sides
+    from pvefw_nft.cli.comparison import compare_sides
     from pvefw_nft.verify.prove.compare import Options
     from pvefw_nft.verify.prove.expected_differences import read_known
     from pvefw_nft.verify.prove.render import report_data, report_text
@@ -163,7 +163,7 @@ def compare_node(job: Job) -> dict[str, Any]:
 
 def simulate_node(job: Job) -> dict[str, Any]:
     """Send the packets of a file of tests through a node's rulesets."""
-    from pvefw_nft.cli.simulate import packet_results, packets_summary, read_tests, run_tests, tests_data
+    from pvefw_nft.cli.packet_tests import packet_results, packets_summary, read_tests, run_tests, tests_data
 
     given = job.options
     tests = read_tests(*given["tests"])
