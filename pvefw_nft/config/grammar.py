@@ -142,7 +142,10 @@ class RuleLine:
 
 
 FIELDS = ("iface", "source", "dest", "proto", "dport", "sport", "icmp-type", "log")
-"""The conditions and the log level of a rule, in the order of the positional columns; the last two have none."""
+"""The conditions and the log level of a rule, in the order of the positional columns; the last two have none.
+
+For readers of :class:`RuleLine`: the columns themselves are ``_COLUMNS`` of :mod:`.resolve`.
+"""
 
 _OPTION_FIELDS = {
     "-i": "iface",
