@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pvefw_nft.verify import model as m
 from pvefw_nft.verify.model.names import mac_text
 from pvefw_nft.verify.network.path import Link, Nic, Topology
+from pvefw_nft.verify.prove import nic_keys
 from pvefw_nft.verify.prove.compare import Comparison, Options, compare
 from pvefw_nft.verify.prove.flows import Side
 from pvefw_nft.verify.prove.nic_keys import Keys
@@ -150,6 +152,17 @@ def test_the_hosts_own_address_is_none_of_a_guest() -> None:
 )
 def test_shared_rules_count_as_they_concern_a_guest(rule: str, differ: set[int]) -> None:
     assert others_than_most(keys(xtables({}, {}, rule))) == differ
+
+
+def test_addresses_with_a_meaning_are_part_of_the_key_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key has their places; two comparisons could have other ones at the same places."""
+    found = []
+    for address in (0xE0000001, 0xE0000002):
+        constant = m.equals(m.DADDR4, address)
+        monkeypatch.setattr(nic_keys, "_constants", lambda *_, constant=constant: iter((constant,)))
+        found.append(keys(xtables({}, {})))
+        assert others_than_most(found[-1]) == set()
+    assert found[0][50] != found[1][50]
 
 
 @pytest.mark.parametrize(

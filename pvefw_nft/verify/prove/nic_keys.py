@@ -198,7 +198,7 @@ class Keys:
             for side, topology in zip(sides, topologies, strict=True)
         ]
         self._constants = tuple(dict.fromkeys(_constants(explored, exceptions)))
-        common = [verbatim.text(one) for one in settings]
+        common = [verbatim.text(one) for one in (*settings, self._constants)]  # keys have the places of constants
         for side, topology in zip(sides, topologies, strict=True):
             common.append(repr(replace(topology, nics=(), elsewhere=())))
             for table in side.model.tables:
