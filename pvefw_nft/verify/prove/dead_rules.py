@@ -106,6 +106,8 @@ class _Analysis:
         self.rules = Rules()
         self.shapes = ChainShapes()
         self.todo = list(self.segments())
+        self.met: dict[Line, list[int]] = {}
+        """The segments that meet a line, by their numbers in ``todo`` after the first walk."""
         self.events: dict[Key, tuple[Event, ...]] = {}
 
     def findings(self) -> Advice:
@@ -132,13 +134,21 @@ class _Analysis:
         Segments with the same rules as an earlier one have them in each walk: the first one tells which these are.
         """
         walked: set[tuple[object, ...]] = set()
-        distinct = []
-        for done, chosen in enumerate(self.todo, 1):
-            if self.walk_segment(chosen, removed, walked):
+        distinct: list[_Chosen] = []
+        todo = [self.todo[number] for number in self.meeting(removed)] if removed else self.todo
+        for done, chosen in enumerate(todo, 1):
+            walk = self.walk_segment(chosen, removed, walked)
+            if walk is not None and not removed:
+                for line in walk.lines():
+                    self.met.setdefault(line, []).append(len(distinct))
                 distinct.append(chosen)
-            self.progress(done, len(self.todo))
+            self.progress(done, len(todo))
         if not removed:
             self.todo = distinct
+
+    def meeting(self, lines: frozenset[Line]) -> list[int]:
+        """Return the numbers of the segments that meet one of these lines: without them, all others are as before."""
+        return sorted({number for line in lines for number in self.met.get(line, ())})
 
     def segments(self) -> Iterator[_Chosen]:
         """Yield the segments to walk, each with each kind of untagged frame that comes there."""
@@ -164,16 +174,13 @@ class _Analysis:
             for segment, (tracked, _) in segments if only is None else (segments[only],):
                 chosen[_Chosen(segment.before, tracked, case)] = None
 
-    def walk_segment(self, chosen: _Chosen, removed: frozenset[Line], walked: set[tuple[object, ...]]) -> bool:
-        """Follow all packets of a case through a segment, unless one like it was walked; return whether it was not.
-
-        With lines removed, segments without these are as they were when nothing was removed.
-        """
+    def walk_segment(self, chosen: _Chosen, removed: frozenset[Line], walked: set[tuple[object, ...]]) -> Walk | None:
+        """Follow all packets of a case through a segment; return the walk. None: one like it was walked."""
         entries = list(self.explored.flows_before.contexts(chosen.stages, chosen.case, chosen.tracked))
         walk = Walk(self.explored, self.rules, entries, removed)
         key = walk.key
-        if not entries or (removed and not walk.meets(removed)) or key in walked:
-            return False
+        if not entries or key in walked:
+            return None
         walked.add(key)
         shape = shape_of(walk, self.shapes)
         events = None if shape is None else self.events.get(shape)
@@ -183,7 +190,7 @@ class _Analysis:
             walk.note(events)
             if shape is not None:
                 self.events[shape] = events
-        return True
+        return walk
 
     # --- result ---
 

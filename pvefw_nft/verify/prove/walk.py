@@ -207,13 +207,13 @@ class Walk:
             for key, prepared in self.prepared.items()
         )
 
-    def meets(self, lines: frozenset[Line]) -> bool:
-        """Return whether a rule of one of these lines is on the way."""
-        return any(
-            (one.rule.origin or (table, chain, one.number)) in lines
+    def lines(self) -> set[Line]:
+        """Return the lines of the rules on the way."""
+        return {
+            one.rule.origin or (table, chain, one.number)
             for (table, chain, _), prepared in self.prepared.items()
             for one in prepared
-        )
+        }
 
     # --- preparing ---
 
