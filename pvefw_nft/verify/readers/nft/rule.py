@@ -169,6 +169,28 @@ def _is_plain(left: dict[str, Json]) -> bool:
     return isinstance(meta, dict) and meta.get("key") != "mark"
 
 
+def _plain_match(left: Json, operator: str, right: Json) -> tuple[str | int, ...] | None:
+    """Return what a match of a named field with one value says; None for another match.
+
+    A type is compared, since True equals 1 and is no value. The members of a set by name may change.
+    """
+    if operator != "==" or not isinstance(left, dict) or not _is_plain(left):
+        return None
+    if type(right) is str:
+        if right.startswith("@"):
+            return None
+    elif type(right) is not int:
+        return None
+    payload, meta = left.get("payload"), left.get("meta")
+    if isinstance(payload, dict):
+        protocol, name = payload.get("protocol"), payload.get("field")
+        if len(payload) == 2 and isinstance(protocol, str) and isinstance(name, str):
+            return protocol, name, right
+    elif isinstance(meta, dict) and len(meta) == 1 and isinstance(key := meta.get("key"), str):
+        return key, right
+    return None
+
+
 class NftRuleParser:
     """Read the rules of one table."""
 
@@ -179,8 +201,8 @@ class NftRuleParser:
         self.effects: list[Effect] = []
         self.verdict: Verdict | None = None
         self.where = ""
-        self._equal: dict[tuple[int, Json], tuple[Selector, Test]] = {}
-        """Tests by selector and value, with the selector, whose id is then of no other one."""
+        self._matches: dict[tuple[str | int, ...], tuple[Selector, Test]] = {}
+        """Selector and test of plain matches. Most rules repeat those of others."""
 
     def parse(self, statements: list[Json], where: str) -> Parsed:
         """Return the conditions, effects and verdict of a rule. Raises RulesetError, naming ``where``."""
@@ -222,6 +244,12 @@ class NftRuleParser:
     def _match(self, body: Json) -> None:
         body = as_object(body)
         left, right, operator = body.get("left"), body.get("right"), str(body.get("op", "=="))
+        key = _plain_match(left, operator, right)
+        known = None if key is None else self._matches.get(key)
+        if known is not None:
+            self._depend(known[0])
+            self._require(known[1])
+            return
         if isinstance(right, str) and right in self.table.counting:
             # rules fill this set as packets come: its members are as open as the state of a rate
             self._require(rate_test(f"of who is in {right}", over=operator in ("==", "in")))
@@ -236,7 +264,10 @@ class NftRuleParser:
                 self._require(special)
                 return
         on = self._selector(left)
-        self._require(self._everywhere(left, on, operator, right))
+        condition = self._everywhere(left, on, operator, right)
+        if key is not None and isinstance(condition, Test) and not on.of_any_protocol:
+            self._matches[key] = on, condition  # whatever the rule's other conditions are
+        self._require(condition)
 
     def _everywhere(self, left: Json, on: Selector, operator: str, right: Json) -> Condition:
         """Return the condition of a match, also where its operand is in another field of the model.
@@ -257,12 +288,16 @@ class NftRuleParser:
     def _selector(self, expression: Json) -> Selector:
         """Return the field of an expression, after requiring the conditions that it depends on."""
         on = selector(expression, self.table.family)
+        self._depend(on)
+        return on
+
+    def _depend(self, on: Selector) -> None:
+        """Require the conditions that a field depends on."""
         for test in on.depends:
             if test.field is PROTOCOL and self.table.family in (Family.IP, Family.IP6, Family.ARP):
                 continue  # hooks of these families see packets of one network protocol only
             if not self._has(test):
                 self._require(test)
-        return on
 
     def _has(self, test: Test) -> bool:
         """Return whether the rule already has a condition as strict as this test."""
@@ -279,8 +314,6 @@ class NftRuleParser:
         timed = self._timed(right)
         if timed:
             return self._expiring(on, operator, right, timed)
-        if operator == "==" and type(right) in (str, int):  # True equals 1, and is no value
-            return self._equals(on, right)
         values = self._values(on, right)
         if operator in ("==", "in"):
             return Test(on.field, values)
@@ -298,14 +331,6 @@ class NftRuleParser:
             return Test(on.field, IntervalSet())
         pairs = on.widen(*wanted) if on.widen is not None else [wanted]
         return Test(on.field, IntervalSet.from_ranges(pairs))
-
-    def _equals(self, on: Selector, right: Json) -> Test:
-        """Return the test for a value or set by name. Most rules repeat those of others."""
-        key = (id(on), right)
-        known = self._equal.get(key)
-        if known is None:
-            known = self._equal[key] = on, Test(on.field, self._values(on, right))
-        return known[1]
 
     def _values(self, on: Selector, right: Json) -> IntervalSet:
         if isinstance(right, str) and right.startswith("@"):
