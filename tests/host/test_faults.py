@@ -497,7 +497,8 @@ def waiting_update(host: Host) -> Iterator[Command]:
     """Have a change wait for its confirmation, and end its command."""
     waiting = Command(["update", *host.options, "--confirm", "600"], host.folder)
     try:
-        waiting.waits_for(lambda: "pvefw confirm" in waiting.said())
+        # an emulated machine takes half a minute to start the guard
+        waiting.waits_for(lambda: "pvefw confirm" in waiting.said(), 120)
         yield waiting
     finally:
         with contextlib.suppress(ProcessLookupError):
