@@ -5,7 +5,8 @@ A service compiles again after each change. Each stage asks the cache for each o
     cache.get("guest", 100, lambda: (texts, names), lambda: read(texts, names))
 
 A result is a function of its dependencies alone, so a hit equals a recompute: a compile with a cache gives what one
-without gives. A command compiles once, with :data:`NO_CACHE`.
+without gives. Only the hints of diagnostics may differ, because guessing at misspelt names has a budget for the whole
+compile, of which cached guests use nothing. A command compiles once, with :data:`NO_CACHE`.
 """
 
 from __future__ import annotations

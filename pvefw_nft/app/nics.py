@@ -22,7 +22,7 @@ _BRIDGE_MTU = 1  # qemu-server: a NIC's mtu=1 means its bridge's MTU
 
 @dataclass(frozen=True, slots=True)
 class FilteredNics:
-    """NICs with firewall=1; ``misconfigured`` are NICs whose configuration names no usable bridge."""
+    """NICs with firewall=1; ``misconfigured`` are NICs whose bridge, VLAN or name cannot be used."""
 
     nics: tuple[Nic, ...]
     misconfigured: tuple[Misconfigured, ...] = ()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def work(job: Job) -> dict[str, Any]:
     """Do a job. Passes on the errors of its command."""
     # the IR has no cycles; a proof makes none either, and switches this off itself
-    from pvefw_nft.verify.model.interned import forget_unused  # deferred: the parent need not import it
+    from pvefw_nft.verify.prove.interned import forget_unused  # deferred: compile needs no prover
 
     enabled = gc.isenabled()
     gc.disable()

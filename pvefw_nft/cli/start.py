@@ -33,7 +33,6 @@ from pvefw_nft.errors import (
     ConfigurationError,
     HostError,
     InternalError,
-    PvefwError,
     UnreadableError,
 )
 from pvefw_nft.host import control, firewall, lock
@@ -214,32 +213,20 @@ def _prepare(desired: Desired, source: Source, wanted: _Wanted) -> bool:
 
 
 def _load(desired: Desired, wanted: _Wanted) -> tuple[Outcome, Pending | None]:
-    if wanted.nat_zone_wanted is not None:
-        nat_zone.want(wanted=wanted.nat_zone_wanted)
-    try:
-        return control.apply(
-            desired,
-            only_if_running=wanted.only_if_running,
-            reload_all=wanted.reload_all,
-            confirm_within=wanted.confirm_within,
-            beside=control.Beside.REMOVE if wanted.beside else control.Beside.NOTHING,
-            wait=wanted.wait,
-        )
-    except HostError as error:
-        # such as a full disk at boot; a change with --confirm is undone to the state before
-        if not wanted.only_if_running and wanted.confirm_within is None and not wanted.beside:
-            _fall_back_after(error)
-        raise
+    def prepare() -> None:
+        if wanted.nat_zone_wanted is not None:
+            nat_zone.want(wanted=wanted.nat_zone_wanted)
 
-
-def _fall_back_after(error: HostError) -> None:
-    """Load the ruleset confirmed last if no ruleset runs. Raises HostError with both errors if that fails, too."""
-    try:
-        _fall_back()
-    except PvefwError as again:
-        raise HostError(
-            f"{error.message}\nand the ruleset confirmed last could not be loaded: {again.message}", error.hint
-        ) from error
+    return control.apply(
+        desired,
+        only_if_running=wanted.only_if_running,
+        reload_all=wanted.reload_all,
+        confirm_within=wanted.confirm_within,
+        beside=control.Beside.REMOVE if wanted.beside else control.Beside.NOTHING,
+        wait=wanted.wait,
+        prepare=prepare,
+        fell_back=None if wanted.only_if_running or wanted.beside else _report_fall_back,
+    )
 
 
 def _report_applied(desired: Desired, outcome: Outcome, *, quiet: bool) -> None:
@@ -342,7 +329,11 @@ def _fall_back() -> None:
     """If no ruleset runs, load the one confirmed last: a host that comes up must not be open. Raises HostError."""
     with lock.hold():
         if control.fall_back():
-            console.warn("the ruleset that was confirmed last is in place")
+            _report_fall_back()
+
+
+def _report_fall_back() -> None:
+    console.warn("the ruleset that was confirmed last is in place")
 
 
 def wait_for_confirmation(pending: Pending, wait: float) -> bool:

@@ -30,7 +30,7 @@ from .proxmox.services import keeps_flag
 from .records import record, state
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .records.record import Desired
 
@@ -103,12 +103,15 @@ def apply(
     confirm_within: float | None = None,
     beside: Beside = Beside.NOTHING,
     wait: float = lock.WAIT,
+    prepare: Callable[[], None] = lambda: None,
+    fell_back: Callable[[], None] | None = None,
 ) -> tuple[Outcome, Pending | None]:
     """Apply a ruleset; with ``confirm_within`` seconds it is undone unless :func:`confirm` comes in time.
 
     ``only_if_running``: do nothing if the firewall is not running. ``reload_all``: load unchanged parts, too.
-    ``beside`` other than NOTHING: leave the rules of another firewall. Raises :class:`HostError`, also if another
-    change waits for its confirmation, and LockedError.
+    ``beside`` other than NOTHING: leave the rules of another firewall. ``prepare`` is called before the first change.
+    ``fell_back``: if a first load without confirmation fails, as on a full disk at boot, load the ruleset confirmed
+    last and call this. Raises :class:`HostError`, also if another change waits for its confirmation, and LockedError.
     """
     with lock.hold(wait=wait):
         waiting = pending()
@@ -126,10 +129,28 @@ def apply(
                 "run `pvefw confirm` or `pvefw rollback` first",
             )
         if confirm_within is not None:
+            prepare()
             return _apply_guarded(desired, confirm_within, was_running=running, reload_all=reload_all, beside=beside)
-        outcome = firewall.reconcile(desired, reload_all=reload_all, beside=beside is not Beside.NOTHING)
+        try:
+            prepare()
+            outcome = firewall.reconcile(desired, reload_all=reload_all, beside=beside is not Beside.NOTHING)
+        except HostError as error:
+            if fell_back is not None and not running and desired.enabled:
+                _fall_back_after(error, fell_back)
+            raise
         keep()
         return outcome, None
+
+
+def _fall_back_after(error: HostError, fell_back: Callable[[], None]) -> None:
+    """Load the ruleset confirmed last if nothing runs. Raises HostError with both errors if that fails, too."""
+    try:
+        if fall_back():
+            fell_back()
+    except PvefwError as again:
+        raise HostError(
+            f"{error.message}\nand the ruleset confirmed last could not be loaded: {again.message}", error.hint
+        ) from error
 
 
 def stop(*, wait: float = lock.WAIT) -> Outcome:

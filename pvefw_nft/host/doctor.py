@@ -74,7 +74,8 @@ def examine(
 ) -> Iterator[Finding]:
     """Look at everything.
 
-    ``nics`` are the NICs with firewall=1 of the configuration, ``misconfigured`` are NICs without a usable bridge.
+    ``nics`` are the NICs with firewall=1 of the configuration, ``misconfigured`` are NICs whose bridge, VLAN or name
+    cannot be used.
     ``switches`` None: the configuration cannot be read.
     """
     if os.geteuid() != 0:

@@ -371,7 +371,7 @@ def saved_form(listing: str) -> str:
     chains: list[str] = []
     rules: list[str] = []
     chain = ""
-    for line in listing.splitlines():
+    for line in listing.split("\n"):  # log prefixes may have other separators of lines
         if line.startswith("Bridge table: "):
             continue
         if found := _BRIDGE_CHAIN.match(line):

@@ -152,7 +152,7 @@ class Step(NamedTuple):
 class Program:
     """Steps in order; a packet that comes to the end returns. Interned: equal ones are one object."""
 
-    __slots__ = ("steps",)
+    __slots__ = ("__weakref__", "steps")
     _known: dict[tuple[Step, ...], Program] = {}  # noqa: RUF012  the registry of all programs
 
     steps: tuple[Step, ...]
