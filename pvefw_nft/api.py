@@ -31,11 +31,11 @@ from pvefw_nft.pipeline.review import review_root
 from pvefw_nft.pipeline.roots import node_name
 from pvefw_nft.pipeline.topology import topology as topology_of
 from pvefw_nft.verify.prove import compare as proof
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.report import Answer, Difference, Report
 from pvefw_nft.verify.simulate.guesses import simulate_guessing
-from pvefw_nft.verify.simulate.packet import PacketSpec as Packet
 from pvefw_nft.verify.simulate.packet import make_probe
+from pvefw_nft.verify.simulate.spec import PacketSpec as Packet
 from pvefw_nft.verify.simulate.walk import Outcome
 
 if TYPE_CHECKING:

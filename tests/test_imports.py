@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,6 +134,23 @@ def real_module(root: Path, name: str) -> str:
     return ".".join(parts)
 
 
+def circle(root: Path) -> list[str]:
+    """Return modules of which each imports the next, and the last one the first; empty if there is no such circle."""
+    graph: dict[str, set[str]] = {}
+    for package in ("pvefw_nft", "backends"):
+        for file in (root / package).rglob("*.py"):
+            module = module_name(root, file)
+            inside = module if file.stem == "__init__" else module.rpartition(".")[0]
+            tree = ast.parse(file.read_text())
+            graph[module] = {real_module(root, name) for _, name in imports(tree, inside)} - {module}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
+
+
 def imports(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
     """Yield line and absolute dotted name of all that is imported, in statements and by ``import_module``."""
     for node in ast.walk(tree):
@@ -198,6 +216,16 @@ def node_line(node: ast.AST) -> int:
 
 def test_the_project_keeps_its_own_rules() -> None:
     assert violations(REPOSITORY) == []
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    assert circle(REPOSITORY) == []
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    place(tmp_path / "pvefw_nft/verify/a.py", "from pvefw_nft.verify import b\n")
+    place(tmp_path / "pvefw_nft/verify/b.py", "def f() -> None:\n    from pvefw_nft.verify.a import x\n")
+    assert set(circle(tmp_path)) == {"pvefw_nft.verify.a", "pvefw_nft.verify.b"}
 
 
 @pytest.mark.parametrize("place", ROOMS)

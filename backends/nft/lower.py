@@ -39,6 +39,7 @@ from pvefw_nft.backends.nft.comments import comment
 from pvefw_nft.backends.nft.keys import ADDRESS_FIELDS
 from pvefw_nft.backends.nft.lower_matches import GUESTS, LINK_PORTS, PORTS, QINQ_PORTS, family_guard
 from pvefw_nft.backends.nft.lower_rules import MAPS, RuleLowering
+from pvefw_nft.backends.nft.passes import PASSES
 from pvefw_nft.backends.nft.place import Place, chain_name
 from pvefw_nft.backends.nft.scope import Scope
 from pvefw_nft.backends.nft.shared_sets import with_shared_sets
@@ -188,7 +189,7 @@ class TableLowering:
         if known is None:
             ruleset = self._ruleset
             chains = ruleset.chains.get(layer, {})
-            scope = Scope(place, layer, chains, ruleset.nics, self._address_sets, self._cache)
+            scope = Scope(place, layer, chains, ruleset.nics, self._address_sets, PASSES, self._cache)
             known = self._lowerings[place, layer] = RuleLowering(scope)
         return known
 

@@ -7,10 +7,9 @@ verdict, mark and log lines. :class:`Scope` runs them, caches the results, and k
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from pvefw_nft.backends.nft.address_sets import VERSIONS
-from pvefw_nft.backends.nft.passes import PASSES
 from pvefw_nft.backends.nft.passes.marks import clears_for_all
 from pvefw_nft.backends.nft.place import Place
 from pvefw_nft.cache import NO_CACHE
@@ -32,13 +31,17 @@ from pvefw_nft.ir.nodes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pvefw_nft.backends.nft.address_sets import AddressSets
     from pvefw_nft.cache import Cache
     from pvefw_nft.ir.nodes import Action, Chain, Nic, SetKey
 
 _T = TypeVar("_T")
+
+ChainPass: TypeAlias = "Callable[[list[Rule], str, Scope], list[Rule]]"
+"""From rules, the name of their chain, and its scope, to rules."""
+
 _OWN_CHAINS: Mapping[Layer, Callable[[Nic], str | None]] = {
     Layer.LINK: lambda nic: nic.link_chain,
     Layer.STATELESS: lambda nic: nic.stateless_chain,
@@ -100,9 +103,10 @@ class Scope:
         chains: Mapping[str, Chain],
         nics: tuple[Nic, ...],
         sets: AddressSets,
+        passes: Sequence[ChainPass],
         cache: Cache = NO_CACHE,
     ) -> None:
-        """Analyse nothing yet."""
+        """Analyse nothing yet. ``passes`` simplify a chain, in this order."""
         self.place = place
         self.layer = layer
         self.nics = nics
@@ -110,6 +114,7 @@ class Scope:
         self._where = f"{place.value} {layer.value}"  # enumerations are slow as keys
         self.links = {nic.interface: nic.link for nic in nics}
         self._chains = chains
+        self._passes = passes
         self._cache = cache
         self._made: dict[str, Simple] = {}
         self._facts: dict[str, Facts] = {}
@@ -211,7 +216,7 @@ class Scope:
 
     def _make(self, name: str) -> Simple:
         simplified = list(self._chains[name].rules)
-        for run in PASSES:
+        for run in self._passes:
             simplified = run(simplified, name, self)
         rules = tuple(simplified)
         sets: dict[tuple[SetKey, int], None] = {}

@@ -27,7 +27,7 @@ from pvefw_nft.pipeline.inventory import corosync_links
 from pvefw_nft.pipeline.read_back import read_back
 from pvefw_nft.pipeline.topology import topology
 from pvefw_nft.verify.network.path import Link, Network, NicEnd
-from pvefw_nft.verify.simulate.packet import PacketSpec
+from pvefw_nft.verify.simulate.spec import PacketSpec
 
 from .judgement import Cut, GuestLoss, Judgement
 from .migration import Peer, migration_peers

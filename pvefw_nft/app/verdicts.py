@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.verify.model import Condition, Field, Rule, RulesetModel
     from pvefw_nft.verify.network.path import Topology
-    from pvefw_nft.verify.simulate.packet import PacketSpec
+    from pvefw_nft.verify.simulate.spec import PacketSpec
     from pvefw_nft.verify.simulate.walk import Outcome
 
 _ADDRESSES = {4: (SADDR4, DADDR4), 6: (SADDR6, DADDR6)}

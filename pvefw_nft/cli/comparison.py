@@ -23,7 +23,7 @@ def compare_sides(
     ``params`` are the options of this command. The arguments let a user repeat a counterexample.
     """
     from pvefw_nft.verify.prove.compare import compare
-    from pvefw_nft.verify.prove.flows import Side
+    from pvefw_nft.verify.prove.network import Side
 
     before, after = (Side(named.name, named.model, named.topology) for named in sides)
     report = compare(before, after, options, progress)

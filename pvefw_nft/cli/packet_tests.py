@@ -12,8 +12,9 @@ import click
 from pvefw_nft.errors import EXIT_UNDECIDED, UsageError
 from pvefw_nft.verify.simulate.connections import Connections
 from pvefw_nft.verify.simulate.guesses import guess_text, simulate_guessing
-from pvefw_nft.verify.simulate.packet import ElsewhereError, PacketSpec, make_probe
+from pvefw_nft.verify.simulate.packet import ElsewhereError, make_probe
 from pvefw_nft.verify.simulate.report import is_doubtful, outcome_data, outcome_lines
+from pvefw_nft.verify.simulate.spec import PacketSpec
 from pvefw_nft.verify.simulate.walk import simulate
 
 if TYPE_CHECKING:

@@ -38,8 +38,8 @@ from pvefw_nft.cli.packet_tests import (
 )
 from pvefw_nft.cli.rulesets import SPEC_HELP, Named, assume_option, configuration_rulesets, load_ruleset
 from pvefw_nft.errors import EXIT_UNDECIDED, UsageError
-from pvefw_nft.verify.simulate.packet import PacketSpec
 from pvefw_nft.verify.simulate.report import answer_line
+from pvefw_nft.verify.simulate.spec import PacketSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pvefw_nft.config.source import Source
     from pvefw_nft.ir.nodes import Origin
     from pvefw_nft.pipeline import Checked
-    from pvefw_nft.verify.prove.flows import Side
+    from pvefw_nft.verify.prove.network import Side
 
 
 class Advice(NamedTuple):
@@ -109,7 +109,7 @@ def analyse_root(
     from pvefw_nft.cache import Cache
     from pvefw_nft.config.unused import find_unused_of_cluster, find_unused_of_guests
     from pvefw_nft.verify.prove.dead_rules import analyse
-    from pvefw_nft.verify.prove.flows import Side
+    from pvefw_nft.verify.prove.network import Side
 
     backend = make_backend("iptables")
     # both the text and the origins of its lines are asked for: with a cache each chain is lowered once

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from pvefw_nft.backends.nft.address_sets import AddressSets
-from pvefw_nft.backends.nft.passes import PASSES, Pass
+from pvefw_nft.backends.nft.passes import PASSES
 from pvefw_nft.backends.nft.passes.early_clear import clear_early
 from pvefw_nft.backends.nft.passes.final_accept import leave_out_final_accept
 from pvefw_nft.backends.nft.passes.idle_marks import leave_out_idle_marks
 from pvefw_nft.backends.nft.passes.simplify import simplify_rules
 from pvefw_nft.backends.nft.place import Place
-from pvefw_nft.backends.nft.scope import Scope
+from pvefw_nft.backends.nft.scope import ChainPass, Scope
 from pvefw_nft.ir import nodes as ir
 from pvefw_nft.ir.nodes import Direction, Family, Layer, Side
 
@@ -46,14 +46,14 @@ CHAINS = {
 
 def scope(place: Place, **chains: tuple[ir.Rule, ...]) -> Scope:
     made = {name: ir.Chain(name, rules) for name, rules in {**CHAINS, **chains}.items()}
-    return Scope(place, Layer.FILTER, made, (NIC,), AddressSets(SETS))
+    return Scope(place, Layer.FILTER, made, (NIC,), AddressSets(SETS), PASSES)
 
 
 def test_the_fixtures_have_every_pass() -> None:
     assert {on for on, *_ in CASES.values()} == set(PASSES)
 
 
-CASES: dict[str, tuple[Pass, Place, list[ir.Rule], list[ir.Rule]]] = {
+CASES: dict[str, tuple[ChainPass, Place, list[ir.Rule], list[ir.Rule]]] = {
     "a match of an empty set": (
         simplify_rules,
         Place.GUEST,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.verify.prove.compare import compare
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.render import report_text
 from pvefw_nft.verify.readers.files import Text, read_ruleset
 from tests.kernel import configurations

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.verify.prove.compare import compare
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.report import Answer
 from pvefw_nft.verify.readers.files import Text, read_ruleset
 from tests.kernel import configurations

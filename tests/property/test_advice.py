@@ -16,9 +16,10 @@ from pvefw_nft.errors import UsageError
 from pvefw_nft.pipeline import BACKENDS, Source, check_root
 from pvefw_nft.pipeline.review import analyse_root
 from pvefw_nft.verify.prove.compare import Options, compare
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.render import report_text
-from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
+from pvefw_nft.verify.simulate.packet import make_probe
+from pvefw_nft.verify.simulate.spec import PacketSpec
 from pvefw_nft.verify.simulate.walk import simulate
 
 if TYPE_CHECKING:

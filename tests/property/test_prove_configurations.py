@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pvefw_nft.cli.rulesets import configuration_rulesets
 from pvefw_nft.pipeline import Source
 from pvefw_nft.verify.prove.compare import compare
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.render import report_text
 from pvefw_nft.verify.prove.report import Answer
 from tests.property.test_advice import NODE, Maker

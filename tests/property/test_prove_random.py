@@ -14,7 +14,7 @@ from pvefw_nft.verify import model as m
 from pvefw_nft.verify.model.intervals import IntervalSet
 from pvefw_nft.verify.network.path import End, HostEnd, Link, Path, PortEnd, RoutedEnd, Topology, find_path
 from pvefw_nft.verify.prove.compare import Options, compare
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.simulate.packet import Probe
 from pvefw_nft.verify.simulate.walk import simulate
 from tests.verify.second_opinion import PathPair, differing_packet, marks_in_use

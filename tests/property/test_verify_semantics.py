@@ -43,7 +43,8 @@ from pvefw_nft.verify.model import (
 from pvefw_nft.verify.model.intervals import IntervalSet
 from pvefw_nft.verify.network.path import Topology
 from pvefw_nft.verify.readers.ipset import _most_specific
-from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
+from pvefw_nft.verify.simulate.packet import make_probe
+from pvefw_nft.verify.simulate.spec import PacketSpec
 from pvefw_nft.verify.simulate.walk import simulate
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.model.intervals import IntervalSet
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 
 if TYPE_CHECKING:
     import random

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from pvefw_nft.verify.model import CT_STATES, IPV4, PROTOCOL, RulesetModel, names
 from pvefw_nft.verify.network.path import Link, Network, Nic, Topology
 from pvefw_nft.verify.simulate.connections import Connections, Found
-from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
 from pvefw_nft.verify.simulate.packet import Probe as Simulated
+from pvefw_nft.verify.simulate.packet import make_probe
+from pvefw_nft.verify.simulate.spec import PacketSpec
 from pvefw_nft.verify.simulate.walk import Outcome, simulate
 from tests.kernel.network.plan import HOST, ROUTER, WAN_PORT, Plan
 from tests.kernel.packets import SMALL_FRAGMENT

@@ -6,7 +6,8 @@ import pytest
 
 from pvefw_nft.verify.network.path import Link, Network, Nic, Topology
 from pvefw_nft.verify.readers.files import Text, read_ruleset
-from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
+from pvefw_nft.verify.simulate.packet import make_probe
+from pvefw_nft.verify.simulate.spec import PacketSpec
 from pvefw_nft.verify.simulate.walk import Outcome, simulate
 
 TOPOLOGY = Topology(

@@ -15,8 +15,9 @@ from pvefw_nft.pipeline.topology import topology
 from pvefw_nft.verify.model.text import set_text
 from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.readers.files import Text, read_ruleset
-from pvefw_nft.verify.simulate.guesses import Guess, simulate_guessing
-from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
+from pvefw_nft.verify.simulate.guesses import simulate_guessing
+from pvefw_nft.verify.simulate.packet import Guess, make_probe
+from pvefw_nft.verify.simulate.spec import PacketSpec
 
 Option: TypeAlias = Any
 """The value of an option of PacketSpec."""

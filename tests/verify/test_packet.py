@@ -32,7 +32,8 @@ from pvefw_nft.verify.model import (
 )
 from pvefw_nft.verify.model.text import packet_text, value_text
 from pvefw_nft.verify.network.path import Link, Network, Nic, Topology
-from pvefw_nft.verify.simulate.packet import PacketSpec, Probe, make_probe
+from pvefw_nft.verify.simulate.packet import Probe, make_probe
+from pvefw_nft.verify.simulate.spec import PacketSpec
 
 
 def v4(text: str) -> tuple[int, int]:

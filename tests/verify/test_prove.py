@@ -11,7 +11,7 @@ from pvefw_nft.errors import UsageError
 from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove.compare import Options, compare
 from pvefw_nft.verify.prove.expected_differences import read_known
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.render import SetNames, class_text, report_data, report_text
 from pvefw_nft.verify.readers.files import Text, read_ruleset
 from pvefw_nft.verify.simulate.packet import Probe

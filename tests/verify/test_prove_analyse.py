@@ -5,7 +5,7 @@ from __future__ import annotations
 from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove.compare import Options
 from pvefw_nft.verify.prove.dead_rules import Finding, Kind, analyse
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.readers.files import Text, read_ruleset
 
 TOPOLOGY = Topology(

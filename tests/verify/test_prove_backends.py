@@ -9,7 +9,7 @@ import pytest
 from pvefw_nft.cli.rulesets import configuration_rulesets
 from pvefw_nft.pipeline import Source
 from pvefw_nft.verify.prove.compare import compare
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.render import report_text
 
 ROOT = Path(__file__).parents[2] / "examples"

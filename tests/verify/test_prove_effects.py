@@ -10,7 +10,7 @@ import pytest
 
 from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove.compare import Options, compare
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.render import SetNames, class_text
 from pvefw_nft.verify.prove.report import Answer
 from pvefw_nft.verify.readers.files import Text, read_ruleset

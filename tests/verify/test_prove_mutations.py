@@ -25,7 +25,7 @@ from pvefw_nft.verify import model as m
 from pvefw_nft.verify.model.intervals import IntervalSet
 from pvefw_nft.verify.network.path import HostEnd, NicEnd, Path, find_ends_outside, find_path
 from pvefw_nft.verify.prove.compare import compare
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.report import Answer
 from pvefw_nft.verify.readers.files import Text, read_ruleset
 from pvefw_nft.verify.simulate.packet import Probe

@@ -9,7 +9,7 @@ import pytest
 
 from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove.compare import compare
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.render import SetNames, class_text, report_text
 from pvefw_nft.verify.prove.report import Answer, Report
 from pvefw_nft.verify.readers.files import Text, read_ruleset

@@ -11,7 +11,7 @@ from pvefw_nft.verify.model.names import mac_text
 from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove import nic_keys
 from pvefw_nft.verify.prove.compare import Comparison, Options, compare
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.nic_keys import Keys
 from pvefw_nft.verify.prove.render import report_data
 from pvefw_nft.verify.prove.segments import SegmentProver

@@ -10,7 +10,7 @@ import pytest
 from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove import nic_keys, segments
 from pvefw_nft.verify.prove.compare import Options, compare
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.render import report_data
 from pvefw_nft.verify.prove.report import Answer, Report
 from pvefw_nft.verify.prove.segments import SegmentProver

@@ -12,7 +12,7 @@ from pvefw_nft.verify.model.intervals import IntervalSet
 from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove.compare import Options, compare
 from pvefw_nft.verify.prove.evaluate import Base
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.program import ACCEPT, DROP, Call, Outcome, Program, Set, Step
 from pvefw_nft.verify.prove.shapes import Shapes, overlaps
 from pvefw_nft.verify.readers.files import Text, read_ruleset

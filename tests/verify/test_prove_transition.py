@@ -12,7 +12,7 @@ from pvefw_nft.host.tracking import zone_change
 from pvefw_nft.pipeline import Source, compile_root
 from pvefw_nft.pipeline.topology import topology
 from pvefw_nft.verify.prove.compare import compare
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.readers.files import Text, read_ruleset
 from tests.support import NODE, VM
 

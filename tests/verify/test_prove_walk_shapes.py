@@ -10,7 +10,7 @@ import pytest
 from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove import dead_rules as analysis
 from pvefw_nft.verify.prove.dead_rules import Advice, Kind, analyse
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.walk import Walk
 from pvefw_nft.verify.readers.files import Text, read_ruleset
 

@@ -9,11 +9,12 @@ import pytest
 
 from pvefw_nft.verify.network.path import Link, Nic, Topology
 from pvefw_nft.verify.prove.compare import compare
-from pvefw_nft.verify.prove.flows import Side
+from pvefw_nft.verify.prove.network import Side
 from pvefw_nft.verify.prove.render import SetNames, class_text
 from pvefw_nft.verify.prove.report import Answer
 from pvefw_nft.verify.readers.files import Text, read_ruleset
-from pvefw_nft.verify.simulate.packet import PacketSpec, make_probe
+from pvefw_nft.verify.simulate.packet import make_probe
+from pvefw_nft.verify.simulate.spec import PacketSpec
 from pvefw_nft.verify.simulate.walk import simulate
 
 if TYPE_CHECKING:

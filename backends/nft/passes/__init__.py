@@ -8,8 +8,7 @@ before and after, is in ``tests/backends_nft/test_passes.py``. Rules are joined 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from pvefw_nft.backends.nft.passes.early_clear import clear_early
 from pvefw_nft.backends.nft.passes.final_accept import leave_out_final_accept
@@ -17,13 +16,9 @@ from pvefw_nft.backends.nft.passes.idle_marks import leave_out_idle_marks
 from pvefw_nft.backends.nft.passes.simplify import simplify_rules
 
 if TYPE_CHECKING:
-    from pvefw_nft.backends.nft.scope import Scope
-    from pvefw_nft.ir.nodes import Rule
+    from pvefw_nft.backends.nft.scope import ChainPass
 
-Pass: TypeAlias = Callable[["list[Rule]", str, "Scope"], "list[Rule]"]
-"""From rules, the name of their chain, and its scope, to rules."""
-
-PASSES: Final[tuple[Pass, ...]] = (
+PASSES: Final[tuple[ChainPass, ...]] = (
     simplify_rules,  # first: the other passes look at the rules that remain
     leave_out_final_accept,
     clear_early,  # before idle marks: a mark that is cleared earlier makes more tests idle

@@ -19,8 +19,8 @@ from pvefw_nft.verify.simulate.tracking import CONNECTED, untracked
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pvefw_nft.verify.prove.facts import Context, Counting, Known
     from pvefw_nft.verify.prove.program import Case
-    from pvefw_nft.verify.prove.specialise import Context, Known, Residuals
 
 _FIRST = IntervalSet.of((m.CT_STATES.index("related"), m.CT_STATES.index("new")))
 """The states of a connection's first packets."""
@@ -29,7 +29,7 @@ _FIRST = IntervalSet.of((m.CT_STATES.index("related"), m.CT_STATES.index("new"))
 class ActionMaker(ABC):
     """Makes actions of effects, in one context."""
 
-    residuals: Residuals
+    residuals: Counting
     context: Context
     known: Known
 

@@ -17,7 +17,7 @@ from pvefw_nft.verify.prove.program import CAST, Case, Outcome
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sized
 
-    from pvefw_nft.verify.prove.flows import Side
+    from pvefw_nft.verify.prove.network import Side
 
 BROADCASTS4 = IntervalSet.of((0, 0), (0xFFFFFFFF, 0xFFFFFFFF))
 """The addresses that every host takes for broadcast (inet_addr_type of net/ipv4/fib_frontend.c, since Linux 5.3)."""

@@ -13,8 +13,7 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from pvefw_nft.verify.model.text import rule_text
-from pvefw_nft.verify.prove.report import Place
+from pvefw_nft.verify.prove.place import Place, place_of
 from pvefw_nft.verify.simulate.walk import Step
 
 if TYPE_CHECKING:
@@ -121,12 +120,6 @@ def _telling_steps(outcome: Outcome) -> Iterator[Step]:
     """Yield the rules that matched, without those that only carry a comment."""
     steps = (step for stage in outcome.stages for walk in stage.chains for step in walk.steps if step.matched)
     yield from (step for step in steps if step.rule.verdict is not None or step.rule.effects)
-
-
-def place_of(step: Step) -> Place:
-    """Return the rule that was met, with its place."""
-    rule = step.rule
-    return Place(str(step.table.key), step.chain.name, step.number, rule_text(rule), step.origin, rule.line)
 
 
 def _decider(outcome: Outcome) -> Place | None:

@@ -28,7 +28,7 @@ from pvefw_nft.verify.prove.zones import Zones
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pvefw_nft.verify.prove.flows import Side
+    from pvefw_nft.verify.prove.network import Side
 
 __all__ = ["Comparison", "Options", "compare"]
 

@@ -23,7 +23,7 @@ from pvefw_nft.verify.model.text import rule_text
 from pvefw_nft.verify.prove.budget import Budget, without_gc
 from pvefw_nft.verify.prove.exploration import Exploration
 from pvefw_nft.verify.prove.options import Options
-from pvefw_nft.verify.prove.report import Place
+from pvefw_nft.verify.prove.place import Place
 from pvefw_nft.verify.prove.walk import Rules, Walk, is_line
 from pvefw_nft.verify.prove.walk_shapes import ChainShapes, shape_of
 from pvefw_nft.verify.simulate.walk import STANDARD
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from pvefw_nft.verify.network.path import Stage
-    from pvefw_nft.verify.prove.flows import PathPair, Side
+    from pvefw_nft.verify.prove.flows import PathPair
+    from pvefw_nft.verify.prove.network import Side
     from pvefw_nft.verify.prove.program import Case
     from pvefw_nft.verify.prove.shapes import Key
     from pvefw_nft.verify.prove.walk import Event, Line, RuleKey

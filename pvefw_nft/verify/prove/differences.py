@@ -14,14 +14,15 @@ from pvefw_nft.verify import model as m
 from pvefw_nft.verify.model.text import packet_text
 from pvefw_nft.verify.network.path import HostEnd, NicEnd, Path, PortEnd, RoutedEnd
 from pvefw_nft.verify.prove.budget import BudgetExceededError
-from pvefw_nft.verify.prove.cause import find_cause, place_of
+from pvefw_nft.verify.prove.cause import find_cause
 from pvefw_nft.verify.prove.counterexamples import Class, Explainer
 from pvefw_nft.verify.prove.evaluate import Evaluation, Flow
 from pvefw_nft.verify.prove.flows import bridge_of
 from pvefw_nft.verify.prove.pairs import Result
+from pvefw_nft.verify.prove.place import Place, place_of
 from pvefw_nft.verify.prove.program import TOGETHER
 from pvefw_nft.verify.prove.replay import zone_text
-from pvefw_nft.verify.prove.report import ANYWHERE, Counterexample, Difference, Place
+from pvefw_nft.verify.prove.report import ANYWHERE, Counterexample, Difference
 from pvefw_nft.verify.prove.segments import Occurrence
 from pvefw_nft.verify.simulate.packet import Probe
 from pvefw_nft.verify.simulate.walk import simulate

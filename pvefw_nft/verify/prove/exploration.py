@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.network.path import End, Nic, Stage
     from pvefw_nft.verify.prove.budget import Budget
     from pvefw_nft.verify.prove.evaluate import Flow
-    from pvefw_nft.verify.prove.flows import PathPair, Side
+    from pvefw_nft.verify.prove.flows import PathPair
+    from pvefw_nft.verify.prove.network import Side
     from pvefw_nft.verify.prove.program import Case
     from pvefw_nft.verify.simulate.tracking import Track
 

@@ -20,10 +20,10 @@ from pvefw_nft.verify.network.path import (
     PortEnd,
     RoutedEnd,
     Stage,
-    Topology,
     find_stages,
 )
 from pvefw_nft.verify.prove.evaluate import Base, Flow, programs_of, tests_of_programs
+from pvefw_nft.verify.prove.facts import ALL_STATES, Context, Later, ether_type, known_fields
 from pvefw_nft.verify.prove.program import (
     ACCEPT,
     INTERFACES,
@@ -37,38 +37,21 @@ from pvefw_nft.verify.prove.program import (
     Set,
     Step,
 )
-from pvefw_nft.verify.prove.specialise import (
-    ALL_STATES,
-    Context,
-    Later,
-    Residuals,
-    Specialiser,
-    ether_type,
-    known_fields,
-)
+from pvefw_nft.verify.prove.specialise import Residuals, Specialiser
 from pvefw_nft.verify.simulate.tracking import LOOKUP, Tracking, enters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pvefw_nft.verify.prove.counters import Counters
-    from pvefw_nft.verify.prove.network import Network
-    from pvefw_nft.verify.prove.specialise import Known
+    from pvefw_nft.verify.prove.facts import Known
+    from pvefw_nft.verify.prove.network import Network, Side
     from pvefw_nft.verify.simulate.tracking import Track
 
 LLDP = 0x88CC
 """An ether type that represents all those that no rule names."""
 
 NEW = m.within(m.CT_STATE, (m.CT_STATES.index("new"),) * 2)
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One of two rulesets to compare: its name, its model, and the host that it runs on."""
-
-    name: str
-    model: m.RulesetModel
-    topology: Topology
 
 
 def _asks_early(model: m.RulesetModel) -> bool:

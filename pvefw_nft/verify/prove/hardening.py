@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.verify.network.path import Nic
     from pvefw_nft.verify.prove.backend_differences import Exceptions
-    from pvefw_nft.verify.prove.flows import Side
+    from pvefw_nft.verify.prove.network import Side
 
 STRICTER = (
     "stricter nft: its chains `stateless` and `limits` also drop frames with a second VLAN tag, or one of older types;"

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from pvefw_nft.verify.model.intervals import IntervalSet
-    from pvefw_nft.verify.prove.flows import Side
 
 MAX_PORTS = 32
 """So many ports that only rules name are added to bridges; each makes a way to every other end."""
@@ -64,6 +63,15 @@ class Ends(NamedTuple):
 
     general: list[End]
     nics: list[Nic]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of two rulesets to compare: its name, its model, and the host that it runs on."""
+
+    name: str
+    model: m.RulesetModel
+    topology: Topology
 
 
 @dataclass(slots=True)

@@ -58,7 +58,8 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.network.path import End, Nic, Stage, Topology
     from pvefw_nft.verify.prove.backend_differences import Exceptions
     from pvefw_nft.verify.prove.exploration import Exploration
-    from pvefw_nft.verify.prove.flows import PathPair, Side
+    from pvefw_nft.verify.prove.flows import PathPair
+    from pvefw_nft.verify.prove.network import Side
     from pvefw_nft.verify.prove.specialise import Residuals
     from pvefw_nft.verify.simulate.tracking import Zone
 

@@ -13,7 +13,8 @@ from pvefw_nft.verify.prove.program import Outcome, rank
 
 if TYPE_CHECKING:
     from pvefw_nft.verify.model.intervals import IntervalSet
-    from pvefw_nft.verify.prove.flows import PathPair, Side
+    from pvefw_nft.verify.prove.flows import PathPair
+    from pvefw_nft.verify.prove.network import Side
     from pvefw_nft.verify.prove.program import Case
 
 TCP = 6

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pvefw_nft.verify.model.intervals import IntervalSet
-    from pvefw_nft.verify.prove.report import Difference, Place, Report
+    from pvefw_nft.verify.prove.place import Place
+    from pvefw_nft.verify.prove.report import Difference, Report
     from pvefw_nft.verify.prove.summary import Group
 
 _ADDRESSES = {m.SADDR4: "from", m.SADDR6: "from", m.DADDR4: "to", m.DADDR6: "to"}

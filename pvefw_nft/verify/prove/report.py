@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.model.intervals import IntervalSet
     from pvefw_nft.verify.network.path import Path
     from pvefw_nft.verify.prove.cause import Cause
+    from pvefw_nft.verify.prove.place import Place
 
 ANYWHERE = "anywhere"
 
@@ -26,21 +27,6 @@ class Answer(Enum):
     """Some packet is treated differently, whether or not everything was compared."""
     UNDECIDED = "undecided"
     """No difference was found, and something was not compared."""
-
-
-class Place(NamedTuple):
-    """A rule: its ``table``, ``chain`` and number there (from 1; 0: the chain's policy).
-
-    ``origin`` is the place in the configuration it comes from, ``line`` its line in the file read, where known;
-    ``text`` the rule in words.
-    """
-
-    table: str
-    chain: str
-    number: int
-    text: str
-    origin: str = ""
-    line: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,27 +17,24 @@ longer be invalid.
 
 from __future__ import annotations
 
-from functools import cache
 from heapq import merge
 from itertools import repeat
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.errors import HostError
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.model.intervals import IntervalSet
 from pvefw_nft.verify.prove.actions import ActionMaker, conjuncts, translate
+from pvefw_nft.verify.prove.facts import Context, Counting, Known, Later
 from pvefw_nft.verify.prove.program import (
     ACCEPT,
-    ARP_FIELDS,
     CAST,
     DROP,
     INTERFACES,
-    IP_FIELDS,
     RETURN,
     SOMETIMES_ABSENT,
     Action,
     Call,
-    Case,
     Choice,
     Outcome,
     Program,
@@ -46,13 +43,11 @@ from pvefw_nft.verify.prove.program import (
     Trace,
     rank,
 )
-from pvefw_nft.verify.simulate.packet import HOST_MAC
-from pvefw_nft.verify.simulate.tracking import CONNECTION_FIELDS, PLAIN, View, seen
+from pvefw_nft.verify.simulate.tracking import CONNECTION_FIELDS, seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from pvefw_nft.verify.network.path import Stage
 
 MAX_DEPTH = 64
 """How deep chains may call one another; the kernel refuses loops, a file need not."""
@@ -62,74 +57,7 @@ MAX_PROGRAMS = 1 << 14
 
 # --- making programs ----------------------------------------------------------------------------------------
 
-Known: TypeAlias = "dict[m.Field, int | None]"
-"""Fields whose value is known; None: the packet lacks the field."""
 
-
-def known_fields(stage: Stage, case: Case) -> Known:
-    """Return the known facts about a packet of this case at this stage."""
-    inside = stage.family is not m.Family.BRIDGE and stage.point in (m.Point.OUTPUT, m.Point.POSTROUTING)
-    return {
-        **_NO_INTERFACES,
-        **dict(stage.fields),
-        **_known_of_case(case, from_host=stage.from_host, inside=inside, bridged=stage.family is m.Family.BRIDGE),
-    }
-
-
-def ether_type(case: Case, *, from_host: bool) -> int:
-    """Return the ether type of a frame of this case; the host's own packets have no tag yet."""
-    return m.VLAN if case.tagged and not from_host else case.protocol
-
-
-_NO_INTERFACES: Known = {**dict.fromkeys(INTERFACES, m.NO_INTERFACE), m.IBR: None, m.OBR: None}
-
-
-@cache
-def _known_of_case(case: Case, *, from_host: bool, inside: bool, bridged: bool) -> Known:
-    """Return the facts known at every place; ``inside``: a packet of the host has no Ethernet header yet."""
-    known: Known = {m.PROTOCOL: case.protocol, m.ETHER_TYPE: ether_type(case, from_host=from_host)}
-    if bridged:
-        known[m.IS_BRIDGED] = None
-    if not case.tagged or from_host:
-        known[m.VLAN_ID] = None
-    if from_host:
-        known[m.ETHER_SRC] = HOST_MAC
-        if inside:
-            known[m.ETHER_SRC] = known[m.ETHER_DST] = None
-    else:
-        known[m.SKUID] = known[m.SKGID] = None
-    if not case.is_ip:
-        # A bridge's connection tracking leaves all but IP untracked (net/bridge/netfilter/nf_conntrack_bridge.c).
-        known[m.CT_STATE] = m.CT_STATES.index("untracked")
-    return known | dict.fromkeys(_absent_fields(case.protocol))
-
-
-def _absent_fields(protocol: int) -> list[m.Field]:
-    absent: list[m.Field] = []
-    if protocol != m.IPV4:
-        absent += (m.SADDR4, m.DADDR4, m.ICMP)
-    if protocol != m.IPV6:
-        absent += (m.EXTENSION, m.SADDR6, m.DADDR6, m.ICMP6, m.ND_TARGET)
-    if protocol != m.ARP:
-        absent += ARP_FIELDS
-    if protocol not in m.TAGS:
-        absent += (m.INNER_VLAN_ID, m.INNER_TYPE)
-    if protocol not in (m.IPV4, m.IPV6):
-        absent += IP_FIELDS
-    return absent
-
-
-class Context(NamedTuple):
-    """Facts known where a chain starts: single fields, the connection (None: unknown), the hook."""
-
-    case: Case
-    known: Known
-    states: IntervalSet
-    unicast: int
-    view: View = PLAIN
-
-
-ALL_STATES = m.CT_STATE.everything
 _MARKS = {*m.MARK, *m.CT_MARK}
 _KINDS = (m.SADDR_TYPE, m.DADDR_TYPE)
 
@@ -143,21 +71,10 @@ class _Footprint(NamedTuple):
     kinds: bool
 
 
-class Later(NamedTuple):
-    """Effects that count later: which ``sets`` are looked at, which ``fields`` tested, and whether ``helpers`` show."""
+class Residuals(Counting):
+    """Makes programs of a ruleset's chains, with the effects that count.
 
-    sets: frozenset[str] = frozenset()
-    fields: frozenset[m.Field] = frozenset()
-    helpers: bool = False
-
-
-class Residuals:
-    """Makes programs of a ruleset's chains. ``tracked`` are the mark bits that matter, by field.
-
-    ``strict`` keeps logs, helpers and the like as notes. ``exempts``: rules exempt packets from connection tracking,
-    so that what they did is followed (:data:`~pvefw_nft.verify.model.TRACKING`). ``later`` are effects that count for
-    later rules and packets. ``kind`` says what to take a test of
-    the kind of an address for, given the network protocol.
+    ``kind`` gives, for the network protocol, the condition that stands for a test of the kind of an address.
     """
 
     def __init__(
@@ -169,10 +86,7 @@ class Residuals:
         later: Later | None = None,
         kind: Callable[[m.Test, int], m.Condition] | None = None,
     ) -> None:
-        self.tracked = tracked
-        self.strict = strict
-        self.exempts = exempts
-        self.later = Later() if later is None else later
+        super().__init__(tracked, strict=strict, exempts=exempts, later=Later() if later is None else later)
         self.kind = kind
         self._programs: dict[tuple[object, ...], Program] = {}
         self._footprints: dict[tuple[int, int], _Footprint] = {}
@@ -303,6 +217,8 @@ _ENDS: Mapping[type[object], Outcome] = {m.Accept: ACCEPT, m.Drop: DROP, m.Retur
 
 class Specialiser(ActionMaker):
     """Makes the steps of one chain in one context."""
+
+    residuals: Residuals
 
     def __init__(self, residuals: Residuals, table: m.Table, context: Context, depth: int) -> None:
         self.residuals = residuals

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from pvefw_nft.verify import model as m
 
 if TYPE_CHECKING:
-    from pvefw_nft.verify.prove.flows import Side
+    from pvefw_nft.verify.prove.network import Side
 
 TABLE: Final = m.TableKey("nft", m.Family.BRIDGE, "pvefw-transition")
 TEXT: Final = (

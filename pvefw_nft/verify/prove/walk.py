@@ -25,13 +25,14 @@ from pvefw_nft.verify.prove.budget import BudgetExceededError
 from pvefw_nft.verify.prove.counterexamples import USUAL
 from pvefw_nft.verify.prove.evaluate import Evaluation
 from pvefw_nft.verify.prove.program import Action, Copy, FlipBits, Outcome, Remap, Restrict, Set, Trace, Where
-from pvefw_nft.verify.prove.specialise import Context, Specialiser, find_chain
+from pvefw_nft.verify.prove.specialise import Specialiser, find_chain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from pvefw_nft.verify.prove.diagram import Cube
     from pvefw_nft.verify.prove.exploration import Exploration
+    from pvefw_nft.verify.prove.facts import Context
 
 MAX_PREPARED = 1 << 16
 """Number of chains that are cached in their specialised form: enough for 1,000 guests, which are walked twice."""

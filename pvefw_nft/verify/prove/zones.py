@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pvefw_nft.verify.network.path import Stage
-    from pvefw_nft.verify.prove.flows import PathPair, Side
+    from pvefw_nft.verify.prove.flows import PathPair
+    from pvefw_nft.verify.prove.network import Side
     from pvefw_nft.verify.simulate.tracking import Tracked, Zone
 
 UNKNOWN = (

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pvefw_nft.verify.model import Field
-    from pvefw_nft.verify.simulate.packet import PacketSpec
+    from pvefw_nft.verify.simulate.spec import PacketSpec
 
 _ICMP = (1, 58)
 _BY_THE_WAY = (IIF, OIF, PHYSIN, PHYSOUT, IBR, OBR, IS_BRIDGED)

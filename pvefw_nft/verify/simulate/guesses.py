@@ -10,7 +10,7 @@ the two classes, inside and outside of 10.0.0.0/8, one is accepted and one dropp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice, product
 from typing import TYPE_CHECKING
 
@@ -18,13 +18,14 @@ from pvefw_nft.verify.model import ARP_SPA, ARP_TPA, DADDR4, DADDR6, SADDR4, SAD
 from pvefw_nft.verify.model.atoms import Atoms
 from pvefw_nft.verify.model.intervals import IntervalSet
 from pvefw_nft.verify.model.text import set_text, value_text
+from pvefw_nft.verify.simulate.packet import Guess
 from pvefw_nft.verify.simulate.walk import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pvefw_nft.verify.model import Field, RulesetModel
-    from pvefw_nft.verify.simulate.packet import MadeUp, Probe
+    from pvefw_nft.verify.simulate.packet import Probe
     from pvefw_nft.verify.simulate.walk import LookedUp, Outcome
 
 MAX_PACKETS = 64
@@ -37,20 +38,6 @@ _HOSTS: Mapping[Field, IntervalSet] = {
     **{on: on.everything - _NO_HOSTS6 for on in (SADDR6, DADDR6)},
 }
 """Addresses that one host may have: no groups, no loopback, not 0.0.0.0/8 (RFC 6890)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Guess:
-    """The verdicts for other values of one made-up address.
-
-    ``otherwise`` gives, by verdict, addresses that lead to another one; empty: no address would. ``complete``: all
-    addresses were tried that the rules tell apart.
-    """
-
-    made_up: MadeUp
-    address: int
-    otherwise: Mapping[str, IntervalSet]
-    complete: bool = True
 
 
 def simulate_guessing(model: RulesetModel, probe: Probe) -> Outcome:

@@ -89,7 +89,9 @@ from pvefw_nft.verify.simulate.contradictions import check_override, check_spec,
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from pvefw_nft.verify.model.intervals import IntervalSet
     from pvefw_nft.verify.network.path import Nic
+    from pvefw_nft.verify.simulate.spec import PacketSpec
 
 Address = tuple[int, int]
 """An IP version and an address of it."""
@@ -110,38 +112,6 @@ _INSIDE: Mapping[int, int] = {
 
 
 @dataclass(frozen=True, slots=True)
-class PacketSpec:
-    """A packet as asked for; None or empty: the value of a new, ordinary packet.
-
-    ``source`` and ``destination`` are zones or addresses, the destination may carry a port (``10.0.0.7:22``,
-    ``[fd00::7]:22``, ``vm100:22``). ``protocol`` is a name or number, or ``arp`` or another ether type by
-    ``ether_type``. ``ctstate`` None: the state of a packet without a known connection, mostly new. ``family`` is 4 or
-    6. ``mark`` is the packet mark. ``overrides`` sets fields by their names, after all else.
-    """
-
-    source: str
-    destination: str
-    protocol: str | None = None
-    source_address: str | None = None
-    destination_address: str | None = None
-    sport: int | str | None = None
-    dport: int | str | None = None
-    icmp_type: str | None = None
-    tcp_flags: str | None = None
-    ctstate: str | None = None
-    mac: str | None = None
-    destination_mac: str | None = None
-    vlan: int | None = None
-    fragment: str | None = None
-    mark: int = 0
-    family: int | None = None
-    ether_type: str | None = None
-    arp_sender: str | None = None
-    uid: int | None = None
-    overrides: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class MadeUp:
     """An address that was made up: ``field`` is where the packet has it, ``end`` whose it is.
 
@@ -152,6 +122,20 @@ class MadeUp:
     end: str
     option: str
     stands_for_many: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """The verdicts for other values of one made-up address.
+
+    ``otherwise`` gives, by verdict, addresses that lead to another one; empty: no address would. ``complete``: all
+    addresses were tried that the rules tell apart.
+    """
+
+    made_up: MadeUp
+    address: int
+    otherwise: Mapping[str, IntervalSet]
+    complete: bool = True
 
 
 class ElsewhereError(UsageError):

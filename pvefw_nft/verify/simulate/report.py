@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.model import Condition, Field
     from pvefw_nft.verify.model.intervals import IntervalSet
     from pvefw_nft.verify.network.path import End
-    from pvefw_nft.verify.simulate.guesses import Guess
+    from pvefw_nft.verify.simulate.packet import Guess
     from pvefw_nft.verify.simulate.walk import ChainWalk, Outcome, StageWalk, Step
 
 Data: TypeAlias = "bool | int | str | list[Data] | dict[str, Data] | None"

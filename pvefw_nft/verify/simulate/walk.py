@@ -109,7 +109,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.model.shortcuts import Shortcuts
     from pvefw_nft.verify.network.path import Stage
     from pvefw_nft.verify.simulate.connections import Connections
-    from pvefw_nft.verify.simulate.guesses import Guess
+    from pvefw_nft.verify.simulate.packet import Guess
     from pvefw_nft.verify.simulate.tracking import Tracked
 
 _PLACE = re.compile(r"\S:\d+")
