@@ -72,25 +72,11 @@ def build(
     context, chains = Context(node, as_reference=as_reference), Chains()
     add_standard_chains(context, chains)
     add_blacklist(context, chains)
-    dispatch_in = builtin("guests", action=Dispatch(Direction.IN))
-    chains.add(Layer.FILTER, "PVEFW-FWBR-IN", [*input_filters(context), dispatch_in])
-    chains.add(Layer.FILTER, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
     firewalled: dict[NicKey, bool] = {}
     parts = _parts(context, _noted(guests, firewalled), cache, report_failure)
-    for part in parts:
-        chains.add_groups(context, part.groups)
-        for layer, made in part.chains:
-            chains.layers[layer][made.name] = made
     nics = tuple([nic for part in parts for nic in part.nics])
-    ips = [rule for part in parts for rule in part.ips]
-    if ips:
-        chains.add(Layer.FILTER, "PVEFW-IPS", ips)
-    chains.add(Layer.FILTER, "PVEFW-FORWARD", _forward(context, ips=bool(ips)))
-    host_enabled = node.host.options.enable
-    if host_enabled:
-        add_host_chains(context, chains)
-    for chain, target in (("PVEFW-INPUT", "PVEFW-HOST-IN"), ("PVEFW-OUTPUT", "PVEFW-HOST-OUT")):
-        chains.add(Layer.FILTER, chain, [builtin("host", action=Jump(target))] if host_enabled else [])
+    _add_guest_chains(context, chains, parts)
+    _add_host(context, chains)
     hooks = _hooks(context, chains, nics)
     host_forward, vnets = add_forward_chains(context, chains)
     sets = (*cluster_sets(context), *(made for part in parts for made in part.sets))
@@ -102,9 +88,34 @@ def build(
         nics=nics,
         vnets=vnets,
         host_forward=host_forward,
-        vnets_cover_host=host_enabled,
+        vnets_cover_host=node.host.options.enable,
         zones=None if as_reference else _zones(firewalled, zones_in_force),
     )
+
+
+def _add_guest_chains(context: Context, chains: Chains, parts: Iterable[GuestPart]) -> None:
+    """Add the chains of guests, and those that lead packets of firewall bridges to them."""
+    dispatch_in = builtin("guests", action=Dispatch(Direction.IN))
+    chains.add(Layer.FILTER, "PVEFW-FWBR-IN", [*input_filters(context), dispatch_in])
+    chains.add(Layer.FILTER, "PVEFW-FWBR-OUT", [builtin("guests", action=Dispatch(Direction.OUT))])
+    ips: list[Rule] = []
+    for part in parts:
+        chains.add_groups(context, part.groups)
+        for layer, made in part.chains:
+            chains.layers[layer][made.name] = made
+        ips += part.ips
+    if ips:
+        chains.add(Layer.FILTER, "PVEFW-IPS", ips)
+    chains.add(Layer.FILTER, "PVEFW-FORWARD", _forward(context, ips=bool(ips)))
+
+
+def _add_host(context: Context, chains: Chains) -> None:
+    """Add the chains of the host; the hooks' chains are there, but empty, if its firewall is off."""
+    enabled = context.node.host.options.enable
+    if enabled:
+        add_host_chains(context, chains)
+    for chain, target in (("PVEFW-INPUT", "PVEFW-HOST-IN"), ("PVEFW-OUTPUT", "PVEFW-HOST-OUT")):
+        chains.add(Layer.FILTER, chain, [builtin("host", action=Jump(target))] if enabled else [])
 
 
 def _noted(guests: Iterable[Guest], firewalled: dict[NicKey, bool]) -> Iterator[Guest]:
