@@ -203,3 +203,10 @@ def test_a_packet_without_a_connection_has_no_label() -> None:
     connected = text.format(rule="ct state { new, related, established } ct label 5 drop")
     assert prove(labelled, connected).answer is Answer.EQUAL
     assert prove(labelled, text.format(rule="ct state new ct label 5 drop")).answer is Answer.DIFFERENT
+
+
+def test_a_frame_without_ip_has_no_transport_header() -> None:
+    text = "table bridge t {{\n chain f {{\n  type filter hook forward priority 0; policy accept\n  {rule}\n }}\n}}\n"
+    empty = text.format(rule="")
+    assert prove(text.format(rule="ether type arp th dport 80 drop"), empty).answer is Answer.EQUAL
+    assert prove(text.format(rule="th dport 80 drop"), empty).answer is Answer.DIFFERENT

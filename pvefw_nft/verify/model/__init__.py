@@ -17,7 +17,8 @@ negated or not). So negating a match means the complement of its set (:func:`neg
 the plain Boolean not, used where a kernel inverts a whole lookup. :class:`All` and :class:`Any` complete the
 logic; nearly every rule is just a list of tests. Readers make dependencies explicit: a test of ports comes
 with a test of the protocol, a test of ``SADDR4`` in a table that also sees IPv6 with a test of ``PROTOCOL``.
-Which fields exist for which packets: :data:`PRESENCE`. Tests, sets and fields are interned: compare them with
+Which fields exist for which packets: :data:`PRESENCE`. It is derived from the fields' declarations, like all other
+tables of fields: :func:`declare`. Tests, sets and fields are interned: compare them with
 ``is``.
 
 **Rules.** A rule applies where all its conditions hold. Then its ``effects`` happen in order (a log line, a

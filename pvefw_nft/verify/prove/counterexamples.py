@@ -35,10 +35,10 @@ _UNICAST6 = m.SADDR6.everything - MULTICASTS6
 
 USUAL: Mapping[m.Field, IntervalSet] = {
     m.CT_STATE: IntervalSet.single(m.CT_STATES.index("new")),
-    m.CT_DIRECTION: IntervalSet.single(0),
+    m.CT_DIRECTION: IntervalSet.single(m.DEFAULTS[m.CT_DIRECTION]),
     CAST: IntervalSet.single(0),
-    m.FRAGMENT: IntervalSet.single(0),
-    m.EXTENSION: IntervalSet.single(m.NO_EXTENSION),
+    m.FRAGMENT: IntervalSet.single(m.DEFAULTS[m.FRAGMENT]),
+    m.EXTENSION: IntervalSet.single(m.DEFAULTS[m.EXTENSION]),
     m.TCP_FLAGS: IntervalSet.single(0x02),
     m.SPORT: IntervalSet.of((1, 0xFFFF)),
     m.SADDR4: _UNICAST4,
@@ -48,7 +48,9 @@ USUAL: Mapping[m.Field, IntervalSet] = {
     m.SADDR_TYPE: _LOCAL_OR_UNICAST,
     m.DADDR_TYPE: _LOCAL_OR_UNICAST,
 }
-"""The fields of the first packet of an ordinary connection."""
+"""The fields of the first packet of an ordinary connection, which a class does not mention. Not every default is one of
+them: rules about the TTL, say, are rare enough to be mentioned always.
+"""
 
 _KEEP = (m.L4PROTO, m.DPORT, m.ICMP, m.ICMP6, m.DADDR4, m.DADDR6, m.SADDR4, m.SADDR6, m.SPORT)
 """Fields that say most, best first: the last to be dropped from a class."""
@@ -351,18 +353,14 @@ _LIKED: Mapping[m.Field, tuple[int, ...]] = {
     m.DADDR_TYPE: (m.DADDR_TYPE.names.index("unicast"), m.DADDR_TYPE.names.index("local")),
     m.ETHER_SRC: (0x020000000001,),
     m.ETHER_DST: (0x020000000002,),
-    m.TTL: (64,),
-    m.LENGTH: (60,),
-    m.ARP_OP: (1,),
-    m.ARP_HTYPE: (1,),
-    m.ARP_PTYPE: (m.IPV4,),
-    m.ARP_HLEN: (6,),
-    m.ARP_PLEN: (4,),
+    **{on: (m.DEFAULTS[on],) for on in (m.TTL, m.LENGTH, m.ARP_OP, m.ARP_HTYPE, m.ARP_PTYPE, m.ARP_HLEN, m.ARP_PLEN)},
     m.ARP_SPA: (0xC0000201,),
     m.ARP_TPA: (0xC0000202,),
     m.ARP_SHA: (0x020000000001,),
 }
-"""Values to choose first for examples: documentation addresses (RFC 5737, RFC 3849), common ports."""
+"""Values to choose first for examples: documentation addresses (RFC 5737, RFC 3849), common ports. They make examples
+read well, and mean nothing else: so they are no part of the declarations of the fields.
+"""
 
 
 def choose(on: m.Field, values: IntervalSet) -> int:
@@ -377,12 +375,9 @@ def choose(on: m.Field, values: IntervalSet) -> int:
 
 
 _IP_DEFAULTS: Mapping[m.Field, int] = {
-    m.EXTENSION: m.NO_EXTENSION,
-    m.L4PROTO: 6,
-    m.FRAGMENT: 0,
-    m.TTL: 64,
-    m.LENGTH: 60,
-    m.DSCP: 0,
+    on: default
+    for on, default in m.DEFAULTS.items()
+    if not m.protocols_of(on) - IntervalSet.of((m.IPV4, m.IPV4), (m.IPV6, m.IPV6))
 }
 _STATE_BITS = (*m.MARK, *m.CT_MARK, *m.CT_STATUS.values())
 
@@ -392,14 +387,14 @@ def complete(packet: Mapping[m.Field, int], case: Case, absent: set[m.Field]) ->
 
     How the packet was sent (unicast, broadcast) is written as ``PKTTYPE``, as the simulator expects.
     """
-    full = dict.fromkeys(_STATE_BITS, 0) | {m.CT_DIRECTION: 0, **packet}
+    full = dict.fromkeys(_STATE_BITS, 0) | {m.CT_DIRECTION: m.DEFAULTS[m.CT_DIRECTION], **packet}
     full.setdefault(m.CT_STATE, m.CT_STATES.index("new" if case.is_ip else "untracked"))
     full[m.PROTOCOL] = case.protocol
     full[m.ETHER_TYPE] = m.VLAN if case.tagged else case.protocol
     if case.is_ip:
         full = {**_IP_DEFAULTS, **full}
-    for on, needs in m.PRESENCE.items():
-        if all(need in full and full[need] in values for need, values in needs):
+    for on in m.PRESENCE:
+        if m.has_field(full, on):
             if on not in full and on not in absent:
                 full[on] = choose(on, on.everything)
         else:

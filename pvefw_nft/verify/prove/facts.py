@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.prove.program import ARP_FIELDS, INTERFACES, IP_FIELDS, Case
+from pvefw_nft.verify.prove.program import INTERFACES, Case
 from pvefw_nft.verify.simulate.packet import HOST_MAC
 from pvefw_nft.verify.simulate.tracking import PLAIN, View
 
@@ -93,15 +93,4 @@ def _known_of_case(case: Case, *, from_host: bool, inside: bool, bridged: bool) 
 
 
 def _absent_fields(protocol: int) -> list[m.Field]:
-    absent: list[m.Field] = []
-    if protocol != m.IPV4:
-        absent += (m.SADDR4, m.DADDR4, m.ICMP)
-    if protocol != m.IPV6:
-        absent += (m.EXTENSION, m.SADDR6, m.DADDR6, m.ICMP6, m.ND_TARGET)
-    if protocol != m.ARP:
-        absent += ARP_FIELDS
-    if protocol not in m.TAGS:
-        absent += (m.INNER_VLAN_ID, m.INNER_TYPE)
-    if protocol not in (m.IPV4, m.IPV6):
-        absent += IP_FIELDS
-    return absent
+    return [on for on in m.PRESENCE if protocol not in m.protocols_of(on)]

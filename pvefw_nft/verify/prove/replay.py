@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.network.path import End, Topology
     from pvefw_nft.verify.prove.report import Difference
 
-_OPTIONS = {
-    m.SADDR4: "--source", m.SADDR6: "--source", m.DADDR4: "--dest", m.DADDR6: "--dest", m.SPORT: "--sport",
-    m.DPORT: "--dport", m.ICMP: "--icmp-type", m.ICMP6: "--icmp-type",
-    m.ETHER_SRC: "--mac", m.ETHER_DST: "--dest-mac", m.VLAN_ID: "--vlan",
-    m.FRAGMENT: "--fragment", m.ARP_SPA: "--arp-sender",
-}  # fmt: skip
+_OPTIONS = {on: known.option for on, known in m.DECLARED.items() if known.option is not None}
 _IMPLIED = (m.PROTOCOL, m.ETHER_TYPE, m.L4PROTO, m.CT_STATE, m.TCP_FLAGS, *m.MARK)
+"""Fields whose options depend on more than their value: :func:`simulate_arguments` writes them itself."""
 _USUAL = {
-    m.PKTTYPE: 0, m.FRAGMENT: 0, m.CT_DIRECTION: 0, m.TTL: 64, m.LENGTH: 60, m.DSCP: 0,
-}  # fmt: skip
+    on: default
+    for on, default in m.DEFAULTS.items()
+    if on not in _IMPLIED and all(version in m.protocols_of(on) for version in (m.IPV4, m.IPV6))
+}
+"""Values left out of commands: those that IP packets of both versions have by default. Other headers (ARP, a second
+VLAN tag, IPv6 extensions) are written in full.
+"""
 _UNICAST, _LOCAL = (m.ADDRESS_TYPES.index(name) for name in ("unicast", "local"))
 
 

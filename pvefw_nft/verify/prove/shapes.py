@@ -46,12 +46,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.model.intervals import IntervalSet
     from pvefw_nft.verify.prove.evaluate import Flow
 
-RENAMED = frozenset(
-    (
-        m.ETHER_SRC, m.ETHER_DST, m.ARP_SPA, m.ARP_TPA, m.ARP_SHA, m.ARP_THA, m.SADDR4, m.SADDR6, m.DADDR4, m.DADDR6,
-        m.SPORT, m.DPORT, m.ND_TARGET,
-    )
-)  # fmt: skip
+RENAMED = frozenset(on for on, known in m.DECLARED.items() if known.renamed)
 """Fields whose values a shape leaves out: those in which guests of one kind differ."""
 
 Key: TypeAlias = "tuple[object, ...]"

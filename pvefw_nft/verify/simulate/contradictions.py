@@ -20,9 +20,9 @@ from pvefw_nft.verify.model import (
     PHYSIN,
     PHYSOUT,
     PORT_PROTOCOLS,
-    PRESENCE,
     PROTOCOL,
     field_named,
+    has_field,
     names,
 )
 
@@ -99,10 +99,8 @@ def check_override(on: Field, packet: Mapping[Field, int]) -> None:
         raise ValueError(f"'{on}' is not set with --field: use --proto, --family or --ether-type")
     if on in _BY_THE_WAY:
         raise ValueError(f"'{on}' is not set with --field: it follows from --from, --to and the hook")
-    for needed, values in PRESENCE.get(on, ()):
-        value = packet.get(needed)
-        if value is None or value not in values:
-            raise ValueError(f"this packet has no '{on}'")
+    if not has_field(packet, on):
+        raise ValueError(f"this packet has no '{on}'")
 
 
 def known_field(name: str) -> Field:

@@ -31,6 +31,7 @@ from pvefw_nft.verify.model import (
     DADDR4,
     DADDR6,
     DADDR_TYPE,
+    DEFAULTS,
     DPORT,
     DSCP,
     ETHER_DST,
@@ -40,15 +41,12 @@ from pvefw_nft.verify.model import (
     FRAGMENT,
     ICMP,
     ICMP6,
-    INNER_TYPE,
-    INNER_VLAN_ID,
     IPV4,
     IPV6,
     L4PROTO,
     LENGTH,
     MARK,
     ND_TARGET,
-    NO_EXTENSION,
     PKTTYPE,
     PORT_PROTOCOLS,
     PROTOCOL,
@@ -58,13 +56,13 @@ from pvefw_nft.verify.model import (
     SKGID,
     SKUID,
     SPORT,
-    TAGS,
     TCP_FLAGS,
     TTL,
     VLAN,
     VLAN_ID,
     Field,
     FieldKind,
+    has_field,
     names,
 )
 from pvefw_nft.verify.model.text import parse_value
@@ -254,8 +252,9 @@ class _Maker:
             raise ValueError(f"ctstate is one of {', '.join(CT_STATES)}, not {state}")
         # A bridge's connection tracking leaves all but IP untracked (net/bridge/netfilter/nf_conntrack_bridge.c).
         fields[CT_STATE] = CT_STATES.index(state if protocol in (IPV4, IPV6) else "untracked")
-        fields[CT_DIRECTION] = 0
+        _set_defaults(fields, CT_DIRECTION)
         self._link(fields)
+        _set_defaults(fields, *(on for on in DEFAULTS if on not in fields and has_field(fields, on)))
         for name, value in self.spec.overrides:
             on = known_field(name)
             check_override(on, fields)
@@ -315,12 +314,12 @@ class _Maker:
         number = self._transport(version)
         fields[L4PROTO] = number
         if version == 6:
-            fields[EXTENSION] = NO_EXTENSION
-        fragment = self.spec.fragment or "whole"
+            _set_defaults(fields, EXTENSION)
+        fragment = self.spec.fragment or FRAGMENT.names[DEFAULTS[FRAGMENT]]
         if fragment not in FRAGMENT.names:
             raise ValueError(f"fragment is one of {', '.join(FRAGMENT.names)}, not {fragment}")
         fields[FRAGMENT] = FRAGMENT.names.index(fragment)
-        fields[TTL], fields[DSCP], fields[LENGTH] = 64, 0, 60
+        _set_defaults(fields, TTL, DSCP, LENGTH)
         if isinstance(self.source, HostEnd):
             fields[SKUID] = fields[SKGID] = self.spec.uid or 0
         if fragment != "later":
@@ -416,11 +415,11 @@ class _Maker:
 
     def _arp(self, fields: dict[Field, int]) -> None:
         sender = _given_address(self.spec.arp_sender)
-        fields |= {ARP_HTYPE: 1, ARP_PTYPE: IPV4, ARP_HLEN: 6, ARP_PLEN: 4, ARP_OP: 1}  # RFC 826: a request
+        _set_defaults(fields, ARP_HTYPE, ARP_PTYPE, ARP_HLEN, ARP_PLEN, ARP_OP)
         fields[ARP_SPA] = self._source(ARP_SPA) if sender is None else sender[1]
         fields[ARP_TPA] = self._destination(ARP_TPA)
         fields[ARP_SHA] = self._mac(self.source, self.source_guest, self.spec.mac)
-        fields[ARP_THA] = 0
+        _set_defaults(fields, ARP_THA)
 
     @staticmethod
     def _mac(end: End, guest: Nic | None, given: str | None) -> int:
@@ -441,7 +440,7 @@ class _Maker:
                 fields[ETHER_DST] = 0x01005E000000 | (fields[DADDR4] & 0x7FFFFF)  # RFC 1112 section 6.4
             elif DADDR6 in fields and fields[DADDR_TYPE] == ADDRESS_TYPES.index("multicast"):
                 fields[ETHER_DST] = 0x333300000000 | (fields[DADDR6] & 0xFFFFFFFF)  # RFC 2464 section 7
-        fields[PKTTYPE] = 0
+        _set_defaults(fields, PKTTYPE)  # a unicast frame; below what follows from other addresses
         if fields[ETHER_DST] == 0xFFFFFFFFFFFF:
             fields[PKTTYPE] = 1
         elif fields[ETHER_DST] >> 40 & 1:
@@ -451,8 +450,14 @@ class _Maker:
             if not 0 <= spec.vlan < 4096:
                 raise ValueError(f"no VLAN: {spec.vlan}")
             fields[ETHER_TYPE], fields[VLAN_ID] = VLAN, spec.vlan
-        if fields[PROTOCOL] in TAGS:
-            fields[INNER_VLAN_ID], fields[INNER_TYPE] = 0, IPV4
+
+
+def _set_defaults(fields: dict[Field, int], *of: Field) -> None:
+    """Give a packet the declared values of these fields. Reports write the fields in the order in which they are set.
+
+    Addresses, ports, flags and the like are not declared: they follow from the ends and the rest of the packet.
+    """
+    fields |= {on: DEFAULTS[on] for on in of}
 
 
 # --- text ---------------------------------------------------------------------------------------------------

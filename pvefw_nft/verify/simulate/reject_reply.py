@@ -22,6 +22,7 @@ from pvefw_nft.verify.model import (
     DADDR4,
     DADDR6,
     DADDR_TYPE,
+    DEFAULTS,
     DPORT,
     ETHER_DST,
     ETHER_SRC,
@@ -192,7 +193,8 @@ def _fields(topology: Topology, packet: Mapping[Field, int], kind: str, *, by_ho
     fields = {on: value for on, value in packet.items() if on.size == 2 and on not in MARK}
     fields |= dict.fromkeys(MARK, 0)
     fields |= {on: packet[on] for on in (PROTOCOL, ETHER_TYPE) if on in packet}
-    fields |= {FRAGMENT: 0, TTL: 64, LENGTH: 60, CT_DIRECTION: 1, PKTTYPE: 0}
+    fields |= {on: DEFAULTS[on] for on in (FRAGMENT, TTL, LENGTH, CT_DIRECTION, PKTTYPE)}
+    fields[CT_DIRECTION] = 1
     fields[destination] = packet[source]
     fields[source] = _host_address(topology, packet[source], v4=v4) if by_host else packet[destination]
     fields[DADDR_TYPE] = packet[SADDR_TYPE]
