@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import re
 import sys
+import textwrap
 import time
 import tomllib
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,12 +29,17 @@ from pvefw_nft.cli.manual import page as diagnostics  # noqa: E402
 from pvefw_nft.config import macros  # noqa: E402
 from pvefw_nft.config.option_help import option_help  # noqa: E402
 from pvefw_nft.config.options import FileKind  # noqa: E402
+from pvefw_nft.config.rule_fields import COLUMN_HEADINGS, RULE_FIELDS  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DOCS: Final = CHECKOUT / "docs"
 MARK: Final = "<!-- made by scripts/manpages.py --options -->\n"
+PART: Final = re.compile(
+    r"(<!-- made by scripts/manpages\.py --options: ([\w ]+) -->\n\n).*?(\n<!-- end -->\n)", re.DOTALL
+)
+"""A part of fw-files.md above the mark, named by a key of :func:`rule_parts`."""
 ROFF: Final = {"\\": "\\e", "-": "\\-", "'": "\\(aq", "`": "\\(ga", "^": "\\(ha", "~": "\\(ti"}
 EXIT_STATUS: Final = (
     ("0", "Done, and nothing to report."),
@@ -107,7 +114,9 @@ def rendered(markdown: str) -> Iterator[str]:
         elif block.startswith("- "):
             for item in re.split(r"\n(?=- )", block):
                 yield from (".IP \\(bu 2", inline(" ".join(item[2:].split())))
-        elif not block.startswith(("![", "<!--")):
+        elif block.startswith(("![", "<!--")):
+            continue
+        else:
             if not after_heading:
                 yield ".PP"
             yield inline(" ".join(block.split()))
@@ -246,6 +255,29 @@ def files_read() -> Iterator[str]:
     yield from (line for line in text.splitlines() if line.startswith("| `"))
 
 
+def rule_parts() -> dict[str, str]:
+    """Return the parts of fw-files.md about the fields of rules as Markdown."""
+    # NUL holds an option and its value together on one line
+    options = " ".join(f"[{field.options[0]}\0{field.placeholder}]" for field in RULE_FIELDS)
+    named = textwrap.fill(f"TYPE ACTION {options}", 65, subsequent_indent=" " * 12, break_on_hyphens=False)
+    rows = [
+        f"| {', '.join(f'`{field.options[0]}`' for field in fields)} | {takes} |"
+        for takes, fields in groupby(RULE_FIELDS, key=lambda field: field.takes)
+    ]
+    return {
+        "named form": f"```text\n{named}\n```\n".replace("\0", " "),
+        "options of rules": "\n".join(["| option | value |", "| --- | --- |", *rows, ""]),
+        "columns": f"```text\nTYPE ACTION {' '.join(COLUMN_HEADINGS.values())}\n```\n",
+    }
+
+
+def renewed(page: str) -> str:
+    """Return fw-files.md with the parts that are made of declarations."""
+    parts = rule_parts()
+    above = PART.sub(lambda found: found[1] + parts[found[2]] + found[3], page.partition(MARK)[0])
+    return above + MARK + "\n" + option_tables()
+
+
 def option_tables() -> str:
     """Return the tables of options and the list of macros as Markdown."""
     parts = [f"{', '.join(f'`{name}`' for name in sorted(macros.names(), key=str.lower))}.\n"]
@@ -309,7 +341,7 @@ def main() -> int:
     """Write the pages, or renew the tables of options."""
     if sys.argv[1:] == ["--options"]:
         path = DOCS / "reference" / "fw-files.md"
-        path.write_text(path.read_text("utf-8").partition(MARK)[0] + MARK + "\n" + option_tables(), "utf-8")
+        path.write_text(renewed(path.read_text("utf-8")), "utf-8")
         return 0
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.stderr.write(f"{__doc__}\n")

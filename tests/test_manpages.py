@@ -53,7 +53,8 @@ def test_defaults_equal_the_model() -> None:
 
 def test_the_manual_has_the_tables_of_the_pages() -> None:
     page = (manpages.DOCS / "reference" / "fw-files.md").read_text("utf-8")
-    assert page.partition(manpages.MARK)[2] == "\n" + manpages.option_tables(), "run scripts/manpages.py --options"
+    assert page == manpages.renewed(page), "run scripts/manpages.py --options"
+    assert [name for _, name, _ in manpages.PART.findall(page)] == list(manpages.rule_parts())
 
 
 def test_text_of_the_manual_is_not_a_troff_request() -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pyparsing as pp
 
+from pvefw_nft.config.rule_fields import COLUMN_HEADINGS, OPTION_FIELDS, OPTION_WORDS, listed_options
 from pvefw_nft.errors import Span
 
 if TYPE_CHECKING:
@@ -122,9 +123,9 @@ class EntryLine:
 
 @dataclass(frozen=True, slots=True)
 class RuleLine:
-    """A rule as written: ``fields`` maps the canonical option names to their values.
+    """A rule as written: ``fields`` maps the names of :data:`~.rule_fields.RULE_FIELDS` to their values.
 
-    :data:`FIELDS` lists the names. ``action`` is the word after the type; for type GROUP it is the group's name.
+    ``action`` is the word after the type; for type GROUP it is the group's name.
     """
 
     line: Line
@@ -139,34 +140,6 @@ class RuleLine:
         """Return the place of a field, of ``type`` or ``action``, or of the whole rule."""
         word = {"type": self.type, "action": self.action}.get(field or "") or self.fields.get(field or "")
         return self.line.span() if word is None else self.line.span(word.start, word.end)
-
-
-FIELDS = ("iface", "source", "dest", "proto", "dport", "sport", "icmp-type", "log")
-"""The conditions and the log level of a rule, in the order of the positional columns; the last two have none.
-
-For readers of :class:`RuleLine`: the columns themselves are ``_COLUMNS`` of :mod:`.resolve`.
-"""
-
-_OPTION_FIELDS = {
-    "-i": "iface",
-    **{
-        dash + name: field
-        for dash in ("-", "--")
-        for name, field in (
-            ("source", "source"),
-            ("dest", "dest"),
-            ("p", "proto"),
-            ("proto", "proto"),
-            ("dport", "dport"),
-            ("sport", "sport"),
-            ("icmp-type", "icmp-type"),
-            ("log", "log"),
-        )
-    },
-}
-
-OPTION_WORDS = tuple(_OPTION_FIELDS)
-"""Every spelling of a rule's options."""
 
 
 # The coarse grammar: one token a line, kept as the match of its expression.
@@ -350,7 +323,7 @@ def _named_fields(start: int, rest: str) -> dict[str, Word]:
     fields: dict[str, Word] = {}
     for found in _NAMED_FIELD.finditer(rest):
         option, value = found.groups()
-        field = _OPTION_FIELDS.get(option)
+        field = OPTION_FIELDS.get(option)
         if field is None:
             at = start + found.start(1)
             raise SyntaxProblem(
@@ -367,8 +340,7 @@ def _named_fields(start: int, rest: str) -> dict[str, Word]:
 def _nearest_option(option: str) -> str:
     from pvefw_nft.config.values import nearest
 
-    known = "a rule's options are -i, -source, -dest, -p, -dport, -sport, -icmp-type and -log"
-    return nearest(option, OPTION_WORDS) or known
+    return nearest(option, OPTION_WORDS) or f"a rule's options are {listed_options()}"
 
 
 def _positional_fields(start: int, rest: str, columns: tuple[str, ...]) -> dict[str, Word]:
@@ -381,7 +353,7 @@ def _positional_fields(start: int, rest: str, columns: tuple[str, ...]) -> dict[
                 f"`{word}` is one column too many",
                 start=at,
                 end=at + len(word),
-                hint="the columns here are " + (" ".join(_COLUMN_NAMES[name] for name in columns) or "none"),
+                hint="the columns here are " + (" ".join(COLUMN_HEADINGS[name] for name in columns) or "none"),
             )
         if word == "-":
             continue
@@ -394,16 +366,6 @@ def _positional_fields(start: int, rest: str, columns: tuple[str, ...]) -> dict[
             )
         fields[columns[index]] = Word(word, at)
     return fields
-
-
-_COLUMN_NAMES = {
-    "iface": "IFACE",
-    "source": "SOURCE",
-    "dest": "DEST",
-    "proto": "PROTO",
-    "dport": "D-PORT",
-    "sport": "S-PORT",
-}
 
 
 def _explain(body: str, offset: int) -> SyntaxProblem:

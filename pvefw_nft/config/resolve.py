@@ -35,6 +35,7 @@ from pvefw_nft.config.model import (
 )
 from pvefw_nft.config.option_lines import OptionReader
 from pvefw_nft.config.options import FileKind, is_enabled
+from pvefw_nft.config.rule_fields import COLUMNS, GROUP_COLUMNS
 from pvefw_nft.config.rules import Names, Rejected, RuleReader, unknown_type
 from pvefw_nft.config.values import (
     BadValue,
@@ -60,9 +61,6 @@ _ENTRY_HINT = (
     "an entry is one address, one network like 10.0.0.0/24, or the name of an alias; `!` before it excludes it"
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x85\ufffd]")
-
-_COLUMNS = ("iface", "source", "dest", "proto", "dport", "sport")
-_GROUP_COLUMNS = _COLUMNS[1:]
 
 _SECTIONS = {
     FileKind.CLUSTER: tuple(SectionKind),
@@ -179,7 +177,7 @@ class _FileReader:
         )
 
     def _columns(self) -> tuple[str, ...]:
-        return _GROUP_COLUMNS if self.kind is FileKind.VNET else _COLUMNS
+        return GROUP_COLUMNS if self.kind is FileKind.VNET else COLUMNS
 
     def _clean(self, section: Section) -> list[Line]:
         """Return the section's lines without those that hold control characters or are not UTF-8."""
@@ -365,7 +363,7 @@ class _FileReader:
         name = section.name.text.lower()
         if name in self.groups:
             self._redefined(section, "group", name, self.groups[name].header)
-        rules = [self._read_rule(line, _GROUP_RULE_TYPES, _GROUP_COLUMNS) for line in self._clean(section)]
+        rules = [self._read_rule(line, _GROUP_RULE_TYPES, GROUP_COLUMNS) for line in self._clean(section)]
         self.groups[name] = Group(name, tuple(rule for rule in rules if isinstance(rule, Rule)), section.header)
 
     # --- rules ---

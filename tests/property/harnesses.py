@@ -22,6 +22,7 @@ from pvefw_nft.config.files import Files
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.load import read_nics
 from pvefw_nft.config.model import ClusterHardening, GuestHardening, GuestKind, HostHardening
+from pvefw_nft.config.rule_fields import COLUMNS
 from pvefw_nft.config.rules import Names
 from pvefw_nft.config.sdn import read_sdn
 from pvefw_nft.config.steady import is_cut_off
@@ -196,7 +197,7 @@ def lines(data: bytes) -> None:
             grammar.read_setting,
             grammar.read_alias,
             grammar.read_entry,
-            lambda line: grammar.read_rule(line, ("iface", "source", "dest", "proto", "dport", "sport")),
+            lambda line: grammar.read_rule(line, COLUMNS),
         ):
             with contextlib.suppress(grammar.SyntaxProblem):
                 read(line)

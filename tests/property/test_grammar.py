@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pvefw_nft.config.grammar import OPTION_WORDS, Line, SyntaxProblem, _fine_rule, read_rule
+from pvefw_nft.config.grammar import Line, SyntaxProblem, _fine_rule, read_rule
+from pvefw_nft.config.rule_fields import COLUMNS, OPTION_WORDS
 
-COLUMNS = ("iface", "source", "dest", "proto", "dport", "sport")
 EXAMPLES = 1500
 
 _BLANKS = st.sampled_from(["", " ", "\t", "  ", " \t ", "\u00a0", "\x0b"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pvefw_nft.config.codes.declaration import CLUSTER, GUEST, ON, SKIPPED, Code, Example, error, warning
+from pvefw_nft.config.rule_fields import listed_options
 
 
 def _rule(before: str, after: str, names: str = "") -> Example:
@@ -14,8 +15,7 @@ WORDS: tuple[Code, ...] = (
     error(
         "unknown-rule-option",
         "an unknown option of a rule",
-        "A rule's options are -i, -source, -dest, -p, -dport, -sport, -icmp-type and -log. Options of iptables, such "
-        "as -s or -j, are not known here.",
+        f"A rule's options are {listed_options()}. Options of iptables, such as -s or -j, are not known here.",
         SKIPPED,
         _rule("IN ACCEPT -s 192.0.2.1", "IN ACCEPT -source 192.0.2.1"),
     ),
