@@ -27,8 +27,7 @@ from pvefw_nft.cli import cli  # noqa: E402 - found in the checkout that this sc
 from pvefw_nft.cli.command import Command  # noqa: E402
 from pvefw_nft.cli.manual import page as diagnostics  # noqa: E402
 from pvefw_nft.config import macros  # noqa: E402
-from pvefw_nft.config.option_help import option_help  # noqa: E402
-from pvefw_nft.config.options import FileKind  # noqa: E402
+from pvefw_nft.config.options import OPTIONS  # noqa: E402
 from pvefw_nft.config.rule_fields import COLUMN_HEADINGS, RULE_FIELDS  # noqa: E402
 
 if TYPE_CHECKING:
@@ -281,11 +280,11 @@ def renewed(page: str) -> str:
 def option_tables() -> str:
     """Return the tables of options and the list of macros as Markdown."""
     parts = [f"{', '.join(f'`{name}`' for name in sorted(macros.names(), key=str.lower))}.\n"]
-    for kind in FileKind:
+    for kind, options in OPTIONS.items():
         parts.append(f"## Options of {kind.value}\n")
         rows = [
-            f"| `{made.name}` | {made.takes.replace('|', chr(92) + '|')} | {made.default} | {made.effect} |"
-            for made in option_help(kind)
+            f"| `{made.name}` | {made.takes.replace('|', chr(92) + '|')} | {made.default_text} | {made.effect} |"
+            for made in options.values()
         ]
         parts.append("\n".join(["| option | takes | default | effect |", "| --- | --- | --- | --- |", *rows, ""]))
     return "\n".join(parts)

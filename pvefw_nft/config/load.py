@@ -17,21 +17,18 @@ from pvefw_nft.config.files import FILES, Files
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.model import (
     ClusterConfig,
-    ClusterHardening,
     Corosync,
     GroupRule,
     Guest,
     GuestConfig,
-    GuestHardening,
     GuestKind,
-    HostHardening,
     Nic,
     NodeConfig,
-    Policy,
     VnetConfig,
-    VnetOptions,
 )
-from pvefw_nft.config.options import read_boolean
+from pvefw_nft.config.option_readers import read_boolean
+from pvefw_nft.config.option_values import Policy
+from pvefw_nft.config.options import ClusterHardening, GuestHardening, HostHardening, VnetOptions
 from pvefw_nft.config.rules import Names
 from pvefw_nft.config.values import BadValue, Prefix, read_mac, read_prefix
 from pvefw_nft.errors import ConfigurationError, Span, UnreadableError, UnusableFileError, UsageError

@@ -2,7 +2,7 @@
 
 Everything here is frozen and knows its place in the file: rules through :class:`~.grammar.RuleLine`, which knows the
 column of every word, the rest through a :class:`~.grammar.Line` or a span. The front end reports and skips wrong lines,
-so the model does not contain them.
+so the model does not contain them. The options of each file are declared in :mod:`~.options`.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
 
+from pvefw_nft.config.options import (
+    ClusterHardening,
+    ClusterOptions,
+    GuestHardening,
+    GuestOptions,
+    HostHardening,
+    HostOptions,
+    VnetOptions,
+)
 from pvefw_nft.config.values import Family, Prefix, Range, SetKey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pvefw_nft.config.grammar import Line, RuleLine
-    from pvefw_nft.config.values import PortRange, Protocol, RateLimit
+    from pvefw_nft.config.values import PortRange, Protocol
     from pvefw_nft.errors import Span
-
-NOLOG = None
-"""No log level: nothing is logged."""
-
-LOG_LEVELS = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
-"""The log levels by number, as in syslog(3)."""
 
 
 class RuleType(Enum):
@@ -37,14 +40,6 @@ class RuleType(Enum):
 
 class RuleAction(Enum):
     """The action of a rule on packets that it matches."""
-
-    ACCEPT = "ACCEPT"
-    DROP = "DROP"
-    REJECT = "REJECT"
-
-
-class Policy(Enum):
-    """The verdict on packets that no rule matches."""
 
     ACCEPT = "ACCEPT"
     DROP = "DROP"
@@ -145,149 +140,6 @@ class Group:
     name: str
     rules: tuple[Rule, ...]
     header: Line
-
-
-@dataclass(frozen=True, slots=True)
-class LogRatelimit:
-    """The cluster option ``log_ratelimit``; ``limit`` None: no limit at all."""
-
-    limit: RateLimit | None
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterOptions:
-    """Options of cluster.fw. ``log_ratelimit`` None: not given, so the default limit."""
-
-    enable: bool = False
-    ebtables: bool = True
-    policy_in: Policy = Policy.DROP
-    policy_out: Policy = Policy.ACCEPT
-    policy_forward: Policy = Policy.ACCEPT
-    log_ratelimit: LogRatelimit | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class HostOptions:
-    """Options of host.fw. Times in seconds, log levels from 0 to 7 or None, the synflood rate in packets a second."""
-
-    enable: bool = True
-    nftables: bool = False
-    log_level_in: int | None = NOLOG
-    log_level_out: int | None = NOLOG
-    log_level_forward: int | None = NOLOG
-    tcp_flags_log_level: int | None = NOLOG
-    smurf_log_level: int | None = NOLOG
-    nosmurfs: bool = True
-    tcpflags: bool = False
-    ndp: bool = True
-    nf_conntrack_max: int = 262144
-    nf_conntrack_tcp_timeout_established: int = 432000
-    nf_conntrack_tcp_timeout_syn_recv: int = 60
-    nf_conntrack_allow_invalid: bool = False
-    nf_conntrack_helpers: tuple[str, ...] = ()
-    protection_synflood: bool = False
-    protection_synflood_rate: int = 200
-    protection_synflood_burst: int = 1000
-    log_nf_conntrack: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class EtherType:
-    """An Ethernet protocol by number, with the name the user wrote."""
-
-    number: int
-    spelling: str
-
-
-@dataclass(frozen=True, slots=True)
-class Queues:
-    """NFQUEUE numbers: one, or with ``last`` a range to balance over."""
-
-    first: int
-    last: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class GuestOptions:
-    """Options of a guest's firewall file. ``ips_queues`` None: queue 0, by the kernel's default."""
-
-    enable: bool = False
-    macfilter: bool = True
-    dhcp: bool = True
-    ndp: bool = True
-    radv: bool = False
-    ipfilter: bool = False
-    policy_in: Policy = Policy.DROP
-    policy_out: Policy = Policy.ACCEPT
-    log_level_in: int | None = NOLOG
-    log_level_out: int | None = NOLOG
-    ips: bool = False
-    ips_queues: Queues | None = None
-    layer2_protocols: tuple[EtherType, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class VnetOptions:
-    """Options of a VNet's firewall file."""
-
-    enable: bool = False
-    policy_forward: Policy = Policy.ACCEPT
-    log_level_forward: int | None = NOLOG
-
-
-class Layer2(Enum):
-    """Which frames without IP a guest may send."""
-
-    OPEN = "open"
-    """what Proxmox's own options let through"""
-    STRICT = "strict"
-    """ARP, and the protocols of the option ``layer2_protocols``"""
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterHardening:
-    """Options of cluster.pvefw, which hold for all guests. A limit of 0 is none."""
-
-    l2: Layer2 = Layer2.OPEN
-    ipfilter_established: bool = False
-    max_connections: int = 0
-    max_fragments: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class HostHardening:
-    """Options of host.pvefw. ``harden``: harden the iptables ruleset, too. ``synflood_sources``: how many sources
-    ``protection_synflood`` counts at once.
-    """
-
-    harden: bool = False
-    synflood_sources: int = 262_144
-
-
-@dataclass(frozen=True, slots=True)
-class GuestHardening:
-    """Options of a guest's .pvefw file; None if cluster.pvefw decides.
-
-    ``one_zone``: the connections of all its NICs are tracked together.
-    """
-
-    qinq: bool = False
-    one_zone: bool = False
-    l2: Layer2 | None = None
-    ipfilter_established: bool | None = None
-    max_connections: int | None = None
-    max_fragments: int | None = None
-
-    def over(self, cluster: ClusterHardening) -> GuestHardening:
-        """Return the options; the cluster's option applies if the guest has none."""
-        return GuestHardening(
-            self.qinq,
-            self.one_zone,
-            cluster.l2 if self.l2 is None else self.l2,
-            cluster.ipfilter_established if self.ipfilter_established is None else self.ipfilter_established,
-            cluster.max_connections if self.max_connections is None else self.max_connections,
-            cluster.max_fragments if self.max_fragments is None else self.max_fragments,
-        )
 
 
 @dataclass(frozen=True, slots=True)

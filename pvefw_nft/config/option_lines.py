@@ -6,34 +6,14 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.config import grammar
 from pvefw_nft.config.grammar import SyntaxProblem
-from pvefw_nft.config.model import (
-    ClusterHardening,
-    ClusterOptions,
-    GuestHardening,
-    GuestOptions,
-    HostHardening,
-    HostOptions,
-    Policy,
-    VnetOptions,
-)
-from pvefw_nft.config.options import OPTIONS, STRICT_VALUES, Doubtful, FileKind, has_no_effect, option_hint
+from pvefw_nft.config.option_readers import Doubtful
+from pvefw_nft.config.option_values import Policy
+from pvefw_nft.config.options import OPTIONS, FileKind, has_no_effect, option_hint
 from pvefw_nft.config.values import BadValue
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pvefw_nft.config.findings import Findings
     from pvefw_nft.config.grammar import Line, Word
-
-_OPTION_CLASSES: Mapping[FileKind, type] = {
-    FileKind.CLUSTER: ClusterOptions,
-    FileKind.HOST: HostOptions,
-    FileKind.GUEST: GuestOptions,
-    FileKind.VNET: VnetOptions,
-    FileKind.CLUSTER_HARDENING: ClusterHardening,
-    FileKind.HOST_HARDENING: HostHardening,
-    FileKind.GUEST_HARDENING: GuestHardening,
-}
 
 _UNREADABLE = object()
 """The value of an option that cannot be read."""
@@ -61,8 +41,8 @@ class OptionReader:
         if has_no_effect(self._kind, name):
             self._findings.warning("old-option", span, f"option `{name}` has no effect", "remove the line")
             return
-        reader = OPTIONS[self._kind].get(name)
-        if reader is None:
+        option = OPTIONS[self._kind].get(name)
+        if option is None:
             self._findings.error(
                 "unknown-option",
                 span,
@@ -71,7 +51,7 @@ class OptionReader:
             )
             return
         try:
-            value = reader(setting.value.text)
+            value = option.read(setting.value.text)
         except BadValue as bad:
             self._unreadable(line, setting, bad)
             return
@@ -94,10 +74,10 @@ class OptionReader:
         """
         name, text = setting.name.text.lower(), setting.value.text
         if self._kind.is_companion:
-            self._set(line, name, STRICT_VALUES[name])
+            self._set(line, name, OPTIONS[self._kind][name].strict)
             self._bad_value(line, setting.value, bad)
             return
-        default = self._default(name)
+        default = OPTIONS[self._kind][name].default
         before = text.partition("#")[0].strip()
         meant = self._value(name, before) if before != text else _UNREADABLE
         kept = default
@@ -122,13 +102,10 @@ class OptionReader:
     def _value(self, name: str, text: str) -> object:
         """Return the value of an option, or the mark of one that cannot be read."""
         try:
-            value = OPTIONS[self._kind][name](text)
+            value = OPTIONS[self._kind][name].read(text)
         except BadValue:
             return _UNREADABLE
         return value.value if isinstance(value, Doubtful) else value
-
-    def _default(self, name: str) -> object:
-        return getattr(_OPTION_CLASSES[self._kind](), name)
 
     def _bad_value(self, line: Line, word: Word, bad: BadValue) -> None:
         self._findings.error(bad.code, line.span(word.start + bad.start, word.start + bad.end), bad.message, bad.hint)

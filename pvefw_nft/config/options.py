@@ -1,51 +1,50 @@
-"""The options of each kind of file: their names, and how their values are read.
+"""The options of each kind of file, each declared once: :func:`option` in the body of a dataclass.
 
-A reader takes the text of a value and returns it typed, or raises :class:`~.values.BadValue`. A value that is taken
-although the kernel will not carry it out to the letter comes as :class:`Doubtful`.
-
-Letter case follows Proxmox's iptables firewall: it matters neither in the names of options nor in policies, log
-levels and names of conntrack helpers.
+A declaration gives the field of the model with its type and default, the reader of its value (:mod:`~.option_readers`),
+and its row in the tables of the manual, for which :data:`OPTIONS` collects all of them in the order of the fields.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
-from pvefw_nft.config import netdb
-from pvefw_nft.config.model import LOG_LEVELS, EtherType, Layer2, LogRatelimit, Policy, Queues
-from pvefw_nft.config.values import MAX_SOURCE_RATE, BadValue, nearest, read_rate
+from pvefw_nft.config.option_readers import (
+    HELPERS,
+    MAX_CONNTRACK,
+    MAX_LIMIT,
+    MAX_SETTING,
+    MAX_SOURCES,
+    Doubtful,
+    number_reader,
+    read_enable,
+    read_flag,
+    read_forward_policy,
+    read_helpers,
+    read_layer2,
+    read_layer2_protocols,
+    read_level,
+    read_limit,
+    read_log_ratelimit,
+    read_policy,
+    read_queues,
+    read_sources,
+    read_synflood_number,
+)
+from pvefw_nft.config.option_values import NOLOG, EtherType, Layer2, LogRatelimit, Policy, Queues
+from pvefw_nft.config.values import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-ENABLE_GRACE = 60
-"""Seconds for which an epoch time as the cluster's ``enable`` counts as 1, so that a lock-out ends after them."""
-
-CLOCK_SKEW = 60
-"""Seconds by which that time may lie in the future and count as 1: another node wrote it, by its own clock."""
-
-HELPERS = ("amanda", "ftp", "irc", "netbios-ns", "pptp", "sane", "sip", "snmp", "tftp")
-"""The conntrack helpers that host.fw may name."""
-
-
 _T = TypeVar("_T")
 
-MAX_SETTING = 2**31 - 1
-"""The largest number that a kernel setting of type int takes."""
-
-MAX_CONNTRACK = MAX_SETTING // 8192 * 8192
-"""The largest ``nf_conntrack_max``: it is rounded up to a multiple of 8192."""
-
-MAX_LIMIT = 10_000_000
-"""The largest limit of a guest's connections, or of its fragments per second."""
-
-MAX_SOURCES = 16_777_216
-"""The most sources whose rate is counted: as many as the reference's hashlimit keeps, some 3 GB of memory."""
-
-_MAX_DIGITS = 18
+# what options take, as the manual says it
+YES = "0, 1"
+POLICIES = "ACCEPT, DROP, REJECT"
+FORWARD_POLICIES = "ACCEPT, DROP"
+LEVEL = "a log level"
 
 
 class FileKind(Enum):
@@ -66,318 +65,270 @@ class FileKind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Doubtful:
-    """A value that is accepted with a warning."""
+class Option:
+    """An option of a kind of file, as declared. ``takes`` and ``effect`` are the texts of the manual.
 
-    value: object
-    message: str
-    hint: str
-
-
-def _bad(text: str, hint: str) -> BadValue:
-    return BadValue(f"`{text[:60]}` is not allowed here", start=0, end=len(text), hint=hint, code="bad-option-value")
-
-
-def _bool(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise _bad(text, "write 1 for yes, 0 for no")
-    return text == "1"
-
-
-def _enable(text: str) -> int:
-    # also a time in seconds, see is_enabled
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise _bad(text, "write 1 for yes, 0 for no")
-    return int(text)
-
-
-def is_enabled(value: int, now: Callable[[], float]) -> bool:
-    """Tell whether the cluster's ``enable`` counts as 1; ``now`` is asked for the epoch time if that matters."""
-    return value == 1 or (value > 1 and -CLOCK_SKEW <= now() - value < ENABLE_GRACE)
-
-
-def _policy(*allowed: Policy) -> Callable[[str], Policy]:
-    names = {policy.value: policy for policy in allowed}
-
-    def read(text: str) -> Policy:
-        # Proxmox takes a policy in any letter case
-        policy = names.get(text.upper())
-        if policy is None:
-            raise _bad(text, nearest(text, names) or "write one of " + ", ".join(names))
-        return policy
-
-    return read
-
-
-def read_log_level(text: str) -> int | None:
-    """Read a log level: its number from 0 to 7, or None for ``nolog``. Raises BadValue."""
-    if text == "nolog":
-        return None
-    if text not in LOG_LEVELS:
-        levels = [*LOG_LEVELS, "nolog"]
-        raise BadValue(
-            f"unknown log level `{text[:60]}`",
-            start=0,
-            end=len(text),
-            code="bad-log-level",
-            hint=nearest(text, levels) or "levels are " + ", ".join(levels),
-        )
-    return LOG_LEVELS.index(text)
-
-
-def _log_level(text: str) -> int | None:
-    """Read the log level of an option: in any letter case, and nothing at all for ``nolog``. Raises BadValue."""
-    return read_log_level(text.lower()) if text else None
-
-
-def _number(low: int, high: int, most: int) -> Callable[[str], int | Doubtful]:
-    """Return a reader of numbers. Proxmox's API takes those from ``low`` to ``high``, its compilers take any.
-
-    Above ``most``, and 0, the kernel would refuse: the nearest number that it takes is set instead.
+    ``strict`` is the value that an unreadable one counts as in a companion file; None in a file of Proxmox VE.
     """
 
-    def read(text: str) -> int | Doubtful:
-        number = _digits(text, f"write a number from {low} to {high}")
-        if low <= number <= high:
-            return number
-        message = f"Proxmox's API allows numbers from {low} to {high} here; the number is used unchanged"
-        if not 0 < number <= most:
-            message = f"the kernel takes numbers from 1 to {most} here; {max(1, min(number, most))} is set"
-        return Doubtful(number, message, f"write a number from {low} to {high}")
+    name: str
+    default: object
+    read: Callable[[str], object]
+    takes: str
+    effect: str
+    strict: object
 
-    return read
-
-
-def _rate_number(text: str) -> int | Doubtful:
-    """Read a number of the SYN flood protection, which the reference's ruleset holds as written."""
-    number = _digits(text, f"write a number from 1 to {MAX_SOURCE_RATE}")
-    if 1 <= number <= MAX_SOURCE_RATE:
-        return number
-    near = min(max(number, 1), MAX_SOURCE_RATE)
-    message = f"the kernel's tools take numbers from 1 to {MAX_SOURCE_RATE} here; {near} is loaded"
-    return Doubtful(number, message, f"write {near}")
-
-
-def _digits(text: str, hint: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
-        raise _bad(text, hint)
-    return int(text)
+    @property
+    def default_text(self) -> str:
+        """The default as a file would say it."""
+        value = self.default
+        if value is None and self.strict is not None:
+            return "as cluster.pvefw"
+        if value is None:
+            return "nolog" if "log_level" in self.name else "none"
+        if isinstance(value, Enum):
+            return str(value.value)
+        if isinstance(value, bool):
+            return str(int(value))
+        return str(value) if value != () else "none"
 
 
-_BOOLEANS = {"1": True, "on": True, "yes": True, "true": True, "0": False, "off": False, "no": False, "false": False}
+def option(
+    default: _T, read: Callable[[str], _T | Doubtful], takes: str, effect: str, *, strict: _T | None = None
+) -> _T:
+    """Declare a field of a dataclass as an option; see :class:`Option`.
 
-
-def read_boolean(text: str) -> bool | None:
-    """Read a boolean of a list of properties such as ``firewall=on`` of a NIC; None if it is none.
-
-    The words are those that Proxmox VE takes there, in any letter case. An option of its own is 0 or 1.
+    Example: ``nosmurfs: bool = option(True, read_flag, YES, "Drop packets that come from a broadcast address.")``.
     """
-    return _BOOLEANS.get(text.lower())
+    declared = {"read": read, "takes": takes, "effect": effect, "strict": strict}
+    return field(default=default, metadata=declared)
 
 
-_LIMIT_PART = re.compile(r"[ \t]*(?:(enable|rate|burst)=)?([^,= \t]+)[ \t]*")
+def as_cluster(name: str) -> _T | None:
+    """Declare an option of a guest as in :class:`ClusterHardening`; its default None leaves it to cluster.pvefw."""
+    (declared,) = (other.metadata for other in fields(ClusterHardening) if other.name == name)
+    return field(default=None, metadata=declared)
 
 
-def _log_ratelimit(text: str) -> LogRatelimit | Doubtful:
-    values = {"enable": ("1", 0), "rate": ("1/second", 0)}
-    end = -1
-    for index, part in enumerate(text.split(",")):
-        start, end = end + 1, end + 1 + len(part)
-        found = _LIMIT_PART.fullmatch(text, start, end)
-        if found is None or (found[1] is None and index > 0):
-            raise _bad(text, "it is written like `enable=1,rate=1/second,burst=5`")
-        # a first part without a key is the value of `enable`
-        values[found[1] or "enable"] = (found[2], found.start(2))
-
-    def read(name: str, reader: Callable[[str], _T]) -> _T:
-        value, start = values[name]
-        try:
-            return reader(value)
-        except BadValue as bad:
-            raise bad.moved(start) from None
-
-    enabled = read("enable", _property)
-    burst = read("burst", _burst) if "burst" in values else None
-    limit = read("rate", lambda value: read_rate(value, burst))
-    if not enabled:
-        return LogRatelimit(None)
-    loaded = limit.loadable()
-    if loaded == limit:
-        return LogRatelimit(limit)
-    what = f"rate={loaded.spelling},burst={loaded.burst}"
-    message = f"the kernel cannot count this limit; {what} is loaded"
-    return Doubtful(LogRatelimit(limit), message, f"write {what}")
+def declared_options(options: type, *, is_companion: bool) -> Mapping[str, Option]:
+    """Return the options that a dataclass declares, by name. Raises TypeError for an incomplete declaration."""
+    found = {}
+    for each in fields(options):
+        if not each.metadata:
+            raise TypeError(f"{options.__name__}.{each.name} is not declared by option()")
+        declared = Option(each.name, each.default, **each.metadata)
+        if not declared.takes or not declared.effect:
+            raise TypeError(f"{options.__name__}.{each.name} has no text for the manual")
+        if is_companion != (declared.strict is not None):
+            raise TypeError(f"{options.__name__}.{each.name}: options of companion files, and only they, have `strict`")
+        found[each.name] = declared
+    return found
 
 
-def _property(text: str) -> bool:
-    value = read_boolean(text)
-    if value is None:
-        raise _bad(text, "write 1 for yes, 0 for no")
-    return value
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """Options of cluster.fw. ``log_ratelimit`` None: not given, so the default limit."""
+
+    enable: bool = option(
+        False,
+        cast("Callable[[str], bool]", read_enable),  # a time is a number until `is_enabled` decides
+        "0, 1, or a time",
+        "Switch the firewall of the whole cluster on. A time (seconds since 1970) is on for 60 s.",
+    )
+    ebtables: bool = option(True, read_flag, YES, "Load the layer-2 rules: MAC filter and protocols of guests.")
+    policy_in: Policy = option(
+        Policy.DROP, read_policy, POLICIES, "The verdict on packets to hosts that no rule decides."
+    )
+    policy_out: Policy = option(
+        Policy.ACCEPT, read_policy, POLICIES, "The verdict on packets from hosts that no rule decides."
+    )
+    policy_forward: Policy = option(
+        Policy.ACCEPT,
+        read_forward_policy,
+        FORWARD_POLICIES,
+        "The verdict on forwarded packets that no rule decides; nft only.",
+    )
+    log_ratelimit: LogRatelimit | None = option(
+        None,
+        read_log_ratelimit,
+        "enable=0|1,rate=N/UNIT,burst=N",
+        "How much is logged, by default 1/second with a burst of 5.",
+    )
 
 
-def _burst(text: str) -> int:
-    return _digits(text, "write a number of packets, such as 5")
+@dataclass(frozen=True, slots=True)
+class HostOptions:
+    """Options of host.fw. Times in seconds, log levels from 0 to 7 or None, the synflood rate in packets a second."""
+
+    enable: bool = option(True, read_flag, YES, "Filter the host itself.")
+    nftables: bool = option(False, read_flag, YES, "Load the nft ruleset (1) or the iptables ruleset (0).")
+    log_level_in: int | None = option(NOLOG, read_level, LEVEL, "Log packets to the host that the policy decides.")
+    log_level_out: int | None = option(NOLOG, read_level, LEVEL, "Log packets from the host that the policy decides.")
+    log_level_forward: int | None = option(
+        NOLOG, read_level, LEVEL, "Log forwarded packets that the policy decides; nft only."
+    )
+    tcp_flags_log_level: int | None = option(
+        NOLOG, read_level, LEVEL, "Log packets with an illegal combination of TCP flags."
+    )
+    smurf_log_level: int | None = option(NOLOG, read_level, LEVEL, "Log packets that come from a broadcast address.")
+    nosmurfs: bool = option(True, read_flag, YES, "Drop packets that come from a broadcast address.")
+    tcpflags: bool = option(False, read_flag, YES, "Drop packets with an illegal combination of TCP flags.")
+    ndp: bool = option(True, read_flag, YES, "Accept neighbour discovery of IPv6.")
+    nf_conntrack_max: int = option(
+        262144,
+        number_reader(32768, MAX_CONNTRACK, MAX_CONNTRACK),
+        "at least 32768",
+        "How many connections the kernel tracks.",
+    )
+    nf_conntrack_tcp_timeout_established: int = option(
+        432000,
+        number_reader(7875, MAX_SETTING, MAX_SETTING),
+        "at least 7875",
+        "Seconds after which an idle TCP connection is forgotten.",
+    )
+    nf_conntrack_tcp_timeout_syn_recv: int = option(
+        60, number_reader(30, 60, MAX_SETTING), "30 to 60", "Seconds for which a TCP handshake may be half open."
+    )
+    nf_conntrack_allow_invalid: bool = option(False, read_flag, YES, "Let packets with the state INVALID pass.")
+    nf_conntrack_helpers: tuple[str, ...] = option(
+        (), read_helpers, ", ".join(HELPERS), "Protocols whose further connections are followed; a list."
+    )
+    protection_synflood: bool = option(False, read_flag, YES, "Limit how many TCP connections a source may open.")
+    protection_synflood_rate: int = option(
+        200, read_synflood_number, "a number", "New connections per second and source."
+    )
+    protection_synflood_burst: int = option(
+        1000, read_synflood_number, "a number", "New connections of a source before the rate counts."
+    )
+    log_nf_conntrack: bool = option(False, read_flag, YES, "Read, without effect.")
 
 
-_LIST_WORD = re.compile(r"[^,; \t]+")
+@dataclass(frozen=True, slots=True)
+class GuestOptions:
+    """Options of a guest's firewall file. ``ips_queues`` None: queue 0, by the kernel's default."""
+
+    enable: bool = option(False, read_flag, YES, "Filter the guest's NICs that have firewall=1.")
+    macfilter: bool = option(True, read_flag, YES, "Drop frames whose source is not the NIC's own MAC address.")
+    dhcp: bool = option(True, read_flag, YES, "Accept DHCP.")
+    ndp: bool = option(True, read_flag, YES, "Accept neighbour discovery of IPv6.")
+    radv: bool = option(False, read_flag, YES, "Let the guest send router advertisements.")
+    ipfilter: bool = option(
+        False, read_flag, YES, "Let the guest send from its own addresses only; sets named ipfilter-netN add some."
+    )
+    policy_in: Policy = option(
+        Policy.DROP, read_policy, POLICIES, "The verdict on packets to the guest that no rule decides."
+    )
+    policy_out: Policy = option(
+        Policy.ACCEPT, read_policy, POLICIES, "The verdict on packets from the guest that no rule decides."
+    )
+    log_level_in: int | None = option(NOLOG, read_level, LEVEL, "Log packets to the guest that the policy decides.")
+    log_level_out: int | None = option(NOLOG, read_level, LEVEL, "Log packets from the guest that the policy decides.")
+    ips: bool = option(False, read_flag, YES, "Hand accepted packets to an intrusion prevention system by NFQUEUE.")
+    ips_queues: Queues | None = option(None, read_queues, "N or N:M", "The queues for that; by default queue 0.")
+    layer2_protocols: tuple[EtherType, ...] = option(
+        (),
+        read_layer2_protocols,
+        "names of /etc/ethertypes",
+        "Protocols that may leave the guest; a list. Default: all.",
+    )
 
 
-def _words(text: str) -> list[re.Match[str]]:
-    """Return the words of a list; raises BadValue for an empty list, which would read as no list at all."""
-    words = list(_LIST_WORD.finditer(text))
-    if not words:
-        raise _bad(text, "write at least one name, or remove the line")
-    return words
+@dataclass(frozen=True, slots=True)
+class VnetOptions:
+    """Options of a VNet's firewall file."""
+
+    enable: bool = option(False, read_flag, YES, "Filter packets that are forwarded within the VNet; nft only.")
+    policy_forward: Policy = option(
+        Policy.ACCEPT, read_forward_policy, FORWARD_POLICIES, "The verdict on packets that no rule decides."
+    )
+    log_level_forward: int | None = option(NOLOG, read_level, LEVEL, "Log packets that the policy decides.")
 
 
-def _helpers(text: str) -> tuple[str, ...]:
-    names = []
-    for word in _words(text):
-        # Proxmox takes a helper in any letter case
-        name = word[0].lower()
-        if name not in HELPERS:
-            raise BadValue(
-                f"unknown conntrack helper `{word[0][:60]}`",
-                start=word.start(),
-                end=word.end(),
-                code="bad-option-value",
-                hint=nearest(name, HELPERS) or "helpers are " + ", ".join(HELPERS),
-            )
-        names.append(name)
-    return tuple(dict.fromkeys(names))
+@dataclass(frozen=True, slots=True)
+class ClusterHardening:
+    """Options of cluster.pvefw, which hold for all guests. A limit of 0 is none."""
+
+    l2: Layer2 = option(
+        Layer2.OPEN,
+        read_layer2,
+        "open, strict",
+        "With strict, a guest sends no frames without IP, except ARP and its layer2_protocols.",
+        strict=Layer2.STRICT,
+    )
+    ipfilter_established: bool = option(
+        False, read_flag, YES, "Apply the IP filter to replies within connections, too.", strict=True
+    )
+    max_connections: int = option(
+        0,
+        read_limit,
+        f"0 to {MAX_LIMIT}",
+        "Open connections that a NIC may have started; more are dropped. 0: no limit.",
+        strict=10_000,
+    )
+    max_fragments: int = option(
+        0,
+        read_limit,
+        f"0 to {MAX_LIMIT}",
+        "Fragments that a NIC may send in a second; more are dropped. 0: no limit.",
+        strict=1_000,
+    )
 
 
-def _queues(text: str) -> Queues:
-    found = re.fullmatch(r"([0-9]{1,5})(?::([0-9]{1,5}))?", text)
-    if found is None:
-        raise _bad(text, "write a queue number, or FIRST:LAST")
-    first, last = int(found[1]), None if found[2] is None else int(found[2])
-    if first > 65535 or (last is not None and not first <= last <= 65535):
-        raise _bad(text, "queue numbers go from 0 to 65535, the first not above the last")
-    if last is not None and last - first == 65535:
-        raise _bad(text, "a range has at most 65535 queues, such as 0:65534")  # its size is a __u16 (xt_NFQUEUE.h)
-    return Queues(first, None if last == first else last)
+@dataclass(frozen=True, slots=True)
+class HostHardening:
+    """Options of host.pvefw. ``harden``: harden the iptables ruleset, too. ``synflood_sources``: how many sources
+    ``protection_synflood`` counts at once.
+    """
+
+    harden: bool = option(
+        False, read_flag, YES, "Load the stateless checks of the nft ruleset beside the iptables ruleset.", strict=True
+    )
+    synflood_sources: int = option(
+        262_144,
+        read_sources,
+        f"1024 to {MAX_SOURCES}",
+        "How many sources protection_synflood counts at once.",
+        strict=262_144,
+    )
 
 
-def _layer2_protocols(text: str) -> tuple[EtherType, ...]:
-    protocols = []
-    for word in _words(text):
-        name = word[0]
-        number = netdb.ethertype(name)
-        if number is None:
-            raise BadValue(
-                f"unknown Ethernet protocol `{name[:60]}`",
-                start=word.start(),
-                end=word.end(),
-                code="bad-option-value",
-                hint=nearest(name, netdb.ethertype_names()) or "use a name of /etc/ethertypes",
-            )
-        protocols.append(EtherType(number, name))
-    return tuple(protocols)
+@dataclass(frozen=True, slots=True)
+class GuestHardening:
+    """Options of a guest's .pvefw file; None if cluster.pvefw decides.
+
+    ``one_zone``: the connections of all its NICs are tracked together.
+    """
+
+    qinq: bool = option(False, read_flag, YES, "Let the guest send frames with two VLAN tags.", strict=False)
+    one_zone: bool = option(
+        False, read_flag, YES, "Let the guest answer by another NIC than the one that got the request.", strict=False
+    )
+    l2: Layer2 | None = as_cluster("l2")
+    ipfilter_established: bool | None = as_cluster("ipfilter_established")
+    max_connections: int | None = as_cluster("max_connections")
+    max_fragments: int | None = as_cluster("max_fragments")
+
+    def over(self, cluster: ClusterHardening) -> GuestHardening:
+        """Return the options; the cluster's option applies if the guest has none."""
+        unset = [each.name for each in fields(self) if getattr(self, each.name) is None]
+        return replace(self, **{name: getattr(cluster, name) for name in unset})
 
 
-def _limit(text: str) -> int:
-    return _whole(text, 0, MAX_LIMIT)
-
-
-def _sources(text: str) -> int:
-    return _whole(text, 1024, MAX_SOURCES)
-
-
-def _whole(text: str, low: int, high: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 12 and low <= int(text) <= high):
-        raise _bad(text, f"write a number from {low} to {high}")
-    return int(text)
-
-
-def _layer2(text: str) -> Layer2:
-    known = {value.value: value for value in Layer2}
-    if text.lower() not in known:
-        raise _bad(text, "write one of " + ", ".join(known))
-    return known[text.lower()]
-
-
-_ANY_POLICY = _policy(Policy.ACCEPT, Policy.DROP, Policy.REJECT)
-_FORWARD_POLICY = _policy(Policy.ACCEPT, Policy.DROP)
-
-Readers: TypeAlias = "Mapping[str, Callable[[str], object]]"
-
-OPTIONS: dict[FileKind, Readers] = {
-    FileKind.CLUSTER: {
-        "enable": _enable,
-        "ebtables": _bool,
-        "policy_in": _ANY_POLICY,
-        "policy_out": _ANY_POLICY,
-        "policy_forward": _FORWARD_POLICY,
-        "log_ratelimit": _log_ratelimit,
-    },
-    FileKind.HOST: {
-        "enable": _bool,
-        "nftables": _bool,
-        "log_level_in": _log_level,
-        "log_level_out": _log_level,
-        "log_level_forward": _log_level,
-        "tcp_flags_log_level": _log_level,
-        "smurf_log_level": _log_level,
-        "nosmurfs": _bool,
-        "tcpflags": _bool,
-        "ndp": _bool,
-        "nf_conntrack_max": _number(32768, MAX_CONNTRACK, MAX_CONNTRACK),
-        "nf_conntrack_tcp_timeout_established": _number(7875, MAX_SETTING, MAX_SETTING),
-        "nf_conntrack_tcp_timeout_syn_recv": _number(30, 60, MAX_SETTING),
-        "nf_conntrack_allow_invalid": _bool,
-        "nf_conntrack_helpers": _helpers,
-        "protection_synflood": _bool,
-        "protection_synflood_rate": _rate_number,
-        "protection_synflood_burst": _rate_number,
-        "log_nf_conntrack": _bool,
-    },
-    FileKind.GUEST: {
-        "enable": _bool,
-        "macfilter": _bool,
-        "dhcp": _bool,
-        "ndp": _bool,
-        "radv": _bool,
-        "ipfilter": _bool,
-        "policy_in": _ANY_POLICY,
-        "policy_out": _ANY_POLICY,
-        "log_level_in": _log_level,
-        "log_level_out": _log_level,
-        "ips": _bool,
-        "ips_queues": _queues,
-        "layer2_protocols": _layer2_protocols,
-    },
-    FileKind.VNET: {
-        "enable": _bool,
-        "policy_forward": _FORWARD_POLICY,
-        "log_level_forward": _log_level,
-    },
+OPTION_CLASSES: Mapping[FileKind, type] = {
+    FileKind.CLUSTER: ClusterOptions,
+    FileKind.HOST: HostOptions,
+    FileKind.GUEST: GuestOptions,
+    FileKind.VNET: VnetOptions,
+    FileKind.CLUSTER_HARDENING: ClusterHardening,
+    FileKind.HOST_HARDENING: HostHardening,
+    FileKind.GUEST_HARDENING: GuestHardening,
 }
+"""The dataclass that declares the options of each kind of file."""
 
-_FOR_ALL_GUESTS: Readers = {
-    "l2": _layer2,
-    "ipfilter_established": _bool,
-    "max_connections": _limit,
-    "max_fragments": _limit,
+OPTIONS: Mapping[FileKind, Mapping[str, Option]] = {
+    kind: declared_options(options, is_companion=kind.is_companion) for kind, options in OPTION_CLASSES.items()
 }
-OPTIONS |= {
-    FileKind.CLUSTER_HARDENING: _FOR_ALL_GUESTS,
-    FileKind.HOST_HARDENING: {"harden": _bool, "synflood_sources": _sources},
-    FileKind.GUEST_HARDENING: {"qinq": _bool, "one_zone": _bool, **_FOR_ALL_GUESTS},
-}
-
-STRICT_VALUES: Mapping[str, object] = {
-    "l2": Layer2.STRICT,
-    "ipfilter_established": True,
-    "max_connections": 10_000,
-    "max_fragments": 1_000,
-    "harden": True,
-    "synflood_sources": 262_144,
-    "qinq": False,
-    "one_zone": False,
-}
-"""The value of an option of a companion file that cannot be read: the strict one."""
+"""The options of each kind of file, by name."""
 
 OLD_OPTIONS = {"optimize": None, "allow_bridge_route": None, "protection_limit": FileKind.HOST}
 """Names of options without effect that files still have, and the kind of file that has them (None: any)."""
@@ -390,7 +341,7 @@ def has_no_effect(kind: FileKind, name: str) -> bool:
 
 def option_hint(kind: FileKind, name: str) -> str | None:
     """Return a hint for an option that this kind of file does not have."""
-    homes = [other.value for other, readers in OPTIONS.items() if name in readers and other is not kind]
+    homes = [other.value for other, options in OPTIONS.items() if name in options and other is not kind]
     if homes:
         return f"`{name}` belongs in " + " or in ".join(homes)
     return nearest(name, tuple(OPTIONS[kind])) or "options here are " + ", ".join(OPTIONS[kind])

@@ -16,25 +16,29 @@ from pvefw_nft.config.grammar import Line, Section, SectionKind, SyntaxProblem, 
 from pvefw_nft.config.model import (
     Alias,
     ClusterConfig,
-    ClusterHardening,
-    ClusterOptions,
     Group,
     GroupRule,
     GuestConfig,
-    GuestHardening,
-    GuestOptions,
     HostConfig,
-    HostHardening,
-    HostOptions,
     Ipset,
     IpsetEntry,
     Rule,
     RuleItem,
     VnetConfig,
-    VnetOptions,
 )
 from pvefw_nft.config.option_lines import OptionReader
-from pvefw_nft.config.options import FileKind, is_enabled
+from pvefw_nft.config.option_readers import is_enabled
+from pvefw_nft.config.options import (
+    OPTION_CLASSES,
+    ClusterHardening,
+    ClusterOptions,
+    FileKind,
+    GuestHardening,
+    GuestOptions,
+    HostHardening,
+    HostOptions,
+    VnetOptions,
+)
 from pvefw_nft.config.rule_fields import COLUMNS, GROUP_COLUMNS
 from pvefw_nft.config.rules import Names, Rejected, RuleReader, unknown_type
 from pvefw_nft.config.values import (
@@ -498,18 +502,14 @@ def read_vnet(file: str, text: str, findings: Findings, cluster: ClusterConfig, 
 
 
 _Hardening = TypeVar("_Hardening", ClusterHardening, HostHardening, GuestHardening)
-_COMPANIONS: Mapping[type, FileKind] = {
-    ClusterHardening: FileKind.CLUSTER_HARDENING,
-    HostHardening: FileKind.HOST_HARDENING,
-    GuestHardening: FileKind.GUEST_HARDENING,
-}
+_KINDS = {options: kind for kind, options in OPTION_CLASSES.items()}
 
 
 def read_companion(kind: type[_Hardening], file: str, text: str, findings: Findings) -> _Hardening:
     """Read a companion file: options of pvefw's own, beside the file of Proxmox."""
     if not text:
         return kind()
-    reader = _FileReader(_COMPANIONS[kind], findings, Names(0), None)
+    reader = _FileReader(_KINDS[kind], findings, Names(0), None)
     reader.read(file, text)
     return _options(kind, reader)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from pvefw_nft.config import macros
 from pvefw_nft.config.grammar import SectionKind, SyntaxProblem
 from pvefw_nft.config.model import Addresses, Alias, GroupRule, Ipset, Rule, RuleAction, RuleItem, RuleType, Service
-from pvefw_nft.config.options import FileKind, read_log_level
+from pvefw_nft.config.option_readers import read_log_level
+from pvefw_nft.config.options import FileKind
 from pvefw_nft.config.sdn import SdnSets
 from pvefw_nft.config.services import FieldProblem, expanded, plain
 from pvefw_nft.config.values import (

@@ -13,7 +13,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from pvefw_nft.config.budget import MAX_PROBLEMS
-from pvefw_nft.config.model import GroupRule, Policy, Rule, RuleAction, RuleType
+from pvefw_nft.config.model import GroupRule, Rule, RuleAction, RuleType
+from pvefw_nft.config.option_values import Policy
 from pvefw_nft.config.own_addresses import cut_off
 from pvefw_nft.errors import Span, UnusableFileError
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pvefw_nft.config.model import GroupRule, Policy, RuleType
+from pvefw_nft.config.model import GroupRule, RuleType
+from pvefw_nft.config.option_values import Policy
 from pvefw_nft.ir.nodes import Direction, Interface, Jump, Layer, Origin, Provenance, Rule, Vnet
 from pvefw_nft.ir.rules import ACCEPT, DROP, Chains, Context, ndp_rules, policy_origin, user_rule
 from pvefw_nft.ir.standard import reject_rules

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pvefw_nft.config.model import GroupRule, Policy, RuleAction, RuleType
+from pvefw_nft.config.model import GroupRule, RuleAction, RuleType
+from pvefw_nft.config.option_values import Policy
 from pvefw_nft.config.values import Range, common
 from pvefw_nft.ir.nodes import (
     Accept,

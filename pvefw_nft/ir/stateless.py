@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pvefw_nft.config.model import Layer2
+from pvefw_nft.config.option_values import Layer2
 from pvefw_nft.ir.nodes import (
     Address,
     AdvertisedOutside,
@@ -61,8 +61,8 @@ from pvefw_nft.ir.rules import DROP, ICMPV6, NDP_TYPES, RETURN, UDP, builtin
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pvefw_nft.config.model import GuestHardening, GuestOptions
     from pvefw_nft.config.model import Nic as ModelNic
+    from pvefw_nft.config.options import GuestHardening, GuestOptions
     from pvefw_nft.ir.nodes import Match, Nic, Rule, SetKey
     from pvefw_nft.ir.rules import Chains
 

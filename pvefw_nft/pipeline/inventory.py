@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pvefw_nft.config.findings import Findings
-from pvefw_nft.config.model import Layer2
+from pvefw_nft.config.option_values import Layer2
 from pvefw_nft.pipeline.diagnostics import in_file_order
 from pvefw_nft.pipeline.roots import offline, open_configuration
 
 if TYPE_CHECKING:
-    from pvefw_nft.config.model import ClusterHardening, Guest, NodeConfig
+    from pvefw_nft.config.model import Guest, NodeConfig
+    from pvefw_nft.config.options import ClusterHardening
     from pvefw_nft.config.source import Source
     from pvefw_nft.config.values import Prefix
     from pvefw_nft.errors import Diagnostic

@@ -137,7 +137,7 @@ _ADMINISTRATION = (22, 8006)
 
 def _lock_out(node: NodeConfig, side: Side) -> list[Diagnostic]:
     """Return a warning if the host accepts no login from outside."""
-    from pvefw_nft.config.model import Policy
+    from pvefw_nft.config.option_values import Policy
     from pvefw_nft.verify.model.intervals import IntervalSet
     from pvefw_nft.verify.prove.budget import BudgetExceededError
     from pvefw_nft.verify.prove.reach import host_is_reachable

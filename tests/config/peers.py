@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pvefw_nft.config.model import Policy
+from pvefw_nft.config.option_values import Policy
 from pvefw_nft.ir.nodes import Layer
 from tests.support import VM
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.config.model import ClusterHardening, GuestHardening, HostHardening, Layer2
-from pvefw_nft.config.options import OPTIONS, STRICT_VALUES, FileKind
+from pvefw_nft.config.option_values import Layer2
+from pvefw_nft.config.options import OPTIONS, ClusterHardening, FileKind, GuestHardening, HostHardening
 from pvefw_nft.pipeline import Observations, Source, check_root
 from pvefw_nft.pipeline.inventory import read_inventory
 from tests.support import NODE, VM
@@ -64,11 +64,11 @@ def test_all_options_are_read(make_root: MakeRoot) -> None:
 PLACES = {FileKind.CLUSTER_HARDENING: "cluster", FileKind.HOST_HARDENING: "host", FileKind.GUEST_HARDENING: "guest"}
 
 
-@pytest.mark.parametrize(("place", "name"), [(place, name) for kind, place in PLACES.items() for name in OPTIONS[kind]])
-def test_a_value_that_cannot_be_read_counts_as_the_strict_one(place: str, name: str, make_root: MakeRoot) -> None:
-    *levels, codes = read(root_with(make_root, **{place: f"[OPTIONS]\n{name}: often # really\n"}))
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in PLACES for name in OPTIONS[kind]])
+def test_a_value_that_cannot_be_read_counts_as_the_strict_one(kind: FileKind, name: str, make_root: MakeRoot) -> None:
+    *levels, codes = read(root_with(make_root, **{PLACES[kind]: f"[OPTIONS]\n{name}: often # really\n"}))
     assert codes == ["bad-option-value"]
-    assert getattr(levels[list(PLACES.values()).index(place)], name) == STRICT_VALUES[name]
+    assert getattr(levels[list(PLACES).index(kind)], name) == OPTIONS[kind][name].strict
 
 
 def test_an_unknown_option_is_an_error_that_says_where_it_belongs(make_root: MakeRoot) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.config.model import Policy
-from pvefw_nft.config.options import is_enabled
+from pvefw_nft.config.option_readers import is_enabled, read_flag
+from pvefw_nft.config.option_values import Policy
+from pvefw_nft.config.options import YES, Option, declared_options, option
 from pvefw_nft.config.values import RateLimit
 from pvefw_nft.errors import Severity
 from pvefw_nft.host.settings import Conntrack
@@ -24,6 +27,56 @@ if TYPE_CHECKING:
     from tests.support import MakeRoot
 
 ON = "[OPTIONS]\nenable: 1\n"
+
+
+@dataclass(frozen=True, slots=True)
+class PlainField:
+    enable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutValues:
+    enable: bool = option(False, read_flag, "", "Filter.")
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutEffect:
+    enable: bool = option(False, read_flag, YES, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Strict:
+    enable: bool = option(False, read_flag, YES, "Filter.", strict=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    enable: bool = option(False, read_flag, YES, "Filter.")
+
+
+@pytest.mark.parametrize(
+    ("options", "is_companion", "message"),
+    [
+        (PlainField, False, "PlainField.enable is not declared by option()"),
+        (WithoutValues, False, "WithoutValues.enable has no text for the manual"),
+        (WithoutEffect, False, "WithoutEffect.enable has no text for the manual"),
+        (Complete, True, "Complete.enable: options of companion files, and only they, have `strict`"),
+        (Strict, False, "Strict.enable: options of companion files, and only they, have `strict`"),
+    ],
+)
+def test_an_incomplete_declaration_is_refused(options: type, is_companion: bool, message: str) -> None:
+    with pytest.raises(TypeError) as raised:
+        declared_options(options, is_companion=is_companion)
+    assert str(raised.value) == message
+
+
+def test_a_declaration_gives_field_reader_and_help() -> None:
+    assert Complete().enable is False
+    assert declared_options(Complete, is_companion=False) == {
+        "enable": Option("enable", False, read_flag, YES, "Filter.", None)
+    }
+    parts = inspect.signature(option).parameters.values()
+    assert [part.name for part in parts if part.default is part.empty] == ["default", "read", "takes", "effect"]
 
 
 @pytest.mark.parametrize(

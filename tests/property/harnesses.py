@@ -21,7 +21,8 @@ from pvefw_nft.config import grammar, resolve
 from pvefw_nft.config.files import Files
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.load import read_nics
-from pvefw_nft.config.model import ClusterHardening, GuestHardening, GuestKind, HostHardening
+from pvefw_nft.config.model import GuestKind
+from pvefw_nft.config.options import ClusterHardening, GuestHardening, HostHardening
 from pvefw_nft.config.rule_fields import COLUMNS
 from pvefw_nft.config.rules import Names
 from pvefw_nft.config.sdn import read_sdn
