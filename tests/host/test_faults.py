@@ -447,10 +447,7 @@ def boot(host: Host) -> None:
     some(
         AT_BOOT,
         "state is full",
-        "state is read-only",
-        "run directory is full",
         "run directory is read-only",
-        "all records are lists",
         "all records are FIFOs, and no file can be read",
     ),
 )
@@ -529,9 +526,7 @@ PENDING: dict[str, tuple[Callable[[Host], object], str]] = {
         PENDING,
         "stat fails with EIO",
         "all records are lists",
-        "state is full",
         "state is read-only",
-        "run directory is read-only",
     ),
 )
 def test_change_that_waits_for_its_confirmation(host_of: Host, fault: str, command: str, no_systemd: None) -> None:
