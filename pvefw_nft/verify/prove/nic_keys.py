@@ -198,7 +198,9 @@ class Keys:
             _Side(side, topology, explored.residuals, verbatim)
             for side, topology in zip(sides, topologies, strict=True)
         ]
-        self._constants = tuple(dict.fromkeys(_constants(explored, exceptions)))
+        # in an order that is the same in every process: fields hash by their identity
+        constants = {*_constants(explored, exceptions)}
+        self._constants = tuple(sorted(constants, key=lambda test: (test.field.name, test.values.bounds)))
         common = [verbatim.text(one) for one in (*settings, self._constants)]  # keys have the places of constants
         for side, topology in zip(sides, topologies, strict=True):
             common.append(repr(replace(topology, nics=(), elsewhere=())))
