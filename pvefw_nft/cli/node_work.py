@@ -7,7 +7,6 @@ which the command prints with ``--format json``; ``text``, which it prints other
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import Diagnostic, Severity, Span, has_errors
 from pvefw_nft.pipeline import Source
+from pvefw_nft.verify.prove.budget import without_gc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -26,17 +26,14 @@ if TYPE_CHECKING:
 
 def work(job: Job) -> dict[str, Any]:
     """Do a job. Passes on the errors of its command."""
-    # the IR has no cycles; a proof makes none either, and switches this off itself
-    from pvefw_nft.verify.prove.interned import forget_unused  # deferred: compile needs no prover
+    with without_gc():  # the IR has no cycles; a proof makes none either
+        try:
+            return _WORK[job.command](job)
+        finally:
+            if job.command != "compile":  # it reads no ruleset, and loads no prover
+                from pvefw_nft.verify.prove.interned import forget_unused
 
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return _WORK[job.command](job)
-    finally:
-        forget_unused()  # a worker of many machines does thousands of jobs
-        if enabled:
-            gc.enable()
+                forget_unused()  # a worker of many machines does thousands of jobs
 
 
 def source_of(job: Job) -> Source:
