@@ -40,9 +40,12 @@ class Command:
         descriptors = [os.open(file, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o600) for file in self._files]
         sys.stdout.flush()
         sys.stderr.flush()
+        # Python forgets signals that reach a child before it has ended its part of the fork
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         self.pid = os.fork()
         if self.pid == 0:
-            _become(descriptors, arguments, first)
+            _become(descriptors, arguments, first, mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -97,9 +100,11 @@ def service(folder: Path, *arguments: str, first: Callable[[], object] = lambda:
     assert "Traceback" not in done.said
 
 
-def _become(descriptors: Sequence[int], arguments: Sequence[str], first: Callable[[], object]) -> None:
+def _become(descriptors: Sequence[int], arguments: Sequence[str], first: Callable[[], object], mask: set[int]) -> None:
+    """Become the command in a process just forked, which takes signals by ``mask`` from here on."""
     status = 99
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, descriptor in enumerate(descriptors, 1):
             os.dup2(descriptor, number)
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - pytest's own would keep it in memory
@@ -108,6 +113,8 @@ def _become(descriptors: Sequence[int], arguments: Sequence[str], first: Callabl
         main(arguments)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except KeyboardInterrupt:  # before the command began
+        status = 130
     except BaseException:
         traceback.print_exc()
     finally:
