@@ -33,9 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pvefw_nft.cli import main
 from pvefw_nft.errors import HostError, PvefwError
-from pvefw_nft.host import control, settings
+from pvefw_nft.host import settings
 from pvefw_nft.host.records import record, state
 from pvefw_nft.host.records.bases import file_version
+from pvefw_nft.host.records.pending import is_held_back, pending
 from pvefw_nft.pipeline import BACKENDS, Source, compile_root
 
 if TYPE_CHECKING:
@@ -467,9 +468,9 @@ def _feed_records(case: Case, folder: Path) -> str | None:
         lambda: record.load(record.running_path()),
         lambda: record.load(record.confirmed_path()),
         record.read_memory,
-        control.pending,
+        pending,
         settings.read_remembered,
-        lambda: control.is_held_back(record.desired("nft", ["{}"], enabled=True)),
+        lambda: is_held_back(record.desired("nft", ["{}"], enabled=True)),
     )
     for read in reads:
         with contextlib.suppress(HostError):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pvefw_nft.app.desired import known_before
-from pvefw_nft.host import control, firewall
+from pvefw_nft.host.firewall import applied_backend
+from pvefw_nft.host.records.pending import is_held_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,11 +39,11 @@ def why_pending(
 
     ``changed`` gives the questions that have another answer now: :meth:`.Compiler.changed`.
     """
-    applied = firewall.applied_backend()
+    applied = applied_backend()
     reasons = []
     if applied is not None and desired.backend != applied:
         reasons.append(f"{applied} runs, and {desired.backend} is wanted (host.fw, `nftables:`, or --backend)")
-    if control.is_held_back(desired):
+    if is_held_back(desired):
         reasons.append("it was not confirmed or rolled back: `pvefw update` by hand applies it")
     before = known_before(source, backend).observations
     for kind, name in () if before is None else changed(before):

@@ -13,7 +13,8 @@ from pvefw_nft.app.nic_service import NicService
 from pvefw_nft.app.service_messages import Messages, message_and_hint, reason_of
 from pvefw_nft.app.steady_source import SteadySource
 from pvefw_nft.errors import HostError, PvefwError
-from pvefw_nft.host import control, firewall, lock
+from pvefw_nft.host import lock
+from pvefw_nft.host.firewall import was_started
 from pvefw_nft.host.memory import return_free_memory
 from pvefw_nft.host.proxmox.awake import FirewallWatch
 from pvefw_nft.host.proxmox.flag import keep_flag
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pvefw_nft.app.desired import Result
     from pvefw_nft.app.plug_nics import PlugOptions
     from pvefw_nft.errors import Diagnostic
+    from pvefw_nft.host.control import Control
     from pvefw_nft.host.firewall import Outcome
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.host.watching.rule_events import Transaction
@@ -48,6 +50,7 @@ class Service:
 
     def __init__(
         self,
+        control: Control,
         source: Source,
         backend: str | None,
         settle: float,
@@ -64,6 +67,7 @@ class Service:
         counts as such. ``beside``: keep the rules of Proxmox VE's firewall. ``fail_closed``: report readiness to
         systemd only when rules are loaded.
         """
+        self._control = control
         self.steady = SteadySource(source, backend, settle)
         self._source = self.steady.source
         self._backend = backend
@@ -99,7 +103,7 @@ class Service:
         self._nics.watch_arrivals()
         if self._result is not None:
             with contextlib.suppress(PvefwError):
-                firewall.warm_up(self._result.desired)
+                self._control.firewall.warm_up(self._result.desired)
         gc.freeze()  # the cached configuration has no cycles: keep it out of later collections
 
     def close(self) -> None:
@@ -144,7 +148,7 @@ class Service:
             return wait
         with self._rules.looking():
             try:
-                unchanged = firewall.is_in_force(desired)
+                unchanged = self._control.firewall.is_in_force(desired)
             except (PvefwError, OSError):
                 unchanged = False  # the refresh reports the error
             return None if unchanged else self.refresh(_RULES_CHANGED)
@@ -174,7 +178,7 @@ class Service:
         """Report readiness once: systemd then starts the guests. With ``fail_closed`` only if rules are loaded."""
         if not self._started or self._ready:
             return
-        if self._fail_closed and not (self._in_place or firewall.was_started()):
+        if self._fail_closed and not (self._in_place or was_started()):
             # this service keeps trying: the start must not time out before
             watch.notify(f"EXTEND_TIMEOUT_USEC={_STILL_STARTING * 10**6}")
             return
@@ -206,7 +210,7 @@ class Service:
         if desired.enabled:
             self._nics.refresh(desired.backend, changed=result is not self._applied)
         with lock.hold(wait=LOCK_WAIT):
-            outcome = control.reconcile_from_service(desired, beside=self._beside)
+            outcome = self._control.reconcile_from_service(desired, beside=self._beside)
         self._adopt_moved_guests(desired)
         if result.diagnostics != self._shown:  # after the load: rules must not wait for a slow terminal
             self._shown = result.diagnostics
@@ -252,7 +256,7 @@ class Service:
         """At boot, load the ruleset confirmed last: the configuration cannot be used."""
         try:
             with lock.hold(wait=LOCK_WAIT):
-                if control.fall_back():
+                if self._control.fall_back():
                     self._messages.event("the ruleset that was confirmed last is in place")
         except Exception as error:  # the service must survive any failure
             self._messages.state(f"error: {message_and_hint(error)[0]}")

@@ -10,7 +10,8 @@ import click
 from pvefw_nft.cli import console
 from pvefw_nft.cli.command import command
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, lock
+from pvefw_nft.host import lock
+from pvefw_nft.host.control import make_control
 
 if TYPE_CHECKING:
     from pvefw_nft.host.firewall import Outcome
@@ -29,7 +30,7 @@ wait_option = click.option(
 @wait_option
 def confirm_command(wait: float) -> None:
     """Keep the change that waits for its confirmation."""
-    if not control.confirm(wait=wait):
+    if not make_control().confirm(wait=wait):
         raise HostError("no change waits for its confirmation", "it was confirmed, or its time is over")
     console.say("confirmed")
 
@@ -44,6 +45,7 @@ def rollback_command(wait: float, guard: str | None, after: float, ready: int | 
 
     It stays until the configuration changes, or until `pvefw start` or `pvefw update` is run by hand.
     """
+    control = make_control()
     if guard is not None:
         control.guard(guard, after, ready)
         return

@@ -14,8 +14,9 @@ from pvefw_nft.cli import console
 from pvefw_nft.cli.command import command
 from pvefw_nft.cli.options import backend_option, make_source, source_options
 from pvefw_nft.errors import PvefwError
-from pvefw_nft.host import firewall
+from pvefw_nft.host.control import make_control
 from pvefw_nft.host.doctor import Finding, Level, examine
+from pvefw_nft.host.firewall import applied_backend
 from pvefw_nft.pipeline import BACKENDS
 
 if TYPE_CHECKING:
@@ -36,15 +37,16 @@ def doctor_command(
 
     Nothing is changed. Exit code 1 if there is a problem or a warning.
     """
+    firewall = make_control().firewall
     try:
         with Compiler(patient(make_source(root, node, local_network)), backend, settle=0.0) as compiler:
             chosen, switches = compiler.switches()
             found = compiler.filtered_nics()
     except PvefwError as error:  # one broken part must not prevent the examination of the rest
         findings = [Finding(Level.BAD, error.message, error.hint)]
-        findings += examine(backend or firewall.applied_backend() or BACKENDS[0], None, ())
+        findings += examine(firewall, backend or applied_backend() or BACKENDS[0], None, ())
     else:
-        findings = list(examine(chosen, switches, found.nics, found.misconfigured))
+        findings = list(examine(firewall, chosen, switches, found.nics, found.misconfigured))
     if form == "json":
         listed = [{"level": f.level.value, "text": f.text, "remedy": f.remedy} for f in findings]
         click.echo(json.dumps(listed, indent=2))

@@ -11,7 +11,8 @@ from pvefw_nft.cli.confirm import wait_option
 from pvefw_nft.cli.handover import dry_run_option, take_steps
 from pvefw_nft.cli.options import make_source, source_options
 from pvefw_nft.cli.start import confirm_option, wait_for_confirmation
-from pvefw_nft.host import firewall
+from pvefw_nft.host.control import make_control
+from pvefw_nft.host.firewall import running_ruleset
 from pvefw_nft.host.proxmox.hand_back import HandBack
 from pvefw_nft.pipeline.inventory import read_node
 
@@ -45,13 +46,15 @@ def hand_back_command(
     again = [sys.executable, "-m", "pvefw_nft.cli", "take-over", "--force", "--skip-invalid", "--root", str(root)]
     again += ["--node", node] if node is not None else []
     again += ["--local-network", local_network] if local_network is not None else []
-    running = firewall.running_ruleset()
+    running = running_ruleset()
     again += ["--backend", running.backend] if running is not None else []
+    control = make_control()
     handing = HandBack(
+        control,
         options.host.options.nftables,
         options.cluster.options.enable,
         confirm_within,
-        lambda pending: wait_for_confirmation(pending, wait),
+        lambda pending: wait_for_confirmation(control, pending, wait),
         tuple(again),
         wait,
     )

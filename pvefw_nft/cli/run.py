@@ -23,7 +23,8 @@ from pvefw_nft.cli.options import (
 from pvefw_nft.cli.plug_options import chosen_plug_options, plug_options
 from pvefw_nft.cli.render import show
 from pvefw_nft.errors import UsageError
-from pvefw_nft.host import control, service_units, service_user
+from pvefw_nft.host import service_units, service_user
+from pvefw_nft.host.control import make_control
 from pvefw_nft.host.proxmox import units
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox
 from pvefw_nft.host.watching import watch
@@ -95,7 +96,9 @@ def run_command(
     need_root()
     if not beside:
         refuse_beside_proxmox()
+    control = make_control()
     service = Service(
+        control,
         make_source(root, node, local_network),
         backend,
         settle,

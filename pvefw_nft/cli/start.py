@@ -35,10 +35,13 @@ from pvefw_nft.errors import (
     InternalError,
     UnreadableError,
 )
-from pvefw_nft.host import control, firewall, lock
+from pvefw_nft.host import lock
 from pvefw_nft.host.backend_info import info
+from pvefw_nft.host.control import MAX_SECONDS, make_control
+from pvefw_nft.host.firewall import running_ruleset
 from pvefw_nft.host.proxmox.services import refuse_beside_proxmox
 from pvefw_nft.host.proxmox.units import is_taken_over
+from pvefw_nft.host.records.pending import Beside
 from pvefw_nft.host.tracking import nat_zone
 
 if TYPE_CHECKING:
@@ -46,8 +49,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pvefw_nft.app.desired import Result
-    from pvefw_nft.host.control import Pending
-    from pvefw_nft.host.firewall import Outcome
+    from pvefw_nft.host.control import Control
+    from pvefw_nft.host.firewall import Firewall, Outcome
+    from pvefw_nft.host.records.pending import Pending
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Source
 
@@ -57,7 +61,7 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 confirm_option = click.option(
     "--confirm",
     "confirm_within",
-    type=click.FloatRange(min=1, max=control.MAX_SECONDS),
+    type=click.FloatRange(min=1, max=MAX_SECONDS),
     metavar="SECONDS",
     help="Return to the previous ruleset, unless `pvefw confirm` (or Enter) comes within this time.",
 )
@@ -134,7 +138,7 @@ def restart_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN
 def stop_command(wait: float) -> None:
     """Remove all rules, sets and tables of pvefw, and nothing else. The host is then unfiltered."""
     need_root()
-    outcome = control.stop(wait=wait)
+    outcome = make_control().stop(wait=wait)
     console.say("stopped: this host is not filtered" if outcome.running else "nothing was running")
     console.answer(was_running=outcome.running, proxmox_firewall_masked=is_taken_over())
     if is_taken_over():
@@ -172,7 +176,9 @@ def _apply(wanted: _Wanted) -> int:
     if not wanted.dry_run:
         _need_host(beside=wanted.beside)
     source = patient(replace(make_source(wanted.root, wanted.node, wanted.local_network), harden=wanted.harden))
+    control = make_control()
     result = find_ruleset(
+        control,
         source,
         wanted.backend,
         skip_invalid=wanted.skip_invalid,
@@ -182,29 +188,29 @@ def _apply(wanted: _Wanted) -> int:
     if result is None:
         return 1
     desired, invalid = result.desired, result.has_errors
-    filtered = _prepare(desired, source, wanted)
+    filtered = _prepare(control.firewall, desired, source, wanted)
     if wanted.dry_run:
-        _preview(desired, reload_all=wanted.reload_all, only_if_running=wanted.only_if_running)
+        _preview(control.firewall, desired, reload_all=wanted.reload_all, only_if_running=wanted.only_if_running)
         return int(invalid)
-    outcome, pending = _load(desired, wanted)
+    outcome, pending = _load(control, desired, wanted)
     if not outcome.running:
         console.answer(running=False, changes=[])
         console.warn("the firewall is not running: nothing done")
         return int(invalid)
     desired_ruleset.note(result, source, wanted.backend)
     _report_applied(desired, outcome, quiet=wanted.only_if_running)
-    if pending is not None and not _is_confirmed(pending, wanted.wait):
+    if pending is not None and not _is_confirmed(control, pending, wanted.wait):
         return 3
     return int(invalid or not filtered)
 
 
-def _prepare(desired: Desired, source: Source, wanted: _Wanted) -> bool:
+def _prepare(firewall: Firewall, desired: Desired, source: Source, wanted: _Wanted) -> bool:
     """Check connections and plug NICs, unless nothing will be loaded. Return whether all NICs are filtered then."""
     if wanted.only_if_running and not firewall.is_running():
         return True
     # a change with --confirm may break connections: it is undone if the administrator's own breaks
     go_on = wanted.force or wanted.dry_run or (wanted.confirm_within is not None and not wanted.refuse_cuts)
-    check_sessions(desired, source, go_on=go_on)
+    check_sessions(firewall, desired, source, go_on=go_on)
     if not desired.enabled:
         return True
     # before the load: the rules match each NIC at its firewall bridge
@@ -212,7 +218,7 @@ def _prepare(desired: Desired, source: Source, wanted: _Wanted) -> bool:
     return plug_and_report(source, desired.backend, options, dry_run=wanted.dry_run, wait=wanted.wait)
 
 
-def _load(desired: Desired, wanted: _Wanted) -> tuple[Outcome, Pending | None]:
+def _load(control: Control, desired: Desired, wanted: _Wanted) -> tuple[Outcome, Pending | None]:
     def prepare() -> None:
         if wanted.nat_zone_wanted is not None:
             nat_zone.want(wanted=wanted.nat_zone_wanted)
@@ -222,7 +228,7 @@ def _load(desired: Desired, wanted: _Wanted) -> tuple[Outcome, Pending | None]:
         only_if_running=wanted.only_if_running,
         reload_all=wanted.reload_all,
         confirm_within=wanted.confirm_within,
-        beside=control.Beside.REMOVE if wanted.beside else control.Beside.NOTHING,
+        beside=Beside.REMOVE if wanted.beside else Beside.NOTHING,
         wait=wanted.wait,
         prepare=prepare,
         fell_back=None if wanted.only_if_running or wanted.beside else _report_fall_back,
@@ -238,9 +244,9 @@ def _report_applied(desired: Desired, outcome: Outcome, *, quiet: bool) -> None:
     _look_at_nat(desired, quiet=quiet)
 
 
-def _is_confirmed(pending: Pending, wait: float) -> bool:
+def _is_confirmed(control: Control, pending: Pending, wait: float) -> bool:
     """Wait for the confirmation. Tell whether it came, after reporting that."""
-    confirmed = wait_for_confirmation(pending, wait)
+    confirmed = wait_for_confirmation(control, pending, wait)
     console.answer(confirmation="confirmed" if confirmed else "undone")
     if not confirmed:
         before = "the ruleset that ran before is back" if pending.was_running else "this host is open again"
@@ -248,7 +254,7 @@ def _is_confirmed(pending: Pending, wait: float) -> bool:
     return confirmed
 
 
-def _preview(desired: Desired, *, reload_all: bool, only_if_running: bool) -> None:
+def _preview(firewall: Firewall, desired: Desired, *, reload_all: bool, only_if_running: bool) -> None:
     """Print the changes of an apply, with added and removed lines; with -v the input of the tools."""
     outcome = firewall.preview(desired, reload_all=reload_all)
     console.answer(dry_run=True)
@@ -261,7 +267,7 @@ def _preview(desired: Desired, *, reload_all: bool, only_if_running: bool) -> No
         if outcome.switched_from is not None:
             click.echo(f"# then the rules of the {outcome.switched_from} backend are removed")
         return
-    changes = with_lines(outcome.changes, firewall.running_ruleset(), desired)
+    changes = with_lines(outcome.changes, running_ruleset(), desired)
     console.answer(**outcome_facts(replace(outcome, changes=changes)), backend=desired.backend)
     for change in changes:
         console.say(styled_change(change))
@@ -297,7 +303,13 @@ def nat_problems() -> list[str]:
 
 
 def find_ruleset(
-    source: Source, backend: str | None, *, skip_invalid: bool, settle: float = 0.0, starts: bool = True
+    control: Control,
+    source: Source,
+    backend: str | None,
+    *,
+    skip_invalid: bool,
+    settle: float = 0.0,
+    starts: bool = True,
 ) -> Result | None:
     """Return the desired ruleset; None if its errors forbid applying it, which is reported.
 
@@ -312,7 +324,7 @@ def find_ruleset(
         result = find_once(source, backend, settle=settle, waiting=waiting)
     except (ConfigurationError, InternalError) as error:
         if starts and (skip_invalid or isinstance(error, UnreadableError | CompilerError | InternalError)):
-            _fall_back()
+            _fall_back(control)
         raise
     show(result.diagnostics)
     console.answer(diagnostics=[diagnostic_data(one) for one in result.diagnostics])
@@ -325,7 +337,7 @@ def find_ruleset(
     return result
 
 
-def _fall_back() -> None:
+def _fall_back(control: Control) -> None:
     """If no ruleset runs, load the one confirmed last: a host that comes up must not be open. Raises HostError."""
     with lock.hold():
         if control.fall_back():
@@ -336,18 +348,18 @@ def _report_fall_back() -> None:
     console.warn("the ruleset that was confirmed last is in place")
 
 
-def wait_for_confirmation(pending: Pending, wait: float) -> bool:
+def wait_for_confirmation(control: Control, pending: Pending, wait: float) -> bool:
     """Wait for `pvefw confirm`, or for Enter if there is a terminal. Tell whether the change was confirmed."""
-    seconds = f"{pending.seconds_left:.0f} s"
+    seconds = f"{pending.seconds_left():.0f} s"
     if pending.was_running:
         then = "the previous one comes back"
-    elif pending.beside is control.Beside.NOTHING:
+    elif pending.beside is Beside.NOTHING:
         then = "this host is open again, as before"
     else:
         then = "Proxmox VE's firewall goes on alone"
     if sys.stdin.isatty():
         console.ask(f"press Enter to keep this ruleset; in {seconds} {then}")
-        while control.waits(pending):
+        while pending.waits():
             ready, _, _ = select.select([sys.stdin], [], [], 0.1)
             if ready and sys.stdin.readline():
                 return control.confirm(wait=wait)

@@ -21,13 +21,15 @@ from pvefw_nft.cli.options import backend_option, make_source, need_root, source
 from pvefw_nft.cli.plug_options import unplugged_data
 from pvefw_nft.cli.start import nat_problems
 from pvefw_nft.errors import HostError, PvefwError
-from pvefw_nft.host import control, firewall
 from pvefw_nft.host.backend_info import info
 from pvefw_nft.host.bridges import drop
 from pvefw_nft.host.bridges.unplugged import read_unplugged
+from pvefw_nft.host.control import make_control
+from pvefw_nft.host.firewall import running_ruleset
 from pvefw_nft.host.other_filters import other_filters
 from pvefw_nft.host.proxmox.services import running_firewalls
 from pvefw_nft.host.proxmox.theirs import leftovers
+from pvefw_nft.host.records.pending import pending_if_sound
 from pvefw_nft.host.tracking import nat_zone
 
 if TYPE_CHECKING:
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 
     from pvefw_nft.app.unfiltered import Unfiltered
     from pvefw_nft.host.bridges.unplugged import Unplugged
-    from pvefw_nft.host.control import Pending
     from pvefw_nft.host.firewall import Status
+    from pvefw_nft.host.records.pending import Pending
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Source
 
@@ -88,9 +90,9 @@ def status_command(
     source = patient(make_source(root, node, local_network))
     about = _Found()
     desired = _desired(source, backend, about)
-    found = firewall.status(desired)
+    found = make_control().firewall.status(desired)
     if diff and found.changes and desired is not None:
-        found = replace(found, changes=with_lines(found.changes, firewall.running_ruleset(), desired))
+        found = replace(found, changes=with_lines(found.changes, running_ruleset(), desired))
     _look(about, found, source, backend, desired)
     if form == "json":
         click.echo(json.dumps(_status_json(found, about), indent=2))
@@ -114,7 +116,7 @@ def _desired(source: Source, backend: str | None, about: _Found) -> Desired | No
 
 def _look(about: _Found, found: Status, source: Source, backend: str | None, desired: Desired | None) -> None:
     about.theirs = _theirs()
-    about.waiting = control.pending_if_sound()
+    about.waiting = pending_if_sound()
     about.leftovers = _leftovers()
     about.others = _others()
     if found.running:
@@ -176,7 +178,7 @@ def _status_json(found: Status, about: _Found) -> dict[str, Any]:
         "unplugged": [unplugged_data(one, dropped=drop.is_wanted()) for one in about.unplugged],
         "proxmox_firewall": about.theirs,
         "configuration_errors": about.invalid,
-        "confirmation": None if waiting is None else {"seconds_left": round(waiting.seconds_left, 1)},
+        "confirmation": None if waiting is None else {"seconds_left": round(waiting.seconds_left(), 1)},
         "nat": about.nat,
         "leftovers": about.leftovers,
         "pending_because": about.reasons,
@@ -216,7 +218,7 @@ def _print_running(found: Status, about: _Found, *, diff: bool) -> None:
     if found.hardened:
         console.say("hardened: table bridge pvefw-hardening")
     if about.waiting is not None:
-        console.say(f"waiting for `pvefw confirm`: {about.waiting.seconds_left:.0f} s left")
+        console.say(f"waiting for `pvefw confirm`: {about.waiting.seconds_left():.0f} s left")
     if about.invalid:
         console.say("the configuration has errors: see `pvefw check`")
     console.say(f"pending changes: {_count(found.changes)}")

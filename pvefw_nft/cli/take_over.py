@@ -17,6 +17,7 @@ from pvefw_nft.cli.plug_options import chosen_plug_options, plug_and_report, plu
 from pvefw_nft.cli.session_check import check_sessions, force_option
 from pvefw_nft.cli.start import confirm_option, find_ruleset, wait_for_confirmation
 from pvefw_nft.host import service_units, service_user
+from pvefw_nft.host.control import make_control
 from pvefw_nft.host.proxmox.take_over import Step, TakeOver
 
 if TYPE_CHECKING:
@@ -61,21 +62,23 @@ def take_over_command(
 
     Over ssh, use `pvefw take-over --confirm 120`, after a look at `pvefw take-over --dry-run`.
     """
+    control = make_control()
     source = make_source(root, node, local_network)
-    result = find_ruleset(source, backend, skip_invalid=skip_invalid)
+    result = find_ruleset(control, source, backend, skip_invalid=skip_invalid)
     if result is None:
         ctx.exit(1)
-    check_sessions(result.desired, source, go_on=force or dry_run or confirm_within is not None)
+    check_sessions(control.firewall, result.desired, source, go_on=force or dry_run or confirm_within is not None)
     given = {"--backend": backend, "--node": node, "--local-network": local_network, "--unplugged": unplugged}
     kept = [word for name, value in given.items() if value is not None for word in (name, value)]
     kept += ["--root", str(root)] if root != Path("/") else []
     taking = TakeOver(
+        control,
         result.desired,
         service_units.unit_texts(
             *kept, *(["--no-plug"] if no_plug else []), as_root=service_user.why_root(root) is not None
         ),
         confirm_within,
-        lambda pending: wait_for_confirmation(pending, wait),
+        lambda pending: wait_for_confirmation(control, pending, wait),
         wait,
     )
     options = chosen_plug_options(no_plug=no_plug, unplugged=unplugged)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError, PvefwError
 
-from . import bindings, firewall, sysctl, tools
-from .apply import engines
+from . import bindings, sysctl, tools
 from .apply.nftables_state import TABLE, Nftables
 from .backend_info import info
 from .bridges.firewall_bridge import plan_plug
 from .bridges.unplugged import find_unplugged, on_open_vswitch
+from .firewall import is_present, missing_for
 from .links import open_route, read_links
 from .proxmox.services import read_services, running_firewalls
 from .tracking import nat_zone
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from .bridges.firewall_bridge import Nic
     from .bridges.unplugged import Misconfigured
+    from .firewall import Firewall
     from .links import Links
 
 # the kernel's support for a bridge ruleset: `nft --check` loads nothing
@@ -70,7 +71,11 @@ class Switches:
 
 
 def examine(
-    backend: str, switches: Switches | None, nics: Sequence[Nic], misconfigured: Sequence[Misconfigured] = ()
+    firewall: Firewall,
+    backend: str,
+    switches: Switches | None,
+    nics: Sequence[Nic],
+    misconfigured: Sequence[Misconfigured] = (),
 ) -> Iterator[Finding]:
     """Look at everything.
 
@@ -83,7 +88,7 @@ def examine(
     if switches is not None:
         yield from _switches(switches)
     yield from _tools(backend)
-    yield from _left_rules(backend)
+    yield from _left_rules(firewall, backend)
     yield from _kernel(backend)
     yield from _bridge_settings(backend)
     yield from _other_rules(backend)
@@ -131,11 +136,11 @@ def _tools(backend: str) -> Iterator[Finding]:
             yield Finding(Level.BAD, error.message, error.hint)
 
 
-def _left_rules(backend: str) -> Iterator[Finding]:
+def _left_rules(firewall: Firewall, backend: str) -> Iterator[Finding]:
     """Look for rules of another backend that cannot be removed."""
-    for other in engines.others(backend):
+    for other in firewall.others(backend):
         try:
-            missing = firewall.missing_for(other) if firewall.is_present(other) else []
+            missing = missing_for(other) if is_present(other) else []
         except HostError as failed:
             text = f"unknown whether rules of the {other.name} backend are loaded: {failed.message}"
             yield Finding(Level.WARNING, text, failed.hint)

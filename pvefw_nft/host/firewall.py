@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from pvefw_nft.errors import HostError
+from pvefw_nft.errors import HostError, InternalError
 
 from . import hardening, settings, sysctl
-from .apply.engines import Engine, Planned, Remember, engine, others
-from .backend_info import BACKENDS, info
+from .backend_info import info
 from .bridges import drop
 from .proxmox.flag import keep_flag
 from .records import deltas, record, state
@@ -25,9 +24,10 @@ from .tracking import nat_zone, zone_change
 from .tracking.moved import adopt, arrived
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from .apply.engines import Engine, Planned
     from .records.changes import Change
     from .records.record import AppliedState, Desired
 
@@ -74,84 +74,219 @@ class Status:
     hardened: bool = False
 
 
-def is_running() -> bool:
-    """Tell whether `start` ran since boot, or the kernel holds rules of pvefw."""
-    return record.marker_path().exists() or any(candidate.present() for candidate in _all_engines())
+class Firewall:
+    """pvefw's rules on this host, through one engine a backend."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        """Caches of ``engines`` are used across calls, so keep one object a process."""
+        self.engines = tuple(engines)
+
+    def engine(self, backend: str) -> Engine:
+        """Return the engine of a backend."""
+        for candidate in self.engines:
+            if candidate.name == backend:
+                return candidate
+        raise InternalError(f"no engine for the backend {backend}")
+
+    def others(self, backend: str) -> list[Engine]:
+        """Return the engines of all other backends."""
+        return [candidate for candidate in self.engines if candidate.name != backend]
+
+    def is_running(self) -> bool:
+        """Tell whether `start` ran since boot, or the kernel holds rules of pvefw."""
+        return record.marker_path().exists() or any(candidate.present() for candidate in self.engines)
+
+    def warm_up(self, desired: Desired) -> None:
+        """Warm the caches for the next change, in a service: this is the ruleset that runs. Raises HostError."""
+        _known(desired.backend)
+        self.engine(desired.backend).warm_up(desired)
+
+    def preview(self, desired: Desired, *, reload_all: bool = False) -> Outcome:
+        """Return the changes that a start would make, without making them."""
+        chosen = self.engine(desired.backend)
+        memory, previous = _known(desired.backend)
+        planned = chosen.plan(desired, memory, previous, reload_all=reload_all)
+        hardening_change = hardening.change(desired.hardening)
+        switched = next((other.name for other in self.others(desired.backend) if is_present(other)), None)
+        text, changes = str(planned), planned.changes
+        if hardening_change is not None:
+            text += f"### nft: {hardening_change}\n{desired.hardening}"
+            changes = (*changes, hardening_change)
+        return Outcome(self.is_running(), changes, text, switched)
+
+    def reconcile(
+        self, desired: Desired, *, reload_all: bool = False, record_of: Path | None = None, beside: bool = False
+    ) -> Outcome:
+        """Bring the host to the ruleset, from any state. With ``reload_all`` unchanged parts are loaded again, too.
+
+        With ``beside`` rules of other backends stay: they may belong to another running firewall. The caller holds the
+        lock. ``record_of``: the record that the ruleset was read from; without one it is written. Raises
+        :class:`HostError`: the ruleset that ran before is then in place, or the message names the one that is.
+        """
+        leftover = [] if beside else [other for other in self.others(desired.backend) if is_present(other)]
+        _check_removable(leftover)
+        flag_problems = [] if beside else list(filter(None, [keep_flag()]))
+        if not (reload_all or leftover) and self.is_in_force(desired):
+            return _keep(desired, flag_problems)
+        plan = self._plan(desired, reload_all=reload_all)
+        loaded = self._load(plan, record_of) if plan.is_needed or leftover else _refresh_stamp(plan)
+        problems = [*_mark_started(desired.backend), *flag_problems]
+        listing = loaded.list()
+        loaded.zones.after_load()  # it loads rules of its own: only after the listing of this ruleset is recorded
+        # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
+        notes = [*plan.planned.notes, *_remove_replaced(leftover, desired)]
+        if not desired.hardening:
+            hardening.remove()
+        loaded.zones.after_removal()
+        back = _put_back_what_others_needed(desired)
+        problems += [*loaded.zones.problems, *back.problems, *_keep_settings(desired), *_conntrack(desired)]
+        problems += [*_zone_rules(desired), *_adopt(loaded.moved, desired)]
+        if listing is not None:
+            problems += _note(replace(listing, names=plan.names))
+        return Outcome(
+            running=True,
+            changes=(*plan.planned.changes, *filter(None, [plan.hardening_change])),
+            switched_from=leftover[0].name if leftover else None,
+            problems=tuple(problems),
+            notes=(*notes, *back.notes),
+        )
+
+    def _plan(self, desired: Desired, *, reload_all: bool) -> _Plan:
+        """Plan the change from the rules in the kernel. Raises HostError."""
+        hardening_change = hardening.change(desired.hardening)
+        hardening.load(desired.hardening)  # it only drops: it may be there before the rules are
+        chosen = self.engine(desired.backend)
+        memory, previous = _known(desired.backend)
+        names = chosen.names()  # before anything is loaded: where they change meanwhile, it is loaded again
+        planned = chosen.plan(desired, memory, previous, reload_all=reload_all)
+        return _Plan(desired, planned, previous, memory, names, hardening_change, reload_all)
+
+    def _load(self, plan: _Plan, record_of: Path | None) -> _Loaded:
+        """Prepare, load and verify, then commit the record.
+
+        Raises HostError; the rules and the record before are then in place.
+        """
+        with _hardened_as_before(plan):
+            # written and synced before the kernel is touched: a full disk changes nothing
+            prepared = record.prepare(record.running_path(), plan.desired) if record_of is None else None
+            zones = zone_change.begin(plan.desired)
+            moved = arrived(plan.previous, plan.desired)
+            try:
+                _prepare_kernel(plan.desired)
+                zones.before_load()
+                remember = self.engine(plan.desired.backend).apply(plan.planned, plan.previous)
+            except BaseException:
+                if prepared is not None:
+                    prepared.discard()
+                raise
+            if prepared is not None:
+                prepared.commit()
+            elif record_of is not None:
+                record.copy(record_of, record.running_path())
+        before = None if plan.reload_all else plan.memory
+        return _Loaded(partial(remember, plan.desired.identity, before), zones, moved)
+
+    def remove_all(self) -> Outcome:
+        """Remove pvefw's rules and nothing else, and restore the kernel's settings; the caller holds the lock.
+
+        Raises :class:`HostError`, also where a tool is missing that some of it would need: then nothing was changed.
+        """
+        present = [candidate for candidate in self.engines if is_present(candidate)]
+        _check_removable(present)
+        notes = [note for candidate in present for note in candidate.remove()]
+        was_hardened = hardening.is_loaded()
+        hardening.remove()
+        drop.remove_drops()
+        problems = list(_zone_rules(None))
+        was_running = bool(present) or was_hardened or record.marker_path().exists()
+        back = _put_back_what_was_set()
+        problems += [*back.problems, *_forget(*record.paths_since_boot())]
+        return Outcome(running=was_running, problems=tuple(problems), notes=(*notes, *back.notes))
+
+    def withdraw(self, *, remove: bool) -> None:
+        """Remove the ruleset that was applied beside another firewall, whose rules stay; the caller holds the lock.
+
+        ``remove``: the rules on record go; without it they stay too, since the other firewall has rules of the same
+        names and goes on with them. Kernel settings stay as they are: the other firewall may need them. Raises
+        HostError.
+        """
+        applied = _applied()
+        if remove and applied is not None:
+            for _ in self.engine(applied.backend).remove():
+                pass  # foreign rules refer to the parts that had to stay
+        if remove:
+            hardening.remove()
+        drop.remove_drops()
+        _zone_rules(None)
+        settings.forget()
+        for path in record.paths_since_boot():
+            state.remove(path)
+        state.remove_unfinished()
+
+    def status(self, desired: Desired | None) -> Status:
+        """Return how the kernel differs from the ruleset (None: it could not be compiled)."""
+        applied = _applied()
+        memory = record.read_memory()
+        looking = _Looking()
+
+        def holds(candidate: Engine) -> bool:
+            return applied is not None and applied.backend == candidate.name and candidate.unchanged(memory)
+
+        def is_there(candidate: Engine) -> bool:
+            # chains that were there then are there now
+            noted = candidate in standing and memory is not None and bool(memory.chains)
+            found = noted or looking.seen(partial(is_present, candidate), None)
+            return _was_started(candidate.name) if found is None else found
+
+        standing = [candidate for candidate in self.engines if looking.seen(partial(holds, candidate), otherwise=False)]
+        present = [candidate for candidate in self.engines if is_there(candidate)]
+        running = bool(present) or record.marker_path().exists()
+        changes = looking.seen(partial(self._pending, desired), None) if running and desired is not None else ()
+        ours = [candidate for candidate in present if applied is not None and applied.backend == candidate.name]
+        drifted = looking.seen(lambda: [name for candidate in ours for name in candidate.drifted(memory)], None)
+        if drifted is not None and ours and applied is not None:
+            drifted += [f"setting {key}" for key in _wrong_settings(applied)]
+        dropped: dict[str, int] = {}
+        for candidate in present:
+            dropped.update(looking.seen(candidate.dropped, dict[str, int]()))
+        hardened = looking.seen(hardening.is_loaded, otherwise=False)
+        if hardened:
+            dropped.update(looking.seen(hardening.dropped, dict[str, int]()))
+        for candidate in self.engines:
+            concerned = candidate in present or (desired is not None and desired.backend == candidate.name)
+            if concerned and candidate not in standing:
+                looking.note(*missing_for(candidate))
+        return Status(
+            running=running,
+            backends=tuple(candidate.name for candidate in present),
+            enabled=applied.enabled if applied is not None and running else bool(present),
+            changes=changes,
+            drifted=None if drifted is None else tuple(drifted),
+            dropped=dropped,
+            unseen=tuple(looking.unseen),
+            hardened=hardened,
+        )
+
+    def _pending(self, desired: Desired) -> tuple[Change, ...] | None:
+        if self.is_in_force(desired):
+            return ()
+        memory, previous = _known(desired.backend)
+        changes = self.engine(desired.backend).plan(desired, memory, previous).changes
+        return (*changes, *filter(None, [hardening.change(desired.hardening)]))
+
+    def is_in_force(self, desired: Desired) -> bool:
+        """Tell whether this ruleset was applied last, and the kernel provably still holds it."""
+        if not record.marker_path().exists():
+            return False
+        memory = record.read_memory()
+        if memory is None or memory.identity != desired.identity or not self.engine(desired.backend).unchanged(memory):
+            return False
+        return hardening.change(desired.hardening) is None
 
 
 def was_started() -> bool:
     """Tell whether a start was done since boot."""
     return record.marker_path().exists()
-
-
-def warm_up(desired: Desired) -> None:
-    """Warm the caches for the next change, in a service: this is the ruleset that runs. Raises HostError."""
-    _known(desired.backend)
-    engine(desired.backend).warm_up(desired)
-
-
-def preview(desired: Desired, *, reload_all: bool = False) -> Outcome:
-    """Return the changes that a start would make, without making them."""
-    chosen = engine(desired.backend)
-    memory, previous = _known(desired.backend)
-    planned = chosen.plan(desired, memory, previous, reload_all=reload_all)
-    hardening_change = hardening.change(desired.hardening)
-    switched = next((other.name for other in others(desired.backend) if is_present(other)), None)
-    text, changes = str(planned), planned.changes
-    if hardening_change is not None:
-        text += f"### nft: {hardening_change}\n{desired.hardening}"
-        changes = (*changes, hardening_change)
-    return Outcome(is_running(), changes, text, switched)
-
-
-def reconcile(
-    desired: Desired, *, reload_all: bool = False, record_of: Path | None = None, beside: bool = False
-) -> Outcome:
-    """Bring the host to the ruleset, from any state. With ``reload_all`` unchanged parts are loaded again, too.
-
-    With ``beside`` rules of other backends stay: they may belong to another running firewall. The caller holds the
-    lock. ``record_of``: the record that the ruleset was read from; without one it is written. Raises
-    :class:`HostError`: the ruleset that ran before is then in place, or the message names the one that is.
-    """
-    leftover = [] if beside else [other for other in others(desired.backend) if is_present(other)]
-    _check_removable(leftover)
-    flag_problems = [] if beside else list(filter(None, [keep_flag()]))
-    if not (reload_all or leftover) and is_in_force(desired):
-        return _keep(desired, flag_problems)
-    hardening_change = hardening.change(desired.hardening)
-    hardening.load(desired.hardening)
-    chosen = engine(desired.backend)
-    memory, previous = _known(desired.backend)
-    names = chosen.names()  # before anything is loaded: where they change meanwhile, it is loaded again
-    planned = chosen.plan(desired, memory, previous, reload_all=reload_all)
-    loaded = _Loaded()
-    if planned.changes or leftover or _differs(desired, previous) or memory is None:
-        with _hardened_as_before(previous) if hardening_change is not None else contextlib.nullcontext():
-            loaded = _load(desired, planned, previous, record_of)
-    elif planned.stamp is not None:
-        # foreign rules changed, ours did not: only the stamp is refreshed
-        _note(replace(memory, stamp=planned.stamp, names=names))
-    unmarked = _mark_started(desired.backend)
-    remember = loaded.remember
-    remembered = None if remember is None else remember(desired.identity, None if reload_all else memory)
-    loaded.zones.after_load()  # it loads rules of its own: only after the listing of this ruleset is recorded
-    # the new ruleset is loaded and read back: a packet had to pass both until here, so nothing was open
-    notes = [*planned.notes, *_remove_replaced(leftover, desired)]
-    if not desired.hardening:
-        hardening.remove()
-    loaded.zones.after_removal()
-    back = _put_back_what_others_needed(desired)
-    problems = [*unmarked, *flag_problems, *loaded.zones.problems, *back.problems]
-    problems += [*_keep_settings(desired), *_conntrack(desired), *_zone_rules(desired), *_adopt(loaded.moved, desired)]
-    if remembered is not None:
-        problems += _note(replace(remembered, names=names))
-    return Outcome(
-        running=True,
-        changes=(*planned.changes, *filter(None, [hardening_change])),
-        switched_from=leftover[0].name if leftover else None,
-        problems=tuple(problems),
-        notes=(*notes, *back.notes),
-    )
 
 
 def _keep(desired: Desired, problems: list[str]) -> Outcome:
@@ -163,33 +298,44 @@ def _keep(desired: Desired, problems: list[str]) -> Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
-    """The steps after a load: the change of zones, guests that moved here, and the record of the kernel's listing."""
+class _Plan:
+    """A planned change, and the facts that it follows from.
 
+    ``previous`` and ``memory`` are the ruleset applied last and its listing, if known and of this backend. ``names``:
+    see :meth:`.Engine.names`.
+    """
+
+    desired: Desired
+    planned: Planned
+    previous: Desired | None
+    memory: AppliedState | None
+    names: Mapping[str, str]
+    hardening_change: Change | None
+    reload_all: bool
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether the kernel, the record, or its listing differ from the wanted ruleset."""
+        return bool(self.planned.changes) or _differs(self.desired, self.previous) or self.memory is None
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A loaded ruleset: ``list`` gives its listing by the kernel, to be recorded; None: the record of it stays.
+
+    ``zones`` is the change of zones, whose next steps follow; ``moved`` are the guests that moved here.
+    """
+
+    list: Callable[[], AppliedState | None] = lambda: None
     zones: zone_change.ZoneChange = field(default_factory=zone_change.ZoneChange)
     moved: frozenset[int] = frozenset()
-    remember: Remember | None = None
 
 
-def _load(desired: Desired, planned: Planned, previous: Desired | None, record_of: Path | None) -> _Loaded:
-    """Execute a plan and record it. Raises HostError; the rules and the record before are then in place."""
-    # written and synced before the kernel is touched: a full disk changes nothing
-    prepared = record.prepare(record.running_path(), desired) if record_of is None else None
-    zones = zone_change.begin(desired)
-    moved = arrived(previous, desired)
-    try:
-        _prepare_kernel(desired)
-        zones.before_load()
-        remember = engine(desired.backend).apply(planned, previous)
-    except BaseException:
-        if prepared is not None:
-            prepared.discard()
-        raise
-    if prepared is not None:
-        prepared.commit()
-    elif record_of is not None:
-        record.copy(record_of, record.running_path())
-    return _Loaded(zones, moved, remember)
+def _refresh_stamp(plan: _Plan) -> _Loaded:
+    """Load nothing: foreign rules changed, ours did not, so only the recorded stamp is refreshed."""
+    if plan.memory is not None and plan.planned.stamp is not None:
+        _note(replace(plan.memory, stamp=plan.planned.stamp, names=plan.names))
+    return _Loaded()
 
 
 def _adopt(moved: frozenset[int], desired: Desired) -> list[str]:
@@ -202,14 +348,16 @@ def _adopt(moved: frozenset[int], desired: Desired) -> list[str]:
 
 
 @contextlib.contextmanager
-def _hardened_as_before(previous: Desired | None) -> Iterator[None]:
+def _hardened_as_before(plan: _Plan) -> Iterator[None]:
     """Undo the hardening of a ruleset that cannot be loaded; a rest of it only drops."""
     try:
         yield
     except BaseException:
+        if plan.hardening_change is None:
+            raise
         with contextlib.suppress(HostError):
-            if previous is not None and previous.hardening:
-                hardening.load(previous.hardening)
+            if plan.previous is not None and plan.previous.hardening:
+                hardening.load(plan.previous.hardening)
             else:
                 hardening.remove()
         raise
@@ -253,24 +401,6 @@ def _remove_replaced(engines: list[Engine], desired: Desired) -> Iterator[str]:
             ) from error
 
 
-def remove_all() -> Outcome:
-    """Remove pvefw's rules and nothing else, and restore the kernel's settings; the caller holds the lock.
-
-    Raises :class:`HostError`, also where a tool is missing that some of it would need: then nothing was changed.
-    """
-    present = [candidate for candidate in _all_engines() if is_present(candidate)]
-    _check_removable(present)
-    notes = [note for candidate in present for note in candidate.remove()]
-    was_hardened = hardening.is_loaded()
-    hardening.remove()
-    drop.remove_drops()
-    problems = list(_zone_rules(None))
-    was_running = bool(present) or was_hardened or record.marker_path().exists()
-    back = _put_back_what_was_set()
-    problems += [*back.problems, *_forget(*record.paths_since_boot())]
-    return Outcome(running=was_running, problems=tuple(problems), notes=(*notes, *back.notes))
-
-
 def _put_back_what_was_set() -> PutBack:
     """Restore all kernel settings; failing to record that is no error, since no rule is left."""
     try:
@@ -291,71 +421,6 @@ def _forget(*paths: Path) -> list[str]:
     return problems
 
 
-def withdraw(*, remove: bool) -> None:
-    """Remove the ruleset that was applied beside another firewall, whose rules stay; the caller holds the lock.
-
-    ``remove``: the rules on record go; without it they stay too, since the other firewall has rules of the same names
-    and goes on with them. Kernel settings stay as they are: the other firewall may need them. Raises HostError.
-    """
-    applied = _applied()
-    if remove and applied is not None:
-        for _ in engine(applied.backend).remove():
-            pass  # foreign rules refer to the parts that had to stay
-    if remove:
-        hardening.remove()
-    drop.remove_drops()
-    _zone_rules(None)
-    settings.forget()
-    for path in record.paths_since_boot():
-        state.remove(path)
-    state.remove_unfinished()
-
-
-def status(desired: Desired | None) -> Status:
-    """Return how the kernel differs from the ruleset (None: it could not be compiled)."""
-    applied = _applied()
-    memory = record.read_memory()
-    looking = _Looking()
-
-    def holds(candidate: Engine) -> bool:
-        return applied is not None and applied.backend == candidate.name and candidate.unchanged(memory)
-
-    def is_there(candidate: Engine) -> bool:
-        # chains that were there then are there now
-        noted = candidate in standing and memory is not None and bool(memory.chains)
-        found = noted or looking.seen(partial(is_present, candidate), None)
-        return _was_started(candidate.name) if found is None else found
-
-    standing = [candidate for candidate in _all_engines() if looking.seen(partial(holds, candidate), otherwise=False)]
-    present = [candidate for candidate in _all_engines() if is_there(candidate)]
-    running = bool(present) or record.marker_path().exists()
-    changes = looking.seen(partial(_pending, desired), None) if running and desired is not None else ()
-    ours = [candidate for candidate in present if applied is not None and applied.backend == candidate.name]
-    drifted = looking.seen(lambda: [name for candidate in ours for name in candidate.drifted(memory)], None)
-    if drifted is not None and ours and applied is not None:
-        drifted += [f"setting {key}" for key in _wrong_settings(applied)]
-    dropped: dict[str, int] = {}
-    for candidate in present:
-        dropped.update(looking.seen(candidate.dropped, dict[str, int]()))
-    hardened = looking.seen(hardening.is_loaded, otherwise=False)
-    if hardened:
-        dropped.update(looking.seen(hardening.dropped, dict[str, int]()))
-    for candidate in _all_engines():
-        concerned = candidate in present or (desired is not None and desired.backend == candidate.name)
-        if concerned and candidate not in standing:
-            looking.note(*missing_for(candidate))
-    return Status(
-        running=running,
-        backends=tuple(candidate.name for candidate in present),
-        enabled=applied.enabled if applied is not None and running else bool(present),
-        changes=changes,
-        drifted=None if drifted is None else tuple(drifted),
-        dropped=dropped,
-        unseen=tuple(looking.unseen),
-        hardened=hardened,
-    )
-
-
 class _Looking:
     """Looks that may fail, and why they did."""
 
@@ -371,14 +436,6 @@ class _Looking:
 
     def note(self, *errors: HostError) -> None:
         self.unseen.update(dict.fromkeys(Unavailable(error.message, error.hint) for error in errors))
-
-
-def _pending(desired: Desired) -> tuple[Change, ...] | None:
-    if is_in_force(desired):
-        return ()
-    memory, previous = _known(desired.backend)
-    changes = engine(desired.backend).plan(desired, memory, previous).changes
-    return (*changes, *filter(None, [hardening.change(desired.hardening)]))
 
 
 def is_present(candidate: Engine) -> bool:
@@ -421,16 +478,6 @@ def _check_removable(engines: list[Engine]) -> None:
                 "nothing was changed",
                 error.hint,
             )
-
-
-def is_in_force(desired: Desired) -> bool:
-    """Tell whether this ruleset was applied last, and the kernel provably still holds it."""
-    if not record.marker_path().exists():
-        return False
-    memory = record.read_memory()
-    if memory is None or memory.identity != desired.identity or not engine(desired.backend).unchanged(memory):
-        return False
-    return hardening.change(desired.hardening) is None
 
 
 def _prepare_kernel(desired: Desired) -> None:
@@ -500,7 +547,3 @@ def _known(backend: str) -> tuple[AppliedState | None, Desired | None]:
 
 def _differs(desired: Desired, previous: Desired | None) -> bool:
     return previous is None or previous.fingerprint != desired.fingerprint or previous.conntrack != desired.conntrack
-
-
-def _all_engines() -> list[Engine]:
-    return [engine(name) for name in BACKENDS]

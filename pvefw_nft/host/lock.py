@@ -7,16 +7,18 @@ import errno
 import fcntl
 import os
 import stat
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError, LockedError
 
 from . import service_user
+from .clock import CLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from .clock import Clock
 
 RUN_DIRECTORY = Path("/run")
 WAIT = 10.0
@@ -31,7 +33,7 @@ def lock_path(name: str = "pvefw") -> Path:
 
 
 @contextlib.contextmanager
-def hold(path: Path | None = None, wait: float = WAIT) -> Iterator[None]:
+def hold(path: Path | None = None, wait: float = WAIT, clock: Clock = CLOCK) -> Iterator[None]:
     """Hold a lock while the block runs; ``wait`` is in seconds.
 
     Raises :class:`LockedError` that names the process holding it when the wait is over, and
@@ -44,7 +46,7 @@ def hold(path: Path | None = None, wait: float = WAIT) -> Iterator[None]:
         raise HostError(f"cannot open the lock file {path}: {err.strerror}", _remedy(err, path)) from err
     try:
         _check(descriptor, path)
-        _acquire(descriptor, path, wait)
+        _acquire(descriptor, path, wait, clock)
         with contextlib.suppress(OSError):  # a full disk, or no regular file: the lock holds all the same
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -84,19 +86,19 @@ def _check(descriptor: int, path: Path) -> None:
         raise HostError(f"the lock file {path} is not pvefw's", f"remove it: {path}")
 
 
-def _acquire(descriptor: int, path: Path, wait: float) -> None:
-    deadline = time.monotonic() + wait
+def _acquire(descriptor: int, path: Path, wait: float, clock: Clock) -> None:
+    deadline = clock.since_boot() + wait
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() >= deadline:
+            if clock.since_boot() >= deadline:
                 holder = _holder(descriptor)
                 raise LockedError(
                     f"another run of pvefw (process {holder}) holds the lock {path}",
                     f"waited {wait:g} s; try again when it has ended, or wait longer with --wait",
                 ) from None
-            time.sleep(_POLL)
+            clock.sleep(_POLL)
         else:
             return
 

@@ -13,11 +13,11 @@ import pytest
 from pvefw_nft.cli import cli, console, main
 from pvefw_nft.cli.command import Command
 from pvefw_nft.cli.examples import EXAMPLES
-from pvefw_nft.errors import HostError
 from tests.support import NODE, VM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.support import MakeRoot
 
@@ -91,15 +91,17 @@ def test_json_answers_hold_facts_and_messages(make_root: MakeRoot, capsys: pytes
     }
 
 
-def test_json_answers_hold_the_error(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_: object) -> None:
-        raise HostError("it does not work", "try again")
-
-    monkeypatch.setattr("pvefw_nft.host.control.confirm", refuse)
+def test_json_answers_hold_the_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PVEFW_RUN_DIRECTORY", str(tmp_path))
     code, out, err = run(capsys, "confirm", "--format", "json")
     answer: dict[str, Any] = json.loads(out)
     assert (code, err, answer["exit_code"]) == (3, "", 3)
-    assert answer["error"] == {"message": "it does not work", "help": "try again"}
+    assert answer["error"] == {
+        "message": "no change waits for its confirmation",
+        "help": "it was confirmed, or its time is over",
+    }
 
 
 def test_quiet_leaves_warnings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,13 +6,24 @@ import re
 import subprocess
 from typing import Any
 
-from pvefw_nft.host import control, sysctl
+from pvefw_nft.host import sysctl
 from pvefw_nft.host.records import record
+from pvefw_nft.host.records.pending import pending
 from pvefw_nft.host.settings import needed_first
 
 
 def everything() -> dict[str, Any]:
     """Return the rules in the kernel and the records, without their history."""
+    found = everything_in_the_kernel()
+    for path in (record.running_path(), record.confirmed_path()):
+        loaded = record.load(path)
+        found[path.name] = loaded and loaded.fingerprint
+    found["waits"] = pending()
+    return found
+
+
+def everything_in_the_kernel() -> dict[str, Any]:
+    """Return the rules in the kernel and the settings that they need, without their history."""
     found: dict[str, Any] = {tool: tables(listed(f"{tool}-save")) for tool in ("iptables", "ip6tables", "ebtables")}
     found["ipset"] = sorted(
         re.sub(r" (initval|hashsize) \S+", "", line) for line in listed("ipset", "save").split("\n")
@@ -21,10 +32,6 @@ def everything() -> dict[str, Any]:
         found[family] = things(listed("nft", "list", "table", family, "pvefw"))
     for backend in ("iptables", "nft"):
         found |= {key: sysctl.read(key) for key in needed_first(backend)}
-    for path in (record.running_path(), record.confirmed_path()):
-        loaded = record.load(path)
-        found[path.name] = loaded and loaded.fingerprint
-    found["waits"] = control.pending()
     return found
 
 

@@ -24,7 +24,7 @@ import pytest
 
 from pvefw_nft.app.desired import desired_of
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, sysctl, tools
+from pvefw_nft.host import sysctl, tools
 from pvefw_nft.host.bridges.firewall_bridge import Nic
 from pvefw_nft.host.bridges.plug import plug_nics
 from pvefw_nft.host.links import open_route
@@ -33,6 +33,7 @@ from pvefw_nft.host.settings import needed_first
 from pvefw_nft.pipeline import Source, compile_root
 
 from .conftest import Namespace
+from .here import control
 from .rulesets import pieces
 
 if TYPE_CHECKING:

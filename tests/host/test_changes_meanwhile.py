@@ -11,12 +11,11 @@ pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control
 from pvefw_nft.host.apply import apply_iptables
-from pvefw_nft.host.apply.engines import engine
 from pvefw_nft.host.apply.nftables_state import DIGESTS, Nftables
 from pvefw_nft.host.records import record
 
+from .here import control, engine
 from .listing import everything
 from .network import start
 from .test_other_hands import desired_of, kind, shell

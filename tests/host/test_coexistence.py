@@ -14,13 +14,14 @@ pytest.importorskip("nftables")
 
 from pvefw_nft.cli import main
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, sysctl, tools
+from pvefw_nft.host import sysctl, tools
 from pvefw_nft.host.proxmox import theirs
 from pvefw_nft.host.records import record, state
 from pvefw_nft.host.settings import needed_first
 
 from . import rulesets
 from .conftest import need
+from .here import control
 from .network import (
     ADDRESSES,
     DENIED_WAYS,

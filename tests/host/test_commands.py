@@ -18,6 +18,7 @@ from pvefw_nft.host.doctor import Finding, Level, Switches
 from pvefw_nft.host.links import Links, open_route, read_links
 from pvefw_nft.pipeline import Source
 from pvefw_nft.pipeline.inventory import read_inventory
+from tests.host.here import firewall
 from tests.support import NODE, VM
 
 if TYPE_CHECKING:
@@ -176,14 +177,14 @@ def texts(findings: list[Finding], level: Level) -> list[str]:
 
 
 def test_doctor_finds_the_switch_that_is_off() -> None:
-    off = list(doctor.examine("iptables", Switches(cluster=False, host=True, guests={}), []))
+    off = list(doctor.examine(firewall, "iptables", Switches(cluster=False, host=True, guests={}), []))
     assert "the firewall is off for the whole cluster, so nothing is filtered" in texts(off, Level.BAD)
 
 
 def test_doctor_finds_a_missing_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pvefw_nft.host.tools._PATH", "/nonexistent")
     monkeypatch.setenv("PATH", "/nonexistent")
-    found = list(doctor.examine("iptables", Switches(cluster=True, host=True, guests={}), []))
+    found = list(doctor.examine(firewall, "iptables", Switches(cluster=True, host=True, guests={}), []))
     assert "the program ipset is not installed" in texts(found, Level.BAD)
 
 
@@ -192,7 +193,7 @@ def test_doctor_finds_a_tool_that_does_not_run(monkeypatch: pytest.MonkeyPatch) 
         raise HostError(f"{tool} --version failed: no permission", "run this as root")
 
     monkeypatch.setattr(tools, "version", fail)
-    found = list(doctor.examine("iptables", Switches(cluster=True, host=True, guests={}), []))
+    found = list(doctor.examine(firewall, "iptables", Switches(cluster=True, host=True, guests={}), []))
     assert [text for text in texts(found, Level.WARNING) if "ipset --version failed" in text]
 
 
@@ -201,13 +202,15 @@ def test_doctor_finds_a_forward_policy_that_drops(host: Namespace) -> None:
         subprocess.run(["iptables", "-P", "FORWARD", "DROP"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"iptables is not usable here: {error}")
-    found = list(doctor.examine("iptables", Switches(cluster=True, host=True, guests={}), []))
+    found = list(doctor.examine(firewall, "iptables", Switches(cluster=True, host=True, guests={}), []))
     assert any("FORWARD drops by policy" in text for text in texts(found, Level.WARNING))
 
 
 def test_doctor_finds_a_bridge_setting_that_lets_packets_by(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pvefw_nft.host.sysctl.read", lambda key: "0" if "bridge-nf" in key else None)
-    found = list(doctor.examine("iptables", Switches(cluster=True, host=True, guests={}), [Nic("tap1i0", "b", 1, 0)]))
+    found = list(
+        doctor.examine(firewall, "iptables", Switches(cluster=True, host=True, guests={}), [Nic("tap1i0", "b", 1, 0)])
+    )
     assert "net.bridge.bridge-nf-call-ip6tables is 0: bridged packets bypass ip6tables" in texts(found, Level.BAD)
     assert any("tags with a VLAN itself" in text for text in texts(found, Level.WARNING))
 
@@ -222,7 +225,7 @@ def test_doctor_notes_guests_that_speak_spanning_tree(make_root: MakeRoot) -> No
     (root / "etc/pve/firewall/cluster.pvefw").write_text("[OPTIONS]\nl2: strict\n")
     assert (warned("nft"), warned("iptables")) == ((), (100,))
     switches = Switches(cluster=True, host=True, guests={}, open_layer2=(100,))
-    found = list(doctor.examine("iptables", switches, []))
+    found = list(doctor.examine(firewall, "iptables", switches, []))
     # a note leaves the exit code at 0: the default configuration of every host lets them pass
     assert "frames of spanning tree (BPDUs) of guests pass: 100" in texts(found, Level.NOTE)
 
@@ -236,5 +239,7 @@ def test_doctor_notes_guests_that_may_answer_by_another_nic(make_root: MakeRoot)
     (root / "etc/pve/firewall/100.pvefw").write_text("[OPTIONS]\none_zone: 1\n")
     assert read_inventory(source).divided() == ()
     switches = Switches(cluster=True, host=True, guests={}, divided=(100,))
-    (note,) = [text for text in texts(list(doctor.examine("nft", switches, [])), Level.NOTE) if "another NIC" in text]
+    (note,) = [
+        text for text in texts(list(doctor.examine(firewall, "nft", switches, [])), Level.NOTE) if "another NIC" in text
+    ]
     assert note.endswith(": 100")

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pvefw_nft.host import control, firewall, lock
+from pvefw_nft.host import lock
+from pvefw_nft.host.records.pending import pending
 
 from .applied import ours, shell, wait_until
+from .here import firewall
 
 if TYPE_CHECKING:
     from .conftest import Namespace
@@ -135,7 +137,7 @@ def test_ruleset_comes_back_when_the_command_dies(real: Namespace, configuration
         assert wait_until(lambda: lets_in(81))
         os.killpg(process.pid, number)
     assert wait_until(lambda: lets_in(80) and not lets_in(81))
-    assert wait_until(lambda: control.pending() is None)
+    assert wait_until(lambda: pending() is None)
 
 
 def test_confirm_command(real: Namespace, configuration: Path) -> None:

@@ -8,11 +8,11 @@ import pytest
 
 from pvefw_nft import pipeline
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import backend_info, control, firewall
-from pvefw_nft.host.apply.engines import engine
+from pvefw_nft.host import backend_info
 from pvefw_nft.host.records import record
 
 from .applied import Killed, die, everything, has_port, ours, shell, with_port
+from .here import control, engine, firewall, with_engine
 from .network import ruleset
 from .rulesets import iptables, nft, pieces
 
@@ -115,17 +115,13 @@ def test_switching_backends_and_back(real: Namespace) -> None:
 
 
 @pytest.mark.parametrize("new", ["nft", "iptables"])
-def test_killed_between_loading_the_new_and_removing_the_old(
-    real: Namespace, monkeypatch: pytest.MonkeyPatch, new: str
-) -> None:
+def test_killed_between_loading_the_new_and_removing_the_old(real: Namespace, new: str) -> None:
     rulesets = {"iptables": with_port(80), "nft": ruleset("nft", nft())}
     old = "iptables" if new == "nft" else "nft"
     control.apply(rulesets[old])
 
-    with monkeypatch.context() as patched:
-        patched.setattr(type(engine(old)), "remove", die)
-        with pytest.raises(Killed):
-            control.apply(rulesets[new])
+    with pytest.raises(Killed):
+        with_engine(old, remove=die).apply(rulesets[new])
     assert engine("nft").present()
     assert engine("iptables").present()  # both: nothing is open
     control.apply(rulesets[new])
@@ -145,15 +141,14 @@ def test_damaged_records_do_not_keep_it_from_starting(real: Namespace) -> None:
     assert has_port(81)
 
 
-def test_nothing_else_is_removed_when_the_new_ruleset_fails(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_else_is_removed_when_the_new_ruleset_fails(real: Namespace) -> None:
     control.apply(with_port(80))
 
-    def failing(*_: object, **__: object) -> None:
+    def failing(*_: object) -> None:
         raise HostError("no")
 
-    monkeypatch.setattr(type(engine("nft")), "apply", failing)
     with pytest.raises(HostError, match="no"):
-        control.apply(ruleset("nft", nft()))
+        with_engine("nft", apply=failing).apply(ruleset("nft", nft()))
     assert has_port(80)
 
 

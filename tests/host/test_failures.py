@@ -12,11 +12,12 @@ import pytest
 pytest.importorskip("nftables")
 
 from pvefw_nft.errors import HostError, LockedError
-from pvefw_nft.host import control, lock, sysctl, tools
+from pvefw_nft.host import lock, sysctl, tools
 from pvefw_nft.host.apply.nftables_state import Nftables
 from pvefw_nft.host.records import state
 
 from . import rulesets
+from .here import control
 from .listing import everything
 from .network import ruleset, small_file_system
 

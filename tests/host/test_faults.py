@@ -23,14 +23,14 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from pvefw_nft.host import control, sysctl, tools
+from pvefw_nft.host import sysctl, tools
 from pvefw_nft.host.records import record, state
 from pvefw_nft.host.settings import needed_first
 
 from .commands import Command, Done, pvefw, service
 from .conftest import need
 from .fuse import HANG, Faulty, own_mounts
-from .listing import everything
+from .listing import everything_in_the_kernel
 from .network import configure, small_file_system, switch_off, takes_compiled_nft
 
 if TYPE_CHECKING:
@@ -254,16 +254,8 @@ EXPECTED: dict[str, dict[str, tuple[int, str]]] = {
 
 def rules() -> dict[str, Any]:
     """Return what the kernel holds of rules."""
-    found = everything_of_the_kernel()
+    found = everything_in_the_kernel()
     return {key: found[key] for key in ("iptables", "ip6tables", "ebtables", "ipset", "bridge", "inet")}
-
-
-def everything_of_the_kernel() -> dict[str, Any]:
-    # the records are looked at for themselves: here they may be damaged
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(record, "load", lambda _: None)
-        patched.setattr(control, "pending", lambda: None)
-        return everything()
 
 
 def have_no_rules() -> bool:

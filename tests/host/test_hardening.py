@@ -9,13 +9,13 @@ import pytest
 
 from pvefw_nft.app.desired import desired_of
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, firewall, hardening
-from pvefw_nft.host.apply.engines import engine
+from pvefw_nft.host import hardening
 from pvefw_nft.host.records import record
 from pvefw_nft.pipeline import Source, compile_root
 from tests.support import NODE, VM
 
 from .conftest import need
+from .here import control, engine, firewall, with_engine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,15 +107,12 @@ def test_a_record_keeps_it(real: Namespace, make_root: MakeRoot) -> None:
     assert record.load(record.running_path()) == hardened
 
 
-def test_a_ruleset_that_cannot_be_loaded_leaves_none(
-    real: Namespace, make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
+def test_a_ruleset_that_cannot_be_loaded_leaves_none(real: Namespace, make_root: MakeRoot) -> None:
+    def fail(*_: object) -> None:
         raise HostError("no")
 
-    monkeypatch.setattr(type(engine("iptables")), "apply", fail)
     with pytest.raises(HostError, match="no"):
-        control.apply(desired(root_of(make_root), harden=True))
+        with_engine("iptables", apply=fail).apply(desired(root_of(make_root), harden=True))
     assert listed() == ""
 
 

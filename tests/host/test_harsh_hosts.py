@@ -22,12 +22,14 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from pvefw_nft.host import control, tools
+from pvefw_nft.host import tools
 from pvefw_nft.host.records import record, state
+from pvefw_nft.host.records.pending import pending
 
 from .commands import Command, pvefw, service
 from .conftest import need
 from .fuse import own_mounts
+from .here import control, unguarded
 from .listing import everything
 from .network import compiled, configure, takes_compiled_nft
 from .test_faults import ALL, have_no_rules, rules
@@ -188,11 +190,8 @@ def test_interrupted_at_any_moment_a_command_leaves_the_one_or_the_other(
 
 
 @pytest.mark.parametrize("name", ["confirm", "rollback"])
-def test_interrupted_at_any_moment_a_change_still_has_one_end(
-    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_interrupted_at_any_moment_a_change_still_has_one_end(options: list[str], tmp_path: Path, name: str) -> None:
     """SIGINT while a change is confirmed or rolled back: made again, the command has the same end."""
-    monkeypatch.setattr(control, "_start_guard", lambda _token, _seconds: None)
     said = tmp_path / "said"
     rulesets = [compiled(tmp_path, "iptables"), compiled(tmp_path, "iptables", 1, other=True)]
     found = []
@@ -204,7 +203,7 @@ def test_interrupted_at_any_moment_a_change_still_has_one_end(
     chance = random.Random(seed)
     for number in range(21 if ALL else 3):
         control.apply(rulesets[0])
-        control.apply(rulesets[1], confirm_within=600)
+        unguarded().apply(rulesets[1], confirm_within=600)
         assert rules() == found[3]
         begun = time.monotonic()
         command = Command([name], said)
@@ -219,7 +218,7 @@ def test_interrupted_at_any_moment_a_change_still_has_one_end(
         again = pvefw(said, name)
         assert again.status in (0, 3), (seed, number, again)  # 3: it was done by then, and no change waits
         assert rules() == found[3 if name == "confirm" else 2], (seed, number)
-        assert control.pending() is None
+        assert pending() is None
         assert record.confirmed_path().read_bytes() == record.running_path().read_bytes()
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, settings, sysctl, tools
+from pvefw_nft.host import settings, sysctl, tools
 from pvefw_nft.host.settings import Conntrack
 
 from .applied import Killed, die, everything, with_port
+from .here import control
 from .network import ruleset
 from .rulesets import nft
 

@@ -23,12 +23,13 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from pvefw_nft.host import control, firewall, sysctl
+from pvefw_nft.host import sysctl
 from pvefw_nft.host.apply.nftables_state import Nftables
 from pvefw_nft.host.records import record, state
 from pvefw_nft.host.settings import needed_first
 
 from . import rulesets
+from .here import control, firewall
 from .listing import everything
 from .network import DENIED_WAYS, Denied, Network, compiled, ruleset, start, switch_off
 

@@ -19,10 +19,10 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from pvefw_nft.host import firewall
 
 from .commands import Command, service
 from .conftest import need
+from .here import firewall
 from .network import configure
 from .refused_calls import NO_INOTIFY, NO_PROCESS, NO_WATCH, Limit, refusing
 from .test_faults import Host, host_of, rules

@@ -16,12 +16,12 @@ pytest.importorskip("nftables")
 
 from pvefw_nft.cli import main
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, doctor, firewall, tools
-from pvefw_nft.host.apply.engines import engine
+from pvefw_nft.host import doctor, tools
 from pvefw_nft.host.records import record
 
 from . import rulesets
 from .conftest import need
+from .here import control, engine, firewall
 from .listing import everything
 from .network import ruleset
 
@@ -130,7 +130,7 @@ def test_switch_to_nft_where_a_tool_is_missing(real: Namespace, tmp_path: Path, 
 def test_doctor_finds_rules_that_could_not_be_removed(real: Namespace, tmp_path: Path) -> None:
     control.apply(IPTABLES)
     with without(tmp_path, "ipset"):
-        found = list(doctor.examine("nft", doctor.Switches(cluster=True, host=True, guests={}), []))
+        found = list(doctor.examine(firewall, "nft", doctor.Switches(cluster=True, host=True, guests={}), []))
     text = "rules of the iptables backend are loaded, and could not be removed: the program ipset is not installed"
     assert doctor.Finding(doctor.Level.BAD, text, "apt-get install ipset") in found
 

@@ -13,12 +13,13 @@ from pvefw_nft.app import desired as desired_ruleset
 from pvefw_nft.cli import main
 from pvefw_nft.cli.options import make_source
 from pvefw_nft.config import netdb
-from pvefw_nft.host import control, firewall, lock, tools
+from pvefw_nft.host import lock, tools
 from pvefw_nft.host.apply import names
 from pvefw_nft.host.netfilter import nf_tables
 from tests.support import VM
 
 from .conftest import need
+from .here import control, firewall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

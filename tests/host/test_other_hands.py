@@ -19,12 +19,12 @@ pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, firewall, lock, tools
-from pvefw_nft.host.apply.engines import engine
+from pvefw_nft.host import lock, tools
 from pvefw_nft.host.records import record
 
 from . import rulesets
 from .conftest import need
+from .here import control, engine, firewall
 from .listing import everything
 from .network import compiled, ruleset, start, takes_compiled_nft
 

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, firewall, service_units
+from pvefw_nft.host import service_units
+from pvefw_nft.host.firewall import was_started
 from pvefw_nft.host.proxmox import services, theirs, units
 from pvefw_nft.host.proxmox.awake import FirewallWatch
 from pvefw_nft.host.proxmox.flag import flag_path
 from pvefw_nft.host.records import record
+from pvefw_nft.host.records.pending import Beside
 from pvefw_nft.host.watching.rule_guard import RuleGuard
 
+from .here import control
 from .network import compiled, configure, start
 from .test_commands import pvefw
 
@@ -110,11 +113,11 @@ def test_a_change_beside_is_undone_without_touching_the_chains_before(host: Name
         check=True,
     )
     assert theirs.has_iptables_chains()
-    _, change = control.apply(compiled(tmp_path, "iptables"), confirm_within=60, beside=control.Beside.LEAVE)
+    _, change = control.apply(compiled(tmp_path, "iptables"), confirm_within=60, beside=Beside.LEAVE)
     assert change is not None
     control.roll_back()
     assert theirs.has_iptables_chains()  # pve-firewall goes on with them
-    assert not firewall.was_started()
+    assert not was_started()
     assert not record.pending_path().exists()
 
 

@@ -18,9 +18,10 @@ import pytest
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
-from pvefw_nft.host import control, firewall
 from pvefw_nft.host.links import open_route
+from pvefw_nft.host.records.pending import pending
 
+from .here import control, firewall
 from .network import (
     ADDRESSES,
     ALLOWED,
@@ -151,9 +152,9 @@ def test_unconfirmed_update_that_cuts_new_connections(network: Network, tmp_path
         assert connects(network)
         control.apply(cutting(tmp_path / "c", backend), confirm_within=5)
         assert not connects(network)
-        assert control.pending() is not None
+        assert pending() is not None
         end = time.monotonic() + 60
-        while control.pending() is not None and time.monotonic() < end:
+        while pending() is not None and time.monotonic() < end:
             time.sleep(0.2)
         assert connects(network)
         assert denied.pass_now() == []
@@ -166,11 +167,11 @@ def test_confirmed_update_that_cuts_new_connections(network: Network, tmp_path: 
     start(compiled(tmp_path / "c", backend))
     with Echo(network), contextlib.closing(Denied(network)) as denied:
         assert connects(network)
-        _, pending = control.apply(cutting(tmp_path / "c", backend), confirm_within=3)
-        assert pending is not None
+        _, change = control.apply(cutting(tmp_path / "c", backend), confirm_within=3)
+        assert change is not None
         assert control.confirm()
-        assert control.await_confirmation(pending)
-        time.sleep(max(0.0, pending.seconds_left) + 1.5)  # the guard looks every second
+        assert control.await_confirmation(change)
+        time.sleep(change.seconds_left() + 1.5)  # the guard looks every second
         assert not connects(network)
         assert denied.pass_now() == []
     assert firewall.status(recompiled(tmp_path / "c", backend)).changes == ()

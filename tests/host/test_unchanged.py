@@ -13,13 +13,13 @@ import pytest
 from pvefw_nft.app import desired as desired_ruleset
 from pvefw_nft.cli import main
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import control, firewall, sysctl, tools
+from pvefw_nft.host import sysctl, tools
 from pvefw_nft.host.apply import apply_iptables, apply_nft, iptables_plan
-from pvefw_nft.host.apply.engines import engine
 from pvefw_nft.host.netfilter import nf_tables, stamp
 from pvefw_nft.host.records import record
 from tests.support import VM
 
+from .here import control, engine, firewall
 from .rulesets import iptables, nft, pieces
 
 if TYPE_CHECKING:

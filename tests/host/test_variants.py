@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.host import control, firewall, tools
+from pvefw_nft.host import tools
 
 from .conftest import need
+from .here import control, firewall
 from .network import compiled
 from .test_other_hands import use_legacy_tools
 

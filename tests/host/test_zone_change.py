@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from pvefw_nft.app.desired import desired_of
-from pvefw_nft.host import control
 from pvefw_nft.host.netfilter import nf_tables
 from pvefw_nft.host.records import record
 from pvefw_nft.host.tracking import zone_change
 from pvefw_nft.ir.zones import first_choice
 from pvefw_nft.pipeline import Source, compile_root
 
+from .here import control
 from .nat_network import ADDRESSES, NatNetwork, configure
 from .network import has_bridge_conntrack, recompiled, start
 

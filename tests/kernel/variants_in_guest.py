@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.host import control, firewall, tools
+from pvefw_nft.host import tools
 from tests.host.conftest import host as host
+from tests.host.here import control, firewall
 from tests.host.network import Network, Streams, check, compiled, start, switch_off
 
 if TYPE_CHECKING:

@@ -28,10 +28,11 @@ from pvefw_nft.config.rules import Names
 from pvefw_nft.config.sdn import read_sdn
 from pvefw_nft.config.steady import is_cut_off
 from pvefw_nft.errors import CompilerError, HostError, InternalError, PvefwError
-from pvefw_nft.host import control, settings
+from pvefw_nft.host import settings
 from pvefw_nft.host.apply import xtables
 from pvefw_nft.host.apply.nftables_state import Reader
 from pvefw_nft.host.records import record, state
+from pvefw_nft.host.records.pending import is_held_back, pending
 from pvefw_nft.pipeline import Source, compile_root
 from pvefw_nft.verify.network.interfaces import read_interfaces
 from pvefw_nft.verify.prove.expected_differences import read_known
@@ -286,8 +287,8 @@ def records(data: bytes) -> None:
     reads: dict[Path, Callable[[], object]] = {
         record.running_path(): lambda: record.load(record.running_path()),
         record.memory_path(): record.read_memory,
-        record.pending_path(): control.pending,
-        record.held_path(): lambda: control.is_held_back(_ruleset()),
+        record.pending_path(): pending,
+        record.held_path(): lambda: is_held_back(_ruleset()),
         state.run_directory() / "conntrack.json": settings.read_remembered,
     }
     for path, read in reads.items():

@@ -18,7 +18,7 @@ from . import apply_iptables, apply_nft, iptables_plan, names, twin, xtables
 from .nftables_state import TABLE, Nftables, Reader, our_tables, read_kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping
 
     from ..netfilter.stamp import RulesetStamp
     from ..records.changes import Change
@@ -434,17 +434,6 @@ def _chains(memory: AppliedState | None) -> Mapping[str, AppliedChain]:
     return memory.chains if memory is not None else {}
 
 
-_ENGINES: Sequence[Engine] = (IptablesEngine(), NftEngine())
-
-
-def engine(name: str) -> Engine:
-    """Return the engine of a backend."""
-    for candidate in _ENGINES:
-        if candidate.name == name:
-            return candidate
-    raise InternalError(f"no engine for the backend {name}")
-
-
-def others(name: str) -> list[Engine]:
-    """Return the engines of all other backends."""
-    return [candidate for candidate in _ENGINES if candidate.name != name]
+def make_engines() -> tuple[Engine, ...]:
+    """Make an engine for each backend of :data:`.BACKENDS`."""
+    return (IptablesEngine(), NftEngine())

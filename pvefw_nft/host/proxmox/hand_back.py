@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError
 
-from .. import control, firewall, lock, tools
+from .. import lock, tools
 from ..records import record, state
+from ..watchdog import start_timer
 from . import theirs, units
 from .flag import flag_path, remove_flag
 from .services import IPTABLES_SERVICE, NFT_SERVICE, has_systemd, read_services
@@ -22,7 +23,8 @@ from .take_over import Step
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..control import Pending
+    from ..control import Control
+    from ..records.pending import Pending
 
 LOAD_WITHIN = 120.0
 """Seconds that Proxmox VE's firewall may take to load its rules; its loops take 5 and 10 s."""
@@ -39,6 +41,7 @@ class HandBack:
     are loaded; else ``take_over_again``, a command line, is run by a timer. None: pvefw's rules are removed unasked.
     """
 
+    control: Control
     nftables: bool
     enabled: bool
     confirm_within: float | None = None
@@ -83,13 +86,13 @@ class HandBack:
         assert self.confirm_within is not None
         _stop_timer()
         seconds = self.confirm_within + (LOAD_WITHIN if self.enabled else 0)
-        control.start_timer(self.take_over_again, _GUARD, seconds)
+        start_timer(self.take_over_again, _GUARD, seconds)
         return ()
 
     def _wait_for_confirmation(self) -> tuple[str, ...]:
         assert self.confirm_within is not None
         with lock.hold(wait=self.wait):
-            change = control.await_with_rules(self.confirm_within)
+            change = self.control.await_with_rules(self.confirm_within)
         if not self.confirmed(change):
             # what the timer would do
             tools.run(["systemctl", "--quiet", "start", f"{_GUARD}.service"], timeout=LOAD_WITHIN)
@@ -104,7 +107,7 @@ class HandBack:
             # pve-firewall goes on with chains of these names: they are its own by now
             shared = service == IPTABLES_SERVICE and self.enabled
             shared = shared and (applied is None or applied.backend == "iptables")
-            firewall.withdraw(remove=not shared)
+            self.control.firewall.withdraw(remove=not shared)
         return ("its chains have the names of pve-firewall's, which goes on with them",) if shared else ()
 
 

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError, PvefwError
 
-from .. import control, firewall, lock, service_user
+from .. import lock, service_user
+from ..firewall import was_started
+from ..records.pending import Beside, keep
 from . import theirs, units
 from .flag import flag_path, keep_flag
 from .services import IPTABLES_SERVICE, LOGGER, has_systemd, loaded_tables, read_services
@@ -24,7 +26,8 @@ from .services import IPTABLES_SERVICE, LOGGER, has_systemd, loaded_tables, read
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..control import Pending
+    from ..control import Control
+    from ..records.pending import Pending
     from ..records.record import Desired
 
 _ATTEMPTS = 3
@@ -49,6 +52,7 @@ class TakeOver:
     ``confirmed`` waits for the confirmation of a change and tells whether it came.
     """
 
+    control: Control
     desired: Desired
     unit_texts: dict[str, str]
     confirm_within: float | None
@@ -84,10 +88,10 @@ class TakeOver:
         yield Step(f"keep {LOGGER} running: it writes the log that the GUI shows", _logger)
 
     def _load_beside(self) -> tuple[str, ...]:
-        shared = self.desired.backend == "iptables" and theirs.shares_chains() and not firewall.was_started()
+        shared = self.desired.backend == "iptables" and theirs.shares_chains() and not was_started()
         # chains of the same names stay when the change is undone, for pve-firewall, which is then started again
-        beside = control.Beside.LEAVE if shared else control.Beside.REMOVE
-        outcome, pending = control.apply(
+        beside = Beside.LEAVE if shared else Beside.REMOVE
+        outcome, pending = self.control.apply(
             self.desired, confirm_within=self.confirm_within, beside=beside, wait=self.wait
         )
         if pending is not None and not self.confirmed(pending):
@@ -101,11 +105,11 @@ class TakeOver:
     def _repair(self) -> tuple[str, ...]:
         with lock.hold(wait=self.wait):
             # pvefw's rules first, beside the rest of Proxmox VE's: its services may have removed some while they ran
-            firewall.reconcile(self.desired, beside=True)
+            self.control.firewall.reconcile(self.desired, beside=True)
             told = [f"removed the table {name}" for name in theirs.remove_tables()]
             told += [f"removed the chains of {name}" for name in theirs.remove_other_variant()]
-            outcome = firewall.reconcile(self.desired)
-            control.keep()
+            outcome = self.control.firewall.reconcile(self.desired)
+            keep()
         if outcome.switched_from is not None:
             told.append(f"removed the chains of {outcome.switched_from}")
         return (*told, *outcome.problems)
@@ -113,7 +117,7 @@ class TakeOver:
     def _prove(self) -> tuple[str, ...]:
         """Compare the loaded rules with the compiled ones; raise HostError if they keep differing."""
         for _ in range(_ATTEMPTS):
-            found = firewall.status(self.desired)
+            found = self.control.firewall.status(self.desired)
             if found.running and not found.changes and not found.drifted and not loaded_tables():
                 return ()
             self._repair()
