@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pvefw_nft.config import netdb
+from pvefw_nft.host.apply import names as host_names
+from pvefw_nft.verify.model import names as verify_names
 from tests.support import MakeRoot, file_path
 
 if TYPE_CHECKING:
@@ -36,6 +38,17 @@ def names_unread() -> Iterator[None]:
     netdb.forget()
     yield
     netdb.forget()
+
+
+@pytest.fixture
+def use_etc(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Return a function that has a folder stand for /etc, for everything that reads names of services there."""
+
+    def use(folder: Path) -> None:
+        for module in (netdb, host_names, verify_names):
+            monkeypatch.setattr(module, "ETC", folder)
+
+    return use
 
 
 def pytest_configure() -> None:

@@ -12,10 +12,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -187,11 +188,9 @@ def test_a_killed_first_use_is_made_good(tmp_path: Path, with_children: bool) ->
         env=environment(),
         start_new_session=True,
     )
-    give_up = time.monotonic() + 120
-    while not mark.exists():
-        assert run.poll() is None
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
+    wait_until(lambda: mark.exists() or run.poll() is not None, 120)
+    assert mark.exists()
+    assert run.poll() is None
     if with_children:
         os.killpg(run.pid, signal.SIGKILL)
     else:

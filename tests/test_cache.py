@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pvefw_nft.cache import NO_CACHE, Cache
-from pvefw_nft.config import netdb, resolve
+from pvefw_nft.config import resolve
 from pvefw_nft.errors import ConfigurationError
 from pvefw_nft.pipeline import Observations, Source, compile_root
 from tests.support import CONTAINER, VM, file_path
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from pvefw_nft.ir.nodes import Chain
@@ -238,10 +239,10 @@ def chains(made: Compiled) -> list[Chain]:
 
 
 @pytest.mark.usefixtures("names_unread")
-def test_host_renumbers_a_service(make_root: MakeRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_renumbers_a_service(make_root: MakeRoot, tmp_path: Path, use_etc: Callable[[Path], None]) -> None:
     etc = tmp_path / "names"
     etc.mkdir()
-    monkeypatch.setattr(netdb, "ETC", etc)
+    use_etc(etc)
     rule = "[OPTIONS]\nenable: 1\n[RULES]\nIN ACCEPT -p tcp -dport ownservice\n"
     source = Source(make_root({"100.conf": VM, "100.fw": rule}), "n1", lambda: "10.0.0.0/24")
     cache = Cache()

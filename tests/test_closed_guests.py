@@ -13,8 +13,8 @@ from pvefw_nft.app import desired
 from pvefw_nft.cache import NO_CACHE, Cache
 from pvefw_nft.config import resolve
 from pvefw_nft.errors import ConfigurationError, InternalError
-from pvefw_nft.ir import guest as guest_parts
-from pvefw_nft.ir.nodes import Drop, Layer
+from pvefw_nft.ir.nodes import Drop, Layer, Rule
+from pvefw_nft.ir.stateless import mac_filter
 from pvefw_nft.pipeline import BACKENDS, Source, check_root, compile_root
 from pvefw_nft.pipeline.closing import closing_failures, guests_to_close
 from tests.support import CONTAINER, VM, check
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from pvefw_nft.config.model import GuestConfig, Nic
+    from pvefw_nft.config.model import Nic
     from pvefw_nft.errors import Diagnostic
     from pvefw_nft.pipeline import Checked, Compiled
     from pvefw_nft.pipeline.closing import Closed
@@ -168,17 +168,17 @@ def test_exception_in_a_guests_reader_closes_only_this_guest(
 def test_exception_in_a_guests_build_closes_only_this_guest(
     make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = make_root({"100.conf": VM, "100.fw": GOOD, "101.conf": VM, "101.fw": GOOD})
+    other = VM.replace("00:01", "00:02")
+    root = make_root({"100.conf": VM, "100.fw": GOOD, "101.conf": other, "101.fw": GOOD})
     whole = check_root(source(root))
-    builder = guest_parts._GuestBuilder
-    made = builder._link_rules  # the last object that a NIC gets: all objects added before must be removed again
+    made = mac_filter  # for the last object that a NIC gets: all added before must be removed again
 
-    def fail(self: guest_parts._GuestBuilder, config: GuestConfig, nic: Nic, chain: str) -> object:
-        if chain == "tap100i0-OUT":
+    def fail(nic: Nic) -> Rule:
+        if nic.mac_spelling.endswith("00:01"):
             raise KeyError("gone")
-        return made(self, config, nic, chain)
+        return made(nic)
 
-    monkeypatch.setattr(builder, "_link_rules", fail)
+    monkeypatch.setattr("pvefw_nft.ir.guest.mac_filter", fail)
     cache = Cache()
     for _ in range(2):
         for checked in (check_root(source(root)), check_root(source(root), cache)):

@@ -40,7 +40,7 @@ def set_name(key: SetKey, family: Family) -> str:
 @lru_cache(maxsize=65536)
 def _name(key: SetKey, family: Family, salt: str) -> str:
     name = f"{key.scope}-{key.name}-v{4 if family is Family.V4 else 6}"
-    return f"PVEFW-{name}" if len(name) <= _LONGEST_PLAIN_NAME else f"PVEFW-{_fnv1a31(name + salt):X}"
+    return f"PVEFW-{name}" if len(name) <= _LONGEST_PLAIN_NAME else f"PVEFW-{fnv1a31(name + salt):X}"
 
 
 class SetNames:
@@ -78,7 +78,7 @@ class SetNames:
         return tuple(self._others.items())
 
 
-def _fnv1a31(text: str) -> int:
+def fnv1a31(text: str) -> int:
     """Return the low 31 bits of the FNV-1a hash (draft-eastlake-fnv, 32 bits)."""
     value = _FNV_OFFSET_BASIS
     for byte in text.encode():

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
 from pvefw_nft.cli import console
+from pvefw_nft.host.clock import CLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from pvefw_nft.host.clock import Clock
 
 _DELAY = 0.5  # seconds: shorter work shows no progress
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+def progress(what: str, clock: Clock = CLOCK) -> Iterator[Callable[[int, int], None] | None]:
     """Yield a function that shows on standard error how much of all is done, after half a second; None in a pipe.
 
     Example of the line, which is written over and removed at the end: ``proving: 40 of 100 (40 %)``.
@@ -27,12 +29,12 @@ def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or console.is_quiet():
         yield None
         return
-    shown, since = -1, time.monotonic() + _DELAY
+    shown, since = -1, clock.since_boot() + _DELAY
 
     def show(done: int, total: int) -> None:
         nonlocal shown
         percent = 100 * done // max(total, 1)
-        if percent != shown and time.monotonic() >= since:
+        if percent != shown and clock.since_boot() >= since:
             shown = percent
             click.echo(f"\r{what}: {done} of {total} ({percent} %)", nl=False, err=True)
 

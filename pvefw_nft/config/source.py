@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_PACKAGES = ("pvefw_nft", "pvefw_nft.backends", "pyparsing")
+PACKAGES = ("pvefw_nft", "pvefw_nft.backends", "pyparsing")
 """The packages whose code decides how a configuration is read and compiled."""
 
 
@@ -212,10 +212,10 @@ _NO_TEXT, _EMPTY_TEXT = _digest(None), _digest("")
 
 
 @cache
-def program_digest() -> str:
-    """Return a digest of the files of this program and of the libraries that read configurations, as first seen."""
+def program_digest(packages: tuple[str, ...] = PACKAGES) -> str:
+    """Return a digest of the files of packages, as first seen: of this program, and of libraries that it reads with."""
     digest = hashlib.sha256(sys.version.encode())
-    for name in _PACKAGES:
+    for name in packages:
         found = importlib.util.find_spec(name)
         for folder in (found.submodule_search_locations or ()) if found is not None else ():
             for path in program_files(Path(folder)):

@@ -8,24 +8,24 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import HostError
 
 from . import sysctl, tools
 from .backend_info import BACKENDS, info
+from .paths import paths
 from .records import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
 _BRIDGE = "net/bridge/bridge-nf-call-"
 _OF_BR_NETFILTER = tuple(f"{_BRIDGE}{tool}" for tool in ("iptables", "ip6tables", "arptables"))
 """There once br_netfilter is loaded, and then 1 (brnf_sysctl_defaults in net/bridge/br_netfilter_hooks.c)."""
 _CONNTRACK = "net/netfilter/nf_conntrack_"
 _SYN_COOKIES = "net/ipv4/tcp_syncookies"
-_MODULES = Path("/sys/module")  # has a directory for each module that is loaded
 _STEP = 8192  # the reference rounds nf_conntrack_max up to a multiple of this
 _MAX_SETTING = 2**31 - 1  # these settings are of type int
 _PROBE_CHAIN = "PVEFW-PROBE"
@@ -66,7 +66,7 @@ def needed_first(backend: str) -> dict[str, str]:
 def load_modules(backend: str) -> None:
     """Load the kernel modules that a backend's ruleset needs; built-in or missing ones show when they are used."""
     for module in info(backend).modules:
-        if (_MODULES / module).is_dir():
+        if (paths().modules / module).is_dir():
             continue
         if module == "br_netfilter":
             # Without it bridged packets pass all of these chains by, and once it is loaded none: as if 0 had been 1.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError
 
-ROOT = Path("/proc/sys")
+from .paths import paths
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
-def path_of(key: str, root: Path = ROOT) -> Path:
+def path_of(key: str) -> Path:
     """Return the file of a setting; ``key`` is its path below /proc/sys, as ``net/ipv4/ip_forward``.
 
     Slashes, not dots, since interface names may hold dots.
@@ -19,13 +22,13 @@ def path_of(key: str, root: Path = ROOT) -> Path:
     if not all(parts) or any(part in {".", ".."} for part in parts):
         msg = f"not a kernel setting: {key!r}"
         raise ValueError(msg)
-    return root.joinpath(*parts)
+    return paths().sysctls.joinpath(*parts)
 
 
-def read(key: str, root: Path = ROOT) -> str | None:
+def read(key: str) -> str | None:
     """Return the value of a setting without its line end, or None if the kernel does not have it."""
     try:
-        return path_of(key, root).read_text().strip()
+        return path_of(key).read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as err:
@@ -35,10 +38,10 @@ def read(key: str, root: Path = ROOT) -> str | None:
         raise HostError(f"cannot read the kernel setting {key}: {err.strerror}") from err
 
 
-def write(key: str, value: str, root: Path = ROOT) -> None:
+def write(key: str, value: str) -> None:
     """Set a kernel setting. Raises :class:`HostError` if the kernel has none of that name or refuses."""
     try:
-        path_of(key, root).write_text(f"{value}\n")
+        path_of(key).write_text(f"{value}\n")
     except FileNotFoundError as err:
         raise HostError(
             f"the kernel has no setting {key}", "load the module it belongs to, or check the interface's name"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING
 from pvefw_nft.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 TIMEOUT = 240.0
 """Seconds a tool may take; a full restore of 50,000 rules takes a few."""
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+FOLDERS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""The system's own folders of tools."""
 _PACKAGES = {"ip6tables": "iptables", "iptables": "iptables", "nft": "nftables", "modprobe": "kmod"}
 # "line 5 failed", "Error occurred at line: 5", "Error in line 5: …"
 _LINE = re.compile(r"\bline:? (\d+)")
@@ -31,14 +33,59 @@ LIMIT_HINTS = {
 _NO_PRIVILEGE = re.compile(r"permission denied|operation not permitted|you must be root", re.IGNORECASE)
 
 
+class Runner:
+    """Finds tools and runs them. Its folders come before those of PATH, and are the PATH of the tools."""
+
+    def __init__(self, folders: str = FOLDERS, timeout: float = TIMEOUT) -> None:
+        """``folders`` are separated by colons, ``timeout`` is in seconds."""
+        self.folders = folders
+        self._timeout = timeout
+
+    def path(self, tool: str) -> str | None:
+        """Return the path of a tool; None: it is not installed."""
+        return shutil.which(tool, path=f"{self.folders}:{os.environ.get('PATH', '')}")
+
+    def find(self, tool: str) -> str:
+        """Do the work of :func:`find`."""
+        path = self.path(tool)
+        if path is None:
+            family = tool.split("-", 1)[0]
+            package = _PACKAGES.get(family, family)
+            raise HostError(f"the program {tool} is not installed", f"apt-get install {package}")
+        return path
+
+    def run_all(
+        self, commands: Sequence[Sequence[str]], text: str | None = None, timeout: float | None = None
+    ) -> list[str]:
+        """Do the work of :func:`run_all`."""
+        running: list[_Running] = []
+        try:
+            for command in commands:
+                # one by one: those started are ended if the next one fails
+                running.append(_Running(command, text, self))  # noqa: PERF401
+            return [started.output(self._timeout if timeout is None else timeout) for started in running]
+        finally:
+            for started in running:
+                started.close()
+
+
+_runner = Runner()
+
+
+@contextlib.contextmanager
+def use_runner(runner: Runner) -> Iterator[None]:
+    """Have this process run its tools by this runner while the block runs."""
+    global _runner
+    before, _runner = _runner, runner
+    try:
+        yield
+    finally:
+        _runner = before
+
+
 def is_installed(tool: str) -> bool:
     """Tell whether this host has a tool."""
-    return _path(tool) is not None
-
-
-def _path(tool: str) -> str | None:
-    """Return the path of a tool: the system's own folders come first, before PATH."""
-    return shutil.which(tool, path=f"{_PATH}:{os.environ.get('PATH', '')}")
+    return _runner.path(tool) is not None
 
 
 def version(tool: str) -> str:
@@ -56,40 +103,28 @@ def was_started(process: int) -> bool:
 
 def find(tool: str) -> str:
     """Return the path of a tool. Raises :class:`HostError` that names its package where it is missing."""
-    path = _path(tool)
-    if path is None:
-        family = tool.split("-", 1)[0]
-        package = _PACKAGES.get(family, family)
-        raise HostError(f"the program {tool} is not installed", f"apt-get install {package}")
-    return path
+    return _runner.find(tool)
 
 
-def run(command: Sequence[str], text: str | None = None, timeout: float = TIMEOUT) -> str:
+def run(command: Sequence[str], text: str | None = None, timeout: float | None = None) -> str:
     """Run a tool with ``text`` on its standard input and return its standard output.
 
-    ``command`` is the tool's name and its arguments. Raises :class:`HostError` if the tool is missing,
-    takes longer than ``timeout`` seconds, or fails: then with its reason and, where it names one, the line of
-    the input that it refused.
+    ``command`` is the tool's name and its arguments. ``timeout`` is in seconds; without it the runner's holds, 240 s.
+    Raises :class:`HostError` if the tool is missing, takes longer, or fails: then with its reason and, where it names
+    one, the line of the input that it refused.
     """
     return run_all([command], text, timeout)[0]
 
 
-def run_all(commands: Sequence[Sequence[str]], text: str | None = None, timeout: float = TIMEOUT) -> list[str]:
+def run_all(commands: Sequence[Sequence[str]], text: str | None = None, timeout: float | None = None) -> list[str]:
     """Run tools in parallel and return their outputs. Raises the error of :func:`run` for the first that fails."""
-    running: list[_Running] = []
-    try:
-        for command in commands:
-            running.append(_Running(command, text))  # noqa: PERF401 - those started count if the next one fails
-        return [started.output(timeout) for started in running]
-    finally:
-        for started in running:
-            started.close()
+    return _runner.run_all(commands, text, timeout)
 
 
 class _Running:
     """A tool that runs. Its output goes to memory, so that it never waits for a reader."""
 
-    def __init__(self, command: Sequence[str], text: str | None) -> None:
+    def __init__(self, command: Sequence[str], text: str | None, runner: Runner) -> None:
         self._command = command
         self._text = text
         self._files: list[int] = []
@@ -103,11 +138,11 @@ class _Running:
                     file.write(text.encode(errors="replace"))
                 os.lseek(reading, 0, os.SEEK_SET)
             self._process = subprocess.Popen(
-                [find(tool), *arguments],
+                [runner.find(tool), *arguments],
                 stdin=subprocess.DEVNULL if text is None else reading,
                 stdout=output,
                 stderr=errors,
-                env={"PATH": _PATH, "LC_ALL": "C.UTF-8"},
+                env={"PATH": runner.folders, "LC_ALL": "C.UTF-8"},
             )
             _started.append(self._process.pid)
         except OSError as err:

@@ -76,13 +76,14 @@ class Configured:
         *,
         before: bool = False,
         network: LiveNetwork = NETWORK,
+        seconds: float = session_guard.MAX_SECONDS,
     ) -> Judgement:
         """Judge the configuration; ``before``: by what changes against the ruleset that was compiled last."""
         source = Source(self.root, "n", lambda: None)
         running = self.compiled if before else None
         self.compiled = desired_of(compile_root(source, self.backend))
         now = Connections(tuple(sessions), tuple(tracked), network, calls_iptables=False)
-        return session_guard.judge(self.compiled, running, source, now)
+        return session_guard.judge(self.compiled, running, source, now, seconds=seconds)
 
 
 @pytest.fixture
@@ -205,12 +206,10 @@ def many_guests(configured: Configured, count: int) -> tuple[LiveNetwork, list[F
     return replace(NETWORK, neighbours=met), flows
 
 
-def test_connections_of_many_guests_are_judged_by_each_guests_own_rules(
-    configured: Configured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connections_of_many_guests_are_judged_by_each_guests_own_rules(configured: Configured) -> None:
     network, flows = many_guests(configured, 60)
-    monkeypatch.setattr(session_guard, "MAX_SECONDS", 60)
-    judgement = configured.judge((), [*flows, Flow(6, FAR, 1, flows[7].destination, 1007)], network=network)
+    more = [*flows, Flow(6, FAR, 1, flows[7].destination, 1007)]
+    judgement = configured.judge((), more, network=network, seconds=60)
     assert {(loss.place, loss.connections) for loss in judgement.guests} == {
         (f"{200 + number}.fw:5", (f"tcp 203.0.113.7:{40000 + number} → 10.0.1.{number}:80",)) for number in range(60)
     }
@@ -227,12 +226,9 @@ def test_connections_between_guests_meet_the_rules_of_both(configured: Configure
     }  # fmt: skip
 
 
-def test_sessions_of_the_host_are_judged_even_beside_many_connections_of_guests(
-    configured: Configured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sessions_of_the_host_are_judged_even_beside_many_connections_of_guests(configured: Configured) -> None:
     network, flows = many_guests(configured, 60)
-    monkeypatch.setattr(session_guard, "MAX_SECONDS", 0)
-    judgement = configured.judge([ssh()], flows, network=network)
+    judgement = configured.judge([ssh()], flows, network=network, seconds=0)
     assert [cut.place for cut in judgement.cuts] == ["cluster.fw policy_in DROP"]
     (note,) = judgement.notes
     assert " of 60 connections of guests were checked: " in note

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import sys
-import time
+from contextlib import redirect_stderr
 
 import pytest
 
 from pvefw_nft.cli import progress
+from tests.clocks import FastClock
 
 
 class Terminal(io.StringIO):
@@ -16,35 +16,33 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_work_of_more_than_half_a_second_is_shown_and_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter((0.0, 0.1, 0.6, 0.7, 0.8))
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    monkeypatch.setattr(time, "monotonic", lambda: next(times))
-    with progress.progress("analysing") as show:
+def test_work_of_more_than_half_a_second_is_shown_and_removed() -> None:
+    clock = FastClock()
+    with redirect_stderr(terminal := Terminal()), progress.progress("analysing", clock) as show:
         assert show is not None
-        for done in (1, 2, 3, 4):
+        show(1, 4)
+        clock.sleep(0.6)
+        for done in (2, 3, 4):
             show(done, 4)
     assert terminal.getvalue() == (
         "\ranalysing: 2 of 4 (50 %)\ranalysing: 3 of 4 (75 %)\ranalysing: 4 of 4 (100 %)\r\x1b[K"
     )
 
 
-def test_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    with progress.progress("analysing") as show:
+def test_short_work_shows_nothing() -> None:
+    with redirect_stderr(terminal := Terminal()), progress.progress("analysing") as show:
         assert show is not None
         show(1, 1)
     assert terminal.getvalue() == ""
 
 
-def test_the_progress_line_is_removed_if_the_work_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter((0.0, 1.0))
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+def test_the_progress_line_is_removed_if_the_work_is_interrupted() -> None:
+    terminal, clock = Terminal(), FastClock()
 
     def interrupted() -> None:
-        with progress.progress("proving") as show:
+        with redirect_stderr(terminal), progress.progress("proving", clock) as show:
             assert show is not None
+            clock.sleep(1)
             show(1, 10)
             raise KeyboardInterrupt
 
@@ -53,7 +51,6 @@ def test_the_progress_line_is_removed_if_the_work_is_interrupted(monkeypatch: py
     assert terminal.getvalue().endswith("\r\x1b[K")
 
 
-def test_a_pipe_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with progress.progress("analysing") as show:
+def test_a_pipe_gets_nothing() -> None:
+    with redirect_stderr(io.StringIO()), progress.progress("analysing") as show:
         assert show is None

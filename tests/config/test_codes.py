@@ -17,7 +17,7 @@ from pvefw_nft.pipeline.review import analyse_root, survey_root
 from tests.support import NODE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pvefw_nft.errors import Diagnostic
 
@@ -63,9 +63,9 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 
 @pytest.mark.parametrize("code", CODES, ids=lambda code: code.id)
-def test_example(code: Code, tmp_path: Path, names_unread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example(code: Code, tmp_path: Path, names_unread: None, use_etc: Callable[[Path], None]) -> None:
     if code.id == "borrowed-names":  # the example needs a service that Debian's file does not have
-        monkeypatch.setattr(netdb, "ETC", write(tmp_path / "etc", {"services": "localthing 4711/tcp\n"}))
+        use_etc(write(tmp_path / "etc", {"services": "localthing 4711/tcp\n"}))
     example = code.example
     assert example.before != example.after
     before = diagnostics(write(tmp_path / "before", example.files(example.before)), code.id)

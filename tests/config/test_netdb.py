@@ -14,7 +14,7 @@ import pytest
 from pvefw_nft.config import netdb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +31,9 @@ def _forget() -> None:
 
 
 @pytest.fixture
-def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def etc(tmp_path: Path, use_etc: Callable[[Path], None]) -> Path:
     """Give a folder, empty at first, in place of /etc."""
-    monkeypatch.setattr(netdb, "ETC", tmp_path)
+    use_etc(tmp_path)
     return tmp_path
 
 
@@ -172,9 +172,8 @@ def test_unknown_icmp_types_are_none() -> None:
     assert netdb.icmp_type(4, "8") is None
 
 
-def test_names_that_only_this_machine_knows_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netdb, "ETC", tmp_path)
-    (tmp_path / "services").write_text("mine 4711/tcp\nssh 22/tcp\nhttp 8080/tcp\n")
+def test_names_that_only_this_machine_knows_are_told(etc: Path) -> None:
+    (etc / "services").write_text("mine 4711/tcp\nssh 22/tcp\nhttp 8080/tcp\n")
     netdb.forget()
     for name in ("mine", "ssh", "http", "nobody"):
         netdb.port(name, "tcp")

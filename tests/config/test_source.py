@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pvefw_nft.config import netdb, source
+from pvefw_nft.config import source
 from pvefw_nft.config.source import Observations, Source
 from pvefw_nft.pipeline import compile_root
 from tests.support import CONTAINER, VM
@@ -103,9 +103,9 @@ def test_link_got_another_name(make_root: MakeRoot) -> None:
     assert not notes.still_hold(replace(asked, real_interface=lambda _: None))
 
 
-def test_names_of_services_changed(make_root: MakeRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_services_changed(make_root: MakeRoot, tmp_path: Path, use_etc: Callable[[Path], None]) -> None:
     asked, notes = made(make_root(FILES))
-    monkeypatch.setattr(netdb, "ETC", tmp_path)
+    use_etc(tmp_path)
     assert not notes.still_hold(asked)
 
 
@@ -170,7 +170,6 @@ def test_the_program_counts_with_its_linked_folders_and_without_compiled_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(source, "_PACKAGES", ("a_package",))
     package, linked = tmp_path / "a_package", tmp_path / "linked"
     (linked / "__pycache__").mkdir(parents=True)
     package.mkdir()
@@ -180,7 +179,7 @@ def test_the_program_counts_with_its_linked_folders_and_without_compiled_files(
 
     def digest() -> str:
         source.program_digest.cache_clear()
-        return source.program_digest()
+        return source.program_digest(("a_package",))
 
     try:
         before = digest()

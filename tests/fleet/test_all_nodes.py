@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pvefw_nft.app.cluster import read_cluster
+from tests.waiting import wait_until
 
 from .clusters import break_three, make_cluster
 
@@ -211,9 +211,7 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
         # processes that a shell starts in the background ignore Ctrl-C, these tests among them
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    deadline = time.monotonic() + 30
-    while len(members(process.pid)) < 3 and time.monotonic() < deadline:  # two nodes are under way
-        time.sleep(0.02)
+    wait_until(lambda: len(members(process.pid)) >= 3, 30)  # two nodes are under way
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, "")

@@ -16,6 +16,7 @@ import pytest
 from tests import schemas
 from tests.host.conftest import Namespace, need
 from tests.host.network import has_bridge_conntrack
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,11 +178,8 @@ class Cluster:
             raise
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + 30
-        for node in self.nodes:
-            while "Server listening" not in (node.folder / "sshd.log").read_text():
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+        logs = [node.folder / "sshd.log" for node in self.nodes]
+        assert wait_until(lambda: all("Server listening" in log.read_text() for log in logs), 30)
 
     def run(self, *arguments: str, known_hosts: bool = True) -> subprocess.CompletedProcess[str]:
         options = ["--root", str(self.folder), "-i", str(self.key), "--connect-time", "5"]
@@ -364,10 +362,7 @@ def test_a_node_whose_rules_shut_ssh_out_goes_back_by_itself(cluster: Cluster) -
     code, found = cluster.answer("start", "--confirm", "8", "--force", "--hosts", "pve1,pve2")
     assert (code, states(found)) == (3, ["done", "goes back by itself"])
     assert "over a new connection, it does not answer in time" in found["pve2"]["detail"]
-    deadline = time.monotonic() + 30
-    while "PVEFW" in cluster.nodes[1].rules() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert "PVEFW" not in cluster.nodes[1].rules()
+    assert wait_until(lambda: "PVEFW" not in cluster.nodes[1].rules(), 30)
 
 
 def test_update_skips_stopped_nodes(cluster: Cluster) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 from typing import TYPE_CHECKING
 
 from .network import ruleset
 from .rulesets import iptables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pvefw_nft.host.records.record import Desired
 
 
@@ -47,12 +44,3 @@ def ours() -> list[str]:
 
 def has_port(port: int) -> bool:
     return f"--dport {port} -j ACCEPT" in shell("iptables-save")
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return condition()

@@ -6,12 +6,12 @@ import contextlib
 import os
 import signal
 import sys
-import time
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pvefw_nft.cli import main
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -61,18 +61,19 @@ class Command:
 
     def waits_for(self, condition: Callable[[], object], seconds: float = 30) -> None:
         """Wait for something while it runs."""
-        end = time.monotonic() + seconds
-        while not condition():
-            assert self.is_running(), self.said()
-            assert time.monotonic() < end, self.said()
-            time.sleep(0.02)
+        holds = False
+
+        def is_over() -> bool:
+            nonlocal holds
+            holds = bool(condition())
+            return holds or not self.is_running()
+
+        wait_until(is_over, seconds)
+        assert holds, self.said()
 
     def ended(self, seconds: float = 60) -> Done:
         """Wait for its end; one that does not end is killed, and fails the test."""
-        end = time.monotonic() + seconds
-        while self.is_running() and time.monotonic() < end:
-            time.sleep(0.01)
-        hangs = self.is_running()
+        hangs = not wait_until(lambda: not self.is_running(), seconds, every=0.01)
         if hangs:
             self.send(signal.SIGKILL)
         _, status = os.waitpid(self.pid, 0)

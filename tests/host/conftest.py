@@ -6,17 +6,19 @@ import ctypes
 import os
 import subprocess
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pvefw_nft.errors import HostError
 from pvefw_nft.host import sysctl, tools
+from pvefw_nft.host.paths import paths, use_paths
 from pvefw_nft.host.records import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
 _HERE = "/proc/thread-self/ns/net"
@@ -155,7 +157,7 @@ def real(host: Namespace) -> Namespace:
 
 
 @pytest.fixture
-def no_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_systemd(tmp_path: Path) -> Iterator[None]:
     """Have the guard be a process, also where the tests run under systemd."""
-    is_dir = Path.is_dir
-    monkeypatch.setattr(Path, "is_dir", lambda path: str(path) != "/run/systemd/system" and is_dir(path))
+    with use_paths(replace(paths(), runtime_units=tmp_path / "no-systemd")):
+        yield

@@ -156,7 +156,7 @@ class _Server:
                 request = os.read(self._device, _MOST + 4096)
             except BlockingIOError:
                 self._answer_what_waited()
-                time.sleep(0.002)
+                time.sleep(0.002)  # its requests come by a device that is polled
                 continue
             except OSError as error:
                 if error.errno == errno.ENODEV:  # unmounted

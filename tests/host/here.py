@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pvefw_nft.host.apply.engines import make_engines
+from pvefw_nft.host.apply.engines import IptablesEngine, NftEngine, make_engines
 from pvefw_nft.host.clock import CLOCK
 from pvefw_nft.host.control import Control
 from pvefw_nft.host.firewall import Firewall
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pvefw_nft.host.apply.engines import Engine
+    from pvefw_nft.host.apply.nftables_state import Nftables
     from pvefw_nft.host.clock import Clock
 
 firewall = Firewall(make_engines())
@@ -33,6 +34,11 @@ def with_engine(backend: str, **methods: Callable[..., Any]) -> Control:
         if one.name == backend:
             vars(one).update(methods)
     return Control(Firewall(engines), start_watchdog=start_watchdog_process)
+
+
+def with_library(library: Callable[[], Nftables]) -> Control:
+    """Return a control whose nft engine uses this library."""
+    return Control(Firewall((IptablesEngine(), NftEngine(library))), start_watchdog=start_watchdog_process)
 
 
 def engine(backend: str) -> Engine:

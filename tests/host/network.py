@@ -353,7 +353,7 @@ class Streams:
         self._echo.__enter__()
         for thread in self._threads:
             thread.start()
-        time.sleep(0.5)
+        time.sleep(0.5)  # all streams flow
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -373,7 +373,7 @@ class Streams:
 
     def _rest(self, seconds: float, since: float) -> None:
         """Pause, and at least as long as the work took: an emulated machine needs its processors for the updates."""
-        time.sleep(max(seconds, min(0.05, time.monotonic() - since)))
+        time.sleep(max(seconds, min(0.05, time.monotonic() - since)))  # the rate of a stream
 
     def _flood(self) -> None:
         while True:

@@ -13,11 +13,14 @@ from pvefw_nft.errors import HostError, InternalError
 from pvefw_nft.host import tools
 from pvefw_nft.host.apply import apply_iptables, iptables_plan, xtables
 from pvefw_nft.host.apply.xtables import State, Table, parse_ebtables, parse_sets, parse_table, read_state, wanted
+from pvefw_nft.host.tools import use_runner
 
+from . import runners
 from .rulesets import iptables
+from .runners import Editing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .conftest import Namespace
 
@@ -307,20 +310,16 @@ def test_failure_half_way_restores_the_rules_before(real: Namespace) -> None:
     assert sorted(saved()) == before
 
 
-def test_rules_read_back_must_equal_the_loaded_ones(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rules_read_back_must_equal_the_loaded_ones(real: Namespace) -> None:
     apply(iptables())
     before = sorted(saved())
-    run = tools.run
 
-    def losing(command: Any, text: str | None = None, timeout: float = 60.0) -> str:  # noqa: ANN401
-        if text is not None and "PVEFW-new" in text:
-            text = text.replace("-A PVEFW-new -j DROP\n", "")
-        return run(command, text, timeout)
+    def losing(_: Sequence[str], text: str | None) -> str | None:
+        return None if text is None else text.replace("-A PVEFW-new -j DROP\n", "")
 
-    monkeypatch.setattr(tools, "run", losing)
     artefact = iptables()
     artefact["iptables"]["filter"]["PVEFW-new"] = ["-A PVEFW-new -j DROP"]
-    with pytest.raises(HostError, match="PVEFW-new has 0 rules, not 1"):
+    with use_runner(Editing(losing)), pytest.raises(HostError, match="PVEFW-new has 0 rules, not 1"):
         apply(artefact)
     assert sorted(saved()) == before
 
@@ -361,9 +360,11 @@ def test_killed_at_every_step_then_started(real: Namespace, monkeypatch: pytest.
 
 
 def test_missing_tool(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tools, "_PATH", "/nonexistent")
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(HostError, match="the program iptables-save is not installed") as caught:
+    with (
+        use_runner(runners.NONE),
+        pytest.raises(HostError, match="the program iptables-save is not installed") as caught,
+    ):
         apply(iptables())
     assert caught.value.hint == "apt-get install iptables"
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pvefw_nft.host.apply.nftables_state import Command
+
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
@@ -27,7 +29,7 @@ from pvefw_nft.host.netfilter import nf_tables
 from .rulesets import pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from .conftest import Namespace
 
@@ -118,7 +120,7 @@ class Rulesets:
         both = [denying(number, late=late) for number in range(2)]
         self._turns = itertools.cycle([Reader().wanted(pieces(artefact)) for artefact in both])
         self._before: dict[str, Any] = {}
-        self._library = Nftables()
+        self.library = Nftables()
 
     def replace(self, *, whole: bool = False) -> apply_nft.Plan:
         target = next(self._turns)
@@ -127,7 +129,7 @@ class Rulesets:
             if whole
             else apply_nft.plan(read_kernel(), target, lambda: self._before)
         )
-        apply_nft.execute(planned, self._library)
+        apply_nft.execute(planned, self.library)
         self._before = target
         return planned
 
@@ -168,20 +170,17 @@ def small(table: str) -> list[dict[str, Any]]:
     return [{"add": whole}, {"delete": whole}, {"add": whole}, {"add": chain}]
 
 
-def test_twin_is_there_from_before_a_table_is_replaced_until_after(
-    host: Namespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_twin_is_there_from_before_a_table_is_replaced_until_after(host: Namespace) -> None:
     steps: list[tuple[bool, bool]] = []
-    run = Nftables.run
 
-    def noted(self: Nftables, commands: Any) -> Any:  # noqa: ANN401
-        try:
-            return run(self, commands)
-        finally:
-            steps.append((bool(nf_tables.tables("probe")), bool(twin.families("probe"))))
+    class Noting(Nftables):
+        def run(self, commands: Sequence[Command]) -> list[Command]:
+            try:
+                return super().run(commands)
+            finally:
+                steps.append((bool(nf_tables.tables("probe")), bool(twin.families("probe"))))
 
-    monkeypatch.setattr(Nftables, "run", noted)
-    library = Nftables()
+    library = Noting()
     twin.replace(library, "probe", small("probe"))
     assert steps == [(True, False)]
     steps.clear()
@@ -201,18 +200,18 @@ def test_twin_that_a_killed_run_left_goes_with_the_next_apply(host: Namespace) -
     assert twin.families(TABLE) == []
 
 
-def test_failed_replacement_leaves_the_table_and_no_twin(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+class _Refusing(Nftables):
+    def run(self, commands: Sequence[Command]) -> list[Command]:
+        if {"delete": {"table": {"family": "inet", "name": TABLE}}} in commands:
+            raise HostError("no memory")
+        return super().run(commands)
+
+
+def test_failed_replacement_leaves_the_table_and_no_twin(host: Namespace) -> None:
     rulesets = Rulesets()
     rulesets.replace()
     before = read_kernel()
-    run = Nftables.run
-
-    def refusing(self: Nftables, commands: Any) -> Any:  # noqa: ANN401
-        if {"delete": {"table": {"family": "inet", "name": TABLE}}} in commands:
-            raise HostError("no memory")
-        return run(self, commands)
-
-    monkeypatch.setattr(Nftables, "run", refusing)
+    rulesets.library = _Refusing()
     with pytest.raises(HostError, match="no memory"):
         rulesets.replace(whole=True)
     assert read_kernel() == before

@@ -12,16 +12,23 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import doctor, tools
+from pvefw_nft.host import doctor
 from pvefw_nft.host.bridges.firewall_bridge import Nic
 from pvefw_nft.host.doctor import Finding, Level, Switches
 from pvefw_nft.host.links import Links, open_route, read_links
+from pvefw_nft.host.paths import Paths, use_paths
+from pvefw_nft.host.tools import use_runner
 from pvefw_nft.pipeline import Source
 from pvefw_nft.pipeline.inventory import read_inventory
 from tests.host.here import firewall
 from tests.support import NODE, VM
 
+from . import runners
+from .runners import Editing
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.support import MakeRoot
 
     from .conftest import Namespace
@@ -182,18 +189,20 @@ def test_doctor_finds_the_switch_that_is_off() -> None:
 
 
 def test_doctor_finds_a_missing_tool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pvefw_nft.host.tools._PATH", "/nonexistent")
     monkeypatch.setenv("PATH", "/nonexistent")
-    found = list(doctor.examine(firewall, "iptables", Switches(cluster=True, host=True, guests={}), []))
+    with use_runner(runners.NONE):
+        found = list(doctor.examine(firewall, "iptables", Switches(cluster=True, host=True, guests={}), []))
     assert "the program ipset is not installed" in texts(found, Level.BAD)
 
 
-def test_doctor_finds_a_tool_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(tool: str) -> str:
-        raise HostError(f"{tool} --version failed: no permission", "run this as root")
+def test_doctor_finds_a_tool_that_does_not_run() -> None:
+    def fail(command: Sequence[str], text: str | None) -> str | None:
+        if command[-1] == "--version":
+            raise HostError(f"{' '.join(command)} failed: no permission", "run this as root")
+        return text
 
-    monkeypatch.setattr(tools, "version", fail)
-    found = list(doctor.examine(firewall, "iptables", Switches(cluster=True, host=True, guests={}), []))
+    with use_runner(Editing(fail)):
+        found = list(doctor.examine(firewall, "iptables", Switches(cluster=True, host=True, guests={}), []))
     assert [text for text in texts(found, Level.WARNING) if "ipset --version failed" in text]
 
 
@@ -206,11 +215,13 @@ def test_doctor_finds_a_forward_policy_that_drops(host: Namespace) -> None:
     assert any("FORWARD drops by policy" in text for text in texts(found, Level.WARNING))
 
 
-def test_doctor_finds_a_bridge_setting_that_lets_packets_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pvefw_nft.host.sysctl.read", lambda key: "0" if "bridge-nf" in key else None)
-    found = list(
-        doctor.examine(firewall, "iptables", Switches(cluster=True, host=True, guests={}), [Nic("tap1i0", "b", 1, 0)])
-    )
+def test_doctor_finds_a_bridge_setting_that_lets_packets_by(tmp_path: Path) -> None:
+    (tmp_path / "net/bridge").mkdir(parents=True)
+    for setting in ("call-iptables", "call-ip6tables", "filter-vlan-tagged"):
+        (tmp_path / "net/bridge" / f"bridge-nf-{setting}").write_text("0\n")
+    nics = [Nic("tap1i0", "b", 1, 0)]
+    with use_paths(Paths(sysctls=tmp_path)):
+        found = list(doctor.examine(firewall, "iptables", Switches(cluster=True, host=True, guests={}), nics))
     assert "net.bridge.bridge-nf-call-ip6tables is 0: bridged packets bypass ip6tables" in texts(found, Level.BAD)
     assert any("tags with a VLAN itself" in text for text in texts(found, Level.WARNING))
 

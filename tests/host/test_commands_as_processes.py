@@ -14,8 +14,9 @@ import pytest
 
 from pvefw_nft.host import lock
 from pvefw_nft.host.records.pending import pending
+from tests.waiting import wait_until
 
-from .applied import ours, shell, wait_until
+from .applied import ours, shell
 from .here import firewall
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyparsing
 import pytest
@@ -446,9 +447,18 @@ LIES_OF_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+ServeBy: TypeAlias = "Callable[[Callable[[object, Channel, Sequence[str]], None]], None]"
+
+
+@pytest.fixture
+def serve_by(monkeypatch: pytest.MonkeyPatch) -> ServeBy:
+    """Return a function that has another function serve the compiler's process."""
+    return partial(monkeypatch.setattr, compile_task.Task, "serve")
+
+
 @pytest.mark.parametrize("lie", sorted(LIES_OF_OTHERS))
 def test_invalid_answers_about_connections_and_changes_are_refused(
-    compiler: Compiler, monkeypatch: pytest.MonkeyPatch, lie: str
+    compiler: Compiler, serve_by: ServeBy, lie: str
 ) -> None:
     request, answer = LIES_OF_OTHERS[lie]
 
@@ -458,7 +468,7 @@ def test_invalid_answers_about_connections_and_changes_are_refused(
         channel.send(encode(answer))
         channel.receive()
 
-    monkeypatch.setattr(compile_task.Task, "serve", serve)
+    serve_by(serve)
     ruleset = record.desired("nft", ["{}"], enabled=True)
     now = Connections((), (), LiveNetwork((), (), {}), calls_iptables=False)
     asks: dict[str, Callable[[], object]] = {
@@ -470,9 +480,7 @@ def test_invalid_answers_about_connections_and_changes_are_refused(
 
 
 @pytest.mark.parametrize("lie", sorted(LIES))
-def test_invalid_answers_of_a_compiler_are_refused(
-    compiler: Compiler, monkeypatch: pytest.MonkeyPatch, lie: str
-) -> None:
+def test_invalid_answers_of_a_compiler_are_refused(compiler: Compiler, serve_by: ServeBy, lie: str) -> None:
     def serve(_: object, channel: Channel, missing: Sequence[str]) -> None:
         channel.send(encode({"missing": [*missing]}))
         channel.receive()
@@ -480,17 +488,17 @@ def test_invalid_answers_of_a_compiler_are_refused(
             channel.send(frame)
         channel.receive()
 
-    monkeypatch.setattr(compile_task.Task, "serve", serve)
+    serve_by(serve)
     with pytest.raises(CompilerError):
         compiler.find()
 
 
-def test_length_beyond_the_limit_is_not_read(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_length_beyond_the_limit_is_not_read(compiler: Compiler, serve_by: ServeBy) -> None:
     def serve(_: object, channel: Channel, missing: Sequence[str]) -> None:
         os.write(channel.descriptors[1], b"\xff\xff\xff\xff")
         channel.receive()
 
-    monkeypatch.setattr(compile_task.Task, "serve", serve)
+    serve_by(serve)
     with pytest.raises(CompilerError, match="a frame of"):
         compiler.find()
 

@@ -19,8 +19,9 @@ from pvefw_nft.host.records import record, state
 from pvefw_nft.host.records.pending import is_held_back, pending
 from pvefw_nft.host.watchdog import start_process
 from tests.clocks import FastClock
+from tests.waiting import wait_until
 
-from .applied import everything, has_port, wait_until, with_port
+from .applied import everything, has_port, with_port
 from .here import control, engine, firewall, unguarded, with_engine
 from .network import ruleset, small_file_system
 from .rulesets import nft

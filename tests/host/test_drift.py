@@ -27,7 +27,7 @@ from .conftest import need
 from .fuse import own_mounts
 from .listing import everything
 from .network import configure, takes_compiled_nft
-from .test_other_hands import shell, use_legacy_tools
+from .test_other_hands import legacy_tools, shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,19 +53,17 @@ CHANGES = {
 
 
 @pytest.fixture(params=CHANGES)
-def running(
-    request: pytest.FixtureRequest, host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[str, Command]]:
+def running(request: pytest.FixtureRequest, host: Namespace, tmp_path: Path) -> Iterator[tuple[str, Command]]:
     kind: str = request.param
     need("iptables -L; ip6tables -L; ipset list; ebtables -L; nft add table inet probe; nft delete table inet probe")
     if kind == "nft" and not takes_compiled_nft():
         pytest.skip("this kernel does not take compiled nft rulesets")
-    if kind == "legacy":
-        use_legacy_tools(tmp_path / "tools", monkeypatch)
     configure(tmp_path)
     (tmp_path / "said").mkdir()
     options = ["--root", str(tmp_path), "--node", "n", "--local-network", "192.0.2.0/24"]
     with contextlib.ExitStack() as stack:
+        if kind == "legacy":
+            stack.enter_context(legacy_tools(tmp_path / "tools"))
         if kind == "ebtables-legacy":
             stack.enter_context(legacy_ebtables(tmp_path / "alternatives"))
         backend = "nft" if kind == "nft" else "iptables"
@@ -127,7 +125,7 @@ def test_changed_rules_come_back_by_themselves(running: tuple[str, Command]) -> 
 
 def look_at_nothing_else() -> None:
     """Have the service look at rules every minute only, unless the kernel announces a change."""
-    setattr(watch, "_LOOK_AT_RULES", 600.0)  # noqa: B010 - of this process alone
+    setattr(watch, "LOOK_AT_RULES", 600.0)  # noqa: B010 - of this process alone
 
 
 @pytest.mark.parametrize("backend", ["iptables", "nft"])
@@ -174,7 +172,7 @@ def test_program_that_fights_is_named_and_not_answered_each_time(host: Namespace
         while time.monotonic() < begun + 12:
             # the table of nft may be gone already
             subprocess.run(FIGHTS[backend].split(), check=backend != "nft", capture_output=True)
-            time.sleep(0.2)
+            time.sleep(0.2)  # as a loop of another program
         share = (processor_time(command.pid) - spent) / (time.monotonic() - begun)
         print(f"in a fight with {backend} the service takes {share:.0%} of a processor")
         assert share < MAX_SHARE

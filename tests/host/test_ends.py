@@ -50,7 +50,7 @@ def test_service_lives_through_a_storm_while_another_run_holds_the_lock(options:
         with lock.hold():
             for _ in range(5000):
                 command.send(signal.SIGHUP)
-            time.sleep(0.5)
+            time.sleep(0.5)  # for it to end by mistake
             assert command.is_running()
 
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from pvefw_nft.host.apply.nftables_state import Command
+from pvefw_nft.host.tools import use_runner
+
+from . import runners
+from .here import with_library
+from .runners import Editing
 
 pytest.importorskip("nftables")
 
@@ -22,7 +30,7 @@ from .listing import everything
 from .network import ruleset, small_file_system
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from pvefw_nft.host.records.record import Desired
@@ -140,19 +148,30 @@ def test_missing_tools(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
             patched.setitem(sys.modules, "nftables", None)
             expected, package = "libnftables is not usable", "python3-nftables"
         else:
-            patched.setattr(tools, "_PATH", "/nonexistent")
             patched.setenv("PATH", "/nonexistent")
             expected, package = "the program (ip6?tables-save|ipset) is not installed", "apt-get install ip"
-        with pytest.raises(HostError, match=expected) as caught:
+        with use_runner(runners.NONE), pytest.raises(HostError, match=expected) as caught:
             control.apply(numbered(backend, 1))
     assert package in str(caught.value.hint)
     assert everything() == before
 
 
-def test_failing_tool(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class _Failing(Nftables):
+    """A library whose changes fail if a function says so."""
+
+    def __init__(self, fail: Callable[[str], None]) -> None:
+        super().__init__()
+        self._fail = fail
+
+    def run(self, commands: Sequence[Command]) -> list[Command]:
+        if any("list" not in command for command in commands):
+            self._fail("libnftables")
+        return super().run(commands)
+
+
+def test_failing_tool(backend: str) -> None:
     """Each call that changes the kernel fails, one after the other; earlier changes are restored."""
     before = everything()
-    run_tool, run_library = tools.run, Nftables.run
     for number in range(2 if backend == "iptables" else 1):
         left = iter(range(number))
         failed = False
@@ -164,20 +183,12 @@ def test_failing_tool(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 failed = True
                 raise HostError(f"{what} failed: out of memory")
 
-        def tool(command: Any, text: str | None = None, timeout: float = 60, failing: Any = failing) -> str:  # noqa: ANN401
+        def edit(command: Sequence[str], text: str | None, failing: Any = failing) -> str | None:  # noqa: ANN401
             if text is not None:
                 failing(command[0])
-            return run_tool(command, text, timeout)
+            return text
 
-        def library(self: Nftables, commands: Any, failing: Any = failing) -> Any:  # noqa: ANN401
-            if any("list" not in command for command in commands):
-                failing("libnftables")
-            return run_library(self, commands)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(tools, "run", tool)
-            patched.setattr(Nftables, "run", library)
-            with pytest.raises(HostError, match="failed: out of memory"):
-                control.apply(numbered(backend, 1))
+        with use_runner(Editing(edit)), pytest.raises(HostError, match="failed: out of memory"):
+            with_library(partial(_Failing, failing)).apply(numbered(backend, 1))
         assert failed
         assert everything() == before

@@ -554,7 +554,7 @@ def test_service_comes_back_with_the_file_system(host_of: Host) -> None:
         host_of.faulty.kill()
         running.waits_for(lambda: "not connected" in running.said())
         host_of.configure(2)
-        time.sleep(0.5)
+        time.sleep(0.5)  # for a mistake that would change rules
         assert rules() == changed
         host_of.faulty.unmount()
         host_of.faulty.mount()

@@ -143,7 +143,7 @@ def test_traffic_passes(route: Any, host: Namespace, other: Namespace) -> None:
     assert plug_nics([NIC])[0].error is None
     seen = listening(host, "vmbr0")
     sender = listening(other, "eth0")
-    time.sleep(0.1)
+    time.sleep(0.1)  # the bridge's ports begin to forward
     sender.send(frame(b"to the outside"))
     assert received(seen, b"to the outside") == [None]
 
@@ -284,7 +284,7 @@ def test_vlans_on_a_vlan_aware_bridge(route: Any, host: Namespace, other: Namesp
 
     outside = listening(host, "outside")
     guest = listening(other, "eth0")
-    time.sleep(0.2)
+    time.sleep(0.2)  # the bridge's ports begin to forward
     guest.send(frame(b"without a tag"))
     assert received(outside, b"without a tag") == [5]
     guest.send(frame(b"in a trunk", vlan=7))
@@ -322,7 +322,7 @@ def test_tag_on_a_plain_bridge(route: Any, host: Namespace, other: Namespace) ->
 
     outside = listening(host, "outside")
     guest = listening(other, "eth0")
-    time.sleep(0.5)
+    time.sleep(0.5)  # the bridge's ports begin to forward
     guest.send(frame(b"without a tag"))
     assert received(outside, b"without a tag") == [5]
     outside.send(frame(b"from outside", vlan=5))

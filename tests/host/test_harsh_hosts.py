@@ -19,6 +19,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pvefw_nft.host.tools import use_runner
+
+from .runners import first_from
+
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
@@ -33,7 +37,7 @@ from .here import control, unguarded
 from .listing import everything
 from .network import compiled, configure, takes_compiled_nft
 from .test_faults import ALL, have_no_rules, rules
-from .test_other_hands import shell, use_legacy_tools
+from .test_other_hands import legacy_tools, shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -146,7 +150,7 @@ def test_service_that_was_stopped_for_a_while_catches_up(running: Running) -> No
     running.command.send(signal.SIGSTOP)
     shell("iptables -F; ip6tables -F; ipset flush")
     configure(running.folder, 3)
-    time.sleep(1)
+    time.sleep(1)  # longer than it ever waits for a look
     running.command.send(signal.SIGCONT)
     running.waits_for(lambda: "--dport 2003 " in listed("tap100i0-IN"))
     configure(running.folder)
@@ -174,7 +178,7 @@ def test_interrupted_at_any_moment_a_command_leaves_the_one_or_the_other(
     for number in range(20 if ALL else times):
         configure(tmp_path, number % 2, other=bool(number % 2))
         command = Command(arguments, said)
-        time.sleep(chance.uniform(0, usual))
+        time.sleep(chance.uniform(0, usual))  # any moment of its run
         with contextlib.suppress(ProcessLookupError):
             command.send(signal.SIGINT)
         done = command.ended()
@@ -208,7 +212,7 @@ def test_interrupted_at_any_moment_a_change_still_has_one_end(options: list[str]
         begun = time.monotonic()
         command = Command([name], said)
         if number:  # the first shows how long it takes
-            time.sleep(chance.uniform(0, usual))
+            time.sleep(chance.uniform(0, usual))  # any moment of its run
             with contextlib.suppress(ProcessLookupError):
                 command.send(signal.SIGINT)
         done = command.ended()
@@ -234,7 +238,7 @@ def test_service_interrupted_at_any_moment_of_its_first_apply_leaves_nothing_hal
     chance = random.Random(seed)
     for number in range(20 if ALL else 3):
         command = Command(["run", *options], said)
-        time.sleep(chance.uniform(0, 2) if number else 0)
+        time.sleep(chance.uniform(0, 2) if number else 0)  # any moment of its start
         command.send(signal.SIGINT)
         done = command.ended()
         # 130: it was no service yet
@@ -383,7 +387,7 @@ def test_nft_flush_ruleset_in_a_loop(running: Running) -> None:
     end = time.monotonic() + 5
     while time.monotonic() < end:
         shell("nft flush ruleset")
-        time.sleep(0.1)
+        time.sleep(0.1)  # as a loop of another program
     assert running.command.said().count("rules changed") <= 6
     assert "`nft`" in running.command.said()
     running.waits_for(lambda: rules() == before)
@@ -402,16 +406,12 @@ def test_set_renamed_after_a_flush_is_made_again(running: Running) -> None:
 
 
 @pytest.mark.parametrize(("script", "said"), [("exec sleep 1000", "did not end within"), ("exit 3", "exit status 3")])
-def test_tool_that_hangs_or_fails(
-    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
-) -> None:
+def test_tool_that_hangs_or_fails(options: list[str], tmp_path: Path, script: str, said: str) -> None:
     """The rules stay, and the change is made once the tool works again."""
     folder = tmp_path / "broken"
     folder.mkdir()
-    monkeypatch.setattr(tools, "_PATH", f"{folder}:{tools._PATH}")
-    for function in (tools.run, tools.run_all):
-        monkeypatch.setattr(function, "__defaults__", (None, 2.0))
-    with service(tmp_path / "said", *options, "--poll", "0.2") as command:
+    runner = first_from(folder, timeout=2.0)
+    with use_runner(runner), service(tmp_path / "said", *options, "--poll", "0.2") as command:
         command.waits_for(lambda: "started:" in command.said())
         before = listed("tap100i0-IN")
         broken = folder / "iptables-restore"
@@ -424,10 +424,13 @@ def test_tool_that_hangs_or_fails(
         command.waits_for(lambda: "--dport 2004 " in listed("tap100i0-IN"))
 
 
-def test_lock_of_legacy_iptables_that_another_program_keeps(
-    host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_legacy_tools(tmp_path / "tools", monkeypatch)
+@pytest.fixture
+def legacy(host: Namespace, tmp_path: Path) -> Iterator[None]:
+    with legacy_tools(tmp_path / "tools"):
+        yield
+
+
+def test_lock_of_legacy_iptables_that_another_program_keeps(legacy: None, tmp_path: Path) -> None:
     need("iptables -L; ip6tables -L; ebtables -L; ipset list")
     configure(tmp_path)
     (tmp_path / "said").mkdir()

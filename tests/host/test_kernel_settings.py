@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import settings, sysctl, tools
+from pvefw_nft.host import settings, sysctl
+from pvefw_nft.host.paths import Paths, use_paths
 from pvefw_nft.host.settings import Conntrack
+from pvefw_nft.host.tools import Runner, use_runner
 
 from .applied import Killed, die, everything, with_port
 from .here import control
 from .network import ruleset
 from .rulesets import nft
+from .runners import Answering
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from .conftest import Namespace
 
@@ -44,12 +48,16 @@ def test_setting_changed_meanwhile_is_left_alone(real: Namespace) -> None:
     assert sysctl.read(key) == "2"
 
 
-def test_only_missing_modules_are_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_missing_modules_are_loaded(tmp_path: Path) -> None:
     (tmp_path / "nft_meta_bridge").mkdir()
     loaded: list[str] = []
-    monkeypatch.setattr(settings, "_MODULES", tmp_path)
-    monkeypatch.setattr(tools, "run", lambda command: loaded.append(command[-1]))
-    settings.load_modules("nft")
+
+    def load(command: Sequence[str], _: str | None) -> str:
+        loaded.append(command[-1])
+        return ""
+
+    with use_paths(Paths(modules=tmp_path)), use_runner(Answering(load)):
+        settings.load_modules("nft")
     assert loaded == ["nf_conntrack_bridge", "nft_reject_bridge"]
 
 
@@ -60,39 +68,46 @@ PASSED_BY = (
 )
 
 
-class Module:
+class Module(Runner):
     """br_netfilter as far as its settings go: missing until it is loaded."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.loaded = self.dies = False
-        self._read, self._run = sysctl.read, tools.run
-        monkeypatch.setattr(sysctl, "read", self.read)
-        monkeypatch.setattr(tools, "run", self.run)
+    def __init__(self, sysctls: Path) -> None:
+        super().__init__()
+        self.dies = False
+        self._settings = sysctls / "net/bridge"
+        self._settings.parent.mkdir(parents=True)
+        for folder in ("ipv4", "ipv6", "netfilter", "core"):
+            (self._settings.parent / folder).symlink_to(Path("/proc/sys/net", folder))
 
-    def read(self, key: str) -> str | None:
-        return self._read(key) if self.loaded or key not in BRIDGED else None
+    @property
+    def loaded(self) -> bool:
+        return self._settings.exists()
 
-    def run(self, command: list[str], text: str | None = None) -> str:
-        if command[-1] != "br_netfilter":
-            return self._run(command, text)
+    def run_all(
+        self, commands: Sequence[Sequence[str]], text: str | None = None, timeout: float | None = None
+    ) -> list[str]:
+        if commands[0][-1] != "br_netfilter":
+            return super().run_all(commands, text, timeout)
         if self.dies:
             raise Killed
         if not self.loaded:
             self.load()
-        return ""
+        return [""]
 
     def load(self) -> None:
+        self._settings.symlink_to("/proc/sys/net/bridge")
         for key in BRIDGED:
             sysctl.write(key, "1")
-        self.loaded = True
 
     def settings(self) -> list[str | None]:
-        return [self.read(key) for key in BRIDGED]
+        return [sysctl.read(key) for key in BRIDGED]
 
 
 @pytest.fixture
-def module(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> Module:
-    return Module(monkeypatch)
+def module(real: Namespace, tmp_path: Path) -> Iterator[Module]:
+    module = Module(tmp_path / "sysctls")
+    with use_runner(module), use_paths(Paths(sysctls=tmp_path / "sysctls", modules=tmp_path / "none")):
+        yield module
 
 
 def test_bridged_packets_pass_iptables_by_again_after_stop(module: Module) -> None:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.waiting import wait_until
+
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
@@ -244,9 +246,8 @@ def killed_after(seconds: float, desired: Desired) -> bool:
 def process_killed_after(seconds: float, action: Callable[[], object]) -> bool:
     """Act in a process that is killed after that time. False: it had come to its end before."""
     child = started_process(action)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        time.sleep(0.005)
+    over = partial(os.waitid, os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    wait_until(lambda: over() is not None, seconds, every=0.005)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     return ended(child)
@@ -281,11 +282,8 @@ def started_process(action: Callable[[], object]) -> int:
 def ended(child: int) -> bool:
     """Wait for a process and for all it started; tell whether it was killed."""
     _, status = os.waitpid(child, 0)
-    end = time.monotonic() + 5
     with contextlib.suppress(ProcessLookupError):
-        while time.monotonic() < end:
-            os.killpg(child, 0)
-            time.sleep(0.005)
+        wait_until(lambda: os.killpg(child, 0), 5, every=0.005)  # raises once all are gone
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL
         return True

@@ -13,8 +13,10 @@ from pvefw_nft.host import tools
 from pvefw_nft.host.apply import xtables
 from pvefw_nft.host.netfilter import legacy_tables, stamp
 from pvefw_nft.host.netfilter.legacy_tables import digest
+from pvefw_nft.host.tools import use_runner
 
 from .conftest import need
+from .runners import Found
 from .test_drift import legacy_ebtables
 from .test_other_hands import shell
 
@@ -87,23 +89,23 @@ def test_asking_loads_no_table(host: Namespace) -> None:
 
 def test_stamp_of_legacy_tools_notices_their_rules(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     need("iptables-legacy -L; nft list tables")
-    monkeypatch.setattr(tools, "find", lambda tool: f"/usr/sbin/{tool.replace('tables', 'tables-legacy')}")
     names = ["iptables", "iptables-save"]
-    assert not stamp.are_counted(names)
-    before = stamp.take_stamp_for_tools(names, "")
-    assert before is not None
-    shell("iptables-legacy -A FORWARD -j ACCEPT")
-    after = stamp.take_stamp_for_tools(names, "")
-    assert after is not None
-    assert after.rest != before.rest
-    monkeypatch.setattr(legacy_tables, "digest", lambda _: (_ for _ in ()).throw(PermissionError("not told")))
-    assert stamp.take_stamp_for_tools(names, "") is None
+    with use_runner(Found(lambda tool: f"/usr/sbin/{tool.replace('tables', 'tables-legacy')}")):
+        assert not stamp.are_counted(names)
+        before = stamp.take_stamp_for_tools(names, "")
+        assert before is not None
+        shell("iptables-legacy -A FORWARD -j ACCEPT")
+        after = stamp.take_stamp_for_tools(names, "")
+        assert after is not None
+        assert after.rest != before.rest
+        monkeypatch.setattr(legacy_tables, "digest", lambda _: (_ for _ in ()).throw(PermissionError("not told")))
+        assert stamp.take_stamp_for_tools(names, "") is None
 
 
-def test_no_stamp_beside_a_tool_of_another_kind(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tools, "find", lambda _: os.path.realpath("/bin/sh"))
-    assert stamp.take_stamp_for_tools(["iptables-save"], "") is None
-    assert not stamp.are_counted(["iptables-save"])
+def test_no_stamp_beside_a_tool_of_another_kind(host: Namespace) -> None:
+    with use_runner(Found(lambda _: os.path.realpath("/bin/sh"))):
+        assert stamp.take_stamp_for_tools(["iptables-save"], "") is None
+        assert not stamp.are_counted(["iptables-save"])
 
 
 def test_rules_of_ebtables_are_listed_as_its_save_command_does(host: Namespace, tmp_path: Path) -> None:

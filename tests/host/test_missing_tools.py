@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pvefw_nft.host.tools import Runner, use_runner
+
 pytest.importorskip("nftables")
 
 from pvefw_nft.cli import main
@@ -57,8 +59,7 @@ def without(folder: Path, *missing: str) -> Iterator[None]:
         for path in Path(tools.find(tool)).parent.glob(f"{tool}*"):
             if tool not in missing and not (folder / path.name).is_symlink():
                 (folder / path.name).symlink_to(path)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(tools, "_PATH", str(folder))
+    with pytest.MonkeyPatch.context() as patched, use_runner(Runner(str(folder))):
         patched.setenv("PATH", str(folder))
         if "nft" in missing:
             patched.setitem(sys.modules, "nftables", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,16 +13,17 @@ from pvefw_nft.app import desired as desired_ruleset
 from pvefw_nft.cli import main
 from pvefw_nft.cli.options import make_source
 from pvefw_nft.config import netdb
-from pvefw_nft.host import lock, tools
+from pvefw_nft.host import lock
 from pvefw_nft.host.apply import names
 from pvefw_nft.host.netfilter import nf_tables
+from pvefw_nft.host.tools import Runner, use_runner
 from tests.support import VM
 
 from .conftest import need
 from .here import control, firewall
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from tests.support import MakeRoot
 
@@ -31,28 +32,27 @@ if TYPE_CHECKING:
 FILES = ("services", "protocols", "ethertypes")
 
 
-class Etc:
+class Etc(Runner):
     """The host's names, for pvefw and for the tools that it runs."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, use_etc: Callable[[Path], None]) -> None:
+        super().__init__()
         folder.mkdir()
         self._folder = folder
         for name in FILES:
             shutil.copy(netdb.PACKAGED / name, folder)
-        for module in (names, netdb):
-            monkeypatch.setattr(module, "ETC", folder)
-        run_all = tools.run_all
+        use_etc(folder)
 
-        def run_here(commands: Any, *rest: Any) -> list[str]:  # noqa: ANN401
-            return run_all([self._command(command) for command in commands], *rest)
+    def run_all(
+        self, commands: Sequence[Sequence[str]], text: str | None = None, timeout: float | None = None
+    ) -> list[str]:
+        return super().run_all([self._command(command) for command in commands], text, timeout)
 
-        monkeypatch.setattr(tools, "run_all", run_here)
-
-    def _command(self, command: tuple[str, ...]) -> tuple[str, ...]:
+    def _command(self, command: Sequence[str]) -> Sequence[str]:
         if not command[0].endswith("-restore"):
             return command
         mounts = "".join(f"mount --bind {self._folder}/{name} /etc/{name}; " for name in FILES)
-        return ("unshare", "-m", "sh", "-ec", f'{mounts} exec "$@"', "sh", tools.find(command[0]), *command[1:])
+        return ("unshare", "-m", "sh", "-ec", f'{mounts} exec "$@"', "sh", self.find(command[0]), *command[1:])
 
     def say(self, name: str, port: int) -> None:
         """Give a service a port."""
@@ -60,9 +60,10 @@ class Etc:
 
 
 @pytest.fixture
-def etc(host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Etc]:
+def etc(host: Namespace, tmp_path: Path, use_etc: Callable[[Path], None]) -> Iterator[Etc]:
     need("iptables -L; ebtables -L; ipset list; unshare -m mount --bind /etc/hostname /etc/services")
-    yield Etc(tmp_path / "etc-names", monkeypatch)
+    with use_runner(found := Etc(tmp_path / "etc-names", use_etc)):
+        yield found
     netdb.forget()
 
 

@@ -150,7 +150,7 @@ def test_denied_packet_leaves_no_connection_for_its_answer(network: NatNetwork, 
     start(recompiled(tmp_path, "nft"))
     call_iptables("0")
     network.tcp("vm102", VM101, 23, patience=0.5)
-    time.sleep(0.2)
+    time.sleep(0.2)  # for the packet to arrive
     listed = run("conntrack", "-L", "-p", "tcp", "--dport", "23")
     assert "dport=23" in listed
     assert f"zone={4097 + 101 * 32}" not in listed
@@ -162,7 +162,7 @@ def connected(network: NatNetwork, place: str, address: str, count: int) -> int:
     for one in opening:
         one.setblocking(False)
         one.connect_ex((address, 80))
-    time.sleep(0.8)
+    time.sleep(0.8)  # a SYN is sent again after 1 s
     found = len(select.select([], opening, [], 0)[1])
     for one in opening:
         one.close()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pvefw_nft.host import tools
 from pvefw_nft.host.apply.nftables_state import Nftables
 from pvefw_nft.host.other_filters import other_filters
+from pvefw_nft.host.tools import use_runner
+
+from .runners import Answering
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,13 +33,13 @@ CHAINS = [
 
 
 def listed(monkeypatch: pytest.MonkeyPatch, more: str = "") -> list[str]:
-    def run(command: Sequence[str], *_: object, **__: object) -> str:
+    def saved(command: Sequence[str], _: str | None) -> str:
         return SAVED.format(more=more) if command == ["iptables-save"] else ""
 
     answer = [{"chain": {"family": family, "table": table, "name": name}} for family, table, name in CHAINS]
-    monkeypatch.setattr(tools, "run", run)
     monkeypatch.setattr(Nftables, "run", lambda *_: answer)
-    return other_filters()
+    with use_runner(Answering(saved)):
+        return other_filters()
 
 
 def test_programs_are_known_by_their_chains(monkeypatch: pytest.MonkeyPatch) -> None:

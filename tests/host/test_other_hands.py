@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pvefw_nft.host.tools import use_runner
+
+from .runners import Editing, first_from
+
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
 from pvefw_nft.errors import HostError
-from pvefw_nft.host import lock, tools
+from pvefw_nft.host import lock
 from pvefw_nft.host.records import record
 
 from . import rulesets
@@ -29,7 +33,7 @@ from .listing import everything
 from .network import compiled, ruleset, start, takes_compiled_nft
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from pvefw_nft.host.records.record import Desired
 
@@ -113,7 +117,8 @@ def shell(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def use_legacy_tools(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def legacy_tools(folder: Path) -> Iterator[None]:
     """Have the names of iptables' tools lead to the variants that keep their rules outside of nf_tables."""
     folder.mkdir()
     for tool in ("iptables", "ip6tables"):
@@ -122,20 +127,20 @@ def use_legacy_tools(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             if not found.exists():
                 pytest.skip(f"the legacy variant of {tool} is not installed")
             (folder / f"{tool}{suffix}").symlink_to(found)
-    monkeypatch.setenv("PATH", str(folder), prepend=":")
-    monkeypatch.setattr(tools, "_PATH", f"{folder}:{tools._PATH}")
+    with pytest.MonkeyPatch.context() as patched, use_runner(first_from(folder)):
+        patched.setenv("PATH", str(folder), prepend=":")
+        yield
 
 
 @pytest.fixture
-def kind(request: pytest.FixtureRequest, host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def kind(request: pytest.FixtureRequest, host: Namespace, tmp_path: Path) -> Iterator[str]:
     name: str = request.param
-    if name == "legacy":
-        use_legacy_tools(tmp_path / "tools", monkeypatch)
-    if name == "nft":
-        need("nft add table bridge probe; nft delete table bridge probe")
-    else:
-        need("iptables -L; ip6tables -L; ebtables -L; ipset list")
-    return name
+    with legacy_tools(tmp_path / "tools") if name == "legacy" else contextlib.nullcontext():
+        if name == "nft":
+            need("nft add table bridge probe; nft delete table bridge probe")
+        else:
+            need("iptables -L; ip6tables -L; ebtables -L; ipset list")
+        yield name
 
 
 def desired_of(kind: str, folder: Path, number: int = 0) -> Desired:
@@ -333,23 +338,19 @@ def _empty_raw(found: dict[str, list[str]]) -> dict[str, list[str]]:
 # --- switches that fail -------------------------------------------------------------------------------------
 
 
-def test_failed_switch_names_the_loaded_and_recorded_rulesets(
-    host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_switch_names_the_loaded_and_recorded_rulesets(host: Namespace, tmp_path: Path) -> None:
     need("iptables -L; ipset list; ebtables -L; nft add table bridge probe; nft delete table bridge probe")
     control.apply(compiled(tmp_path, "iptables"))
-    run = tools.run
 
-    def failing(command: Any, text: str | None = None, timeout: float = 60) -> str:  # noqa: ANN401
+    def failing(_: Sequence[str], text: str | None) -> str | None:
         if text is not None and "-X " in text:
             raise HostError("iptables-restore failed: out of memory")
-        return run(command, text, timeout)
+        return text
 
     small = ruleset("nft", rulesets.nft())
-    with monkeypatch.context() as patched:
-        patched.setattr(tools, "run", failing)
-        with pytest.raises(HostError, match="nft is loaded and on record, but the one of iptables") as caught:
-            control.apply(small)
+    refused = pytest.raises(HostError, match="nft is loaded and on record, but the one of iptables")
+    with use_runner(Editing(failing)), refused as caught:
+        control.apply(small)
     assert "packets must pass both" in caught.value.message
     assert "pvefw start" in str(caught.value.hint)
     assert engine("nft").present()

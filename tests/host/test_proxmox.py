@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,18 +13,22 @@ import pytest
 from pvefw_nft.errors import HostError
 from pvefw_nft.host import service_units
 from pvefw_nft.host.firewall import was_started
+from pvefw_nft.host.paths import Paths, use_paths
 from pvefw_nft.host.proxmox import services, theirs, units
 from pvefw_nft.host.proxmox.awake import FirewallWatch
 from pvefw_nft.host.proxmox.flag import flag_path
 from pvefw_nft.host.records import record
 from pvefw_nft.host.records.pending import Beside
+from pvefw_nft.host.tools import use_runner
 from pvefw_nft.host.watching.rule_guard import RuleGuard
 
 from .here import control
 from .network import compiled, configure, start
+from .runners import Answering
 from .test_commands import pvefw
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from .conftest import Namespace
@@ -185,22 +191,40 @@ UnitFileState=
 """
 
 
+@dataclass
+class Systemd:
+    """A systemd that shows two services. ``given`` are the commands that it got, ``folder`` has its units."""
+
+    folder: Path
+    given: list[str] = field(default_factory=list)
+    shown: str = SHOWN
+
+    def answer(self, command: Sequence[str], _: str | None) -> str:
+        self.given.append(" ".join(command))
+        return self.shown if command[1] == "show" else ""
+
+    def changes(self) -> list[str]:
+        """Return the changes by systemctl since the last call."""
+        found = [command.removeprefix("systemctl --quiet ") for command in self.given if " show " not in command]
+        self.given.clear()
+        return found
+
+
 @pytest.fixture
-def systemd(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A systemd that shows two services; the list gets the commands that it is given."""
-    given: list[str] = []
+def systemd(host: Namespace, tmp_path: Path) -> Iterator[Systemd]:
+    made = Systemd(tmp_path / "units")
+    (made.folder / "run").mkdir(parents=True)
+    places = Paths(
+        units=made.folder / "etc",
+        runtime_units=made.folder / "run",
+        services=made.folder / "groups",
+        bus=made.folder / "bus",
+    )
+    with use_paths(places), use_runner(Answering(made.answer)):
+        yield made
 
-    def run(command: list[str], text: str | None = None, timeout: float = 0) -> str:
-        given.append(" ".join(command))
-        return SHOWN if command[1] == "show" else ""
 
-    monkeypatch.setattr(services, "has_systemd", lambda: True)
-    monkeypatch.setattr("pvefw_nft.host.tools.run", run)
-    monkeypatch.setattr(services, "loaded_tables", list)
-    return given
-
-
-def test_services_are_found_by_systemd(systemd: list[str]) -> None:
+def test_services_are_found_by_systemd(systemd: Systemd) -> None:
     first, second = services.read_services(*services.SERVICES)
     assert (first.running, first.exists, first.enabled) == (True, True, "enabled")
     assert (second.running, second.exists) == (False, False)
@@ -209,44 +233,41 @@ def test_services_are_found_by_systemd(systemd: list[str]) -> None:
 
 
 def test_without_d_bus_control_groups_tell_users_the_running_services(
-    systemd: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    systemd: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "_answers", lambda: False)
-    monkeypatch.setattr(services, "_CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     for name, populated in (("pve-firewall.service", 1), ("ended.service", 0)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "cgroup.events").write_text(f"populated {populated}\nfrozen 0\n")
+        (systemd.folder / "groups" / name).mkdir(parents=True)
+        (systemd.folder / "groups" / name / "cgroup.events").write_text(f"populated {populated}\nfrozen 0\n")
     names = ("pve-firewall.service", "ended.service", "missing.service")
     assert [service.running for service in services.read_services(*names)] == [True, False, False]
-    assert systemd == []
+    assert systemd.given == []
 
 
 @pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Have units and records in a folder of the test's, and both services stopped."""
-    for name, folder in (("_ETC", tmp_path / "etc"), ("_RUN", tmp_path / "run")):
-        monkeypatch.setattr(units, name, folder)
-    monkeypatch.setenv("PVEFW_STATE_DIRECTORY", str(tmp_path / "state"))
-    monkeypatch.setattr("tests.host.test_proxmox.SHOWN", SHOWN.replace("=active", "=inactive"))
-    return tmp_path
+def stopped(systemd: Systemd) -> Systemd:
+    """Have both services stopped."""
+    systemd.shown = SHOWN.replace("=active", "=inactive")
+    return systemd
 
 
-def test_a_service_is_ended_without_its_clean_up_and_masked(systemd: list[str], folders: Path) -> None:
+def test_a_service_is_ended_without_its_clean_up_and_masked(stopped: Systemd, tmp_path: Path) -> None:
+    folders = stopped.folder
     (service, _) = services.read_services(*services.SERVICES)
     units.note_services(unit=True)
     units.end_service(service)
     text = (folders / "run/pve-firewall.service.d/pvefw.conf").read_text()
     assert "\nExecStop=\n" in text
     assert "\nKillSignal=SIGKILL\n" in text
-    assert f"ConditionPathExists=!{folders}/state/taken-over.json" in text
+    assert f"ConditionPathExists=!{tmp_path}/state/taken-over.json" in text
     assert not (folders / "etc").exists()  # a boot would start the service
-    assert changes(systemd) == ["daemon-reload", "stop pve-firewall.service", "mask --runtime pve-firewall.service"]
+    assert stopped.changes() == ["daemon-reload", "stop pve-firewall.service", "mask --runtime pve-firewall.service"]
     units.keep_ended()
     assert (folders / "etc/pve-firewall.service.d/pvefw.conf").read_text() == text
-    assert changes(systemd) == ["daemon-reload", "mask pve-firewall.service"]
+    assert stopped.changes() == ["daemon-reload", "mask pve-firewall.service"]
     units.restore_service("pve-firewall.service")
     assert not list(folders.glob("*/pve-firewall.service.d"))
-    assert changes(systemd) == [
+    assert stopped.changes() == [
         "unmask pve-firewall.service",
         "unmask --runtime pve-firewall.service",
         "daemon-reload",
@@ -254,21 +275,15 @@ def test_a_service_is_ended_without_its_clean_up_and_masked(systemd: list[str], 
     ]
 
 
-def test_a_unit_file_that_is_in_the_way_of_a_mask_gets_the_drop_in_only(systemd: list[str], folders: Path) -> None:
+def test_a_unit_file_that_is_in_the_way_of_a_mask_gets_the_drop_in_only(stopped: Systemd) -> None:
+    folders = stopped.folder
     (folders / "etc").mkdir()
     (folders / "etc/pve-firewall.service").write_text("[Service]\n")
     (service, _) = services.read_services(*services.SERVICES)
     units.end_service(service)
     units.keep_ended()
     assert (folders / "etc/pve-firewall.service.d/pvefw.conf").exists()
-    assert not any("mask" in change for change in changes(systemd))
-
-
-def changes(given: list[str]) -> list[str]:
-    """Return the changes by systemctl since the last call."""
-    found = [command.removeprefix("systemctl --quiet ") for command in given if " show " not in command]
-    given.clear()
-    return found
+    assert not any("mask" in change for change in stopped.changes())
 
 
 def test_the_unit_neither_stops_proxmox_firewalls_nor_runs_beside_them() -> None:

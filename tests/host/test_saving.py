@@ -32,10 +32,15 @@ SETTLE = 1.5
 GAP = 0.3  # seconds that a file is missing, empty or cut off: longer than the service waits for more events
 
 
+def gap() -> None:
+    """Have the file be incomplete for a while, as a slow program would."""
+    time.sleep(GAP)  # the service must notice
+
+
 def by_truncating(path: Path, text: str) -> None:
     with path.open("w") as file:  # as `cat > file` and many editors
         file.flush()
-        time.sleep(GAP)
+        gap()
         file.write(text)
 
 
@@ -44,7 +49,7 @@ def by_writing_in_parts(path: Path, text: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC)
     for start in range(0, len(data), len(data) // 3 + 1):
         os.write(descriptor, data[start : start + len(data) // 3 + 1])
-        time.sleep(GAP)
+        gap()
     os.close(descriptor)
 
 
@@ -55,20 +60,20 @@ def by_writing_anew(path: Path, text: str) -> None:
         for line in [first.replace("\n", " \n"), *others]:
             file.write(line)
             file.flush()
-            time.sleep(GAP)
+            gap()
 
 
 def by_moving_away(path: Path, text: str) -> None:
     away = path.with_name(f"{path.name}~")
     path.rename(away)  # as vim with `backupcopy=no` does
-    time.sleep(GAP)
+    gap()
     path.write_text(text)
     away.unlink()
 
 
 def by_removing(path: Path, text: str) -> None:
     path.unlink()  # as `rsync --inplace --delete-before`, and scripts
-    time.sleep(GAP)
+    gap()
     path.write_text(text)
 
 
@@ -150,7 +155,7 @@ class Sampler:
         while not self._over.is_set():
             host, guest = rules_now()
             self.fewest = (min(self.fewest[0], host), min(self.fewest[1], guest))
-            time.sleep(0.02)
+            time.sleep(0.02)  # between two looks
 
 
 def rules_now() -> tuple[int, int]:

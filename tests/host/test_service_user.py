@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pvefw_nft.host.paths import Paths, use_paths
+from pvefw_nft.host.tools import use_runner
+
+from .runners import Answering
+
 pytest.importorskip("pyroute2")
 
 import pvefw_nft
@@ -27,7 +32,7 @@ from .conftest import need
 from .network import configure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from .conftest import Namespace
 
@@ -136,14 +141,16 @@ def test_lock_with_a_second_name_or_of_another_user_is_refused(folder: Path, sec
 @pytest.mark.parametrize(
     "key", ["net/core/bpf_jit_harden", "net/ipv4/ip_forward", "kernel/modprobe", "net/bridge/../../kernel/modprobe"]
 )
-def test_setting_that_pvefw_never_sets_is_not_put_back(folder: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("a setting was written")
-
-    monkeypatch.setattr("pvefw_nft.host.sysctl.write", refuse)
+def test_setting_that_pvefw_never_sets_is_not_put_back(folder: Path, tmp_path: Path, key: str) -> None:
+    standing = tmp_path / "sys" / key
+    (tmp_path / "sys/net/bridge").mkdir(parents=True)
+    standing.parent.mkdir(parents=True, exist_ok=True)
+    standing.write_text("1\n")
     state.run_directory().mkdir()
     (state.run_directory() / "sysctls.json").write_text(json.dumps({key: {"before": "0", "ours": "1"}}))
-    settings.put_back()
+    with use_paths(Paths(sysctls=tmp_path / "sys")):
+        settings.put_back()
+    assert standing.read_text() == "1\n"
     assert "is no setting" in " ".join(state.take_warnings())
 
 
@@ -162,17 +169,20 @@ def test_capabilities_stand_for_root(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_user_has_br_netfilter_loaded_by_a_rule(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[tuple[object, ...]] = []
-    monkeypatch.setattr(tools, "run", lambda *arguments: ran.append(arguments))
+    ran: list[tuple[Sequence[str], str | None]] = []
+
+    def note(command: Sequence[str], text: str | None) -> str:
+        ran.append((command, text))
+        return ""
+
     monkeypatch.setattr(os, "geteuid", lambda: OWNER)
-    monkeypatch.setattr(settings, "_is_missing", lambda _: True)
-    monkeypatch.setattr(settings, "_MODULES", folder)
-    settings.load_modules("iptables")
-    assert [command for command, _ in ran] == [["iptables-restore", "--noflush"]] * 2
-    assert "physdev" in str(ran[0][1])
-    ran.clear()
-    settings.load_modules("nft")
-    assert ran == []  # they come with the unit
+    with use_paths(Paths(sysctls=folder, modules=folder)), use_runner(Answering(note)):
+        settings.load_modules("iptables")
+        assert [command for command, _ in ran] == [["iptables-restore", "--noflush"]] * 2
+        assert "physdev" in str(ran[0][1])
+        ran.clear()
+        settings.load_modules("nft")
+        assert ran == []  # they come with the unit
 
 
 def test_probe_of_br_netfilter_leaves_no_rule(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:

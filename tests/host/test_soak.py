@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.waiting import wait_until
+
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
@@ -58,14 +60,14 @@ def flap() -> None:
         for state in itertools.cycle(("down", "up")):
             begun = time.monotonic()
             route.link("set", index=index, state=state)
-            time.sleep(max(0.0, 1 / FLAPS - (time.monotonic() - begun)))
+            time.sleep(max(0.0, 1 / FLAPS - (time.monotonic() - begun)))  # keep the rate
 
 
 def change_others() -> None:
     """Change rules and sets that are not ours, a few times a second."""
     for change in itertools.cycle(command for pair in OTHERS for command in pair):
         subprocess.run(change.split(), check=False, capture_output=True)
-        time.sleep(0.2)
+        time.sleep(0.2)  # the rate
 
 
 def printed(command: str) -> str:
@@ -124,9 +126,8 @@ class Service:
             before = self.chain(questions)
             begun = time.monotonic()
             new.replace(self._file)
-            while self.chain(questions) == before:
-                assert time.monotonic() - begun < PATIENCE, f"change {number} was missed: {self.command.said()[-2000:]}"
-                time.sleep(0.01)
+            came = wait_until(lambda: self.chain(questions) != before, PATIENCE, every=0.01)
+            assert came, f"change {number} was missed: {self.command.said()[-2000:]}"
         spent = time.monotonic() - begun
         listed = self._listed()
         assert f"dport {port} " in listed, (number, listed)
@@ -141,7 +142,7 @@ class Service:
         for _ in range(5):
             children = self._proc(f"task/{self.command.pid}/children").read_text().split()
             looks.append(sum(resident(process) for process in (self.command.pid, *map(int, children))))
-            time.sleep(0.02)
+            time.sleep(0.02)  # between two looks
         return min(looks)
 
     def descriptors(self) -> int:
@@ -149,7 +150,7 @@ class Service:
         counts = []
         for _ in range(20):
             counts.append(len(list(self._proc("fd").iterdir())))
-            time.sleep(0.02)
+            time.sleep(0.02)  # between two looks
         return min(counts)
 
     def _proc(self, name: str) -> Path:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.waiting import wait_until
+
 pytest.importorskip("pyroute2")
 pytest.importorskip("nftables")
 
@@ -96,12 +98,12 @@ def test_streams_notice_a_hole_and_a_cut(network: Network, tmp_path: Path) -> No
     start(compiled(tmp_path / "c", "iptables"))
     with Streams(network, patience=0.5) as streams:
         subprocess.run(["iptables", "-D", "INPUT", "-j", "PVEFW-INPUT"], check=True)
-        time.sleep(0.02)
+        time.sleep(0.02)  # the hole
         subprocess.run(["iptables", "-A", "INPUT", "-j", "PVEFW-INPUT"], check=True)
-        time.sleep(0.5)
+        time.sleep(0.5)  # the packets that passed arrive
         assert set(streams.leaked) == {"outside to 10.0.0.1"}
         subprocess.run(["iptables", "-I", "INPUT", "-p", "tcp", "-j", "DROP"], check=True)
-        time.sleep(2)
+        time.sleep(2)  # longer than the patience of the streams
     assert sorted(failed.split(":")[0] for failed in streams.failed) == ["_connect", "_stay"]
 
 
@@ -153,9 +155,7 @@ def test_unconfirmed_update_that_cuts_new_connections(network: Network, tmp_path
         control.apply(cutting(tmp_path / "c", backend), confirm_within=5)
         assert not connects(network)
         assert pending() is not None
-        end = time.monotonic() + 60
-        while pending() is not None and time.monotonic() < end:
-            time.sleep(0.2)
+        wait_until(lambda: pending() is None, 60)
         assert connects(network)
         assert denied.pass_now() == []
     after = firewall.status(compiled(tmp_path / "c", backend))

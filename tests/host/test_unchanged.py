@@ -17,12 +17,15 @@ from pvefw_nft.host import sysctl, tools
 from pvefw_nft.host.apply import apply_iptables, apply_nft, iptables_plan
 from pvefw_nft.host.netfilter import nf_tables, stamp
 from pvefw_nft.host.records import record
+from pvefw_nft.host.tools import use_runner
 from tests.support import VM
 
 from .here import control, engine, firewall
 from .rulesets import iptables, nft, pieces
+from .runners import Editing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from pvefw_nft.host.records.record import Desired
@@ -60,17 +63,16 @@ def real(host: Namespace) -> Namespace:
 
 
 @pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def commands() -> Iterator[list[str]]:
     """The commands that are run, as they come."""
-    run_all = tools.run_all
     found: list[str] = []
 
-    def noting(started: Any, *rest: Any) -> list[str]:  # noqa: ANN401
-        found.extend(" ".join(command) for command in started)
-        return run_all(started, *rest)
+    def note(command: Sequence[str], text: str | None) -> str | None:
+        found.append(" ".join(command))
+        return text
 
-    monkeypatch.setattr(tools, "run_all", noting)
-    return found
+    with use_runner(Editing(note)):
+        yield found
 
 
 def is_in_force(backend: str) -> bool:
@@ -212,18 +214,14 @@ def test_another_program_changes_rules_while_a_chain_is_replaced(
     assert any("iptables-save" in command for command in commands)
 
 
-def test_changed_chain_that_lost_a_rule(real: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_chain_that_lost_a_rule(real: Namespace) -> None:
     control.apply(ruleset("iptables"))
-    run_all = tools.run_all
 
-    def losing(started: Any, text: str | None = None, *rest: Any) -> list[str]:  # noqa: ANN401
-        lost = "-A tap100i0-IN -p tcp --dport 81 -j ACCEPT\n"
-        return run_all(started, None if text is None else text.replace(lost, ""), *rest)
+    def losing(_: Sequence[str], text: str | None) -> str | None:
+        return None if text is None else text.replace("-A tap100i0-IN -p tcp --dport 81 -j ACCEPT\n", "")
 
-    monkeypatch.setattr(tools, "run_all", losing)
-    with pytest.raises(HostError, match="tap100i0-IN has 0 rules, not 1"):
+    with use_runner(Editing(losing)), pytest.raises(HostError, match="tap100i0-IN has 0 rules, not 1"):
         control.apply(ruleset("iptables", 81))
-    monkeypatch.undo()
     assert "--dport 80 -j ACCEPT" in shell("iptables-save")
 
 

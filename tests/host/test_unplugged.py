@@ -22,13 +22,14 @@ from pvefw_nft.host.bridges.firewall_bridge import Nic
 from pvefw_nft.host.bridges.plug import plug_nics, unplug_nics
 from pvefw_nft.host.bridges.unplugged import Misconfigured, find_unplugged
 from pvefw_nft.host.links import BridgeSettings, Link, Links, open_route, read_links
+from tests.waiting import wait_until
 
 from .commands import pvefw as forked_pvefw
 from .network import ADDRESSES, MACS, Denied, Echo, Network, configure, has_bridge_conntrack
 from .test_commands import REPOSITORY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .conftest import Namespace
 
@@ -172,14 +173,14 @@ def test_plugging_a_running_nic_loses_at_most_a_few_packets(network: Network) ->
     lost = []
     for turn in range(10):
         with flow(network, ("outside", "guest")) as inwards, flow(network, ("guest", "outside")) as outwards:
-            time.sleep(0.1)
+            time.sleep(0.1)  # packets flow before
             (done,) = plug_nics([NIC])
             assert done.error is None
-            time.sleep(0.2)
+            time.sleep(0.2)  # and after
         lost.append((inwards.missing, outwards.missing))
         if turn < 9:
             unplug(network)
-            time.sleep(0.1)
+            time.sleep(0.1)  # the last packets arrive
     print(f"lost of the stream to and from the guest, by turn: {lost}")
     counts = sorted(count for pair in lost for count in pair)
     assert counts[len(counts) // 2] <= 10
@@ -205,7 +206,7 @@ class Flow:
         while not self._over.is_set():
             self._sender.sendto(b"x", self._address)
             self.sent += 1
-            time.sleep(0.0005)
+            time.sleep(0.0005)  # the rate
 
     def begin(self) -> None:
         self._thread.start()
@@ -292,12 +293,8 @@ def service(root: Path, *more: str, backend: str = "iptables") -> Iterator[Path]
             running.wait(30)
 
 
-def eventually(holds: object, said: Path) -> None:
-    end = time.monotonic() + 30
-    assert callable(holds)
-    while not holds():
-        assert time.monotonic() < end, said.read_text()
-        time.sleep(0.01)
+def eventually(holds: Callable[[], object], said: Path) -> None:
+    assert wait_until(holds, 30, every=0.01), said.read_text()
 
 
 def appear(network: Network) -> None:
@@ -326,7 +323,7 @@ def test_the_service_plugs_a_nic_that_appears(network: Network, tmp_path: Path) 
         for _ in range(10):
             unplug_nics([NIC])
             disappear()
-            time.sleep(0.2)
+            time.sleep(0.2)  # the service takes note
             begun = time.monotonic()
             appear(network)
             eventually(lambda: master("tap100i0") == "fwbr100i0", said)
@@ -343,7 +340,7 @@ def test_the_service_leaves_a_nic_in_no_bridge_to_the_program_that_makes_it(netw
     with service(tmp_path) as said, open_route() as route:
         route.link("add", ifname="tap100i0", kind="veth", peer={"ifname": "other"})
         for _ in range(4):
-            time.sleep(0.4)
+            time.sleep(0.4)  # for it to plug the NIC by mistake
             route.link("set", index=route.link_lookup(ifname="other")[0], state="up")
             assert master("tap100i0") is None
         assert "could not be plugged" not in said.read_text()

@@ -12,9 +12,10 @@ from pvefw_nft.host import tools
 from .conftest import need
 from .here import control, firewall
 from .network import compiled
-from .test_other_hands import use_legacy_tools
+from .test_other_hands import legacy_tools
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from .conftest import Namespace
@@ -25,11 +26,12 @@ LEGACY = ("iptables-legacy-save", "ip6tables-legacy-save")
 
 
 @pytest.fixture
-def legacy(host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def legacy(host: Namespace, tmp_path: Path) -> Iterator[None]:
     """Have legacy iptables and ip6tables."""
-    use_legacy_tools(tmp_path / "tools", monkeypatch)
-    need("iptables -L; ip6tables -L; ebtables -L; ipset list")
-    assert "legacy" in tools.run(["iptables", "--version"])
+    with legacy_tools(tmp_path / "tools"):
+        need("iptables -L; ip6tables -L; ebtables -L; ipset list")
+        assert "legacy" in tools.run(["iptables", "--version"])
+        yield
 
 
 def loaded() -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-import time
 from typing import TYPE_CHECKING, Self
 
 import pytest
 
 from pvefw_nft.app.desired import desired_of
+from pvefw_nft.host.clock import CLOCK
 from pvefw_nft.host.netfilter import nf_tables
-from pvefw_nft.host.records import record
+from pvefw_nft.host.records import record, state
 from pvefw_nft.host.tracking import zone_change
 from pvefw_nft.ir.zones import first_choice
 from pvefw_nft.pipeline import Source, compile_root
@@ -118,17 +119,16 @@ def test_established_connections_outlast_a_change_of_zones(
         assert streams.broken() == []
 
 
-def test_connections_from_before_are_forgotten_in_time(
-    network: NatNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connections_from_before_are_forgotten_in_time(network: NatNetwork, tmp_path: Path) -> None:
     start(recompiled(tmp_path, "iptables"))
     with Streams(network):
         control.apply(recompiled(tmp_path, "nft"))
         assert "bridge" in nf_tables.tables(zone_change.TRANSITION_TABLE)
         control.apply(recompiled(tmp_path, "nft"))
         assert "bridge" in nf_tables.tables(zone_change.TRANSITION_TABLE)
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        monkeypatch.setattr(zone_change, "_since_boot", lambda: now + zone_change.LIFETIME + 1)
+        noted = json.loads((state.run_directory() / "transition.json").read_text())
+        assert noted["until"] > CLOCK.since_boot() + zone_change.LIFETIME / 2
+        state.write(state.run_directory() / "transition.json", {"until": 0})  # the time is over
         control.apply(recompiled(tmp_path, "nft"))
         assert nf_tables.tables(zone_change.TRANSITION_TABLE) == set()
 

@@ -170,7 +170,7 @@ def test_sets_with_one_hashed_name_get_names_of_their_own(
 
 
 def test_names_of_colliding_sets_never_collide_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pvefw_nft.backends.iptables.sets._fnv1a31", lambda text: zlib.crc32(text.encode()) % 200)
+    monkeypatch.setattr("pvefw_nft.backends.iptables.sets.fnv1a31", lambda text: zlib.crc32(text.encode()) % 200)
     keys = [SetKey(0, "a-name-that-is-long-enough" + "x" * n) for n in range(40)]
     made = [AddressSet(key, (), 0) for key in keys]
     names = SetNames(made)

@@ -89,7 +89,7 @@ while True:
         if not is_loaded():
             apply()
         open(FLAG, "w").close()
-    time.sleep(1)
+    time.sleep(1)  # its loop
 """
 )
 

@@ -87,7 +87,7 @@ def connects(attack: Attack) -> bytes:
             wire.bind((ENDPOINT_INTERFACE, _EVERY_PROTOCOL))
         if attack.forges == "opening":
             wire.send(_segment(attack, SYN, 1000, 0, destination_mac=victim.mac))
-            time.sleep(0.2)
+            time.sleep(0.2)  # the victim answers it
         client.setblocking(False)
         client.connect_ex((str(victim.v4), attack.port))
         if attack.forges == "answer":

@@ -21,6 +21,7 @@ import pytest
 
 from tests.host.fuse import Faulty
 from tests.host.network import has_bridge_conntrack
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -174,10 +175,7 @@ def _in_cgroup(script: str) -> list[str]:
 
 def eventually(holds: Callable[[], bool]) -> None:
     """Wait until something holds."""
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.3)
+    assert wait_until(holds, PATIENCE, every=0.3), "it did not come about"
 
 
 @pytest.fixture(scope="module")
@@ -443,7 +441,7 @@ def test_guests_do_not_start_before_there_are_rules(systemd: Systemd, backend: s
             faulty.break_("all", errno.EIO)
             boot(systemd)
             eventually(lambda: "cannot be read: Input/output error" in systemd.run("journalctl", "--unit", "pvefw"))
-            time.sleep(3)
+            time.sleep(3)  # for them to start by mistake
             assert not guests_have_started(systemd)
             faulty.mend()
             eventually(lambda: guests_have_started(systemd))

@@ -87,7 +87,7 @@ while True:
     else:
         apply()
         open(FLAG, "w").close()
-    time.sleep(1)
+    time.sleep(1)  # its loop
 """
 )
 
@@ -119,7 +119,7 @@ while True:
         remove()
     else:
         run(["nft", "-f", "-"], RULES)
-    time.sleep(1)
+    time.sleep(1)  # its loop
 """
 )
 
@@ -275,7 +275,7 @@ def test_take_over_and_hand_back_under_traffic(node: Node, daemon: str, backend:
         assert [step for step in told["steps"] if f"load the {backend} ruleset" in step["step"]]
         with streams(network) as passing:
             told = answer(node, "hand-back")
-            time.sleep(3)
+            time.sleep(3)  # time for their loops
         check(passing)
         assert_handed_back(node, daemon)
         assert [step for step in told["steps"] if "remove the rules of pvefw" in step["step"]]
@@ -337,7 +337,7 @@ def test_killed_at_each_step(node: Node, daemon: str, backend: str) -> None:
                 kills = 0
                 while kill_at(node, command, kills * stride + 1, chance.random() * 0.4):
                     kills += 1
-                time.sleep(3)
+                time.sleep(3)  # time for their loops
             print(
                 f"{command[0]}: killed at {kills} steps, {passing.sent} denied packets, {passing.connected} connections"
             )
@@ -359,7 +359,7 @@ def kill_at(node: Node, command: tuple[str, ...], step: int, seconds: float) -> 
         for line in running.stdout:
             said.append(line)
             if line.startswith(f"{step}. "):
-                time.sleep(seconds)
+                time.sleep(seconds)  # any moment of the step
                 # nsenter's child: the command itself, by its id
                 children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
                 for child in children or [str(running.pid)]:
@@ -376,7 +376,7 @@ def test_an_unconfirmed_take_over_leaves_proxmox_filtering(node: Node, backend: 
     with filtered_by(node, "pve-firewall") as network:
         with streams(network) as passing:
             told = node.run("pvefw", "take-over", "--backend", backend, "--confirm", "3", check=False)
-            time.sleep(3)
+            time.sleep(3)  # time for their loops
         assert "not confirmed" in told
         check(passing)
         assert "table bridge pvefw" not in node.rules()
@@ -395,7 +395,7 @@ if LONG and "nft" in BACKENDS:
             node.run("pvefw", "take-over", "--backend", "nft")
             with streams(network) as passing:
                 told = node.run("pvefw", "hand-back", "--confirm", "3", check=False)
-                time.sleep(2)
+                time.sleep(2)  # time for their loops
             assert "not confirmed" in told
             check(passing)
             assert_taken_over(node, "nft")
@@ -498,7 +498,7 @@ def test_the_service_tells_of_a_firewall_that_comes_to_life(node: Node, backend:
             for name in DAEMONS:
                 eventually(lambda name=name: f"warning: {name}.service runs: " in node.journal())  # type: ignore[misc]
             eventually(lambda: (node.root / FLAG[1:]).exists())  # with nftables: 1, pve-firewall removes it
-            time.sleep(2)
+            time.sleep(2)  # time for their loops
         check(passing)
         assert node.is_active("pvefw")
         status = node.run("pvefw", "status", check=False)
@@ -554,7 +554,7 @@ def test_boot(node: Node, backend: str, start: str) -> None:
             with streams_of_denied(network) as leaked:
                 node.start_enabled()
                 eventually(lambda: "fwbr100i0" in node.run("ip", "link", "show", "tap100i0"))
-                time.sleep(1)
+                time.sleep(1)  # packets meet these rules
             remove_links(node)
             network.close()
         node.run("systemctl", "disable", "pve-guests")

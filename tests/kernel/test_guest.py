@@ -56,7 +56,7 @@ def test_a_function_that_raises_tells_where(guest: Guest) -> None:
 def test_its_time_passes_as_this_machines_does(guest: Guest) -> None:
     """However long QEMU had to wait for a processor while the guest's kernel booted: it ran up to 14 times too fast."""
     here, there = time.monotonic(), guest.call("time:monotonic")
-    time.sleep(2)
+    time.sleep(2)  # the time to compare
     passed_there, passed_here = guest.call("time:monotonic") - there, time.monotonic() - here
     assert passed_there == pytest.approx(passed_here, rel=0.2)
 

@@ -163,7 +163,7 @@ def test_packets_distinguish_rulesets_that_compare_distinguishes(name: str, lab:
         on_host(lab, f"modprobe nf_conntrack_tftp || true\nnft -f - <<'END'\n{table}\nEND\nconntrack -F 2>&1 || true")
         listed = read_ruleset([Text(f"ruleset {number}", listing(lab))])
         sides.append(Side(f"ruleset {number}", listed, topology))
-        time.sleep(pair.wait)
+        time.sleep(pair.wait)  # until the ruleset does what the pair is about
         outcomes.append(lab.run([probe])[0])
     lab.unload()
     seen = f"{describe(probe)}: {outcomes}"

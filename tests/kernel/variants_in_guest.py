@@ -74,7 +74,7 @@ def test_switching_backends_under_traffic(network: Network, tmp_path: Path) -> N
         for desired in rulesets:
             outcome, _ = control.apply(desired)
             assert outcome.switched_from is not None
-            time.sleep(0.5)
+            time.sleep(0.5)  # packets meet these rules
             assert (loaded() == "") == (desired.backend == "nft")
     print(f"{streams.sent} denied datagrams, {streams.connected} new connections")
     check(streams)

@@ -10,16 +10,16 @@ import pytest
 from pvefw_nft.verify.model import names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
 @pytest.fixture
-def bare_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def bare_host(tmp_path: Path, use_etc: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def unknown(*_: object) -> int:
         raise OSError("not found")
 
-    monkeypatch.setattr(names, "ETC", tmp_path)
+    use_etc(tmp_path)
     monkeypatch.setattr(socket, "getprotobyname", unknown)
     monkeypatch.setattr(socket, "getservbyname", unknown)
     cached = (names.protocol_number, names.port_number, names._debian_names)

@@ -159,7 +159,7 @@ def test_addresses_with_a_meaning_are_part_of_the_key_by_value(monkeypatch: pyte
     found = []
     for address in (0xE0000001, 0xE0000002):
         constant = m.equals(m.DADDR4, address)
-        monkeypatch.setattr(nic_keys, "_constants", lambda *_, constant=constant: iter((constant,)))
+        monkeypatch.setattr(nic_keys, "constants_of_proofs", lambda *_, constant=constant: iter((constant,)))
         found.append(keys(xtables({}, {})))
         assert others_than_most(found[-1]) == set()
     assert found[0][50] != found[1][50]

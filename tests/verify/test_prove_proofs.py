@@ -195,7 +195,7 @@ def test_interrupted_comparisons_are_not_cached() -> None:
 
 def test_a_proof_is_kept_only_where_its_key_takes_in_the_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory()
-    monkeypatch.setattr(nic_keys, "_BRIDGED", frozenset())  # the hooks of packets that cross a bridge
+    monkeypatch.setattr(nic_keys, "BRIDGED", frozenset())  # the hooks of packets that cross a bridge
     report(xtables({}), xtables({}), memory)
     assert not memory.known
 

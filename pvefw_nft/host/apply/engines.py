@@ -265,8 +265,9 @@ class NftEngine:
 
     name = "nft"
 
-    def __init__(self) -> None:
-        """Start without having seen anything."""
+    def __init__(self, library: Callable[[], Nftables] = Nftables) -> None:
+        """Start without having seen anything. ``library`` opens libnftables, and raises as :class:`.Nftables`."""
+        self._library = library
         self._seen: tuple[RulesetStamp, Kernel] | None = None
         self._reader = Reader()
 
@@ -292,7 +293,7 @@ class NftEngine:
         self, desired: Desired, memory: AppliedState | None, previous: Desired | None, *, reload_all: bool = False
     ) -> apply_nft.Plan:
         """Return the transactions."""
-        Nftables()  # where it is missing, nothing is to be begun
+        self._library()  # where it is missing, nothing is to be begun
         target = self._reader.wanted(desired.pieces)
         there, stamp = self._look()
         twins = twin.families(TABLE)
@@ -313,7 +314,7 @@ class NftEngine:
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:
         """Run the transactions; restore the previous ruleset if the rules read back are not the wanted ones."""
         assert isinstance(planned, apply_nft.Plan)
-        nft = Nftables()
+        nft = self._library()
         self._seen = None
         stamp = planned.stamp
         try:
@@ -385,7 +386,7 @@ class NftEngine:
 
     def remove(self) -> tuple[str, ...]:
         """Delete our tables, which rules of other tables cannot refer to."""
-        nft = Nftables()
+        nft = self._library()
         self._seen = None
         apply_nft.execute(_replacing({}), nft)
         return ()
@@ -410,7 +411,7 @@ class NftEngine:
     def missing(self, applied: Desired | None) -> list[HostError]:  # noqa: ARG002 - each engine gets the same
         """Look for the library."""
         try:
-            Nftables()
+            self._library()
         except HostError as error:
             return [error]
         return []

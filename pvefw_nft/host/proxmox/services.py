@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from pvefw_nft.errors import HostError
 
 from .. import tools
 from ..netfilter import nf_tables
+from ..paths import paths
 
 IPTABLES_SERVICE = "pve-firewall.service"
 NFT_SERVICE = "proxmox-firewall.service"
@@ -19,9 +19,6 @@ LOGGER = "pvefw-logger.service"
 """The service that writes NFLOG group 0 to /var/log/pve-firewall.log, which the GUI shows. It stays on."""
 TABLES = (("inet", "proxmox-firewall"), ("bridge", "proxmox-firewall-guests"))
 """The tables of proxmox-firewall."""
-_SYSTEMD = Path("/run/systemd/system")
-_BUS = Path("/run/dbus/system_bus_socket")
-_CONTROL_GROUPS = Path("/sys/fs/cgroup/system.slice")
 _RUNNING = frozenset(("active", "activating", "reloading", "deactivating"))
 _TIMEOUT = 30.0
 
@@ -51,7 +48,7 @@ class Service:
 
 def has_systemd() -> bool:
     """Tell whether systemd runs this host (sd_booted(3))."""
-    return _SYSTEMD.is_dir()
+    return paths().runtime_units.is_dir()
 
 
 def read_services(*names: str) -> list[Service]:
@@ -73,14 +70,14 @@ def read_services(*names: str) -> list[Service]:
 
 
 def _answers() -> bool:
-    return os.geteuid() == 0 or _BUS.exists()
+    return os.geteuid() == 0 or paths().bus.exists()
 
 
 def _by_control_group(name: str) -> Service:
     """Return the state of a service as any user sees it: a service with processes has a control group (systemd(1))."""
     runs = False
     with contextlib.suppress(OSError):  # it has none, or none any more
-        runs = "populated 1" in (_CONTROL_GROUPS / name / "cgroup.events").read_text().splitlines()
+        runs = "populated 1" in (paths().services / name / "cgroup.events").read_text().splitlines()
     return Service(name, "loaded" if runs else "", "active" if runs else "inactive", "", "")
 
 

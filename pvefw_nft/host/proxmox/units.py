@@ -9,18 +9,19 @@ that is switched off half way comes up with Proxmox VE's firewall.
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import HostError
 
 from .. import service_units, tools
+from ..paths import paths
 from ..records import state
 from .services import IPTABLES_SERVICE, LOGGER, SERVICES, Service, read_services
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 OWN_UNIT = service_units.SERVICE
-_ETC = Path("/etc/systemd/system")
-_RUN = Path("/run/systemd/system")
 _TIMEOUT = 120.0
 _DROP_IN = """\
 # Written by `pvefw take-over`, removed by `pvefw hand-back`: pvefw filters this host.
@@ -87,7 +88,7 @@ def end_service(service: Service) -> None:
         _unmask(service.name)  # systemd reads no drop-ins of a masked unit
         masked = False
     if not masked:
-        write(_drop_in(_RUN, service.name), _DROP_IN.format(record=record_path()))
+        write(_drop_in(paths().runtime_units, service.name), _DROP_IN.format(record=record_path()))
         _systemctl("daemon-reload")
     _systemctl("stop", service.name)
     left = [again for again in read_services(service.name) if again.running]
@@ -101,7 +102,7 @@ def keep_ended() -> None:
     """Have the services that :func:`end_service` ended stay masked after a boot, too. Raises HostError."""
     ended = [service.name for service in read_services(*SERVICES) if service.exists and _is_ended_by_us(service.name)]
     for name in ended:
-        write(_drop_in(_ETC, name), _DROP_IN.format(record=record_path()))
+        write(_drop_in(paths().units, name), _DROP_IN.format(record=record_path()))
     if ended:
         _systemctl("daemon-reload")
     if maskable := [name for name in ended if _can_be_masked(name)]:
@@ -111,7 +112,7 @@ def keep_ended() -> None:
 def restore_service(name: str) -> None:
     """Unmask a service and have it enabled or not as it was before. Raises HostError."""
     noted = (_noted() or {}).get("services", {}).get(name, {})
-    for drop_in in (_drop_in(_ETC, name), _drop_in(_RUN, name)):
+    for drop_in in (_drop_in(paths().units, name), _drop_in(paths().runtime_units, name)):
         drop_in.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # another drop-in is there, or none was
             drop_in.parent.rmdir()
@@ -157,7 +158,7 @@ def enable_own_units(texts: dict[str, str]) -> None:
     """Write the units of pvefw's service, by name, and have it run, also after a boot. Raises HostError."""
     state.remove(handing_back_path())  # of a hand-back that was not completed
     for name, text in texts.items():
-        path = _ETC / name
+        path = paths().units / name
         if not path.exists() or path.read_text("utf-8", "replace") != text:
             write(path, text)
     _systemctl("daemon-reload")
@@ -182,7 +183,7 @@ def forget() -> None:
         _systemctl("disable", OWN_UNIT)
     if (_noted() or {}).get("unit"):
         for name in service_units.NAMES:
-            (_ETC / name).unlink(missing_ok=True)
+            (paths().units / name).unlink(missing_ok=True)
         _systemctl("daemon-reload")
     state.remove(record_path())
 
@@ -200,12 +201,12 @@ def _drop_in(folder: Path, name: str) -> Path:
 
 
 def _is_ended_by_us(name: str) -> bool:
-    return any(_drop_in(folder, name).exists() for folder in (_ETC, _RUN))
+    return any(_drop_in(folder, name).exists() for folder in (paths().units, paths().runtime_units))
 
 
 def _can_be_masked(name: str) -> bool:
     """Tell whether no unit file is in the way of the mask; else the drop-in keeps the unit from being started."""
-    return not any((folder / name).is_file() for folder in (_ETC, _RUN))
+    return not any((folder / name).is_file() for folder in (paths().units, paths().runtime_units))
 
 
 def _unmask(name: str) -> None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import re
 import socket
-import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +32,7 @@ from pvefw_nft.ir.zones import SHARED_ZONE, nic_of
 
 from ..apply.nftables_state import TABLE, Nftables
 from ..backend_info import info
+from ..clock import CLOCK
 from ..netfilter import conntrack, nf_tables
 from ..records import record, state
 from . import nat_zone
@@ -121,7 +121,7 @@ class ZoneChange:
             self.problems.append(f"established connections may break: {error.message}")
 
     def _make_table(self) -> None:
-        state.write(_marker(), {"until": _since_boot() + LIFETIME})
+        state.write(_marker(), {"until": CLOCK.since_boot() + LIFETIME})
         _run_nft([{"add": {"table": {"family": "bridge", "name": TRANSITION_TABLE}}}])
         _run_nft([{"add": {"chain": {**_BODY, "name": ZONES, "type": "filter", "hook": "prerouting", "prio": -301}}}])
 
@@ -190,16 +190,12 @@ def remove_transition() -> None:
 def remove_if_over() -> None:
     """Remove the table of connections from before where its time is over. Raises :class:`HostError`."""
     noted = state.read(_marker())
-    if noted is not None and _since_boot() > float(noted.get("until", 0)):
+    if noted is not None and CLOCK.since_boot() > float(noted.get("until", 0)):
         remove_transition()
 
 
 def _marker() -> Path:
     return state.run_directory() / "transition.json"
-
-
-def _since_boot() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _run_nft(commands: list[Command]) -> None:

@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 # Seconds between polls of rules whose changes the kernel does not announce: a look takes milliseconds, so that these
 # changes are noticed within two of the five seconds in which they are to be mended.
-_LOOK_AT_RULES = 2.0
+LOOK_AT_RULES = 2.0
 
 # include/uapi/linux/inotify.h
 _IN_MODIFY, _IN_ATTRIB, _IN_CLOSE_WRITE = 0x2, 0x4, 0x8
@@ -170,7 +170,7 @@ class _RuleWatch:
         self._events: RuleEvents | None = None
         self._made: list[Transaction] = []
         self._asked: float | None = None
-        self._again = time.monotonic() + _LOOK_AT_RULES
+        self._again = time.monotonic() + LOOK_AT_RULES
         try:
             self._events = RuleEvents()
         except OSError as error:
@@ -199,7 +199,7 @@ class _RuleWatch:
             self._made = made[-1:]  # who it was is told when it is looked at
         now = time.monotonic()
         self._asked = None if wanted is None else now + wanted
-        self._again = now + _LOOK_AT_RULES
+        self._again = now + LOOK_AT_RULES
 
     def close(self) -> None:
         """Stop listening."""

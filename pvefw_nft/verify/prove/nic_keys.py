@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.specialise import Residuals
     from pvefw_nft.verify.simulate.tracking import Zone
 
-_BRIDGED = frozenset((m.Point.PREROUTING, m.Point.FORWARD, m.Point.POSTROUTING))
+BRIDGED = frozenset((m.Point.PREROUTING, m.Point.FORWARD, m.Point.POSTROUTING))
 _EVERYWHERE = frozenset(m.Point)
 
 
@@ -199,7 +199,7 @@ class Keys:
             for side, topology in zip(sides, topologies, strict=True)
         ]
         # in an order that is the same in every process: fields hash by their identity
-        constants = {*_constants(explored, exceptions)}
+        constants = {*constants_of_proofs(explored, exceptions)}
         self._constants = tuple(sorted(constants, key=lambda test: (test.field.name, test.values.bounds)))
         common = [verbatim.text(one) for one in (*settings, self._constants)]  # keys have the places of constants
         for side, topology in zip(sides, topologies, strict=True):
@@ -221,7 +221,7 @@ class Keys:
         other = counterparts.get(NicEnd(nic))
         nics = (nic, other.nic if isinstance(other, NicEnd) else nic)
         places = _Places()
-        points = _BRIDGED if isinstance(peer, PortEnd) and peer.bridge == nic.bridge else _EVERYWHERE
+        points = BRIDGED if isinstance(peer, PortEnd) and peer.bridge == nic.bridge else _EVERYWHERE
         interfaces = [side.interfaces(one) for side, one in zip(self._sides, nics, strict=True)]
         facts: list[object] = [repr(peer), repr(counterparts.get(peer, peer))]
         facts += [(one.bridge, one.filtered, one.tag, one.trunks) for one in nics]
@@ -281,7 +281,7 @@ class Keys:
         )
 
 
-def _constants(explored: Exploration, exceptions: Exceptions) -> Iterator[m.Test]:
+def constants_of_proofs(explored: Exploration, exceptions: Exceptions) -> Iterator[m.Test]:
     """Yield tests of addresses and ports that a proof makes besides those of the rules."""
     yield m.equals(m.ETHER_SRC, HOST_MAC)
     sets = explored.tested.sets
