@@ -357,7 +357,7 @@ _BRIDGE_CHAIN = re.compile(r"Bridge chain: (.*?), entries:.* policy: (.*)")
 
 
 def _bridge_listing() -> tuple[tuple[str, ...], Callable[[str], str]]:
-    """Return the command that lists ebtables' rules, and a function that makes its output that of ebtables-save.
+    """Return the command that lists ebtables' rules, and a function that gives its output the form of the save command.
 
     The save command of the legacy variant is a Perl script around ``ebtables -L`` that takes ten times as long.
     """

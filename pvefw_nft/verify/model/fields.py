@@ -65,7 +65,7 @@ class Field:
 
 
 class Declaration(NamedTuple):
-    """What the checker knows about a field, beside its values. See :func:`declare`."""
+    """The facts about a field, beside its values. See :func:`declare`."""
 
     requires: tuple[tuple[Field, IntervalSet], ...] = ()
     level: int | None = None
@@ -123,7 +123,7 @@ PORT_PROTOCOLS = (6, 17, 33, 132, 136)
 """The protocols with ports: TCP, UDP, DCCP, SCTP and UDP-Lite."""
 
 # Of six orders of the levels tried on both backends' rulesets of 100 guests, those with the protocol first or second
-# made 62,000 to 68,000 nodes, with the protocol last 94,000. What only the standard chains test comes below.
+# made 62,000 to 68,000 nodes, with the protocol last 94,000. Fields that only the standard chains test come below.
 
 # --- frames -------------------------------------------------------------------------------------------------
 

@@ -282,6 +282,7 @@ def find_ends_elsewhere(topology: Topology, nics: Iterable[Nic]) -> dict[End, Ni
     found: dict[End, Nic] = {}
     for nic in nics:
         link = topology.link(nic.bridge)
+        # frames of that guest come in by an uplink, as they would from the outside
         ports = [PortEnd(nic.bridge, port) for port in link.ports] if link is not None and link.is_bridge else []
         for end in ports or find_ends_outside(topology):
             found.setdefault(end, nic)
@@ -376,6 +377,7 @@ class _Bridging:
         if not self.topology.call_iptables:
             return [before]
         inside = Stage(Family.IP, Point.PREROUTING, _ip(iif=self.bridge, physin=port), hop, when=self.ip_when)
+        # br_netfilter runs the IP hooks amid the bridge's own: the stage is split at its priority
         return [replace(before, last=BRNF_PRIORITY), inside, replace(before, first=BRNF_PRIORITY)]
 
     def cross(self, source: str, destination: str) -> list[Stage]:
@@ -394,6 +396,7 @@ class _Bridging:
             hop,
             when=self.ip_when,
         )
+        # the bridge calls the IP hooks here, too (br_nf_forward_ip)
         stages += [replace(forward, last=BRNF_PRIORITY), inside, replace(forward, first=BRNF_PRIORITY)]
         return [*stages, *self.leave(destination, hop, source)]
 
@@ -489,9 +492,11 @@ def way_back(topology: Topology, path: Path, at: int) -> tuple[Stage, ...]:
         *_Bridging(topology, bridge).leave(port, stage.hop, None),
     ]
     source, destination = path.source, path.destination
+    # the answer is already on the sender's own firewall bridge: behind this port is the guest
     if isinstance(source, NicEnd) and source.nic.filtered and bridge == source.nic.firewall_bridge:
         return tuple(stages)
     if isinstance(destination, NicEnd) and destination.nic.filtered and bridge == destination.nic.firewall_bridge:
+        # the packet was routed: the answer goes to the host first
         if _bridge(source) != destination.nic.bridge:
             return tuple(stages + _arrive(topology, destination))
         stages += _Bridging(topology, destination.nic.bridge).cross(destination.nic.port, _port(source))
@@ -560,6 +565,7 @@ def _arrive(topology: Topology, source: End) -> list[Stage]:
     stages = _Bridging(topology, bridge).enter(port, hop, HOST)
     fields = ((IIF, interface_number(port)), (IBR, interface_number(bridge)))
     stages.append(Stage(Family.BRIDGE, Point.INPUT, fields, hop))
+    # the host's stack runs prerouting for frames that it has not run for inside the bridge
     unseen = _unseen(topology)
     if unseen is not FALSE:
         stages.append(Stage(Family.IP, Point.PREROUTING, _ip(iif=bridge), hop, when=unseen))
@@ -574,18 +580,20 @@ def _unseen(topology: Topology) -> Condition:
 
 
 def _local(topology: Topology, source: End, destination: End) -> list[Stage]:
-    """Input, output or forward of the IP stack. What br_netfilter saw come in still has its port."""
+    """Input, output or forward of the IP stack. Packets that br_netfilter saw come in still have their port."""
     if isinstance(source, HostEnd):
         return [Stage(Family.IP, Point.OUTPUT, _ip(oif=_interface(destination)), "host")]
     point = Point.INPUT if isinstance(destination, HostEnd) else Point.FORWARD
     iif, oif = _interface(source), None if isinstance(destination, HostEnd) else _interface(destination)
     plain = Stage(Family.IP, point, _ip(iif=iif, oif=oif), "host")
+    # without a bridge there is no port to see
     unseen = _unseen(topology) if _bridge(source) is not None else TRUE
     if unseen is TRUE:
         return [plain]
     with_port = replace(plain, fields=_ip(iif=iif, oif=oif, physin=_port(source)))
     if unseen is FALSE:
         return [with_port]
+    # of two stages each packet runs one: tagged frames have no port here, others have
     return [replace(plain, when=unseen), replace(with_port, when=negate(unseen))]
 
 

@@ -83,7 +83,8 @@ class Exceptions:
     def excused(self, before: Outcome, after: Outcome, case: Case) -> bool:
         """Whether two outcomes count as equal.
 
-        What the lenient side does not see on a bridge it may still stop where the host routes it, without the tag.
+        A frame that the lenient side does not see on a bridge may still be stopped where the host routes it, without
+        the tag.
         """
         if self.lenient is None or not self.may(case):
             return False

@@ -77,6 +77,7 @@ class Diagrams:
     def node(self, level: int, parts: Mapping[int, int]) -> int:
         """Return the node with these children (child → mask); the masks together are all atoms, each once."""
         self._count_step()
+        # all atoms lead to one child: the function does not depend on this level
         if len(parts) == 1:
             return next(iter(parts))
         edges = tuple(sorted(parts.items()))
@@ -118,6 +119,7 @@ class Diagrams:
         levels = self.levels
         level, mask = cube[at]
         top = min(level, levels[then], levels[other])
+        # then or other test a field that the cube leaves free; the field of the cube comes further below
         if top < level:
             level, mask, step = top, self.full[top], at
         else:
@@ -126,6 +128,7 @@ class Diagrams:
         then_edges = self.edges[then] if levels[then] == level else ((then, mask),)
         other_edges = self.edges[other] if levels[other] == level else ((other, self.full[level]),)
         for child, atoms in other_edges:
+            # atoms outside of the cube keep the other function
             outside = atoms & ~mask
             if outside:
                 parts[child] = parts.get(child, 0) | outside
@@ -148,6 +151,7 @@ class Diagrams:
         if then == other or condition == true:
             return then
         levels = self.levels
+        # a terminal other than true: the condition holds nowhere below
         if levels[condition] == TERMINAL:
             return other
         key = (condition, then, other)
@@ -227,6 +231,7 @@ class Diagrams:
         if found is not None:
             return found
         parts: dict[int, int] = {}
+        # rest tests nothing at this level: only the edges of the node count
         if levels[rest] > levels[node]:
             level = levels[node]
             for child, atoms in self.edges[node]:
@@ -294,6 +299,7 @@ class Diagrams:
             found = change(node)
         elif level in fixed:
             atom = fixed[level]
+            # the level disappears: exactly one child has this atom
             child = next(child for child, mask in self.edges[node] if mask >> atom & 1)
             found = self.replace(child, fixed, change, memo)
         else:
@@ -334,6 +340,7 @@ class Diagrams:
                 for right, right_atoms in self._split(other, top):
                     if shared & right_atoms and self._differ(c, left, right, true, alike):
                         return True
+        # no difference below these three, whichever way leads to them
         alike.add(key)
         self._count_step()
         return False
@@ -388,6 +395,7 @@ class Diagrams:
             return False
         known = memo.get(node)
         if known is None:
+            # -1 has every bit set: a level outside of the cube is free
             mask = cube.get(self.levels[node], -1)
             known = memo[node] = all(
                 self._restrict(child, cube, terminal, memo) for child, atoms in self.edges[node] if atoms & mask

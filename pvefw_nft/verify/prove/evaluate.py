@@ -283,7 +283,7 @@ class Evaluation:
     def assign(self, node: int, pairs: tuple[tuple[m.Field, int], ...]) -> int:
         """Return ``node`` for packets that were given these values before.
 
-        What a packet may lack, such as a port, it is given only where it has it.
+        A field that a packet may lack, such as a port, gets its value only in packets that have it.
         """
         for pair in pairs:
             if pair[0] in SOMETIMES_ABSENT and pair[0] in self.number and len(pairs) > 1:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Exploration:
     """The ends, ways, kinds of frames and specialised chains of two rulesets, which may be one and the same.
 
-    ``strict``: rules that only log, or only set a mark, have an effect. ``kind`` is that of
+    ``strict``: rules that only log, or only set a mark, have an effect. ``kind``: see
     :class:`~pvefw_nft.verify.prove.specialise.Residuals`.
     """
 
@@ -91,7 +91,7 @@ class Exploration:
         except UsageError:
             return None
 
-    # --- what packets meet on a way ---
+    # --- rules on a way ---
 
     def track(self, way: PathPair, case: Case) -> tuple[Track, Track]:
         """Return the part of each stage of a way in connection tracking, on either side."""

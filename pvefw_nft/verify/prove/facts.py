@@ -1,4 +1,4 @@
-"""What is known of a packet where a chain starts, and which effects of rules count for a proof."""
+"""The facts known of a packet where a chain starts, and which effects of rules count for a proof."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ NEW = m.within(m.CT_STATE, (m.CT_STATES.index("new"),) * 2)
 
 
 def _asks_early(model: m.RulesetModel) -> bool:
-    """Whether rules may look at connections before the lookup: those of tables with a base chain there."""
+    """Whether rules may look at connections before the lookup: any rule of a table with a base chain there."""
     return any(
         test.field is m.CT_STATE
         for table in model.tables
@@ -134,6 +134,7 @@ class Tested:
             isinstance(effect, (m.SetMark, m.CopyMark)) and effect.target is m.MarkTarget.CONNECTION
             for effect in effects
         )
+        # sets that hold one of related and new, and not the other, tell them apart
         related = [
             m.CT_STATES.index(name) in values for name in ("related", "new") for values in sets.get(m.CT_STATE, ())
         ]
@@ -148,6 +149,7 @@ class Tested:
 
     def _follow_copies(self, copies: Sequence[m.CopyMark]) -> None:
         """Add the bits that rules copy to a bit that matters: they matter, too."""
+        # a copied bit may be copied on: repeat until no bit is added
         before = -1
         while before != len(self.marks):
             before = len(self.marks)
@@ -166,6 +168,7 @@ class Tested:
         atoms = Atoms(m.PROTOCOL.size, distinct([*special, *tested]), absent=False)
         classes = [atoms.values(1 << atom) for atom in range(atoms.width)]
         found = {(LLDP if LLDP in values else values.smallest()): values for values in classes}
+        # a VLAN tag is no protocol of its own: tagged frames are cases beside the untagged ones
         del found[m.VLAN]
         return found
 
@@ -275,6 +278,7 @@ def _passing(program: Program, states: IntervalSet) -> IntervalSet:
     """
     passed = IntervalSet()
     for step in program.steps:
+        # behind a step that looks at anything else, nothing is certain about a state
         if len(step.tests) != 1 or step.tests[0].field is not m.CT_STATE or step.conditions or step.actions:
             break
         if not isinstance(step.end, Outcome):

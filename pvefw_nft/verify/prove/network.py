@@ -84,8 +84,10 @@ class Named:
     def add(self, values: IntervalSet) -> None:
         """Take up a set of interfaces that a rule tests."""
         others = values.complement(1 << 128)
+        # a few names, each an interval of its own
         if len(values) == values.count():
             self.single.update(first for first, _ in values)
+        # all but a few names, as `! -i eth0`
         elif len(others) == others.count():
             self.single.update(first for first, _ in others)
         else:
@@ -131,7 +133,7 @@ class Roles:
 
 
 def _tests_of_chain(chain: m.Chain) -> Iterable[m.Test]:
-    """Return every test of a chain, also those of zones."""
+    """Return every test of a chain, also the tests that choose a zone."""
     if not chain.sets_zone():
         return chain.tests
     return dict.fromkeys(test for condition in _conditions_with_zones(chain) for test in m.tests_of(condition))

@@ -21,10 +21,10 @@ All else is written word for word. Two NICs with the same key have the same resu
 - *Chains.* A proof follows calls, and never reads the name of a chain.
 - *Addresses and ports.* What specialising does with the values of such tests is Boolean: it intersects and joins sets,
   and asks whether one is empty, is everything, equals another or has a given value. If all tests of one NIC overlap
-  like those of the other, place by place, each Boolean expression of the one corresponds to the same expression of the
-  other, empty just where the other is. So the programs correspond step by step, and then so do their diagrams, as for
-  :mod:`.shapes`. All values that come in from elsewhere are among the tests of the key: the host's own MAC address,
-  multicast and broadcast addresses, and the values that rules give to such a field (address translation).
+  like the tests of the other, place by place, each Boolean expression of the one corresponds to the same expression
+  of the other, empty just where the other is. So the programs correspond step by step, and then so do their diagrams,
+  as for :mod:`.shapes`. All values that come in from elsewhere are among the tests of the key: the host's own MAC
+  address, multicast and broadcast addresses, and the values that rules give to such a field (address translation).
 - *Zones.* They are compared with one another and with zone 0, nothing else
   (:mod:`~pvefw_nft.verify.simulate.tracking`). The key says which base chains lead to a rule that sets one. The pairs
   of zones that a proof has met are kept by place, and read as the zones of the NIC at hand.
@@ -32,8 +32,8 @@ All else is written word for word. Two NICs with the same key have the same resu
   marks that no rule tests. In a strict comparison every effect counts.
 
 Example: guests 100 and 101 have ``-A tapNNNi0-IN -s 10.0.NNN.0/24 -p tcp --dport 80 -j ACCEPT``, each with its number:
-the same key. If the two rules of a guest overlap, such as ports 80 and 1-1023, and those of another do not, the keys
-differ.
+the same key. If the two rules of a guest overlap, such as ports 80 and 1-1023, and the two rules of another do not, the
+keys differ.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class _Side:
 
 
 class NicKey(NamedTuple):
-    """The key of a NIC: ``digest`` identifies it, ``zones`` are those of both sides by their places."""
+    """The key of a NIC: ``digest`` identifies it, ``zones`` are both sides' zones, by their places."""
 
     digest: str
     zones: tuple[tuple[int, ...], tuple[int, ...]]
@@ -282,7 +282,7 @@ class Keys:
 
 
 def constants_of_proofs(explored: Exploration, exceptions: Exceptions) -> Iterator[m.Test]:
-    """Yield tests of addresses and ports that a proof makes besides those of the rules."""
+    """Yield tests of addresses and ports that a proof makes besides the tests of the rules."""
     yield m.equals(m.ETHER_SRC, HOST_MAC)
     sets = explored.tested.sets
     for on in (m.SADDR_TYPE, m.DADDR_TYPE):

@@ -24,8 +24,8 @@ class Proof(NamedTuple):
     """The proof of a NIC: both sides treat every packet alike in its segments.
 
     ``marked``: packets may leave with different marks, which counts where some segment looks at earlier marks;
-    ``looks``: one of these does. ``ways`` and ``pairs`` are what a report counts, ``zones`` the pairs of zones of both
-    sides' lookups, each zone by its place in the key.
+    ``looks``: one of these does. ``ways`` and ``pairs`` are numbers for the report, ``zones`` the pairs of zones of
+    both sides' lookups, each zone by its place in the key.
     """
 
     ways: int

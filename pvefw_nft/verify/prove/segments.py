@@ -66,7 +66,7 @@ Troubles: TypeAlias = "dict[tuple[SegmentDifference, int], list[Occurrence]]"
 
 
 class NicResult(NamedTuple):
-    """What the proof of a NIC found, and whether it was ``finished``; ``proof`` by its key, where it may be kept."""
+    """The findings of a NIC's proof, and whether it was ``finished``; ``proof`` by its key, where it may be kept."""
 
     troubles: Troubles
     finished: bool
@@ -80,8 +80,8 @@ class NicResult(NamedTuple):
 
 @dataclass(slots=True)
 class Found:
-    """What the proofs of some ways found: ``zones`` of lookups, ``troubles``, and the number of ``gaps``, which are
-    segments that are undecided. ``later`` are the segments to which packets may come with a mark.
+    """The findings of the proofs of some ways: ``zones`` of lookups, ``troubles``, and the number of ``gaps``,
+    undecided segments. ``later`` are the segments to which packets may come with a mark.
     """
 
     zones: Zones
@@ -116,10 +116,10 @@ _NAMED_WAYS = 3
 
 
 class _Summary(NamedTuple):
-    """What a process of :mod:`.processes` knows besides: of ``marked`` NICs, the marks of packets alone differ.
+    """The further findings of a process of :mod:`.processes`: of ``marked`` NICs, the marks of packets alone differ.
 
     ``marks_matter``: some segment that it proved looks at the mark that a packet comes with. ``ways`` are the numbers
-    of ways by NIC, ``proofs`` what may be kept.
+    of ways by NIC, ``proofs`` the proofs that may be kept.
     """
 
     marked: tuple[int, ...]
@@ -134,7 +134,7 @@ class _Summary(NamedTuple):
 class SegmentProver:
     """Prove all segments of two rulesets.
 
-    ``found`` is what the proofs found, ``ways`` the number of ways, ``kept`` the NICs whose proof was kept from
+    ``found`` are the findings of the proofs, ``ways`` the number of ways, ``kept`` the NICs whose proof was kept from
     earlier, by number, and ``pairs_elsewhere`` the number of pairs proved earlier or in other processes.
     """
 
@@ -167,9 +167,11 @@ class SegmentProver:
             progress(done, total)
         marked: set[int] = set()
         troubles = self.prove_nics(marked, lambda left: progress(total - left, total))
+        # marks that differ matter only where a later segment looks at them: now all segments are known
         if marked and self.marks_matter:
             ways = self.ways
             troubles |= {number: self.prove_nic(number).troubles for number in marked}
+            # these NICs were counted at their first proof
             self.ways = ways
         for number in sorted(troubles):
             for trouble, places in troubles[number].items():
@@ -192,15 +194,18 @@ class SegmentProver:
         for number in numbers:
             key = self._keys.get(number)
             if number not in self.kept:
+                # NICs with one key have one proof: the first stands for the others
                 alone = key is None or first.setdefault(key.digest, number) == number
                 (firsts if alone else others).append(number)
         left = len(firsts) + len(others)
         dealt = [[firsts[place] for place in share] for share in processes.shares(len(firsts), self.options.jobs)]
         settled: set[int] = set()
+        # one share is not worth a process of its own
         if len(dealt) > 1:
             settled = self.prove_elsewhere(dealt, marked, lambda done: progress(left - done))
         troubles = {}
         for done, number in enumerate((*firsts, *others)):
+            # others of the same key are settled by now, if its first NIC was
             if number in settled or number in marked or self.is_proved(number, self._used, marked):
                 continue
             result = self.prove_nic(number)
@@ -236,7 +241,7 @@ class SegmentProver:
 
     @cached_property
     def _nic_keys(self) -> Keys:
-        """What makes the keys of NICs, from all that their proofs depend on."""
+        """The maker of the keys of NICs, with all facts that their proofs depend on."""
         explored = self.explored
         tested, later = explored.tested, explored.tested.later
         trackings = (explored.flows_before.tracking, explored.flows_after.tracking)
@@ -307,6 +312,7 @@ class SegmentProver:
             return NicResult({}, finished=True)
         pairs = len(self.pairs.results)
         found = Found(self.found.zones.fresh())
+        # its firewall bridge is the first segment of the way out, and the last of the way in
         self.prove_way(ways[0], 0, found)
         self.prove_way(ways[1], -1, found)
         self.found.later |= found.later
@@ -314,6 +320,7 @@ class SegmentProver:
         result = NicResult(found.troubles, finished=not found.gaps)
         key = self._keys.get(number)
         zones = None if key is None else key.by_place(found.zones.met.pairs)
+        # troubles name rules of this NIC: only a settled proof holds for others
         if key is not None and zones is not None and result.is_settled and not found.zones.undecided:
             marks = bool(result.troubles), self.pairs.marks_matter(found.later)
             proof = Proof(len(ways), len(self.pairs.results) - pairs, *marks, zones)
@@ -326,6 +333,7 @@ class SegmentProver:
         self.ways += 1
         explored = self.explored
         for case in explored.cases:
+            # the host routes nothing but IP
             if way.routed and not case.is_ip:
                 continue
             tracked = explored.track(way, case)
@@ -341,6 +349,7 @@ class SegmentProver:
     def prove_segment(self, flows: tuple[Flow, Flow, Case], place: Occurrence, found: Found) -> None:
         """Prove the flows of a segment, for a kind of frames; add to ``found``."""
         before, after, seen = flows
+        # packets come from a device without a mark; the host's own may have any
         fixed = place.first and not isinstance(place.way.source, HostEnd)
         if not fixed:
             found.later[before, after] = True

@@ -10,14 +10,14 @@ result of a proof depends only on the shapes of the two flows and on the overlap
   to one of the other.
 - Replacing one pair's atoms by the other's turns one pair of flows into the other, step by step, since their shapes are
   equal. So a packet that one pair treats differently has a counterpart in the other pair.
-- Sets that a proof needs beside those of the rules, such as the multicast addresses, are part of the key: the
+- Sets that a proof needs beside the sets of the rules, such as the multicast addresses, are part of the key: the
   combinations include them.
 - If an action sets one of these fields (address translation), the value would have to be part of the key. Such flows
   have no key, and are proved one by one.
 
-Example: ``dport 80: accept; dport 22: drop`` has the shape of ``dport 8080: accept; dport 443: drop``, but not that of
-``dport 80: accept; dport 80: drop``, which has one place. With ``dport 22-80: drop`` as the second step it has the same
-shape and other combinations.
+Example: ``dport 80: accept; dport 22: drop`` has the shape of ``dport 8080: accept; dport 443: drop``, but not the
+shape of ``dport 80: accept; dport 80: drop``, which has one place. With ``dport 22-80: drop`` as the second step it
+has the same shape and other combinations.
 """
 
 from __future__ import annotations

@@ -141,6 +141,7 @@ class Residuals(Counting):
 
     def rules(self, chain: m.Chain, known: Known) -> Sequence[m.Rule]:
         """Return the rules of a chain that the known interfaces do not rule out at a glance."""
+        # an index of a short chain costs more than it saves
         if len(chain.rules) < 24:
             return chain.rules
         index = self._indices.get(id(chain), False)
@@ -199,6 +200,7 @@ class _Index(NamedTuple):
                 ),
                 None,
             )
+            # rules that name no single interface concern every packet
             (others if key is None else by_value.setdefault(key, [])).append(number)
         return cls(tuple({on for on, _ in by_value}), by_value, others) if by_value else None
 
@@ -208,6 +210,7 @@ class _Index(NamedTuple):
             value = known.get(on)
             if value is not None and (on, value) in self.by_value:
                 hits.append(self.by_value[on, value])
+        # each list is in order, and so is their union: a chain keeps its order
         return [chain.rules[number] for number in merge(*hits)]
 
 
@@ -279,6 +282,7 @@ class Specialiser(ActionMaker):
 
     def ends(self, step: Step) -> bool:
         """Whether no packet goes beyond this step; notes the facts known of those that do."""
+        # behind these steps some packets go on with the next one
         if step.end is None or isinstance(step.end, Choice) or (isinstance(step.end, Call) and step.end.back):
             return False
         if step.conditions or any(isinstance(action, Restrict) for action in step.actions):
@@ -286,6 +290,7 @@ class Specialiser(ActionMaker):
         if not step.tests:
             return True
         if len(step.tests) == 1 and step.tests[0].field is m.CT_STATE:
+            # later steps meet other states only, which may decide their tests
             self.states = self.states - step.tests[0].values
             return not self.states
         return False
@@ -325,11 +330,13 @@ class Specialiser(ActionMaker):
         on = test.field
         if on in self.known:
             value = self.known[on]
+            # None: the packet has no such field, so no test of it holds
             return value is not None and value in test.values
         if on is m.CT_STATE:
             if not self.states & test.values:
                 return False
             return test if self.states - test.values else True
+        # no rule exempts packets from tracking: each has the value 0
         if on is m.TRACKING and not self.residuals.exempts:
             return 0 in test.values
         if on.kind is m.FieldKind.BIT and self.rule_at is not None and m.rate_of(on) is not None:
@@ -400,6 +407,7 @@ class Specialiser(ActionMaker):
         for effect in rule.effects:
             if isinstance(effect, m.Guard):
                 more, others, possible = self.conditions((effect.condition,))
+                # effects before this guard stay, those behind it and the verdict never come
                 if not possible:
                     open_end = True
                     break
@@ -407,6 +415,7 @@ class Specialiser(ActionMaker):
                     actions.append(Restrict(more, others))
             else:
                 actions += self.effect(effect)
+        # a guard before the first effect is a condition of the rule as a whole
         while actions and isinstance(actions[0], Restrict):
             merged, others, possible = self.conditions(
                 (), (*tests, *actions[0].tests, *conditions, *actions[0].conditions)
@@ -416,6 +425,7 @@ class Specialiser(ActionMaker):
             tests, conditions = merged, others
             del actions[0]
         if open_end or rule.verdict is None:
+            # a guard with nothing behind it has no effect
             while actions and isinstance(actions[-1], Restrict):
                 actions.pop()
             if actions:

@@ -100,6 +100,7 @@ class Rules:
         found = self._numbers.get(id(chain))
         if found is None:
             found = {id(rule): number for number, rule in enumerate(chain.rules, 1)}
+            # numbering a short chain again costs less than keeping its numbers
             if len(chain.rules) > LONG_CHAIN:
                 self._numbers[id(chain)] = found
         return found
@@ -352,6 +353,7 @@ class Walk:
                 self.accepted = self.union(self.accepted, returned)
             here = self.accepted
         for at, hit, start in self.passed:
+            # only rules behind the removed one can take its packets
             takers = self.takers(hit, self.taken[start:])
             self.events.append(Event(Found.SUCCEEDED, at, *takers))
 
@@ -388,6 +390,7 @@ class Walk:
             if hit == false:
                 self.find_shadows(at, one)
                 continue
+            # its packets go on with the next rule; the rules that take them are found at the end of the walk
             if (one.rule.origin or key) in self.removed:
                 self.passed.append((at, hit, len(self.taken)))
                 continue
@@ -396,6 +399,7 @@ class Walk:
             here = self.beyond(here, one.tests, one.conditions)
             hit, failed = self.act(one.actions, hit)
             here = self.union(here, failed)
+            # entries of a verdict map are tried in order: each leaves the rest to those behind it
             for choice in one.choices:
                 chosen = self.within(hit, choice.tests, choice.conditions)
                 hit = self.beyond(hit, choice.tests, choice.conditions)
@@ -403,6 +407,7 @@ class Walk:
                 here, returned = self.union(here, on), self.union(returned, back)
             here = self.union(here, hit)
         self.note_needed(table, chain, place, coming)
+        # a base chain's policy is applied by its caller; only ebtables gives other chains a policy
         if isinstance(chain.policy, m.Return) or chain.hook is not None:
             return self.union(returned, here)
         if isinstance(chain.policy, m.Accept):
@@ -451,6 +456,7 @@ class Walk:
         """Return the packets after some of their fields were changed."""
         match action:
             case Set(pairs):
+                # fields on which this set of packets does not depend are set all at once, by one cube
                 tested = self.evaluation.space.support(hit)
                 number = self.evaluation.number
                 for on, value in pairs:
@@ -458,6 +464,7 @@ class Walk:
                         hit = self.given(hit, on, value)
                 hit = self.also(hit, [pair for pair in pairs if number[pair[0]] not in tested])
             case Remap(on):
+                # the new values are of the packets before: none is translated twice
                 before, hit = hit, self.evaluation.false
                 for new, test in action.groups().items():
                     hit = self.union(hit, self.given(self.within(before, (test,), ()), on, new))
@@ -490,6 +497,7 @@ class Walk:
         """Return the packets after one of their fields was set."""
         evaluation = self.evaluation
         number = evaluation.number[on]
+        # forget the value before: a packet with any value may now have this one
         free = evaluation.false
         for atom in range(evaluation.levels[number].atoms.width):
             free = self.union(free, evaluation.space.replace(here, {number: atom}, lambda node: node, {}))
@@ -547,6 +555,7 @@ class Walk:
                 cube.append((number, 1 << level.atoms.atom(0)))  # who set a mark took the packet, not who tests it
                 continue
             values = USUAL.get(level.field)
+            # a field with several usual values restricts nothing
             if values is not None and len(values) == 1 and values.count() == 1:
                 cube.append((number, 1 << level.atoms.atom(values.smallest()) | int(level.atoms.absent)))
         return tuple(cube)
@@ -565,6 +574,7 @@ class Walk:
                 with_line = self.before(table, place, one, with_line)
             block_places = [self.places[id(table), id(chain), one.number] for _, one in block]
             known = [at for at in block_places if at not in self.needed]
+            # found needed before, here or in another walk: spare the comparison
             if all(self.was(Found.WAS_NEEDED, at) for at in known):
                 self.events += [Event(Found.WAS_NEEDED, at) for at in known]
             elif any(
@@ -573,6 +583,7 @@ class Walk:
             ) or evaluation.space.differ(first, with_line, rest, evaluation.true):
                 self.events += [Event(Found.NEEDED, at) for at in block_places]
                 self.needed.update(block_places)
+            # a removed line has no effect on the lines before it
             if line not in self.removed:
                 rest = with_line
 
@@ -599,6 +610,7 @@ class Walk:
                     end = rest
                 case m.Jump(name) | m.Goto(name):
                     end = self.whole(table, find_chain(table, name), place)
+                    # packets that a jump returns go on behind it; behind a goto they return to its caller
                     if isinstance(choice.verdict, m.Jump):
                         end = evaluation.follow(end, ("return",), rest)
                 case _:

@@ -105,6 +105,7 @@ class Tracking:
                     families.add(table.key.family)
                 self.has_zones = self.has_zones or chain.sets_zone()
         self.bridge = m.Family.BRIDGE in families
+        # bridge and inet tables ask for both IP versions (nf_ct_netns_get)
         everywhere = self.bridge or m.Family.INET in families
         self._protocols = {
             m.IPV4: everywhere or m.Family.IP in families,
@@ -128,12 +129,14 @@ class Tracking:
         zones = frozenset((DEFAULT_ZONE,))
         answers: frozenset[Zone] | None = None
         for stage in stages:
+            # a frame that comes from a device has lost its connection (skb_scrub_packet in net/core/skbuff.c)
             if enters(stage):
                 since, whole, known, fresh = math.inf, math.inf, True, True
                 zones = frozenset((DEFAULT_ZONE,))
             at = self.looks_up(stage, protocol) if since == math.inf and runs(stage) else None
             if at is None:
                 found.append(Tracked(since, whole, known, None, fresh))
+                # these hooks confirm a connection (nf_confirm): behind them later lookups find it
                 fresh = fresh and stage.point not in (m.Point.INPUT, m.Point.POSTROUTING)
                 if since == math.inf and self.has_zones and runs(stage):
                     zones = self._assigned(stage, protocol, zones, math.inf)
@@ -141,10 +144,12 @@ class Tracking:
             whole_here = at if stage.family is m.Family.BRIDGE else min(whole, DEFRAGMENT)
             if self.has_zones:
                 zones = self._assigned(stage, protocol, zones, at)
+                # the way back is the same for all stages
                 if answers is None:
                     answers = self.zones(protocol, back, runs)
                 known = _answered(zones, answers)
             found.append(Tracked(at, whole_here, known, zones))
+            # the stages behind see the packet looked up from their first chain on
             since, whole = -math.inf, -math.inf
         return tuple(found)
 
@@ -291,6 +296,7 @@ class _ZoneWalk:
             holds = _known(condition, self.known)
             if holds is not False:
                 given.add((zone if effect.original else 0, zone if effect.reply else 0))
+            # the first entry that holds counts
             if holds is True:
                 break
         fresh = frozenset(given)
@@ -311,6 +317,7 @@ class _ZoneWalk:
                 return none, none
             case m.Return():
                 return none, hit
+            # it may end the chain or not: both are followed
             case m.UnknownVerdict():
                 self.accepted |= hit
                 return hit, none

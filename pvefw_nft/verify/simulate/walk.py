@@ -188,6 +188,7 @@ class ChainWalk:
             if any(isinstance(effect, SetMark) and effect.flip for effect in step.rule.effects):
                 entered = before is not None and isinstance(before.verdict, (Goto, Jump))
                 setter = before if entered and not step.rule.conditions else step
+            # a jump alone decides nothing: the chain may return
             if isinstance(verdict, (Goto, Return, Accept, Drop, Reject, Queue, Nat, UnknownVerdict)):
                 last = setter if setter is not None and _tests_mark(step.rule) else step
             before = step
@@ -296,9 +297,11 @@ def simulate(
         try:
             outcomes.append((chosen, _Walker(model, probe, chosen, looked_up, connections, shortcuts).run()))
         except _Undecided as question:
+            # each question doubles the walks
             if len(chosen) >= MAX_UNKNOWN:
                 message = f"more than {MAX_UNKNOWN} unknown matches on the packet's way"
                 raise UsageError(message, "choose --assume-unknown match or nomatch") from None
+            # walk again from the start, once with each answer
             pending += [{**chosen, question.field: 0}, {**chosen, question.field: 1}]
     first = outcomes[0][1]
     first.notes += [*probe.about, *model.assumptions]
@@ -371,6 +374,7 @@ class _Walker:
             if self.connections is not None and enters(stage):
                 self.connections.confirm()
             self.view = self._see(stage)
+            # other packets run this stage, such as untagged ones
             if not self._holds(stage.when):
                 continue
             if self.probe.topology is not None and (reason := martian(stage, self.view)):
@@ -407,6 +411,7 @@ class _Walker:
             ended = self._ended(stages, self._base_chain(walk, table, chain))
             if ended is not None:
                 return ended
+        # no base chain comes behind the lookup at this hook
         if due:
             self._look_up(tracked)
         return None
