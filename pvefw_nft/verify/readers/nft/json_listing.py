@@ -54,12 +54,18 @@ _IGNORED = ("metainfo", "counter", "quota", "limit", "ct timeout", "ct expectati
 
 
 class UnreadRule(NamedTuple):
-    """The command that adds a rule, still as text, and the chain that it names."""
+    """The command that adds a rule, still as text, and the chain that it names.
+
+    ``span`` is where its text has what seem to be the rule's expressions, and ``comment`` the rule's comment, if the
+    text has the form of ``pvefw compile``; else None.
+    """
 
     text: str
     family: str
     table: str
     chain: str
+    span: tuple[int, int] | None = None
+    comment: str = ""
 
     def body(self) -> dict[str, Json]:
         """Return the rule. Raises ValueError where the text is not that command."""
@@ -89,13 +95,20 @@ def commands_by_line(text: str) -> Commands | None:
     for line in text[len(_BEGIN) : -len(_END)].split(",\n"):
         found = _RULE.match(line)
         # of a name given twice the last value counts: such a line is read as a whole
-        plain = found is not None and all(line.count(key) == 1 for key in ('"family":', '"table":', '"chain":'))
-        commands.append(UnreadRule(line, *found.groups()) if found is not None and plain else json.loads(line))
+        if found is None or not line.count('"family":') == line.count('"table":') == line.count('"chain":') == 1:
+            commands.append(json.loads(line))
+            continue
+        family, table, chain, expressions, comment = found.groups()
+        span = None if expressions is None else found.span(4)
+        commands.append(UnreadRule(line, family, table, chain, span, comment or ""))
     return Commands(commands)
 
 
 _BEGIN, _END = '{"nftables":[\n', "\n]}\n"
-_RULE = re.compile(r'\{"add":\{"rule":\{"family":"([a-z0-9]+)","table":"([\w.-]+)","chain":"([\w.-]+)",')
+_RULE = re.compile(
+    r'\{"add":\{"rule":\{"family":"([a-z0-9]+)","table":"([\w.-]+)","chain":"([\w./-]+)",'
+    r'(?:"expr":\[(.*)\](?:,"comment":"([^"\\\x00-\x1f]*)")?\}\}\}\Z)?'
+)
 
 
 @dataclass(slots=True)
@@ -309,6 +322,11 @@ class NftReader:
         before = f"table {table.key}, chain {chain.name}, rule "
         for number, rule in enumerate(chain.rules, 1):
             where = f"{before}{number}"
+            if isinstance(rule, UnreadRule) and rule.span is not None:
+                parsed = parser.parse_text(rule.text[slice(*rule.span)], where)
+                if parsed is not None:
+                    rules.append(Rule(*parsed, "", _SIGNATURE.sub("", rule.comment)))
+                    continue
             try:
                 body = _body(rule)
             except (ValueError, KeyError, TypeError) as error:

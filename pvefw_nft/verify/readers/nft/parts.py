@@ -99,13 +99,15 @@ def any_of(conditions: Sequence[Condition]) -> Condition:
 
 def merged(conditions: Sequence[Condition]) -> tuple[Condition, ...]:
     """Return the conditions with tests of ICMP type and of ICMP code joined into one of both."""
+    tested = [condition.field for condition in conditions if type(condition) is Test]
     for on in (ICMP, ICMP6):
+        if tested.count(on) < 2:
+            continue
         tests = [test for test in conditions if isinstance(test, Test) and test.field is on]
-        if len(tests) > 1:
-            values = tests[0].values
-            for test in tests[1:]:
-                values &= test.values
-            conditions = [*(test for test in conditions if test not in tests), Test(on, values)]
+        values = tests[0].values
+        for test in tests[1:]:
+            values &= test.values
+        conditions = [*(test for test in conditions if test not in tests), Test(on, values)]
     return tuple(conditions)
 
 

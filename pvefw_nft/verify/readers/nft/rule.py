@@ -6,6 +6,8 @@ becomes the tests ``l4proto in [6]`` and ``dport in [22]``.
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -119,6 +121,8 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.readers.shared import Reading
 
 Parsed: TypeAlias = tuple[tuple[Condition, ...], tuple[Effect, ...], Verdict | None]
+Lasting: TypeAlias = tuple[tuple[Test, ...], Condition]
+"""What a match depends on, and says, in any rule of a table."""
 
 
 @dataclass(slots=True)
@@ -192,7 +196,7 @@ def _plain_match(left: Json, operator: str, right: Json) -> tuple[str | int, ...
 
 
 class NftRuleParser:
-    """Read the rules of one table."""
+    """Read the rules of one table, whose sets and maps do not change meanwhile."""
 
     def __init__(self, table: NftTable, reading: Reading) -> None:
         self.table = table
@@ -201,23 +205,85 @@ class NftRuleParser:
         self.effects: list[Effect] = []
         self.verdict: Verdict | None = None
         self.where = ""
-        self._matches: dict[tuple[str | int, ...], tuple[Selector, Test]] = {}
-        """Selector and test of plain matches. Most rules repeat those of others."""
+        self._matches: dict[tuple[str | int, ...], Lasting] = {}
+        """What plain matches say. Most rules repeat those of others."""
+        self._statements: dict[str, dict[str, Json]] = {}
+        self._conditions: dict[str, Lasting] = {}
+        self._verdicts: dict[str, Verdict] = {}
+        self._parsed: dict[str, Parsed] = {}
+        """By text: statements, what matches say in any rule, plain verdicts, and whole rules."""
 
     def parse(self, statements: list[Json], where: str) -> Parsed:
         """Return the conditions, effects and verdict of a rule. Raises RulesetError, naming ``where``."""
         self.conditions, self.effects, self.verdict, self.where = [], [], None, where
         for statement in statements:
-            try:
-                self._statement(statement)
-            except UnknownExpressionError as error:
-                text = text_of(statement)
-                detail = text if str(error) in text else f"{text} ({error})"
-                self._require(self.reading.unknown(where, detail))
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                raise self.reading.error(where, f"cannot read '{text_of(statement)}': {error}") from None
-        conditions = merged(self.conditions)
-        return conditions, tuple(self.effects), self.verdict
+            self._read(statement)
+        return self._made()
+
+    def parse_text(self, text: str, where: str) -> Parsed | None:
+        """As :meth:`parse`, of the text between the brackets of a JSON list; None: read it as JSON.
+
+        The text is split at commas that seem to divide statements. If each piece is a JSON object, these are the
+        list's elements, since a text has one meaning as JSON at most. Of pieces and whole rules that were met before,
+        the meaning is known, but of rules that change a set: what these do depends on which sets were looked up before.
+        Where something is assumed, that is told of each rule, so all are read.
+        """
+        if self.reading.assume is not None:
+            return None
+        known = self._parsed.get(text)
+        if known is not None:
+            return known
+        pieces = _BETWEEN_STATEMENTS.split(text)
+        statements = []
+        for piece in pieces:
+            statement = self._statements.get(piece) or self._decoded(piece)
+            if not statement or "set" in statement:
+                return None
+            statements.append(statement)
+        self.conditions, self.effects, self.verdict, self.where = [], [], None, where
+        for piece, statement in zip(pieces, statements, strict=True):
+            found = self._conditions.get(piece)
+            if found is not None:
+                self._depend(found[0])
+                self._require(found[1])
+                continue
+            verdict = self._verdicts.get(piece)
+            if verdict is not None:
+                self.verdict = verdict
+                continue
+            lasting = self._read(statement)
+            if lasting is not None:
+                self._conditions[piece] = lasting
+            elif statement.keys() <= _PLAIN and self.verdict is not None:
+                self._verdicts[piece] = self.verdict
+        made = self._parsed[text] = self._made()
+        return made
+
+    def _decoded(self, piece: str) -> dict[str, Json] | None:
+        """Return the statement that a piece of a rule's text is; None where it is no JSON object."""
+        try:
+            found = json.loads(piece)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(found, dict):
+            return None
+        self._statements[piece] = found
+        return found
+
+    def _made(self) -> Parsed:
+        return merged(self.conditions), tuple(self.effects), self.verdict
+
+    def _read(self, statement: Json) -> Lasting | None:
+        """Read a statement of the rule, as :meth:`_statement` does. Raises RulesetError."""
+        try:
+            return self._statement(statement)
+        except UnknownExpressionError as error:
+            text = text_of(statement)
+            detail = text if str(error) in text else f"{text} ({error})"
+            self._require(self.reading.unknown(self.where, detail))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise self.reading.error(self.where, f"cannot read '{text_of(statement)}': {error}") from None
+        return None
 
     def _require(self, condition: Condition) -> None:
         """Add a condition that the rest of the rule depends on."""
@@ -227,21 +293,26 @@ class NftRuleParser:
         elif condition not in self.conditions:
             self.conditions.append(condition)
 
-    def _statement(self, statement: Json) -> None:
+    def _statement(self, statement: Json) -> Lasting | None:
         if not isinstance(statement, dict) or len(statement) != 1:
             raise UnknownExpressionError(text_of(statement))
         (kind, body), = statement.items()  # fmt: skip
         if kind == "match":
-            self._match(body)
-            return
+            return self._match(body)
+        if kind == "limit":
+            rate = rate_test(limit_text(body), over=is_over(body))
+            self._require(rate)
+            return (), rate
         handler = _STATEMENTS.get(kind)
         if handler is None:
             raise UnknownExpressionError(text_of(statement))
         handler(self, body)
+        return None
 
     # --- matches --------------------------------------------------------------------------------------------
 
-    def _match(self, body: Json) -> None:
+    def _match(self, body: Json) -> Lasting | None:
+        """Read a match. Return what it depends on and says, where that is the same in any rule of the table."""
         body = as_object(body)
         left, right, operator = body.get("left"), body.get("right"), str(body.get("op", "=="))
         key = _plain_match(left, operator, right)
@@ -249,25 +320,29 @@ class NftRuleParser:
         if known is not None:
             self._depend(known[0])
             self._require(known[1])
-            return
+            return known
         if isinstance(right, str) and right in self.table.counting:
             # rules fill this set as packets come: its members are as open as the state of a rate
             self._require(rate_test(f"of who is in {right}", over=operator in ("==", "in")))
-            return
+            return None
         if isinstance(left, dict):
             if "concat" in left:
                 condition = self._concat(left["concat"], right)
                 self._require(Not(condition) if operator == "!=" else condition)
-                return
+                return None
             special = None if _is_plain(left) else self._special(left, operator, right)
             if special is not None:
                 self._require(special)
-                return
+                return None
         on = self._selector(left)
         condition = self._everywhere(left, on, operator, right)
-        if key is not None and isinstance(condition, Test) and not on.of_any_protocol:
-            self._matches[key] = on, condition  # whatever the rule's other conditions are
         self._require(condition)
+        if on.of_any_protocol:
+            return None
+        lasting = self._needs(on), condition  # whatever the rule's other conditions are
+        if key is not None:
+            self._matches[key] = lasting
+        return lasting
 
     def _everywhere(self, left: Json, on: Selector, operator: str, right: Json) -> Condition:
         """Return the condition of a match, also where its operand is in another field of the model.
@@ -288,14 +363,19 @@ class NftRuleParser:
     def _selector(self, expression: Json) -> Selector:
         """Return the field of an expression, after requiring the conditions that it depends on."""
         on = selector(expression, self.table.family)
-        self._depend(on)
+        self._depend(self._needs(on))
         return on
 
-    def _depend(self, on: Selector) -> None:
+    def _needs(self, on: Selector) -> tuple[Test, ...]:
+        """Return the tests that a field depends on."""
+        if self.table.family in (Family.IP, Family.IP6, Family.ARP):
+            # hooks of these families see packets of one network protocol only
+            return tuple(test for test in on.depends if test.field is not PROTOCOL)
+        return on.depends
+
+    def _depend(self, tests: tuple[Test, ...]) -> None:
         """Require the conditions that a field depends on."""
-        for test in on.depends:
-            if test.field is PROTOCOL and self.table.family in (Family.IP, Family.IP6, Family.ARP):
-                continue  # hooks of these families see packets of one network protocol only
+        for test in tests:
             if not self._has(test):
                 self._require(test)
 
@@ -533,9 +613,6 @@ class NftRuleParser:
     def _go(self, kind: str, body: Json) -> None:
         self.verdict = self._plain({kind: body})
 
-    def _limit(self, body: Json) -> None:
-        self._require(rate_test(limit_text(body), over=is_over(body)))
-
     def _count(self, body: Json) -> None:
         """``ct count over N``: more connections than that came to this rule."""
         body = as_object(body)
@@ -763,6 +840,8 @@ def _xt(parser: NftRuleParser, body: Json) -> None:
 
 
 _VERDICTS: dict[str, PlainVerdict] = {"accept": ACCEPT, "drop": DROP, "return": RETURN}
+_PLAIN = {*_VERDICTS, "jump", "goto"}
+"""Statements that only set the rule's verdict."""
 _STATEMENTS: dict[str, Statement] = {
     **{kind: _verdict(verdict) for kind, verdict in _VERDICTS.items()},
     "jump": lambda parser, body: parser._go("jump", body),
@@ -771,7 +850,6 @@ _STATEMENTS: dict[str, Statement] = {
     "vmap": NftRuleParser._vmap,
     "counter": _nothing,
     "last": _nothing,
-    "limit": NftRuleParser._limit,
     "ct count": NftRuleParser._count,
     "set": NftRuleParser._set,
     "reject": NftRuleParser._reject,
@@ -784,3 +862,5 @@ _STATEMENTS: dict[str, Statement] = {
     "comment": _nothing,
     **{name: _translating(name) for name in ("dnat", "snat", "masquerade", "redirect")},
 }
+_BETWEEN_STATEMENTS = re.compile(rf'(?<=\}}),(?=\{{"(?:{"|".join(["match", "limit", *_STATEMENTS])})":)')
+"""The commas between the statements of a rule; others may look so, too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,7 +16,7 @@ from pvefw_nft.verify.model import (
     Verdict,
     rate_test,
 )
-from pvefw_nft.verify.readers.shared import Assume
+from pvefw_nft.verify.readers.shared import Assume, RulesetError
 from pvefw_nft.verify.readers.xtables.matches import BY_PROTOCOL, GENERAL, MATCHES, WITHOUT_VALUE, hashlimit_text
 from pvefw_nft.verify.readers.xtables.state import Context, State, UnknownOptionError, split_words
 from pvefw_nft.verify.readers.xtables.targets import PLAIN_TARGETS, TARGETS
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.readers.shared import Reading
 
 Parsed: TypeAlias = tuple[tuple[Condition, ...], tuple[Effect, ...], Verdict | None]
+
+_COMMENT = re.compile(r'-m comment --comment "[^"\\]*"')
+_LEADING = re.compile(r'(-[sdio]) ([^!"\s][^"\s]*) (?=\S)')
+_LOGGING = re.compile(r'([^"!]*\S) -j NFLOG --nflog-prefix "([^"\\]+)"')
+_TARGET_WORDS = ("-j", "-g", "--jump", "--goto")
 
 
 class RuleParser:
@@ -45,15 +51,57 @@ class RuleParser:
         if known is None:
             where = f"table {table.key}, chain {chain}, rule {index}"
             try:
-                known = self._parse(where, body)
+                known = self._parse_known_parts(body) or self._parse(where, body)
             except (ValueError, KeyError, IndexError) as error:
                 raise self.reading.error(where, f"cannot read '{body}': {error}") from None
             if self.reading.assume is None:
                 self._known[body] = known
         target = known[2]
-        if isinstance(target, (Jump, Goto)):
-            self._targets.setdefault((table.key.name, target.chain), (f"chain {chain}, rule {index}", body))
+        if isinstance(target, (Jump, Goto)) and (table.key.name, target.chain) not in self._targets:
+            self._targets[table.key.name, target.chain] = f"chain {chain}, rule {index}", body
         return known
+
+    def _parse_known_parts(self, body: str) -> Parsed | None:
+        """Return what :meth:`_parse` returns, made of parts that most rules repeat; None: read it as a whole.
+
+        Options are read from left to right, so that a rule says what its parts say, as long as one part changes nothing
+        for the other. Addresses and interfaces at the front change nothing for what follows. Before ``-j NFLOG`` there
+        must be no other target, and what is there must be readable by itself.
+        """
+        if self.reading.assume is not None:
+            return None
+        if _COMMENT.fullmatch(body):
+            return (), (), None
+        leading: list[Condition] = []
+        place = 0
+        try:
+            while found := _LEADING.match(body, place):
+                leading.append(self._leading_condition(*found.groups()))
+                place = found.end()
+            logging = _LOGGING.fullmatch(body, place)
+            if logging is not None and not any(word in logging[1] for word in _TARGET_WORDS):
+                conditions, effects, verdict = self._part(logging[1])
+                more, _ = TARGETS["NFLOG"](self._context, {"--nflog-prefix": [logging[2]]})
+                return (*leading, *conditions), effects + more, verdict
+            if not leading:
+                return None
+            conditions, effects, verdict = self._part(body[place:])
+        except (ValueError, KeyError, IndexError, RulesetError):
+            return None  # reading the rule as a whole says what is wrong with it
+        return (*leading, *conditions), effects, verdict
+
+    def _part(self, body: str) -> Parsed:
+        """Return what a part of a rule says. Raises what :meth:`_parse` raises."""
+        known = self._known.get(body)
+        if known is None:
+            known = self._known[body] = self._parse("", body)
+        return known
+
+    def _leading_condition(self, option: str, value: str) -> Condition:
+        """Return the condition of an option with a value. Raises what its reader raises."""
+        state = State([value])
+        GENERAL[option](self._context, state, False)  # noqa: FBT003 - as for every reader of an option
+        return state.conditions[0]
 
     def check_targets(self, tables: Iterable[Table]) -> None:
         """Raise RulesetError for a rule whose target is neither a chain of its table nor an extension we
