@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterator
 
 _T = TypeVar("_T")
 
@@ -55,6 +55,14 @@ class Cache:
             entry = (now, entry[1] if entry[1] == result else result)
         self._current[place] = entry
         return cast("_T", entry[1])
+
+    def results(self, *, of_this_generation: bool) -> Iterator[tuple[str, Hashable, object, object]]:
+        """Yield stage, key, dependencies and result of each entry that was used since the last :meth:`begin`.
+
+        Not ``of_this_generation``: of each that was used before it and not forgotten.
+        """
+        for (stage, key), entry in (self._current if of_this_generation else self._before).items():
+            yield stage, key, *entry
 
     def same(self, stage: str, key: Hashable, result: _T) -> _T:
         """Return the object of last time if it equals this one, for a result that is made each time."""

@@ -10,7 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from pvefw_nft.app.desired import Result, diagnostic_as_json, diagnostic_of_json
+from pvefw_nft.app.desired import Result, diagnostic_as_json, diagnostic_of_json, texts_by_guest
 from pvefw_nft.app.judgement import Cut, GuestLoss, Judgement
 from pvefw_nft.app.nics import FilteredNics
 from pvefw_nft.errors import (
@@ -101,6 +101,7 @@ def result_as_json(result: Result, sent: dict[str, int]) -> tuple[dict[str, Any]
         "pieces": [sent[piece] if piece in sent else place[piece] for piece in desired.pieces],
         "diagnostics": [diagnostic_as_json(diagnostic) for diagnostic in result.diagnostics],
         "answers": observations_as_json(result.observations),
+        "guests": result.notes,
     }
     return message, _BETWEEN.join(piece.encode() for piece in fresh)
 
@@ -122,9 +123,9 @@ def result_of_json(message: dict[str, Any], frame: bytes, last: Desired | None, 
         conntrack=conntrack,
         hardening=typed(message["hardening"], str),
     )
-    return Result(
-        desired, tuple(map(diagnostic_of_json, message["diagnostics"])), observations_of_json(message["answers"])
-    )
+    observations = observations_of_json(message["answers"])
+    diagnostics = tuple(map(diagnostic_of_json, message["diagnostics"]))
+    return Result(desired, diagnostics, observations, notes=texts_by_guest(message["guests"]))
 
 
 def observations_as_json(observations: Observations) -> list[list[str]]:

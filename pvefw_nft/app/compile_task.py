@@ -34,13 +34,14 @@ from pvefw_nft.config.files import Files
 from pvefw_nft.pipeline.preload import load_stages
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from pvefw_nft.app.desired import Before, Result
     from pvefw_nft.app.judgement import Connections
     from pvefw_nft.host.confined import Channel
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Source
+    from pvefw_nft.pipeline.kept import Kept
 
 _PAUSE = 0.5
 """Seconds after an answer in which a command closes the channel, and a service seldom asks again."""
@@ -52,23 +53,25 @@ HOST_FILES = ("/etc/hosts", "/etc/network/interfaces")
 class Task:
     """The task of the compiler's process. It is made in the parent, which may read the notes of an apply."""
 
-    def __init__(self, source: Source, backend: str | None, settle: float) -> None:
+    def __init__(self, source: Source, backend: str | None, settle: float, kept: Kept | None = None) -> None:
         self._source = source
+        self._kept = kept
         self._backend = backend
         self._settle = settle
         self._before: Before = desired_ruleset.known_before(source, backend) if settle else desired_ruleset.Before()
-        self._sent: dict[str, int] = {}
+        self._sent = _places(kept.pieces if kept is not None else ())
         self._last: Result | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process. Facts that only the host knows are left out: that process asks."""
         source = replace(self._source, local_network=_unasked, real_interface=_unasked, zones=dict, now=time.time)
-        return {"source": source, "backend": self._backend, "settle": self._settle, "before": self._before}
+        state = {"source": source, "backend": self._backend, "settle": self._settle, "before": self._before}
+        return {**state, "kept": self._kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._source, self._backend = state["source"], state["backend"]
-        self._settle, self._before = state["settle"], state["before"]
-        self._sent, self._last = {}, None
+        self._settle, self._before, self._kept = state["settle"], state["before"], state["kept"]
+        self._sent, self._last = _places(self._kept.pieces if self._kept is not None else ()), None
         load_stages()
 
     def serve(self, channel: Channel, missing: Sequence[str]) -> None:
@@ -141,15 +144,24 @@ class Task:
 
     def _find(self, steady: SteadySource, cache: Cache, asks: _Asks) -> list[bytes]:
         first = self._last is None
-        result = steady.find_first(cache, self._before, asks.waiting) if first else steady.find(self._last, cache)
+        if first:
+            result = steady.find_first(cache, self._before, asks.waiting, self._kept)
+            self._kept = None
+        else:
+            result = steady.find(self._last, cache)
         paths, seconds = steady.doubtful()
         doubts = {"doubts": paths, "seconds": seconds}
         if result is self._last:
             return [encode({"kind": "same", **doubts})]
         message, pieces = result_as_json(result, self._sent)
         self._last = result
-        self._sent = {piece: place for place, piece in enumerate(result.desired.pieces)}
+        self._sent = _places(result.desired.pieces)
         return [encode({"kind": "ruleset", **message, **doubts}), pieces]
+
+
+def _places(pieces: Iterable[str]) -> dict[str, int]:
+    """Return the place of each piece of the ruleset that the other process has."""
+    return {piece: place for place, piece in enumerate(pieces)}
 
 
 def _collect_garbage(channel: Channel) -> None:

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from pvefw_nft.host.doctor import Switches
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Observations, Source
+    from pvefw_nft.pipeline.kept import Kept
 
 
 class Compiler:
@@ -69,6 +70,8 @@ class Compiler:
         self._patience = patience_of(source)
         self._worker: Worker | None = None
         self._last: Result | None = None
+        self._kept: Kept | None = None
+        self._known: Desired | None = None
         self.missing: tuple[str, ...] = ()
         self.doubts: tuple[list[str], float | None] = ([], None)
         """Paths whose content is not believed yet, and the seconds until the first of them is."""
@@ -78,6 +81,11 @@ class Compiler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def take_up(self, known: Desired, kept: Kept) -> None:
+        """Have the process that is started next begin with the notes of the compile that made a ruleset on record."""
+        self.close()
+        self._known, self._kept = known, kept
 
     def find(self, waiting: Callable[[str], None] = lambda _: None) -> Result:
         """Return the desired ruleset; the same object as before, if the configuration has not changed.
@@ -91,7 +99,7 @@ class Compiler:
             if self._last is None:
                 raise self._closed("it knows of no ruleset before this one")
             return self._last
-        before = None if self._last is None else self._last.desired
+        before = self._known if self._last is None else self._last.desired
         frame = self._receive()
         try:
             self._last = checked(lambda: result_of_json(message, frame, before, self._backend))
@@ -190,7 +198,7 @@ class Compiler:
 
     def _start(self) -> None:
         self._last = None
-        task = Task(self._source, self._backend, self._settle)
+        task = Task(self._source, self._backend, self._settle, self._kept)
         self._worker = Worker(task.serve, _readable(self._source.root))
         self.missing = tuple(checked(lambda: [str(name) for name in self._message()["missing"]]))
 
@@ -255,18 +263,30 @@ class Compiler:
 
 
 def find_once(
-    source: Source, backend: str | None, *, settle: float = 0.0, waiting: Callable[[str], None] = lambda _: None
+    source: Source,
+    backend: str | None,
+    *,
+    settle: float = 0.0,
+    waiting: Callable[[str], None] = lambda _: None,
+    from_notes: bool = False,
+    afresh: bool = False,
 ) -> Result:
     """Return the desired ruleset, for a command that runs once; ``source`` is one of :func:`patient`.
+
+    ``from_notes``: where the configuration has changed, take up the notes of the last compile about unchanged guests.
+    ``afresh``: compile all, even if the configuration has not changed.
 
     With ``settle`` seconds it waits for files that are missing, empty or cut off and were not at the last apply, and
     calls ``waiting`` with the path of each. Raises the errors of :meth:`Compiler.find`.
     """
     with Compiler(source, backend, settle) as compiler:
-        known = desired_ruleset.on_record(source, backend, compiler.still_hold)
+        known = None if afresh else desired_ruleset.on_record(source, backend, compiler.still_hold)
         if known is not None:
             return known
         compiler.close()  # the process for a compile begins with its stages loaded
+        kept = desired_ruleset.kept(source, backend) if from_notes else None
+        if kept is not None:
+            compiler.take_up(*kept)
         return compiler.find(waiting)
 
 

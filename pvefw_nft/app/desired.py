@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.cache import NO_CACHE
 from pvefw_nft.config.steady import SettledFiles
-from pvefw_nft.errors import Diagnostic, HostError, InternalError, Severity, Span, has_errors
+from pvefw_nft.errors import Diagnostic, HostError, InternalError, PvefwError, Severity, Span, has_errors
 from pvefw_nft.host.records import deltas, record, state
 from pvefw_nft.host.settings import Conntrack
 from pvefw_nft.host.tracking import zone_change
-from pvefw_nft.pipeline import Observations, compile_root, hardening_of
+from pvefw_nft.pipeline import MAX_NOTE, Observations, compile_root, hardening_of
 from pvefw_nft.pipeline.closing import CLOSED_CODES, closing_failures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from pvefw_nft.cache import Cache
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Compiled, Source
     from pvefw_nft.pipeline.closing import Closed
+    from pvefw_nft.pipeline.kept import Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Result:
     diagnostics: tuple[Diagnostic, ...]
     observations: Observations
     from_record: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Notes of this compile about guests by VMID, for :class:`.Kept`."""
 
     @property
     def has_errors(self) -> bool:
@@ -58,19 +61,35 @@ def no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def compiled(source: Source, backend: str | None, cache: Cache = NO_CACHE) -> Result:
+def compiled(source: Source, backend: str | None, cache: Cache = NO_CACHE, kept: Kept | None = None) -> Result:
     """Compile the configuration; ``cache`` has results of earlier compiles. Raises the errors of :func:`compile_root`.
 
-    In doubt a firewall is enabled: a mistake in a file must not switch it off.
+    ``kept`` are the notes of the compile on record, for a compile with an empty cache. In doubt a firewall is enabled:
+    a mistake in a file must not switch it off.
     """
+    from pvefw_nft.pipeline.kept import KeptCache, notes_of  # deferred, like all stages
+
     observations = Observations()
 
     zones = zone_change.zones_in_force if source.zones is dict else source.zones
     observed = observations.observed(replace(source, cautious=True, zones=zones))
 
     def attempt(closed: Closed) -> Result:
-        made = compile_root(observed, backend, NO_CACHE if closed else cache, closed)
-        return Result(desired_of(made, harden=source.harden), made.checked.diagnostics, observations)
+        if kept is not None and not closed:
+            with_notes = KeptCache(kept, observations, observed)
+            try:
+                found = made_with(with_notes, closed)
+                return replace(found, notes={**with_notes.notes, **found.notes})
+            except Exception as error:  # a note that fails a compile must not close a guest: compile without notes
+                if isinstance(error, PvefwError) and not isinstance(error, InternalError):
+                    raise
+        return made_with(NO_CACHE if closed else cache, closed)
+
+    def made_with(cache: Cache, closed: Closed) -> Result:
+        made = compile_root(observed, backend, cache, closed)
+        desired = desired_of(made, harden=source.harden)
+        notes = {} if cache is NO_CACHE else notes_of(cache, made.backend.name)
+        return Result(desired, made.checked.diagnostics, observations, notes=notes)
 
     found = closing_failures(observed, attempt)
     observations.finish()
@@ -107,6 +126,7 @@ def note(result: Result, source: Source, backend: str | None) -> None:
                 "diagnostics": [diagnostic_as_json(diagnostic) for diagnostic in result.diagnostics],
                 # by kind and name, in two lines
                 "answers": {"\n".join(question): answer for question, answer in result.observations.answers.items()},
+                "guests": result.notes,
             },
         )
 
@@ -150,6 +170,7 @@ class _Notes:
     identity: str
     observations: Observations
     diagnostics: tuple[Diagnostic, ...]
+    guests: Mapping[str, str]
 
 
 def _read_notes(source: Source, backend: str | None) -> _Notes | None:
@@ -165,7 +186,8 @@ def _read_notes(source: Source, backend: str | None) -> _Notes | None:
         diagnostics = tuple(map(diagnostic_of_json, noted["diagnostics"]))
         if noted["question"] != _question(source, backend):
             return None
-        return _Notes(state.typed(noted["identity"], str), Observations(answers), diagnostics)
+        guests = texts_by_guest(noted.get("guests", {}))  # versions before this one made no notes about guests
+        return _Notes(state.typed(noted["identity"], str), Observations(answers), diagnostics, guests)
 
     return deltas.read(record.inputs_path(), check)
 
@@ -185,6 +207,26 @@ def on_record(source: Source, backend: str | None, still_hold: Callable[[Observa
     if applied is None or applied.identity != noted.identity:
         return None
     return Result(applied, noted.diagnostics, noted.observations, from_record=True)
+
+
+def kept(source: Source, backend: str | None) -> tuple[Desired, Kept] | None:
+    """Return the ruleset that was applied last, and the notes of its compile; None if there are none."""
+    from pvefw_nft.pipeline.kept import Kept  # deferred, like all stages
+
+    noted = _read_notes(source, backend)
+    if noted is None or not noted.guests:
+        return None
+    applied = record.load_if_sound(record.running_path())
+    if applied is None or applied.identity != noted.identity:
+        return None
+    return applied, Kept(applied.backend, noted.observations, noted.guests, applied.pieces, noted.diagnostics)
+
+
+def texts_by_guest(value: dict[str, str]) -> dict[str, str]:
+    """Return the notes about guests of a record or message. Raises TypeError and ValueError if they are none."""
+    if any(len(state.typed(text, str)) > MAX_NOTE for text in state.typed(value, dict).values()):
+        raise ValueError("a note about a guest that is too long")
+    return value
 
 
 def _question(source: Source, backend: str | None) -> list[str | None]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pvefw_nft.app.desired import Before, Result
     from pvefw_nft.cache import Cache
     from pvefw_nft.pipeline import Observations, Source
+    from pvefw_nft.pipeline.kept import Kept
 
 _T = TypeVar("_T")
 
@@ -53,8 +54,8 @@ class SteadySource:
 
         return self.patience.run(looking)
 
-    def find(self, last: Result | None, cache: Cache) -> Result:
-        """Return the ruleset; ``last``, if none of its inputs changed.
+    def find(self, last: Result | None, cache: Cache, kept: Kept | None = None) -> Result:
+        """Return the ruleset; ``last``, if none of its inputs changed. ``kept``: see :func:`.desired.compiled`.
 
         Raises the errors of :func:`.desired.compiled`; UnreadableError if the file system does not answer.
         """
@@ -62,18 +63,20 @@ class SteadySource:
         def read() -> Result:
             if last is not None and last.observations.still_hold(self.source):
                 return last
-            return desired_ruleset.compiled(self.source, self._backend, cache)
+            return desired_ruleset.compiled(self.source, self._backend, cache, kept)
 
         return self.patience.run(read)
 
-    def find_first(self, cache: Cache, before: Before, waiting: Callable[[str], None]) -> Result:
+    def find_first(
+        self, cache: Cache, before: Before, waiting: Callable[[str], None], kept: Kept | None = None
+    ) -> Result:
         """Return the first ruleset: ``waiting`` is called with each path that is waited for. Raises as :meth:`find`.
 
         ``before`` tells which files had been there at the last apply.
         """
         self._files.files = desired_ruleset.waiting_source(self._patient, before, self._settle, waiting).files
         try:
-            return self.find(None, cache)
+            return self.find(None, cache, kept)
         finally:
             self._files.files = self._patient.files
 

@@ -129,7 +129,7 @@ def update_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN4
 @_apply_options
 @click.pass_context
 def restart_command(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401
-    """Load the whole ruleset again, unchanged parts included. The host is never without rules."""
+    """Compile and load the whole ruleset again, unchanged parts included. The host is never without rules."""
     ctx.exit(_apply(_Wanted(**options, reload_all=True)))
 
 
@@ -184,6 +184,8 @@ def _apply(wanted: _Wanted) -> int:
         skip_invalid=wanted.skip_invalid,
         settle=wanted.settle,
         starts=not wanted.dry_run and not wanted.only_if_running,
+        from_notes=wanted.only_if_running,
+        afresh=wanted.reload_all,
     )
     if result is None:
         return 1
@@ -310,18 +312,20 @@ def find_ruleset(
     skip_invalid: bool,
     settle: float = 0.0,
     starts: bool = True,
+    from_notes: bool = False,
+    afresh: bool = False,
 ) -> Result | None:
     """Return the desired ruleset; None if its errors forbid applying it, which is reported.
 
     ``starts``: if the configuration cannot be read or compiled and no ruleset runs, load the ruleset confirmed last.
-    Raises as :func:`.find_once`.
+    ``from_notes`` and ``afresh`` are as for :func:`.find_once`. Raises as :func:`.find_once`.
     """
 
     def waiting(path: str) -> None:
         console.note(f"{path} is missing, empty or cut off, perhaps while it is being saved: waiting {settle:g} s")
 
     try:
-        result = find_once(source, backend, settle=settle, waiting=waiting)
+        result = find_once(source, backend, settle=settle, waiting=waiting, from_notes=from_notes, afresh=afresh)
     except (ConfigurationError, InternalError) as error:
         if starts and (skip_invalid or isinstance(error, UnreadableError | CompilerError | InternalError)):
             _fall_back(control)

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 COMPANION_SUFFIX = ".pvefw"
 """End of a companion file's name, instead of ``.fw`` of Proxmox's file."""
 
+GUEST = "guest"
+"""Stage of the cache: by VMID, the guest as read, which depends on its files' texts among others."""
+
 _Hardening = TypeVar("_Hardening", ClusterHardening, HostHardening)
 
 _VMID = re.compile(r"[1-9][0-9]{0,8}")
@@ -125,13 +128,43 @@ class Root:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class Reading:
     """A guest as read, its diagnostics, and the names of the cluster: the answers to those it asked for, and all."""
 
     guest: Guest
     diagnostics: tuple[Diagnostic, ...]
     answers: tuple[tuple[tuple[str, str], object], ...]
     names: object
+
+
+class LazyGuest(Guest):
+    """A guest whose files are read when its NICs or rules are asked for. It equals no other guest."""
+
+    __slots__ = ("_read",)
+    _read: Callable[[], Guest]
+
+    def __init__(self, vmid: int, kind: GuestKind, file: str, read: Callable[[], Guest]) -> None:
+        """Read nothing yet."""
+        for name, value in (("vmid", vmid), ("kind", kind), ("file", file), ("closed", False), ("_read", read)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def nics(self) -> tuple[Nic, ...]:
+        """The NICs, read now."""
+        return self._read().nics
+
+    @property
+    def firewall(self) -> GuestConfig | None:
+        """The firewall file, read now."""
+        return self._read().firewall
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by identity: comparing files would read them."""
+        return self is other
+
+    def __hash__(self) -> int:
+        """Return a hash of the identity."""
+        return id(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,18 +293,18 @@ class Configuration:
             origin = _Origin(vmid, kind, (path, config), (firewall, None))
             return closed_guest(self._guarded(origin, self._findings), error, self._findings)
         dependencies = (origin, self._outside)
-        reading = self._cache.get("guest", vmid, lambda: dependencies, lambda: self._reading(origin), self._still_holds)
+        reading = self._cache.get(GUEST, vmid, lambda: dependencies, lambda: self._reading(origin), self._still_holds)
         self._findings.diagnostics += reading.diagnostics
         return reading.guest
 
-    def _reading(self, origin: _Origin) -> _Reading:
+    def _reading(self, origin: _Origin) -> Reading:
         """Read one guest, and note the names of the cluster that it asks for."""
         findings = Findings(cautious=self._findings.cautious)
         self._names.answers.clear()
         guest = self._guarded(origin, findings)
-        return _Reading(guest, tuple(findings.diagnostics), tuple(self._names.answers.items()), self._all_names)
+        return Reading(guest, tuple(findings.diagnostics), tuple(self._names.answers.items()), self._all_names)
 
-    def _still_holds(self, reading: _Reading) -> bool:
+    def _still_holds(self, reading: Reading) -> bool:
         """Tell whether a guest would be read alike with the names that the cluster has.
 
         A hint of a diagnostic may list all names. A guest without diagnostics depends only on those it asked for.

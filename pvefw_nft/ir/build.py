@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from pvefw_nft.ir.nodes import Chain, Nic
     from pvefw_nft.ir.zones import NicKey
 
+PART, FILTERED_NICS = "part of a guest", "filtered NICs of a guest"
+"""Stages of the cache: by VMID, what a guest adds, and its filtered NICs with whether it uses one zone."""
+
 
 def build(
     node: NodeConfig,
@@ -73,7 +76,7 @@ def build(
     add_standard_chains(context, chains)
     add_blacklist(context, chains)
     firewalled: dict[NicKey, bool] = {}
-    parts = _parts(context, _noted(guests, firewalled), cache, report_failure)
+    parts = _parts(context, _noted(guests, firewalled, cache), cache, report_failure)
     nics = tuple([nic for part in parts for nic in part.nics])
     _add_guest_chains(context, chains, parts)
     _add_host(context, chains)
@@ -118,12 +121,20 @@ def _add_host(context: Context, chains: Chains) -> None:
         chains.add(Layer.FILTER, chain, [builtin("host", action=Jump(target))] if enabled else [])
 
 
-def _noted(guests: Iterable[Guest], firewalled: dict[NicKey, bool]) -> Iterator[Guest]:
+def _noted(guests: Iterable[Guest], firewalled: dict[NicKey, bool], cache: Cache) -> Iterator[Guest]:
     """Yield guests, and note their filtered NICs, each with whether its guest uses one zone."""
     for guest in guests:
-        one_zone = guest.firewall is not None and guest.firewall.hardening.one_zone
-        firewalled.update({(guest.vmid, nic.index): one_zone for nic in guest.nics if nic.firewall})
+        firewalled.update(cache.get(FILTERED_NICS, guest.vmid, partial(_itself, guest), partial(_filtered_nics, guest)))
         yield guest
+
+
+def _itself(guest: Guest) -> Guest:
+    return guest
+
+
+def _filtered_nics(guest: Guest) -> dict[NicKey, bool]:
+    one_zone = guest.firewall is not None and guest.firewall.hardening.one_zone
+    return {(guest.vmid, nic.index): one_zone for nic in guest.nics if nic.firewall}
 
 
 def _parts(
@@ -133,9 +144,7 @@ def _parts(
     parts: list[GuestPart] = []
     failed: list[tuple[Guest, Exception]] = []
     for guest in guests:
-        part = cache.get(
-            "part of a guest", guest.vmid, partial(dependencies, context, guest), partial(build_guest, context, guest)
-        )
+        part = cache.get(PART, guest.vmid, partial(dependencies, context, guest), partial(build_guest, context, guest))
         parts.append(part)
         if part.failure is not None:
             failed.append((guest, part.failure))

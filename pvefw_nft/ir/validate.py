@@ -82,7 +82,7 @@ _PORT_PROTOCOLS = frozenset((6, 17, 33, 132, 136))
 
 
 @dataclass(frozen=True, slots=True)
-class _References:
+class References:
     """The references of a chain's rules: chains, each with the families in which it is called, and sets."""
 
     chains: tuple[tuple[str, int], ...]
@@ -97,7 +97,7 @@ class _References:
         return all(key in keys for key in self.sets)
 
 
-def _references(chain: Chain) -> _References:
+def _references(chain: Chain) -> References:
     called: dict[str, int] = {}
     sets: dict[SetKey, None] = {}
     for rule in chain.rules:
@@ -106,7 +106,7 @@ def _references(chain: Chain) -> _References:
         for match in rule.matches:
             if isinstance(match, _WITH_SET):
                 sets[match.key] = None
-    return _References(tuple(called.items()), tuple(sets))
+    return References(tuple(called.items()), tuple(sets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +131,12 @@ class _Checks:
             called[name] = [other for other, _ in references.chains]
         return called
 
-    def _check(self, chain: Chain) -> _References:
+    def _check(self, chain: Chain) -> References:
         """Check the rules of a chain. Return the references on which the result depends. Raises InternalError."""
         _check_chain(self.layer, chain, self.chains, self.keys, self._sound[chain.families])
         return _references(chain)
 
-    def _hold(self, references: _References) -> bool:
+    def _hold(self, references: References) -> bool:
         return references.hold(self.chains, self.keys)
 
 

@@ -42,6 +42,9 @@ BACKENDS = tuple(backend.name for backend in REGISTRY if backend.is_loadable)
 PRINTABLE = tuple(backend.name for backend in REGISTRY)
 """The names of all backends."""
 
+MAX_NOTE = 1 << 16
+"""Most characters of a note about one guest (:mod:`.kept`); a guest with a longer one is compiled each time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:

@@ -13,7 +13,8 @@ def load_stages(*, checks: bool = False, proof: bool = False) -> None:
     For processes that fork workers, or that cannot read program files later. ``checks`` adds the review of a
     configuration and the readers of rulesets, ``proof`` the prover.
     """
-    names = ["config.load", "ir.build", "ir.validate", *(f"backends.{name}" for name in BACKENDS)]
+    names = ["config.load", "ir.build", "ir.validate", "pipeline.kept"]
+    names += [f"backends.{name}{module}" for name in BACKENDS for module in ("", ".kept")]
     if checks:
         names += [
             "pipeline.review",
