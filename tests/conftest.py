@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -38,6 +38,24 @@ def names_unread() -> Iterator[None]:
     netdb.forget()
     yield
     netdb.forget()
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Callable[[object, str], list[tuple[Any, ...]]]:
+    """Return a function that has calls of a function noted. It returns the list that gets their arguments."""
+
+    def noting(owner: object, name: str) -> list[tuple[Any, ...]]:
+        calls: list[tuple[Any, ...]] = []
+        function = getattr(owner, name)
+
+        def noted(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - any function
+            calls.append(arguments)
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, noted)
+        return calls
+
+    return noting
 
 
 @pytest.fixture

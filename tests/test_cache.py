@@ -134,22 +134,15 @@ def test_guest_that_comes_out_as_it_was_keeps_its_chains(make_root: MakeRoot) ->
     ],
 )
 def test_change_of_the_cluster_reads_the_guests_that_it_concerns(
-    make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch, change: tuple[str, str], read: set[int]
+    make_root: MakeRoot, spy: Callable[[object, str], list[Any]], change: tuple[str, str], read: set[int]
 ) -> None:
     root = make_root(FILES)
     cache = Cache()
     compiled(root, "nft", cache)
-    found: set[int] = set()
-    read_guest = resolve.read_guest
-
-    def noted(*arguments: Any) -> Any:  # noqa: ANN401
-        found.add(arguments[-1])
-        return read_guest(*arguments)
-
-    monkeypatch.setattr(resolve, "read_guest", noted)
+    calls = spy(resolve, "read_guest")
     (root / file_path("cluster")).write_text(CLUSTER.replace(*change))
     compiled(root, "nft", cache)
-    assert found == read
+    assert {vmid for *_, vmid in calls} == read
 
 
 def test_result_is_made_again_only_where_a_dependency_changes() -> None:

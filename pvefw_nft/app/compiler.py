@@ -296,16 +296,18 @@ def find_nics_once(source: Source) -> FilteredNics:
         return compiler.filtered_nics()
 
 
-def judge_once(source: Source, desired: Desired, before: Desired | None) -> Judgement:
+def judge_once(
+    source: Source, desired: Desired, before: Desired | None, read: Callable[[], Connections] = read_connections
+) -> Judgement:
     """Return the effect of loading ``desired`` on the connections that this host has now, for a command that runs once.
 
-    ``before`` is pvefw's running ruleset; None: none runs. Raises as :meth:`Compiler.find`, and HostError if the
-    kernel does not tell its connections.
+    ``before`` is pvefw's running ruleset; None: none runs. ``read`` gives the connections. Raises as
+    :meth:`Compiler.find`, and HostError if the kernel does not tell its connections.
     """
     if not desired.enabled:
         return Judgement()
     with Compiler(source, None, settle=0.0) as compiler:
-        return compiler.judge(desired, before, read_connections())
+        return compiler.judge(desired, before, read())
 
 
 def _text_of(message: Mapping[str, Any], key: str) -> str:

@@ -65,8 +65,11 @@ def kept_proofs() -> Proofs:
 class ProofFile:
     """The proofs in a folder's file. Nothing that is wrong with it ever raises."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, max_proofs: int = MAX_PROOFS, max_bytes: int = MAX_BYTES) -> None:
+        """Keep at most so many proofs, in a file of at most so many bytes."""
         self._folder = folder
+        self._max_proofs = max_proofs
+        self._max_bytes = max_bytes
         self._loaded: dict[str, Proof] = {}
 
     def load(self) -> Mapping[str, Proof]:
@@ -90,7 +93,7 @@ class ProofFile:
             for key, proof in used.items():
                 found.pop(key, None)
                 found[key] = proof
-            _write(folder, dict(list(found.items())[-MAX_PROOFS:]))
+            _write(folder, dict(list(found.items())[-self._max_proofs :]), self._max_bytes)
 
 
 def _make(folder: Path) -> None:
@@ -172,15 +175,15 @@ def _proof(value: object) -> Proof:
             raise ValueError(value)
 
 
-def _write(folder: int, proofs: Mapping[str, Proof]) -> None:
-    """Put another file in place of the one there. Raises OSError."""
+def _write(folder: int, proofs: Mapping[str, Proof], max_bytes: int) -> None:
+    """Put another file in place of the one there, unless it would be too large. Raises OSError."""
     data = {
         key: [one.ways, one.pairs, one.marked, one.looks, sorted([*before, *after] for before, after in one.zones)]
         for key, one in proofs.items()
     }
     body = json.dumps(data, separators=(",", ":")).encode()
     content = _head(body) + b"\n" + body
-    if len(content) > MAX_BYTES:
+    if len(content) > max_bytes:
         return
     temporary = f".{_FILE}.{secrets.token_hex(8)}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)

@@ -17,7 +17,7 @@ import re
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.config.files import MAX_FILE_SIZE, Files
 from pvefw_nft.config.sdn import IPAM_STATES, RUNNING_CONFIG
@@ -28,14 +28,19 @@ if TYPE_CHECKING:
 
     from pvefw_nft.fleet.jobs import Job
 
-MAX_BUNDLE = 64 * 2**20
-"""Largest bundle that is read, in bytes."""
 
-MAX_UNPACKED = 512 * 2**20
-"""Most that a bundle may hold, in bytes."""
+class Bounds(NamedTuple):
+    """The largest bundle that is read."""
 
-MAX_ENTRIES = 200_000
-"""Most files and folders in a bundle: pmxcfs itself holds a tenth of that."""
+    size: int = 64 * 2**20
+    """in bytes"""
+    unpacked: int = 512 * 2**20
+    """in bytes"""
+    entries: int = 200_000
+    """files and folders: pmxcfs itself holds a tenth of that"""
+
+
+BOUNDS = Bounds()
 
 _PROBLEMS = "problems.json"
 _CONFIG = re.compile(r"([1-9][0-9]{0,8})\.conf")
@@ -148,19 +153,19 @@ class _Packer:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def unpack(bundle: bytes, root: Path) -> BundleFiles:
+def unpack(bundle: bytes, root: Path, bounds: Bounds = BOUNDS) -> BundleFiles:
     """Return the files of a bundle, as if they lay below ``root``.
 
-    Raises ConfigurationError if it is not a bundle, or holds a forbidden entry.
+    Raises ConfigurationError if it is not a bundle, exceeds the bounds, or holds a forbidden entry.
     """
     texts: dict[str, bytes] = {}
     folders: set[str] = set()
     try:
-        with tarfile.open(fileobj=io.BytesIO(_decompressed(bundle)), mode="r:") as tar:
+        with tarfile.open(fileobj=io.BytesIO(_decompressed(bundle, bounds)), mode="r:") as tar:
             for entry in tar:
                 name = _checked(entry)
-                if name in texts or len(texts) + len(folders) >= MAX_ENTRIES:
-                    raise _bad(f"{name[:100]!r} is there twice, or it holds more than {MAX_ENTRIES} files")
+                if name in texts or len(texts) + len(folders) >= bounds.entries:
+                    raise _bad(f"{name[:100]!r} is there twice, or it holds more than {bounds.entries} files")
                 if entry.type == tarfile.DIRTYPE:
                     folders.add(name)
                     continue
@@ -172,13 +177,13 @@ def unpack(bundle: bytes, root: Path) -> BundleFiles:
     return BundleFiles(root, texts, folders, problems)
 
 
-def _decompressed(bundle: bytes) -> bytes:
-    if len(bundle) > MAX_BUNDLE:
-        raise _bad(f"it is larger than {MAX_BUNDLE // 2**20} MiB")
+def _decompressed(bundle: bytes, bounds: Bounds) -> bytes:
+    if len(bundle) > bounds.size:
+        raise _bad(f"it is larger than {bounds.size // 2**20} MiB")
     unzip = zlib.decompressobj(wbits=31)  # with the header of gzip (zlib.h, inflateInit2)
-    data = unzip.decompress(bundle, MAX_UNPACKED)
+    data = unzip.decompress(bundle, bounds.unpacked)
     if unzip.unconsumed_tail:
-        raise _bad(f"it holds more than {MAX_UNPACKED // 2**20} MiB")
+        raise _bad(f"it holds more than {bounds.unpacked // 2**20} MiB")
     if not unzip.eof or unzip.unused_data:
         raise _bad("it is cut off, or followed by something else")
     return data

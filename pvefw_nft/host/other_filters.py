@@ -11,7 +11,7 @@ from . import tools
 from .apply.nftables_state import TABLE, Nftables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _PROGRAMS = {
     "Docker": r"DOCKER",
@@ -31,12 +31,12 @@ _OWN_RULES = "*"
 _OF_IPTABLES = ("filter", "nat", "mangle", "raw", "security")
 
 
-def other_filters() -> list[str]:
+def other_filters(library: Callable[[], Nftables] = Nftables) -> list[str]:
     """Return who else has rules here, a line each: a program with its tables, or a table that no known program has.
 
     Raises HostError if neither nft nor iptables lists rules.
     """
-    return [*_summary(_foreign_chains())]
+    return [*_summary(_foreign_chains(library))]
 
 
 def _summary(chains: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -58,12 +58,12 @@ def _is_of(begins: str, table: str, chain: str) -> bool:
     return re.match(begins, chain) is not None or re.match(begins, table.split()[1]) is not None
 
 
-def _foreign_chains() -> set[tuple[str, str]]:
+def _foreign_chains(library: Callable[[], Nftables]) -> set[tuple[str, str]]:
     """Return foreign chains, each with its table: ``ip filter``."""
     found: set[tuple[str, str]] = set()
     failures: list[HostError] = []
     try:
-        listed = [entry["chain"] for entry in Nftables().run([{"list": {"chains": None}}]) if "chain" in entry]
+        listed = [entry["chain"] for entry in library().run([{"list": {"chains": None}}]) if "chain" in entry]
         found |= {(f"{one['family']} {one['table']}", one["name"]) for one in listed if not _is_ours(one["table"])}
     except HostError as error:
         failures.append(error)

@@ -59,11 +59,12 @@ def test_two_commands_at_a_time_both_keep_theirs(folder: Path) -> None:
     assert kept().keys() == {KEY, OTHER}
 
 
-def test_the_proofs_used_last_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof_cache, "MAX_PROOFS", 2)
-    keep(**{KEY: PROOF})
-    keep(**{OTHER: PROOF})
-    keep(**{KEY: PROOF, "c" * 64: PROOF})
+def test_the_proofs_used_last_are_kept(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    for used in ({KEY: PROOF}, {OTHER: PROOF}, {KEY: PROOF, "c" * 64: PROOF}):
+        cache = ProofFile(folder, max_proofs=2)
+        cache.load()
+        cache.save(used)
     assert kept().keys() == {KEY, "c" * 64}
 
 
@@ -183,9 +184,9 @@ def test_a_full_disk_is_not_an_error(folder: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(file.name for file in folder.iterdir()) == ["proofs.lock"]
 
 
-def test_a_file_that_grew_too_large_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof_cache, "MAX_BYTES", 100)
-    keep(**{KEY: PROOF})
+def test_a_file_that_grew_too_large_is_not_written(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    ProofFile(folder, max_bytes=100).save({KEY: PROOF})
     assert not (folder / "proofs").exists()
 
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pvefw_nft.app import judgement, session_guard
+from pvefw_nft.app import session_guard
 from pvefw_nft.app.compiler import judge_once
 from pvefw_nft.app.desired import desired_of
 from pvefw_nft.app.judgement import Connections, Judgement
 from pvefw_nft.app.steady_source import patient
 from pvefw_nft.host.live_network import LiveLink, LiveNetwork
-from pvefw_nft.host.tracking import connections
 from pvefw_nft.host.tracking.connections import Flow, Session
 from pvefw_nft.host.watching import file_probe
 from pvefw_nft.pipeline import Source, compile_root
@@ -277,10 +276,9 @@ def test_judgement_of_the_compilers_process_is_the_same_and_probes_the_file_syst
         probes.append(root)
         return True
 
-    monkeypatch.setattr(connections, "sessions", lambda **_: [ssh()])
-    monkeypatch.setattr(connections, "tracked", lambda: [flow])
-    monkeypatch.setattr(judgement, "read_live_network", lambda: NETWORK)
     monkeypatch.setattr(file_probe, "answers", answers)
+    now = Connections((ssh(),), (flow,), NETWORK, calls_iptables=False)
     assert configured.compiled is not None
-    assert judge_once(patient(Source(configured.root, "n", lambda: None)), configured.compiled, None) == here
+    source = patient(Source(configured.root, "n", lambda: None))
+    assert judge_once(source, configured.compiled, None, lambda: now) == here
     assert probes == [configured.root]

@@ -13,8 +13,7 @@ import pytest
 from pvefw_nft.app.cluster import read_cluster
 from pvefw_nft.cli.node_work import work
 from pvefw_nft.errors import ConfigurationError
-from pvefw_nft.fleet import bundle as bundles
-from pvefw_nft.fleet.bundle import digest_of, pack, unpack
+from pvefw_nft.fleet.bundle import Bounds, digest_of, pack, unpack
 from pvefw_nft.fleet.jobs import Job, do
 
 from .clusters import break_three, make_cluster
@@ -116,13 +115,11 @@ def test_a_hostile_bundle_is_refused(made: Callable[[], bytes], reason: str) -> 
         unpack(made(), Path("/srv"))
 
 
-def test_there_are_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles, "MAX_ENTRIES", 2)
+def test_there_are_bounds() -> None:
+    bounds = Bounds(size=2**16, unpacked=2**20, entries=2)
     with pytest.raises(ConfigurationError, match="more than 2 files"):
-        unpack(tar(*((entry(f"etc/{name}"), b"") for name in "abc")), Path("/srv"))
-    monkeypatch.setattr(bundles, "MAX_UNPACKED", 2**20)
+        unpack(tar(*((entry(f"etc/{name}"), b"") for name in "abc")), Path("/srv"), bounds)
     with pytest.raises(ConfigurationError, match="holds more than 1 MiB"):
-        unpack(gzip.compress(bytes(2**20 + 1)), Path("/srv"))
-    monkeypatch.setattr(bundles, "MAX_BUNDLE", 10)
+        unpack(gzip.compress(bytes(2**20 + 1)), Path("/srv"), bounds)
     with pytest.raises(ConfigurationError, match="larger than"):
-        unpack(tar((entry("etc/x"), b"")), Path("/srv"))
+        unpack(bytes(2**16 + 1), Path("/srv"), bounds)

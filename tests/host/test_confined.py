@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -357,21 +358,25 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PVEFW_COMPILER_SECONDS", "1")
 
 
-@pytest.mark.parametrize("how", sorted(ENDS))
-def test_limits_end_the_process_and_the_next_request_has_another_one(
-    compiler: Compiler, monkeypatch: pytest.MonkeyPatch, small: None, how: str
-) -> None:
-    act, reason = ENDS[how]
-    with monkeypatch.context() as patched:
+@contextmanager
+def compiling_by(act: Callable[..., object]) -> Iterator[None]:
+    """Have the compiler's process act so instead of compiling."""
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr("pvefw_nft.app.desired.closing_failures", act)
-        with pytest.raises(CompilerError, match=reason):
-            compiler.find()
+        yield
+
+
+@pytest.mark.parametrize("how", sorted(ENDS))
+def test_limits_end_the_process_and_the_next_request_has_another_one(compiler: Compiler, small: None, how: str) -> None:
+    act, reason = ENDS[how]
+    with compiling_by(act), pytest.raises(CompilerError, match=reason):
+        compiler.find()
     assert compiler.find().desired.enabled
 
 
 @pytest.mark.parametrize("how", sorted(ENDS))
 def test_start_after_boot_restores_the_confirmed_ruleset(
-    host: Namespace, other: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None, how: str
+    host: Namespace, other: Namespace, tmp_path: Path, small: None, how: str
 ) -> None:
     need("iptables -L; ip6tables -L; ipset list; ebtables -L")
     (tmp_path / "said").mkdir()
@@ -380,8 +385,7 @@ def test_start_after_boot_restores_the_confirmed_ruleset(
     assert pvefw(tmp_path / "said", "start", *options).status == 0
     before = rules()
     configure(tmp_path, 3242)
-    with monkeypatch.context() as patched:
-        patched.setattr("pvefw_nft.app.desired.closing_failures", ENDS[how][0])
+    with compiling_by(ENDS[how][0]):
         done = pvefw(tmp_path / "said", "update", *options)
         assert done.status == 1
         assert "the compiler's process ended" in done.err

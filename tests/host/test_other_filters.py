@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pvefw_nft.host.apply.nftables_state import Nftables
+from pvefw_nft.host.apply.nftables_state import Command, Nftables
 from pvefw_nft.host.other_filters import other_filters
 from pvefw_nft.host.tools import use_runner
 
@@ -13,7 +13,6 @@ from .runners import Answering
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pytest
 
 SAVED = """*filter
 :INPUT ACCEPT [0:0]
@@ -32,18 +31,26 @@ CHAINS = [
 ]
 
 
-def listed(monkeypatch: pytest.MonkeyPatch, more: str = "") -> list[str]:
+class _Listing(Nftables):
+    """A library that lists these chains."""
+
+    def __init__(self) -> None:
+        pass
+
+    def run(self, _: Sequence[Command]) -> list[Command]:
+        return [{"chain": {"family": family, "table": table, "name": name}} for family, table, name in CHAINS]
+
+
+def listed(more: str = "") -> list[str]:
     def saved(command: Sequence[str], _: str | None) -> str:
         return SAVED.format(more=more) if command == ["iptables-save"] else ""
 
-    answer = [{"chain": {"family": family, "table": table, "name": name}} for family, table, name in CHAINS]
-    monkeypatch.setattr(Nftables, "run", lambda *_: answer)
     with use_runner(Answering(saved)):
-        return other_filters()
+        return other_filters(_Listing)
 
 
-def test_programs_are_known_by_their_chains(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert listed(monkeypatch) == [
+def test_programs_are_known_by_their_chains() -> None:
+    assert listed() == [
         "Docker (ip filter)",
         "another program (ip mine)",
         "fail2ban (ip filter)",
@@ -51,6 +58,6 @@ def test_programs_are_known_by_their_chains(monkeypatch: pytest.MonkeyPatch) -> 
     ]
 
 
-def test_rules_without_a_chain_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rules_without_a_chain_are_reported() -> None:
     more = "-A INPUT -s 192.0.2.7/32 -j DROP\n"
-    assert "rules without a chain of their own (ip filter INPUT)" in listed(monkeypatch, more)
+    assert "rules without a chain of their own (ip filter INPUT)" in listed(more)

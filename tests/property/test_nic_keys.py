@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -193,26 +193,22 @@ def test_answers_are_those_of_a_proof_for_each_nic(
     make: Callable[[Maker], tuple[Side, Side]],
     templates: tuple[str, ...],
     strict: bool,
+    spy: Callable[[object, str], list[Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     proved: Counter[bool] = Counter()
-    keyed = False
-    original = SegmentProver.prove_nic
-
-    def counted(self: SegmentProver, number: int) -> object:
-        proved[keyed] += 1
-        return original(self, number)
-
-    monkeypatch.setattr(SegmentProver, "prove_nic", counted)
+    calls = spy(SegmentProver, "prove_nic")
     equal: Counter[bool] = Counter()
     for seed in range(RULESETS):
         sides = make(Maker(seed, templates))
-        keyed = True
+        calls.clear()
         found = compare(*sides, Options(strict=strict))
-        keyed = False
+        proved[True] += len(calls)
+        calls.clear()
         with monkeypatch.context() as patch:
             patch.setattr(Keys, "key", lambda *_: None)
             each = compare(*sides, Options(strict=strict))
+        proved[False] += len(calls)
         assert answer(found) == answer(each), seed
         assert found.counts.ways == each.counts.ways, seed
         equal[found.equal] += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,8 +20,9 @@ from pvefw_nft.verify.simulate.packet import HOST_MAC
 from tests.verify.test_prove_mutations import mutants
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pvefw_nft.verify.prove.report import Report
-    from pvefw_nft.verify.prove.segments import NicResult
 
 GUESTS = range(50, 56)
 TOPOLOGY = Topology(
@@ -207,19 +208,12 @@ def answer(report: Report) -> dict[str, object]:
     return data
 
 
-def test_guests_of_one_key_are_proved_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    proved: list[int] = []
-    original = SegmentProver.prove_nic
-
-    def noted(self: SegmentProver, number: int) -> NicResult:
-        proved.append(number)
-        return original(self, number)
-
-    monkeypatch.setattr(SegmentProver, "prove_nic", noted)
+def test_guests_of_one_key_are_proved_once(spy: Callable[[object, str], list[Any]]) -> None:
+    calls = spy(SegmentProver, "prove_nic")
     moved = RULES.splitlines()
     after = dict.fromkeys(GUESTS, "\n".join([moved[1], moved[0], *moved[2:]]))
     assert compare(xtables({}, {}), xtables(after, {})).equal
-    assert proved == [0]
+    assert [number for _, number in calls] == [0]
     after[53] = after[53].replace("--dport 2{n}", "--dport 2{n}:253")
     after[54] = after[54].replace("--dport 2{n}", "--dport 253")
     report = compare(xtables({}, {}), xtables(after, {}))

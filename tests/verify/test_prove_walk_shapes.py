@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -49,17 +49,9 @@ def advice(rules: dict[int, list[str]], origins: dict[tuple[int, int], str] | No
 
 
 @pytest.fixture
-def count_walks(monkeypatch: pytest.MonkeyPatch) -> list[Walk]:
+def count_walks(spy: Callable[[object, str], list[Any]]) -> list[Any]:
     """Return the list of all walks that are run."""
-    run: list[Walk] = []
-    original = Walk.run
-
-    def counted(self: Walk) -> object:
-        run.append(self)
-        return original(self)
-
-    monkeypatch.setattr(Walk, "run", counted)
-    return run
+    return spy(Walk, "run")
 
 
 def numbered(vmid: int) -> list[str]:

@@ -108,13 +108,7 @@ def plan(
                 steps.commands.append({"delete": {"table": {"family": family, "name": TABLE}}})
                 changes.append(Change("remove", "nft", f"table {family} {TABLE}"))
             continue
-        table = _TablePlan(
-            family,
-            current.get(family),
-            wanted,
-            previous,
-            {key.removeprefix(f"{family} ") for key in spoiled if key.startswith(f"{family} ")},
-        )
+        table = _TablePlan(family, current.get(family), wanted, previous, _of_family(spoiled, family))
         table.add_to(steps)
         changes += table.changes
         whole = whole and table.whole
@@ -135,6 +129,11 @@ def plan(
         before=tuple(steps.before),
         after=tuple(steps.after),
     )
+
+
+def _of_family(objects: Collection[str], family: str) -> set[str]:
+    """Return the objects of one family, without its name: ``chain x`` for ``bridge chain x``."""
+    return {name.removeprefix(f"{family} ") for name in objects if name.startswith(f"{family} ")}
 
 
 def replacing(current: Kernel, target: Mapping[str, Wanted], twins: Collection[str] = ()) -> Plan:
