@@ -53,9 +53,18 @@ HOST_FILES = ("/etc/hosts", "/etc/network/interfaces")
 class Task:
     """The task of the compiler's process. It is made in the parent, which may read the notes of an apply."""
 
-    def __init__(self, source: Source, backend: str | None, settle: float, kept: Kept | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        backend: str | None,
+        settle: float,
+        kept: Kept | None = None,
+        judged: tuple[Desired, Desired | None] | None = None,
+    ) -> None:
+        """Compile with the notes of ``kept``, or judge a ruleset and the one before it."""
         self._source = source
         self._kept = kept
+        self._judged = judged
         self._backend = backend
         self._settle = settle
         self._before: Before = desired_ruleset.known_before(source, backend) if settle else desired_ruleset.Before()
@@ -66,11 +75,12 @@ class Task:
         """Return the state for another process. Facts that only the host knows are left out: that process asks."""
         source = replace(self._source, local_network=_unasked, real_interface=_unasked, zones=dict, now=time.time)
         state = {"source": source, "backend": self._backend, "settle": self._settle, "before": self._before}
-        return {**state, "kept": self._kept}
+        return {**state, "kept": self._kept, "judged": self._judged}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._source, self._backend = state["source"], state["backend"]
         self._settle, self._before, self._kept = state["settle"], state["before"], state["kept"]
+        self._judged = state["judged"]
         self._sent, self._last = _places(self._kept.pieces if self._kept is not None else ()), None
         load_stages()
 
@@ -134,10 +144,9 @@ class Task:
     def _judge(self, steady: SteadySource, frame: bytes) -> list[bytes]:
         from pvefw_nft.app.session_guard import judge  # deferred: only commands ask for it, the service does not
 
-        desired: Desired
-        before: Desired | None
-        now: Connections
-        desired, before, now = pickle.loads(frame)  # noqa: S301 - of the process that started this one
+        now: Connections = pickle.loads(frame)  # noqa: S301 - of the process that started this one
+        assert self._judged is not None
+        desired, before = self._judged
         source = replace(steady.source, zones=dict)
         judgement = steady.patience.run(lambda: judge(desired, before, source, now))
         return [encode({"kind": "judgement", **judgement_as_json(judgement)})]

@@ -72,6 +72,7 @@ class Compiler:
         self._last: Result | None = None
         self._kept: Kept | None = None
         self._known: Desired | None = None
+        self._judged: tuple[Desired, Desired | None] | None = None
         self.missing: tuple[str, ...] = ()
         self.doubts: tuple[list[str], float | None] = ([], None)
         """Paths whose content is not believed yet, and the seconds until the first of them is."""
@@ -116,7 +117,9 @@ class Compiler:
 
     def judge(self, desired: Desired, before: Desired | None, now: Connections) -> Judgement:
         """Return the effect of loading ``desired`` in place of ``before`` on connections. Raises as :meth:`find`."""
-        message = self._ask({"do": "judge"}, frames=[pickle.dumps((desired, before, now))])
+        self.close()
+        self._judged = desired, before  # the process that is started for it has them, without sending
+        message = self._ask({"do": "judge"}, frames=[pickle.dumps(now)])
         found: Judgement = checked(lambda: judgement_of_json(message))
         return found
 
@@ -198,7 +201,7 @@ class Compiler:
 
     def _start(self) -> None:
         self._last = None
-        task = Task(self._source, self._backend, self._settle, self._kept)
+        task = Task(self._source, self._backend, self._settle, self._kept, self._judged)
         self._worker = Worker(task.serve, _readable(self._source.root))
         self.missing = tuple(checked(lambda: [str(name) for name in self._message()["missing"]]))
 
