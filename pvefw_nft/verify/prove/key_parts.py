@@ -123,16 +123,23 @@ class Pen:
 
     def rule(self, rule: m.Rule) -> None:
         """Write a rule, unless it does nothing that counts."""
+        verdict = rule.verdict
         effects = [effect for effect in rule.effects if not self._is_void(effect)] if rule.effects else ()
-        if rule.verdict is None and all(isinstance(effect, m.Guard) for effect in effects):
+        if verdict is None and all(isinstance(effect, m.Guard) for effect in effects):
             return
-        texts = self._texts
+        texts, tests = self._texts, self._tests
         texts.append("\n")
         for condition in rule.conditions:
-            texts.append(self.condition(condition))
+            if type(condition) is m.Test and (on := condition.field) in RENAMED:  # as in condition(): nearly all are
+                place = tests.get(condition)
+                if place is None:
+                    place = tests[condition] = len(tests)
+                texts.append(f"{on.name}#{place};")
+            else:
+                texts.append(self.condition(condition))
         for effect in effects:
             texts.append(self.effect(effect))
-        texts.append(self.end(rule.verdict))
+        texts.append(_PLAIN.get(id(verdict)) or self.end(verdict))
 
     def condition(self, condition: m.Condition) -> str:
         """Return a condition."""
@@ -232,6 +239,10 @@ def _given(nat: m.Nat) -> Iterator[m.Test]:
 def digest(text: str) -> bytes:
     """Return a short digest of a text."""
     return hashlib.blake2b(text.encode(), digest_size=24).digest()
+
+
+_PLAIN = {id(one): Verbatim().text(one) for one in (m.ACCEPT, m.DROP, m.RETURN)}
+"""The texts of the most frequent verdicts, which are mostly these objects."""
 
 
 # --- chains -------------------------------------------------------------------------------------------------------

@@ -110,12 +110,15 @@ class _Side:
                 name = todo.pop()
                 found.append(numbers[name])
                 for part in chains.chain(name).parts(interfaces):
-                    found.append(part.digest)
-                    found += [tests.setdefault(test, len(tests)) for test in part.tests]
-                    found += [self._membership(test, interfaces) for test in part.interfaces]
-                    found += [zones.setdefault(zone, len(zones)) for zone in part.zones]
-                    targets = part.targets
-                    for lookup in part.lookups:
+                    part_digest, part_tests, targets, part_interfaces, lookups, part_zones = part
+                    found.append(part_digest)
+                    if part_tests:
+                        found += [tests.setdefault(test, len(tests)) for test in part_tests]
+                    if part_interfaces:
+                        found += [self._membership(test, interfaces) for test in part_interfaces]
+                    if part_zones:
+                        found += [zones.setdefault(zone, len(zones)) for zone in part_zones]
+                    for lookup in lookups:
                         entries, more = self._entries(lookup, interfaces, zones)
                         found.append(entries)
                         targets += more

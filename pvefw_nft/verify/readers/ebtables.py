@@ -166,28 +166,33 @@ class EbtablesReader:
     def _command(self, table: Table, line: str, number: int) -> None:
         where = f"line {number}: table {table.key}"
         try:
-            words = split_words(_COUNTERS.sub("", line))
+            counted = "-c " in line or line.startswith("[")
+            words = split_words(_COUNTERS.sub("", line) if counted else line)
         except ValueError as error:
             raise self.reading.error(where, f"cannot read '{line}': {error}") from None
-        if words[:1] == ["-N"] and len(words) == 2:
+        if len(words) > 1 and words[0] in ("-A", "-I") and words[1] in table.chains:
+            self._rule(table, words, line, number)
+        elif words[:1] == ["-N"] and len(words) == 2:
             table.chains.setdefault(words[1], Chain(words[1], [], ACCEPT))
         elif words[:1] == ["-F"] and table.chains.keys() >= set(words[1:]):
             for name in words[1:] or list(table.chains):
                 table.chains[name].rules.clear()
         elif words[:1] == ["-P"] and len(words) == 3 and words[1] in table.chains and words[2] in _POLICIES:
             table.chains[words[1]].policy = _POLICIES[words[2]]
-        elif len(words) > 1 and words[0] in ("-A", "-I") and words[1] in table.chains:
-            chain = table.chains[words[1]]
-            index = len(chain.rules) + 1 if words[0] == "-A" else 1
-            place = f"table {table.key}, chain {chain.name}, rule {index}"
-            try:
-                conditions, effects, verdict = _Parser(self.reading, place, words[2:]).parse()
-            except (ValueError, KeyError, IndexError) as error:
-                raise self.reading.error(place, f"cannot read '{line}': {error}") from None
-            origin = self.origins.get((table.key.name, chain.name, index), "")
-            chain.rules.insert(index - 1, Rule(conditions, effects, verdict, line, origin, number))
         else:
             raise self.reading.error(where, f"cannot read '{line}': no such command or chain")
+
+    def _rule(self, table: Table, words: list[str], line: str, number: int) -> None:
+        """Add the rule of a line, of these words, to its chain. Raises RulesetError."""
+        chain = table.chains[words[1]]
+        index = len(chain.rules) + 1 if words[0] == "-A" else 1
+        place = f"table {table.key}, chain {chain.name}, rule {index}"
+        try:
+            conditions, effects, verdict = _Parser(self.reading, place, words[2:]).parse()
+        except (ValueError, KeyError, IndexError) as error:
+            raise self.reading.error(place, f"cannot read '{line}': {error}") from None
+        origin = self.origins.get((table.key.name, chain.name, index), "")
+        chain.rules.insert(index - 1, Rule(conditions, effects, verdict, line, origin, number))
 
 
 class _Parser:

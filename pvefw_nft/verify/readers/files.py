@@ -148,12 +148,15 @@ def _split(text: Text) -> list[_Part]:
     """Return the parts of a text: a new one at each line that names a tool, without those lines."""
     parts = [_Part(text.name, None, 1)]
     for number, line in enumerate(text.text.splitlines(), 1):
-        header = _HEADER.match(line) if line.startswith("#") else None
+        if not line.startswith("#"):
+            parts[-1].lines.append(line)
+            continue
+        header = _HEADER.match(line)
         if header is not None and not line.startswith("# Completed"):
             if parts[-1].tool != header.group(1) or header.group(1) == "ipset":
                 parts.append(_Part(text.name, header.group(1), number + 1))
         elif header is None or parts[-1].tool is not None:
-            parts[-1].lines.append(line if not line.startswith("#") else "")
+            parts[-1].lines.append("")
     for part in parts:
         part.tool = part.tool or _guess(text.name, part.lines)
         if part.tool in ("iptables", "ip6tables"):

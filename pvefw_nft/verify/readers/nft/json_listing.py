@@ -163,10 +163,15 @@ class NftReader:
 
     def read_commands(self, commands: Commands) -> list[Table]:
         """Return the tables that commands make."""
+        chain: tuple[str, str, str] | None = None
+        rules: list[dict[str, Json] | UnreadRule] = []
         for number, item in enumerate(commands.items, 1):
             if isinstance(item, UnreadRule):
-                self._add_unread(item)
+                if chain != item[1:4]:  # mostly the chain of the rule before
+                    rules, chain = self._rules_of(item), item[1:4]
+                rules.append(item)
                 continue
+            chain = None
             if not isinstance(item, dict) or len(item) != 1:
                 raise self.reading.error(f"object {number}", f"is not one command: {text_of(item)}")
             (kind, body), = item.items()  # fmt: skip
@@ -181,14 +186,14 @@ class NftReader:
                 raise self.reading.error(f"object {number}", message) from None
         return [self._table(raw) for raw in self._tables.values() if not self._left_out(raw)]
 
-    def _add_unread(self, rule: UnreadRule) -> None:
-        """Add a rule at the end of its chain. Raises RulesetError where there is none."""
+    def _rules_of(self, rule: UnreadRule) -> list[dict[str, Json] | UnreadRule]:
+        """Return the rules of the chain that a rule names. Raises RulesetError where there is none."""
         table = self._tables.get((Family(rule.family), rule.table)) if rule.family in _FAMILIES else None
         chain = None if table is None else table.chains.get(rule.chain)
         if chain is None:
             message = f"there is no chain '{rule.chain}' for: {rule.text[:200]}"
             raise self.reading.error(f"table {rule.family} {rule.table}", message)
-        chain.rules.append(rule)
+        return chain.rules
 
     def _left_out(self, raw: _RawTable) -> bool:
         if (raw.family, raw.name) not in self.without:

@@ -42,12 +42,12 @@ class RuleParser:
     def __init__(self, version: int, reading: Reading, sets: IpSets) -> None:
         self.reading = reading
         self._context = Context(version, sets)
-        self._known: dict[str, Parsed] = {}
+        self.known: dict[str, Parsed] = {}
         self._targets: dict[tuple[str, str], tuple[str, str]] = {}
 
     def parse(self, table: Table, chain: str, index: int, body: str) -> Parsed:
         """Return the conditions, effects and verdict of a rule's text, without ``-A CHAIN``."""
-        known = self._known.get(body)
+        known = self.known.get(body)
         if known is None:
             where = f"table {table.key}, chain {chain}, rule {index}"
             try:
@@ -55,7 +55,7 @@ class RuleParser:
             except (ValueError, KeyError, IndexError) as error:
                 raise self.reading.error(where, f"cannot read '{body}': {error}") from None
             if self.reading.assume is None:
-                self._known[body] = known
+                self.known[body] = known
         target = known[2]
         if isinstance(target, (Jump, Goto)) and (table.key.name, target.chain) not in self._targets:
             self._targets[table.key.name, target.chain] = f"chain {chain}, rule {index}", body
@@ -92,9 +92,9 @@ class RuleParser:
 
     def _part(self, body: str) -> Parsed:
         """Return what a part of a rule says. Raises what :meth:`_parse` raises."""
-        known = self._known.get(body)
+        known = self.known.get(body)
         if known is None:
-            known = self._known[body] = self._parse("", body)
+            known = self.known[body] = self._parse("", body)
         return known
 
     def _leading_condition(self, option: str, value: str) -> Condition:

@@ -19,7 +19,9 @@ from pvefw_nft.verify.model import (
     DROP,
     Chain,
     Family,
+    Goto,
     Hook,
+    Jump,
     Point,
     Rule,
     Table,
@@ -113,7 +115,13 @@ class XtablesReader:
             if raw.startswith("-A ") and table is not None:
                 _, chain, body = f"{raw} ".split(" ", 2)
                 if not self.on_demand and chain:
-                    self._append(table, chain, body.strip(), raw.strip(), number)
+                    body = body.strip()
+                    known = self._parser.known.get(body)
+                    met = table.chains.get(chain)
+                    if known is None or met is None or self.origins or isinstance(known[2], (Jump, Goto)):
+                        self._append(table, chain, body, raw.strip(), number)
+                    else:
+                        met.rules.append(Rule(*known, raw.strip(), "", number))
                     continue
                 if chain in unread:  # its next rule, of many
                     unread[chain].append(_Unread(body.strip(), raw.strip(), number))
