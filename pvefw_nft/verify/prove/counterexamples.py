@@ -155,6 +155,7 @@ def pairs_of(evaluation: Evaluation, before: int, after: int, exceptions: Except
         return false if exceptions.excused(one, two, case) else space.terminal((one, two))
 
     found = space.apply(pair, before, after)
+    # a packet that has the mark already which only one side gives it is treated alike
     for terminal in space.terminals(found):
         cube = _unchanged(evaluation, space.values[terminal])
         if cube is not None:
@@ -235,6 +236,7 @@ class Explainer:
     def _of_pair(self, pair: int) -> Iterator[Class]:
         true, false = self.evaluation.true, self.evaluation.false
         left = self.space.replace(self.differing, {}, lambda node: true if node == pair else false, {})
+        # packets that cannot exist may join a class: that makes its text shorter
         wide = self.space.select(self.valid, left, true, true)
         usual = {
             self.evaluation.number[on]: self._atoms(on, values)
@@ -242,6 +244,7 @@ class Explainer:
             if on in self.evaluation.number
         }
         count = 0
+        # ordinary packets first: readers expect them
         for fixed in (usual, {}) if usual and all(usual.values()) else ({},):
             rule = tuple(sorted(fixed.items()))
             while (some := self.space.rule(rule, left, false)) != false:
@@ -260,6 +263,7 @@ class Explainer:
 
     def _widen(self, cube: dict[int, int], fixed: Mapping[int, int], wide: int) -> dict[int, int]:
         """Drop fields from a path and widen the rest, within ``fixed``, which is not mentioned."""
+        # fields that explain least are dropped first
         for level in sorted(cube, key=self._importance, reverse=True):
             without = {other: mask for other, mask in cube.items() if other != level}
             if self._fits(without, fixed, wide):

@@ -82,11 +82,13 @@ class Differences:
                 if key not in looked_at:
                     looked_at[key] = self.differences(place.way, place.case)
                 if looked_at[key] and trouble.result is Result.DIFFERENT:
+                    # one way explains the trouble: its other places get the same explanation
                     self.add(place, places, looked_at[key])
                     break
                 if looked_at[key]:  # what a mark does shows on this way and need not on others
                     self.add(place, [place._replace(first=True, last=True)], looked_at[key])
             else:
+                # it shows on no way from or to the outside: perhaps on one between guests
                 ends = [end for place in places for end in (place.way.source, place.way.destination)]
                 unexplained |= {end.nic: None for end in ends if isinstance(end, NicEnd)}
         self.between_guests(list(unexplained), looked_at)

@@ -114,6 +114,7 @@ def _only_answers(table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> boo
         if rule.effects:
             return False
         match rule.verdict:
+            # it matches no packet
             case m.Drop() if m.FALSE in rule.conditions:
                 pass
             case m.Jump(name) if _ANSWER in rule.conditions or _RELATED in rule.conditions:
@@ -215,6 +216,7 @@ def _sound_rule(rule: m.Rule, nic: Nic, foreign: Mapping[int, IntervalSet]) -> b
     if tests is None or rule.verdict != m.DROP:
         return False
     if not tests:
+        # it drops everything: only a NIC without a valid address may send nothing
         return nic.mac is None
     protocol = tests.pop(m.PROTOCOL, m.PROTOCOL.everything)
     if not tests:  # the option l2

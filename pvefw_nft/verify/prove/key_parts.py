@@ -125,6 +125,7 @@ class Pen:
         """Write a rule, unless it does nothing that counts."""
         verdict = rule.verdict
         effects = [effect for effect in rule.effects if not self._is_void(effect)] if rule.effects else ()
+        # a guard with nothing behind it has no effect
         if verdict is None and all(isinstance(effect, m.Guard) for effect in effects):
             return
         texts, tests = self._texts, self._tests
@@ -148,6 +149,7 @@ class Pen:
             if on in RENAMED:
                 return f"{on.name}#{self._tests.setdefault(condition, len(self._tests))};"
             if on in IS_INTERFACE:
+                # decided for each NIC apart: the text has only its place
                 self._interfaces.append(condition)
                 return f"{on.name}@;"
             return self._verbatim.text(condition)
@@ -170,6 +172,7 @@ class Pen:
         if isinstance(verdict, (m.Jump, m.Goto)):
             return f"{type(verdict).__name__}{self._targets.setdefault(verdict.chain, len(self._targets))};"
         if isinstance(verdict, m.Nat):
+            # values that translation gives are compared like tested ones
             return self._verbatim.text(verdict) + "".join(map(self.condition, _given(verdict)))
         return self._verbatim.text(verdict)
 
@@ -300,6 +303,7 @@ class Chains:
             if head.met_interfaces:
                 break
         else:
+            # no rule asks for an interface: all NICs meet the whole chain
             return Chain({0: head.part()})
         others = {0: self._pen(chain).part()}
         by_interface: dict[int, dict[int, Part]] = {}

@@ -219,10 +219,12 @@ class _Maker:
         networks = [network for link in topology.links for network in link.networks]
         if any((network.version, network.address) == address for network in networks):
             return [HostEnd()]
+        # packets to a group leave by an uplink, whichever member is meant
         if self._is_group(address) and isinstance(other, (NicEnd, HostEnd)):
             return find_ends_outside(topology)
         local = [link for link in topology.links if any(n.contains(*address) for n in link.networks)]
         outside = find_ends_outside(topology)
+        # an address of one of the host's networks is behind the interface of this network
         near = [end for end in outside if any(str(end).split("/")[0] == link.name for link in local)]
         return near or outside or [HostEnd()]
 
@@ -322,6 +324,7 @@ class _Maker:
         _set_defaults(fields, TTL, DSCP, LENGTH)
         if isinstance(self.source, HostEnd):
             fields[SKUID] = fields[SKGID] = self.spec.uid or 0
+        # a later fragment has no transport header
         if fragment != "later":
             self._transport_header(fields, number, version)
 
@@ -329,6 +332,7 @@ class _Maker:
         name = self.spec.protocol
         if name is None:
             if self.dport is None and self.spec.sport is None and self.spec.tcp_flags is None:
+                # nothing tells of ports: a ping
                 return 1 if version == 4 else 58
             return 6
         return names.protocol_number("icmpv6" if name == "icmp" and version == 6 else name)
@@ -342,6 +346,7 @@ class _Maker:
         elif self.dport is not None or spec.sport is not None:
             raise ValueError(f"protocol {spec.protocol or number} has no ports")
         if number == 6:
+            # later packets of a connection have no SYN
             default = "syn" if spec.ctstate in (None, "new") else "ack"
             fields[TCP_FLAGS] = names.tcp_flags(default if spec.tcp_flags is None else spec.tcp_flags)
         elif number == 1 and version == 4:
@@ -399,6 +404,7 @@ class _Maker:
         if self._is_group((version, address)):
             kind = "broadcast" if version == 4 and address == 0xFFFFFFFF else "multicast"
         elif version == 4 and address == 0:
+            # inet_addr_type says so of 0.0.0.0, which DHCP clients have
             kind = "broadcast"
         elif version == 4 and address >> 24 == 127:
             kind = "local"
@@ -407,6 +413,7 @@ class _Maker:
                 if (network.version, network.address) == (version, address):
                     kind = "local"
                 last = network.address | ((1 << (32 - network.length)) - 1) if network.version == 4 else -1
+                # a network of two addresses has no broadcast address (RFC 3021)
                 if version == network.version == 4 and address == last and network.length < 31:
                     kind = "broadcast"
         return ADDRESS_TYPES.index(kind)
