@@ -35,7 +35,7 @@ _ALL_FAULTS = os.environ.get("PVEFW_TEST_FAULTS") == "all"
 _FAULTS = "nft" if _ALL_FAULTS else "nft and half_done and state"
 FILES = {
     "test_firewall_bridge_kernel.py": "",
-    "test_traffic.py": "",
+    "test_traffic.py": "not under_traffic",
     "test_nat.py": "",
     "test_nat_variants.py": "",
     "test_vnet.py": "",
@@ -67,15 +67,27 @@ def run_tests(guest: Guest, settings: Mapping[str, str], *arguments: str, second
     return status, text
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_host_side(guest: Guest, file: str) -> None:
+def run_file(guest: Guest, file: str, chosen: str) -> None:
+    """Run those tests of a file of ``tests/host`` that ``-k`` chooses, and assert that none fails or is skipped."""
     limits = {name: os.environ.get(name, value) for name, value in LIMITS.items()}
     seconds = 1800 if limits == LIMITS else 7200
     settings = {**limits, **inherited("PVEFW_TEST_NAT", "PVEFW_TEST_FAULTS")}
-    status, output = run_tests(guest, settings, "-k", FILES[file], f"tests/host/{file}", seconds=seconds)
+    status, output = run_tests(guest, settings, "-k", chosen, f"tests/host/{file}", seconds=seconds)
     assert status == 0
     # there, every test can run
     assert "skipped" not in output
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_host_side(guest: Guest, file: str) -> None:
+    run_file(guest, file, FILES[file])
+
+
+def test_rulesets_change_under_traffic(guest: Guest) -> None:
+    """Packets are to meet a ruleset at any moment of its change, and so have a processor of their own."""
+    with guest.with_all_processors():
+        assert guest.run(["nproc"]) == (0, b"%d\n" % min(2, os.cpu_count() or 1))
+        run_file(guest, "test_traffic.py", "under_traffic")
 
 
 _PROBE = """\
