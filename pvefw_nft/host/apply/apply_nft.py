@@ -195,6 +195,12 @@ def differences(current: Kernel, target: Mapping[str, Wanted]) -> list[str]:
     return wrong
 
 
+def as_loaded(there: Kernel, memory: Mapping[str, AppliedChain]) -> dict[str, str]:
+    """Return the digests of objects on which the kernel and the remembered state agree, by the keys of the latter."""
+    noted = {f"{family} {key}": note.digests for family, notes in there.items() for key, note in notes.items()}
+    return {key: known.signature for key, known in memory.items() if noted.get(key) == known.signature}
+
+
 def memory_of(
     target: Mapping[str, Wanted], before: Mapping[str, AppliedChain] | None = None
 ) -> dict[str, AppliedChain]:

@@ -294,8 +294,10 @@ class NftEngine:
     ) -> apply_nft.Plan:
         """Return the transactions."""
         self._library()  # where it is missing, nothing is to be begun
-        target = self._reader.wanted(desired.pieces)
         there, stamp = self._look()
+        if previous is not None and memory is not None:
+            self._reader.assume(previous.pieces, apply_nft.as_loaded(there, memory.chains))
+        target = self._reader.wanted(desired.pieces)
         twins = twin.families(TABLE)
         # without a recorded listing drift cannot be detected: reload everything
         if reload_all or (memory is None and there):

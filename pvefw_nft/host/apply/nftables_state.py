@@ -35,6 +35,10 @@ SETS = ("set", "map")
 """The kinds of objects that hold elements."""
 _KINDS = ("table", "chain", "rule", "element", "ct helper", *SETS)
 _NAME = re.compile(r"[!-~]{1,127}")
+_RULE = re.compile(
+    rf'\{{"add":\{{"rule":\{{"family":"({"|".join(FAMILIES)})","table":"{TABLE}","chain":"([A-Za-z0-9/_-]{{1,127}})",'
+)
+"""How a rule of a compiled artefact begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,19 @@ class Reader:
     def __init__(self) -> None:
         """Start with nothing read."""
         self._known: dict[str, tuple[_Part, ...]] = {}
+
+    def assume(self, pieces: Iterable[str], digests: Mapping[str, str]) -> None:
+        """Take pieces of the artefact that is loaded for read, if none was read yet.
+
+        ``digests`` are those of its objects, as of :class:`TableObject`, by ``FAMILY KIND NAME``. Pieces that are
+        anything else than the rules of one chain are still read, and so is one whose chain has no digests.
+        """
+        if self._known:
+            return
+        for piece in pieces:
+            part = _part_of_rules(piece, digests)
+            if part is not None:
+                self._known[piece] = (part,)
 
     def wanted(self, pieces: Iterable[str]) -> dict[str, Wanted]:
         """Read the pieces of ``pvefw compile --backend nft``: by family, each table as it should be.
@@ -192,6 +209,16 @@ def _name(value: Any) -> str:  # noqa: ANN401 - JSON
     if not isinstance(value, str) or _NAME.fullmatch(value) is None:
         raise InternalError(f"an artefact with the name {str(value)[:200]!r}")
     return value
+
+
+def _part_of_rules(piece: str, digests: Mapping[str, str]) -> _Part | None:
+    """Return the one part of a piece of rules of one chain, a rule on a line; None if it may be anything else."""
+    found = _RULE.match(piece)
+    if found is None or piece.count(f"\n{found[0]}") != piece.count("\n"):
+        return None
+    family, name = found.groups()
+    _, dot, content = digests.get(f"{family} {_key('chain', name)}", "").partition(".")
+    return _Part(family, "chain", name, None, "", piece.count("\n") + 1, content) if dot else None
 
 
 def _parts(piece: str) -> tuple[_Part, ...]:
