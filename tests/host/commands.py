@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+PATIENCE = 240.0
+"""Seconds that a command may take to its end: a start can need a minute in an emulated machine with little time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """The end of a command: its exit status (negative: by this signal), and its output."""
@@ -71,7 +75,7 @@ class Command:
         wait_until(is_over, seconds)
         assert holds, self.said()
 
-    def ended(self, seconds: float = 60) -> Done:
+    def ended(self, seconds: float = PATIENCE) -> Done:
         """Wait for its end; one that does not end is killed, and fails the test."""
         hangs = not wait_until(lambda: not self.is_running(), seconds, every=0.01)
         if hangs:
@@ -82,7 +86,7 @@ class Command:
         return Done(os.waitstatus_to_exitcode(status), out, err)
 
 
-def pvefw(folder: Path, *arguments: str, seconds: float = 60) -> Done:
+def pvefw(folder: Path, *arguments: str, seconds: float = PATIENCE) -> Done:
     """Run a command to its end."""
     return Command(arguments, folder).ended(seconds)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import re
 import shutil
 import signal
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
 FILE_TIMEOUT = float(os.environ.get("PVEFW_TEST_FILE_TIMEOUT", "3"))
 """Seconds after which a file system counts as hanging; an emulated machine needs some for what does not hang."""
 ALL = os.environ.get("PVEFW_TEST_FAULTS") == "all"
-"""Try every fault; else those that take different ways through the program."""
+"""Try every fault; else some, or one of each kind, that take different ways through the program."""
+SEED = int(os.environ.get("PVEFW_TEST_SEED") or random.randrange(1 << 32))
+"""What chooses one of each kind, so that in time all are tried."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def host_of(
     request: pytest.FixtureRequest, host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Host]:
     backend: str = request.param
+    print(f"faults are chosen by PVEFW_TEST_SEED={SEED}")
     need("iptables -L; ip6tables -L; ipset list; ebtables -L; nft add table inet probe; nft delete table inet probe")
     if backend == "nft" and not takes_compiled_nft():
         pytest.skip("this kernel does not take compiled nft rulesets")
@@ -201,6 +205,10 @@ DISKS: dict[str, Callable[[Host], object]] = {
     "state is read-only": read_only(state.state_directory),
     "run directory is read-only": read_only(state.run_directory),
 }
+DISKS_BY_FOLDER = (
+    ("state is full", "state is read-only"),
+    ("run directory is full", "run directory is read-only"),
+)
 
 
 # --- what each command does ---------------------------------------------------------------------------------
@@ -267,6 +275,13 @@ def some(faults: Iterable[str], *short: str) -> list[str]:
     return [fault for fault in faults if ALL or fault in short]
 
 
+def one_of_each(faults: Iterable[str], *kinds: tuple[str, ...]) -> list[str]:
+    """Return the faults to try: all, or one of each kind, by chance."""
+    chance = random.Random(SEED)
+    chosen = [chance.choice(kind) for kind in kinds]
+    return [fault for fault in faults if ALL or fault in chosen]
+
+
 def run_for(host: Host, seconds: float, message: str) -> str:
     with service(host.folder, *host.options, "--poll", "0.3") as running:
         running.waits_for(lambda: running.said() and re.search(message, running.said()))
@@ -298,15 +313,12 @@ def check_all_commands(host: Host, kind: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    some(
+    one_of_each(
         CLUSTER_FILE_SYSTEM,
-        "open fails with EACCES",
-        "stat fails with EIO",
-        "one file cannot be read",
-        "daemon killed",
-        "unmounted",
-        "all hangs",
-        "readdir hangs",
+        ("open fails with EACCES", "stat fails with EIO"),
+        ("one file cannot be read",),
+        ("daemon killed", "unmounted"),
+        ("all hangs", "readdir hangs"),
     ),
 )
 def test_cluster_file_system_fails(host_of: Host, fault: str) -> None:
@@ -331,13 +343,11 @@ def test_cluster_file_system_fails(host_of: Host, fault: str) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    some(
+    one_of_each(
         RECORDS,
-        "all records are lists",
-        "all records nested deeply",
-        "all records are FIFOs",
-        "all records are endless",
-        "all records are folders",
+        ("all records are lists",),
+        ("all records nested deeply", "all records are endless"),
+        ("all records are FIFOs", "all records are folders"),
     ),
 )
 def test_records_are_damaged(host_of: Host, fault: str) -> None:
@@ -349,14 +359,14 @@ def test_records_are_damaged(host_of: Host, fault: str) -> None:
     assert host_of.pvefw("status").status == 0
 
 
-@pytest.mark.parametrize("fault", DISKS)
+@pytest.mark.parametrize("fault", one_of_each(DISKS, *DISKS_BY_FOLDER))
 def test_disks_are_full_or_read_only(host_of: Host, fault: str) -> None:
     assert host_of.doctor in (0, 1)
     DISKS[fault](host_of)
     check_all_commands(host_of, "full state" if fault == "state is full" else "other disks", "")
 
 
-@pytest.mark.parametrize("fault", DISKS)
+@pytest.mark.parametrize("fault", one_of_each(DISKS, *DISKS_BY_FOLDER))
 def test_change_on_a_full_or_read_only_disk_is_not_half_done(host_of: Host, fault: str) -> None:
     before = rules()
     DISKS[fault](host_of)

@@ -157,7 +157,7 @@ def test_service_that_was_stopped_for_a_while_catches_up(running: Running) -> No
     running.waits_for(lambda: rules() == before)
 
 
-@pytest.mark.parametrize(("name", "times"), [("start", 4), ("update", 2), ("stop", 2)])
+@pytest.mark.parametrize(("name", "times"), [("start", 2), ("update", 2), ("stop", 2)])
 def test_interrupted_at_any_moment_a_command_leaves_the_one_or_the_other(
     options: list[str], tmp_path: Path, name: str, times: int
 ) -> None:
