@@ -209,11 +209,11 @@ def start(desired: Desired) -> None:
         raise
 
 
-def rounds(count: int) -> Iterator[int]:
-    """Return the numbers from 1 to ``count``, or as many as there is time for but at least four; print how many."""
+def rounds(count: int, least: int = 4) -> Iterator[int]:
+    """Return the numbers from 1 to ``count``, or as many as there is time for but ``least``; print how many."""
     begun = time.monotonic()
     number = 0
-    while number < count and (number < 4 or time.monotonic() - begun < SECONDS):
+    while number < count and (number < least or time.monotonic() - begun < SECONDS):
         number += 1
         yield number
     print(f"{number} of {count} in {time.monotonic() - begun:.0f} s")
