@@ -56,20 +56,28 @@ _IGNORED = ("metainfo", "counter", "quota", "limit", "ct timeout", "ct expectati
 class UnreadRule(NamedTuple):
     """The command that adds a rule, still as text, and the chain that it names.
 
-    ``span`` is where its text has what seem to be the rule's expressions, and ``comment`` the rule's comment, if the
-    text has the form of ``pvefw compile``; else None.
+    ``text`` is the whole command. If it ``is_plain``, which is what ``pvefw compile`` prints, ``text`` is only what
+    seem to be the rule's expressions, between the brackets of their list, and ``comment`` the rule's comment, if any.
     """
 
     text: str
     family: str
     table: str
     chain: str
-    span: tuple[int, int] | None = None
-    comment: str = ""
+    is_plain: bool = False
+    comment: str | None = None
+
+    def command(self) -> str:
+        """Return the whole command."""
+        if not self.is_plain:
+            return self.text
+        start = f'{{"add":{{"rule":{{"family":"{self.family}","table":"{self.table}","chain":"{self.chain}",'
+        comment = "" if self.comment is None else f',"comment":"{self.comment}"'
+        return f'{start}"expr":[{self.text}]{comment}}}}}}}'
 
     def body(self) -> dict[str, Json]:
         """Return the rule. Raises ValueError where the text is not that command."""
-        command = json.loads(self.text)
+        command = json.loads(self.command())
         if not isinstance(command, dict) or list(command) != ["add"]:
             raise ValueError("is not one command")
         body = command["add"]["rule"]
@@ -99,8 +107,8 @@ def commands_by_line(text: str) -> Commands | None:
             commands.append(json.loads(line))
             continue
         family, table, chain, expressions, comment = found.groups()
-        span = None if expressions is None else found.span(4)
-        commands.append(UnreadRule(line, family, table, chain, span, comment or ""))
+        plain = expressions is not None
+        commands.append(UnreadRule(expressions if plain else line, family, table, chain, plain, comment))
     return Commands(commands)
 
 
@@ -191,7 +199,7 @@ class NftReader:
         table = self._tables.get((Family(rule.family), rule.table)) if rule.family in _FAMILIES else None
         chain = None if table is None else table.chains.get(rule.chain)
         if chain is None:
-            message = f"there is no chain '{rule.chain}' for: {rule.text[:200]}"
+            message = f"there is no chain '{rule.chain}' for: {rule.command()[:200]}"
             raise self.reading.error(f"table {rule.family} {rule.table}", message)
         return chain.rules
 
@@ -327,10 +335,10 @@ class NftReader:
         before = f"table {table.key}, chain {chain.name}, rule "
         for number, rule in enumerate(chain.rules, 1):
             where = f"{before}{number}"
-            if isinstance(rule, UnreadRule) and rule.span is not None:
-                parsed = parser.parse_text(rule.text[slice(*rule.span)], where)
+            if isinstance(rule, UnreadRule) and rule.is_plain:
+                parsed = parser.parse_text(rule.text, where)
                 if parsed is not None:
-                    rules.append(Rule(*parsed, "", _SIGNATURE.sub("", rule.comment)))
+                    rules.append(Rule(*parsed, "", _SIGNATURE.sub("", rule.comment or "")))
                     continue
             try:
                 body = _body(rule)

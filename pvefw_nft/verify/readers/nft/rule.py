@@ -207,11 +207,9 @@ class NftRuleParser:
         self.where = ""
         self._matches: dict[tuple[str | int, ...], Lasting] = {}
         """What plain matches say. Most rules repeat those of others."""
-        self._statements: dict[str, dict[str, Json]] = {}
-        self._conditions: dict[str, Lasting] = {}
-        self._verdicts: dict[str, Verdict] = {}
+        self._known: dict[str, Lasting | Verdict] = {}
         self._parsed: dict[str, Parsed] = {}
-        """By text: statements, what matches say in any rule, plain verdicts, and whole rules."""
+        """By text: what matches say in any rule and plain verdicts, and whole rules."""
 
     def parse(self, statements: list[Json], where: str) -> Parsed:
         """Return the conditions, effects and verdict of a rule. Raises RulesetError, naming ``where``."""
@@ -234,41 +232,24 @@ class NftRuleParser:
         if known is not None:
             return known
         pieces = _BETWEEN_STATEMENTS.split(text)
-        statements = []
-        for piece in pieces:
-            statement = self._statements.get(piece) or self._decoded(piece)
-            if not statement or "set" in statement:
-                return None
-            statements.append(statement)
+        statements = [self._known.get(piece) or _decoded(piece) for piece in pieces]
+        if None in statements:
+            return None
         self.conditions, self.effects, self.verdict, self.where = [], [], None, where
         for piece, statement in zip(pieces, statements, strict=True):
-            found = self._conditions.get(piece)
-            if found is not None:
-                self._depend(found[0])
-                self._require(found[1])
-                continue
-            verdict = self._verdicts.get(piece)
-            if verdict is not None:
-                self.verdict = verdict
-                continue
-            lasting = self._read(statement)
-            if lasting is not None:
-                self._conditions[piece] = lasting
-            elif statement.keys() <= _PLAIN and self.verdict is not None:
-                self._verdicts[piece] = self.verdict
+            if isinstance(statement, tuple):
+                self._depend(statement[0])
+                self._require(statement[1])
+            elif isinstance(statement, dict):
+                lasting = self._read(statement)
+                if lasting is not None:
+                    self._known[piece] = lasting
+                elif statement.keys() <= _PLAIN and self.verdict is not None:
+                    self._known[piece] = self.verdict
+            elif statement is not None:
+                self.verdict = statement
         made = self._parsed[text] = self._made()
         return made
-
-    def _decoded(self, piece: str) -> dict[str, Json] | None:
-        """Return the statement that a piece of a rule's text is; None where it is no JSON object."""
-        try:
-            found = json.loads(piece)
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(found, dict):
-            return None
-        self._statements[piece] = found
-        return found
 
     def _made(self) -> Parsed:
         return merged(self.conditions), tuple(self.effects), self.verdict
@@ -787,6 +768,15 @@ class NftRuleParser:
         addresses = nat_range(options.get("addr"), lambda text: names.network_range(text, version))
         ports = nat_range(options.get("port"), lambda text: (int(text), int(text)))
         self.verdict = Nat(kind, None, addresses, ports)
+
+
+def _decoded(piece: str) -> dict[str, Json] | None:
+    """Return the statement that a piece of a rule's text is; None where it is none, or one that changes a set."""
+    try:
+        found = json.loads(piece)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and found and "set" not in found else None
 
 
 def _own_address(kind: str, version: int) -> Json:
