@@ -120,7 +120,7 @@ def test_changed_rules_come_back_by_themselves(running: tuple[str, Command]) -> 
         print(f"{kind}: {script}: {took:.2f} s")
         assert took < seconds + SLOW
         # until then it reads back what it has loaded, and another change would belong to this one
-        command.waits_for(partial(has_mended, command, number + 1), 60)
+        command.waits_for(partial(has_mended, command, number + 1), 60 + 3 * SLOW)
 
 
 def look_at_nothing_else() -> None:
