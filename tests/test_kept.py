@@ -16,8 +16,8 @@ from pvefw_nft.app.compiler import Compiler, find_once
 from pvefw_nft.cache import Cache
 from pvefw_nft.config import netdb, resolve
 from pvefw_nft.host.records import deltas, record, state
-from pvefw_nft.pipeline import Source
-from pvefw_nft.pipeline.kept import MAX_NOTE, Kept
+from pvefw_nft.pipeline import MAX_NOTE, Source
+from pvefw_nft.pipeline.kept import Kept
 from tests.support import CONTAINER, VM, file_path
 from tests.test_cache import CLUSTER, EDITS, FILES
 

@@ -80,7 +80,8 @@ def nft_result(lines: Sequence[str], *, at_once: bool, assume: Assume | None = N
 
 
 def statements(line: str) -> list[object]:
-    return json.loads(line)["add"]["rule"]["expr"]
+    found: list[object] = json.loads(line)["add"]["rule"]["expr"]
+    return found
 
 
 def nft_mutant(line: str, rules: Sequence[str], chance: random.Random) -> str:
