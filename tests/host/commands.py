@@ -109,6 +109,8 @@ def _become(descriptors: Sequence[int], arguments: Sequence[str], first: Callabl
     """Become the command in a process just forked, which takes signals by ``mask`` from here on."""
     status = 99
     try:
+        # a shell has the commands that it starts in the background ignore it, tests among them
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, descriptor in enumerate(descriptors, 1):
             os.dup2(descriptor, number)
