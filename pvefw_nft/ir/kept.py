@@ -1,4 +1,4 @@
-"""What an unchanged guest adds to a ruleset, noted as JSON by one process and taken up by a later one.
+"""The part of a ruleset that an unchanged guest adds, noted as JSON by one process and taken up by a later one.
 
 Its chains come back without their rules (:class:`KeptChain`): a backend that has noted their lowered form needs none.
 If anything asks for the rules after all, the guest's file is read and its chains are built as without notes.

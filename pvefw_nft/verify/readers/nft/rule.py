@@ -122,7 +122,7 @@ if TYPE_CHECKING:
 
 Parsed: TypeAlias = tuple[tuple[Condition, ...], tuple[Effect, ...], Verdict | None]
 Lasting: TypeAlias = tuple[tuple[Test, ...], Condition]
-"""What a match depends on, and says, in any rule of a table."""
+"""A match's meaning, and all that it depends on, in any rule of a table."""
 
 
 @dataclass(slots=True)
@@ -206,7 +206,7 @@ class NftRuleParser:
         self.verdict: Verdict | None = None
         self.where = ""
         self._matches: dict[tuple[str | int, ...], Lasting] = {}
-        """What plain matches say. Most rules repeat those of others."""
+        """The meaning of plain matches. Most rules repeat matches of others."""
         self._known: dict[str, Lasting | Verdict] = {}
         self._parsed: dict[str, Parsed] = {}
         """By text: what matches say in any rule and plain verdicts, and whole rules."""
