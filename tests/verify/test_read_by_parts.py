@@ -174,6 +174,7 @@ ODD = [
     '-j MARK --set-mark 1 -j NFLOG --nflog-prefix "x"',
     '-g OTHER -j NFLOG --nflog-prefix "x"',
     '-m comment --comment -j NFLOG --nflog-prefix "x"',
+    '-m comment --comment " -j NFLOG --nflog-prefix "x"',
     '-m comment --comment "a -j b" -j NFLOG --nflog-prefix "x"',
     '-s 10.0.0.1 -j NFLOG --nflog-prefix "x"',
     '-m limit --limit 1/sec -j NFLOG --nflog-prefix "x"',

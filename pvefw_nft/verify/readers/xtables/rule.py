@@ -32,7 +32,7 @@ Parsed: TypeAlias = tuple[tuple[Condition, ...], tuple[Effect, ...], Verdict | N
 
 _COMMENT = re.compile(r'-m comment --comment "[^"\\]*"')
 _LEADING = re.compile(r'(-[sdio]) ([^!"\s][^"\s]*) (?=\S)')
-_LOGGING = re.compile(r'([^"!]*\S) -j NFLOG --nflog-prefix "([^"\\]+)"')
+_LOGGING = re.compile(r'([^"!]*[^"!\s]) -j NFLOG --nflog-prefix "([^"\\]+)"')
 _TARGET_WORDS = ("-j", "-g", "--jump", "--goto")
 
 
