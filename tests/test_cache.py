@@ -83,17 +83,22 @@ EDITS: list[tuple[str, str, str | None]] = [
 ]
 
 
+def edit(root: Path, name: str, content: str | None) -> None:
+    """Write a file of a configuration, or remove it."""
+    path = root / file_path(name)
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_text(content)
+
+
 @pytest.mark.parametrize("backend", ["iptables", "nft"])
 def test_edits(make_root: MakeRoot, backend: str) -> None:
     root = make_root(FILES)
     cache = Cache()
     text = written(compiled(root, backend, cache))
     for what, name, content in EDITS:
-        path = root / file_path(name)
-        if content is None:
-            path.unlink()
-        else:
-            path.write_text(content)
+        edit(root, name, content)
         with_cache, afresh = compiled(root, backend, cache), compiled(root, backend)
         assert written(with_cache) == written(afresh), what
         assert with_cache.checked.diagnostics == afresh.checked.diagnostics, what

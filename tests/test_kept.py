@@ -18,8 +18,8 @@ from pvefw_nft.config import netdb, resolve
 from pvefw_nft.host.records import deltas, record, state
 from pvefw_nft.pipeline import MAX_NOTE, Source
 from pvefw_nft.pipeline.kept import Kept
-from tests.support import CONTAINER, VM, file_path
-from tests.test_cache import CLUSTER, EDITS, FILES
+from tests.support import CONTAINER, VM
+from tests.test_cache import CLUSTER, EDITS, FILES, edit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,14 +66,6 @@ def kept_of(result: Result) -> Kept:
     """Return what a later process finds on record."""
     desired = result.desired
     return Kept(desired.backend, result.observations, dict(result.notes), desired.pieces, result.diagnostics)
-
-
-def edit(root: Path, name: str, content: str | None) -> None:
-    path = root / file_path(name)
-    if content is None:
-        path.unlink(missing_ok=True)
-    else:
-        path.write_text(content)
 
 
 def assert_same(warm: Result, cold: Result, what: object) -> None:

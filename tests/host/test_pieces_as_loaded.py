@@ -10,8 +10,7 @@ import pytest
 from pvefw_nft.host.apply import nftables_state
 from pvefw_nft.host.apply.nftables_state import Reader
 from pvefw_nft.pipeline import Source, compile_root
-from tests.support import file_path
-from tests.test_cache import EDITS, FILES
+from tests.test_cache import EDITS, FILES, edit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,11 +40,7 @@ def test_any_change_reads_as_without_knowing_what_is_loaded(
         return parts(piece)
 
     for what, name, content in EDITS:
-        path = root / file_path(name)
-        if content is None:
-            path.unlink()
-        else:
-            path.write_text(content)
+        edit(root, name, content)
         after = pieces_of(root)
         reader, digests = Reader(), digests_of(before)
         with monkeypatch.context() as patched:
