@@ -14,9 +14,10 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache as once
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from pvefw_nft.cache import Cache
 from pvefw_nft.config.load import GUEST, LazyGuest, Reading
@@ -34,10 +35,12 @@ if TYPE_CHECKING:
     from pvefw_nft.errors import Diagnostic
 
 _T = TypeVar("_T")
+_Entries: TypeAlias = dict[str, list[Any]]
+"""Dependencies and result of a guest or chain, by stage."""
 
 _GUEST_TEXT = re.compile(r"/firewall/[1-9][0-9]*\.(?:fw|pvefw)|/(?:qemu-server|lxc)/[1-9][0-9]*\.conf")
 _GUEST_FOLDERS = ("qemu-server", "lxc")
-_GUEST_STAGES = 3
+_GUEST_STAGES = (GUEST, FILTERED_NICS, PART)
 _VALID = "valid chain "
 _DAMAGED = (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError)
 """The errors of reading a note of another shape."""
@@ -55,35 +58,56 @@ class Kept:
 
 
 def notes_of(cache: Cache, backend: str) -> dict[str, str]:
-    """Return a note, as JSON text, for each guest that has no diagnostics, from the cache of a compile that is done."""
+    """Return a note, as JSON text, for each guest that has no diagnostics, from the cache of a compile that is done.
+
+    Notes of guests whose results are the ones of the compile before come from the cache as well.
+    """
     note_of = import_module(f"pvefw_nft.backends.{backend}.kept").note_of
-    chains: dict[str, dict[str, Any]] = defaultdict(dict)
-    guests: dict[int, dict[str, Any]] = {}
-    for stage, key, dependencies, result in cache.results(of_this_generation=False):
-        if stage == GUEST:
-            reading = cast("Reading", result)
-            if not reading.diagnostics:
-                guests.setdefault(cast("int", key), {})["texts"] = _digest(cast("Any", dependencies)[0])
-        elif stage == FILTERED_NICS:
-            nics = cast("Mapping[tuple[int, int], bool]", result)
-            guests.setdefault(cast("int", key), {})["filtered"] = [[index, one] for (_, index), one in nics.items()]
-        elif stage == PART:
-            guests.setdefault(cast("int", key), {})["part"] = part_as_json(cast("Any", result))
+    guests: dict[int, _Entries] = defaultdict(dict)
+    chains: dict[str, _Entries] = defaultdict(dict)
+    for stage, key, *entry in cache.results(of_this_generation=False):
+        if stage in _GUEST_STAGES:
+            guests[cast("int", key)][stage] = entry
         elif stage.startswith(_VALID):
-            chains[cast("str", key)][stage] = references_as_json(cast("Any", result))
-    for stage, key, dependencies, result in cache.results(of_this_generation=True):
-        if isinstance(key, str) and key in chains and (noted := note_of(stage, dependencies, result)) is not None:
-            chains[key][stage] = noted
+            chains[cast("str", key)][stage] = entry
+    for stage, key, *entry in cache.results(of_this_generation=True):
+        if isinstance(key, str) and key in chains:
+            chains[key][stage] = entry
     notes = {}
-    for vmid, note in guests.items():
-        if len(note) == _GUEST_STAGES and note["part"] is not None:
-            note["stages"] = {
-                name: chains[name] for name in dict.fromkeys(name for _, name, _ in note["part"]["chains"])
-            }
-            text = json.dumps(note, separators=(",", ":"))
-            if len(text) <= MAX_NOTE:
-                notes[str(vmid)] = text
+    for vmid, stages in guests.items():
+        if len(stages) < len(_GUEST_STAGES):
+            continue
+        lowered = {chain.name: chains[chain.name] for _, chain in stages[PART][1].chains}
+        dependencies = stages, lowered
+        text = cache.get(
+            "note of a guest", vmid, partial(_itself, dependencies), partial(_note, *dependencies, note_of)
+        )
+        if text is not None:
+            notes[str(vmid)] = text
     return notes
+
+
+def _itself(dependencies: object) -> object:
+    return dependencies
+
+
+def _note(stages: _Entries, lowered: Mapping[str, _Entries], note_of: Callable[[str, Any, Any], Any]) -> str | None:
+    """Return the note of a guest by the results of its stages and, by their names, its chains; None if it gets none."""
+    (origin, _), reading = stages[GUEST]
+    part = part_as_json(stages[PART][1])
+    if reading.diagnostics or part is None:
+        return None
+    chains: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, entries in lowered.items():
+        for stage, (dependencies, result) in entries.items():
+            valid = stage.startswith(_VALID)
+            noted = references_as_json(result) if valid else note_of(stage, dependencies, result)
+            if noted is not None:
+                chains[name][stage] = noted
+    filtered = [[index, one] for (_, index), one in stages[FILTERED_NICS][1].items()]
+    note = {"texts": _digest(origin), "filtered": filtered, "part": part, "stages": {n: chains[n] for n in lowered}}
+    text = json.dumps(note, separators=(",", ":"))
+    return text if len(text) <= MAX_NOTE else None
 
 
 def _digest(origin: Any) -> str:  # noqa: ANN401 - all that a guest is read from
