@@ -25,7 +25,8 @@ from pvefw_nft.verify.model import (
     TableKey,
     UnreadChain,
 )
-from pvefw_nft.verify.readers.nft.rule import NftRuleParser, NftTable
+from pvefw_nft.verify.readers.nft.draft import NftTable
+from pvefw_nft.verify.readers.nft.rule import NftRuleParser
 from pvefw_nft.verify.readers.nft.values import text_of
 from pvefw_nft.verify.readers.shared import check_jumps_of
 
@@ -56,24 +57,29 @@ _IGNORED = ("metainfo", "counter", "quota", "limit", "ct timeout", "ct expectati
 class UnreadRule(NamedTuple):
     """The command that adds a rule, still as text, and the chain that it names.
 
-    ``text`` is the whole command. If it ``is_plain``, which is what ``pvefw compile`` prints, ``text`` is only what
-    seem to be the rule's expressions, between the brackets of their list, and ``comment`` the rule's comment, if any.
+    Either the whole command (``whole``) is kept or, of the form that ``pvefw compile`` prints, only what seem to be the
+    rule's ``expressions``, between the brackets of their list, and the rule's ``comment``, if any.
     """
 
-    text: str
     family: str
     table: str
     chain: str
-    is_plain: bool = False
+    whole: str | None
+    expressions: str = ""
     comment: str | None = None
+
+    @property
+    def kept(self) -> str:
+        """The text that is kept, in which every name of the rule's expressions stands."""
+        return self.expressions if self.whole is None else self.whole
 
     def command(self) -> str:
         """Return the whole command."""
-        if not self.is_plain:
-            return self.text
+        if self.whole is not None:
+            return self.whole
         start = f'{{"add":{{"rule":{{"family":"{self.family}","table":"{self.table}","chain":"{self.chain}",'
         comment = "" if self.comment is None else f',"comment":"{self.comment}"'
-        return f'{start}"expr":[{self.text}]{comment}}}}}}}'
+        return f'{start}"expr":[{self.expressions}]{comment}}}}}}}'
 
     def body(self) -> dict[str, Json]:
         """Return the rule. Raises ValueError where the text is not that command."""
@@ -107,8 +113,10 @@ def commands_by_line(text: str) -> Commands | None:
             commands.append(json.loads(line))
             continue
         family, table, chain, expressions, comment = found.groups()
-        plain = expressions is not None
-        commands.append(UnreadRule(expressions if plain else line, family, table, chain, plain, comment))
+        if expressions is None:
+            commands.append(UnreadRule(family, table, chain, line))
+        else:
+            commands.append(UnreadRule(family, table, chain, None, expressions, comment))
     return Commands(commands)
 
 
@@ -175,8 +183,8 @@ class NftReader:
         rules: list[dict[str, Json] | UnreadRule] = []
         for number, item in enumerate(commands.items, 1):
             if isinstance(item, UnreadRule):
-                if chain != item[1:4]:  # mostly the chain of the rule before
-                    rules, chain = self._rules_of(item), item[1:4]
+                if chain != item[:3]:  # mostly the chain of the rule before
+                    rules, chain = self._rules_of(item), item[:3]
                 rules.append(item)
                 continue
             chain = None
@@ -335,8 +343,8 @@ class NftReader:
         before = f"table {table.key}, chain {chain.name}, rule "
         for number, rule in enumerate(chain.rules, 1):
             where = f"{before}{number}"
-            if isinstance(rule, UnreadRule) and rule.is_plain:
-                parsed = parser.parse_text(rule.text, where)
+            if isinstance(rule, UnreadRule) and rule.whole is None:
+                parsed = parser.parse_text(rule.expressions, where)
                 if parsed is not None:
                     rules.append(Rule(*parsed, "", _SIGNATURE.sub("", rule.comment or "")))
                     continue
@@ -386,7 +394,7 @@ def _counting_sets(rules: Iterable[dict[str, Json] | UnreadRule]) -> set[str]:
     """Return the references of sets that rules fill with rates, which change with each packet."""
     found = set()
     for rule in rules:
-        if isinstance(rule, UnreadRule) and '"stmt"' not in rule.text:
+        if isinstance(rule, UnreadRule) and '"stmt"' not in rule.kept:
             continue
         statements = _expressions(rule)
         for statement in statements if isinstance(statements, list) else ():
@@ -399,7 +407,7 @@ def _counting_sets(rules: Iterable[dict[str, Json] | UnreadRule]) -> set[str]:
 def _names_zone(rule: dict[str, Json] | UnreadRule) -> bool:
     """Tell whether a rule may give packets a connection tracking zone: by a statement that sets something of ``ct``."""
     if isinstance(rule, UnreadRule):
-        return '"zone"' in rule.text
+        return '"zone"' in rule.kept
     statements = rule.get("expr")
     for statement in statements if isinstance(statements, list) else ():
         body = statement.get("mangle") if isinstance(statement, dict) else None
@@ -411,11 +419,11 @@ def _names_zone(rule: dict[str, Json] | UnreadRule) -> bool:
 
 def _looked_up_by(rule: dict[str, Json] | UnreadRule) -> set[str]:
     """As :func:`_looked_up`; a rule that is still text is read only where its text may name a set."""
-    if isinstance(rule, UnreadRule) and "\\" not in rule.text:
-        if '"@' not in rule.text:
+    if isinstance(rule, UnreadRule) and "\\" not in rule.kept:
+        if '"@' not in rule.kept:
             return set()
-        if '"set":{' not in rule.text and '"comment":"@' not in rule.text:
-            return set(_REFERENCE.findall(rule.text))
+        if '"set":{' not in rule.kept and '"comment":"@' not in rule.kept:
+            return set(_REFERENCE.findall(rule.kept))
     return _looked_up(_expressions(rule))
 
 
