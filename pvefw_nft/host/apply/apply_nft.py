@@ -12,9 +12,8 @@ than before, or if a base chain is new. A table that has to be replaced as a who
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pvefw_nft.errors import HostError
 
@@ -31,6 +30,7 @@ from .nftables_state import (
     Kernel,
     Nftables,
     Noted,
+    TableListing,
     TableObject,
     Wanted,
     listing,
@@ -141,11 +141,22 @@ def replacing(current: Kernel, target: Mapping[str, Wanted], twins: Collection[s
     return plan({family: {} for family in current}, target, twins=twins)
 
 
-def execute(planned: Plan, nft: Nftables) -> tuple[RulesetStamp | None, Kernel]:
-    """Run the transactions; read back and return the notes.
+class ReadBack(NamedTuple):
+    """The state that was read back after the transactions of a plan.
 
-    Returns the stamp of the moment before reading back; None if another program may have changed the state that the
-    plan was made from. Raises :class:`HostError`: nothing has changed, unless it is a :class:`NotAsLoadedError`.
+    ``stamp`` is of the moment before; None if another program may have changed the state that the plan was made from.
+    ``kernel`` are the notes, ``listings`` of the tables that were listed as a whole, by family.
+    """
+
+    stamp: RulesetStamp | None
+    kernel: Kernel
+    listings: Mapping[str, TableListing]
+
+
+def execute(planned: Plan, nft: Nftables) -> ReadBack:
+    """Run the transactions; read back notes and numbers of rules, and compare them.
+
+    Raises :class:`HostError`: nothing has changed, unless it is a :class:`NotAsLoadedError`.
     """
     _run(planned, nft)
     stamp = take_stamp()
@@ -155,11 +166,18 @@ def execute(planned: Plan, nft: Nftables) -> tuple[RulesetStamp | None, Kernel]:
     wrong = differences(kernel, planned.target)
     if wrong:
         raise NotAsLoadedError("the kernel does not hold the ruleset that was loaded: " + "; ".join(wrong[:5]))
+    listings: dict[str, TableListing] = {}
     for family, names in _touched_chains(planned).items():
-        wrong += _count_differences(family, names, planned.target[family])
+        counts: Mapping[str, int]
+        if len(names) <= _FEW:
+            counts = {name: len(nf_tables.rules(family, TABLE, name)) for name in names}
+        else:
+            listings[family] = listing(family)
+            counts = listings[family].rule_counts
+        wrong += _count_differences(family, names, counts, planned.target[family])
     if wrong:
         raise NotAsLoadedError("the kernel does not hold the ruleset that was loaded: " + "; ".join(wrong[:5]))
-    return stamp, kernel
+    return ReadBack(stamp, kernel, listings)
 
 
 def _run(planned: Plan, nft: Nftables) -> None:
@@ -202,12 +220,16 @@ def as_loaded(there: Kernel, memory: Mapping[str, AppliedChain]) -> dict[str, st
 
 
 def memory_of(
-    target: Mapping[str, Wanted], before: Mapping[str, AppliedChain] | None = None
+    target: Mapping[str, Wanted],
+    before: Mapping[str, AppliedChain] | None = None,
+    listings: Mapping[str, TableListing] | None = None,
 ) -> dict[str, AppliedChain]:
     """Return the facts to record about a state that was just applied, by ``FAMILY KIND NAME``.
 
-    ``before``: the remembered state before it; then only differing parts are listed.
+    ``before``: the remembered state before it; then only differing parts are listed. ``listings`` are those read
+    since, of whole tables by family, which are not listed again.
     """
+    listings = listings or {}
     memory: dict[str, AppliedChain] = {}
     for family, wanted in target.items():
         fresh = [
@@ -216,7 +238,7 @@ def memory_of(
             if before is None or f"{family} {key}" not in before or before[f"{family} {key}"].signature != item.digests
         ]
         in_part = len(fresh) <= _FEW and all(item.kind in ("chain", "set", "map") for item in fresh)
-        listed = listing(family, fresh if in_part else None)
+        listed = (listings.get(family) or listing(family, fresh if in_part else None)).digests
         for key, item in wanted.objects.items():
             name = f"{family} {key}"
             if key in listed:
@@ -254,7 +276,7 @@ def drift(current: Kernel, memory: Mapping[str, AppliedChain]) -> Drift:
     missing = [f"{family} table {TABLE}" for family in FAMILIES if family not in current and _remembers(memory, family)]
     added: list[str] = []
     for family in current:
-        listed = {f"{family} {key}": made for key, made in listing(family).items()}
+        listed = {f"{family} {key}": made for key, made in listing(family).digests.items()}
         remembered = {key: value for key, value in memory.items() if key.startswith(f"{family} ")}
         missing += [key for key in remembered if key not in listed]
         changed += [key for key, value in remembered.items() if listed.get(key, value.listing) != value.listing]
@@ -284,14 +306,12 @@ def _touched_chains(planned: Plan) -> dict[str, list[str]]:
     return {family: list(names) for family, names in touched.items()}
 
 
-def _count_differences(family: str, chains: list[str], wanted: Wanted) -> list[str]:
-    few: list[str | None] = [*chains] if len(chains) <= _FEW else [None]
-    counts = Counter(rule.chain for name in few for rule in nf_tables.rules(family, TABLE, name))
+def _count_differences(family: str, chains: list[str], counts: Mapping[str, int], wanted: Wanted) -> list[str]:
     wrong = []
     for name in chains:
-        should = wanted.objects[TableObject("chain", name, {}).key].count
-        if counts[name] != should:
-            wrong.append(f"{family} chain {name} has {counts[name]} rules, not {should}")
+        should, count = wanted.objects[TableObject("chain", name, {}).key].count, counts.get(name, 0)
+        if count != should:
+            wrong.append(f"{family} chain {name} has {count} rules, not {should}")
     return wrong
 
 

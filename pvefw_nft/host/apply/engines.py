@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..netfilter.stamp import RulesetStamp
     from ..records.changes import Change
     from ..records.record import Desired
-    from .nftables_state import Kernel, Wanted
+    from .nftables_state import Kernel, TableListing, Wanted
 
 _DROPS = (" -j DROP", " -j REJECT", " -j PVEFW-reject", " -g PVEFW-reject")
 
@@ -319,9 +319,10 @@ class NftEngine:
         nft = self._library()
         self._seen = None
         stamp = planned.stamp
+        listings: Mapping[str, TableListing] = {}
         try:
             if planned.transactions:
-                stamp, kernel = self._carried_out(planned, nft)
+                stamp, kernel, listings = self._carried_out(planned, nft)
                 if stamp is not None and stamp == take_stamp():
                     self._seen = (stamp, kernel)
         except apply_nft.NotAsLoadedError as error:
@@ -329,7 +330,7 @@ class NftEngine:
             raise HostError(f"{error.message}\nthe ruleset that ran before is in place", error.hint) from error
 
         def remember(identity: str, before: AppliedState | None) -> AppliedState:
-            chains = apply_nft.memory_of(planned.target, _chains(before) if before is not None else None)
+            chains = apply_nft.memory_of(planned.target, _chains(before) if before is not None else None, listings)
             now = take_stamp()
             if now is not None and now != stamp:
                 # rules changed meanwhile, perhaps these: forget their listings, so the next apply loads them again
@@ -340,7 +341,7 @@ class NftEngine:
         return remember
 
     @staticmethod
-    def _carried_out(planned: apply_nft.Plan, nft: Nftables) -> tuple[RulesetStamp | None, Kernel]:
+    def _carried_out(planned: apply_nft.Plan, nft: Nftables) -> apply_nft.ReadBack:
         """Run the transactions. If another program changed our tables meanwhile, replace them as a whole."""
         for further_tries in reversed(range(apply_iptables.TRIES)):
             try:

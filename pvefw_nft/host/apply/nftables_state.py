@@ -354,17 +354,27 @@ def _read_notes(family: str) -> dict[str, Noted]:
     return notes
 
 
-def listing(family: str, only: Iterable[TableObject] | None = None) -> dict[str, str]:
-    """Return a digest of each object of a table as the kernel lists it now; counters and handles do not count.
+@dataclass(frozen=True, slots=True)
+class TableListing:
+    """Objects of a table as the kernel lists them: a digest of each by key, and the number of rules by chain."""
+
+    digests: Mapping[str, str]
+    rule_counts: Mapping[str, int]
+
+
+def listing(family: str, only: Iterable[TableObject] | None = None) -> TableListing:
+    """Return how the kernel lists the objects of a table now; counters and handles do not count.
 
     ``only``: of these chains, sets and maps, since listing a large table takes seconds.
     """
     with nf_tables.Questions() as questions:
         found = Listing(questions, family, TABLE)
         if only is not None:
-            digests = ((item.key, found.of(item.kind, item.name)) for item in only)
-            return {key: made for key, made in digests if made is not None}
-        return {_key(kind, name): made for (kind, name), made in found.of_all().items() if name != DIGESTS}
+            asked = ((item.key, found.of(item.kind, item.name)) for item in only)
+            digests = {key: made for key, made in asked if made is not None}
+        else:
+            digests = {_key(kind, name): made for (kind, name), made in found.of_all().items() if name != DIGESTS}
+        return TableListing(digests, found.rule_counts)
 
 
 def note_commands(family: str, objects: Iterable[TableObject]) -> list[Command]:

@@ -38,6 +38,9 @@ _OBJECT_KIND, _HELPER = 3, 3
 _SET_NAMES = {"lookup": 1, "dynset": 1, "objref": 4}
 """The expressions that name a set, and the attribute that does."""
 
+_MAX_CACHED = 10_000
+"""So many different expressions are kept with what is made of them: most rules are made of the same ones."""
+
 
 class Listing:
     """The digests of a table's objects, by kind and name."""
@@ -48,16 +51,18 @@ class Listing:
         self._family = family
         self._table = table
         self._definitions: dict[str, bytes] = {}
+        self._framed_expressions: dict[bytes, bytes] = {}
+        self.rule_counts: dict[str, int] = {}
+        """The number of rules of each chain that was listed."""
 
     def of_all(self) -> dict[tuple[str, str], str]:
         """Return the digests of all chains, sets, maps and conntrack helpers of the table."""
-        rules_of: dict[str, list[bytes]] = {}
         chains = list(self._chains(None))
         sets = list(self._sets(None))
         self._definitions = {name: body for name, _, body in sets}
-        for name, body in self._rules(None):
-            rules_of.setdefault(name, []).append(body)
-        found = {("chain", name): _digest([body, *rules_of.get(name, [])]) for name, body in chains}
+        # chain by chain: for each part of a dump of all rules, the kernel counts up to it from the first one
+        # (__nf_tables_dump_rules), so that the time grows with the square of their number
+        found = {("chain", name): self._chain(name, body) for name, body in chains}
         named = (made for made in sets if not made[1] & _ANONYMOUS)
         found |= {(_kind(flags), name): self._set(name, flags, body) for name, flags, body in named}
         return found | {("ct helper", name): _digest([body]) for name, body in self._helpers()}
@@ -66,7 +71,7 @@ class Listing:
         """Return the digest of a chain, set or map; None: there is none of that kind and name."""
         if kind == "chain":
             for _, body in self._chains(name):
-                return _digest([body, *(rule for _, rule in self._rules(name))])
+                return self._chain(name, body)
         elif kind in ("set", "map"):
             for _, flags, body in self._sets(name):
                 if _kind(flags) == kind:
@@ -81,10 +86,15 @@ class Listing:
         for parts in self._ask(_GET_CHAIN, _CHAIN_TABLE, _CHAIN_NAME, name):
             yield text(parts[_CHAIN_NAME]), _framed(parts.get(kind, b"") for kind in _CHAIN_KEPT)
 
-    def _rules(self, chain: str | None) -> Iterator[tuple[str, bytes]]:
+    def _chain(self, name: str, body: bytes) -> str:
+        rules = list(self._rules(name))
+        self.rule_counts[name] = len(rules)
+        return _digest([body, *rules])
+
+    def _rules(self, chain: str) -> Iterator[bytes]:
         for parts in self._ask(_GET_RULE, _RULE_TABLE, _RULE_CHAIN, chain, dump=True):
             expressions = self._expressions(parts.get(_RULE_EXPRESSIONS, b""))
-            yield text(parts[_RULE_CHAIN]), _framed([expressions, *(parts.get(kind, b"") for kind in _RULE_KEPT)])
+            yield _framed([expressions, *(parts.get(kind, b"") for kind in _RULE_KEPT)])
 
     def _sets(self, name: str | None) -> Iterator[tuple[str, int, bytes]]:
         for parts in self._ask(_GET_SET, _SET_TABLE, _SET_NAME, name):
@@ -143,6 +153,15 @@ class Listing:
 
     def _expression(self, expression: bytes) -> bytes:
         """Return an expression without its counts, and with the content of a set that has no name of its own."""
+        known = self._framed_expressions.get(expression)
+        if known is not None:
+            return known
+        framed = self._read_expression(expression)
+        if b"__" not in expression and len(self._framed_expressions) < _MAX_CACHED:  # nft's own names begin so
+            self._framed_expressions[expression] = framed
+        return framed
+
+    def _read_expression(self, expression: bytes) -> bytes:
         parts = dict(attributes(expression, 0))
         name, data = text(parts.get(EXPRESSION_NAME, b"")), parts.get(EXPRESSION_DATA, b"")
         if name == "counter":

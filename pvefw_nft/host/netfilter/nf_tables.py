@@ -24,8 +24,8 @@ NO_NFTABLES = "the kernel may lack nf_tables"
 
 _NETLINK_NETFILTER = 12
 SUBSYSTEM = 10 << 8
-_GET_TABLE, _GET_RULE, _GET_GENERATION = SUBSYSTEM | 1, SUBSYSTEM | 7, SUBSYSTEM | 16
-_NEW_TABLE, _NEW_RULE, _NEW_GENERATION = _GET_TABLE - 1, _GET_RULE - 1, _GET_GENERATION - 1
+_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_GENERATION = (SUBSYSTEM | number for number in (1, 4, 7, 16))
+_NEW_TABLE, _NEW_CHAIN, _NEW_RULE, _NEW_GENERATION = _GET_TABLE - 1, _GET_CHAIN - 1, _GET_RULE - 1, _GET_GENERATION - 1
 REQUEST, DUMP = 0x1, 0x300
 _INTERRUPTED = 0x10  # of a dump: rules changed meanwhile, so that some may be missing
 _ERROR, _DONE = 2, 3
@@ -36,6 +36,7 @@ _LACKING = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOENT, errno.EOPNO
 
 _TABLE_NAME, _TABLE_FLAGS, _GENERATION_ID = 1, 2, 1
 _DORMANT = 0x1
+_CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 EXPRESSION_NAME, EXPRESSION_DATA = 1, 2
 _COUNTER_PACKETS = 2
@@ -81,33 +82,45 @@ def _tables() -> dict[tuple[str, str], int]:
 def rules(family: str, table: str, chain: str | None = None) -> list[Rule]:
     """Return the rules of a table, or of one chain, in order; none if there is no such table or chain."""
     found = []
-    for body in _rules(family, table, chain):
-        parts = dict(attributes(body, 4))
-        name = text(parts[_RULE_CHAIN])
-        # the kernel has filtered by these already; one that cannot lists all rules of the family
-        if text(parts[_RULE_TABLE]) == table and chain in (None, name):
-            handle = int.from_bytes(parts[_RULE_HANDLE], "big")
-            found.append(Rule(name, handle, _comment(parts.get(_RULE_USERDATA, b""))))
+    with Questions() as questions:
+        for body in _rules(questions, family, table, chain):
+            parts = dict(attributes(body, 4))
+            name = text(parts[_RULE_CHAIN])
+            # the kernel has filtered by these already; one that cannot lists all rules of the family
+            if text(parts[_RULE_TABLE]) == table and chain in (None, name):
+                handle = int.from_bytes(parts[_RULE_HANDLE], "big")
+                found.append(Rule(name, handle, _comment(parts.get(_RULE_USERDATA, b""))))
     return found
 
 
 def refused(family: str, table: str) -> dict[str, int]:
     """Return, by chain, the packets counted by rules that drop or reject them; chains without any are left out."""
     found: dict[str, int] = {}
-    for body in _rules(family, table, None):
-        if b"counter\0" not in body:  # most rules: taking them apart would take long
-            continue
-        parts = dict(attributes(body, 4))
-        packets = _refused(parts.get(_RULE_EXPRESSIONS, b""))
-        if packets and text(parts[_RULE_TABLE]) == table:
-            name = text(parts[_RULE_CHAIN])
-            found[name] = found.get(name, 0) + packets
+    with Questions() as questions:
+        # chain by chain: the time of a dump of all rules grows with the square of their number
+        for name in _chains(questions, family, table):
+            packets = 0
+            for body in _rules(questions, family, table, name):
+                if b"counter\0" not in body:  # most rules: taking them apart would take long
+                    continue
+                parts = dict(attributes(body, 4))
+                if (text(parts[_RULE_TABLE]), text(parts[_RULE_CHAIN])) == (table, name):
+                    packets += _refused(parts.get(_RULE_EXPRESSIONS, b""))
+            if packets:
+                found[name] = packets
     return found
 
 
-def _rules(family: str, table: str, chain: str | None) -> Iterator[bytes]:
+def _chains(questions: Questions, family: str, table: str) -> list[str]:
+    answers = questions.ask(_GET_CHAIN, REQUEST | DUMP, family, pack(_CHAIN_TABLE, table))
+    chains = (dict(attributes(body, 4)) for kind, body in answers if kind == _NEW_CHAIN)
+    # older kernels ignore the filter and dump all chains
+    return [text(parts[_CHAIN_NAME]) for parts in chains if text(parts[_CHAIN_TABLE]) == table]
+
+
+def _rules(questions: Questions, family: str, table: str, chain: str | None) -> Iterator[bytes]:
     wanted = pack(_RULE_TABLE, table) + (b"" if chain is None else pack(_RULE_CHAIN, chain))
-    answers = ask(_GET_RULE, REQUEST | DUMP, family, wanted)
+    answers = questions.ask(_GET_RULE, REQUEST | DUMP, family, wanted)
     return (body for kind, body in answers if kind == _NEW_RULE)
 
 
