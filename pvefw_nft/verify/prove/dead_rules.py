@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pvefw_nft.verify.model.text import rule_text
 from pvefw_nft.verify.prove.budget import Budget, without_gc
@@ -25,18 +25,21 @@ from pvefw_nft.verify.prove.exploration import Exploration
 from pvefw_nft.verify.prove.options import Options
 from pvefw_nft.verify.prove.place import Place
 from pvefw_nft.verify.prove.walk import Rules, Walk, is_line
+from pvefw_nft.verify.prove.walk_groups import ALL_LINES, Group, Walked, record_of
+from pvefw_nft.verify.prove.walk_keys import WalkKeys
 from pvefw_nft.verify.prove.walk_shapes import ChainShapes, shape_of
 from pvefw_nft.verify.simulate.walk import STANDARD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from pvefw_nft.verify.network.path import Stage
+    from pvefw_nft.verify.network.path import Nic, Stage
     from pvefw_nft.verify.prove.flows import PathPair
     from pvefw_nft.verify.prove.network import Side
     from pvefw_nft.verify.prove.program import Case
     from pvefw_nft.verify.prove.shapes import Key
     from pvefw_nft.verify.prove.walk import Event, Line, RuleKey
+    from pvefw_nft.verify.prove.walk_keys import NicRules
     from pvefw_nft.verify.simulate.tracking import Track
 
 MAX_NAMED = 4
@@ -98,6 +101,25 @@ def analyse(side: Side, options: Options | None = None, progress: Callable[[int,
         return _Analysis(side, budget, progress or (lambda _done, _all: None)).findings()
 
 
+Walks: TypeAlias = "dict[Key, tuple[Event, ...] | None]"
+"""The events of the walks so far, by their keys."""
+
+
+class _Alone(NamedTuple):
+    """A segment that is walked for itself, and the lines that it meets."""
+
+    chosen: _Chosen
+    lines: frozenset[Line]
+
+
+class _Member(NamedTuple):
+    """A NIC whose walks are those of a group."""
+
+    nic: Nic
+    rules: NicRules
+    group: Group
+
+
 class _Analysis:
     def __init__(self, side: Side, budget: Budget, progress: Callable[[int, int], None]) -> None:
         self.side = side
@@ -106,17 +128,18 @@ class _Analysis:
         self.explored = Exploration.of_one(side, budget, strict=True)
         self.rules = Rules()
         self.shapes = ChainShapes()
-        self.todo = list(self.segments())
-        self.met: dict[Line, list[int]] = {}
-        """The segments that meet a line, by their numbers in ``todo`` after the first walk."""
+        self.keys = WalkKeys(self.explored)
+        self.groups: dict[Key, Group | None] = {}
+        self.todo: list[_Alone | _Member] = []
+        """The segments and NICs of the first walk, in order."""
         self.events: dict[Key, tuple[Event, ...]] = {}
 
     def findings(self) -> Advice:
-        self.walk(frozenset())
+        self.walk_first()
         found = frozenset(line for line in self.rules.lines() if self.is_found(line))
         while any(self.rules.is_alive(line) for line in found):
             # A line that is useless only as long as another one of these is there is not reported.
-            self.walk(found)
+            self.walk_without(found)
             kept = frozenset(line for line in found if self.is_found(line))
             if kept == found:
                 break
@@ -129,43 +152,115 @@ class _Analysis:
     def is_found(self, line: Line) -> bool:
         return not self.rules.is_alive(line) or not self.rules.is_needed(line)
 
-    def walk(self, removed: frozenset[Line]) -> None:
-        """Judge the rules along every segment, as if the lines ``removed`` were not there.
+    # --- all segments ---
+
+    def walk_first(self) -> None:
+        """Judge the rules along every segment.
 
         Segments with the same rules as an earlier one have them in each walk: the first one tells which these are.
         """
-        walked: set[tuple[object, ...]] = set()
-        distinct: list[_Chosen] = []
-        todo = [self.todo[number] for number in self.meeting(removed)] if removed else self.todo
-        for done, chosen in enumerate(todo, 1):
-            walk = self.walk_segment(chosen, removed, walked)
-            if walk is not None and not removed:
-                for line in walk.lines():
-                    self.met.setdefault(line, []).append(len(distinct))
-                distinct.append(chosen)
-            self.progress(done, len(todo))
-        if not removed:
-            self.todo = distinct
+        walked: Walks = {}
+        general = list(self.general_segments())
+        nics = self.explored.ends.nics
+        total = len(general) + len(nics)
+        for done, chosen in enumerate(general, 1):
+            self.walk_alone([chosen], walked)
+            self.progress(done, total)
+        for done, nic in enumerate(nics, len(general) + 1):
+            self.walk_nic(nic, walked)
+            self.progress(done, total)
 
-    def meeting(self, lines: frozenset[Line]) -> list[int]:
-        """Return the numbers of the segments that meet one of these lines: without them, all others are as before."""
-        return sorted({number for line in lines for number in self.met.get(line, ())})
+    def walk_alone(self, segments: Iterable[_Chosen], walked: Walks) -> None:
+        """Walk segments for themselves."""
+        for chosen in segments:
+            made = self.walk_segment(chosen, frozenset(), walked)
+            if made is not None and made.is_first:
+                self.todo.append(_Alone(chosen, frozenset(made.walk.lines())))
 
-    def segments(self) -> Iterator[_Chosen]:
-        """Yield the segments to walk, each with each kind of untagged frame that comes there."""
+    def walk_nic(self, nic: Nic, walked: Walks) -> None:
+        """Judge the rules along the segments of a NIC: by the walks of its group, if it has one."""
+        segments = list(self.segments_of(nic))
+        keyed = self.keys.of([(chosen.stages, chosen.tracked, chosen.case) for chosen in segments])
+        if keyed is None:
+            self.walk_alone(segments, walked)
+            return
+        key, rules = keyed
+        if key not in self.groups:
+            self.groups[key] = self.found_group(nic, rules, segments, walked)
+            return
+        group = self.groups[key]
+        if group is None or not group.records[ALL_LINES].fits(rules, self.rules):
+            self.walk_alone(segments, walked)
+            return
+        group.records[ALL_LINES].note(rules, self.rules)
+        self.todo.append(_Member(nic, rules, group))
+
+    def found_group(self, nic: Nic, rules: NicRules, segments: Sequence[_Chosen], walked: Walks) -> Group | None:
+        """Walk the first NIC of a group; return the group. None: others cannot share the walks."""
+        walks = {number: self.walk_segment(chosen, frozenset(), walked) for number, chosen in enumerate(segments)}
+        made = {number: one for number, one in walks.items() if one is not None}
+        record = record_of(rules, made.values())
+        if record is None:
+            self.todo += [
+                _Alone(segments[number], frozenset(one.walk.lines())) for number, one in made.items() if one.is_first
+            ]
+            return None
+        group = Group(record)
+        places = {line: place for place, line in enumerate(rules.lines)}
+        group.segments += [
+            (number, frozenset([places[line] for line in one.walk.lines()])) for number, one in made.items()
+        ]
+        self.todo.append(_Member(nic, rules, group))
+        return group
+
+    # --- without some lines ---
+
+    def walk_without(self, removed: frozenset[Line]) -> None:
+        """Judge the rules along every segment that meets one of these lines, as if they were not there.
+
+        Without them, all other segments are as before.
+        """
+        walked: Walks = {}
+        for done, one in enumerate(self.todo, 1):
+            if isinstance(one, _Member):
+                self.walk_member(one, removed, walked)
+            elif not one.lines.isdisjoint(removed):
+                self.walk_segment(one.chosen, removed, walked)
+            self.progress(done, len(self.todo))
+
+    def walk_member(self, member: _Member, removed: frozenset[Line], walked: Walks) -> None:
+        nic, rules, group = member
+        places = frozenset([place for place, line in enumerate(rules.lines) if line in removed])
+        if not places:
+            return
+        record = group.records.get(places)
+        if record is not None and record.fits(rules, self.rules):
+            record.note(rules, self.rules)
+            return
+        segments = list(self.segments_of(nic))
+        walks = [self.walk_segment(segments[number], removed, walked) for number in group.meeting(places)]
+        record = record_of(rules, [one for one in walks if one is not None], group.records[ALL_LINES])
+        if record is not None:
+            group.records[places] = record
+
+    # --- segments ---
+
+    def general_segments(self) -> Iterator[_Chosen]:
+        """Yield the segments between ends that are no NIC, each with each kind of untagged frame that comes there."""
         chosen: dict[_Chosen, None] = {}  # a dict keeps the order
         for source, destination in self.explored.general_pairs():
-            self.add(chosen, self.explored.way(source, destination), None)
-        # of a NIC's ways only the hop at its firewall bridge is its own: the first of one, the last of the other
-        for nic in self.explored.ends.nics:
-            ways = self.explored.nic_ways(nic)
-            if ways is not None:
-                self.add(chosen, ways[0], 0)
-                self.add(chosen, ways[1], -1)
+            chosen |= dict.fromkeys(self.segments_of_way(self.explored.way(source, destination), None))
         yield from chosen
 
-    def add(self, chosen: dict[_Chosen, None], way: PathPair | None, only: int | None) -> None:
-        """Add the segments of a way, or ``only`` the one of this number."""
+    def segments_of(self, nic: Nic) -> Iterator[_Chosen]:
+        """Yield a NIC's own segments: the hop at its firewall bridge, of the way from it and of the way to it."""
+        ways = self.explored.nic_ways(nic)
+        if ways is not None:
+            yield from self.segments_of_way(ways[0], 0)
+            yield from self.segments_of_way(ways[1], -1)
+
+    def segments_of_way(self, way: PathPair | None, only: int | None) -> Iterator[_Chosen]:
+        """Yield the segments of a way, or ``only`` the one of this number."""
         if way is None:
             return
         for case in self.explored.cases:
@@ -173,16 +268,17 @@ class _Analysis:
                 continue
             segments = list(self.explored.segments(way, self.explored.track(way, case)))
             for segment, (tracked, _) in segments if only is None else (segments[only],):
-                chosen[_Chosen(segment.before, tracked, case)] = None
+                yield _Chosen(segment.before, tracked, case)
 
-    def walk_segment(self, chosen: _Chosen, removed: frozenset[Line], walked: set[tuple[object, ...]]) -> Walk | None:
-        """Follow all packets of a case through a segment; return the walk. None: one like it was walked."""
+    def walk_segment(self, chosen: _Chosen, removed: frozenset[Line], walked: Walks) -> Walked | None:
+        """Follow all packets of a case through a segment, unless a walk like that was ``walked``. None: no rules."""
         entries = list(self.explored.flows_before.contexts(chosen.stages, chosen.case, chosen.tracked))
+        if not entries:
+            return None
         walk = Walk(self.explored, self.rules, entries, removed)
         key = walk.key
-        if not entries or key in walked:
-            return None
-        walked.add(key)
+        if key in walked:
+            return Walked(walk, key, walked[key], is_first=False)
         shape = shape_of(walk, self.shapes)
         events = None if shape is None else self.events.get(shape)
         if events is None or not walk.fits(events):
@@ -191,7 +287,8 @@ class _Analysis:
             walk.note(events)
             if shape is not None:
                 self.events[shape] = events
-        return walk
+        walked[key] = events
+        return Walked(walk, key, events, is_first=True)
 
     # --- result ---
 

@@ -71,6 +71,17 @@ class Judged:
     successors: dict[RuleKey, None] = field(default_factory=dict)
     """The rules that take its packets where it is not there."""
 
+    def note_takers(self, kind: Found, *groups: Iterable[RuleKey]) -> None:
+        """Add the rules that take its packets, of the first group with any, to those noted before."""
+        if kind is Found.SHADOWED and self.alive:
+            return
+        takers = self.shadows if kind is Found.SHADOWED else self.successors
+        for rules in groups:
+            if len(takers) < MAX_SHADOWS:
+                takers |= dict.fromkeys(rules)
+            if takers:
+                return
+
 
 class Rules:
     """The rules that some walk came near, by key and by line."""
@@ -105,9 +116,10 @@ class Rules:
                 self._numbers[id(chain)] = found
         return found
 
-    def get(self, key: RuleKey) -> Judged | None:
-        """Return the findings about a rule; None if no walk met it."""
-        return self._rules.get(key)
+    def was(self, kind: Found, key: RuleKey) -> bool:
+        """Return whether walks so far found a rule alive or needed: ``kind`` is WAS_ALIVE or WAS_NEEDED."""
+        judged = self._rules.get(key)
+        return judged is not None and (judged.alive if kind is Found.WAS_ALIVE else judged.needed)
 
     def lines(self) -> Iterator[Line]:
         """Yield every line."""
@@ -313,8 +325,7 @@ class Walk:
     def was(self, kind: Found, place: int) -> bool:
         """Return whether walks before found the rule at a place alive or needed."""
         table, chain, number, _ = self.met[place]
-        judged = self.rules.get((id(table), id(chain), number))
-        return judged is not None and (judged.alive if kind is Found.WAS_ALIVE else judged.needed)
+        return self.rules.was(kind, (id(table), id(chain), number))
 
     def note(self, events: Iterable[Event]) -> None:
         """Merge the events of this walk, or of one of its shape, into the findings about the rules."""
@@ -325,21 +336,15 @@ class Walk:
                     judged.alive = True
                 case Found.NEEDED:
                     judged.needed = True
-                case Found.SHADOWED if not judged.alive:
-                    self.note_takers(judged.shadows, event)
-                case Found.SUCCEEDED:
-                    self.note_takers(judged.successors, event)
+                case Found.SHADOWED | Found.SUCCEEDED:
+                    judged.note_takers(event.kind, self.keys(event.usual), self.keys(event.others))
                 case _:
                     pass
 
-    def note_takers(self, takers: dict[RuleKey, None], event: Event) -> None:
-        """Add the rules of an event to those noted before."""
-        for places in (event.usual, event.others):
-            if len(takers) < MAX_SHADOWS:
-                rules = [self.met[place] for place in places]
-                takers |= {(id(table), id(chain), number): None for table, chain, number, _ in rules}
-            if takers:
-                return
+    def keys(self, places: Iterable[int]) -> list[RuleKey]:
+        """Return the rules at places."""
+        rules = [self.met[place] for place in places]
+        return [(id(table), id(chain), number) for table, chain, number, _ in rules]
 
     def follow(self) -> None:
         """Follow the packets from one base chain to the next."""
