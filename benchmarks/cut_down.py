@@ -19,7 +19,7 @@ from pvefw_nft.cli import main
 from pvefw_nft.host.apply import nftables_state
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator
 
     from pvefw_nft.host.apply.nftables_state import Command
 
@@ -27,11 +27,15 @@ Statement = dict[str, Any]
 _run = nftables_state.Nftables.run
 
 
-def _run_cut_down(library: nftables_state.Nftables, commands: Sequence[Command]) -> list[Command]:
-    return _run(library, [_cut_down(command) for command in commands if "ct helper" not in command.get("add", {})])
+def _run_cut_down(library: nftables_state.Nftables, commands: Iterable[Command]) -> list[Command]:
+    def cut() -> Iterator[Command]:
+        return (cut_command(command) for command in commands if "ct helper" not in command.get("add", {}))
+
+    return _run(library, nftables_state.Commands((cut,)))
 
 
-def _cut_down(command: Command) -> Command:
+def cut_command(command: Command) -> Command:
+    """Return a command, or one that does about the same without connection tracking and names of bridges."""
     rule = command.get("add", {}).get("rule")
     if rule is None or rule["family"] != "bridge" or not _needs_modules(rule["expr"]):
         return command
@@ -60,8 +64,8 @@ def _without_connections(statements: list[Statement]) -> list[Statement]:
 
 
 _NOTHING: list[Statement] = [{"continue": None}]
-_FLAGS = {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, {"|": ["syn", "ack"]}]}
-_LATER_SEGMENT: Statement = {"match": {"op": "!=", "left": _FLAGS, "right": "syn"}}
+_FLAGS = {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, 0x12]}  # SYN and ACK
+_LATER_SEGMENT: Statement = {"match": {"op": "!=", "left": _FLAGS, "right": 0x02}}
 
 
 def _is_state(expression: Any) -> bool:  # noqa: ANN401 - an expression of nft's JSON

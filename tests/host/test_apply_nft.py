@@ -19,7 +19,7 @@ from pvefw_nft.host.netfilter.nf_tables import generation
 from .rulesets import nft, pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
 
     from pvefw_nft.host.apply.nftables_state import Kernel, Wanted
 
@@ -413,7 +413,7 @@ def test_generation_grows_with_each_change(kernel: Nftables) -> None:
 class _Losing(Nftables):
     """Loads all rules but one."""
 
-    def run(self, commands: Sequence[Command]) -> list[Command]:
+    def run(self, commands: Iterable[Command]) -> list[Command]:
         return super().run([c for c in commands if c.get("add", {}).get("rule", {}).get("comment") != "100.fw:1"])
 
 

@@ -29,7 +29,7 @@ from pvefw_nft.host.netfilter import nf_tables
 from .rulesets import pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from .conftest import Namespace
 
@@ -174,7 +174,7 @@ def test_twin_is_there_from_before_a_table_is_replaced_until_after(host: Namespa
     steps: list[tuple[bool, bool]] = []
 
     class Noting(Nftables):
-        def run(self, commands: Sequence[Command]) -> list[Command]:
+        def run(self, commands: Iterable[Command]) -> list[Command]:
             try:
                 return super().run(commands)
             finally:
@@ -201,7 +201,7 @@ def test_twin_that_a_killed_run_left_goes_with_the_next_apply(host: Namespace) -
 
 
 class _Refusing(Nftables):
-    def run(self, commands: Sequence[Command]) -> list[Command]:
+    def run(self, commands: Iterable[Command]) -> list[Command]:
         if {"delete": {"table": {"family": "inet", "name": TABLE}}} in commands:
             raise HostError("no memory")
         return super().run(commands)

@@ -30,7 +30,7 @@ from .listing import everything
 from .network import ruleset, small_file_system
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from pvefw_nft.host.records.record import Desired
@@ -163,7 +163,7 @@ class _Failing(Nftables):
         super().__init__()
         self._fail = fail
 
-    def run(self, commands: Sequence[Command]) -> list[Command]:
+    def run(self, commands: Iterable[Command]) -> list[Command]:
         if any("list" not in command for command in commands):
             self._fail("libnftables")
         return super().run(commands)

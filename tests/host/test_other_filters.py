@@ -11,7 +11,7 @@ from pvefw_nft.host.tools import use_runner
 from .runners import Answering
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 
 SAVED = """*filter
@@ -37,7 +37,7 @@ class _Listing(Nftables):
     def __init__(self) -> None:
         pass
 
-    def run(self, _: Sequence[Command]) -> list[Command]:
+    def run(self, _: Iterable[Command]) -> list[Command]:
         return [{"chain": {"family": family, "table": table, "name": name}} for family, table, name in CHAINS]
 
 

@@ -4,8 +4,11 @@ The text and the JSON of a ruleset give the same rules in the kernel, since noth
 command. No kernel and no library is asked. Numbers that have a name in nft have it here where nft needs no file of the
 host to know it. Where its versions write a thing differently, the form stands here that all of them read.
 
-Text of names, comments and log prefixes is put between quotes or at places of identifiers; what cannot stand there
-raises :class:`InternalError`, since nft has no way to escape it.
+The commands may come from an untrusted process. Each place takes what is listed for it and nothing else: a word of a
+fixed list, an identifier, a number, an address, or text between quotes. An object with another key or of another type
+raises :class:`InternalError`, and so does text that cannot stand between quotes, since nft has no way to escape it.
+nft's scanner (scanner.l of 1.0.6 and 1.1.3) reads an identifier as one token, and a text between quotes up to the next
+quote, whatever else is in it. So no value can end its statement, or the line of its command.
 
 Example: ``{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 22}}`` is
 ``tcp dport 22``.
@@ -13,14 +16,18 @@ Example: ``{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
+from pvefw_nft.backends.nft.syntax.expressions import CtKey, MetaKey
 from pvefw_nft.errors import InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Set as AbstractSet
 
 Node: TypeAlias = dict[str, Any]
 """An object, statement or expression of a command, as :mod:`json` reads it."""
@@ -31,10 +38,65 @@ _IDENTIFIER = re.compile(r"[A-Za-z_.][A-Za-z0-9/_.-]*")
 _QUOTABLE = re.compile(r"[ -!#%-~]*")
 """Printable ASCII but for the quote, which would end the text, and the dollar sign, which begins a variable."""
 
-_WORD = re.compile(r"[A-Za-z0-9_.:/-]+")
+_INTERFACE = re.compile(r"(?!@)[!#%-)+-.0-\[\]-~]+\*?")
+"""Names of interfaces, or the beginning of names and an asterisk: quotable, without blanks, slashes and backslashes.
+
+nft reads an asterisk at another place, or behind a backslash, as a character of the name.
+"""
+
+_NUMBER = re.compile(r"0x[0-9a-f]{1,32}|[0-9]{1,10}")
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
+_ADDRESS = re.compile(r"[0-9A-Fa-f:.]{2,45}")
+
+_MOST = 2**32 - 1
+"""The largest number that a command holds."""
+
+_TABLE_FAMILIES = ("bridge", "inet")
+_SET_TYPES = frozenset(
+    {"ipv4_addr", "ipv6_addr", "ifname", "ether_type", "inet_proto", "inet_service"}
+    | {"icmp_type", "icmpv6_type", "ct_state"}
+)
+_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+_META_KEYS, _CT_KEYS = get_args(MetaKey), get_args(CtKey)
+_PORTS = frozenset({"sport", "dport"})
+_FIELDS = {
+    "ether": {"saddr", "daddr", "type"},
+    "arp": {"ptype", "htype", "hlen", "plen", "operation", "saddr ip", "saddr ether", "daddr ip", "daddr ether"},
+    "ip": {"saddr", "daddr", "protocol", "frag-off"},
+    "ip6": {"saddr", "daddr", "nexthdr"},
+    "icmp": {"type", "code"},
+    "icmpv6": {"type", "code"},
+    "tcp": _PORTS | {"flags"},
+    **dict.fromkeys(("udp", "udplite", "sctp", "dccp", "th"), _PORTS),
+}
+"""The fields of headers by protocol."""
+_EXTENSION_HEADERS = ("hbh", "rt", "frag", "dst", "mh")
+_REJECT_CODES = frozenset(
+    {"admin-prohibited", "port-unreachable", "host-unreachable", "host-prohibited", "net-unreachable"}
+    | {"net-prohibited", "prot-unreachable", "no-route", "addr-unreachable"}
+)
+_PER = ("second", "minute", "hour", "day", "week")
+_CONSTANTS = frozenset(
+    {"ip", "ip6", "arp", "vlan", "8021q", "8021ad", "ipv4", "ipv6"}  # protocols
+    | {"tcp", "udp", "icmp", "icmpv6", "sctp"}
+    | {"host", "unicast", "broadcast", "multicast", "anycast", "other", "local"}  # kinds of packets and addresses
+    | {
+        "invalid",
+        "established",
+        "related",
+        "new",
+        "untracked",
+        "original",
+        "reply",
+        "request",
+    }  # of connections; of ARP
+)
+"""Values that are words of nft's own."""
 
 _INTERFACES = ("iifname", "oifname", "ibrname", "obrname")
 _MASKS = ("mark",)
+_BITS = ("ct state", "ct status", "tcp flags")
+"""Selectors of values that are bits, each with a meaning of its own."""
 
 PROTOCOLS = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 33: "dccp", 50: "esp", 51: "ah", 58: "icmpv6", 132: "sctp"}
 PROTOCOLS |= {108: "comp", 136: "udplite"}
@@ -108,7 +170,7 @@ def table_text(family: str, name: str, objects: Iterable[str], chains: Iterable[
     ``objects`` are the commands that add sets, maps and helpers; ``chains`` pairs the command that adds a chain with
     those that add its rules, separated as in :data:`.objects.BETWEEN`.
     """
-    table = f"{_word(family)} {_identifier(name)}"
+    table = f"{_one_of(family, _TABLE_FAMILIES)} {_identifier(name)}"
     yield f"add table {table}\ndelete table {table}\n\ntable {table} {{\n"
     separator = ""
     for command in objects:
@@ -135,45 +197,50 @@ def _object(added: tuple[str, Node]) -> str:
     """Return the block of a set, map or helper of a table."""
     kind, body = added
     rest = {key: value for key, value in body.items() if key not in ("family", "table", "name")}
+    lines, elements = _object_lines(kind, rest)
+    if elements:
+        lines.append(f"elements = {{ {_wrapped(elements, 2 if body['type'] == 'ipv4_addr' else 1)} }}")
+    return f"\t{kind} {_identifier(body['name'])} {{\n" + "".join(f"\t\t{line}\n" for line in lines) + "\t}\n"
+
+
+def _object_lines(kind: str, rest: Node) -> tuple[list[str], list[str]]:
+    """Return the properties of a set, map or helper, one each, and its elements; ``rest`` is emptied."""
+    elements: list[str] = []
     match kind:
         case "set" | "map":
-            lines = _set_lines(rest)
+            lines, elements = _set_lines(kind, rest)
         case "ct helper":
-            lines = [f"type {_quoted(rest.pop('type'))} protocol {_word(rest.pop('protocol'))}"]
+            protocol = _one_of(rest.pop("protocol"), ("tcp", "udp"))
+            lines = [f"type {_quoted_identifier(rest.pop('type'))} protocol {protocol}"]
         case _:
             raise InternalError(f"nft's text has no place for {kind!r}")
     if rest:
         raise InternalError(f"nft's text has no place for {', '.join(rest)} of a {kind}")
-    return f"\t{kind} {_identifier(body['name'])} {{\n" + "".join(f"\t\t{line}\n" for line in lines) + "\t}\n"
+    return lines, elements
 
 
-def _set_lines(rest: Node) -> list[str]:
+def _set_lines(kind: str, rest: Node) -> tuple[list[str], list[str]]:
     key = rest.pop("type")
-    data = rest.pop("map", None)
-    types = " . ".join(map(_word, [key] if isinstance(key, str) else key))
-    lines = [f"type {types}" + ("" if data is None else f" : {_word(data)}")]
-    flags = rest.pop("flags", [])
-    timeout = rest.pop("timeout", None)
+    types = " . ".join(_one_of(part, _SET_TYPES) for part in (key if isinstance(key, list) and key else [key]))
+    lines = [f"type {types}" + (f" : {_one_of(rest.pop('map'), ('verdict',))}" if kind == "map" else "")]
+    flags = [_one_of(flag, ("interval", "timeout")) for flag in _list(rest.pop("flags", []))]
+    timeout = _whole(rest.pop("timeout")) if "timeout" in rest else None
     if "size" in rest:
-        lines.append(f"size {int(rest.pop('size'))}")
+        lines.append(f"size {_integer(rest.pop('size'))}")
     if timeout is not None and "timeout" in flags:
         flags = ["dynamic", *flags]  # a set that rules fill; from JSON, nft sees it by the rules
     if flags:
-        lines.append(f"flags {','.join(map(_word, flags))}")
+        lines.append(f"flags {','.join(flags)}")
     if timeout is not None:
         lines.append(f"timeout {_duration(timeout)}")
-    elements = rest.pop("elem", [])
-    if elements:
-        spelled = [_element(types, element) for element in elements]
-        lines.append(f"elements = {{ {_wrapped(spelled, 2 if key == 'ipv4_addr' else 1)} }}")
-    return lines
+    return lines, [_element(types, element, verdicts=kind == "map") for element in _list(rest.pop("elem", []))]
 
 
-def _element(key: str, element: Any) -> str:  # noqa: ANN401 - a value, or a pair of value and verdict
+def _element(key: str, element: Any, *, verdicts: bool) -> str:  # noqa: ANN401 - a value, or a value and a verdict
     of = " . ".join(_TYPED.get(kind, kind) for kind in key.split(" . "))
-    if isinstance(element, list):
+    if verdicts:
         value, verdict = element
-        return f"{_value(of, value)} : {_statement(verdict)}"
+        return f"{_value(of, value)} : {_verdict(verdict)}"
     return _value(of, element)
 
 
@@ -196,15 +263,27 @@ def _duration(seconds: int) -> str:
 def _chain(body: Node, rules: list[Node]) -> str:
     lines = [f"\tchain {_identifier(body['name'])} {{\n"]
     if "hook" in body:
-        hook = f"type {_word(body['type'])} hook {_word(body['hook'])} priority {int(body['prio'])}"
-        lines.append(f"\t\t{hook}; policy {_word(body['policy'])};\n")
+        lines.append(f"\t\t{_hook(body)}\n")
     for command in rules:
         kind, rule = _added(command)
         if kind != "rule" or rule["chain"] != body["name"]:
             raise InternalError("a chain's text holds something other than its rules")
-        comment = f" comment {_quoted(rule['comment'])}" if rule.get("comment") else ""
-        lines.append(f"\t\t{' '.join(map(_statement, rule['expr']))}{comment}\n")
+        lines.append(f"\t\t{_rule(rule)}\n")
     return "".join([*lines, "\t}\n"])
+
+
+def _hook(body: Node) -> str:
+    kind, hook = _one_of(body["type"], ("filter", "nat")), _one_of(body["hook"], _HOOKS)
+    priority = body["prio"]
+    sign, number = ("-", -priority) if isinstance(priority, int) and priority < 0 else ("", priority)
+    policy = _one_of(body["policy"], ("accept", "drop"))
+    return f"type {kind} hook {hook} priority {sign}{_integer(number)}; policy {policy};"
+
+
+def _rule(rule: Node) -> str:
+    text = " ".join(map(_statement, _some(rule["expr"])))
+    comment = _quoted(rule.get("comment", ""))
+    return text if comment == '""' else f"{text} comment {comment}"
 
 
 # --- statements ----------------------------------------------------------------------------------------------
@@ -218,94 +297,130 @@ def _statement(statement: Node) -> str:
     return spell(kind, body)
 
 
-def _plain_statement(kind: str, _body: None) -> str:
+def _verdict(statement: Node) -> str:
+    ((kind, _),) = statement.items()
+    if kind not in _VERDICTS:
+        raise InternalError(f"nft's text has no place for the verdict {kind!r}")
+    return _statement(statement)
+
+
+def _plain_statement(kind: str, body: None) -> str:
+    if body is not None:
+        raise InternalError(f"nft's text has no place for what belongs to {kind!r}")
     return kind
 
 
 def _go(kind: str, body: Node) -> str:
-    return f"{kind} {_identifier(body['target'])}"
+    return f"{kind} {_identifier(_fields(body, {'target'})['target'])}"
 
 
 def _limit(_kind: str, body: Node) -> str:
-    burst = "" if body["burst"] == 5 else f" burst {int(body['burst'])} packets"  # nft leaves out the default 5
-    over = "over " if body.get("inv") else ""
-    return f"limit rate {over}{int(body['rate'])}/{_word(body['per'])}{burst}"
+    _fields(body, {"rate", "per", "burst"}, {"inv"})
+    burst = "" if body["burst"] == 5 else f" burst {_integer(body['burst'])} packets"  # nft leaves out the default 5
+    over = "over " if _is_set(body, "inv") else ""
+    return f"limit rate {over}{_integer(body['rate'])}/{_one_of(body['per'], _PER)}{burst}"
 
 
 def _count(_kind: str, body: Node) -> str:
-    return f"ct count {'over ' if body.get('inv') else ''}{int(body['val'])}"
+    _fields(body, {"val"}, {"inv"})
+    return f"ct count {'over ' if _is_set(body, 'inv') else ''}{_integer(body['val'])}"
 
 
 def _log(_kind: str, body: Node) -> str:
-    return f"log prefix {_quoted(body['prefix'])} group {int(body['group'])}"
+    _fields(body, {"prefix", "group"})
+    return f"log prefix {_quoted(body['prefix'])} group {_integer(body['group'])}"
 
 
 def _queue(_kind: str, body: Node) -> str:
-    flags = f" flags {','.join(map(_word, body['flags']))}" if body.get("flags") else ""
-    return f"queue{flags} to {_value('queue', body['num'])}"
+    _fields(body, {"num"}, {"flags"})
+    given = [_one_of(flag, ("bypass",)) for flag in _list(body.get("flags", []))]
+    flags = f" flags {','.join(given)}" if given else ""
+    number = body["num"]
+    if isinstance(number, dict):
+        first, last = _fields(number, {"range"})["range"]
+        return f"queue{flags} to {_integer(first)}-{_integer(last)}"
+    return f"queue{flags} to {_integer(number)}"
 
 
 def _mangle(_kind: str, body: Node) -> str:
-    key = _selector(body["key"])
+    _fields(body, {"key", "value"})
+    key = _simple_selector(body["key"])
     return f"{key} set {_new_value(key, body['value'])}"
 
 
 def _assign_helper(_kind: str, body: str) -> str:
-    return f"ct helper set {_quoted(body)}"
+    return f"ct helper set {_quoted_identifier(body)}"
 
 
 def _update(_kind: str, body: Node) -> str:
-    inner = " ".join(map(_statement, body["stmt"]))
-    return f"{_word(body['op'])} {_reference(body['set'])} {{ {_selector(body['elem'])} {inner} }}"
+    _fields(body, {"op", "elem", "set", "stmt"})
+    (limit,) = body["stmt"]
+    inner = _limit("limit", _fields(limit, {"limit"})["limit"])
+    return f"{_one_of(body['op'], ('update',))} {_reference(body['set'])} {{ {_selector(body['elem'])} {inner} }}"
 
 
 def _translate(kind: str, body: Node) -> str:
-    return f"{kind} {_word(body['family'])} to {_selector(body['addr'])}"
+    _fields(body, {"family", "addr"})
+    return f"{kind} {_one_of(body['family'], ('ip', 'ip6'))} to {_simple_selector(body['addr'])}"
 
 
 def _reject(_kind: str, body: Node) -> str:
-    kind = body["type"]
-    return "reject with tcp reset" if kind == "tcp reset" else f"reject with {_word(kind)} type {_word(body['expr'])}"
+    if body == {"type": "tcp reset"}:
+        return "reject with tcp reset"
+    _fields(body, {"type", "expr"})
+    kind = _one_of(body["type"], ("icmp", "icmpv6", "icmpx"))
+    return f"reject with {kind} type {_one_of(body['expr'], _REJECT_CODES)}"
 
 
 def _match(_kind: str, body: Node) -> str:
+    _fields(body, {"op", "left", "right"})
     operator, left, right = body["op"], _selector(body["left"]), body["right"]
     if isinstance(right, bool):
+        if operator not in ("==", "!=") or "exthdr" not in body["left"]:
+            raise InternalError("nft's text has no place for a truth value there")
         return f"{left} {'exists' if right is (operator == '==') else 'missing'}"
+    if isinstance(right, list) and operator != "in":
+        raise InternalError(f"nft's text has no place for the operator {operator!r} before several bits")
     value = _right(left, right)
     if operator == "!=":
         return f"{left} != {value}"
     if operator == "in" and isinstance(right, list | str):
         return f"{left} {value}"
     if operator == "==":
-        return f"{left} == {value}" if "&" in body["left"] else f"{left} {value}"
+        # without the operator nft asks whether one of the bits is set
+        return f"{left} == {value}" if "&" in body["left"] or left in _BITS else f"{left} {value}"
     raise InternalError(f"nft's text has no place for the operator {operator!r}")
 
 
 def _lookup(kind: str, body: Node) -> str:
     """Return a look-up in a map: a named one, or one whose pairs are written in the rule."""
+    _fields(body, {"key", "data"})
     key, data = _selector(body["key"]), body["data"]
     if isinstance(data, str):
         return f"{key} {kind} {_reference(data)}"
-    pairs = ((_value(key, value), _statement(to) if kind == "vmap" else str(int(to))) for value, to in data["set"])
-    return f"{key} {kind} {{ {', '.join(f'{value} : {to}' for value, to in pairs)} }}"
+    pairs = _some(_fields(data, {"set"})["set"])
+    spelled = ((_value(key, value), _verdict(to) if kind == "vmap" else str(_integer(to))) for value, to in pairs)
+    return f"{key} {kind} {{ {', '.join(f'{value} : {to}' for value, to in spelled)} }}"
 
 
 def _new_value(key: str, value: Any) -> str:  # noqa: ANN401 - a constant or an expression
     if not isinstance(value, dict):
         return _value(key, value)
-    if "map" in value:
-        return _statement(value)
-    ((operator, (left, right)),) = value.items()
+    ((operator, body),) = value.items()
+    if operator == "map":
+        return _lookup(operator, body)
     if operator not in ("&", "|"):
         raise InternalError(f"nft's text has no place for the expression {operator!r}")
-    return f"{_selector(left)} {operator} {_value(key, right)}"
+    left, right = body
+    return f"{_simple_selector(left)} {operator} {_value(key, right)}"
 
+
+_VERDICTS = ("accept", "drop", "return", "jump", "goto")
 
 _STATEMENTS: dict[str, Callable[[str, Any], str]] = {
-    **dict.fromkeys(("accept", "drop", "return", "counter"), _plain_statement),
+    **dict.fromkeys(("accept", "drop", "return", "continue", "counter"), _plain_statement),
     **dict.fromkeys(("jump", "goto"), _go),
-    **dict.fromkeys(("vmap", "map"), _lookup),
+    "vmap": _lookup,
     **dict.fromkeys(("dnat", "snat"), _translate),
     "match": _match,
     "reject": _reject,
@@ -324,26 +439,37 @@ _STATEMENTS: dict[str, Callable[[str, Any], str]] = {
 
 def _selector(node: Node) -> str:
     ((kind, body),) = node.items()
+    if kind == "concat":
+        return " . ".join(map(_simple_selector, _some(body)))
+    if kind == "&":
+        left, mask = body
+        key = _simple_selector(left)
+        return f"{key} & {_mask(key, mask)}"
+    return _simple_selector(node)
+
+
+def _simple_selector(node: Node) -> str:
+    """Return the text of a selector that is one operand, whatever stands beside it."""
+    ((kind, body),) = node.items()
     match kind:
         case "meta":
-            key = _word(body["key"])
+            key = _one_of(_fields(body, {"key"})["key"], _META_KEYS)
             return key if key in ("iifname", "oifname") else f"meta {key}"
         case "ct":
-            return f"ct {_word(body['key'])}"
+            return f"ct {_one_of(_fields(body, {'key'})['key'], _CT_KEYS)}"
         case "payload" if "base" in body:
-            return f"@{_word(body['base'])},{int(body['offset'])},{int(body['len'])}"
+            _fields(body, {"base", "offset", "len"})
+            return f"@{_one_of(body['base'], ('ll', 'nh', 'th'))},{_integer(body['offset'])},{_integer(body['len'])}"
         case "payload":
-            return f"{_word(body['protocol'])} {' '.join(map(_word, body['field'].split(' ')))}"
+            _fields(body, {"protocol", "field"})
+            protocol = _one_of(body["protocol"], _FIELDS)
+            return f"{protocol} {_one_of(body['field'], _FIELDS[protocol])}"
         case "exthdr":
-            return f"exthdr {_word(body['name'])}"
+            return f"exthdr {_one_of(_fields(body, {'name'})['name'], _EXTENSION_HEADERS)}"
         case "fib":
-            return f"fib {' . '.join(map(_word, body['flags']))} {_word(body['result'])}"
-        case "concat":
-            return " . ".join(map(_selector, body))
-        case "&":
-            left, mask = body
-            key = _selector(left)
-            return f"{key} & {_mask(key, mask)}"
+            _fields(body, {"flags", "result"})
+            sides = [_one_of(side, ("saddr", "daddr")) for side in _some(body["flags"])]
+            return f"fib {' . '.join(sides)} {_one_of(body['result'], ('type',))}"
     raise InternalError(f"nft's text has no place for the expression {kind!r}")
 
 
@@ -352,16 +478,20 @@ def _right(left: str, right: Any) -> str:  # noqa: ANN401 - a value, a set of th
     if selector == "tcp flags" and masked:
         return _flags(right)
     if selector == "ct status" and masked:
-        return hex(right)
+        return hex(_whole(right))
     if isinstance(right, list):
-        return ",".join(map(_word, right))
+        return ",".join(map(_constant, _some(right)))
     if isinstance(right, dict) and "set" in right:
-        return f"{{ {', '.join(_value(selector, value) for value in right['set'])} }}"
+        return f"{{ {', '.join(_value(selector, value) for value in _some(_fields(right, {'set'})['set']))} }}"
+    if isinstance(right, str) and right.startswith("@"):
+        return _reference(right)
     return _value(selector, right)
 
 
 def _flags(bits: int) -> str:
     """Spell flags of TCP: ``fin``, ``(fin | syn)``, or ``0x0`` for none."""
+    if _whole(bits) >= 1 << len(TCP_FLAGS):
+        raise InternalError(f"nft's text has no place for the flags {bits!r}")
     names = [name for bit, name in enumerate(TCP_FLAGS) if bits >> bit & 1]
     if not names:
         return "0x0"
@@ -371,7 +501,7 @@ def _flags(bits: int) -> str:
 def _mask(key: str, mask: Any) -> str:  # noqa: ANN401 - a number or an address
     if key == "tcp flags":
         return _flags(mask)
-    return hex(mask) if isinstance(mask, int) and key.split(" ")[-1] not in _MASKS else _value(key, mask)
+    return hex(_whole(mask)) if isinstance(mask, int) and key.split(" ")[-1] not in _MASKS else _value(key, mask)
 
 
 def _value(of: str, value: Any) -> str:  # noqa: ANN401 - a constant, network, range or concatenation
@@ -380,48 +510,217 @@ def _value(of: str, value: Any) -> str:  # noqa: ANN401 - a constant, network, r
         ((kind, body),) = value.items()
         match kind:
             case "prefix":
-                return f"{_word(body['addr'])}/{int(body['len'])}"
+                _fields(body, {"addr", "len"})
+                return f"{_address(body['addr'])}/{_integer(body['len'], 128)}"
             case "range":
                 first, last = body
                 return f"{_plain(first)}-{_plain(last)}"
             case "concat":
                 return " . ".join(_value(part, one) for part, one in zip(of.split(" . "), body, strict=True))
         raise InternalError(f"nft's text has no place for the value {kind!r}")
-    if isinstance(value, str) and value.startswith("@"):
-        return _reference(value)
-    if of.split(" ")[-1] in _INTERFACES:
-        return _quoted(value)
-    if isinstance(value, int) and of.split(" ")[-1] in _MASKS:
-        return f"0x{value:08x}"
+    name = of.rpartition(" ")[2]
+    if name in _INTERFACES:
+        return _interface(value)
     if isinstance(value, int):
-        return _NAMES.get(of, {}).get(value, str(value))
-    return _word(value)
+        if name in _MASKS:
+            return f"0x{_whole(value):08x}"
+        return _NAMES.get(of, {}).get(_whole(value)) or str(value)
+    return _constant(value)
 
 
 def _plain(value: Any) -> str:  # noqa: ANN401 - a number or an address
-    return str(value) if isinstance(value, int) else _word(value)
+    return _integer(value) if isinstance(value, int) else _address(value)
+
+
+# --- commands ------------------------------------------------------------------------------------------------
+
+
+def command_line(command: Node) -> str:
+    """Return a command of a transaction on a line of its own, without its end.
+
+    A command that removes or empties something names it in full, as those that add do. The command may be from an
+    untrusted process: raises :class:`InternalError` for each that has no line.
+    """
+    try:
+        ((verb, argument),) = command.items()
+        ((kind, body),) = argument.items()
+        spell = _COMMANDS.get((verb, kind))
+        if spell is None:
+            raise InternalError(f"nft's text has no place for the command {verb} {kind}"[:200])
+        return f"{verb} {kind} {spell(kind, body)}"
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InternalError(f"nft's text has no place for a command ({error!r}): {str(command)[:200]}") from error
+
+
+def _table_command(_kind: str, body: Node) -> str:
+    _fields(body, {"family", "name"})
+    return f"{_one_of(body['family'], _TABLE_FAMILIES)} {_identifier(body['name'])}"
+
+
+def _named_command(_kind: str, body: Node) -> str:
+    _fields(body, {"family", "table", "name"})
+    return _place(body, "name")
+
+
+def _place(body: Node, name: str) -> str:
+    return f"{_one_of(body['family'], _TABLE_FAMILIES)} {_identifier(body['table'])} {_identifier(body[name])}"
+
+
+def _chain_command(_kind: str, body: Node) -> str:
+    if "hook" not in body:
+        return _named_command(_kind, body)
+    _fields(body, {"family", "table", "name", "type", "hook", "prio", "policy"})
+    return f"{_place(body, 'name')} {{ {_hook(body)} }}"
+
+
+def _object_command(kind: str, body: Node) -> str:
+    rest = dict(body)
+    place = _place({key: rest.pop(key) for key in ("family", "table", "name")}, "name")
+    lines, elements = _object_lines(kind, rest)
+    if elements:
+        lines.append(f"elements = {{ {', '.join(elements)} }}")
+    return f"{place} {{ {'; '.join(lines)}; }}"
+
+
+def _element_command(_kind: str, body: Node) -> str:
+    _fields(body, {"family", "table", "name", "elem"})
+    return f"{_place(body, 'name')} {{ {', '.join(map(_untyped_element, _some(body['elem'])))} }}"
+
+
+def _untyped_element(element: Any) -> str:  # noqa: ANN401 - a value, or a value and a verdict
+    if isinstance(element, list):
+        value, verdict = element
+        return f"{_untyped(value)} : {_verdict(verdict)}"
+    return _untyped(element)
+
+
+def _untyped(value: Any) -> str:  # noqa: ANN401 - a value of any type
+    """Spell a value of a set whose type is not known: an address, a number, or the name of an interface."""
+    if isinstance(value, dict) and "concat" in value:
+        return " . ".join(map(_untyped, _some(_fields(value, {"concat"})["concat"])))
+    if isinstance(value, str) and not _is_address(value):
+        return _interface(value)
+    return _value("", value)
+
+
+def _rule_command(_kind: str, body: Node) -> str:
+    _fields(body, {"family", "table", "chain", "expr"}, {"comment"})
+    return f"{_place(body, 'chain')} {_rule(body)}"
+
+
+def _rule_by_handle(_kind: str, body: Node) -> str:
+    _fields(body, {"family", "table", "chain", "handle"})
+    return f"{_place(body, 'chain')} handle {_whole(body['handle'], 2**64 - 1)}"
+
+
+_COMMANDS: dict[tuple[str, str], Callable[[str, Any], str]] = {
+    **dict.fromkeys((("add", "table"), ("delete", "table")), _table_command),
+    **{("delete", kind): _named_command for kind in ("chain", "set", "map", "ct helper")},
+    **{("add", kind): _object_command for kind in ("set", "map", "ct helper")},
+    ("add", "chain"): _chain_command,
+    ("flush", "chain"): _named_command,
+    ("add", "element"): _element_command,
+    ("delete", "element"): _element_command,
+    ("add", "rule"): _rule_command,
+    ("delete", "rule"): _rule_by_handle,
+}
 
 
 # --- words ---------------------------------------------------------------------------------------------------
 
 
-def _identifier(text: str) -> str:
-    if not _IDENTIFIER.fullmatch(text):
+def _fields(body: Any, needed: AbstractSet[str], optional: AbstractSet[str] = frozenset()) -> Node:  # noqa: ANN401 - JSON
+    """Return an object that has the needed keys, and none but these and the optional ones."""
+    if not isinstance(body, dict) or not needed <= body.keys() <= needed | optional:
+        raise InternalError(f"nft's text has no place for {str(body)[:200]}")
+    return body
+
+
+def _list(value: Any) -> list[Any]:  # noqa: ANN401 - JSON
+    if not isinstance(value, list):
+        raise InternalError(f"nft's text has no place for {str(value)[:200]}, which is no list")
+    return value
+
+
+def _some(value: Any) -> list[Any]:  # noqa: ANN401 - JSON
+    """Return a list that is not empty."""
+    if not _list(value):
+        raise InternalError("nft cannot read an empty list there")
+    return list(value)
+
+
+def _one_of(text: Any, words: Collection[str]) -> str:  # noqa: ANN401 - JSON
+    if not isinstance(text, str) or text not in words:
+        raise InternalError(f"nft cannot read {str(text)[:200]!r} there")
+    return text
+
+
+def _is_set(body: Node, key: str) -> bool:
+    value = body.get(key, False)
+    if not isinstance(value, bool):
+        raise InternalError(f"nft's text has no place for {str(value)[:200]}, which is no truth value")
+    return value
+
+
+def _whole(value: Any, most: int = _MOST) -> int:  # noqa: ANN401 - JSON
+    """Return a whole number from 0 to ``most``."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise InternalError(f"nft cannot read {str(value)[:200]!r} as a number")
+    return value
+
+
+def _integer(value: Any, most: int = _MOST) -> str:  # noqa: ANN401 - JSON
+    return str(_whole(value, most))
+
+
+def _identifier(text: Any) -> str:  # noqa: ANN401 - JSON
+    if not isinstance(text, str) or not _IDENTIFIER.fullmatch(text):
         raise InternalError(f"nft cannot read {text!r} as a name")
     return text
 
 
-def _reference(text: str) -> str:
-    return f"@{_identifier(text.removeprefix('@'))}"
+def _reference(text: Any) -> str:  # noqa: ANN401 - JSON
+    if not isinstance(text, str) or not text.startswith("@"):
+        raise InternalError(f"nft cannot read {text!r} as a reference")
+    return f"@{_identifier(text[1:])}"
 
 
-def _word(text: str) -> str:
-    if not _WORD.fullmatch(text):
-        raise InternalError(f"nft cannot read {text!r} as one word")
+def _constant(text: Any) -> str:  # noqa: ANN401 - JSON
+    return text if isinstance(text, str) and (text in _CONSTANTS or _NUMBER.fullmatch(text)) else _address(text)
+
+
+def _address(text: Any) -> str:  # noqa: ANN401 - JSON
+    if not isinstance(text, str) or not _is_address(text):
+        raise InternalError(f"nft cannot read {text!r} as an address")
     return text
 
 
-def _quoted(text: str) -> str:
-    if not _QUOTABLE.fullmatch(text):
+@lru_cache(maxsize=10_000)
+def _is_address(text: str) -> bool:
+    if _MAC.fullmatch(text):
+        return True
+    if not _ADDRESS.fullmatch(text):
+        return False
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _quoted(text: Any) -> str:  # noqa: ANN401 - JSON
+    if not isinstance(text, str) or not _QUOTABLE.fullmatch(text):
         raise InternalError(f"nft cannot read {text!r} between quotes")
+    return f'"{text}"'
+
+
+def _interface(text: Any) -> str:  # noqa: ANN401 - JSON
+    if not isinstance(text, str) or not _INTERFACE.fullmatch(text):
+        raise InternalError(f"nft cannot read {text!r} between quotes, as an interface")
+    return f'"{text}"'
+
+
+def _quoted_identifier(text: Any) -> str:  # noqa: ANN401 - JSON
+    if not isinstance(text, str) or not _IDENTIFIER.fullmatch(text):
+        raise InternalError(f"nft cannot read {text!r} between quotes, as a name")
     return f'"{text}"'

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pvefw_nft.errors import HostError
@@ -27,6 +29,7 @@ from .nftables_state import (
     SETS,
     TABLE,
     Command,
+    Commands,
     Kernel,
     Nftables,
     Noted,
@@ -56,22 +59,23 @@ class Plan:
     """The transactions, in order, and their changes; none: nothing to do.
 
     ``before`` adds the objects that the transaction ``commands`` needs, ``after`` removes the objects that it leaves.
-    ``target`` is the state after all of them. ``was_there``: one of our tables was loaded before. ``stamp`` belongs to
-    the state that was read for the plan (None: there is none). ``whole``: they replace our tables completely.
+    The commands of whole tables are read from the artefact each time. ``target`` is the state after all of them.
+    ``was_there``: one of our tables was loaded before. ``stamp`` belongs to the state that was read for the plan (None:
+    there is none). ``whole``: they replace our tables completely.
     """
 
-    commands: tuple[Command, ...]
+    commands: tuple[Command, ...] | Commands
     changes: tuple[Change, ...]
     target: Mapping[str, Wanted]
     was_there: bool
     stamp: RulesetStamp | None = None
     whole: bool = False
     notes: tuple[str, ...] = ()
-    before: tuple[Command, ...] = ()
-    after: tuple[Command, ...] = ()
+    before: tuple[Command, ...] | Commands = ()
+    after: tuple[Command, ...] | Commands = ()
 
     @property
-    def transactions(self) -> list[tuple[Command, ...]]:
+    def transactions(self) -> list[tuple[Command, ...] | Commands]:
         """Those that hold a command."""
         return [commands for commands in (self.before, self.commands, self.after) if commands]
 
@@ -100,12 +104,12 @@ def plan(
     steps = _Steps()
     spoiled = set(spoiled)
     whole = True
-    replaced: list[Command] = []
+    replaced: list[str] = []
     for family in FAMILIES:
         wanted = target.get(family)
         if wanted is None:
             if family in current:
-                steps.commands.append({"delete": {"table": {"family": family, "name": TABLE}}})
+                steps.commands.add([{"delete": {"table": {"family": family, "name": TABLE}}}])
                 changes.append(Change("remove", "nft", f"table {family} {TABLE}"))
             continue
         table = _TablePlan(family, current.get(family), wanted, previous, _of_family(spoiled, family))
@@ -113,22 +117,37 @@ def plan(
         changes += table.changes
         whole = whole and table.whole
         if table.whole and family in current:
-            replaced += [{"add": {"table": {"family": family, "name": TABLE}}}, *wanted.commands()]
+            replaced.append(family)
             twins = {*twins, family}
     if replaced:
-        steps.before = [*twin.loading(TABLE, replaced), *steps.before]
-    steps.after += twin.removing(TABLE, sorted(twins))
-    if not steps.commands:
-        steps.commands, steps.after = steps.after, []
+        steps.before = _twins([target[family] for family in replaced], steps.before)
+    steps.after.add(twin.removing(TABLE, sorted(twins)))
+    if not steps.commands.parts:
+        steps.commands, steps.after = steps.after, _Commands()
     return Plan(
-        tuple(steps.commands),
+        steps.commands.made(),
         tuple(changes),
         target,
         bool(current),
         whole=whole,
-        before=tuple(steps.before),
-        after=tuple(steps.after),
+        before=steps.before.made(),
+        after=steps.after.made(),
     )
+
+
+def _twins(tables: Iterable[Wanted], rest: _Commands) -> _Commands:
+    """Return the commands that load the twins of these tables, and the rest."""
+    commands = _Commands()
+    commands.add(twin.removing(TABLE, [table.family for table in tables]))
+    for table in tables:
+        commands.add(list(twin.adding(TABLE, [{"add": {"table": {"family": table.family, "name": TABLE}}}])))
+        commands.add_later(partial(_twin, table))
+    commands.parts += rest.parts
+    return commands
+
+
+def _twin(table: Wanted) -> Iterator[Command]:
+    return twin.adding(TABLE, table.commands())
 
 
 def _of_family(objects: Collection[str], family: str) -> set[str]:
@@ -298,8 +317,13 @@ def count_packets(families: Iterable[str]) -> dict[str, int]:
 
 
 def _touched_chains(planned: Plan) -> dict[str, list[str]]:
+    if planned.whole:
+        return {
+            family: [item.name for item in wanted.objects.values() if item.kind == "chain" and item.count]
+            for family, wanted in planned.target.items()
+        }
     touched: dict[str, dict[str, None]] = {}
-    for command in (*planned.before, *planned.commands):
+    for command in chain(planned.before, planned.commands):
         rule = command.get("add", {}).get("rule")
         if rule is not None and rule["table"] == TABLE and rule["chain"] != DIGESTS:
             touched.setdefault(rule["family"], {})[rule["chain"]] = None
@@ -316,12 +340,36 @@ def _count_differences(family: str, chains: list[str], counts: Mapping[str, int]
 
 
 @dataclass(slots=True)
+class _Commands:
+    """The commands of one transaction of a plan, in parts: lists, and what yields commands at each call."""
+
+    parts: list[list[Command] | Callable[[], Iterable[Command]]] = field(default_factory=list)
+
+    def add(self, commands: Iterable[Command]) -> None:
+        """Add these commands."""
+        some = list(commands)
+        if some:
+            self.parts.append(some)
+
+    def add_later(self, make: Callable[[], Iterable[Command]]) -> None:
+        """Add the commands that a function yields, which is called whenever they are read."""
+        self.parts.append(make)
+
+    def made(self) -> tuple[Command, ...] | Commands:
+        """Return all of them: at once, if none are to be made later."""
+        lists = [part for part in self.parts if isinstance(part, list)]
+        if len(lists) == len(self.parts):
+            return tuple(chain.from_iterable(lists))
+        return Commands(tuple(partial(iter, part) if isinstance(part, list) else part for part in self.parts))
+
+
+@dataclass(slots=True)
 class _Steps:
     """The commands of each transaction of a plan."""
 
-    before: list[Command] = field(default_factory=list)
-    commands: list[Command] = field(default_factory=list)
-    after: list[Command] = field(default_factory=list)
+    before: _Commands = field(default_factory=_Commands)
+    commands: _Commands = field(default_factory=_Commands)
+    after: _Commands = field(default_factory=_Commands)
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +411,7 @@ class _TablePlan:
     def add_to(self, steps: _Steps) -> None:
         """Add the commands that bring this table to the wanted state."""
         if self.whole or self._noted is None:
-            steps.commands += self._whole()
+            self._add_whole(steps.commands)
         else:
             self._in_part(self._noted, steps)
 
@@ -394,21 +442,17 @@ class _TablePlan:
     def _differs(self, key: str, item: TableObject, noted: Mapping[str, Noted]) -> bool:
         return noted[key].digests != item.digests or key in self._spoiled
 
-    def _whole(self) -> list[Command]:
+    def _add_whole(self, commands: _Commands) -> None:
         table = {"table": {"family": self._family, "name": TABLE}}
         there = self._noted is not None
         if there:
             self.changes.append(Change("change", "nft", f"table {self._family} {TABLE} (as a whole)"))
         else:
             self.changes.append(Change("add", "nft", f"table {self._family} {TABLE}"))
-        start = removing(self._family, TABLE) if there else []
-        return [
-            *start,
-            {"add": table},
-            {"add": {"chain": self._body(name=DIGESTS)}},
-            *(command for command in self._wanted.commands() if "table" not in command["add"]),
-            *note_commands(self._family, self._wanted.objects.values()),
-        ]
+        commands.add(removing(self._family, TABLE) if there else [])
+        commands.add([{"add": table}, {"add": {"chain": self._body(name=DIGESTS)}}])
+        commands.add_later(partial(_within, self._wanted))
+        commands.add_later(partial(note_commands, self._family, self._wanted.objects.values()))
 
     def _in_part(self, noted: dict[str, Noted], steps: _Steps) -> None:
         objects = self._wanted.objects
@@ -418,23 +462,23 @@ class _TablePlan:
         if not (new or changed or gone):
             return
         elements = {item.key: self._element_changes(item, noted) for item in (*new, *changed) if item.kind in SETS}
-        made = [{"add": {t.kind: dict(t.definition)}} for t in sorted(new, key=_making_order)]
+        made: list[Command] = [{"add": {t.kind: dict(t.definition)}} for t in sorted(new, key=_making_order)]
         made += self._element_commands(new, elements)
         made += [{"add": {"rule": rule}} for item in new if item.kind == "chain" for rule in item.content]
         made += note_commands(self._family, new)
         # in one transaction with the rest, new chains would be empty for packets in the old rules
         precede = any("hook" in item.definition for item in new) or any(c.other_verdicts for c in elements.values())
-        (steps.before if precede else steps.commands).extend(made)
+        (steps.before if precede else steps.commands).add(made)
         chains = [item for item in changed if item.kind == "chain"]
-        steps.commands += [{"flush": {"chain": self._body(name=chain.name)}} for chain in chains]
-        steps.commands += self._element_commands(changed, elements)
-        steps.commands += [{"add": {"rule": rule}} for chain in chains for rule in chain.content]
-        steps.commands += [*self._forget(changed, noted), *note_commands(self._family, changed)]
-        steps.after += [{"flush": {"chain": self._body(name=t.name)}} for t in gone if t.kind == "chain"]
-        steps.after += [
+        steps.commands.add({"flush": {"chain": self._body(name=item.name)}} for item in chains)
+        steps.commands.add(self._element_commands(changed, elements))
+        steps.commands.add({"add": {"rule": rule}} for item in chains for rule in item.content)
+        steps.commands.add([*self._forget(changed, noted), *note_commands(self._family, changed)])
+        steps.after.add({"flush": {"chain": self._body(name=t.name)}} for t in gone if t.kind == "chain")
+        steps.after.add(
             {"delete": {t.kind: self._body(name=t.name)}} for t in sorted(gone, key=_making_order, reverse=True)
-        ]
-        steps.after += self._forget(gone, noted)
+        )
+        steps.after.add(self._forget(gone, noted))
         for what, some in (("add", new), ("change", changed), ("remove", gone)):
             self.changes += [Change(what, f"nft {self._family}", t.key, self._detail(t, noted)) for t in some]
 
@@ -480,6 +524,11 @@ class _TablePlan:
 
     def _body(self, **more: object) -> Command:
         return {"family": self._family, "table": TABLE, **more}
+
+
+def _within(table: Wanted) -> Iterator[Command]:
+    """Yield the commands that make what is in a table."""
+    return (command for command in table.commands() if "table" not in command["add"])
 
 
 def _from_key(key: str) -> TableObject:

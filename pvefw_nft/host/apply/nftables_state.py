@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pvefw_nft.errors import HostError, InternalError
@@ -20,9 +21,10 @@ from pvefw_nft.errors import HostError, InternalError
 from .. import bindings
 from ..netfilter import nf_tables
 from ..netfilter.nf_listing import Listing
+from . import nft_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 TABLE = "pvefw"
 FAMILIES = ("bridge", "inet")
@@ -34,11 +36,28 @@ _MAX_COMMENT = 127  # NFTNL_UDATA_COMMENT_MAXLEN, libnftnl's udata.h, without th
 SETS = ("set", "map")
 """The kinds of objects that hold elements."""
 _KINDS = ("table", "chain", "rule", "element", "ct helper", *SETS)
+_MANY = 100
+"""From so many commands on, a transaction is handed to libnftables as text."""
+_PLACE = re.compile(r"^\S+?:(\d+):\d+-\d+: Error: ", re.MULTILINE)
+"""How libnftables begins an error of a text: with the line, and the columns, of what it refused."""
 _NAME = re.compile(r"[!-~]{1,127}")
 _RULE = re.compile(
     rf'\{{"add":\{{"rule":\{{"family":"({"|".join(FAMILIES)})","table":"{TABLE}","chain":"([A-Za-z0-9/_-]{{1,127}})",'
 )
 """How a rule of a compiled artefact begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """The commands of a transaction, in parts that are made while they are read, at each time.
+
+    All at once, those of a large node would take much memory.
+    """
+
+    parts: tuple[Callable[[], Iterable[Command]], ...]
+
+    def __iter__(self) -> Iterator[Command]:
+        return chain.from_iterable(part() for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,8 +308,11 @@ def _take_apart(command: Any) -> tuple[str, str, Command]:  # noqa: ANN401 - JSO
 class Nftables:
     """libnftables. Each call is one transaction: all of it happens, or nothing."""
 
-    def __init__(self) -> None:
-        """Load the library. Raises :class:`HostError` if it or its bindings are not installed."""
+    def __init__(self, many: int = _MANY) -> None:
+        """Load the library. ``many``: from so many commands on, they are handed to it as text.
+
+        Raises :class:`HostError` if it or its bindings are not installed.
+        """
         try:
             self._library = bindings.load().Nftables()
         except (ImportError, OSError) as error:
@@ -298,24 +320,54 @@ class Nftables:
                 f"libnftables is not usable: {error}",
                 "apt-get install libnftables1 python3-nftables",
             ) from error
+        self._many = many
         self._library.set_json_output(True)
         self._library.set_handle_output(True)
 
-    def run(self, commands: Sequence[Command]) -> list[Command]:
-        """Run the commands as one transaction and return the listed objects. Raises :class:`HostError`."""
-        status, output, problem = self._library.json_cmd({"nftables": list(commands)})
+    def run(self, commands: Iterable[Command]) -> list[Command]:
+        """Run the commands as one transaction and return the listed objects.
+
+        Many commands are read twice where one is refused, and list nothing. Raises :class:`HostError`, and
+        :class:`InternalError` for one of many commands that has no text; nothing has changed then.
+        """
+        reading = iter(commands)
+        few = list(islice(reading, self._many))
+        if len(few) == self._many:
+            self._load(chain(few, reading), commands)
+            return []
+        status, output, problem = self._library.json_cmd({"nftables": few})
         if status != 0:
-            raise _failure(problem or "no reason given", commands)
+            raise _failure(problem or "no reason given", few)
         listed = output["nftables"] if isinstance(output, dict) else []
         return [entry for entry in listed if "metainfo" not in entry]
 
+    @staticmethod
+    def _load(commands: Iterable[Command], again: Iterable[Command]) -> None:
+        """Run commands that list nothing, as text: half the memory and time that libnftables needs for JSON."""
+        from pvefw_nft.backends.nft.syntax.text import command_line  # deferred: it takes the whole backend
 
-def _failure(problem: str, commands: Sequence[Command]) -> HostError:
+        problem = nft_text.run(map(command_line, commands))
+        if problem:
+            raise _failure_of_text(problem, again)
+
+
+def _failure_of_text(problem: str, commands: Iterable[Command]) -> HostError:
+    """Return the error for lines of commands. libnftables shows each line that it refuses, and marks the place."""
+    places = list(_PLACE.finditer(problem))
+    if not places:
+        return _failure(problem, ())
+    reasons = "\n".join(problem[place.end() :].partition("\n")[0] for place in places)
+    return _failure(reasons, (), next(islice(commands, int(places[0][1]) - 1, None), None))
+
+
+def _failure(problem: str, commands: Sequence[Command], refused: Command | None = None) -> HostError:
     lines = [line.removeprefix("internal:0:0-0: Error: ") for line in problem.splitlines() if line.strip()]
     message = "libnftables refused the ruleset: " + "; ".join([*dict.fromkeys(lines)][:4])
     found = re.search(r"command array at index (\d+) failed", problem)
     if found is not None and int(found[1]) < len(commands):
-        message += f"\n  in the command {json.dumps(commands[int(found[1])])[:300]}"
+        refused = commands[int(found[1])]
+    if refused is not None:
+        message += f"\n  in the command {json.dumps(refused)[:300]}"
     lowered = problem.lower()
     hint = None
     if "not permitted" in lowered:
@@ -377,9 +429,9 @@ def listing(family: str, only: Iterable[TableObject] | None = None) -> TableList
         return TableListing(digests, found.rule_counts)
 
 
-def note_commands(family: str, objects: Iterable[TableObject]) -> list[Command]:
-    """Return the commands that note objects in the chain of digests."""
-    return [
+def note_commands(family: str, objects: Iterable[TableObject]) -> Iterator[Command]:
+    """Yield the commands that note objects in the chain of digests."""
+    return (
         {
             "add": {
                 "rule": {
@@ -392,4 +444,4 @@ def note_commands(family: str, objects: Iterable[TableObject]) -> list[Command]:
             }
         }
         for item in objects
-    ]
+    )

@@ -23,7 +23,7 @@ from ..netfilter import nf_tables
 from . import nftables_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from .nftables_state import Command, Nftables
 
@@ -49,8 +49,13 @@ def loading(table: str, commands: Sequence[Command]) -> list[Command]:
 
     ``commands`` make the table in one or more families; those that delete are left out.
     """
-    made = [_renamed(command["add"], table) for command in commands if "add" in command]
+    made = list(adding(table, commands))
     return [*removing(table, {next(iter(command["add"].values()))["family"] for command in made}), *made]
+
+
+def adding(table: str, commands: Iterable[Command]) -> Iterator[Command]:
+    """Yield the commands that make the twins; ``commands`` make the table. Those that delete are left out."""
+    return (_renamed(command["add"], table) for command in commands if "add" in command)
 
 
 def _renamed(added: Command, table: str) -> Command:

@@ -1,0 +1,227 @@
+"""A ruleset loaded as nft's text is in the kernel what it is when loaded as JSON, and errors say the same.
+
+Where the kernel cannot track connections on bridges, rules that need it are replaced (``benchmarks/cut_down.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+
+from benchmarks.cut_down import cut_command
+from pvefw_nft.backends.nft.syntax import text as nft_text
+from pvefw_nft.errors import ConfigurationError, HostError, InternalError
+from pvefw_nft.host.apply import apply_nft
+from pvefw_nft.host.apply.nftables_state import Nftables, Reader, listing, read_kernel
+from pvefw_nft.pipeline import Source, compile_root
+from tests.property.test_untrusted_input import FILES, REPEATABLE
+
+from .network import has_bridge_conntrack
+from .rulesets import pieces
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pvefw_nft.host.apply.nftables_state import Command
+    from tests.property.test_untrusted_input import Files
+
+    from .conftest import Namespace
+
+pytest.importorskip("nftables")
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EXAMPLES = 40
+NEVER = 10**9
+ROOTS = sorted(
+    root
+    for folder in ("examples", "tests/cases", "tests/kernel/evasion")
+    for root in (REPOSITORY / folder).iterdir()
+    if (root / "etc").is_dir()
+)
+
+
+@pytest.fixture
+def _nftables(host: Namespace) -> None:
+    try:
+        Nftables().run([add("table", name="probe")])
+        Nftables().run([{"delete": {"table": {"family": "bridge", "name": "probe"}}}])
+    except HostError as error:
+        pytest.skip(f"no nftables of family bridge here: {error.message}")
+
+
+pytestmark = pytest.mark.usefixtures("_nftables")
+
+
+def add(kind: str, **body: Any) -> Command:  # noqa: ANN401 - JSON
+    return {"add": {kind: {"family": "bridge", **body}}}
+
+
+def commands_of(root: Path, node: str = "") -> list[Command]:
+    """Return the commands of a compile, such as this kernel takes."""
+    nodes = sorted(path.name for path in (root / "etc/pve/nodes").glob("*"))
+    source = Source(root, node or (nodes[0] if nodes else "n1"), lambda: "192.168.1.0/24")
+    commands: list[Command] = json.loads("".join(compile_root(source, "nft").artefact.json()))["nftables"]
+    if has_bridge_conntrack():
+        return commands
+    return [cut_command(command) for command in commands if "ct helper" not in command.get("add", {})]
+
+
+def load(commands: list[Command], many: int) -> None:
+    """Load a ruleset as a start does; ``many`` decides whether as text."""
+    target = Reader().wanted(pieces({"nftables": commands}))
+    apply_nft.execute(apply_nft.replacing(read_kernel(), target), Nftables(many))
+
+
+def listed() -> list[Any]:
+    """Return all that the kernel holds, as nft lists it; the handles of two loads are not the same."""
+    output = subprocess.run(["nft", "-j", "list", "ruleset"], capture_output=True, check=True).stdout
+    found: list[Any] = json.loads(re.sub(rb'"handle": \d+', b'"handle": 0', output))["nftables"]
+    return found
+
+
+class LackingError(Exception):
+    """This kernel cannot hold the ruleset."""
+
+
+def loaded_both_ways(commands: list[Command]) -> Iterator[tuple[Any, Any]]:
+    """Load a ruleset as JSON and as text; yield what the kernel then lists, and digests of what it answers."""
+    for many in (NEVER, 0):
+        try:
+            load(commands, many)
+        except HostError as error:
+            if many == NEVER:
+                raise LackingError(error.message) from error
+            raise
+        yield (
+            listed(),
+            {family: listing(family).digests for family in ("bridge", "inet") if family in read_kernel()},
+        )
+        apply_nft.execute(apply_nft.replacing(read_kernel(), {}), Nftables())
+
+
+@pytest.mark.parametrize("root", ROOTS, ids=lambda root: root.name)
+def test_each_case_is_loaded_alike(root: Path) -> None:
+    try:
+        from_json, from_text = loaded_both_ways(commands_of(root))
+    except LackingError as error:
+        pytest.skip(f"not with this kernel: {error}")
+    assert from_text == from_json
+    assert len(from_json[0]) > 10 or "off" in root.name
+
+
+def test_any_ruleset_is_loaded_alike(tmp_path: Path) -> None:
+    compared = 0
+
+    @settings(REPEATABLE, max_examples=EXAMPLES)
+    @given(FILES)
+    def load_one(files: Files) -> None:
+        nonlocal compared
+        files.write(tmp_path)
+        try:
+            commands = commands_of(tmp_path, "n1")
+        except ConfigurationError:
+            return
+        try:
+            from_json, from_text = loaded_both_ways(commands)
+        except LackingError:
+            return
+        assert from_text == from_json
+        compared += 1
+
+    load_one()
+    assert compared > EXAMPLES // 2
+
+
+MUTATIONS = [
+    (r"\bdrop\b", "accept"),
+    (r"!= ", ""),
+    (r"jump GROUP-\S+", "return"),
+    (r"\bcounter ", ""),
+    (r"burst \d+", "burst 7"),
+    (r" comment \".*", ""),
+    (r"priority -\d+", "priority 7"),
+    (r"(tcp dport) \d+", r"\1 4444"),
+    (r"\d+ : jump", "4444 : jump"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "instead"), MUTATIONS)
+def test_another_text_is_noticed(monkeypatch: pytest.MonkeyPatch, pattern: str, instead: str) -> None:
+    """What the kernel lists differs if the writer writes one thing wrong, in whichever example has it."""
+    write = nft_text.command_line
+    changed: list[str] = []
+
+    def write_wrong(command: Command) -> str:
+        line = write(command)
+        wrong = re.sub(pattern, instead, line, count=1)
+        changed.extend([line] if wrong != line else [])
+        return wrong
+
+    monkeypatch.setattr(nft_text, "command_line", write_wrong)
+    for root in ROOTS:
+        try:
+            from_json, from_text = loaded_both_ways(commands_of(root))
+        except LackingError:
+            continue
+        except HostError:
+            return
+        if changed:
+            assert from_text != from_json
+            return
+    pytest.skip("no case has it on this kernel")
+
+
+def small(*statements: Any, chain: str = "c") -> list[Command]:  # noqa: ANN401 - JSON
+    place = {"table": "pvefw-probe"}
+    rule = add("rule", **place, chain=chain, expr=list(statements))
+    return [add("table", name="pvefw-probe"), add("chain", **place, name=chain), rule]
+
+
+def keywords() -> list[str]:
+    """Return the words of nft's language, as libnftables names them in its errors."""
+    library = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
+    path = re.search(r"libnftables\.so\.1 .*=> (\S+)", library)
+    assert path is not None
+    return sorted({word.decode() for word in re.findall(rb'\0"([a-z][a-z0-9-]*)"', Path(path[1]).read_bytes())})
+
+
+def test_a_name_that_is_a_word_of_nft_is_a_name_or_refused() -> None:
+    words = keywords()
+    assert {"accept", "counter", "jump", "table"} <= set(words)
+    named = []
+    for word in words:
+        try:
+            Nftables(0).run(small({"accept": None}, chain=word))
+        except HostError:
+            assert listed()[1:] == []
+            continue
+        named.append(word)
+        _, table, chain, rule = listed()
+        assert (table["table"]["name"], chain["chain"]["name"], rule["rule"]["chain"]) == ("pvefw-probe", word, word)
+        assert rule["rule"]["expr"] == [{"accept": None}]
+        Nftables().run([{"delete": {"table": {"family": "bridge", "name": "pvefw-probe"}}}])
+    assert 0 < len(named) < len(words)
+
+
+def test_an_error_names_the_command_that_the_kernel_refused() -> None:
+    with pytest.raises(HostError, match=r'No such file or directory\n  in the command \{"add": \{"rule": .*"nowhere"'):
+        Nftables(0).run(small({"jump": {"target": "nowhere"}}))
+    assert listed()[1:] == []
+
+
+def test_an_error_names_the_command_that_libnftables_refused() -> None:
+    with pytest.raises(HostError, match=r'syntax error.*\n  in the command \{"add": \{"chain": .*"name": "table"'):
+        Nftables(0).run(small({"accept": None}, chain="table"))
+    assert listed()[1:] == []
+
+
+def test_a_command_without_text_changes_nothing() -> None:
+    with pytest.raises(InternalError, match="no place for"):
+        Nftables(0).run(small({"xt": None}))
+    assert listed()[1:] == []
