@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pvefw_nft.cache import NO_CACHE, Cache
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.errors import Diagnostic, Severity, Span, has_errors
 from pvefw_nft.pipeline import check_root, make_backend
@@ -50,24 +51,32 @@ def review_root(
 
     ``only_own`` as in :func:`survey_root`, ``progress`` as in :func:`analyse_root`. Raises as :func:`.check_root`.
     """
-    checked = closing_failures(source, lambda closed: check_root(source, closed=closed))
-    diagnostics = in_file_order([*checked.diagnostics, *survey_root(source, only_own=only_own)])
+    checked, diagnostics = _check_and_survey(source, only_own=only_own)
     if not analysis or checked.has_errors or not checked.ruleset.enabled:
         return Review(checked, diagnostics)
     advice = analyse_root(source, checked, only_own=only_own, progress=progress)
     return Review(checked, in_file_order([*diagnostics, *advice.diagnostics]), advice.unfinished)
 
 
-def survey_root(source: Source, *, only_own: bool = False) -> tuple[Diagnostic, ...]:
+def _check_and_survey(source: Source, *, only_own: bool) -> tuple[Checked, tuple[Diagnostic, ...]]:
+    """Return the configuration as IR, and all mistakes in it. Guests are read once for both questions."""
+    from pvefw_nft.pipeline.guests import GuestCache  # deferred: it imports the readers
+
+    guests = GuestCache()
+    checked = closing_failures(source, lambda closed: check_root(source, guests, closed=closed))
+    return checked, in_file_order([*checked.diagnostics, *survey_root(source, only_own=only_own, cache=guests)])
+
+
+def survey_root(source: Source, *, only_own: bool = False, cache: Cache = NO_CACHE) -> tuple[Diagnostic, ...]:
     """Return mistakes in firewall files that this node does not compile, and settings that defeat one another.
 
     ``only_own``: leave out findings that belong to other nodes or to the cluster, see :func:`survey_cluster`.
-    Raises as :func:`.check_root`.
+    ``cache``: of a check of the same source. Raises as :func:`.check_root`.
     """
     from pvefw_nft.config.survey import survey  # deferred: only a check needs it
 
     findings = Findings()
-    survey(root_of(source), open_configuration(offline(source), findings), findings, only_own=only_own)
+    survey(root_of(source), open_configuration(offline(source), findings, cache), findings, only_own=only_own)
     return in_file_order(with_text(findings.diagnostics, source.files))
 
 
@@ -106,7 +115,6 @@ def analyse_root(
     ``progress`` gets the work done and the total; if rules are found, it counts twice. Raises as :func:`.check_root`.
     """
     # deferred: this is the slow part of a check
-    from pvefw_nft.cache import Cache
     from pvefw_nft.config.unused import find_unused_of_cluster, find_unused_of_guests
     from pvefw_nft.verify.prove.dead_rules import analyse
     from pvefw_nft.verify.prove.network import Side

@@ -220,3 +220,26 @@ def test_guests_that_differ_in_numbers_alone_are_walked_once(
     noted = spy(Record, "note")
     findings(case, None)
     assert len(noted) >= len(GUESTS) - 1
+
+
+def test_stages_known_from_another_nic_are_those_of_the_nic_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["interface"]
+    known = spied_keys(case, monkeypatch)
+    monkeypatch.setattr(WalkKeys, "stages", lambda self, _nic, segments: self._made(segments()))
+    assert spied_keys(case, monkeypatch) == known
+    assert len(known) == len(GUESTS)
+
+
+def spied_keys(case: Case, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Return the keys of all NICs."""
+    found = []
+    rules = WalkKeys._rules
+
+    def noted(self: WalkKeys, stages: Any) -> Any:  # noqa: ANN401 - of a private type
+        found.append((stages, key := rules(self, stages)))
+        return key
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WalkKeys, "_rules", noted)
+        findings(case, None)
+    return [(stages, key) for stages, (key, _) in found]

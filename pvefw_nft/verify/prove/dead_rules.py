@@ -31,7 +31,7 @@ from pvefw_nft.verify.prove.walk_shapes import ChainShapes, shape_of
 from pvefw_nft.verify.simulate.walk import STANDARD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from pvefw_nft.verify.network.path import Nic, Stage
     from pvefw_nft.verify.prove.flows import PathPair
@@ -179,24 +179,24 @@ class _Analysis:
 
     def walk_nic(self, nic: Nic, walked: Walks) -> None:
         """Judge the rules along the segments of a NIC: by the walks of its group, if it has one."""
-        segments = list(self.segments_of(nic))
-        keyed = self.keys.of([(chosen.stages, chosen.tracked, chosen.case) for chosen in segments])
+        keyed = self.keys.of(nic, lambda: [(one.stages, one.tracked, one.case) for one in self.segments_of(nic)])
         if keyed is None:
-            self.walk_alone(segments, walked)
+            self.walk_alone(self.segments_of(nic), walked)
             return
         key, rules = keyed
         if key not in self.groups:
-            self.groups[key] = self.found_group(nic, rules, segments, walked)
+            self.groups[key] = self.found_group(nic, rules, walked)
             return
         group = self.groups[key]
         if group is None or not group.records[ALL_LINES].fits(rules, self.rules):
-            self.walk_alone(segments, walked)
+            self.walk_alone(self.segments_of(nic), walked)
             return
         group.records[ALL_LINES].note(rules, self.rules)
         self.todo.append(_Member(nic, rules, group))
 
-    def found_group(self, nic: Nic, rules: NicRules, segments: Sequence[_Chosen], walked: Walks) -> Group | None:
+    def found_group(self, nic: Nic, rules: NicRules, walked: Walks) -> Group | None:
         """Walk the first NIC of a group; return the group. None: others cannot share the walks."""
+        segments = list(self.segments_of(nic))
         walks = {number: self.walk_segment(chosen, frozenset(), walked) for number, chosen in enumerate(segments)}
         made = {number: one for number, one in walks.items() if one is not None}
         record = record_of(rules, made.values())

@@ -207,6 +207,12 @@ def overlaps(places: Mapping[m.Test, int]) -> tuple[tuple[m.Field, frozenset[int
         by_field.setdefault(test.field, {})[test.values] = 1 << place
     found: list[tuple[m.Field, frozenset[int]]] = []
     for on, sets in by_field.items():
+        if len(sets) == 1:
+            # as below: most fields are bits that one rule sets, or are tested once
+            ((values, bit),) = sets.items()
+            alone = {bit} if values is on.everything else {0, bit} if values else {0}
+            found.append((on, frozenset(alone)))
+            continue
         flips: dict[int, int] = {0: 0}
         for values, bit in sets.items():
             for bound in values.bounds:

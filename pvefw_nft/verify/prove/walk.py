@@ -14,7 +14,7 @@ Example: of ``-p tcp --dport 22 -j ACCEPT``, ``-s 10.0.0.1 -j DROP``, ``-j DROP`
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from itertools import groupby
@@ -67,8 +67,8 @@ class Judged:
     rule: m.Rule
     alive: bool = False
     needed: bool = False
-    shadows: dict[RuleKey, None] = field(default_factory=dict)
-    successors: dict[RuleKey, None] = field(default_factory=dict)
+    shadows: tuple[RuleKey, ...] = ()
+    successors: tuple[RuleKey, ...] = ()
     """The rules that take its packets where it is not there."""
 
     def note_takers(self, kind: Found, *groups: Iterable[RuleKey]) -> None:
@@ -78,9 +78,13 @@ class Judged:
         takers = self.shadows if kind is Found.SHADOWED else self.successors
         for rules in groups:
             if len(takers) < MAX_SHADOWS:
-                takers |= dict.fromkeys(rules)
+                takers = tuple(dict.fromkeys((*takers, *rules)))
             if takers:
-                return
+                break
+        if kind is Found.SHADOWED:
+            self.shadows = takers
+        else:
+            self.successors = takers
 
 
 class Rules:
@@ -105,6 +109,31 @@ class Rules:
             found = self._rules[key] = Judged(table, chain, rule)
             self._lines.setdefault(rule.origin or key, []).append(key)
         return found
+
+    def note(
+        self,
+        table: m.Table,
+        chain: m.Chain,
+        numbers: tuple[int, ...] | None,
+        findings: Iterable[tuple[int, bool, bool]],
+    ) -> None:
+        """Note findings about rules of a chain: their positions, and whether they are alive and needed.
+
+        A position is a place in ``numbers``; None: in the whole chain.
+        """
+        rules, lines, known = chain.rules, self._lines, self._rules
+        table_id, chain_id = id(table), id(chain)
+        for position, alive, needed in findings:
+            number = position + 1 if numbers is None else numbers[position]
+            key = table_id, chain_id, number
+            found = known.get(key)
+            if found is None:
+                rule = rules[number - 1]
+                known[key] = Judged(table, chain, rule, alive, needed)
+                lines.setdefault(rule.origin or key, []).append(key)
+            else:
+                found.alive = found.alive or alive
+                found.needed = found.needed or needed
 
     def numbers(self, chain: m.Chain) -> dict[int, int]:
         """Return the number of each rule of a chain, by the rule's identity."""

@@ -6,6 +6,8 @@ walks of a NIC by slot (:mod:`.walk_keys`), so that they can be noted for each N
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify.prove.walk import Found
@@ -42,18 +44,30 @@ class _Takers(NamedTuple):
 class Record:
     """The findings of a NIC's walks about the rules at slots."""
 
-    def __init__(self, before: Record | None = None) -> None:
-        """Start with no findings; ``before`` were noted for each NIC before."""
+    def __init__(self, rules: NicRules, before: Record | None = None) -> None:
+        """Start with no findings about the rules of a NIC; ``before`` were noted for each NIC before."""
+        self._rules = rules
         self._met: dict[Slot, None] = {}
         self._alive: set[Slot] = set()
         self._needed: set[Slot] = set()
         self._takers: list[_Takers] = []
         self._asked: dict[tuple[Found, Slot], None] = {}
         self._before = before
+        self._runs: list[tuple[int, list[tuple[int, bool, bool]]]] | None = None
 
-    def add(self, rules: NicRules, walk: Walk, events: Iterable[Event]) -> None:
-        """Add the events of a walk of the NIC with these rules."""
-        slots = rules.slots(walk.met)
+    def _made_runs(self) -> list[tuple[int, list[tuple[int, bool, bool]]]]:
+        """Return the findings about rules in the order in which they were met, those of one chain together.
+
+        A finding is the position in the chain, and whether the rule is alive and needed.
+        """
+        return [
+            (place, [(slot[1], slot in self._alive, slot in self._needed) for slot in slots])
+            for place, slots in groupby(self._met, itemgetter(0))
+        ]
+
+    def add(self, walk: Walk, events: Iterable[Event]) -> None:
+        """Add the events of a walk of the NIC."""
+        slots = self._rules.slots(walk.met)
         for event in events:
             slot = slots[event.place]
             match event.kind:
@@ -81,13 +95,12 @@ class Record:
 
     def note(self, rules: NicRules, judged: Rules) -> None:
         """Add the findings to those about the rules of another NIC."""
-        alive, needed = self._alive, self._needed
-        for slot in self._met:
-            one = judged.judged(*rules.rule(slot))
-            if slot in alive:
-                one.alive = True
-            if slot in needed:
-                one.needed = True
+        if self._runs is None:
+            self._runs = self._made_runs()
+        for place, findings in self._runs:
+            # the findings about rules that both NICs meet were noted for the first one
+            if not rules.shares(place, self._rules):
+                judged.note(*rules.chain(place), findings)
         for kind, slot, usual, others in self._takers:
             takers = [map(rules.rule_key, slots) for slots in (usual, others)]
             judged.judged(*rules.rule(slot)).note_takers(kind, *takers)
@@ -116,12 +129,12 @@ class Group:
 
 def record_of(rules: NicRules, walks: Iterable[Walked], before: Record | None = None) -> Record | None:
     """Return the findings of a NIC's walks; None: one of them exceeded the budget."""
-    record = Record(before)
+    record = Record(rules, before)
     keys: set[Key] = set()
     for walked in walks:
         if walked.events is None:
             return None
         if walked.key not in keys:
             keys.add(walked.key)
-            record.add(rules, walked.walk, walked.events)
+            record.add(walked.walk, walked.events)
     return record

@@ -46,9 +46,9 @@ from pvefw_nft.verify.prove.shapes import RENAMED, overlaps
 from pvefw_nft.verify.prove.walk import is_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from pvefw_nft.verify.network.path import Stage
+    from pvefw_nft.verify.network.path import Nic, Stage
     from pvefw_nft.verify.prove.exploration import Exploration
     from pvefw_nft.verify.prove.program import Case
     from pvefw_nft.verify.prove.shapes import Key
@@ -59,6 +59,8 @@ Slot: TypeAlias = tuple[int, int]
 """A chain's place among the chains of a NIC, and a rule's position in it, from 0."""
 
 _CT_MARKS = frozenset(m.CT_MARK)
+_BITS = tuple((m.equals(bit, 0), m.equals(bit, 1)) for bit in m.CT_MARK)
+"""The tests that each bit of a connection's mark is 0, and that it is 1."""
 
 
 _OfChain: TypeAlias = "tuple[m.Table, m.Chain, tuple[int, ...] | None]"
@@ -81,10 +83,19 @@ class NicRules:
         number = slot[1] + 1 if numbers is None else numbers[slot[1]]
         return table, chain, number, chain.rules[number - 1]
 
+    def chain(self, place: int) -> _OfChain:
+        """Return the chain at a place, with the numbers of its rules; None: it has all of them."""
+        return self._chains[place]
+
     def rule_key(self, slot: Slot) -> RuleKey:
         """Return the identity of the rule at a slot."""
         table, chain, numbers = self._chains[slot[0]]
         return id(table), id(chain), slot[1] + 1 if numbers is None else numbers[slot[1]]
+
+    def shares(self, place: int, other: NicRules) -> bool:
+        """Return whether all rules of the chain at a place are the same for another NIC."""
+        (_, one, numbers), (_, two, others) = self._chains[place], other._chains[place]
+        return one is two and numbers is None and others is None
 
     def slots(self, rules: Iterable[tuple[m.Table, m.Chain, int, m.Rule]]) -> list[Slot]:
         """Return the slots of rules of this NIC's walks."""
@@ -277,30 +288,69 @@ def _interfaces(rule: m.Rule) -> tuple[int, ...] | None:
 # --- NICs ---------------------------------------------------------------------------------------------------------
 
 
+Segments: TypeAlias = "Sequence[tuple[tuple[Stage, ...], Track, Case]]"
+"""The segments to walk: their stages, the stages' parts in connection tracking, and a kind of frame."""
+
+
+class _Stages(NamedTuple):
+    """The stages of a NIC's segments: ``facts`` with interfaces by role, the ``roots`` (base chains, by the place of
+    their table and by name), and the ``interfaces`` by role.
+    """
+
+    facts: Key
+    roots: tuple[tuple[int, str], ...]
+    interfaces: tuple[int, ...]
+
+
 class WalkKeys:
     """Gives NICs their keys."""
 
     def __init__(self, explored: Exploration) -> None:
         """``explored`` is an exploration of one ruleset."""
         self._flows = explored.flows_before
+        self._zones = explored.tested.zones
         self._kinds = explored.residuals.kind is not None
         self._chains = _Chains()
-        self._tables = {id(table): place for place, table in enumerate(explored.before.model.tables)}
+        self._tables = explored.before.model.tables
+        self._places = {id(table): place for place, table in enumerate(self._tables)}
+        self._stages: dict[object, tuple[_Stages, tuple[int | None, ...]]] = {}
 
-    def of(self, segments: Sequence[tuple[tuple[Stage, ...], Track, Case]]) -> tuple[Key, NicRules] | None:
-        """Return a key, and the rules that walks of these segments can meet; None: they have none."""
+    def of(self, nic: Nic, segments: Callable[[], Segments]) -> tuple[Key, NicRules] | None:
+        """Return the key of a NIC, and the rules that walks of its segments can meet; None: it has none.
+
+        ``segments`` returns the segments at the NIC's firewall bridge.
+        """
         if self._kinds:
             return None
         try:
-            return self._made(segments)
+            return self._rules(self.stages(nic, segments))
         except NoKeyError:
             return None
 
-    def _made(self, segments: Sequence[tuple[tuple[Stage, ...], Track, Case]]) -> tuple[Key, NicRules]:
+    def stages(self, nic: Nic, segments: Callable[[], Segments]) -> _Stages:
+        """Return the stages of a NIC's segments. Raises NoKeyError.
+
+        Without zones, these segments depend on the names of the NIC's interfaces, and on the bridge, by which frames of
+        fewer kinds come if it has no port. So those of the first NIC of a bridge are known for the others.
+        """
+        own = tuple(map(m.interface_number, (nic.interface, nic.link, nic.firewall_bridge)))
+        kind = nic.bridge, nic.filtered, nic.tag, nic.trunks
+        known = self._stages.get(kind)
+        if known is not None and len(set(own)) == len(own):
+            stages, roles = known
+            return stages._replace(interfaces=tuple([m.NO_INTERFACE if at is None else own[at] for at in roles]))
+        found = self._made(segments())
+        names = {number: at for at, number in enumerate(own)}
+        others = found.interfaces[1:]
+        if not self._zones and nic.filtered and len(names) == len(own) and names.keys() >= {*others}:
+            self._stages[kind] = found, (None, *[names[number] for number in others])
+        return found
+
+    def _made(self, segments: Segments) -> _Stages:
         roles = {m.NO_INTERFACE: 0}
         facts: list[object] = []
         known: dict[int, Key] = {}
-        roots: dict[tuple[int, str], m.Table] = {}
+        roots: dict[tuple[int, str], None] = {}
         for stages, tracked, case in segments:
             written = known.get(id(stages))  # a way has the same stages for each case
             if written is None:
@@ -308,22 +358,22 @@ class WalkKeys:
             facts += (case, written, tuple([(one.since, one.whole, one.known, one.fresh) for one in tracked]))
             for stage in stages:
                 for table, chain in self._flows.chains(stage, case.protocol):
-                    roots[self._tables[id(table)], chain.name] = table
-        return self._rules(facts, roots, tuple(roles))
+                    roots[self._places[id(table)], chain.name] = None
+        return _Stages(tuple(facts), tuple(roots), tuple(roles))
 
-    def _rules(
-        self, facts: list[object], roots: dict[tuple[int, str], m.Table], interfaces: tuple[int, ...]
-    ) -> tuple[Key, NicRules]:
-        """Return all rules that packets with these interfaces can meet from these chains on. Raises NoKeyError."""
+    def _rules(self, stages: _Stages) -> tuple[Key, NicRules]:
+        """Return all rules that packets can meet at these stages, and their key. Raises NoKeyError."""
+        interfaces = stages.interfaces
+        facts: list[object] = []
         tests: dict[m.Test, int] = {}
         logs: dict[str, int] = {}
         marks: dict[m.SetMark, int] = {}
         lines: dict[Line, int] = {}
         chains: list[_OfChain] = []
-        facts.append(tuple(roots))
-        places = {key: place for place, key in enumerate(roots)}
-        todo = [(*key, table) for key, table in roots.items()]
-        for number, name, table in todo:
+        places = {key: place for place, key in enumerate(stages.roots)}
+        todo = [*stages.roots]
+        for number, name in todo:
+            table = self._tables[number]
             chain = self._chains.chain(table, name)
             parts, numbers = self._parts(chain, interfaces)
             facts.append(len(parts))
@@ -344,13 +394,13 @@ class WalkKeys:
                     place = places.get((number, target))
                     if place is None:
                         place = places[number, target] = len(places)
-                        todo.append((number, target, table))
+                        todo.append((number, target))
                     facts.append(place)
             for of, origin in _origins(parts, numbers):
                 line = origin or (id(table), id(chain.chain), of)
                 facts.append(lines.setdefault(line, len(lines)))
             chains.append(chain.all if numbers is None else (table, chain.chain, numbers))
-        return (tuple(facts), overlaps(tests)), NicRules(tuple(lines), tuple(chains))
+        return (stages.facts, stages.roots, tuple(facts), overlaps(tests)), NicRules(tuple(lines), tuple(chains))
 
     def _parts(self, chain: _Chain, interfaces: tuple[int, ...]) -> tuple[list[_Written], tuple[int, ...] | None]:
         """Return the rules of a chain that packets with these interfaces may meet, and their numbers if not all."""
@@ -374,8 +424,7 @@ def _origins(parts: list[_Written], numbers: tuple[int, ...] | None) -> Iterator
 
 def _given(mark: m.SetMark) -> list[m.Test]:
     """Return a test of each bit that gets a value."""
-    bits = enumerate(mark.target.bits)
-    return [m.equals(bit, mark.flip >> place & 1) for place, bit in bits if not mark.keep >> place & 1]
+    return [test[mark.flip >> place & 1] for place, test in enumerate(_BITS) if not mark.keep >> place & 1]
 
 
 def _stage(stage: Stage, roles: dict[int, int]) -> Key:
