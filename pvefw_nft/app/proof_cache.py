@@ -39,27 +39,33 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 _WRITABLE_BY_OTHERS = 0o022
 _OPEN_TO_OTHERS = 0o077
 _PATIENCE = 2.0  # seconds to wait for another command, which takes milliseconds
-_UNUSABLE = (OSError, ValueError, TypeError, RecursionError)
+UNUSABLE = (OSError, ValueError, TypeError, RecursionError)
 """The errors of reading a damaged file."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def kept_proofs() -> Proofs:
     """Return this user's proofs; a cache that keeps nothing if there is no folder for them, or it is not safe."""
+    folder = safe_folder()
+    return NO_PROOFS if folder is None else ProofFile(folder)
+
+
+def safe_folder() -> Path | None:
+    """Return this user's folder for the cache, made if necessary; None if there is none, or it is not safe."""
     given = os.environ.get(VARIABLE)
     if given == "":
-        return NO_PROOFS
+        return None
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") if given is None else None
         folder = Path(given or "") if base is None else base / "pvefw"
         if not folder.is_absolute():
-            return NO_PROOFS
+            return None
         prover_digest()
         _make(folder)
-        with _opened(folder):
-            return ProofFile(folder)
+        with opened(folder):
+            return folder
     except (OSError, RuntimeError):  # RuntimeError: this user has no home
-        return NO_PROOFS
+        return None
 
 
 class ProofFile:
@@ -75,9 +81,9 @@ class ProofFile:
     def load(self) -> Mapping[str, Proof]:
         """Return the proofs of earlier comparisons."""
         try:
-            with _opened(self._folder) as folder:
+            with opened(self._folder) as folder:
                 self._loaded = _read(folder)
-        except _UNUSABLE:
+        except UNUSABLE:
             self._loaded = {}
         return self._loaded
 
@@ -85,10 +91,10 @@ class ProofFile:
         """Keep the proofs that a comparison used, and as many older ones as there is room for."""
         if used.keys() <= self._loaded.keys():
             return
-        with contextlib.suppress(OSError), _opened(self._folder) as folder, _locked(folder):
+        with contextlib.suppress(OSError), opened(self._folder) as folder, locked(folder):
             try:
                 found = _read(folder)
-            except _UNUSABLE:
+            except UNUSABLE:
                 found = {}
             for key, proof in used.items():
                 found.pop(key, None)
@@ -108,7 +114,7 @@ def _make(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def opened(path: Path) -> Iterator[int]:
     """Open the folder. Raises OSError if another user may read it or write to it."""
     folder = os.open(path, _FOLDER)
     try:
@@ -121,7 +127,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _locked(folder: int) -> Iterator[None]:
+def locked(folder: int) -> Iterator[None]:
     """Wait until no other command writes. Raises OSError after some time."""
     lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=folder)
     try:
@@ -139,16 +145,23 @@ def _locked(folder: int) -> Iterator[None]:
         os.close(lock)
 
 
-def _read(folder: int) -> dict[str, Proof]:
-    """Return the proofs of the file, those used last at the end. Raises OSError and ValueError if it is unusable."""
-    descriptor = os.open(_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+def content_of(folder: int, name: str, max_bytes: int) -> bytes:
+    """Return the content of a file. Raises OSError if another user may write to it, ValueError if it is larger."""
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & _WRITABLE_BY_OTHERS:
-            raise PermissionError(_FILE)
-        content = file.read(MAX_BYTES + 1)
-    head, _, body = content.partition(b"\n")
-    if len(content) > MAX_BYTES or head != _head(body):
+            raise PermissionError(name)
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError("too large")
+    return content
+
+
+def _read(folder: int) -> dict[str, Proof]:
+    """Return the proofs of the file, those used last at the end. Raises OSError and ValueError if it is unusable."""
+    head, _, body = content_of(folder, _FILE, MAX_BYTES).partition(b"\n")
+    if head != _head(body):
         raise ValueError("damaged, or of another version")
     data = json.loads(body)
     if not isinstance(data, dict):
@@ -183,14 +196,18 @@ def _write(folder: int, proofs: Mapping[str, Proof], max_bytes: int) -> None:
     }
     body = json.dumps(data, separators=(",", ":")).encode()
     content = _head(body) + b"\n" + body
-    if len(content) > max_bytes:
-        return
-    temporary = f".{_FILE}.{secrets.token_hex(8)}"
+    if len(content) <= max_bytes:
+        put(folder, _FILE, content)
+
+
+def put(folder: int, name: str, content: bytes) -> None:
+    """Put a file with this content in place of the one there, at once. Raises OSError."""
+    temporary = f".{name}.{secrets.token_hex(8)}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        os.rename(temporary, _FILE, src_dir_fd=folder, dst_dir_fd=folder)
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=folder)

@@ -7,9 +7,9 @@ import json
 import os
 import sys
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import click
 
@@ -25,9 +25,10 @@ from pvefw_nft.cli.options import (
     source_options,
 )
 from pvefw_nft.cli.progress import progress
-from pvefw_nft.cli.rulesets import Named, assume_option, configuration_rulesets, load_ruleset
-from pvefw_nft.errors import UsageError
+from pvefw_nft.cli.rulesets import Named, assume_option, configuration_rulesets, files_of, load_ruleset
+from pvefw_nft.errors import HostError, UsageError
 from pvefw_nft.verify.model.ours import only_ours
+from pvefw_nft.verify.readers.shared import RulesetError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.compare import Options
     from pvefw_nft.verify.prove.expected_differences import Known
     from pvefw_nft.verify.prove.report import Report
+    from pvefw_nft.verify.readers.files import Text
 
 
 _JOBS_HELP = "Number of processes that compare guests (with --all-nodes: nodes). Default: one for each core."
@@ -106,16 +108,82 @@ def compare_command(
         ctx.exit(_compare_all_nodes(ctx.params))
     gc.disable()  # reading rulesets makes no garbage, and looking for it takes a third of the time
     source_of = partial(_source_of, node=node, local_network=local_network, as_reference=as_reference)
-    sides = _load_sides(before, after, root, source_of, assume)
-    if bridge_call is not None:
-        sides = [replace(side, topology=replace(side.topology, call_iptables=bridge_call)) for side in sides]
-    if only is not None:
-        sides = [replace(side, model=only_ours(side.model)) for side in sides]
+    files = cache(files_of)  # that may be pipes
+
+    def load(*, digests: bool) -> list[Named]:
+        reading = Loading(root, source_of, assume, files, digests=digests)
+        sides = _load_sides(before, after, reading)
+        if bridge_call is not None:
+            sides = [replace(side, topology=replace(side.topology, call_iptables=bridge_call)) for side in sides]
+        return sides if only is None else [replace(side, model=only_ours(side.model)) for side in sides]
+
     options = _options(ctx.params, strict=strict, known=_known(known), jobs=jobs or len(os.sched_getaffinity(0)))
-    with progress("proving") as show:
-        report, exit_code, replay = compare_sides(sides, options, ctx.params, show)
+    by_digest = None
+    if not ctx.params["no_cache"] and only is None and assume is None:
+        by_digest = _compared_by_digest(load, options, ctx.params)
+    if by_digest is not None:
+        report, exit_code, replay = by_digest
+    else:
+        sides = load(digests=False)
+        with progress("proving") as show:
+            report, exit_code, replay = compare_sides(sides, options, ctx.params, show)
     _print(report, form, replay, verbose=verbose)
     ctx.exit(exit_code)
+
+
+class Loading(NamedTuple):
+    """How to load the rulesets that arguments name; see :func:`load_ruleset`."""
+
+    root: Path
+    source_of: Callable[[Path], Source]
+    assume: str | None
+    files: Callable[[str, str], list[Text]]
+    digests: bool
+
+
+class _Load(Protocol):
+    """Loads both rulesets, by chains with ``digests`` or as a whole."""
+
+    def __call__(self, *, digests: bool) -> list[Named]: ...
+
+
+def _compared_by_digest(
+    load: _Load, options: Options, params: Mapping[str, Any]
+) -> tuple[Report, int, list[list[str]]] | None:
+    """Compare rulesets of which only those chains are read that no earlier comparison has read.
+
+    Return what :func:`compare_sides` returns; None where a ruleset cannot be read so, or has no digests.
+    """
+    if not all(spec and spec.startswith(("save:", "nft-json:")) for spec in (params["before"], params["after"])):
+        return None
+    from pvefw_nft.app.chain_cache import kept_chains
+    from pvefw_nft.verify.prove.chain_memo import ChainMemo, digest_of
+
+    kept = kept_chains()
+    if kept is None:
+        return None
+    try:
+        sides = load(digests=True)
+        chains = (chain for side in sides for table in side.model.tables for chain in table.chains.values())
+        if not any(digest_of(chain) is not None for chain in chains):
+            return None
+        memo = ChainMemo(kept.load())
+        with progress("proving") as show:
+            found = compare_sides(sides, replace(options, memo=memo), params, show)
+        if found[0].differences:
+            name_sets(sides, load(digests=False))
+    except (RulesetError, HostError):
+        return None  # reading everything in order tells what is wrong
+    kept.save(memo.known, memo.used)
+    return found
+
+
+def name_sets(sides: list[Named], whole: list[Named]) -> None:
+    """Give the tables of rulesets the named sets that the same ones have where they were read as a whole."""
+    for side, other in zip(sides, whole, strict=True):
+        for table, of_whole in zip(side.model.tables, other.model.tables, strict=True):
+            table.sets.clear()
+            table.sets.update(of_whole.sets)
 
 
 def _options(params: Mapping[str, Any], *, strict: bool, known: tuple[Known, ...], jobs: int) -> Options:
@@ -136,18 +204,19 @@ def _source_of(folder: Path, *, node: str | None, local_network: str | None, as_
     return make_offline_source(folder, node, local_network, as_reference=as_reference)
 
 
-def _load_sides(
-    before: str | None, after: str | None, root: Path, source_of: Callable[[Path], Source], assume: str | None
-) -> list[Named]:
+def _load_sides(before: str | None, after: str | None, loading: Loading) -> list[Named]:
     """Load the two rulesets that the arguments A and B name. Raises UsageError, RulesetError, ConfigurationError."""
 
     def load(spec: str) -> Named:
-        return load_ruleset(spec, source_of, assume, default_root=root)
+        return load_ruleset(
+            spec, loading.source_of, loading.assume, default_root=loading.root, digests=loading.digests,
+            files=loading.files,
+        )  # fmt: skip
 
     if before is None:
-        return configuration_rulesets(source_of(root), "both")
+        return configuration_rulesets(loading.source_of(loading.root), "both")
     if after is None:
-        return [load(before), *configuration_rulesets(source_of(root), None)]
+        return [load(before), *configuration_rulesets(loading.source_of(loading.root), None)]
     return [load(before), load(after)]
 
 

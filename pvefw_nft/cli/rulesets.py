@@ -73,8 +73,11 @@ def load_ruleset(
     *,
     default_root: Path,
     on_demand: bool = False,
+    digests: bool = False,
+    files: Callable[[str, str], list[Text]] | None = None,
 ) -> Named:
-    """Return the ruleset a name means. ``on_demand``: it is read chain by chain when rules are asked for.
+    """Return the ruleset a name means. ``on_demand``: it is read chain by chain when rules are asked for. ``digests``:
+    so, if it is in files, and its chains have digests. ``files`` reads files instead of :func:`files_of`.
 
     ``source_of`` gives the configuration below a folder; that below ``default_root`` says which NICs and bridges the
     host of a saved or running ruleset has. Raises UsageError for a name that is none, and what reading and
@@ -84,7 +87,8 @@ def load_ruleset(
     if colon and kind in BACKENDS:
         return compiled_ruleset(source_of(Path(rest)), kind, spec, on_demand=on_demand)
     if colon and kind in ("save", "nft-json"):
-        return _read(spec, _files(kind, rest), source_of(default_root), assume, on_demand=on_demand)
+        texts = (files or files_of)(kind, rest)
+        return _read(spec, texts, source_of(default_root), assume, on_demand=on_demand, digests=digests)
     if kind == "live" and rest in ("", *BACKENDS):
         from pvefw_nft.host.saved import saved_rulesets  # deferred: few commands read this host's rules
 
@@ -96,7 +100,7 @@ def load_ruleset(
     raise UsageError(f"no ruleset: {spec}", f"name one as {SPEC_HELP}")
 
 
-def _files(kind: str, names: str) -> list[Text]:
+def files_of(kind: str, names: str) -> list[Text]:
     """Return the files of ``save:`` or ``nft-json:``; of the latter the first is nft's listing."""
     files = [name for name in names.split(",") if name]
     if not files:
@@ -115,9 +119,10 @@ def _read(
     *,
     only_nft: bool = False,
     on_demand: bool = False,
+    digests: bool = False,
 ) -> Named:
     chosen = Assume(assume) if assume else None
-    model = read_ruleset(texts, assume=chosen, without_xtables=only_nft, on_demand=on_demand)
+    model = read_ruleset(texts, assume=chosen, without_xtables=only_nft, on_demand=on_demand, digests=digests)
     named = _named(spec, model, source)
     return replace(named, arguments=("--ruleset", spec, *named.arguments), listed=True)
 

@@ -45,4 +45,5 @@ from pvefw_nft.verify.model.conditions import *
 from pvefw_nft.verify.model.effects import *
 from pvefw_nft.verify.model.fields import *
 from pvefw_nft.verify.model.ruleset import *
+from pvefw_nft.verify.model.summary import *
 from pvefw_nft.verify.model.verdicts import *

@@ -98,6 +98,19 @@ class Hook:
     devices: tuple[str, ...] = ()
 
 
+class Summary(NamedTuple):
+    """A chain's part in what a ruleset says as a whole.
+
+    ``items`` are digests: of each test, with its part of the rule (of an address or port, which guests differ in, only
+    the field), and of each effect without its numbers. ``targets`` are the chains that its rules lead to, each once, by
+    their first appearance. ``asks_interface``: some rule tests an interface.
+    """
+
+    items: frozenset[str]
+    targets: tuple[str, ...]
+    asks_interface: bool
+
+
 @dataclass(slots=True)
 class Chain:
     """Rules in order; ``policy`` is what happens to a packet that falls off the end."""
@@ -106,6 +119,7 @@ class Chain:
     rules: list[Rule]
     policy: Accept | Drop | Return = RETURN
     hook: Hook | None = None
+    summary: Summary | None = field(default=None, init=False, repr=False, compare=False)
     _tests: tuple[Test, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -131,15 +145,18 @@ class UnreadChain(Chain):
     """A chain whose rules are read when they are first asked for: a packet meets few chains of a large ruleset.
 
     ``read`` returns its rules, and raises what reading a ruleset raises. ``may_set_zone``: whether its text has the
-    words of a rule that gives packets a zone.
+    words of a rule that gives packets a zone. ``digest`` is one of all that its rules are read from, where it was asked
+    for: two chains with equal digests have the same conditions, effects and verdicts.
     """
 
-    __slots__ = ("_known", "_may_set_zone", "_read")
+    __slots__ = ("_known", "_may_set_zone", "_read", "digest")
 
     def __init__(self, chain: Chain, read: Callable[[], list[Rule]], *, may_set_zone: bool) -> None:
         """Take name, policy and hook from ``chain``."""
         self.name, self.policy, self.hook = chain.name, chain.policy, chain.hook
         self._tests = None
+        self.summary = None
+        self.digest: str | None = None
         self._read = read
         self._may_set_zone = may_set_zone
         self._known: list[Rule] | None = None
@@ -216,6 +233,13 @@ def conditions_of(chain: Chain) -> Iterator[Condition]:
         if isinstance(rule.verdict, VerdictMap):
             for condition, _ in rule.verdict.entries:
                 yield condition
+
+
+def targets_of(chain: Chain) -> Iterable[str]:
+    """Return the chains that a chain's rules may go to, each once, by their first appearance."""
+    if chain.summary is not None:
+        return chain.summary.targets
+    return dict.fromkeys(target for rule in chain.rules for target in targets(rule.verdict))
 
 
 def targets(verdict: Verdict | None) -> Iterable[str]:

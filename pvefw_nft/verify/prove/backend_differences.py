@@ -147,19 +147,21 @@ def exceptions(before: Side, after: Side) -> Exceptions:
 
 
 def tests_in_use(model: m.RulesetModel, fields: frozenset[m.Field]) -> Iterator[m.Test]:
-    """Yield the tests of these fields, of all rules that a hook leads to."""
+    """Yield the tests of these fields, of all rules that a hook leads to; of chains with a summary each test once."""
     for table in model.tables:
-        if not any(test.field in fields for chain in table.chains.values() for test in chain.tests):
+        if not any(test.field in fields for chain in m.telling_chains(table) for test in chain.tests):
             continue
+        told: set[str] = set()
         todo = [name for name, chain in table.chains.items() if chain.hook is not None]
         seen = set(todo)
         while todo:
             chain = table.chains[todo.pop()]
-            asks = any(test.field in fields for test in chain.tests)
-            for rule in chain.rules:
-                for condition in rule.conditions if asks else ():
-                    yield from (test for test in m.tests_of(condition) if test.field in fields)
-                if isinstance(rule.verdict, (m.Jump, m.Goto, m.VerdictMap)):
-                    new = {name for name in m.targets(rule.verdict) if name in table.chains and name not in seen}
-                    seen |= new
-                    todo += new
+            summary = chain.summary
+            if summary is None or not summary.items <= told:
+                told.update(() if summary is None else summary.items)
+                if any(test.field in fields for test in chain.tests):
+                    conditions = (condition for rule in chain.rules for condition in rule.conditions)
+                    yield from (test for one in conditions for test in m.tests_of(one) if test.field in fields)
+            new = {name for name in m.targets_of(chain) if name in table.chains and name not in seen}
+            seen |= new
+            todo += new

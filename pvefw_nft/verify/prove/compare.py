@@ -49,9 +49,11 @@ class Comparison:
 
     def __init__(self, before: Side, after: Side, options: Options) -> None:
         self.options = options
+        for side in (before, after):
+            options.memo.adopt(side.model)
         budget = Budget.starting_now(options.max_memory, options.max_seconds)
         (before, of_before), (after, of_after) = without_transition(before), without_transition(after)
-        before, after, exceptions = compared(before, after)
+        before, after, exceptions = compared(before, after, options.memo)
         self.exceptions = replace(exceptions, texts=(*exceptions.texts, *of_before, *of_after))
         kind = kind_condition if exceptions.across else None
         self.explored = Exploration(before, after, budget, strict=options.strict, kind=kind)

@@ -60,7 +60,7 @@ def _asks_early(model: m.RulesetModel) -> bool:
         test.field is m.CT_STATE
         for table in model.tables
         if any(chain.hook is not None and chain.hook.priority < LOOKUP for chain in table.chains.values())
-        for chain in table.chains.values()
+        for chain in m.telling_chains(table)
         for test in chain.tests
     )
 
@@ -80,9 +80,9 @@ def fields_of(model: m.RulesetModel) -> set[m.Field]:
 
 
 def chains_of(model: m.RulesetModel) -> Iterator[m.Chain]:
-    """Yield every chain of a ruleset."""
+    """Yield chains of a ruleset that together have every test and every sort of effect of all of them."""
     for table in model.tables:
-        yield from table.chains.values()
+        yield from m.telling_chains(table)
 
 
 @dataclass(slots=True)
@@ -113,12 +113,7 @@ class Tested:
                     known[test.values] = None
         self.marks = {bit for bit in every_mark & set(sets) if any(v is not bit.everything for v in sets[bit])}
         effects = [
-            effect
-            for model in models
-            for table in model.tables
-            for chain in table.chains.values()
-            for rule in chain.rules
-            for effect in rule.effects
+            effect for model in models for chain in chains_of(model) for rule in chain.rules for effect in rule.effects
         ]
         self.untracks = any(isinstance(effect, m.NoTrack) for effect in effects)
         # a zone or a helper shows only in the state before the lookup, which few rules test

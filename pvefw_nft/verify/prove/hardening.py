@@ -19,12 +19,14 @@ from pvefw_nft.verify import model as m
 from pvefw_nft.verify.model.conditions import HAS_CONNECTION
 from pvefw_nft.verify.model.intervals import IntervalSet
 from pvefw_nft.verify.prove.backend_differences import exceptions
+from pvefw_nft.verify.prove.chain_memo import NO_MEMO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pvefw_nft.verify.network.path import Nic
     from pvefw_nft.verify.prove.backend_differences import Exceptions
+    from pvefw_nft.verify.prove.chain_memo import ChainMemo
     from pvefw_nft.verify.prove.network import Side
 
 STRICTER = (
@@ -52,17 +54,17 @@ _DHCP = {m.IPV4: (68, 67), m.IPV6: (546, 547)}
 _Tests = dict[m.Field, IntervalSet]
 
 
-def compared(before: Side, after: Side) -> tuple[Side, Side, Exceptions]:
-    """Return the compared parts of two sides, and the parts left out."""
+def compared(before: Side, after: Side, memo: ChainMemo = NO_MEMO) -> tuple[Side, Side, Exceptions]:
+    """Return the compared parts of two sides, and the parts left out. ``memo`` knows chains that were checked."""
     found = exceptions(before, after)
     if not found.across:
         return before, after, found
-    before, of_before = without_stricter_rules(before)
-    after, of_after = without_stricter_rules(after)
+    before, of_before = without_stricter_rules(before, memo)
+    after, of_after = without_stricter_rules(after, memo)
     return before, after, replace(found, texts=tuple(dict.fromkeys((*found.texts, *of_before, *of_after))))
 
 
-def without_stricter_rules(side: Side) -> tuple[Side, list[str]]:
+def without_stricter_rules(side: Side, memo: ChainMemo = NO_MEMO) -> tuple[Side, list[str]]:
     """Return the side without the rules that make it stricter, and a line about each kind that it had."""
     found: list[str] = []
     tables = []
@@ -74,7 +76,7 @@ def without_stricter_rules(side: Side) -> tuple[Side, list[str]]:
                 continue  # its labels are read
             if chain is None or not chain.rules or not _is_ours(table, chain):
                 continue
-            if only_stricter(table, chain, side.topology.nics):
+            if only_stricter(table, chain, side.topology.nics, memo):
                 del kept[name]
                 found.append(text)
         for name, chain in table.chains.items():
@@ -108,7 +110,7 @@ def _is_ours(table: m.Table, chain: m.Chain) -> bool:
     return (hook.family, hook.point) in _HOOKS.get(chain.name, _STATELESS) and chain.policy == m.ACCEPT
 
 
-def _only_answers(table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> bool:
+def _only_answers(table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...], memo: ChainMemo) -> bool:
     """Whether a base chain drops nothing but answers in a connection by the side that opened it."""
     for rule in chain.rules:
         if rule.effects:
@@ -118,7 +120,7 @@ def _only_answers(table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> boo
             case m.Drop() if m.FALSE in rule.conditions:
                 pass
             case m.Jump(name) if _ANSWER in rule.conditions or _RELATED in rule.conditions:
-                if not all(_drops_own_side(one) for one in table.chains[name].rules):
+                if not _each(memo, table.chains[name], _drops_own_side):
                     return False
             case _:
                 if not (_ANSWER in rule.conditions and _drops_own_side(rule)):
@@ -135,12 +137,12 @@ def _drops_own_side(rule: m.Rule) -> bool:
     return rule.verdict == m.DROP and tests is not None and tests.keys() - {m.CT_DIRECTION} in _OPENED
 
 
-def _only_labels(table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...]) -> bool:
+def _only_labels(table: m.Table, chain: m.Chain, _nics: tuple[Nic, ...], memo: ChainMemo) -> bool:
     """Whether a base chain does nothing but note by labels which side opened a connection."""
     for rule in chain.rules:
         match rule.verdict:
             case m.Jump(name) if not rule.effects:
-                if not all(_labels(one) for one in table.chains[name].rules):
+                if not _each(memo, table.chains[name], _labels):
                     return False
             case _:
                 if not _labels(rule):
@@ -155,7 +157,7 @@ def _labels(rule: m.Rule) -> bool:
     return all(isinstance(e, m.SetField) and {e.field} in _OPENED for e in rule.effects)
 
 
-def _only_stricter(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...]) -> bool:
+def _only_stricter(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...], memo: ChainMemo) -> bool:
     """Whether a base chain drops only frames that its NICs must not send, and a second tag."""
     by_port = {m.interface_number(nic.interface): nic for nic in nics if nic.filtered}
     for rule in chain.rules:
@@ -167,14 +169,14 @@ def _only_stricter(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...]) -> boo
                 if tests is None or tests.keys() - _TAG_FIELDS != {m.PROTOCOL, m.IIF} or tests[m.PROTOCOL] - _TAGS:
                     return False
             case m.VerdictMap(entries) if not rule.conditions:
-                if not all(_sound_entry(table, condition, verdict, by_port) for condition, verdict in entries):
+                if not all(_sound_entry(table, condition, verdict, by_port, memo) for condition, verdict in entries):
                     return False
             case _:
                 return False
     return True
 
 
-def _only_limits(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...]) -> bool:
+def _only_limits(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...], memo: ChainMemo) -> bool:
     """Whether a base chain drops only new connections beyond a number, and packets that its NICs must not send."""
     by_port = {m.interface_number(nic.interface): nic for nic in nics if nic.filtered}
     for rule in chain.rules:
@@ -182,7 +184,7 @@ def _only_limits(table: m.Table, chain: m.Chain, nics: tuple[Nic, ...]) -> bool:
             case m.Return():
                 pass
             case m.VerdictMap(entries) if not rule.conditions:
-                if not all(_sound_entry(table, condition, verdict, by_port) for condition, verdict in entries):
+                if not all(_sound_entry(table, condition, verdict, by_port, memo) for condition, verdict in entries):
                     return False
             case _:
                 return False
@@ -196,15 +198,27 @@ def _is_limit(rule: m.Rule) -> bool:
     return len(tests) == 1 and all(on.name.startswith("rate ") for on in tests)
 
 
-def _sound_entry(table: m.Table, condition: m.Condition, verdict: m.Verdict, by_port: Mapping[int, Nic]) -> bool:
+def _each(memo: ChainMemo, chain: m.Chain, holds: Callable[[m.Rule], bool]) -> bool:
+    """Whether something holds for each rule of a chain."""
+    return memo.holds(holds.__name__, (chain,), None, lambda: all(map(holds, chain.rules)))
+
+
+def _sound_entry(
+    table: m.Table, condition: m.Condition, verdict: m.Verdict, by_port: Mapping[int, Nic], memo: ChainMemo
+) -> bool:
     """Whether the chain of a port drops only frames that its NIC must not send."""
     if not isinstance(condition, m.Test) or condition.field is not m.IIF or not isinstance(verdict, m.Jump):
         return False
     nic = by_port.get(condition.values.smallest())
     if nic is None or condition.values != IntervalSet.single(condition.values.smallest()):
         return False
-    foreign = _foreign(table, nic)
-    return all(_is_limit(rule) or _sound_rule(rule, nic, foreign) for rule in table.chains[verdict.chain].rules)
+    chain, own = table.chains[verdict.chain], table.chains.get(f"{nic.interface}-OUT")
+
+    def is_sound() -> bool:
+        foreign = _foreign(own)
+        return all(_is_limit(rule) or _sound_rule(rule, nic, foreign) for rule in chain.rules)
+
+    return memo.holds("_sound_rule", (chain, own), nic, is_sound)
 
 
 def _sound_rule(rule: m.Rule, nic: Nic, foreign: Mapping[int, IntervalSet]) -> bool:
@@ -253,10 +267,9 @@ def _of_foreign_addresses(tests: _Tests, version: int, source: m.Field, foreign:
     return transport == IntervalSet.single(17) and tests == wanted
 
 
-def _foreign(table: m.Table, nic: Nic) -> dict[int, IntervalSet]:
-    """Return, by IP version, the sources from which the NIC's own chain drops every new packet."""
+def _foreign(chain: m.Chain | None) -> dict[int, IntervalSet]:
+    """Return, by IP version, the sources from which a NIC's own chain drops every new packet."""
     found: dict[int, IntervalSet] = {}
-    chain = table.chains.get(f"{nic.interface}-OUT")
     for rule in chain.rules if chain is not None else ():
         tests = _tests(rule)
         if rule.verdict != m.DROP or tests is None:
@@ -297,7 +310,7 @@ _HOOKS = {
 }
 """Where the base chains about answers are hooked in."""
 
-_CHAINS: Mapping[str, tuple[Callable[[m.Table, m.Chain, tuple[Nic, ...]], bool], str]] = {
+_CHAINS: Mapping[str, tuple[Callable[[m.Table, m.Chain, tuple[Nic, ...], ChainMemo], bool], str]] = {
     "stateless": (_only_stricter, STRICTER),
     "limits": (_only_limits, STRICTER),
     "answers": (_only_answers, OWN_SIDE),

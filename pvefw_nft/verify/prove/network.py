@@ -119,7 +119,7 @@ class Roles:
         """Collect them from rulesets."""
         self = cls()
         for table in {id(table): table for model in models for table in model.tables}.values():
-            found = (test for chain in table.chains.values() for test in _tests_of_chain(chain))
+            found = (test for chain in m.telling_chains(table) for test in _tests_of_chain(chain))
             for test in dict.fromkeys(test for test in found if test.field in _IS_INTERFACE):
                 self._role(test.field, table.key.family).add(test.values)
         return self

@@ -40,11 +40,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.network.path import NicEnd, PortEnd
 from pvefw_nft.verify.prove.backend_differences import kind_condition
+from pvefw_nft.verify.prove.chain_memo import NicKey
+from pvefw_nft.verify.prove.closures import Closures
 from pvefw_nft.verify.prove.counterexamples import tests_of_possible
 from pvefw_nft.verify.prove.key_parts import IS_INTERFACE, Chains, NoKeyError, Verbatim, digest
 from pvefw_nft.verify.prove.program import CAST
@@ -61,7 +63,6 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.flows import PathPair
     from pvefw_nft.verify.prove.network import Side
     from pvefw_nft.verify.prove.specialise import Residuals
-    from pvefw_nft.verify.simulate.tracking import Zone
 
 BRIDGED = frozenset((m.Point.PREROUTING, m.Point.FORWARD, m.Point.POSTROUTING))
 _EVERYWHERE = frozenset(m.Point)
@@ -84,6 +85,7 @@ class _Side:
     def __init__(self, side: Side, topology: Topology, residuals: Residuals, verbatim: Verbatim) -> None:
         self._verbatim = verbatim
         self._chains = [Chains(table, residuals, verbatim) for table in side.model.tables]
+        self._closures = [Closures(chains, verbatim) for chains in self._chains]
         named = [link.name for link in topology.links]
         named += [port for link in topology.links for port in link.ports]
         self._common = tuple(sorted({0, m.NO_INTERFACE, *(m.interface_number(name) for name in named)}))
@@ -130,6 +132,29 @@ class _Side:
                         found.append(number)
         return found
 
+    def contents(self, points: frozenset[m.Point], interfaces: tuple[int, ...]) -> list[object]:
+        """Return digests of all that :meth:`rules` reads for these arguments, and more. Raises NoKeyError.
+
+        Chains that are known by digest are not read. What :meth:`rules` returns is a function of this list, of
+        ``interfaces``, and of the facts that are the same for all NICs.
+        """
+        found: list[object] = []
+        for chains, closures in zip(self._chains, self._closures, strict=True):
+            found.append("table")
+            todo = list(chains.roots(points))
+            met = set(todo)
+            while todo:
+                name = todo.pop()
+                found += (name, closures.whole(name))
+                if found[-1] is not None:
+                    continue
+                digests, targets = closures.own(name) or closures.met(name, interfaces, len(self._common))
+                found.append(digests)
+                due = [target for target in targets if target not in met]
+                met.update(due)
+                todo += due
+        return found
+
     def _membership(self, test: m.Test, interfaces: tuple[int, ...]) -> tuple[int, ...]:
         """Return the places of the interfaces that fulfil a test."""
         values = test.values
@@ -165,29 +190,6 @@ class _Side:
         return found, tuple(targets)
 
 
-class NicKey(NamedTuple):
-    """The key of a NIC: ``digest`` identifies it, ``zones`` are both sides' zones, by their places."""
-
-    digest: str
-    zones: tuple[tuple[int, ...], tuple[int, ...]]
-
-    def by_place(self, pairs: Iterable[tuple[Zone, Zone]]) -> frozenset[tuple[Zone, Zone]] | None:
-        """Return pairs of zones with each zone's place instead; None where a zone has none."""
-        places = [{zone: place for place, zone in enumerate(zones)} for zones in self.zones]
-        try:
-            return frozenset(((places[0][a], places[0][b]), (places[1][c], places[1][d])) for (a, b), (c, d) in pairs)
-        except KeyError:
-            return None
-
-    def by_number(self, pairs: Iterable[tuple[Zone, Zone]]) -> frozenset[tuple[Zone, Zone]] | None:
-        """Return pairs of places of zones as the zones of this NIC; None where a place is none of its."""
-        before, after = self.zones
-        try:
-            return frozenset(((before[a], before[b]), (after[c], after[d])) for (a, b), (c, d) in pairs)
-        except IndexError:
-            return None
-
-
 class Keys:
     """Gives NICs their keys. ``settings`` are all facts, besides rules and network, that proofs depend on."""
 
@@ -212,6 +214,31 @@ class Keys:
                 common.append(f"{verbatim.text(table.key)}{zones}")
         self._common = digest("\0".join(common))
 
+    def known_by(self, nic: Nic, peer: End) -> str | None:
+        """Return a digest of all that the key of a NIC is made of; None: it has no key.
+
+        The ways of a NIC follow from the network, which is the same for all NICs but for the NIC itself, and the peer.
+        """
+        nics, points, interfaces = self._place(nic, peer)
+        facts: list[object] = [nics, peer, self._network.counterparts.get(peer, peer)]
+        try:
+            facts += [side.contents(points, own) for side, own in zip(self._sides, interfaces, strict=True)]
+        except NoKeyError:
+            return None
+        found = hashlib.blake2b(self._common, digest_size=32)
+        found.update(repr(facts).encode(errors="surrogatepass"))
+        return found.hexdigest()
+
+    def _place(
+        self, nic: Nic, peer: End
+    ) -> tuple[tuple[Nic, Nic], frozenset[m.Point], tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Return a NIC as both sides have it, the points of its ways, and its interfaces on both sides."""
+        other = self._network.counterparts.get(NicEnd(nic))
+        nics = (nic, other.nic if isinstance(other, NicEnd) else nic)
+        points = BRIDGED if isinstance(peer, PortEnd) and peer.bridge == nic.bridge else _EVERYWHERE
+        before, after = self._sides
+        return nics, points, (before.interfaces(nics[0]), after.interfaces(nics[1]))
+
     def key(self, nic: Nic, peer: End, ways: Sequence[PathPair]) -> NicKey | None:
         """Return the key of a NIC whose ways lead to and from ``peer``; None: it has none."""
         try:
@@ -220,13 +247,9 @@ class Keys:
             return None
 
     def _key(self, nic: Nic, peer: End, ways: Sequence[PathPair]) -> NicKey:
-        counterparts = self._network.counterparts
-        other = counterparts.get(NicEnd(nic))
-        nics = (nic, other.nic if isinstance(other, NicEnd) else nic)
+        nics, points, interfaces = self._place(nic, peer)
         places = _Places()
-        points = BRIDGED if isinstance(peer, PortEnd) and peer.bridge == nic.bridge else _EVERYWHERE
-        interfaces = [side.interfaces(one) for side, one in zip(self._sides, nics, strict=True)]
-        facts: list[object] = [repr(peer), repr(counterparts.get(peer, peer))]
+        facts: list[object] = [repr(peer), repr(self._network.counterparts.get(peer, peer))]
         facts += [(one.bridge, one.filtered, one.tag, one.trunks) for one in nics]
         facts += self._stages(ways, points, interfaces)
         for side, numbers, zones in zip(self._sides, interfaces, places.zones, strict=True):

@@ -17,7 +17,7 @@ from pvefw_nft.verify.model.text import value_text
 from pvefw_nft.verify.network.path import HostEnd, RoutedEnd
 from pvefw_nft.verify.prove import processes
 from pvefw_nft.verify.prove.flows import shared_counters
-from pvefw_nft.verify.prove.nic_keys import Keys, NicKey
+from pvefw_nft.verify.prove.nic_keys import Keys
 from pvefw_nft.verify.prove.pairs import Result
 from pvefw_nft.verify.prove.proofs import NO_PROOFS, Proof, prover_digest
 from pvefw_nft.verify.prove.zones import ZonesMet
@@ -25,6 +25,7 @@ from pvefw_nft.verify.prove.zones import ZonesMet
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from pvefw_nft.verify.prove.chain_memo import NicKey
     from pvefw_nft.verify.prove.evaluate import Flow
     from pvefw_nft.verify.prove.exploration import Exploration
     from pvefw_nft.verify.prove.flows import PathPair
@@ -235,9 +236,15 @@ class SegmentProver:
 
     def key(self, number: int) -> NicKey | None:
         """Return the key of a NIC; None: it is proved for itself."""
-        nic = self.explored.ends.nics[number]
-        ways = self.explored.nic_ways(nic)
-        return None if ways is None else self._nic_keys.key(nic, self.explored.peer(nic), ways)
+        nic, memo = self.explored.ends.nics[number], self.options.memo
+        peer = self.explored.peer(nic)
+        digest = self._nic_keys.known_by(nic, peer) if memo.remembers else None
+        found = None if digest is None else memo.key(digest)
+        if found is None and (ways := self.explored.nic_ways(nic)) is not None:
+            found = self._nic_keys.key(nic, peer, ways)
+            if digest is not None and found is not None:
+                memo.keep_key(digest, found)
+        return found
 
     @cached_property
     def _nic_keys(self) -> Keys:

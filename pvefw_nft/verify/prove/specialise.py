@@ -90,6 +90,7 @@ class Residuals(Counting):
         self.kind = kind
         self._programs: dict[tuple[object, ...], Program] = {}
         self._footprints: dict[tuple[int, int], _Footprint] = {}
+        self._fields: dict[frozenset[str], frozenset[m.Field]] = {}
         self._indices: dict[int, _Index | None] = {}
         self._kept: list[object] = []
 
@@ -128,15 +129,25 @@ class Residuals(Counting):
         if found is None:
             if depth > MAX_DEPTH:
                 raise HostError(f"chains of {table.key} call one another in a circle, by way of '{chain.name}'")
-            fields = {test.field for test in chain.tests if test.field in _CONTEXTUAL}
-            if any(isinstance(effect, _TRACKING_EFFECTS) for rule in chain.rules for effect in rule.effects):
-                fields.add(m.CT_STATE)
-            for name in dict.fromkeys(name for rule in chain.rules for name in m.targets(rule.verdict)):
+            fields = {*self._own_fields(chain)}
+            for name in m.targets_of(chain):
                 fields |= self._footprint(table, find_chain(table, name), depth + 1).tested
             plain = tuple(sorted(fields - {m.PKTTYPE} - _CONNECTION, key=lambda on: on.name))
             found = _Footprint(fields, plain, bool(_CONNECTION & fields), m.PKTTYPE in fields)
             self._footprints[id(table), id(chain)] = found
             self._kept += (table, chain)
+        return found
+
+    def _own_fields(self, chain: m.Chain) -> frozenset[m.Field]:
+        """Return the fields of a context that a chain's own rules test; the same for all chains of the same items."""
+        items = None if chain.summary is None else chain.summary.items
+        found = None if items is None else self._fields.get(items)
+        if found is None:
+            found = frozenset(test.field for test in chain.tests if test.field in _CONTEXTUAL)
+            if any(isinstance(effect, _TRACKING_EFFECTS) for rule in chain.rules for effect in rule.effects):
+                found |= {m.CT_STATE}
+            if items is not None:
+                self._fields[items] = found
         return found
 
     def rules(self, chain: m.Chain, known: Known) -> Sequence[m.Rule]:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pvefw_nft.verify import model as m
+from pvefw_nft.verify.prove.chain_memo import digest_of
 from pvefw_nft.verify.simulate.tracking import undecided_zones
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pvefw_nft.verify import model as m
     from pvefw_nft.verify.network.path import Stage
     from pvefw_nft.verify.prove.flows import PathPair
     from pvefw_nft.verify.prove.network import Side
@@ -58,7 +59,7 @@ class Zones:
     @classmethod
     def of(cls, before: Side, after: Side) -> Zones:
         """Start with nothing."""
-        same = _zone_rules(before.model) == _zone_rules(after.model)
+        same = _same_zone_rules(_tables_with_zones(before.model), _tables_with_zones(after.model))
         return cls((before.name, after.name), same_rules=same)
 
     def fresh(self) -> Zones:
@@ -104,11 +105,31 @@ def _by_hop(stages: Sequence[Stage], tracked: Sequence[Tracked]) -> dict[str, Zo
     }
 
 
-def _zone_rules(model: m.RulesetModel) -> list[tuple[object, ...]]:
-    """Return the rules of all tables that set zones, as they can be compared."""
-    return [
-        (str(table.key), name, chain.hook, chain.policy, *((r.conditions, r.effects, r.verdict) for r in chain.rules))
-        for table in model.tables
-        if any(isinstance(e, m.SetZone) for chain in table.chains.values() for r in chain.rules for e in r.effects)
-        for name, chain in table.chains.items()
-    ]
+def _tables_with_zones(model: m.RulesetModel) -> list[m.Table]:
+    return [table for table in model.tables if any(chain.sets_zone() for chain in table.chains.values())]
+
+
+def _same_zone_rules(before: Sequence[m.Table], after: Sequence[m.Table]) -> bool:
+    """Whether tables with rules about zones are the same, chain by chain."""
+    tables = list(zip(before, after, strict=False))
+    if len(before) != len(after) or any(
+        one.key != two.key or list(one.chains) != list(two.chains) for one, two in tables
+    ):
+        return False
+    return all(_same(chain, two.chains[name]) for one, two in tables for name, chain in one.chains.items())
+
+
+def _same(one: m.Chain, two: m.Chain) -> bool:
+    """Whether two chains have the same rules; those of equal digests have."""
+    if one is two:
+        return True
+    if (one.hook, one.policy) != (two.hook, two.policy):
+        return False
+    digests = digest_of(one), digest_of(two)
+    if digests[0] is not None and digests[0] == digests[1]:
+        return True
+    return [_meaning(rule) for rule in one.rules] == [_meaning(rule) for rule in two.rules]
+
+
+def _meaning(rule: m.Rule) -> tuple[object, ...]:
+    return rule.conditions, rule.effects, rule.verdict

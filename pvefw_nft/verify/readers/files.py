@@ -78,6 +78,7 @@ def read_ruleset(
     origins: Mapping[tuple[str, str, str, int], str] | None = None,
     without_xtables: bool = False,
     on_demand: bool = False,
+    digests: bool = False,
 ) -> RulesetModel:
     """Return the ruleset that all these files make together.
 
@@ -87,14 +88,14 @@ def read_ruleset(
     ``assume`` says what to take unknown matches for, ``origins`` where iptables' rules come from (nft's say it in
     their comments). Raises RulesetError for what cannot be read, naming file, table, chain and rule. ``on_demand``: the
     rules of iptables and nft are read, and refused, chain by chain when they are asked for; not where something is
-    assumed, which the model has to tell.
+    assumed, which the model has to tell. ``digests``: so, and such a chain has a digest of all that it is read from.
     """
-    on_demand = on_demand and assume is None
+    on_demand = (on_demand or digests) and assume is None
     found = _Found()
     for text in texts:
         _sort_in(found, text)
     assembler = _Assembler(found, assume, dict(origins or {}), without_xtables=without_xtables)
-    assembler.on_demand = on_demand
+    assembler.on_demand, assembler.digests = on_demand, digests and on_demand
     return assembler.model()
 
 
@@ -187,7 +188,7 @@ class _Assembler:
         self, found: _Found, assume: Assume | None, origins: Origins, *, without_xtables: bool = False
     ) -> None:
         self.without_xtables = without_xtables
-        self.on_demand = False
+        self.on_demand = self.digests = False
         self.found = found
         self.assume = assume
         self.origins = origins
@@ -213,7 +214,7 @@ class _Assembler:
         for name, listing in self.found.nft:
             reading = self._reading(name)
             left_out = XTABLES if self.without_xtables else without
-            nft = NftReader(reading, without=left_out, on_demand=self.on_demand)
+            nft = NftReader(reading, without=left_out, on_demand=self.on_demand, digests=self.digests)
             self._add(reading, nft.read_commands(listing) if isinstance(listing, Commands) else nft.read(listing))
         return RulesetModel(tuple(self.tables), tuple(dict.fromkeys(self.assumptions)))
 
@@ -238,7 +239,7 @@ class _Assembler:
         version = 4 if tool.startswith("iptables") else 6
         reader = XtablesReader(version, self._reading(parts[0].name), self.sets, self._origins(tool))
         reader.legacy = tool.endswith("-legacy")
-        reader.on_demand = self.on_demand
+        reader.on_demand, reader.digests = self.on_demand, self.digests
         for part in parts:
             reader.reading.source = part.name
             reader.read_text("\n".join(part.lines), part.line)

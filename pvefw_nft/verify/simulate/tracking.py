@@ -100,10 +100,11 @@ class Tracking:
         families: set[m.Family] = set()
         self.has_zones = False
         for table in model.tables:
-            for chain in table.chains.values():
-                if table.key.family not in families and (_is_nat(chain) or _tracks(chain)):
-                    families.add(table.key.family)
-                self.has_zones = self.has_zones or chain.sets_zone()
+            chains = table.chains.values()
+            family = table.key.family
+            if family not in families and (any(map(_is_nat, chains)) or any(map(_tracks, m.telling_chains(table)))):
+                families.add(family)
+            self.has_zones = self.has_zones or any(chain.sets_zone() for chain in chains)
         self.bridge = m.Family.BRIDGE in families
         # bridge and inet tables ask for both IP versions (nf_ct_netns_get)
         everywhere = self.bridge or m.Family.INET in families
@@ -251,12 +252,11 @@ def sets_zone(table: m.Table, name: str) -> bool:
         return False  # no rule of nft leads to a base chain (nft_verdict_init in net/netfilter/nf_tables_api.c)
     seen, due = {name}, [name]
     while due:
-        for rule in table.chains[due.pop()].rules:
-            new = [target for target in m.targets(rule.verdict) if target not in seen]
-            if not setters.isdisjoint(new):
-                return True
-            seen.update(new)
-            due += new
+        new = [target for target in m.targets_of(table.chains[due.pop()]) if target not in seen]
+        if not setters.isdisjoint(new):
+            return True
+        seen.update(new)
+        due += new
     return False
 
 

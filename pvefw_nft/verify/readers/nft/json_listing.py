@@ -25,6 +25,7 @@ from pvefw_nft.verify.model import (
     TableKey,
     UnreadChain,
 )
+from pvefw_nft.verify.readers.nft.digests import TableDigests
 from pvefw_nft.verify.readers.nft.draft import NftTable
 from pvefw_nft.verify.readers.nft.rule import NftRuleParser
 from pvefw_nft.verify.readers.nft.values import text_of
@@ -151,15 +152,21 @@ class _RawTable:
 class NftReader:
     """Reads one ruleset. Tables in ``without``, by family and name, are left out if iptables-nft made them (read them
     by iptables-save, which understands all of their extensions). ``on_demand``: the rules of a chain are read at its
-    first use.
+    first use; ``digests``: and chains have a digest, with which a proof knows them again.
     """
 
     def __init__(
-        self, reading: Reading, *, without: Collection[tuple[Family, str]] = (), on_demand: bool = False
+        self,
+        reading: Reading,
+        *,
+        without: Collection[tuple[Family, str]] = (),
+        on_demand: bool = False,
+        digests: bool = False,
     ) -> None:
         self.reading = reading
         self.without = without
         self.on_demand = on_demand
+        self.digests = digests
         self._tables: dict[tuple[Family, str], _RawTable] = {}
 
     def read_text(self, text: str) -> list[Table]:
@@ -315,11 +322,12 @@ class NftReader:
         flags = raw.definition.get("flags", [])
         dormant = flags == "dormant" or (isinstance(flags, list) and "dormant" in flags)
         raw.objects.counting |= _counting_sets(rule for chain in raw.chains.values() for rule in chain.rules)
-        if not self.on_demand:  # only a proof asks for them
+        if not self.on_demand or self.digests:  # only a proof asks for them
             for rule in (rule for chain in raw.chains.values() for rule in chain.rules):
                 looked_up = _looked_up_by(rule) - raw.objects.counting
                 raw.objects.lookups |= {raw.objects.set_name(name) for name in looked_up}
         parser = NftRuleParser(raw.objects, self.reading)
+        digest = TableDigests(raw.objects, self.reading) if self.digests else None
         for chain in raw.chains.values():
             made = Chain(chain.name, [])
             if "hook" in chain.definition:
@@ -328,7 +336,9 @@ class NftReader:
                     made.hook = self._hook(table, chain)
             if self.on_demand:
                 read = partial(self._read_met, parser, table, chain)
-                made = UnreadChain(made, read, may_set_zone=any(map(_names_zone, chain.rules)))
+                made = unread = UnreadChain(made, read, may_set_zone=any(map(_names_zone, chain.rules)))
+                if digest is not None and all(isinstance(rule, UnreadRule) for rule in chain.rules):
+                    unread.digest = digest.of([rule.kept for rule in chain.rules if isinstance(rule, UnreadRule)])
             else:
                 made.rules = self._rules(parser, table, chain)
             table.chains[chain.name] = made

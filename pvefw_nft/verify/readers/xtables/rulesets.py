@@ -30,6 +30,7 @@ from pvefw_nft.verify.model import (
     targets,
 )
 from pvefw_nft.verify.readers.shared import check_jumps_of
+from pvefw_nft.verify.readers.xtables.digests import SetDigests
 from pvefw_nft.verify.readers.xtables.rule import RuleParser
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class XtablesReader:
 
     ``legacy`` rulesets, of iptables-legacy, are separate from rulesets of iptables-nft: a packet passes both.
     ``origins`` gives the place in the configuration by table, chain and number of the rule in its chain. ``on_demand``:
-    parse the rules of a chain at its first use.
+    parse the rules of a chain at its first use; ``digests``: and chains have a digest, with which a proof knows them
+    again.
     """
 
     version: int
@@ -92,6 +94,7 @@ class XtablesReader:
     tables: dict[str, Table] = field(default_factory=dict)
     legacy: bool = False
     on_demand: bool = False
+    digests: bool = False
     _parser: RuleParser = field(init=False)
     _unread: dict[str, dict[str, list[_Unread]]] = field(default_factory=dict)
 
@@ -164,6 +167,11 @@ class XtablesReader:
     def finish(self) -> list[Table]:
         """Return the tables read, after checking that targets were chains where they were no extension."""
         self._parser.check_targets(self.tables.values())
+        digests = SetDigests(self.sets) if self.digests else None
+        if digests is not None:
+            for chains in self._unread.values():
+                for unread in chains.values():
+                    self.sets.lookups |= digests.looked_up([rule.body for rule in unread])
         for table in self.tables.values():
             table.lookups = {f"ipset {name}" for name in self.sets.lookups}
         for table_name, chains in self._unread.items():
@@ -171,7 +179,9 @@ class XtablesReader:
             for name, unread in chains.items():
                 read = partial(self._read, table, name, unread)
                 zone = any("zone" in rule.body for rule in unread)
-                table.chains[name] = UnreadChain(table.chains[name], read, may_set_zone=zone)
+                table.chains[name] = made = UnreadChain(table.chains[name], read, may_set_zone=zone)
+                if digests is not None:
+                    made.digest = digests.of((self.tool, table_name), [rule.body for rule in unread])
         return list(self.tables.values())
 
     def _read(self, table: Table, chain: str, unread: Sequence[_Unread]) -> list[Rule]:
@@ -231,7 +241,7 @@ class XtablesReader:
         elif command in ("-F", "--flush"):
             for name in [chain] if chain else list(table.chains):
                 self._existing(table, name, where).rules.clear()
-                self._unread.get(table.key.name, {}).pop(name, None)
+                self._forget(table, name, where)
         elif command in ("-P", "--policy"):
             if body.strip() not in ("ACCEPT", "DROP"):
                 raise self.reading.error(where, f"unknown policy: {line}")
@@ -240,9 +250,15 @@ class XtablesReader:
             for name in [chain] if chain else [c.name for c in table.chains.values() if c.hook is None]:
                 self._existing(table, name, where)
                 del table.chains[name]
-                self._unread.get(table.key.name, {}).pop(name, None)
+                self._forget(table, name, where)
         else:
             raise self.reading.error(where, f"unknown command: {line}")
+
+    def _forget(self, table: Table, name: str, where: str) -> None:
+        """Forget a chain's rules that were not read. Raises RulesetError if these might still name a set."""
+        unread = self._unread.get(table.key.name, {}).pop(name, None)
+        if unread and self.digests:
+            raise self.reading.error(where, f"removes rules of chain {name} that were not read")
 
     def _existing(self, table: Table, name: str, where: str) -> Chain:
         chain = table.chains.get(name)

@@ -1,0 +1,107 @@
+"""Summaries of chains: what questions about a whole ruleset ask of each chain, small enough to be kept on disk.
+
+A question such as "which fields does some rule test?" has its answer in few of many chains: guests' chains repeat one
+another. :func:`telling_chains` yields chains whose summaries together say what those of all chains say, so that the
+other chains need not be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from typing import TYPE_CHECKING
+
+from pvefw_nft.verify.model.conditions import Test, tests_of
+from pvefw_nft.verify.model.effects import CopyMark, Guard, SetField, SetHelper, SetMark, SetZone
+from pvefw_nft.verify.model.fields import DECLARED, FieldKind
+from pvefw_nft.verify.model.ruleset import Summary
+from pvefw_nft.verify.model.verdicts import Goto, Jump, VerdictMap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pvefw_nft.verify.model.effects import Effect
+    from pvefw_nft.verify.model.ruleset import Chain, Rule, Table
+
+
+def summary_of(chain: Chain) -> Summary:
+    """Return the summary of a chain, of its rules if it has none yet. Raises RulesetError where one cannot be read."""
+    if chain.summary is None:
+        chain.summary = _made(chain)
+    return chain.summary
+
+
+def telling_chains(table: Table) -> Iterator[Chain]:
+    """Yield chains of a table, in order, that together have every item of :class:`Summary` of all of them.
+
+    Each item is in the first chain of all that has it. A chain without a summary is always among them.
+    """
+    seen: set[str] = set()
+    for chain in table.chains.values():
+        if chain.summary is None:
+            yield chain
+        elif not chain.summary.items <= seen:
+            seen |= chain.summary.items
+            yield chain
+
+
+def _made(chain: Chain) -> Summary:
+    items: set[str] = set()
+    targets: dict[str, None] = {}
+    asks_interface = False
+    for part, test in {found for rule in chain.rules for found in _tests(rule)}:
+        items.add(_item_of_test(part, test))
+        asks_interface = asks_interface or test.field.kind is FieldKind.INTERFACE
+    for rule in chain.rules:
+        if rule.effects:
+            items.update([_item(_effect_text(effect)) for effect in rule.effects])
+        if isinstance(rule.verdict, Jump | Goto):
+            targets[rule.verdict.chain] = None
+        elif isinstance(rule.verdict, VerdictMap):
+            targets |= {end.chain: None for _, end in rule.verdict.entries if isinstance(end, Jump | Goto)}
+    return Summary(frozenset(items), tuple(targets), asks_interface)
+
+
+def _tests(rule: Rule) -> Iterator[tuple[str, Test]]:
+    """Yield every test of a rule with its part of the rule, also those that choose a zone, or an entry of a map."""
+    for condition in rule.conditions:
+        if type(condition) is Test:
+            yield "", condition
+        else:
+            yield from (("", test) for test in tests_of(condition))
+    for effect in rule.effects:
+        if isinstance(effect, Guard):
+            yield from (("guard", test) for test in tests_of(effect.condition))
+        elif isinstance(effect, SetZone):
+            yield from (("zone", test) for condition, _ in effect.entries for test in tests_of(condition))
+    if isinstance(rule.verdict, VerdictMap):
+        yield from (("map", test) for condition, _ in rule.verdict.entries for test in tests_of(condition))
+
+
+@cache
+def _item_of_test(part: str, test: Test) -> str:
+    on = test.field
+    declared = DECLARED.get(on)
+    renamed = declared is not None and declared.renamed
+    values = None if renamed else test.values.bounds
+    return _item(f"{part} test {on.name!r} {on.size} {on.kind.value} {on.names} {values}")
+
+
+def _effect_text(effect: Effect) -> str:
+    kind = type(effect).__name__
+    match effect:
+        case SetMark(target):
+            return f"{kind} {target.value}"
+        case CopyMark(target, keep, take):
+            return f"{kind} {target.value} {keep} {take}"
+        case SetHelper(_, template):
+            return f"{kind} {template}"
+        case SetField(on):
+            return f"{kind} {on.name!r} {on.size} {on.kind.value}"
+        case _:
+            return kind
+
+
+@cache
+def _item(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=12).hexdigest()

@@ -1,0 +1,60 @@
+"""Digests of chains of iptables: of the text of their rules, and of the sets that it names."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING
+
+from pvefw_nft.verify.readers.shared import RulesetError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pvefw_nft.verify.readers.ipset import IpSets
+
+_BETWEEN_WORDS = re.compile(r'[\s"]+')
+_QUOTED = re.compile(r'"[^"\\]*"')
+_NAMES_SET = re.compile(r'-set[\s"]')
+_LOOKUP = re.compile(r"(?<!\S)--match-set\s+(\S+)")
+
+
+class SetDigests:
+    """Tells the sets that a chain's text names, and its digest."""
+
+    def __init__(self, sets: IpSets) -> None:
+        self._sets = sets
+        self._known: dict[str, bytes] = {}
+        self._nested = any(one.kind == "list:set" for one in sets.sets.values())
+        self._plain = not self._nested and not any(_BETWEEN_WORDS.search(name) for name in sets.sets)
+
+    def looked_up(self, rules: Sequence[str]) -> set[str]:
+        """Return the sets that rules look packets up in. Raises RulesetError where only reading them tells."""
+        text = "\n".join(rules)
+        if not self._sets.sets or ("match-set" not in text and "\\" not in text):
+            return set()
+        found = _LOOKUP.findall(_QUOTED.sub(" ", text))
+        if "\\" in text or not self._plain or len(found) != text.count("match-set"):
+            raise RulesetError("a rule's text does not tell its sets")
+        return {*found} & self._sets.sets.keys()
+
+    def of(self, table: tuple[str, str], rules: Sequence[str]) -> str:
+        """Return the digest of a chain of a table (by tool and name), by the texts of its rules."""
+        text = "\n".join(rules)
+        found = hashlib.blake2b(f"{table} {len(rules)} {text}".encode(errors="surrogatepass"), digest_size=24)
+        escaped = "\\" in text
+        if escaped or _NAMES_SET.search(text):
+            known = self._sets.sets
+            words = {*_BETWEEN_WORDS.split(text)} if self._plain and not escaped else {*known}
+            for name in sorted(words & known.keys()):
+                found.update(self._members(name))
+        return found.hexdigest()
+
+    def _members(self, name: str) -> bytes:
+        """Return a digest of a set: its kind, options and entries."""
+        known = self._known.get(name)
+        if known is None:
+            text = repr(self._sets.sets[name])
+            known = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=32).digest()
+            self._known[name] = known
+        return known
