@@ -210,7 +210,7 @@ def overlaps(places: Mapping[m.Test, int]) -> tuple[tuple[m.Field, frozenset[int
         if len(sets) == 1:
             # as below: most fields are bits that one rule sets, or are tested once
             ((values, bit),) = sets.items()
-            alone = {bit} if values is on.everything else {0, bit} if values else {0}
+            alone = {bit} if values.bounds == (0, on.size) else {0, bit} if values else {0}
             found.append((on, frozenset(alone)))
             continue
         flips: dict[int, int] = {0: 0}

@@ -41,6 +41,16 @@ class _Takers(NamedTuple):
     others: tuple[Slot, ...]
 
 
+class _Run(NamedTuple):
+    """Findings about rules of the chain at a place, met one after the other.
+
+    A finding is the rule's position, and whether it is alive and needed.
+    """
+
+    place: int
+    findings: list[tuple[int, bool, bool]]
+
+
 class Record:
     """The findings of a NIC's walks about the rules at slots."""
 
@@ -53,17 +63,7 @@ class Record:
         self._takers: list[_Takers] = []
         self._asked: dict[tuple[Found, Slot], None] = {}
         self._before = before
-        self._runs: list[tuple[int, list[tuple[int, bool, bool]]]] | None = None
-
-    def _made_runs(self) -> list[tuple[int, list[tuple[int, bool, bool]]]]:
-        """Return the findings about rules in the order in which they were met, those of one chain together.
-
-        A finding is the position in the chain, and whether the rule is alive and needed.
-        """
-        return [
-            (place, [(slot[1], slot in self._alive, slot in self._needed) for slot in slots])
-            for place, slots in groupby(self._met, itemgetter(0))
-        ]
+        self._runs: list[_Run] | None = None
 
     def add(self, walk: Walk, events: Iterable[Event]) -> None:
         """Add the events of a walk of the NIC."""
@@ -91,19 +91,33 @@ class Record:
 
     def fits(self, rules: NicRules, judged: Rules) -> bool:
         """Return whether the walks of another NIC have these events, by what walks before found."""
-        return all(judged.was(kind, rules.rule_key(slot)) for kind, slot in self._asked)
+        shared = rules.shared(self._rules)
+        return all(shared[slot[0]] or judged.was(kind, rules.rule_key(slot)) for kind, slot in self._asked)
 
     def note(self, rules: NicRules, judged: Rules) -> None:
-        """Add the findings to those about the rules of another NIC."""
+        """Add the findings to those about the rules of another NIC.
+
+        The findings about rules that both NICs meet were noted for the first one.
+        """
         if self._runs is None:
-            self._runs = self._made_runs()
-        for place, findings in self._runs:
-            # the findings about rules that both NICs meet were noted for the first one
-            if not rules.shares(place, self._rules):
-                judged.note(*rules.chain(place), findings)
+            self._seal()
+        shared = rules.shared(self._rules)
+        for run in self._runs or ():
+            if not shared[run.place]:
+                judged.note(*rules.chain(run.place), run.findings)
         for kind, slot, usual, others in self._takers:
-            takers = [map(rules.rule_key, slots) for slots in (usual, others)]
-            judged.judged(*rules.rule(slot)).note_takers(kind, *takers)
+            if not all(shared[place] for place, _ in (slot, *usual, *others)):
+                takers = [map(rules.rule_key, slots) for slots in (usual, others)]
+                judged.judged(*rules.rule(slot)).note_takers(kind, *takers)
+
+    def _seal(self) -> None:
+        """Prepare the findings for other NICs, once all walks are added."""
+        self._runs = [
+            _Run(place, [(slot[1], slot in self._alive, slot in self._needed) for slot in slots])
+            for place, slots in groupby(self._met, itemgetter(0))
+        ]
+        # nothing asks which rules take the packets of one that is alive
+        self._takers = [one for one in self._takers if one.kind is Found.SUCCEEDED or one.slot not in self._alive]
 
 
 ALL_LINES: frozenset[int] = frozenset()

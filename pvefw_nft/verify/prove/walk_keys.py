@@ -38,7 +38,8 @@ keys differ.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.prove.key_parts import IS_INTERFACE, MAX_SINGLES, NoKeyError
@@ -46,7 +47,7 @@ from pvefw_nft.verify.prove.shapes import RENAMED, overlaps
 from pvefw_nft.verify.prove.walk import is_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from pvefw_nft.verify.network.path import Nic, Stage
     from pvefw_nft.verify.prove.exploration import Exploration
@@ -92,10 +93,11 @@ class NicRules:
         table, chain, numbers = self._chains[slot[0]]
         return id(table), id(chain), slot[1] + 1 if numbers is None else numbers[slot[1]]
 
-    def shares(self, place: int, other: NicRules) -> bool:
-        """Return whether all rules of the chain at a place are the same for another NIC."""
-        (_, one, numbers), (_, two, others) = self._chains[place], other._chains[place]
-        return one is two and numbers is None and others is None
+    def shared(self, other: NicRules) -> list[bool]:
+        """Return, for the chain at each place, whether all of its rules are the same for another NIC of the key."""
+        return [
+            one[1] is two[1] and one[2] is two[2] is None for one, two in zip(self._chains, other._chains, strict=True)
+        ]
 
     def slots(self, rules: Iterable[tuple[m.Table, m.Chain, int, m.Rule]]) -> list[Slot]:
         """Return the slots of rules of this NIC's walks."""
@@ -365,47 +367,44 @@ class WalkKeys:
         """Return all rules that packets can meet at these stages, and their key. Raises NoKeyError."""
         interfaces = stages.interfaces
         facts: list[object] = []
-        tests: dict[m.Test, int] = {}
-        logs: dict[str, int] = {}
+        tests: dict[m.Test, int] = _numbering()
+        logs: dict[str, int] = _numbering()
         marks: dict[m.SetMark, int] = {}
-        lines: dict[Line, int] = {}
+        lines: dict[Line, int] = _numbering()
         chains: list[_OfChain] = []
-        places = {key: place for place, key in enumerate(stages.roots)}
+        places: dict[tuple[int, str], int] = _numbering()
         todo = [*stages.roots]
+        for root in todo:
+            places[root]
         for number, name in todo:
             table = self._tables[number]
             chain = self._chains.chain(table, name)
-            parts, numbers = self._parts(chain, interfaces)
-            facts.append(len(parts))
+            parts, numbers = ([chain.whole], None) if chain.whole is not None else self._parts(chain, interfaces)
             if numbers is not None:
-                facts += (type(chain.chain.policy).__name__, chain.chain.hook is None)
+                facts += (len(parts), type(chain.chain.policy).__name__, chain.chain.hook is None)
             for written in parts:
                 facts.append(written.number)
-                facts += [tests.setdefault(test, len(tests)) for test in written.tests]
-                facts += [logs.setdefault(prefix, len(logs)) for prefix in written.logs]
+                facts += map(tests.__getitem__, written.tests)
+                if written.logs:
+                    facts += map(logs.__getitem__, written.logs)
                 for mark in written.marks:
                     facts.append(marks.get(mark, -1))
                     if mark not in marks:
                         marks[mark] = len(marks)
-                        facts += [tests.setdefault(test, len(tests)) for test in _given(mark)]
+                        facts += map(tests.__getitem__, _given(mark))
                 for test in written.interfaces:
                     facts.append(tuple([interface in test.values for interface in interfaces]))
                 for target in written.targets:
-                    place = places.get((number, target))
-                    if place is None:
-                        place = places[number, target] = len(places)
+                    place = places[number, target]
+                    if place == len(todo):
                         todo.append((number, target))
                     facts.append(place)
-            for of, origin in _origins(parts, numbers):
-                line = origin or (id(table), id(chain.chain), of)
-                facts.append(lines.setdefault(line, len(lines)))
+            facts += map(lines.__getitem__, _lines(table, chain.chain, parts, numbers))
             chains.append(chain.all if numbers is None else (table, chain.chain, numbers))
         return (stages.facts, stages.roots, tuple(facts), overlaps(tests)), NicRules(tuple(lines), tuple(chains))
 
-    def _parts(self, chain: _Chain, interfaces: tuple[int, ...]) -> tuple[list[_Written], tuple[int, ...] | None]:
-        """Return the rules of a chain that packets with these interfaces may meet, and their numbers if not all."""
-        if chain.whole is not None:
-            return [chain.whole], None
+    def _parts(self, chain: _Chain, interfaces: tuple[int, ...]) -> tuple[list[_Written], tuple[int, ...]]:
+        """Return the rules of a chain that packets with these interfaces may meet, and their numbers."""
         parts = dict(chain.others)
         for interface in interfaces:
             for number in chain.by_interface.get(interface, ()):
@@ -415,11 +414,18 @@ class WalkKeys:
         return [parts[number] for number in numbers], numbers
 
 
-def _origins(parts: list[_Written], numbers: tuple[int, ...] | None) -> Iterator[tuple[int, str]]:
-    """Yield the number and origin of each rule of a chain."""
-    if numbers is None:
-        return enumerate(parts[0].origins, 1)
-    return zip(numbers, [written.origins[0] for written in parts], strict=True)
+def _numbering() -> dict[Any, int]:
+    """Return a mapping that gives each key, when it is asked for, the number of its first appearance."""
+    found: defaultdict[object, int] = defaultdict()
+    found.default_factory = found.__len__
+    return found
+
+
+def _lines(table: m.Table, chain: m.Chain, parts: list[_Written], numbers: tuple[int, ...] | None) -> list[Line]:
+    """Return the line of each rule of a chain."""
+    origins = parts[0].origins if numbers is None else [written.origins[0] for written in parts]
+    numbered = enumerate(origins, 1) if numbers is None else zip(numbers, origins, strict=True)
+    return [origin or (id(table), id(chain), number) for number, origin in numbered]
 
 
 def _given(mark: m.SetMark) -> list[m.Test]:
