@@ -48,7 +48,7 @@ FILES = {
     "test_kill.py": f"({_KILLED}) and not small",
     "test_drift.py": "come_back and (nft or ebtables)",
     "test_legacy_tables.py": "ebtables",
-    "test_load_as_text.py": "case or refused",
+    "test_load_as_text.py": "case or refused or word",
     "test_faults.py": _FAULTS,
     "test_limits.py": "nft" if _ALL_FAULTS else "nft and at_its_limit and process",
 }

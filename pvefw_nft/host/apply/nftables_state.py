@@ -327,28 +327,34 @@ class Nftables:
     def run(self, commands: Iterable[Command]) -> list[Command]:
         """Run the commands as one transaction and return the listed objects.
 
-        Many commands are read twice where one is refused, and list nothing. Raises :class:`HostError`, and
+        Many commands list nothing, and are read again where one is refused. Raises :class:`HostError`, and
         :class:`InternalError` for one of many commands that has no text; nothing has changed then.
         """
         reading = iter(commands)
         few = list(islice(reading, self._many))
         if len(few) == self._many:
-            self._load(chain(few, reading), commands)
-            return []
+            problem = _run_as_text(chain(few, reading))
+            if not problem:
+                return []
+            if "syntax error" not in problem:
+                raise _failure_of_text(problem, commands)
+            # a name may be a word of nft's language, such as `helpers`; nothing has changed, and JSON has no words
+            few = list(commands)
         status, output, problem = self._library.json_cmd({"nftables": few})
         if status != 0:
             raise _failure(problem or "no reason given", few)
         listed = output["nftables"] if isinstance(output, dict) else []
         return [entry for entry in listed if "metainfo" not in entry]
 
-    @staticmethod
-    def _load(commands: Iterable[Command], again: Iterable[Command]) -> None:
-        """Run commands that list nothing, as text: half the memory and time that libnftables needs for JSON."""
-        from pvefw_nft.backends.nft.syntax.text import command_line  # deferred: it takes the whole backend
 
-        problem = nft_text.run(map(command_line, commands))
-        if problem:
-            raise _failure_of_text(problem, again)
+def _run_as_text(commands: Iterable[Command]) -> str:
+    """Run commands that list nothing, and return the errors: half the memory and time that libnftables takes for JSON.
+
+    Raises :class:`InternalError` for a command that has no text.
+    """
+    from pvefw_nft.backends.nft.syntax.text import command_line  # deferred: it takes the whole backend
+
+    return nft_text.run(map(command_line, commands))
 
 
 def _failure_of_text(problem: str, commands: Iterable[Command]) -> HostError:
