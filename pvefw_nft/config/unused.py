@@ -24,7 +24,6 @@ _IMPLIED_IPSETS = re.compile(r"management|blacklist|ipfilter-net[0-9]+")
 _IMPLIED_ALIASES = ("local_network",)
 _MAY_DEFINE = re.compile(r"ipset|aliases", re.IGNORECASE)
 """The word in the header of a section that defines names."""
-_SEPARATORS = re.compile(r"[\s,]+")
 _CODES = {"alias": "unused-alias", "ipset": "unused-ipset", "group": "unused-group"}
 _SCOPES = ("", "dc/", "guest/")
 
@@ -85,7 +84,7 @@ def _words(text: str) -> Iterator[str]:
         if line.startswith("["):
             defines = line.lower().startswith("[aliases")
         else:
-            words = [word for word in _SEPARATORS.split(line) if word]
+            words = line.replace(",", " ").split()
             yield from words[1:] if defines else words
 
 

@@ -121,8 +121,9 @@ def analyse_root(
 
     backend = make_backend("iptables")
     # both the text and the origins of its lines are asked for: with a cache each chain is lowered once
-    model = read_back_origins(backend, backend.lower(checked.ruleset, Cache()), _line_of)
-    side = Side("configuration", model, topology(source))
+    model = read_back_origins(backend, backend.lower(checked.ruleset, Cache()), _Lines().line)
+    quiet = open_configuration(offline(source), Findings())
+    side = Side("configuration", model, topology(source, quiet))
     advice = analyse(side, progress=progress)
     knows_network = checked.node.local_network is not None or source.root == Path("/")
     found = _lock_out(checked.node, side) if knows_network else []
@@ -131,7 +132,6 @@ def analyse_root(
         if file:
             found.append(_without_effect(Span(file, int(line)), finding.kind.value, finding.by))
     findings = Findings()
-    quiet = open_configuration(offline(source), Findings())
     root = root_of(source)
     if not only_own:
         find_unused_of_cluster(root, quiet.node.cluster, findings)
@@ -167,8 +167,21 @@ def _lock_out(node: NodeConfig, side: Side) -> list[Diagnostic]:
     return [Diagnostic(Severity.WARNING, "lock-out", span, message, hint)]
 
 
+class _Lines:
+    """Spells origins, each once: the rules of a line, of both IP versions, have one."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Origin, str]] = {}
+
+    def line(self, origin: Origin) -> str:
+        """Return an origin in a file as path, NUL, line; other origins (policy, standard rules) as text."""
+        known = self._known.get(id(origin))
+        if known is None:
+            known = self._known[id(origin)] = origin, _line_of(origin)
+        return known[1]
+
+
 def _line_of(origin: Origin) -> str:
-    """Return the origin of a rule from a file as path, NUL, line; other origins (policy, standard rules) as text."""
     from pvefw_nft.ir.nodes import Provenance
 
     is_rule = origin.file is not None and origin.line and origin.provenance is not Provenance.POLICY

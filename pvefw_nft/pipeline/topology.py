@@ -10,15 +10,17 @@ from pvefw_nft.pipeline.roots import offline, open_configuration, root_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pvefw_nft.config.load import Configuration
     from pvefw_nft.config.model import Guest
     from pvefw_nft.config.source import Source
     from pvefw_nft.verify.network.path import Nic, Topology
 
 
-def topology(source: Source) -> Topology:
+def topology(source: Source, configuration: Configuration | None = None) -> Topology:
     """Return the NICs, bridges and addresses of a node, from its guest configs and /etc/network/interfaces.
 
-    Mistakes in the configuration are not reported. Raises as :func:`.check_root`.
+    Mistakes in the configuration are not reported. ``configuration``: that of the source, opened offline; None: it is
+    opened here. Raises as :func:`.check_root`.
     """
     from pvefw_nft.config.inventory import guest_addresses, guests_elsewhere
     from pvefw_nft.config.model import GuestKind
@@ -26,7 +28,7 @@ def topology(source: Source) -> Topology:
     from pvefw_nft.verify.network.path import Nic, Topology
 
     root = root_of(source)
-    configuration = open_configuration(offline(source), Findings())
+    configuration = configuration or open_configuration(offline(source), Findings())
     cluster = configuration.node.cluster
 
     def nics_of(guest: Guest, node: str = "") -> Iterator[Nic]:

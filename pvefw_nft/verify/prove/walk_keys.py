@@ -225,12 +225,13 @@ class _Chain:
     interface the numbers of those that ask for one of a few.
     """
 
-    __slots__ = ("all", "by_interface", "chain", "others", "whole")
+    __slots__ = ("all", "by_interface", "chain", "lines", "others", "whole")
 
     def __init__(self, table: m.Table, chain: m.Chain) -> None:
         self.chain = chain
         self.all: _OfChain = (table, chain, None)
         self.whole: _Written | None = None
+        self.lines: list[Line] = []
         self.others: dict[int, _Written] = {}
         self.by_interface: dict[int, list[int]] = {}
 
@@ -267,6 +268,7 @@ class _Chains:
             rules = [pen.rule(rule) for rule in chain.rules]
             whole = "chain", type(chain.policy).__name__, chain.hook is None, *rules
             found.whole = pen.written(self._numbers.setdefault(whole, len(self._numbers)))
+            found.lines = _lines(table, chain, range(1, len(rules) + 1), found.whole.origins)
         except _InterfaceError:
             for number, rule in enumerate(chain.rules, 1):
                 of = _interfaces(rule)
@@ -369,13 +371,11 @@ class WalkKeys:
         facts: list[object] = []
         tests: dict[m.Test, int] = _numbering()
         logs: dict[str, int] = _numbering()
-        marks: dict[m.SetMark, int] = {}
+        marks: dict[m.SetMark, int] = _numbering()
         lines: dict[Line, int] = _numbering()
         chains: list[_OfChain] = []
-        places: dict[tuple[int, str], int] = _numbering()
+        places: dict[tuple[int, str], int] = _numbering(stages.roots)
         todo = [*stages.roots]
-        for root in todo:
-            places[root]
         for number, name in todo:
             table = self._tables[number]
             chain = self._chains.chain(table, name)
@@ -385,13 +385,8 @@ class WalkKeys:
             for written in parts:
                 facts.append(written.number)
                 facts += map(tests.__getitem__, written.tests)
-                if written.logs:
-                    facts += map(logs.__getitem__, written.logs)
-                for mark in written.marks:
-                    facts.append(marks.get(mark, -1))
-                    if mark not in marks:
-                        marks[mark] = len(marks)
-                        facts += map(tests.__getitem__, _given(mark))
+                facts += map(logs.__getitem__, written.logs)
+                facts += map(marks.__getitem__, written.marks)
                 for test in written.interfaces:
                     facts.append(tuple([interface in test.values for interface in interfaces]))
                 for target in written.targets:
@@ -399,8 +394,17 @@ class WalkKeys:
                     if place == len(todo):
                         todo.append((number, target))
                     facts.append(place)
-            facts += map(lines.__getitem__, _lines(table, chain.chain, parts, numbers))
-            chains.append(chain.all if numbers is None else (table, chain.chain, numbers))
+            if numbers is None:
+                facts += map(lines.__getitem__, chain.lines)
+                chains.append(chain.all)
+            else:
+                origins = [written.origins[0] for written in parts]
+                facts += map(lines.__getitem__, _lines(table, chain.chain, numbers, origins))
+                chains.append((table, chain.chain, numbers))
+        # the bits of a single mark overlap with nothing
+        if len(marks) > 1 or not _CT_MARKS.isdisjoint([test.field for test in tests]):
+            for mark in marks:
+                facts += map(tests.__getitem__, _given(mark))
         return (stages.facts, stages.roots, tuple(facts), overlaps(tests)), NicRules(tuple(lines), tuple(chains))
 
     def _parts(self, chain: _Chain, interfaces: tuple[int, ...]) -> tuple[list[_Written], tuple[int, ...]]:
@@ -414,18 +418,16 @@ class WalkKeys:
         return [parts[number] for number in numbers], numbers
 
 
-def _numbering() -> dict[Any, int]:
+def _numbering(first: Iterable[object] = ()) -> dict[Any, int]:
     """Return a mapping that gives each key, when it is asked for, the number of its first appearance."""
-    found: defaultdict[object, int] = defaultdict()
+    found: defaultdict[object, int] = defaultdict(None, {key: number for number, key in enumerate(first)})
     found.default_factory = found.__len__
     return found
 
 
-def _lines(table: m.Table, chain: m.Chain, parts: list[_Written], numbers: tuple[int, ...] | None) -> list[Line]:
-    """Return the line of each rule of a chain."""
-    origins = parts[0].origins if numbers is None else [written.origins[0] for written in parts]
-    numbered = enumerate(origins, 1) if numbers is None else zip(numbers, origins, strict=True)
-    return [origin or (id(table), id(chain), number) for number, origin in numbered]
+def _lines(table: m.Table, chain: m.Chain, numbers: Iterable[int], origins: Iterable[str]) -> list[Line]:
+    """Return the lines of rules of a chain, by their numbers and origins."""
+    return [origin or (id(table), id(chain), number) for number, origin in zip(numbers, origins, strict=True)]
 
 
 def _given(mark: m.SetMark) -> list[m.Test]:
