@@ -159,3 +159,23 @@ def test_sets_count_as_looked_up_however_they_are_spelled() -> None:
 def test_a_rule_of_a_chain_that_is_not_declared_is_refused() -> None:
     with pytest.raises(RulesetError, match="no chain"):
         read_ruleset([Text("r", nft().replace('"chain":"in"', '"chain":"nowhere"'))], on_demand=True)
+
+
+@pytest.mark.parametrize("digests", [False, True])
+def test_a_rule_without_a_body_stays_in_its_chain(digests: bool) -> None:
+    lines = [
+        "*filter",
+        ":G1 - [0:0]",
+        ":G10 - [0:0]",
+        "-A G1 -j DROP",
+        "-A G10 -j ACCEPT",
+        "-A G10",
+        "-A G1",
+        "COMMIT",
+        "",
+    ]
+    whole = read_ruleset([Text("rules.v4", "\n".join(lines))])
+    found = read_ruleset([Text("rules.v4", "\n".join(lines))], on_demand=True, digests=digests)
+    chains = [model.tables[0].chains for model in (whole, found)]
+    assert [len(chains[1][name].rules) for name in ("G1", "G10")] == [2, 2]
+    assert all(chains[0][name].rules == chains[1][name].rules for name in chains[0])

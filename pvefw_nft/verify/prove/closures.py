@@ -7,16 +7,16 @@ that asks for an interface has none, nor has one that leads to such: which of it
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.verify import model as m
 from pvefw_nft.verify.prove.chain_memo import digest_of
 from pvefw_nft.verify.prove.key_parts import MAX_SINGLES, NoKeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from pvefw_nft.verify.prove.key_parts import Chains, Part, Verbatim
+    from pvefw_nft.verify.prove.key_parts import Chain, Chains, Part, Verbatim
 
 
 class Closures:
@@ -26,11 +26,9 @@ class Closures:
         self._chains = chains
         self._table = chains.table
         self._verbatim = verbatim
-        self._known: dict[str, bytes | None] = {}
-        self._asked: dict[str, frozenset[int] | None] = {}
-        self._of_common: dict[str, tuple[tuple[int, int], ...]] = {}
-        self._parts: dict[int, bytes] = {}
-        self._met: dict[tuple[str, tuple[tuple[int, int], ...]], tuple[bytes, tuple[str, ...]]] = {}
+        self._known: dict[str, str | None] = {}
+        self._shared: dict[str, _Shared] = {}
+        self._parts: dict[int, str] = {}
 
     def own(self, name: str) -> tuple[str, tuple[str, ...]] | None:
         """Return a digest of a chain's own rules, and its targets; None where that is not all that a NIC needs.
@@ -45,7 +43,7 @@ class Closures:
             return None
         return f"{digest} {self._verbatim.text((chain.policy, chain.hook))}", chain.summary.targets
 
-    def whole(self, name: str) -> bytes | None:
+    def whole(self, name: str) -> str | None:
         """Return the digest of a chain with all that it leads to; None: it has none. Raises NoKeyError."""
         if name in self._known:
             return self._known[name]
@@ -64,53 +62,63 @@ class Closures:
             todo.pop()
         return self._known[name]
 
-    def met(self, name: str, interfaces: Sequence[int], common: int) -> tuple[bytes, tuple[str, ...]]:
-        """Return a digest of all of a chain's rules that a NIC with these interfaces may meet, and their targets.
+    def met(self, name: str, interfaces: Sequence[int], common: int) -> tuple[list[object], Iterable[str]]:
+        """Return digests of all of a chain's rules that a NIC with these interfaces may meet, and their targets.
 
         The last ``common`` interfaces are the same for all NICs. Raises NoKeyError.
         """
-        if name not in self._asked:
-            self._asked[name] = self._asked_of(name)
-        asked = self._asked[name]
         own = len(interfaces) - common
-        known_common = self._of_common.get(name)
-        if known_common is None:
-            known_common = self._of_common[name] = _among(interfaces[own:], own, asked)
-        seen = _among(interfaces[:own], 0, asked) + known_common
-        found = self._met.get((name, seen))
-        if found is None:
-            found = self._met[name, seen] = self._made(name, seen)
-        return found
-
-    def _asked_of(self, name: str) -> frozenset[int] | None:
-        """Return the interfaces that decide which parts of a chain a NIC meets, and which entries of its maps.
-
-        None: any interface may.
-        """
+        shared = self._shared.get(name)
+        if shared is None:
+            shared = self._shared[name] = self._shared_of(name, interfaces[own:])
+        asked = shared.asked
+        seen = [(place, one) for place, one in enumerate(interfaces[:own]) if asked is None or one in asked]
+        if not seen:
+            return [shared.digest], shared.targets
+        found: list[object] = [shared.digest, seen]
+        targets = dict.fromkeys(shared.targets)
         chain = self._chains.chain(name)
-        parts = [*chain.others.values(), *(part for found in chain.by_interface.values() for part in found.values())]
-        asked = set(chain.by_interface)
-        for lookup in (lookup for part in parts for lookup in part.lookups):
-            for test, _ in lookup.entries:
-                if not isinstance(test, m.Test) or test.values.count() > MAX_SINGLES:
-                    return None
-                asked.update(number for first, last in test.values for number in range(first, last + 1))
-        return frozenset(asked)
-
-    def _made(self, name: str, seen: tuple[tuple[int, int], ...]) -> tuple[bytes, tuple[str, ...]]:
-        found: list[object] = [seen]
-        targets: dict[str, None] = {}
-        text = self._verbatim.text
-        for part in self._chains.chain(name).parts([number for _, number in seen]):
-            found.append(self._part(part))
+        of_own = {number: part for _, one in seen for number, part in chain.by_interface.get(one, _NONE).items()}
+        for number in sorted(of_own):
+            part = of_own[number]
+            found += (number, self._part(part))
             targets |= dict.fromkeys(part.targets)
             for lookup in part.lookups:
-                entries = [_entry(lookup, number) for _, number in seen]
-                found.append([text(entry) for entry in entries])
-                targets |= {entry.chain: None for entry in entries if isinstance(entry, m.Jump | m.Goto)}
-        return _digest(found), tuple(targets)
+                self._entries(lookup, [*interfaces], found, targets)
+        for lookup in shared.lookups:
+            self._entries(lookup, [one for _, one in seen], found, targets)
+        return found, targets
 
-    def _part(self, part: Part) -> bytes:
+    def _shared_of(self, name: str, common: Sequence[int]) -> _Shared:
+        """Return what is the same of a chain for all NICs; ``common`` are the interfaces that all of them have."""
+        chain = self._chains.chain(name)
+        of_common = {number: part for one in common for number, part in chain.by_interface.get(one, _NONE).items()}
+        parts = dict(chain.others) | of_common
+        found: list[object] = []
+        targets: dict[str, None] = {}
+        lookups = []
+        for number in sorted(parts):
+            found += (number, self._part(parts[number]))
+            targets |= dict.fromkeys(parts[number].targets)
+            for lookup in parts[number].lookups:
+                lookups.append(lookup)
+                self._entries(lookup, common, found, targets)
+        return _Shared(_digest(found), tuple(targets), tuple(lookups), _asked(chain, lookups))
+
+    def _entries(
+        self, lookup: m.VerdictMap | m.SetZone, interfaces: Iterable[int], found: list[object], targets: dict[str, None]
+    ) -> None:
+        """Add what a map over an interface has for each of these."""
+        index = lookup.index
+        assert index is not None
+        for one in interfaces:
+            known = {index[0]: one}
+            entry = tuple(lookup.choices(known)) if isinstance(lookup, m.SetZone) else lookup.lookup(known)
+            found.append(self._verbatim.text(entry))
+            if isinstance(entry, m.Jump | m.Goto):
+                targets[entry.chain] = None
+
+    def _part(self, part: Part) -> str:
         """Return a digest of all that a part says, but for its maps over an interface."""
         known = self._parts.get(id(part))  # the chains keep all parts
         if known is None:
@@ -121,18 +129,32 @@ class Closures:
         return known
 
 
-def _among(interfaces: Sequence[int], first: int, asked: frozenset[int] | None) -> tuple[tuple[int, int], ...]:
-    """Return those of some interfaces that are asked for (None: all), with their places, from ``first``."""
-    return tuple([(place, one) for place, one in enumerate(interfaces, first) if asked is None or one in asked])
+class _Shared(NamedTuple):
+    """A chain that asks for interfaces: what is the same for all NICs.
+
+    ``digest`` is one of the rules that all NICs meet, ``lookups`` are their maps over an interface. ``asked`` are the
+    interfaces for which there is anything else; None: there may be for any.
+    """
+
+    digest: str
+    targets: tuple[str, ...]
+    lookups: tuple[m.VerdictMap | m.SetZone, ...]
+    asked: frozenset[int] | None
 
 
-def _entry(lookup: m.VerdictMap | m.SetZone, interface: int) -> object:
-    """Return what a map over an interface has for it."""
-    index = lookup.index
-    assert index is not None
-    known = {index[0]: interface}
-    return tuple(lookup.choices(known)) if isinstance(lookup, m.SetZone) else lookup.lookup(known)
+_NONE: Mapping[int, Part] = {}
 
 
-def _digest(value: object) -> bytes:
-    return hashlib.blake2b(repr(value).encode(errors="surrogatepass"), digest_size=24).digest()
+def _asked(chain: Chain, lookups: Iterable[m.VerdictMap | m.SetZone]) -> frozenset[int] | None:
+    """Return the interfaces that decide which rules of a chain a NIC meets, and which entries of its maps."""
+    asked = set(chain.by_interface)
+    for lookup in lookups:
+        for test, _ in lookup.entries:
+            if not isinstance(test, m.Test) or test.values.count() > MAX_SINGLES:
+                return None
+            asked.update(number for first, last in test.values for number in range(first, last + 1))
+    return frozenset(asked)
+
+
+def _digest(value: object) -> str:
+    return hashlib.blake2b(repr(value).encode(errors="surrogatepass"), digest_size=24).hexdigest()

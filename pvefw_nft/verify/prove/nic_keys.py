@@ -52,7 +52,7 @@ from pvefw_nft.verify.prove.key_parts import IS_INTERFACE, Chains, NoKeyError, V
 from pvefw_nft.verify.prove.program import CAST
 from pvefw_nft.verify.prove.shapes import RENAMED, overlaps
 from pvefw_nft.verify.simulate.packet import HOST_MAC
-from pvefw_nft.verify.simulate.tracking import sets_zone
+from pvefw_nft.verify.simulate.tracking import leads_to_setter, zone_setters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -210,7 +210,9 @@ class Keys:
         for side, topology in zip(sides, topologies, strict=True):
             common.append(repr(replace(topology, nics=(), elsewhere=())))
             for table in side.model.tables:
-                zones = [sets_zone(table, name) for name, chain in table.chains.items() if chain.hook is not None]
+                setters = zone_setters(table)
+                hooked = [name for name, chain in table.chains.items() if chain.hook is not None]
+                zones = [leads_to_setter(table, name, setters) for name in hooked]
                 common.append(f"{verbatim.text(table.key)}{zones}")
         self._common = digest("\0".join(common))
 

@@ -245,7 +245,16 @@ def _tracks(chain: m.Chain) -> bool:
 
 def sets_zone(table: m.Table, name: str) -> bool:
     """Whether a chain, or one it leads to, gives packets a zone."""
-    setters = {chain.name for chain in table.chains.values() if chain.sets_zone()}
+    return leads_to_setter(table, name, zone_setters(table))
+
+
+def zone_setters(table: m.Table) -> set[str]:
+    """Return the names of the chains of a table whose own rules give packets a zone."""
+    return {chain.name for chain in table.chains.values() if chain.sets_zone()}
+
+
+def leads_to_setter(table: m.Table, name: str, setters: set[str]) -> bool:
+    """Whether a chain is one of ``setters``, or leads to one."""
     if name in setters or not setters:
         return bool(setters)
     if table.key.tool == "nft" and all(table.chains[setter].hook is not None for setter in setters):

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from pvefw_nft.verify.readers.shared import RulesetError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pvefw_nft.verify.readers.ipset import IpSets
 
 _BETWEEN_WORDS = re.compile(r'[\s"]+')
@@ -28,9 +26,8 @@ class SetDigests:
         self._nested = any(one.kind == "list:set" for one in sets.sets.values())
         self._plain = not self._nested and not any(_BETWEEN_WORDS.search(name) for name in sets.sets)
 
-    def looked_up(self, rules: Sequence[str]) -> set[str]:
+    def looked_up(self, text: str) -> set[str]:
         """Return the sets that rules look packets up in. Raises RulesetError where only reading them tells."""
-        text = "\n".join(rules)
         if not self._sets.sets or ("match-set" not in text and "\\" not in text):
             return set()
         found = _LOOKUP.findall(_QUOTED.sub(" ", text))
@@ -38,10 +35,9 @@ class SetDigests:
             raise RulesetError("a rule's text does not tell its sets")
         return {*found} & self._sets.sets.keys()
 
-    def of(self, table: tuple[str, str], rules: Sequence[str]) -> str:
-        """Return the digest of a chain of a table (by tool and name), by the texts of its rules."""
-        text = "\n".join(rules)
-        found = hashlib.blake2b(f"{table} {len(rules)} {text}".encode(errors="surrogatepass"), digest_size=24)
+    def of(self, table: tuple[str, str], text: str) -> str:
+        """Return the digest of a chain of a table (by tool and name), by the lines of its rules."""
+        found = hashlib.blake2b(f"{table} {text}".encode(errors="surrogatepass"), digest_size=24)
         escaped = "\\" in text
         if escaped or _NAMES_SET.search(text):
             known = self._sets.sets

@@ -70,11 +70,16 @@ _COUNTERS = re.compile(r"\[\d+:\d+\]\s*")
 
 
 class _Unread(NamedTuple):
-    """A rule as text: without ``-A CHAIN``, as a whole, and the number of its line."""
+    """A rule as text: its line, the line's number and, unless it is what follows ``-A CHAIN``, the rule alone."""
 
-    body: str
     line: str
     number: int
+    alone: str | None = None
+
+    @property
+    def body(self) -> str:
+        """The rule without ``-A CHAIN``."""
+        return f"{self.line} ".split(" ", 2)[2].strip() if self.alone is None else self.alone
 
 
 @dataclass(slots=True)
@@ -84,7 +89,7 @@ class XtablesReader:
     ``legacy`` rulesets, of iptables-legacy, are separate from rulesets of iptables-nft: a packet passes both.
     ``origins`` gives the place in the configuration by table, chain and number of the rule in its chain. ``on_demand``:
     parse the rules of a chain at its first use; ``digests``: and chains have a digest, with which a proof knows them
-    again.
+    again. Whether these go in a circle is left to the proof.
     """
 
     version: int
@@ -116,6 +121,9 @@ class XtablesReader:
         unread: dict[str, list[_Unread]] = {}
         for number, raw in enumerate(text.splitlines(), first_line):
             if raw.startswith("-A ") and table is not None:
+                if self.on_demand and (chain := raw[3:].partition(" ")[0]) in unread:  # its next rule, of many
+                    unread[chain].append(_Unread(raw, number))
+                    continue
                 _, chain, body = f"{raw} ".split(" ", 2)
                 if not self.on_demand and chain:
                     body = body.strip()
@@ -125,9 +133,6 @@ class XtablesReader:
                         self._append(table, chain, body, raw.strip(), number)
                     else:
                         met.rules.append(Rule(*known, raw.strip(), "", number))
-                    continue
-                if chain in unread:  # its next rule, of many
-                    unread[chain].append(_Unread(body.strip(), raw.strip(), number))
                     continue
             line = raw.strip()
             if not line or line.startswith("#"):
@@ -168,31 +173,34 @@ class XtablesReader:
         """Return the tables read, after checking that targets were chains where they were no extension."""
         self._parser.check_targets(self.tables.values())
         digests = SetDigests(self.sets) if self.digests else None
+        texts = {
+            (table, name): "\n".join([rule.line for rule in unread])
+            for table, chains in self._unread.items()
+            for name, unread in chains.items()
+        }
         if digests is not None:
-            for chains in self._unread.values():
-                for unread in chains.values():
-                    self.sets.lookups |= digests.looked_up([rule.body for rule in unread])
+            self.sets.lookups.update(name for text in texts.values() for name in digests.looked_up(text))
         for table in self.tables.values():
             table.lookups = {f"ipset {name}" for name in self.sets.lookups}
-        for table_name, chains in self._unread.items():
+        for (table_name, name), text in texts.items():
             table = self.tables[table_name]
-            for name, unread in chains.items():
-                read = partial(self._read, table, name, unread)
-                zone = any("zone" in rule.body for rule in unread)
-                table.chains[name] = made = UnreadChain(table.chains[name], read, may_set_zone=zone)
-                if digests is not None:
-                    made.digest = digests.of((self.tool, table_name), [rule.body for rule in unread])
+            read = partial(self._read, table, name, self._unread[table_name][name])
+            table.chains[name] = made = UnreadChain(table.chains[name], read, may_set_zone="zone" in text)
+            if digests is not None:
+                made.digest = digests.of((self.tool, table_name), text)
         return list(self.tables.values())
 
     def _read(self, table: Table, chain: str, unread: Sequence[_Unread]) -> list[Rule]:
         """Return the rules of a chain. Raises RulesetError where one cannot be read, or goes to no chain."""
         rules = []
-        for index, (body, line, number) in enumerate(unread, 1):
-            rules.append(self._rule(table, chain, index, body, line, number))
+        for index, rule in enumerate(unread, 1):
+            body = rule.body
+            rules.append(self._rule(table, chain, index, body, rule.line.strip(), rule.number))
             for target in targets(rules[-1].verdict):
                 if target not in table.chains:
                     self.reading.unknown(f"table {table.key}, chain {chain}, rule {index}", body)
-        check_jumps_of(self.reading, table, chain, rules)
+        if not self.digests:
+            check_jumps_of(self.reading, table, chain, rules)
         return rules
 
     def table(self, name: str, line: int) -> Table:
@@ -272,7 +280,7 @@ class XtablesReader:
             raise self.reading.error(f"line {number}: table {table.key}", f"there is no chain '{name}' for: {line}")
         if self.on_demand:
             unread = self._unread.setdefault(table.key.name, {}).setdefault(name, [])
-            unread.insert(len(unread) if place is None else place - 1, _Unread(body, line, number))
+            unread.insert(len(unread) if place is None else place - 1, _Unread(line, number, body))
             return
         rule = self._rule(table, name, len(chain.rules) + 1 if place is None else place, body, line, number)
         if place is None:
