@@ -26,6 +26,8 @@ WAIT = 10.0
 _POLL = 0.05
 _AS_ROOT = "run this as root; for the service, whose unit makes the file: `systemctl restart pvefw`"
 
+_held: list[int] = []
+
 
 def lock_path(name: str = "pvefw") -> Path:
     """Return the file of a lock; ``pvefw`` guards the ruleset, ``pvefw-plumbing`` the links."""
@@ -50,9 +52,18 @@ def hold(path: Path | None = None, wait: float = WAIT, clock: Clock = CLOCK) -> 
         with contextlib.suppress(OSError):  # a full disk, or no regular file: the lock holds all the same
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
+        _held.append(descriptor)
+        try:
+            yield
+        finally:
+            _held.remove(descriptor)
     finally:
         os.close(descriptor)
+
+
+def held() -> tuple[int, ...]:
+    """Return the descriptors of the locks that this process holds; a process that inherits one holds the lock, too."""
+    return tuple(_held)
 
 
 def _open(path: Path) -> int:

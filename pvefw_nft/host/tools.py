@@ -96,6 +96,11 @@ def version(tool: str) -> str:
 _started: deque[int] = deque(maxlen=256)
 
 
+def note_started(process: int) -> None:
+    """Count a process among the tools that ran here."""
+    _started.append(process)
+
+
 def was_started(process: int) -> bool:
     """Tell whether a process is one of the last 256 tools that ran here."""
     return process in _started

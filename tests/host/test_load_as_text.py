@@ -6,8 +6,12 @@ Where the kernel cannot track connections on bridges, rules that need it are rep
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +19,10 @@ import pytest
 from hypothesis import given, settings
 
 from benchmarks.cut_down import cut_command
-from pvefw_nft.backends.nft.syntax import text as nft_text
+from pvefw_nft.backends.nft.syntax import text as writer
 from pvefw_nft.errors import ConfigurationError, HostError, InternalError
-from pvefw_nft.host.apply import apply_nft
+from pvefw_nft.host import lock
+from pvefw_nft.host.apply import apply_nft, nft_text, nft_text_program
 from pvefw_nft.host.apply.nftables_state import Nftables, Reader, listing, read_kernel
 from pvefw_nft.pipeline import Source, compile_root
 from tests.property.test_untrusted_input import FILES, REPEATABLE
@@ -26,7 +31,7 @@ from .network import has_bridge_conntrack
 from .rulesets import pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pvefw_nft.host.apply.nftables_state import Command
     from tests.property.test_untrusted_input import Files
@@ -154,7 +159,7 @@ MUTATIONS = [
 @pytest.mark.parametrize(("pattern", "instead"), MUTATIONS)
 def test_another_text_is_noticed(monkeypatch: pytest.MonkeyPatch, pattern: str, instead: str) -> None:
     """What the kernel lists differs if the writer writes one thing wrong, in whichever example has it."""
-    write = nft_text.command_line
+    write = writer.command_line
     changed: list[str] = []
 
     def write_wrong(command: Command) -> str:
@@ -163,7 +168,7 @@ def test_another_text_is_noticed(monkeypatch: pytest.MonkeyPatch, pattern: str, 
         changed.extend([line] if wrong != line else [])
         return wrong
 
-    monkeypatch.setattr(nft_text, "command_line", write_wrong)
+    monkeypatch.setattr(writer, "command_line", write_wrong)
     for root in ROOTS:
         try:
             from_json, from_text = loaded_both_ways(commands_of(root))
@@ -233,3 +238,108 @@ def test_a_command_without_text_changes_nothing() -> None:
     with pytest.raises(InternalError, match="no place for"):
         Nftables(0).run(small({"xt": None}))
     assert listed()[1:] == []
+
+
+@pytest.mark.parametrize("character", [chr(code) for code in range(32, 127) if chr(code) not in '"$'])
+def test_quoted_text_is_loaded_as_it_is(character: str) -> None:
+    said = f"a{character}b{character}{character}"
+    rule = small({"log": {"prefix": said, "group": 0}})
+    rule[-1]["add"]["rule"]["comment"] = said
+    Nftables(0).run(rule)
+    (loaded,) = (entry["rule"] for entry in listed() if "rule" in entry)
+    assert loaded["comment"] == said
+    assert loaded["expr"] == [{"log": {"prefix": said, "group": 0}}]
+
+
+# --- the process that loads ---------------------------------------------------------------------------------
+
+
+def is_loaded() -> bool:
+    return any("chain" in entry for entry in listed())
+
+
+def test_without_another_process_it_is_loaded_in_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise BlockingIOError
+
+    monkeypatch.setattr(nft_text, "_start", refuse)
+    Nftables(0).run(small({"accept": None}))
+    assert is_loaded()
+    with pytest.raises(HostError, match=r"maximum length.*\n  in the command"):
+        Nftables(0).run(small(TOO_LONG))
+
+
+def started_and(action: Callable[[subprocess.Popen[bytes]], object]) -> Callable[..., subprocess.Popen[bytes]]:
+    """Return what starts the process, and then does something to it."""
+    start = nft_text._start
+
+    def start_and(path: str, descriptor: int) -> subprocess.Popen[bytes]:
+        process = start(path, descriptor)
+        action(process)
+        return process
+
+    return start_and
+
+
+def test_an_interrupt_waits_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nft_text, "_start", started_and(lambda _: os.kill(os.getpid(), signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        Nftables(0).run(small({"accept": None}))
+    assert is_loaded()
+
+
+def test_if_it_is_killed_the_ruleset_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = REPOSITORY / "examples/minimal"
+    target = Reader().wanted(pieces({"nftables": commands_of(root)}))
+    planned = apply_nft.replacing(read_kernel(), target)
+    with monkeypatch.context() as patch:
+        patch.setattr(nft_text, "_start", started_and(lambda process: process.kill()))
+        with pytest.raises(apply_nft.NotAsLoadedError, match="ended by signal 9"):
+            apply_nft.execute(planned, Nftables(0))
+    apply_nft.execute(apply_nft.replacing(read_kernel(), target), Nftables(0))
+    assert is_loaded()
+
+
+def test_it_holds_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nls -l /proc/self/fd\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    assert str(lock.lock_path()) not in nft_text.run(["list tables"])
+    with lock.hold():
+        assert str(lock.lock_path()) in nft_text.run(["list tables"])
+    assert lock.held() == ()
+
+
+PARENT = """
+import os, subprocess, sys, time
+program, fifo = sys.argv[1:]
+child = subprocess.Popen([sys.executable, "-I", "-S", program, fifo, str(os.getpid())])
+while "libnftables" not in open(f"/proc/{child.pid}/maps").read():
+    time.sleep(0.01)
+time.sleep(0.2)
+print(child.pid, flush=True)
+os._exit(child.poll() is not None)
+"""
+
+
+def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)  # it waits for somebody to write
+    command = [sys.executable, "-c", PARENT, nft_text_program.__file__, str(fifo)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=30)
+    stat = Path(f"/proc/{int(done.stdout)}/stat")
+    deadline = time.monotonic() + 10
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_it_loads_nothing_for_another_process(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("add table inet mine\n")
+    command = [sys.executable, "-I", "-S", nft_text_program.__file__, str(file)]
+    assert subprocess.run([*command, "1"], check=False).returncode == 1
+    assert listed()[1:] == []
+    assert subprocess.run([*command, str(os.getpid())], check=False).returncode == 0
+    assert listed()[1:] != []

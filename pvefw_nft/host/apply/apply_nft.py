@@ -22,7 +22,7 @@ from pvefw_nft.errors import HostError
 from ..netfilter import nf_tables
 from ..netfilter.stamp import take_stamp
 from ..records.changes import AppliedChain, Change
-from . import twin
+from . import nft_text, twin
 from .nftables_state import (
     DIGESTS,
     FAMILIES,
@@ -206,6 +206,8 @@ def _run(planned: Plan, nft: Nftables) -> None:
             twin.wait_for_packets()
         try:
             nft.run(commands)
+        except nft_text.EndedError as error:
+            raise NotAsLoadedError(error.message, error.hint) from error
         except HostError as error:
             if not number:
                 raise
