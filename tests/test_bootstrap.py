@@ -6,12 +6,15 @@ own build backend, and its command prints where it was imported from.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -75,10 +78,32 @@ def make_checkout(folder: Path, *, requires: str = "", delay: str = "pass") -> P
     return folder
 
 
+def blind(folder: Path, *modules: str) -> str:
+    """Return a command that is our Python without these modules."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(
+        "import importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda name, *more: None if name in {modules!r} else find(name, *more)\n"
+    )
+    command = folder / "python"
+    command.write_text(f'#!/bin/sh\nPYTHONPATH="{folder}" exec "{sys.executable}" "$@"\n')
+    command.chmod(0o755)
+    return str(command)
+
+
+@cache
+def quick_python() -> str:
+    """Return a Python whose environments have no pip of their own: making that takes most of a first use."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    return blind(folder, "ensurepip")
+
+
 def environment(**more: str) -> dict[str, str]:
     """Return this environment without variables that would lead ``./pvefw`` elsewhere."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PVEFW_", "PYTHON"))}
-    return {**clean, "PVEFW_PYTHON": sys.executable, **more}
+    return {**clean, "PVEFW_PYTHON": quick_python(), **more}
 
 
 def pvefw(checkout: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -327,20 +352,6 @@ def test_a_newer_python_is_found_beside_an_old_python3(tmp_path: Path) -> None:
     path = fake_path(tmp_path / "bin", python3="exit 1", python3_12=f'exec "{sys.executable}" "$@"')
     checkout = make_checkout(tmp_path / "checkout")
     assert pvefw(checkout, PATH=path, PVEFW_PYTHON="").stdout == greeting(checkout)
-
-
-def blind(folder: Path, *modules: str) -> str:
-    """Return a command that is our Python without these modules."""
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(
-        "import importlib.util\n"
-        "find = importlib.util.find_spec\n"
-        f"importlib.util.find_spec = lambda name, *more: None if name in {modules!r} else find(name, *more)\n"
-    )
-    command = folder / "python"
-    command.write_text(f'#!/bin/sh\nPYTHONPATH="{folder}" exec "{sys.executable}" "$@"\n')
-    command.chmod(0o755)
-    return str(command)
 
 
 def test_without_ensurepip_the_pip_of_the_system_serves(tmp_path: Path) -> None:
