@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from pvefw_nft.config import netdb
 from pvefw_nft.host.apply import names as host_names
 from pvefw_nft.verify.model import names as verify_names
+from tests.drawn import SEED
 from tests.support import MakeRoot, file_path
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ def pytest_configure() -> None:
         "pvefw", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=os.environ.get("CI") == "true"
     )
     settings.load_profile("pvefw")
+
+
+def pytest_report_header() -> str:
+    return f"PVEFW_TEST_SEED={SEED} draws what is tried of long lists"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

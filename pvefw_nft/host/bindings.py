@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 DEBIAN = Path("/usr/lib/python3/dist-packages/nftables")
 """Where Debian's package python3-nftables has them; they are plain Python, for any version of it."""
+
+LIBRARY = "libnftables.so.1"
+"""The library's file, as the bindings name it."""
 
 _NAME = "nftables"
 
@@ -33,6 +37,17 @@ def load() -> ModuleType:
     import nftables
 
     return cast("ModuleType", nftables)
+
+
+def make_context() -> Any:  # noqa: ANN401 - of a module without types
+    """Return a new context of libnftables, an ``nftables.Nftables``. Raises ImportError as :func:`load`, and OSError.
+
+    OSError: the library is missing, or cannot be opened.
+    """
+    module = load()
+    # Opened first: if its constructor cannot, Python later complains that there is nothing for its __del__ to free.
+    ctypes.CDLL(LIBRARY)
+    return module.Nftables()
 
 
 def is_debian() -> bool:

@@ -27,6 +27,7 @@ pytest.importorskip("nftables")
 from pvefw_nft.host import sysctl, tools
 from pvefw_nft.host.records import record, state
 from pvefw_nft.host.settings import needed_first
+from tests.drawn import SEED
 
 from .commands import Command, Done, pvefw, service
 from .conftest import need
@@ -44,8 +45,6 @@ FILE_TIMEOUT = float(os.environ.get("PVEFW_TEST_FILE_TIMEOUT", "3"))
 """Seconds after which a file system counts as hanging; an emulated machine needs some for what does not hang."""
 ALL = os.environ.get("PVEFW_TEST_FAULTS") == "all"
 """Try every fault; else some, or one of each kind, that take different ways through the program."""
-SEED = int(os.environ.get("PVEFW_TEST_SEED") or random.randrange(1 << 32))
-"""What chooses one of each kind, so that in time all are tried."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pvefw_nft.host.bridges.plug import plug_nics, unplug_nics
 from pvefw_nft.host.links import open_route
 from pvefw_nft.host.netfilter import conntrack
 from pvefw_nft.host.tracking import moved
+from tests.drawn import drawn
 
 from .conftest import Namespace, need
 from .nat_network import run
@@ -145,7 +146,7 @@ def says(end: socket.socket, other: socket.socket) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("before", "after"), [*itertools.product(("iptables", "nft"), repeat=2)])
+@pytest.mark.parametrize(("before", "after"), drawn([*itertools.product(("iptables", "nft"), repeat=2)], 2, "moves"))
 def test_connections_of_a_guest_that_moves_go_on(
     host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
 ) -> None:

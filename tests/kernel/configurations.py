@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.drawn import drawn
+
 from . import cases
 from .artefact import BACKENDS, IPTABLES, NFT, Artefact, parse
 from .generate import generate
@@ -82,10 +84,15 @@ def golden() -> list[Configuration]:
     return found
 
 
+OF_REFERENCE = 8
+"""So many of the reference's cases are tried each time: ``PVEFW_TEST_DRAWN=all`` tries the other twenty, too."""
+
+
 def surveyed() -> list[Configuration]:
-    """Return the configurations for both backends: cases, examples, and the reference's cases with guests."""
+    """Return the configurations for both backends: cases, examples, and some of the reference's cases with guests."""
     of_reference = [one for one in golden() if any(endpoint.filtered for endpoint in one.plan.endpoints)]
-    return [*(of_case(name) for name in cases.names()), *examples(), *of_reference]
+    some = drawn(of_reference, OF_REFERENCE, "cases of the reference")
+    return [*(of_case(name) for name in cases.names()), *examples(), *some]
 
 
 @cache

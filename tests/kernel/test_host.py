@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.drawn import SEED, drawn
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -33,18 +35,19 @@ _KILLED = "nft or switch" if "PVEFW_TEST_KILLS" in os.environ else "every_step_t
 _ALL_FAULTS = os.environ.get("PVEFW_TEST_FAULTS") == "all"
 # a fault of the cluster file system takes two minutes there
 _FAULTS = "nft" if _ALL_FAULTS else "nft and half_done and state"
+_PLUGS = " or ".join(f"{verb}-nft" for verb in drawn(["start", "update"], 1, "verbs that plug"))
 FILES = {
-    "test_firewall_bridge_kernel.py": "",
-    "test_traffic.py": "not under_traffic",
+    "test_firewall_bridge_kernel.py": "vlan or tag",
+    "test_traffic.py": "nft and not under_traffic",
     "test_nat.py": "",
     "test_nat_variants.py": "",
     "test_vnet.py": "",
-    "test_migration.py": "",
+    "test_migration.py": "go_on",
     "test_zone_change.py": "",
     "test_coexistence.py": "commands or policy or variant",
     "test_failures.py": "nft",
     "test_guarded_start.py": "force and nft",
-    "test_unplugged.py": "dropped or (nft and (start or vswitch))",
+    "test_unplugged.py": f"dropped or (nft and ({_PLUGS} or vswitch))",
     "test_kill.py": f"({_KILLED}) and not small",
     "test_drift.py": "come_back and (nft or ebtables)",
     "test_legacy_tables.py": "ebtables",
@@ -72,7 +75,8 @@ def run_file(guest: Guest, file: str, chosen: str) -> None:
     """Run those tests of a file of ``tests/host`` that ``-k`` chooses, and assert that none fails or is skipped."""
     limits = {name: os.environ.get(name, value) for name, value in LIMITS.items()}
     seconds = 1800 if limits == LIMITS else 7200
-    settings = {**limits, **inherited("PVEFW_TEST_NAT", "PVEFW_TEST_FAULTS")}
+    settings = {**limits, **inherited("PVEFW_TEST_NAT", "PVEFW_TEST_FAULTS", "PVEFW_TEST_DRAWN")}
+    settings["PVEFW_TEST_SEED"] = str(SEED)
     status, output = run_tests(guest, settings, "-k", chosen, f"tests/host/{file}", seconds=seconds)
     assert status == 0
     # there, every test can run

@@ -314,7 +314,7 @@ class Nftables:
         Raises :class:`HostError` if it or its bindings are not installed.
         """
         try:
-            self._library = bindings.load().Nftables()
+            self._library = bindings.make_context()
         except (ImportError, OSError) as error:
             raise HostError(
                 f"libnftables is not usable: {error}",

@@ -21,8 +21,9 @@ def run(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[int, 
     import pyroute2  # noqa: F401
     import pytest
 
-    from pvefw_nft.app import desired  # noqa: F401
-    from pvefw_nft.host import control  # noqa: F401
+    from tests.host.commands import import_commands
+
+    import_commands()
 
     with tempfile.TemporaryFile() as output:
         child = os.fork()
