@@ -157,7 +157,7 @@ class UnreadChain(Chain):
         self._tests = None
         self.summary = None
         self.digest: str | None = None
-        self._read = read
+        self._read: Callable[[], list[Rule]] | None = read
         self._may_set_zone = may_set_zone
         self._known: list[Rule] | None = None
 
@@ -165,7 +165,9 @@ class UnreadChain(Chain):
     def rules(self) -> list[Rule]:  # type: ignore[override] # a field of the base class, which is read here on demand
         """The rules in order. Raises RulesetError where one cannot be read."""
         if self._known is None:
+            assert self._read is not None
             self._known = self._read()
+            self._read = None  # it holds the text
         return self._known
 
     @property

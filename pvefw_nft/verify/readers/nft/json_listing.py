@@ -375,6 +375,7 @@ class NftReader:
         rules = self._rules(parser, table, chain)
         if not self.digests:
             check_jumps_of(self.reading, table, chain.name, rules)
+        chain.rules.clear()  # their texts, which nothing asks for any more, are as large as the rules
         return rules
 
     def _hook(self, table: Table, chain: _RawChain) -> Hook | None:

@@ -201,6 +201,7 @@ class XtablesReader:
                     self.reading.unknown(f"table {table.key}, chain {chain}, rule {index}", body)
         if not self.digests:
             check_jumps_of(self.reading, table, chain, rules)
+        del self._unread[table.key.name][chain]  # nothing asks for its text any more
         return rules
 
     def table(self, name: str, line: int) -> Table:
