@@ -7,7 +7,7 @@
     ``link`` (prerouting, -250)      frames of guests below IP: MAC addresses, ARP senders, Ethernet types
     ``helpers`` (prerouting, -160)   conntrack helpers, after connection tracking made the connection (-200)
     ``answers`` (prerouting, -158)   answers in a connection from the side that opened it
-    ``limits`` (prerouting, -155)    how many connections guests may open
+    ``limits`` (prerouting, -155)    neighbour advertisements of guests, and how many connections they may open
     ``guests`` (prerouting, -150)    IP of guests, in both directions, at the ports of firewall bridges
     ``forward`` (forward, -150)      invalid packets between all other ports; VNets
     ``sides`` (forward, -140)        which side opened a connection
@@ -24,6 +24,7 @@
     ``sides`` (output, -140)         which connections the host opened
     ``input``, ``output`` (0)        the host
     ``forward`` (0)                  packets that the host routes
+    ``routed`` (forward, -140)       which side opened a connection that the host routes
 
 Guests are filtered before br_netfilter (priority 0): behind it, packets got past a filter in the forward hook (6.1).
 """
