@@ -359,10 +359,10 @@ def test_without_roll_back_the_first_nodes_stay(cluster: Cluster) -> None:
 
 def test_a_node_whose_rules_shut_ssh_out_goes_back_by_itself(cluster: Cluster) -> None:
     cluster.nodes[1].configure(SHUT)
-    code, found = cluster.answer("start", "--confirm", "8", "--force", "--hosts", "pve1,pve2")
+    code, found = cluster.answer("start", "--confirm", "25", "--force", "--hosts", "pve1,pve2")
     assert (code, states(found)) == (3, ["done", "goes back by itself"])
     assert "over a new connection, it does not answer in time" in found["pve2"]["detail"]
-    assert wait_until(lambda: "PVEFW" not in cluster.nodes[1].rules(), 30)
+    assert wait_until(lambda: "PVEFW" not in cluster.nodes[1].rules(), 60)
 
 
 def test_update_skips_stopped_nodes(cluster: Cluster) -> None:

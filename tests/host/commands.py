@@ -9,7 +9,6 @@ import pkgutil
 import signal
 import sys
 import traceback
-import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -100,6 +99,7 @@ def import_commands() -> None:
     That takes half of a command's time, and 1.8 seconds of a processor in the emulated machine.
     """
     load_stages(checks=True)
+    importlib.import_module("tracemalloc")  # pytest's own hook asks for it where a limit of a test may forbid that
     for package in (cli, app):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
@@ -132,9 +132,6 @@ def _become(descriptors: Sequence[int], arguments: Sequence[str], first: Callabl
         # a shell has the commands that it starts in the background ignore it, tests among them
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        # as in a process of its own; pytest's hook imports a module, which a limit of the test may forbid
-        sys.unraisablehook = sys.__unraisablehook__
-        warnings.simplefilter("ignore", ResourceWarning)
         for number, descriptor in enumerate(descriptors, 1):
             os.dup2(descriptor, number)
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - pytest's own would keep it in memory

@@ -281,6 +281,15 @@ def started_and(action: Callable[[subprocess.Popen[bytes]], object]) -> Callable
     return start_and
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Have an interrupt raise KeyboardInterrupt: a shell has processes in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_waits_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nft_text, "_start", started_and(lambda _: os.kill(os.getpid(), signal.SIGINT)))
     with pytest.raises(KeyboardInterrupt):

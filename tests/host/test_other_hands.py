@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pvefw_nft.host.tools import use_runner
+from tests.drawn import drawn
 
 from .runners import Editing, first_from
 
@@ -179,7 +180,7 @@ WAYS: dict[str, Callable[[Desired], object]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "name"), HANDS, indirect=["kind"])
+@pytest.mark.parametrize(("kind", "name"), drawn(HANDS, len(HANDS) // 2, "other hands"), indirect=["kind"])
 def test_the_wanted_ruleset_comes_back(kind: str, name: str, tmp_path: Path) -> None:
     desired, other = desired_of(kind, tmp_path / "c"), desired_of(kind, tmp_path / "d", 1)
     start(desired)

@@ -15,6 +15,7 @@ from pvefw_nft.host.records import record, state
 from pvefw_nft.host.tracking import zone_change
 from pvefw_nft.ir.zones import first_choice
 from pvefw_nft.pipeline import Source, compile_root
+from tests.drawn import drawn
 
 from .here import control
 from .nat_network import ADDRESSES, NatNetwork, configure
@@ -101,7 +102,9 @@ def told(outcome: firewall.Outcome) -> list[str]:
     return [problem for problem in outcome.problems if "connections" in problem]
 
 
-@pytest.mark.parametrize(("before", "after"), [("iptables", "nft"), ("nft", "iptables"), ("without zones", "nft")])
+@pytest.mark.parametrize(
+    ("before", "after"), drawn([("iptables", "nft"), ("nft", "iptables"), ("without zones", "nft")], 2, "zones")
+)
 def test_established_connections_outlast_a_change_of_zones(
     network: NatNetwork, tmp_path: Path, before: str, after: str
 ) -> None:

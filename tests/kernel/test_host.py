@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.drawn import SEED, drawn
+from tests.kernel import cases
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,6 +37,8 @@ _ALL_FAULTS = os.environ.get("PVEFW_TEST_FAULTS") == "all"
 # a fault of the cluster file system takes two minutes there
 _FAULTS = "nft" if _ALL_FAULTS else "nft and half_done and state"
 _PLUGS = " or ".join(f"{verb}-nft" for verb in drawn(["start", "update"], 1, "verbs that plug"))
+_LOADED = " or ".join(f"each_case_is_loaded_alike[{name}]" for name in drawn(cases.names(), 4, "loaded as text"))
+_UNPLUGGED = drawn(["dropped and iptables", "dropped and nft"], 1, "backends of unplugged NICs")[0]
 FILES = {
     "test_firewall_bridge_kernel.py": "vlan or tag",
     "test_traffic.py": "nft and not under_traffic",
@@ -47,11 +50,11 @@ FILES = {
     "test_coexistence.py": "commands or policy or variant",
     "test_failures.py": "nft",
     "test_guarded_start.py": "force and nft",
-    "test_unplugged.py": f"dropped or (nft and ({_PLUGS} or vswitch))",
+    "test_unplugged.py": f"({_UNPLUGGED}) or (nft and ({_PLUGS} or vswitch))",
     "test_kill.py": f"({_KILLED}) and not small",
     "test_drift.py": "come_back and (nft or ebtables)",
     "test_legacy_tables.py": "ebtables",
-    "test_load_as_text.py": "case or refused or word",
+    "test_load_as_text.py": f"{_LOADED} or refused",
     "test_faults.py": _FAULTS,
     "test_limits.py": "nft" if _ALL_FAULTS else "nft and at_its_limit and process",
 }

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.verify.network.path import Topology
 
-EDITS = max(4, int(os.environ.get("PVEFW_RANDOM_RULESETS", "60")) // 10)
+EDITS = max(2, int(os.environ.get("PVEFW_RANDOM_RULESETS", "60")) // 20)
 NAMES = cases.names()
 IPTABLES, NFT = "iptables", "nft"
 BACKENDS = [(IPTABLES, NFT), (NFT, NFT), (IPTABLES, IPTABLES), (NFT, IPTABLES)]
