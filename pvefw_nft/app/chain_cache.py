@@ -1,9 +1,10 @@
 """What ``compare`` knows of chains by digest, on disk, in the folder and under the rules of :mod:`.proof_cache`.
 
-A line has the version of the prover and a digest, a line of JSON the values of
-:mod:`~pvefw_nft.verify.prove.chain_memo`: digests, numbers, and the names of the chains that a chain leads to. With
-write access to the file, another user could make ``compare`` call two different rulesets alike; so a file that only
-this user can write to counts, and a file that is damaged, cut off or of another version counts as empty.
+A line has the version of the prover, a digest of the files that names of services and the like are looked up in, and
+one of the rest. That is a line of JSON with the values of :mod:`~pvefw_nft.verify.prove.chain_memo`: digests, numbers,
+and the names of the chains that a chain leads to. With write access to the file, another user could make ``compare``
+call two different rulesets alike; so a file counts that only this user can write to. A damaged file, or one of another
+version, is taken for an empty one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pvefw_nft.app.proof_cache import UNUSABLE, content_of, locked, opened, put, safe_folder
 from pvefw_nft.verify.model import Summary
+from pvefw_nft.verify.model.names import names_digest
 from pvefw_nft.verify.prove.chain_memo import Kept, NicKey
 from pvefw_nft.verify.prove.proofs import prover_digest
 
@@ -84,7 +86,7 @@ def _merged(found: dict[str, _Value], used: dict[str, _Value]) -> dict[str, _Val
 
 
 def _head(body: bytes) -> bytes:
-    return f"{_FORMAT} {prover_digest()} {hashlib.sha256(body).hexdigest()}".encode()
+    return f"{_FORMAT} {prover_digest()} {names_digest()} {hashlib.sha256(body).hexdigest()}".encode()
 
 
 def _content(kept: Kept) -> bytes:

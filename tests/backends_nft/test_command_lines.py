@@ -239,3 +239,23 @@ def test_a_comparison_for_equality_of_bits_keeps_its_operator() -> None:
     match = {"match": {"op": "==", "left": {"ct": {"key": "state"}}, "right": "new"}}
     line = command_line({"add": {"rule": {**PLACE, "chain": "c", "expr": [match]}}})
     assert line == "add rule bridge pvefw c ct state == new"
+
+
+@pytest.mark.parametrize(
+    ("address", "is_read"),
+    [
+        ("::ffff:1.2.3.4", True),
+        ("::1.2.3.4", True),
+        ("64:ff9b::102:304", True),
+        ("64:ff9b::1.2.3.4", False),
+        ("1:2:3:4:5:6:7.8.9.10", False),
+    ],
+)
+def test_addresses_that_are_not_one_token_of_nft_are_refused(address: str, is_read: bool) -> None:
+    match = {"op": "==", "left": {"payload": {"protocol": "ip6", "field": "daddr"}}, "right": address}
+    rule = {"family": "inet", "table": "pvefw", "chain": "c", "expr": [{"match": match}]}
+    if is_read:
+        assert command_line({"add": {"rule": rule}}).endswith(f"ip6 daddr {address}")
+    else:
+        with pytest.raises(InternalError, match="as an address"):
+            command_line({"add": {"rule": rule}})

@@ -47,6 +47,8 @@ nft reads an asterisk at another place, or behind a backslash, as a character of
 _NUMBER = re.compile(r"0x[0-9a-f]{1,32}|[0-9]{1,10}")
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]{2,45}")
+_DOTTED = re.compile(r"::(?:ffff:)?[0-9.]+", re.IGNORECASE)
+"""Of IPv6 addresses with an IPv4 address at their end, those that nft's scanner reads as one token."""
 
 _MOST = 2**32 - 1
 """The largest number that a command holds."""
@@ -699,7 +701,7 @@ def _address(text: Any) -> str:  # noqa: ANN401 - JSON
 def _is_address(text: str) -> bool:
     if _MAC.fullmatch(text):
         return True
-    if not _ADDRESS.fullmatch(text):
+    if not _ADDRESS.fullmatch(text) or (":" in text and "." in text and not _DOTTED.fullmatch(text)):
         return False
     try:
         ipaddress.ip_address(text)

@@ -7,6 +7,7 @@ nftables 1.0 and 1.1; extensions/libxt_icmp.h, src/proto.c), numbers by RFC 792,
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import socket
 from functools import cache, lru_cache
@@ -176,6 +177,20 @@ _ETHERTYPES = {
     "ppp_ses": 0x8864,
     "8021ad": 0x88A8, "lldp": 0x88CC,
 }  # fmt: skip
+
+
+def names_digest() -> str:
+    """Return a digest of the files that names are looked up in; one that cannot be read counts as missing."""
+    found = hashlib.sha256()
+    etc = [ETC / name for name in ("services", "protocols", "ethertypes", "nsswitch.conf")]
+    for file in (*etc, *(_COPIES / name for name in ("services", "protocols"))):
+        try:
+            content = file.read_bytes()
+        except OSError:
+            found.update(b"none\0")
+        else:
+            found.update(f"{len(content)}\0".encode() + content)
+    return found.hexdigest()
 
 
 @lru_cache(maxsize=1 << 15)

@@ -104,4 +104,4 @@ def _effect_text(effect: Effect) -> str:
 
 @cache
 def _item(text: str) -> str:
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=12).hexdigest()
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=24).hexdigest()

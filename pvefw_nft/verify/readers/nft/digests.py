@@ -40,7 +40,7 @@ class TableDigests:
         found.update(f"{len(rules)} {text}".encode(errors="surrogatepass"))
         escaped = "\\" in text  # any character may be spelled otherwise
         names = {*self._table.elements} if escaped else {*_REFERENCE.findall(text)}
-        if self._counting & names and any(word in text for word in _LOOKUPS):
+        if self._counting & names and (escaped or any(word in text for word in _LOOKUPS)):
             raise self._reading.error(f"table {self._table.name}", "looks packets up in sets that rules fill")
         for name in sorted(names):
             found.update(b"\0" + self._members(name))

@@ -52,6 +52,7 @@ _FAMILIES = frozenset(family.value for family in Family)
 _REFERENCE = re.compile(r'"(@[^"]*)"(?!:)')
 """A string, and no key, that refers to a set."""
 _MARK = {"ct": {"key": "mark"}}
+_RULE_KEYS = {"family", "table", "chain", "expr", "comment"}
 _IGNORED = ("metainfo", "counter", "quota", "limit", "ct timeout", "ct expectation", "secmark", "synproxy")
 
 
@@ -90,6 +91,8 @@ class UnreadRule(NamedTuple):
         body = command["add"]["rule"]
         if not isinstance(body, dict) or len(command["add"]) != 1:
             raise ValueError("is not one rule")
+        if (body.get("family"), body.get("table"), body.get("chain")) != self[:3] or not body.keys() <= _RULE_KEYS:
+            raise ValueError("has more in it than a rule's names, expressions and comment")
         return body
 
 
@@ -109,8 +112,8 @@ def commands_by_line(text: str) -> Commands | None:
     commands: list[Json | UnreadRule] = []
     for line in text[len(_BEGIN) : -len(_END)].split(",\n"):
         found = _RULE.match(line)
-        # of a name given twice the last value counts: such a line is read as a whole
-        if found is None or not line.count('"family":') == line.count('"table":') == line.count('"chain":') == 1:
+        # of a name given twice the last value counts, and some names give the rule another place: read as a whole
+        if found is None or _is_unusual(line):
             commands.append(json.loads(line))
             continue
         family, table, chain, expressions, comment = found.groups()
@@ -121,6 +124,16 @@ def commands_by_line(text: str) -> Commands | None:
     return Commands(commands)
 
 
+def _is_unusual(line: str) -> bool:
+    """Tell whether a rule may name its chain twice, or its place in the chain, or have a name with escapes."""
+    return (
+        not line.count('"family":') == line.count('"table":') == line.count('"chain":') == 1
+        or "\\" in line
+        or any(name in line for name in _PLACES)
+    )
+
+
+_PLACES = ('"index"', '"handle"', '"position"')
 _BEGIN, _END = '{"nftables":[\n', "\n]}\n"
 _RULE = re.compile(
     r'\{"add":\{"rule":\{"family":"([a-z0-9]+)","table":"([\w.-]+)","chain":"([\w./-]+)",'
@@ -407,7 +420,7 @@ def _counting_sets(rules: Iterable[dict[str, Json] | UnreadRule]) -> set[str]:
     """Return the references of sets that rules fill with rates, which change with each packet."""
     found = set()
     for rule in rules:
-        if isinstance(rule, UnreadRule) and '"stmt"' not in rule.kept:
+        if isinstance(rule, UnreadRule) and '"stmt"' not in rule.kept and "\\" not in rule.kept:
             continue
         statements = _expressions(rule)
         for statement in statements if isinstance(statements, list) else ():
@@ -420,7 +433,7 @@ def _counting_sets(rules: Iterable[dict[str, Json] | UnreadRule]) -> set[str]:
 def _names_zone(rule: dict[str, Json] | UnreadRule) -> bool:
     """Tell whether a rule may give packets a connection tracking zone: by a statement that sets something of ``ct``."""
     if isinstance(rule, UnreadRule):
-        return '"zone"' in rule.kept
+        return '"zone"' in rule.kept or "\\" in rule.kept
     statements = rule.get("expr")
     for statement in statements if isinstance(statements, list) else ():
         body = statement.get("mangle") if isinstance(statement, dict) else None

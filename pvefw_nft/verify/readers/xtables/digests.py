@@ -15,6 +15,8 @@ _BETWEEN_WORDS = re.compile(r'[\s"]+')
 _QUOTED = re.compile(r'"[^"\\]*"')
 _NAMES_SET = re.compile(r'-set[\s"]')
 _LOOKUP = re.compile(r"(?<!\S)--match-set\s+(\S+)")
+_OLD_LOOKUP = re.compile(r"--set(?![\w-])")
+"""The option's former name."""
 
 
 class SetDigests:
@@ -28,12 +30,14 @@ class SetDigests:
 
     def looked_up(self, text: str) -> set[str]:
         """Return the sets that rules look packets up in. Raises RulesetError where only reading them tells."""
-        if not self._sets.sets or ("match-set" not in text and "\\" not in text):
+        if not self._sets.sets or ("-set" not in text and "\\" not in text):
             return set()
-        found = _LOOKUP.findall(_QUOTED.sub(" ", text))
-        if "\\" in text or not self._plain or len(found) != text.count("match-set"):
+        # a quoted word leaves a quote behind, which is the name of no set
+        found = {*_LOOKUP.findall(_QUOTED.sub('"', text))}
+        told = len(_LOOKUP.findall(text)) == text.count("match-set") and found <= self._sets.sets.keys()
+        if not told or "\\" in text or not self._plain or _OLD_LOOKUP.search(text):
             raise RulesetError("a rule's text does not tell its sets")
-        return {*found} & self._sets.sets.keys()
+        return found
 
     def of(self, table: tuple[str, str], text: str) -> str:
         """Return the digest of a chain of a table (by tool and name), by the lines of its rules."""

@@ -185,7 +185,9 @@ class XtablesReader:
         for (table_name, name), text in texts.items():
             table = self.tables[table_name]
             read = partial(self._read, table, name, self._unread[table_name][name])
-            table.chains[name] = made = UnreadChain(table.chains[name], read, may_set_zone="zone" in text)
+            table.chains[name] = made = UnreadChain(
+                table.chains[name], read, may_set_zone="zone" in text or "\\" in text
+            )
             if digests is not None:
                 made.digest = digests.of((self.tool, table_name), text)
         return list(self.tables.values())
