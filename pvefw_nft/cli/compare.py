@@ -118,15 +118,8 @@ def compare_command(
         return sides if only is None else [replace(side, model=only_ours(side.model)) for side in sides]
 
     options = _options(ctx.params, strict=strict, known=_known(known), jobs=jobs or len(os.sched_getaffinity(0)))
-    by_digest = None
-    if not ctx.params["no_cache"] and only is None and assume is None:
-        by_digest = _compared_by_digest(load, options, ctx.params)
-    if by_digest is not None:
-        report, exit_code, replay = by_digest
-    else:
-        sides = load(digests=False)
-        with progress("proving") as show:
-            report, exit_code, replay = compare_sides(sides, options, ctx.params, show)
+    by_digest = not ctx.params["no_cache"] and only is None and assume is None
+    report, exit_code, replay = _compared(load, options, ctx.params, by_digest=by_digest)
     _print(report, form, replay, verbose=verbose)
     ctx.exit(exit_code)
 
@@ -145,6 +138,18 @@ class _Load(Protocol):
     """Loads both rulesets, by chains with ``digests`` or as a whole."""
 
     def __call__(self, *, digests: bool) -> list[Named]: ...
+
+
+def _compared(
+    load: _Load, options: Options, params: Mapping[str, Any], *, by_digest: bool
+) -> tuple[Report, int, list[list[str]]]:
+    """Compare two rulesets: read chain by chain with ``by_digest``, if they can be, else as a whole."""
+    found = _compared_by_digest(load, options, params) if by_digest else None
+    if found is not None:
+        return found
+    sides = load(digests=False)
+    with progress("proving") as show:
+        return compare_sides(sides, options, params, show)
 
 
 def _compared_by_digest(
