@@ -47,12 +47,14 @@ class ChainFile:
     def __init__(self, folder: Path) -> None:
         """Take a folder that was found safe; it is looked at again each time."""
         self._folder = folder
+        # taken before rules are read: the values that are saved belong to the names of that time
+        self._names = names_digest()
 
     def load(self) -> Kept:
         """Return what is known."""
         try:
             with opened(self._folder) as folder:
-                return _read(folder)
+                return _read(folder, self._names)
         except UNUSABLE:
             return Kept()
 
@@ -66,7 +68,7 @@ class ChainFile:
             return
         with contextlib.suppress(OSError), opened(self._folder) as folder, locked(folder):
             try:
-                found = _read(folder)
+                found = _read(folder, self._names)
             except UNUSABLE:
                 found = Kept()
             merged = Kept(
@@ -74,7 +76,7 @@ class ChainFile:
                 _merged(found.keys, used.keys),
                 _merged(found.checks, used.checks),
             )
-            content = _content(merged)
+            content = _content(merged, self._names)
             if len(content) <= MAX_BYTES:
                 put(folder, _FILE, content)
 
@@ -85,11 +87,11 @@ def _merged(found: dict[str, _Value], used: dict[str, _Value]) -> dict[str, _Val
     return {key: found[key] for key in older[-max(MIN_OLDER, len(used)) :]} | used
 
 
-def _head(body: bytes) -> bytes:
-    return f"{_FORMAT} {prover_digest()} {names_digest()} {hashlib.sha256(body).hexdigest()}".encode()
+def _head(body: bytes, names: str) -> bytes:
+    return f"{_FORMAT} {prover_digest()} {names} {hashlib.sha256(body).hexdigest()}".encode()
 
 
-def _content(kept: Kept) -> bytes:
+def _content(kept: Kept, names: str) -> bytes:
     items: dict[frozenset[str], int] = {}
     chains = {
         digest: [items.setdefault(one.items, len(items)), one.asks_interface, *one.targets]
@@ -102,13 +104,13 @@ def _content(kept: Kept) -> bytes:
         "checks": list(kept.checks),
     }
     body = json.dumps(data, separators=(",", ":")).encode()
-    return _head(body) + b"\n" + body
+    return _head(body, names) + b"\n" + body
 
 
-def _read(folder: int) -> Kept:
+def _read(folder: int, names: str) -> Kept:
     """Return what the file has. Raises OSError and ValueError if it is unusable."""
     head, _, body = content_of(folder, _FILE, MAX_BYTES).partition(b"\n")
-    if head != _head(body):
+    if head != _head(body, names):
         raise ValueError("damaged, or of another version")
     match json.loads(body):
         case {"items": list(items), "chains": dict(chains), "keys": dict(keys), "checks": list(checks)}:

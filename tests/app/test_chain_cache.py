@@ -14,6 +14,7 @@ from pvefw_nft.app import chain_cache
 from pvefw_nft.app.chain_cache import ChainFile, kept_chains
 from pvefw_nft.cli import cli
 from pvefw_nft.verify.model import Summary
+from pvefw_nft.verify.model.names import names_digest
 from pvefw_nft.verify.prove.chain_memo import Kept, NicKey
 from tests.app.test_proof_cache import (
     NOBODY,
@@ -104,7 +105,7 @@ def holding(change: Callable[[dict[str, object]], object]) -> Callable[[Path], N
         data = json.loads(file.read_bytes().partition(b"\n")[2])
         change(data)
         body = json.dumps(data).encode()
-        file.write_bytes(chain_cache._head(body) + b"\n" + body)
+        file.write_bytes(chain_cache._head(body, names_digest()) + b"\n" + body)
 
     return changed
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from pvefw_nft.app.chain_cache import kept_chains
+from pvefw_nft.app.chain_cache import ChainFile, kept_chains
 from pvefw_nft.cli import cli
 from pvefw_nft.verify.prove.chain_memo import Kept
 from pvefw_nft.verify.readers.shared import RulesetError
@@ -148,6 +148,12 @@ def test_the_place_of_a_rule_counts_wherever_it_is_named(accept: str, drop: str,
     assert answers(plain, odd) == [code] * 3
 
 
+def cache_now() -> ChainFile:
+    found = kept_chains()
+    assert found is not None
+    return found
+
+
 def test_what_is_known_of_chains_goes_with_the_names_of_services(
     tmp_path: Path, use_etc: Callable[[Path], None]
 ) -> None:
@@ -156,9 +162,8 @@ def test_what_is_known_of_chains_goes_with_the_names_of_services(
     (etc / "services").write_text("mysvc 8080/tcp\n")
     use_etc(etc)
     known = Kept(checks={"a" * 48: None})
-    cache = kept_chains()
-    assert cache is not None
+    cache = cache_now()
     cache.save(Kept(), known)
     assert cache.load() == known
     (etc / "services").write_text("mysvc 9090/tcp\n")
-    assert cache.load() == Kept()
+    assert cache_now().load() == Kept()

@@ -311,7 +311,7 @@ class Chains:
             pen = Pen(self._residuals, self._verbatim)
             pen.rule(rule)
             part = pen.part()
-            of = _interfaces(rule)
+            of = interfaces_of(rule)
             if of is None:
                 others[number] = part
             for interface in of or ():
@@ -324,7 +324,7 @@ class Chains:
         return pen
 
 
-def _interfaces(rule: m.Rule) -> tuple[int, ...] | None:
+def interfaces_of(rule: m.Rule) -> tuple[int, ...] | None:
     """Return the few interfaces of which a rule asks for one; None where it asks for no few."""
     for condition in rule.conditions:
         if isinstance(condition, m.Test) and condition.field in IS_INTERFACE:

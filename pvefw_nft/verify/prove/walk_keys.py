@@ -42,7 +42,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pvefw_nft.verify import model as m
-from pvefw_nft.verify.prove.key_parts import IS_INTERFACE, MAX_SINGLES, NoKeyError
+from pvefw_nft.verify.prove.key_parts import IS_INTERFACE, NoKeyError, interfaces_of
 from pvefw_nft.verify.prove.shapes import RENAMED, overlaps
 from pvefw_nft.verify.prove.walk import is_line
 
@@ -271,22 +271,12 @@ class _Chains:
             found.lines = _lines(table, chain, range(1, len(rules) + 1), found.whole.origins)
         except _InterfaceError:
             for number, rule in enumerate(chain.rules, 1):
-                of = _interfaces(rule)
+                of = interfaces_of(rule)
                 if of is None:
                     found.others[number] = self.rule(rule)
                 for interface in of or ():
                     found.by_interface.setdefault(interface, []).append(number)
         return found
-
-
-def _interfaces(rule: m.Rule) -> tuple[int, ...] | None:
-    """Return the few interfaces of which a rule demands one; None where it demands no few."""
-    for condition in rule.conditions:
-        if isinstance(condition, m.Test) and condition.field in IS_INTERFACE:
-            values = condition.values
-            if values.bounds and values.count() <= MAX_SINGLES:
-                return tuple(value for first, last in values for value in range(first, last + 1))
-    return None
 
 
 # --- NICs ---------------------------------------------------------------------------------------------------------
