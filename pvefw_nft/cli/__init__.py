@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pvefw_nft.cli import interrupts
 from pvefw_nft.cli.clean_stream import clean_output
 from pvefw_nft.cli.console import colour
 from pvefw_nft.errors import HostError, PvefwError
@@ -117,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. Raises SystemExit with its exit code; see the README for the codes."""
     try:
         try:
-            code = cli.main(arguments, prog_name="pvefw", standalone_mode=False)
+            with interrupts.come_again():
+                code = cli.main(arguments, prog_name="pvefw", standalone_mode=False)
         finally:
             _tell_warnings()
         sys.stdout.flush()

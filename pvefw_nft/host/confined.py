@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.errors import CompilerError, HostError, number_of_environment
 
+from . import signals
 from .confine import confine, forgo_capabilities, needs_another_program
 from .tools import LIMIT_HINTS
 
@@ -128,18 +129,19 @@ class Worker:
         try:
             descriptors += _pipe()
             descriptors += _pipe()
-            self._process = os.fork()
+            to_read, child_writes, child_reads, to_write = descriptors
+            with signals.deferred(signal.SIGINT):  # a function that Python calls at a fork would lose it
+                self._process = os.fork()
+                if self._process == 0:
+                    channel = Channel(child_reads, child_writes)
+                    if job is None:
+                        _become_worker(channel, lambda: serve(channel, confine(readable, memory)))
+                    _become_worker(channel, lambda: _run_program(channel))
         except OSError as error:
             for descriptor in descriptors:
                 os.close(descriptor)
             hint = LIMIT_HINTS.get(error.errno or 0)
             raise HostError(f"no process to compile in: {error.strerror}", hint) from error
-        to_read, child_writes, child_reads, to_write = descriptors
-        if self._process == 0:
-            channel = Channel(child_reads, child_writes)
-            if job is None:
-                _become_worker(channel, lambda: serve(channel, confine(readable, memory)))
-            _become_worker(channel, lambda: _run_program(channel))
         os.close(child_writes)
         os.close(child_reads)
         self.channel = Channel(to_read, to_write, _WAIT)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import os
 import random
 import shutil
@@ -42,6 +43,8 @@ from .test_other_hands import legacy_tools, shell
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from pvefw_nft.host.control import Control
 
     from .conftest import Namespace
 
@@ -250,6 +253,33 @@ def test_service_interrupted_at_any_moment_of_its_first_apply_leaves_nothing_hal
         assert rules() == found, (seed, number)
         assert pvefw(said, "stop").status == 0
         assert have_no_rules()
+
+
+def lose_an_interrupt_before_it_is_a_service() -> None:
+    """Have this process get SIGINT where nobody can catch KeyboardInterrupt: in a generator that is dropped."""
+    run = importlib.import_module("pvefw_nft.cli.run")
+    make_control: Callable[[], Control] = run.make_control
+
+    def generator() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    def make_control_and_lose_it() -> Control:
+        started = generator()
+        next(started)
+        del started
+        return make_control()
+
+    setattr(run, "make_control", make_control_and_lose_it)  # noqa: B010 - of this process alone
+
+
+def test_service_does_not_lose_an_interrupt(options: list[str], tmp_path: Path) -> None:
+    done = Command(["run", *options], tmp_path / "said", lose_an_interrupt_before_it_is_a_service).ended(60)
+    assert done.status in (0, 130), done
+    assert "ignored" not in done.said
+    assert "Traceback" not in done.said
 
 
 def end_between_load_and_record() -> None:

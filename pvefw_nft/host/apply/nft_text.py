@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.errors import HostError
 
-from .. import lock, tools
+from .. import lock, signals, tools
 from . import nft_text_program
 
 if TYPE_CHECKING:
@@ -46,22 +46,19 @@ def run(lines: Iterable[str]) -> str:
 
 def _run_file(descriptor: int) -> str:
     path = f"/proc/self/fd/{descriptor}"
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEFERRED)
-    try:
+    with signals.deferred(*_DEFERRED):
         try:
             process = _start(path, descriptor)
         except OSError:  # at a limit of processes
             return nft_text_program.run_file(path)
         tools.note_started(process.pid)
         printed, _ = process.communicate()
-        if process.returncode < 0:
-            raise EndedError(
-                f"the process that loads the ruleset was ended by signal {-process.returncode}",
-                "see whether memory ran out: `dmesg`",
-            )
-        return printed.decode(errors="replace") or ("no reason given" if process.returncode else "")
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if process.returncode < 0:
+        raise EndedError(
+            f"the process that loads the ruleset was ended by signal {-process.returncode}",
+            "see whether memory ran out: `dmesg`",
+        )
+    return printed.decode(errors="replace") or ("no reason given" if process.returncode else "")
 
 
 def _start(path: str, descriptor: int) -> subprocess.Popen[bytes]:

@@ -14,9 +14,12 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+from .. import signals
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+    from typing import NoReturn
 
 _left_behind: set[int] = set()
 _HAS_ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -37,20 +40,28 @@ def answers(root: Path, seconds: float) -> bool:
 
 def _try(paths: Sequence[Path], seconds: float) -> bool:
     try:
-        child = os.fork()
+        with signals.deferred(signal.SIGINT):  # a function that Python calls at a fork would lose it
+            child = os.fork()
+            if child == 0:
+                _become_probe(paths)
     except OSError:
         return True  # no process left: the caller has to find out itself
-    if child == 0:
-        for path in paths:
-            with contextlib.suppress(OSError):
-                _touch(path)
-        os._exit(0)
     if _ends_within(child, seconds):
         os.waitpid(child, 0)
         return True
     os.kill(child, signal.SIGKILL)
     _left_behind.add(child)
     return False
+
+
+def _become_probe(paths: Sequence[Path]) -> NoReturn:
+    """Touch the paths in the process that was just forked, and end it."""
+    try:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                _touch(path)
+    finally:
+        os._exit(0)
 
 
 def _ends_within(child: int, seconds: float) -> bool:
