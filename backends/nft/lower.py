@@ -146,6 +146,22 @@ class _Blocks:
         return (planned.block() for planned in self._planned)
 
 
+@dataclass(frozen=True, slots=True)
+class _CachedBlock:
+    """The maker of the block of a chain of a scope: a closure would take three times the memory, for each chain."""
+
+    table: TableLowering
+    lowering: RuleLowering
+    name: str
+    own_name: str
+
+    def __call__(self) -> Block:
+        """Return the block, from the cache while its entry is valid."""
+        return self.lowering.scope.cached(
+            "block", self.name, lambda: self.table.block(self.own_name, self.lowering.chain_rules(self.name))
+        )
+
+
 class TableLowering:
     """Plans one table: which chains it has, and the sets, maps and helpers that their rules name."""
 
@@ -196,14 +212,15 @@ class TableLowering:
 
     def plan(self, name: str, make: Callable[[], Iterable[Rule]], hook: Hook | None = None) -> None:
         """Plan a chain with its rules. Raises InternalError if the table has one of that name."""
-        self._plan(name, lambda: self._block(name, make()), hook)
+        self._plan(name, lambda: self.block(name, make()), hook)
 
     def _plan(self, name: str, block: Callable[[], Block], hook: Hook | None = None) -> None:
         if name in self._planned:
             raise InternalError(f"two chains of table {self._family} {self._name} are named {name}")
         self._planned[name] = _Planned(name, block, hook)
 
-    def _block(self, name: str, rules: Iterable[Rule]) -> Block:
+    def block(self, name: str, rules: Iterable[Rule]) -> Block:
+        """Return the block of a chain of this table with these rules."""
         return Chain(name, tuple(rules)).block(self._family, self._name)
 
     def plan_base(
@@ -238,11 +255,8 @@ class TableLowering:
             if place is not scope.place:
                 raise InternalError(f"chain {own_name} runs in {place.value} and in {scope.place.value}")
             if own_name not in self._planned:
-                self._plan(own_name, partial(self._cached_block, lowering, name, own_name))
+                self._plan(own_name, _CachedBlock(self, lowering, name, own_name))
                 self._note(scope, name)
-
-    def _cached_block(self, lowering: RuleLowering, name: str, own_name: str) -> Block:
-        return lowering.scope.cached("block", name, lambda: self._block(own_name, lowering.chain_rules(name)))
 
     def _note(self, scope: Scope, name: str) -> None:
         """Note the sets and maps that the rules of a chain name."""
@@ -251,10 +265,8 @@ class TableLowering:
         for call in simple.calls:
             if isinstance(call, ir.Dispatch):
                 map_name = MAPS[scope.layer, call.direction]
-                jumps: tuple[tuple[str, Verdict], ...] = tuple(
-                    (port, nft.jump(chain_name(scope.layer, chain))) for port, chain in scope.dispatched(call.direction)
-                )
-                self._maps[map_name] = VerdictMap(map_name, jumps)
+                jumps = [(port, chain_name(scope.layer, chain)) for port, chain in scope.dispatched(call.direction)]
+                self._maps[map_name] = VerdictMap(map_name, tuple(jumps))
 
     # --- shared by both tables ---
 

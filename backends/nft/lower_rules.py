@@ -72,7 +72,7 @@ class RuleLowering:
         self._place = scope.place
         self._matches = MatchLowering(scope)
         # rules that many chains share are one object in the IR: cache their lowered form by identity
-        self._shared: dict[tuple[int, ...], tuple[Rule, ...]] = {}
+        self._shared: dict[int | tuple[int, ...], tuple[Rule, ...] | None] = {}
 
     def chain_rules(self, name: str) -> Iterator[Rule]:
         """Yield the rules of a chain of the scope."""
@@ -85,10 +85,12 @@ class RuleLowering:
             if run.rules[0].origin.provenance in (Provenance.USER, Provenance.POLICY):
                 yield from self._run(run)
                 continue
-            key = tuple(id(rule) for rule in run.rules)
+            key = id(run.rules[0]) if len(run.rules) == 1 else tuple([id(rule) for rule in run.rules])
             known = self._shared.get(key)
             if known is None:
-                known = self._shared[key] = tuple(self._run(run))
+                known = tuple(self._run(run))
+                # most are of one NIC, and never seen again: keep those that are seen twice
+                self._shared[key] = known if key in self._shared else None
             yield from known
 
     def _run(self, run: Run) -> Iterator[Rule]:

@@ -7,6 +7,7 @@ verdict, mark and log lines. :class:`Scope` runs them, caches the results, and k
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import is_
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from pvefw_nft.backends.nft.address_sets import VERSIONS
@@ -120,7 +121,7 @@ class Scope:
         self._facts: dict[str, Facts] = {}
         self._dependencies: dict[str, object] = {}
         self.simplified: dict[int, Rule | None] = {}
-        """Rules that chains share, in their simplest form here, by identity; None: left out."""
+        """The simplest form here of rules that chains share and that are not in it, by identity; None: left out."""
         self._tails: set[str] = set()
 
     def rules(self, name: str) -> tuple[Rule, ...]:
@@ -215,10 +216,12 @@ class Scope:
                 return [name for _, name in self.dispatched(direction)]
 
     def _make(self, name: str) -> Simple:
-        simplified = list(self._chains[name].rules)
+        own = self._chains[name].rules
+        simplified = list(own)
         for run in self._passes:
             simplified = run(simplified, name, self)
-        rules = tuple(simplified)
+        # most chains stay as they are: one tuple for both saves memory
+        rules = own if len(own) == len(simplified) and all(map(is_, own, simplified)) else tuple(simplified)
         sets: dict[tuple[SetKey, int], None] = {}
         for rule in rules:
             for match in rule.matches:

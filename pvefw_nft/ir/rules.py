@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pvefw_nft.config.model import GroupRule, RuleAction, RuleType
@@ -167,7 +168,7 @@ def _address(side: Side, addresses: Addresses) -> Match:
 def _service(service: Service) -> list[Match]:
     if service.protocol is None:
         return []
-    matches: list[Match] = [ProtocolMatch(service.protocol)]
+    matches: list[Match] = [_protocol_match(service.protocol)]
     if service.icmp is not None:
         icmp = service.icmp
         matches.append(IcmpType(icmp.version, icmp.type, icmp.code, icmp.spelling))
@@ -176,6 +177,12 @@ def _service(service: Service) -> list[Match]:
     if service.dport:
         matches.append(Ports(Side.DESTINATION, service.dport))
     return matches
+
+
+@lru_cache(maxsize=256)
+def _protocol_match(protocol: Protocol) -> ProtocolMatch:
+    """Return the test of a protocol: one object for all rules."""
+    return ProtocolMatch(protocol)
 
 
 def group_rule(rule: GroupRule, direction: Direction, accept: Action, iface: str | None) -> Iterator[Rule]:

@@ -109,7 +109,7 @@ def test_a_table_as_a_whole() -> None:
         Set("none", "ipv6_addr", ()),
         DynamicSet("sources", "ipv4_addr", 65, 1000),
         Helper("ftp", "ftp", "tcp"),
-        VerdictMap("guests", (("tap100i0", s.jump("x")), ("tap101i0", s.DROP))),
+        VerdictMap("guests", (("tap100i0", "x"), ("tap101i0", "y"))),
     )
     text = table(s.match(PORT, 22), s.ACCEPT, comment="100.fw:4 (SSH)", hook=Hook("input", -150), objects=objects)
     assert text.replace(text.partition("(SSH)")[2].partition('"')[0], "") == (
@@ -143,7 +143,7 @@ def test_a_table_as_a_whole() -> None:
         "\tmap guests {\n"
         "\t\ttype ifname : verdict\n"
         '\t\telements = { "tap100i0" : jump x,\n'
-        '\t\t\t     "tap101i0" : drop }\n'
+        '\t\t\t     "tap101i0" : jump y }\n'
         "\t}\n"
         "\n"
         "\tchain c {\n"

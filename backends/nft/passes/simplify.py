@@ -43,11 +43,14 @@ def simplify_rules(rules: list[Rule], _chain: str, scope: Scope) -> list[Rule]:
 def _cached(rule: Rule, scope: Scope) -> Rule | None:
     if rule.origin.provenance in (Provenance.USER, Provenance.POLICY):
         return _simplify(rule, scope)
-    # chains share the rules that are not a user's own
+    # chains share the rules that are not a user's own; most of these are in their simplest form
     known = scope.simplified
-    if id(rule) not in known:
-        known[id(rule)] = _simplify(rule, scope)
-    return known[id(rule)]
+    if id(rule) in known:
+        return known[id(rule)]
+    simple = _simplify(rule, scope)
+    if simple is not rule:
+        known[id(rule)] = simple
+    return simple
 
 
 def _simplify(rule: Rule, scope: Scope) -> Rule | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as _quote
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from pvefw_nft.backends.nft.syntax.statements import jump
 from pvefw_nft.backends.nft.syntax.text import table_text
 
 if TYPE_CHECKING:
@@ -174,17 +175,17 @@ class DynamicSet:
 
 @dataclass(frozen=True, slots=True)
 class VerdictMap:
-    """A named map from interface names to verdicts."""
+    """A named map from interface names to the chains that their packets jump to."""
 
     name: str
-    elements: tuple[tuple[str, Verdict], ...]
+    jumps: tuple[tuple[str, str], ...]
 
     def command(self, family: Family, table: str) -> str:
         """Return the command that adds and fills the map."""
         body: dict[str, object] = {"family": family, "table": table, "name": self.name}
         body |= {"type": "ifname", "map": "verdict"}
-        if self.elements:
-            body["elem"] = self.elements
+        if self.jumps:
+            body["elem"] = [(interface, jump(chain)) for interface, chain in self.jumps]
         return _encode({"add": {"map": body}})
 
 
