@@ -18,7 +18,7 @@ from pvefw_nft.verify.readers.ebtables import EbtablesReader
 from pvefw_nft.verify.readers.ipset import IpSets, read_ipsets
 from pvefw_nft.verify.readers.nft.json_listing import XTABLES, Commands, NftReader, commands_by_line
 from pvefw_nft.verify.readers.nft.text import is_nft_text, parse_nft_text
-from pvefw_nft.verify.readers.shared import Assume, Reading, RulesetError, check_jumps
+from pvefw_nft.verify.readers.shared import Assume, Reading, RulesetError, check_jumps, with_plain_ends
 from pvefw_nft.verify.readers.xtables.rulesets import XtablesReader
 
 if TYPE_CHECKING:
@@ -54,12 +54,24 @@ class Text:
 
 @dataclass(slots=True)
 class _Part:
-    """The text for one tool; ``tool`` None: not named. ``line`` is where it starts in its file."""
+    """The text for one tool, in pieces of whole lines; ``tool`` None: not named. ``line`` is where it starts in its
+    file.
+    """
 
     name: str
     tool: str | None
     line: int
-    lines: list[str] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The text as a whole."""
+        return "\n".join(self.pieces)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is nothing but white space in it."""
+        return all(not piece or piece.isspace() for piece in self.pieces)
 
 
 @dataclass(slots=True)
@@ -131,7 +143,7 @@ def _sort_in(found: _Found, text: Text) -> None:
         found.nft.append((text.name, parse_nft_text(text.text, text.name)))
         return
     parts = _split(text)
-    found.parts += [part for part in parts if any(line.strip() for line in part.lines)]
+    found.parts += [part for part in parts if not part.is_blank]
     if text.saved and len(parts) == 1 and not any(line.strip() for line in text.text.splitlines() if line[:1] != "#"):
         raise RulesetError(f"{text.name}: holds nothing but comments, and none names the tool that made it")
 
@@ -148,30 +160,44 @@ def _sort_json(found: _Found, name: str, document: Json) -> None:
 def _split(text: Text) -> list[_Part]:
     """Return the parts of a text: a new one at each line that names a tool, without those lines."""
     parts = [_Part(text.name, None, 1)]
-    for number, line in enumerate(text.text.splitlines(), 1):
-        if not line.startswith("#"):
-            parts[-1].lines.append(line)
+    body = with_plain_ends(text.text).removesuffix("\n")
+    place, number = 0, 1
+    while place <= len(body) and text.text:
+        if not body.startswith("#", place):
+            piece = body[place : _found(body, "\n#", place)]
+            parts[-1].pieces.append(piece)
+            number += piece.count("\n") + 1
+            place += len(piece) + 1
             continue
+        line = body[place : _found(body, "\n", place)]
         header = _HEADER.match(line)
         if header is not None and not line.startswith("# Completed"):
             if parts[-1].tool != header.group(1) or header.group(1) == "ipset":
                 parts.append(_Part(text.name, header.group(1), number + 1))
         elif header is None or parts[-1].tool is not None:
-            parts[-1].lines.append("")
+            parts[-1].pieces.append("")
+        number += 1
+        place += len(line) + 1
     for part in parts:
-        part.tool = part.tool or _guess(text.name, part.lines)
+        part.tool = part.tool or _guess(text.name, part)
         if part.tool in ("iptables", "ip6tables"):
             part.tool += "-legacy" if "legacy" in text.name.rsplit("/", 1)[-1] else ""
     return parts
 
 
-def _guess(name: str, lines: list[str]) -> str:
+def _found(text: str, what: str, place: int) -> int:
+    """Return where something next is in a text, from a place on; its length if it is nowhere."""
+    found = text.find(what, place)
+    return len(text) if found < 0 else found
+
+
+def _guess(name: str, part: _Part) -> str:
     """Return the tool that a text without a header is for, by the file's name, else by its content."""
     short = name.rsplit("/", 1)[-1].lower()
     for tool, pattern in _TOOL_NAMES:
         if pattern.search(short):
             return tool
-    content = [line for line in lines if line.strip() and not line.startswith("#")]
+    content = [line for line in part.text.split("\n") if line.strip() and not line.startswith("#")]
     if content and content[0].split()[0] in ("create", "add", "-N", "-A"):
         return "ipset"
     if any(re.match(r":\S+ (ACCEPT|DROP|RETURN)$", line) for line in content):
@@ -200,12 +226,12 @@ class _Assembler:
         for name, document in self.found.compiled:
             self._compiled(name, document)
         for part in self._parts("ipset"):
-            self.sets.sets.update(read_ipsets("\n".join(part.lines), self._reading(part.name), part.line).sets)
+            self.sets.sets.update(read_ipsets(part.text, self._reading(part.name), part.line).sets)
         for tool in ("iptables-legacy", "ip6tables-legacy", "iptables", "ip6tables"):
             self._xtables(tool)
         for part in self._parts("ebtables"):
             reader = EbtablesReader(self._reading(part.name), self._origins("ebtables"))
-            self._add(reader.reading, reader.read_text("\n".join(part.lines), part.line))
+            self._add(reader.reading, reader.read_text(part.text, part.line))
         for part in self._parts("arptables"):
             raise RulesetError(f"{part.name}: arptables rulesets are not modelled", "leave that file out")
         without = {
@@ -242,7 +268,7 @@ class _Assembler:
         reader.on_demand, reader.digests = self.on_demand, self.digests
         for part in parts:
             reader.reading.source = part.name
-            reader.read_text("\n".join(part.lines), part.line)
+            reader.read_text(part.text, part.line)
         self._add(reader.reading, reader.finish())
 
     def _compiled(self, name: str, document: dict[str, Json]) -> None:

@@ -29,6 +29,17 @@ class Assume(Enum):
     BOTH = "both"
 
 
+_OTHER_ENDS = "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+"""What ends a line for :meth:`str.splitlines`, besides a line feed."""
+
+
+def with_plain_ends(text: str) -> str:
+    """Return a text with a line feed at the end of each line, as :meth:`str.splitlines` finds them."""
+    if any(end in text for end in _OTHER_ENDS):
+        return "".join([f"{line}\n" for line in text.splitlines()])
+    return text
+
+
 @dataclass(slots=True)
 class Reading:
     """The state of one reading: the assumption about unknown matches, and the assumptions made so far.

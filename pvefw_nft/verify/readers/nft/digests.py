@@ -7,8 +7,6 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pvefw_nft.verify.readers.nft.draft import NftTable
     from pvefw_nft.verify.readers.shared import Reading
 
@@ -30,21 +28,21 @@ class TableDigests:
         self._lookups = repr(sorted(table.lookups)).encode(errors="surrogatepass")
         self._elements: dict[str, bytes] = {}
 
-    def of(self, rules: Sequence[str]) -> str:
-        """Return the digest of a chain by the texts of its rules.
+    def of(self, text: str) -> str:
+        """Return the digest of a chain by the text of its rules.
 
         Raises RulesetError where the sets in use depend on the order in which chains are read.
         """
-        text = "\0".join(rules)
         found = self._common.copy()
-        found.update(f"{len(rules)} {text}".encode(errors="surrogatepass"))
+        found.update(f"{len(text)} {text}".encode(errors="surrogatepass"))
         escaped = "\\" in text  # any character may be spelled otherwise
         names = {*self._table.elements} if escaped else {*_REFERENCE.findall(text)}
         if self._counting & names and (escaped or any(word in text for word in _LOOKUPS)):
             raise self._reading.error(f"table {self._table.name}", "looks packets up in sets that rules fill")
         for name in sorted(names):
             found.update(b"\0" + self._members(name))
-        if escaped or _UPDATE.search(text):  # an update counts if packets are looked up in the set
+        # an update counts if packets are looked up in the set
+        if escaped or ('"set"' in text and _UPDATE.search(text)):
             found.update(b"\0" + self._lookups)
         return found.hexdigest()
 

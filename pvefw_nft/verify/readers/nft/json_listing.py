@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pvefw_nft.verify.model import (
     ACCEPT,
@@ -32,7 +32,7 @@ from pvefw_nft.verify.readers.nft.values import text_of
 from pvefw_nft.verify.readers.shared import check_jumps_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator
 
     from pvefw_nft.verify.readers.nft.values import Json
     from pvefw_nft.verify.readers.shared import Reading
@@ -96,10 +96,29 @@ class UnreadRule(NamedTuple):
         return body
 
 
+class UnreadRules(NamedTuple):
+    """Commands in a row that add rules to one chain, still as text of the form that ``pvefw compile`` prints.
+
+    ``kept`` has of each of the ``number`` rules its expressions, without the brackets of their list, behind a null
+    character. Every name of the rules' expressions stands in it, and nothing is spelled with an escape.
+    """
+
+    family: str
+    table: str
+    chain: str
+    lines: str
+    kept: str
+    number: int
+
+    def rules(self) -> Iterator[UnreadRule]:
+        """Yield the commands one by one."""
+        return map(_unread_rule, self.lines.split(",\n"))
+
+
 class Commands(NamedTuple):
     """The commands of a document, in order."""
 
-    items: list[Json | UnreadRule]
+    items: list[Json | UnreadRule | UnreadRules]
 
 
 def commands_by_line(text: str) -> Commands | None:
@@ -109,19 +128,39 @@ def commands_by_line(text: str) -> Commands | None:
     """
     if not (text.startswith(_BEGIN) and text.endswith(_END)):
         return None
-    commands: list[Json | UnreadRule] = []
-    for line in text[len(_BEGIN) : -len(_END)].split(",\n"):
-        found = _RULE.match(line)
-        # of a name given twice the last value counts, and some names give the rule another place: read as a whole
-        if found is None or _is_unusual(line):
-            commands.append(json.loads(line))
-            continue
-        family, table, chain, expressions, comment = found.groups()
-        if expressions is None:
-            commands.append(UnreadRule(family, table, chain, line))
+    body = text[len(_BEGIN) : -len(_END)]
+    commands: list[Json | UnreadRule | UnreadRules] = []
+    place = 0
+    while place <= len(body):
+        found = _RULES.match(body, place)
+        end = body.find(",\n", place) if found is None else found.end()
+        end = len(body) if end < 0 else end
+        rules = None if found is None else _unread_rules(found)
+        if rules is None:
+            commands += map(_command_of, body[place:end].split(",\n"))
         else:
-            commands.append(UnreadRule(family, table, chain, None, expressions, comment))
+            commands.append(rules)
+        place = end + len(",\n")
     return Commands(commands)
+
+
+def _command_of(line: str) -> Json | UnreadRule:
+    """Return a command: a rule unread, if it is of the usual form. Raises ValueError where the line is not JSON."""
+    # of a name given twice the last value counts, and some names give the rule another place: read as a whole
+    if _RULE.match(line) is None or _is_unusual(line):
+        command: Json = json.loads(line)
+        return command
+    return _unread_rule(line)
+
+
+def _unread_rule(line: str) -> UnreadRule:
+    """Return the command that adds a rule, of a line that begins so."""
+    found = _RULE.match(line)
+    assert found is not None
+    family, table, chain, expressions, comment = found.groups()
+    if expressions is None:
+        return UnreadRule(family, table, chain, line)
+    return UnreadRule(family, table, chain, None, expressions, comment)
 
 
 def _is_unusual(line: str) -> bool:
@@ -133,12 +172,33 @@ def _is_unusual(line: str) -> bool:
     )
 
 
+def _unread_rules(found: re.Match[str]) -> UnreadRules | None:
+    """Return rules of one chain by what :data:`_RULES` found; None where one is unusual, or ends in another way."""
+    lines, start, family, table, chain = found.group(0, 1, 2, 3, 4)
+    number = lines.count(",\n") + 1
+    kept, ends = _RULE_ENDS.subn("", lines.replace(start, "\0"))
+    # a null character inside of a rule, or a second start, makes the count differ
+    if not number == ends == kept.count("\0") or "\\" in lines or any(name in kept for name in _NAMES_OF_RULES):
+        return None
+    return UnreadRules(family, table, chain, lines, kept, number)
+
+
 _PLACES = ('"index"', '"handle"', '"position"')
+_NAMES_OF_RULES = ('"family":', '"table":', '"chain":', *_PLACES)
 _BEGIN, _END = '{"nftables":[\n', "\n]}\n"
 _RULE = re.compile(
     r'\{"add":\{"rule":\{"family":"([a-z0-9]+)","table":"([\w.-]+)","chain":"([\w./-]+)",'
     r'(?:"expr":\[(.*)\](?:,"comment":"([^"\\\x00-\x1f]*)")?\}\}\}\Z)?'
 )
+_RULES = re.compile(
+    r'(\{"add":\{"rule":\{"family":"([a-z0-9]+)","table":"([\w.-]+)","chain":"([\w./-]+)","expr":\[).*\}'
+    r"(?:,\n\1.*\})*(?=,\n|\Z)"
+)
+"""As many lines as add rules to one chain, without the comma behind the last."""
+_RULE_ENDS = re.compile(r'\](?:,"comment":"[^"\\\x00-\x1f]*")?\}\}\}(?:,\n|\Z)')
+
+
+_Rule: TypeAlias = "dict[str, Json] | UnreadRule"
 
 
 @dataclass(slots=True)
@@ -147,7 +207,12 @@ class _RawChain:
 
     name: str
     definition: dict[str, Json]
-    rules: list[dict[str, Json] | UnreadRule] = field(default_factory=list)
+    rules: list[_Rule | UnreadRules] = field(default_factory=list)
+
+    def split(self) -> list[_Rule | UnreadRules]:
+        """Return the rules, each by itself."""
+        self.rules[:] = _each(self.rules)
+        return self.rules
 
 
 @dataclass(slots=True)
@@ -201,9 +266,11 @@ class NftReader:
     def read_commands(self, commands: Commands) -> list[Table]:
         """Return the tables that commands make."""
         chain: tuple[str, str, str] | None = None
-        rules: list[dict[str, Json] | UnreadRule] = []
-        for number, item in enumerate(commands.items, 1):
-            if isinstance(item, UnreadRule):
+        rules: list[_Rule | UnreadRules] = []
+        number = 0
+        for item in commands.items:
+            number += item.number if isinstance(item, UnreadRules) else 1
+            if isinstance(item, UnreadRule | UnreadRules):
                 if chain != item[:3]:  # mostly the chain of the rule before
                     rules, chain = self._rules_of(item), item[:3]
                 rules.append(item)
@@ -223,12 +290,13 @@ class NftReader:
                 raise self.reading.error(f"object {number}", message) from None
         return [self._table(raw) for raw in self._tables.values() if not self._left_out(raw)]
 
-    def _rules_of(self, rule: UnreadRule) -> list[dict[str, Json] | UnreadRule]:
+    def _rules_of(self, rule: UnreadRule | UnreadRules) -> list[_Rule | UnreadRules]:
         """Return the rules of the chain that a rule names. Raises RulesetError where there is none."""
         table = self._tables.get((Family(rule.family), rule.table)) if rule.family in _FAMILIES else None
         chain = None if table is None else table.chains.get(rule.chain)
         if chain is None:
-            message = f"there is no chain '{rule.chain}' for: {rule.command()[:200]}"
+            first = next(rule.rules()) if isinstance(rule, UnreadRules) else rule
+            message = f"there is no chain '{rule.chain}' for: {first.command()[:200]}"
             raise self.reading.error(f"table {rule.family} {rule.table}", message)
         return chain.rules
 
@@ -292,8 +360,10 @@ class NftReader:
 
     def _rule_command(self, command: str, chain: _RawChain, body: dict[str, Json]) -> None:
         place = body.get("index")
+        if command != "add" or place is not None:
+            chain.split()  # places count rules
         if "handle" in body and command != "add":
-            place = next(n for n, rule in enumerate(chain.rules) if _body(rule).get("handle") == body["handle"])
+            place = next(n for n, rule in enumerate(_each(chain.rules)) if _body(rule).get("handle") == body["handle"])
         if command in ("add", "create"):
             at = place + 1 if isinstance(place, int) else len(chain.rules)
             chain.rules.insert(at, body)
@@ -335,11 +405,11 @@ class NftReader:
         table = Table(TableKey("nft", raw.family, raw.name))
         flags = raw.definition.get("flags", [])
         dormant = flags == "dormant" or (isinstance(flags, list) and "dormant" in flags)
-        raw.objects.counting |= _counting_sets(rule for chain in raw.chains.values() for rule in chain.rules)
+        rules = [rule for chain in raw.chains.values() for rule in chain.rules]
+        raw.objects.counting |= _counting_sets(rules)
         if not self.on_demand or self.digests:  # only a proof asks for them
-            for rule in (rule for chain in raw.chains.values() for rule in chain.rules):
-                looked_up = _looked_up_by(rule) - raw.objects.counting
-                raw.objects.lookups |= {raw.objects.set_name(name) for name in looked_up}
+            looked_up = set().union(*map(_looked_up_by, rules)) - raw.objects.counting
+            raw.objects.lookups |= set(map(raw.objects.set_name, looked_up))
         parser = NftRuleParser(raw.objects, self.reading)
         digest = TableDigests(raw.objects, self.reading) if self.digests else None
         for chain in raw.chains.values():
@@ -351,8 +421,8 @@ class NftReader:
             if self.on_demand:
                 read = partial(self._read_met, parser, table, chain)
                 made = unread = UnreadChain(made, read, may_set_zone=any(map(_names_zone, chain.rules)))
-                if digest is not None and all(isinstance(rule, UnreadRule) for rule in chain.rules):
-                    unread.digest = digest.of([rule.kept for rule in chain.rules if isinstance(rule, UnreadRule)])
+                if digest is not None and (text := _text_of(chain.rules)) is not None:
+                    unread.digest = digest.of(text)
             else:
                 made.rules = self._rules(parser, table, chain)
             table.chains[chain.name] = made
@@ -365,7 +435,7 @@ class NftReader:
         """Return the rules of a chain. Raises RulesetError where one cannot be read."""
         rules = []
         before = f"table {table.key}, chain {chain.name}, rule "
-        for number, rule in enumerate(chain.rules, 1):
+        for number, rule in enumerate(_each(chain.rules), 1):
             where = f"{before}{number}"
             if isinstance(rule, UnreadRule) and rule.whole is None:
                 parsed = parser.parse_text(rule.expressions, where)
@@ -412,16 +482,41 @@ class NftReader:
         return Hook(table.key.family, point, priority, str(definition.get("type", "filter")))
 
 
-def _body(rule: dict[str, Json] | UnreadRule) -> dict[str, Json]:
+def _each(rules: Iterable[_Rule | UnreadRules]) -> list[_Rule]:
+    """Return rules, each by itself."""
+    found: list[_Rule] = []
+    for rule in rules:
+        if isinstance(rule, UnreadRules):
+            found += rule.rules()
+        else:
+            found.append(rule)
+    return found
+
+
+def _body(rule: _Rule) -> dict[str, Json]:
     return rule.body() if isinstance(rule, UnreadRule) else rule
 
 
-def _counting_sets(rules: Iterable[dict[str, Json] | UnreadRule]) -> set[str]:
+def _text_of(rules: Iterable[_Rule | UnreadRules]) -> str | None:
+    """Return the texts of rules, each behind a null character; None where one was read.
+
+    Rules that can be read have no null character, so that texts of other rules are other ones.
+    """
+    found = []
+    for rule in rules:
+        if isinstance(rule, UnreadRules):
+            found.append(rule.kept)
+        elif isinstance(rule, UnreadRule):
+            found.append("\0" + rule.kept)
+        else:
+            return None
+    return "".join(found)
+
+
+def _counting_sets(rules: Iterable[_Rule | UnreadRules]) -> set[str]:
     """Return the references of sets that rules fill with rates, which change with each packet."""
     found = set()
-    for rule in rules:
-        if isinstance(rule, UnreadRule) and '"stmt"' not in rule.kept and "\\" not in rule.kept:
-            continue
+    for rule in _each(rule for rule in rules if isinstance(rule, dict) or '"stmt"' in rule.kept or "\\" in rule.kept):
         statements = _expressions(rule)
         for statement in statements if isinstance(statements, list) else ():
             body = statement.get("set") if isinstance(statement, dict) else None
@@ -430,9 +525,9 @@ def _counting_sets(rules: Iterable[dict[str, Json] | UnreadRule]) -> set[str]:
     return found
 
 
-def _names_zone(rule: dict[str, Json] | UnreadRule) -> bool:
+def _names_zone(rule: _Rule | UnreadRules) -> bool:
     """Tell whether a rule may give packets a connection tracking zone: by a statement that sets something of ``ct``."""
-    if isinstance(rule, UnreadRule):
+    if isinstance(rule, UnreadRule | UnreadRules):
         return '"zone"' in rule.kept or "\\" in rule.kept
     statements = rule.get("expr")
     for statement in statements if isinstance(statements, list) else ():
@@ -443,17 +538,19 @@ def _names_zone(rule: dict[str, Json] | UnreadRule) -> bool:
     return False
 
 
-def _looked_up_by(rule: dict[str, Json] | UnreadRule) -> set[str]:
-    """As :func:`_looked_up`; a rule that is still text is read only where its text may name a set."""
-    if isinstance(rule, UnreadRule) and "\\" not in rule.kept:
+def _looked_up_by(rule: _Rule | UnreadRules) -> set[str]:
+    """As :func:`_looked_up`; rules that are still text are read only where their text may name a set."""
+    if not isinstance(rule, dict) and "\\" not in rule.kept:
         if '"@' not in rule.kept:
             return set()
         if '"set":{' not in rule.kept and '"comment":"@' not in rule.kept:
             return set(_REFERENCE.findall(rule.kept))
+    if isinstance(rule, UnreadRules):
+        return set().union(*map(_looked_up_by, rule.rules()))
     return _looked_up(_expressions(rule))
 
 
-def _expressions(rule: dict[str, Json] | UnreadRule) -> Json:
+def _expressions(rule: _Rule) -> Json:
     """Return a rule's expressions; None where it cannot be read, which :meth:`NftReader._rules` refuses."""
     try:
         return _body(rule).get("expr")

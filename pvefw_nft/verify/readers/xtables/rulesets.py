@@ -29,12 +29,12 @@ from pvefw_nft.verify.model import (
     UnreadChain,
     targets,
 )
-from pvefw_nft.verify.readers.shared import check_jumps_of
+from pvefw_nft.verify.readers.shared import check_jumps_of, with_plain_ends
 from pvefw_nft.verify.readers.xtables.digests import SetDigests
 from pvefw_nft.verify.readers.xtables.rule import RuleParser
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from pvefw_nft.verify.readers.ipset import IpSets
     from pvefw_nft.verify.readers.shared import Reading
@@ -67,6 +67,8 @@ OUR_HOOKS = {
 """The jumps into pvefw's chains. The JSON form of its rulesets holds only the chains themselves."""
 
 _COUNTERS = re.compile(r"\[\d+:\d+\]\s*")
+_APPENDED = re.compile(r"-A (\S+) .*(?:\n-A \1 .*)*")
+"""Lines in a row that append rules to one chain."""
 
 
 class _Unread(NamedTuple):
@@ -80,6 +82,24 @@ class _Unread(NamedTuple):
     def body(self) -> str:
         """The rule without ``-A CHAIN``."""
         return f"{self.line} ".split(" ", 2)[2].strip() if self.alone is None else self.alone
+
+
+class _UnreadLines(NamedTuple):
+    """Rules as text: lines in a row of one chain, each with ``-A CHAIN``, and the number of the first."""
+
+    lines: str
+    number: int
+
+
+def _each(unread: Iterable[_Unread | _UnreadLines]) -> list[_Unread]:
+    """Return rules as text, each by itself."""
+    found: list[_Unread] = []
+    for one in unread:
+        if isinstance(one, _UnreadLines):
+            found += [_Unread(line, number) for number, line in enumerate(one.lines.split("\n"), one.number)]
+        else:
+            found.append(one)
+    return found
 
 
 @dataclass(slots=True)
@@ -101,7 +121,7 @@ class XtablesReader:
     on_demand: bool = False
     digests: bool = False
     _parser: RuleParser = field(init=False)
-    _unread: dict[str, dict[str, list[_Unread]]] = field(default_factory=dict)
+    _unread: dict[str, dict[str, list[_Unread | _UnreadLines]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._parser = RuleParser(self.version, self.reading, self.sets)
@@ -116,16 +136,15 @@ class XtablesReader:
 
         iptables-restore wants each table to end with ``COMMIT``; without it the text was cut off.
         """
+        if self.on_demand:
+            self._read_by_chain(with_plain_ends(text), first_line)
+            return
         table: Table | None = None
         number = first_line
-        unread: dict[str, list[_Unread]] = {}
         for number, raw in enumerate(text.splitlines(), first_line):
             if raw.startswith("-A ") and table is not None:
-                if self.on_demand and (chain := raw[3:].partition(" ")[0]) in unread:  # its next rule, of many
-                    unread[chain].append(_Unread(raw, number))
-                    continue
                 _, chain, body = f"{raw} ".split(" ", 2)
-                if not self.on_demand and chain:
+                if chain:
                     body = body.strip()
                     known = self._parser.known.get(body)
                     met = table.chains.get(chain)
@@ -134,22 +153,47 @@ class XtablesReader:
                     else:
                         met.rules.append(Rule(*known, raw.strip(), "", number))
                     continue
-            line = raw.strip()
-            if not line or line.startswith("#"):
-                continue
-            if line.startswith("*"):
-                self._expect_commit(table, number)
-                table = self.table(line[1:].strip(), number)
-                unread = self._unread.setdefault(table.key.name, {})
-            elif line == "COMMIT":
-                table = None
-            elif table is None:
-                raise self.reading.error(f"line {number}", f"outside of any table: {line}")
-            elif line.startswith(":"):
-                self._declare(table, line, number)
-            else:
-                self._command(table, line, number)
+            table = self._line(table, raw.strip(), number)
         self._expect_commit(table, number)
+
+    def _read_by_chain(self, text: str, first_line: int) -> None:
+        """Read text as :meth:`read_text`, without parsing rules: those in a row of one chain are taken as one."""
+        table: Table | None = None
+        place, number = 0, first_line - 1
+        while place < len(text):
+            number += 1
+            rules = None if table is None else _APPENDED.match(text, place)
+            if table is None or rules is None or rules[1] not in table.chains:
+                end = text.find("\n", place)
+                end = len(text) if end < 0 else end
+                table = self._line(table, text[place:end].strip(), number)
+                place = end + 1
+                continue
+            self._unread_of(table, rules[1]).append(_UnreadLines(rules[0], number))
+            number += rules[0].count("\n")
+            place = rules.end() + 1
+        self._expect_commit(table, max(number, first_line))
+
+    def _line(self, table: Table | None, line: str, number: int) -> Table | None:
+        """Read a line within a table (None: outside of any); return the table that the next one is in."""
+        if not line or line.startswith("#"):
+            return table
+        if line.startswith("*"):
+            self._expect_commit(table, number)
+            return self.table(line[1:].strip(), number)
+        if line == "COMMIT":
+            return None
+        if table is None:
+            raise self.reading.error(f"line {number}", f"outside of any table: {line}")
+        if line.startswith(":"):
+            self._declare(table, line, number)
+        else:
+            self._command(table, line, number)
+        return table
+
+    def _unread_of(self, table: Table, chain: str) -> list[_Unread | _UnreadLines]:
+        """Return the rules of a chain that were not read."""
+        return self._unread.setdefault(table.key.name, {}).setdefault(chain, [])
 
     def _expect_commit(self, table: Table | None, number: int) -> None:
         if table is not None:
@@ -174,7 +218,7 @@ class XtablesReader:
         self._parser.check_targets(self.tables.values())
         digests = SetDigests(self.sets) if self.digests else None
         texts = {
-            (table, name): "\n".join([rule.line for rule in unread])
+            (table, name): "\n".join([one.lines if isinstance(one, _UnreadLines) else one.line for one in unread])
             for table, chains in self._unread.items()
             for name, unread in chains.items()
         }
@@ -192,10 +236,10 @@ class XtablesReader:
                 made.digest = digests.of((self.tool, table_name), text)
         return list(self.tables.values())
 
-    def _read(self, table: Table, chain: str, unread: Sequence[_Unread]) -> list[Rule]:
+    def _read(self, table: Table, chain: str, unread: Iterable[_Unread | _UnreadLines]) -> list[Rule]:
         """Return the rules of a chain. Raises RulesetError where one cannot be read, or goes to no chain."""
         rules = []
-        for index, rule in enumerate(unread, 1):
+        for index, rule in enumerate(_each(unread), 1):
             body = rule.body
             rules.append(self._rule(table, chain, index, body, rule.line.strip(), rule.number))
             for target in targets(rules[-1].verdict):
@@ -282,7 +326,9 @@ class XtablesReader:
         if chain is None:
             raise self.reading.error(f"line {number}: table {table.key}", f"there is no chain '{name}' for: {line}")
         if self.on_demand:
-            unread = self._unread.setdefault(table.key.name, {}).setdefault(name, [])
+            unread = self._unread_of(table, name)
+            if place is not None:
+                unread[:] = _each(unread)  # places count rules
             unread.insert(len(unread) if place is None else place - 1, _Unread(line, number, body))
             return
         rule = self._rule(table, name, len(chain.rules) + 1 if place is None else place, body, line, number)
