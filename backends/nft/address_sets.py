@@ -24,7 +24,7 @@ VERSIONS = ((4, Family.V4), (6, Family.V6))
 """The IP versions, each with its family."""
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)  # a service may see many names, one after another
 def set_name(key: SetKey, version: int) -> str:
     """Return the name of a set: the name of its ipset, if the ipset's name is not hashed."""
     return f"PVEFW-{key.scope}-{key.name}-v{version}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -278,3 +281,17 @@ def test_a_long_list_of_missing_guests_is_cut(tmp_path: Path) -> None:
     assert output.count(" is there in ") == 10
     assert "  5 more: -v lists them" in output
     assert compare(f"nft:{before}", f"nft:{after}", "-v").output.count(" is there in ") == 15
+
+
+def test_report_does_not_depend_on_the_order_of_hashes(tmp_path: Path) -> None:
+    """Sets of names have another order in each process."""
+    sides = [root(tmp_path, "a"), root(tmp_path, "b", fcluster=("-p tcp -dport 443", "-p tcp -dport 80"))]
+    command = [sys.executable, "-m", "pvefw_nft.cli", "compare", "--node", "local", "--no-cache", *map(str, sides)]
+    said = {
+        subprocess.run(
+            command, env={**os.environ, "PYTHONHASHSEED": str(seed)}, capture_output=True, text=True, check=False
+        ).stdout
+        for seed in range(4)
+    }
+    (text,) = said
+    assert "concerned: vm100 (4), vm101 (4)\n" in text

@@ -70,8 +70,13 @@ def _oddness(one: Difference) -> tuple[bool, bool, bool, int]:
 
 
 def zones_of(classes: Iterable[Difference]) -> Counter[str]:
-    """Count the classes that are from or to each guest, or other end; a class of anywhere names no end."""
-    return Counter(zone for one in classes for zone in {*one.sources, *one.destinations} - {ANYWHERE, "outside"})
+    """Count the classes that are from or to each guest, or other end; a class of anywhere names no end.
+
+    Ends with the same number stay in the order of the classes, and of one class in that of their names.
+    """
+    return Counter(
+        zone for one in classes for zone in sorted({*one.sources, *one.destinations} - {ANYWHERE, "outside"})
+    )
 
 
 def lines_of(groups: Iterable[Group]) -> Counter[str]:
