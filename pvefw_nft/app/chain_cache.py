@@ -49,12 +49,15 @@ class ChainFile:
         self._folder = folder
         # taken before rules are read: the values that are saved belong to the names of that time
         self._names = names_digest()
+        self._loaded: tuple[bytes, Kept] | None = None
 
     def load(self) -> Kept:
         """Return what is known."""
         try:
             with opened(self._folder) as folder:
-                return _read(folder, self._names)
+                content = content_of(folder, _FILE, MAX_BYTES)
+                self._loaded = content, _read(content, self._names)
+                return self._loaded[1]
         except UNUSABLE:
             return Kept()
 
@@ -68,7 +71,10 @@ class ChainFile:
             return
         with contextlib.suppress(OSError), opened(self._folder) as folder, locked(folder):
             try:
-                found = _read(folder, self._names)
+                content = content_of(folder, _FILE, MAX_BYTES)
+                # mostly equal: no other comparison has ended since
+                loaded = self._loaded
+                found = loaded[1] if loaded is not None and loaded[0] == content else _read(content, self._names)
             except UNUSABLE:
                 found = Kept()
             merged = Kept(
@@ -107,9 +113,9 @@ def _content(kept: Kept, names: str) -> bytes:
     return _head(body, names) + b"\n" + body
 
 
-def _read(folder: int, names: str) -> Kept:
-    """Return what the file has. Raises OSError and ValueError if it is unusable."""
-    head, _, body = content_of(folder, _FILE, MAX_BYTES).partition(b"\n")
+def _read(content: bytes, names: str) -> Kept:
+    """Return what the file's content says. Raises ValueError if it is unusable."""
+    head, _, body = content.partition(b"\n")
     if head != _head(body, names):
         raise ValueError("damaged, or of another version")
     match json.loads(body):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.cache import NO_CACHE, Cache
+from pvefw_nft.config.files import FilesOnce
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.errors import Diagnostic, Severity, Span, has_errors
 from pvefw_nft.pipeline import check_root, make_backend
@@ -51,6 +53,7 @@ def review_root(
 
     ``only_own`` as in :func:`survey_root`, ``progress`` as in :func:`analyse_root`. Raises as :func:`.check_root`.
     """
+    source = replace(source, observed_files=FilesOnce(source.files))
     checked, diagnostics = _check_and_survey(source, only_own=only_own)
     if not analysis or checked.has_errors or not checked.ruleset.enabled:
         return Review(checked, diagnostics)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pvefw_nft.config.files import FilesOnce
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.pipeline.roots import offline, open_configuration, root_of
 
@@ -27,6 +29,7 @@ def topology(source: Source, configuration: Configuration | None = None) -> Topo
     from pvefw_nft.verify.network.interfaces import read_interfaces
     from pvefw_nft.verify.network.path import Nic, Topology
 
+    source = replace(source, observed_files=FilesOnce(source.files))
     root = root_of(source)
     configuration = configuration or open_configuration(offline(source), Findings())
     cluster = configuration.node.cluster

@@ -196,12 +196,17 @@ def xtables_edits() -> list[tuple[str, str]]:
         (xtables(drop, port), xtables(drop, "-m state --state NEW -j DROP")),
         (xtables(drop, port), xtables(drop, "-m mark --mark 0x1/0x1 -j DROP", "-j MARK --set-xmark 0x1/0x1")),
         (xtables(drop, port), xtables(drop, port).replace("tap100i0", "tap101i0")),
+        (xtables(drop, port), xtables(drop, port).replace("tap100i0 -j G", "tap100i0 -p tcp -j G")),
+        (xtables(drop, port), xtables(drop, port).replace("tap100i0 -j G", "tap100i0 -j H")),
         (xtables(drop, port), xtables(drop, port).replace(":FORWARD ACCEPT", ":FORWARD DROP")),
     ]
 
 
 def nft_edits() -> list[tuple[str, str]]:
     return [(nft(), nft()), (nft(), nft("10.0.0.1")), (nft(), nft(verdict="accept"))]
+
+
+COMMON = closures._Common
 
 
 def broken(owner: object, name: str, made: object) -> Callable[[pytest.MonkeyPatch], None]:
@@ -216,6 +221,7 @@ BROKEN = {
     "all that a NIC meets": broken(nic_keys._Side, "contents", lambda *_: []),
     "chains below": broken(closures.Closures, "whole", lambda *_: b""),
     "rules by interface": broken(closures.Closures, "met", lambda _, name, *__: ([], ("G",) if name != "G" else ())),
+    "chains that all NICs meet": broken(closures, "_Common", lambda _, *others: COMMON(SAME, *others)),
     "items of tests": broken(summary, "_item_of_test", lambda *_: SAME),
     "items of effects": broken(summary, "_effect_text", lambda _: ""),
 }

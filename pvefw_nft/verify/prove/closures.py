@@ -29,6 +29,7 @@ class Closures:
         self._known: dict[str, str | None] = {}
         self._shared: dict[str, _Shared] = {}
         self._parts: dict[int, str] = {}
+        self._common: dict[tuple[str, ...], _Common] = {}
 
     def own(self, name: str) -> tuple[str, tuple[str, ...]] | None:
         """Return a digest of a chain's own rules, and its targets; None where that is not all that a NIC needs.
@@ -62,15 +63,68 @@ class Closures:
             todo.pop()
         return self._known[name]
 
+    def all_met(self, roots: Sequence[str], interfaces: Sequence[int], common: int) -> list[object]:
+        """Return digests of all rules that a NIC with these interfaces may meet from base chains on.
+
+        The last ``common`` interfaces are the same for all NICs. Raises NoKeyError.
+        """
+        key = tuple(roots)
+        shared = self._common.get(key)
+        if shared is None:
+            shared = self._common[key] = self._common_of(roots, interfaces[len(interfaces) - common :])
+        asking = [name for one in interfaces[: len(interfaces) - common] for name in shared.asking.get(one, ())]
+        found: list[object] = [shared.digest]
+        todo: list[str] = []
+        for name in dict.fromkeys((*shared.always, *asking)):
+            more, targets = self.met(name, interfaces, common)
+            found += (name, more)
+            todo += [target for target in targets if target not in shared.chains]
+        seen = set(todo)
+        while todo:
+            name = todo.pop()
+            found += (name, self.whole(name))
+            if found[-1] is not None:
+                continue
+            own_rules, targets = self.own(name) or self.met(name, interfaces, common)
+            found.append(own_rules)
+            due = [target for target in targets if target not in seen and target not in shared.chains]
+            seen.update(due)
+            todo += due
+        return found
+
+    def _common_of(self, roots: Sequence[str], common: Sequence[int]) -> _Common:
+        """Return the chains that all NICs meet from base chains on; ``common`` are the interfaces that all of them
+        have.
+        """
+        found: list[object] = []
+        asking: dict[int, list[str]] = {}
+        always = []
+        todo = [*roots]
+        seen = set(todo)
+        while todo:
+            name = todo.pop()
+            found += (name, self.whole(name))
+            if found[-1] is not None:
+                continue
+            digest, targets = self.own(name) or self._shared_by_all(name, common)[:2]
+            found.append(digest)
+            shared = self._shared.get(name)
+            if shared is not None and shared.asked is None:
+                always.append(name)
+            for one in () if shared is None else shared.asked or ():
+                asking.setdefault(one, []).append(name)
+            due = [target for target in targets if target not in seen]
+            seen.update(due)
+            todo += due
+        return _Common(_digest(found), frozenset(seen), asking, tuple(always))
+
     def met(self, name: str, interfaces: Sequence[int], common: int) -> tuple[list[object], Iterable[str]]:
         """Return digests of all of a chain's rules that a NIC with these interfaces may meet, and their targets.
 
         The last ``common`` interfaces are the same for all NICs. Raises NoKeyError.
         """
         own = len(interfaces) - common
-        shared = self._shared.get(name)
-        if shared is None:
-            shared = self._shared[name] = self._shared_of(name, interfaces[own:])
+        shared = self._shared_by_all(name, interfaces[own:])
         asked = shared.asked
         seen = [(place, one) for place, one in enumerate(interfaces[:own]) if asked is None or one in asked]
         if not seen:
@@ -88,6 +142,12 @@ class Closures:
         for lookup in shared.lookups:
             self._entries(lookup, [one for _, one in seen], found, targets)
         return found, targets
+
+    def _shared_by_all(self, name: str, common: Sequence[int]) -> _Shared:
+        shared = self._shared.get(name)
+        if shared is None:
+            shared = self._shared[name] = self._shared_of(name, common)
+        return shared
 
     def _shared_of(self, name: str, common: Sequence[int]) -> _Shared:
         """Return what is the same of a chain for all NICs; ``common`` are the interfaces that all of them have."""
@@ -127,6 +187,18 @@ class Closures:
             value = part.digest, tests, part.targets, part.zones, len(part.lookups)
             known = self._parts[id(part)] = _digest(value)
         return known
+
+
+class _Common(NamedTuple):
+    """The ``chains`` that all NICs meet from some base chains on, and a ``digest`` of what all NICs meet there.
+
+    A NIC meets more of the chains in ``asking`` for one of its interfaces, and maybe of those in ``always``.
+    """
+
+    digest: str
+    chains: frozenset[str]
+    asking: Mapping[int, Sequence[str]]
+    always: tuple[str, ...]
 
 
 class _Shared(NamedTuple):

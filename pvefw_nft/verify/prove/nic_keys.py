@@ -141,18 +141,7 @@ class _Side:
         found: list[object] = []
         for chains, closures in zip(self._chains, self._closures, strict=True):
             found.append("table")
-            todo = list(chains.roots(points))
-            met = set(todo)
-            while todo:
-                name = todo.pop()
-                found += (name, closures.whole(name))
-                if found[-1] is not None:
-                    continue
-                digests, targets = closures.own(name) or closures.met(name, interfaces, len(self._common))
-                found.append(digests)
-                due = [target for target in targets if target not in met]
-                met.update(due)
-                todo += due
+            found += closures.all_met(chains.roots(points), interfaces, len(self._common))
         return found
 
     def _membership(self, test: m.Test, interfaces: tuple[int, ...]) -> tuple[int, ...]:
