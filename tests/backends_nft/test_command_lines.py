@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pvefw_nft.backends.nft.syntax.text import command_line
+from pvefw_nft.backends.nft.syntax.text.commands import command_line
 from pvefw_nft.errors import InternalError
 from pvefw_nft.pipeline import Source, compile_root
 

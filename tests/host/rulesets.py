@@ -59,24 +59,14 @@ def nft(
         return {"prefix": {"addr": address, "len": int(length)}}
 
     base = {"type": "filter", "prio": -150, "policy": "accept"}
+    flooders = {"name": "flooders", "type": "ipv4_addr", "flags": ["timeout"], "timeout": 60, "size": 1024}
     commands: list[dict[str, Any]] = [
         {"add": {"table": {"family": "bridge", "name": "pvefw"}}},
         {"add": {"table": {"family": "inet", "name": "pvefw"}}},
         {"add": {"chain": {**bridge, "name": "prerouting", "hook": "prerouting", **base}}},
         {"add": {"chain": {**inet, "name": "input", "hook": "input", **base}}},
         {"add": {"set": {**bridge, "name": "friends", "type": "ipv4_addr", "flags": ["interval"]}}},
-        {
-            "add": {
-                "set": {
-                    **inet,
-                    "name": "flooders",
-                    "type": "ipv4_addr",
-                    "flags": ["timeout"],
-                    "timeout": 60,
-                    "size": 1024,
-                }
-            }
-        },
+        {"add": {"set": {**inet, **flooders}}},
         *({"add": {"chain": {**bridge, "name": f"tap{nic}i0-OUT"}}} for nic in nics),
         {"add": {"map": {**bridge, "name": "nics", "type": "ifname", "map": "verdict"}}},
     ]

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 
 from benchmarks.cut_down import cut_command
-from pvefw_nft.backends.nft.syntax import text as writer
+from pvefw_nft.backends.nft.syntax.text import commands as writer
 from pvefw_nft.errors import ConfigurationError, HostError, InternalError
 from pvefw_nft.host import lock
 from pvefw_nft.host.apply import apply_nft, nft_text, nft_text_program

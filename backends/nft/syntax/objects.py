@@ -10,7 +10,7 @@ from json.encoder import encode_basestring_ascii as _quote
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from pvefw_nft.backends.nft.syntax.statements import jump
-from pvefw_nft.backends.nft.syntax.text import table_text
+from pvefw_nft.backends.nft.syntax.text.tables import table_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

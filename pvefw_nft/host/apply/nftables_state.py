@@ -352,7 +352,7 @@ def _run_as_text(commands: Iterable[Command]) -> str:
 
     Raises :class:`InternalError` for a command that has no text.
     """
-    from pvefw_nft.backends.nft.syntax.text import command_line  # deferred: it takes the whole backend
+    from pvefw_nft.backends.nft.syntax.text.commands import command_line  # deferred: it takes the whole backend
 
     return nft_text.run(map(command_line, commands))
 
