@@ -334,7 +334,8 @@ class _Loaded:
 def _refresh_stamp(plan: _Plan) -> _Loaded:
     """Load nothing: foreign rules changed, ours did not, so only the recorded stamp is refreshed."""
     if plan.memory is not None and plan.planned.stamp is not None:
-        _note(replace(plan.memory, stamp=plan.planned.stamp, names=plan.names))
+        # foreign rules may use these chains now
+        _note(replace(plan.memory, stamp=plan.planned.stamp, names=plan.names, exact=False))
     return _Loaded()
 
 

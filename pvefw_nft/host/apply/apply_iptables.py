@@ -32,13 +32,14 @@ from .xtables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from ..netfilter.stamp import RulesetStamp
-    from .xtables import OnRecord
+    from .xtables import Chain, OnRecord
 
 _IN_USE = "in use by a kernel component"  # ipset's words for a set that a rule or another set uses
-_FEW = 20  # so many chains are read back one by one; more with the whole
+FEW = 20
+"""So many chains are read back one by one; more with the whole."""
 PARTLY_FILTERED = "the host may be partly filtered: mend the cause, then run `pvefw start`"
 NOT_RESTORED = (
     "the rules before it were not the complete ruleset on record, so they were not restored: "
@@ -177,6 +178,23 @@ def drifted(current: State, memory: Mapping[str, AppliedChain]) -> list[str]:
     return found
 
 
+def is_exact(current: State, target: State) -> bool:
+    """Tell whether the kernel holds the chains, jumps and sets of a ruleset, none beside them, and no foreign rule uses
+    them; their content is compared elsewhere.
+    """
+    return (
+        current.sets.keys() == target.sets.keys()
+        and not current.set_users
+        and all(
+            there.chains.keys() == wanted.chains.keys()
+            and there.hooked == wanted.hooked
+            and not there.users
+            and not there.repeated
+            for _, there, wanted in _tables(current, target)
+        )
+    )
+
+
 _NF_TABLES = frozenset({("ip", "filter"), ("ip", "raw"), ("ip6", "filter"), ("ip6", "raw"), ("bridge", "filter")})
 """Where iptables-nft, ip6tables-nft and ebtables-nft keep the tables that we use."""
 
@@ -274,25 +292,36 @@ def _read_changed(planned: Plan) -> Seen | None:
     chains = [change for change in planned.changes if change.where != SETS]
     parts = [part for part in planned.parts if part.command[0] != "ipset"]
     # a jump from one of the kernel's chains is a change too: `INPUT -j PVEFW-INPUT`
-    few = len(chains) <= _FEW and all(change.what == "change" and " " not in change.name for change in chains)
+    few = len(chains) <= FEW and all(change.what == "change" and " " not in change.name for change in chains)
     only_ip = not any(part.command[0] == "ebtables-restore" for part in parts)
     before, after = planned.before, planned.after
     hooked = all(after.table(*key).hooked <= before.table(*key).hooked for key in after.tables)
     if planned.stamp is None or not (few and only_ip and hooked and are_counted(SAVE_TOOLS + RULE_TOOLS)):
         return None
-    places = [(*change.where.split(" "), change.name) for change in chains]
-    texts = tools.run_all([(tool, "-w", LOCK_WAIT, "-t", table, "-S", name) for tool, table, name in places])
+    places = [(tool, table, change.name) for change in chains for tool, table in [change.where.split(" ")]]
+    read = read_chains(places)
     sets = save_sets()
     expected, now = planned.stamp.after(len(parts)), stamp_with_sets(sets)
     if now is None or now != replace(expected, rest=now.rest):
         return None
     tables = dict(before.tables)
-    for (tool, table, name), text in zip(places, texts, strict=True):
-        lines = [f":{name} - [0:0]", *(line for line in text.splitlines() if line.startswith("-A "))]
-        there = tables[tool, table]
-        others = {other: chain for other, chain in there.chains.items() if other != name}
-        tables[tool, table] = replace(there, chains={**others, **parse_table(lines, {}).chains})
+    for place, table in read.items():
+        there = tables[place]
+        wanted = {name for *its_place, name in places if tuple(its_place) == place}
+        others = {name: chain for name, chain in there.chains.items() if name not in wanted}
+        tables[place] = replace(there, chains={**others, **table.chains})
     return Seen(replace(before, tables=tables, sets=parse_sets(sets)), now)
+
+
+def read_chains(places: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], Table]:
+    """Return single chains of iptables, given by tool, table and name, by tool and table. Raises HostError."""
+    found: dict[tuple[str, str], dict[str, Chain]] = {}
+    asked = [*places]
+    texts = tools.run_all([(tool, "-w", LOCK_WAIT, "-t", table, "-S", name) for tool, table, name in asked])
+    for (tool, table, name), text in zip(asked, texts, strict=True):
+        lines = [f":{name} - [0:0]", *(line for line in text.splitlines() if line.startswith("-A "))]
+        found.setdefault((tool, table), {}).update(parse_table(lines, {}).chains)
+    return {place: Table(chains) for place, chains in found.items()}
 
 
 def _put_back(before: State, cause: HostError) -> None:

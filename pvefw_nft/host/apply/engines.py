@@ -14,7 +14,7 @@ from ..netfilter.stamp import take_stamp
 from ..records import record
 from ..records.changes import AppliedChain
 from ..records.record import AppliedState
-from . import apply_iptables, apply_nft, iptables_plan, names, twin, xtables
+from . import apply_iptables, apply_nft, iptables_plan, iptables_recorded, names, twin, xtables
 from .nftables_state import TABLE, Nftables, Reader, our_tables, read_kernel
 
 if TYPE_CHECKING:
@@ -144,11 +144,16 @@ class IptablesEngine:
         self,
         desired: Desired,
         memory: AppliedState | None,
-        previous: Desired | None,  # noqa: ARG002 - each engine gets the same
+        previous: Desired | None,
         *,
         reload_all: bool = False,
-    ) -> iptables_plan.Plan:
+    ) -> iptables_plan.Plan | iptables_recorded.RecordedPlan:
         """Return the input for each tool."""
+        if self._seen is None and not reload_all and self.unchanged(memory):
+            of_record = iptables_recorded.plan(desired, memory, previous)
+            if of_record is not None:
+                apply_iptables.refuse_dormant()
+                return of_record
         target = _wanted(desired)
         seen = self._look(ebtables=bool(target.ebtables.chains))
         apply_iptables.refuse_dormant()
@@ -161,14 +166,21 @@ class IptablesEngine:
 
     def apply(self, planned: Planned, previous: Desired | None) -> Remember:  # noqa: ARG002
         """Feed each tool its changes."""
+        if isinstance(planned, iptables_recorded.RecordedPlan):
+            remembered = iptables_recorded.apply(planned)
+            if remembered is not None:
+                return lambda identity, _: replace(remembered, identity=identity)
+            planned = _with_all_rules(planned)
         assert isinstance(planned, iptables_plan.Plan)
         self._seen = None
         seen = self._seen = apply_iptables.apply(planned, _is_whole)
+        whole = planned
 
         def remember(identity: str, before: AppliedState | None) -> AppliedState:
-            chains = apply_iptables.memory_of(seen.state, planned, _chains(before))
+            chains = apply_iptables.memory_of(seen.state, whole, _chains(before))
             spoiled = apply_iptables.drifted(seen.state, chains)
-            return AppliedState(identity, chains, None if spoiled else seen.stamp)
+            exact = not seen.notes and apply_iptables.is_exact(seen.state, whole.target)
+            return AppliedState(identity, chains, None if spoiled else seen.stamp, exact=exact)
 
         return remember
 
@@ -209,6 +221,13 @@ class IptablesEngine:
         if self._seen is None or not self._seen.still_holds():
             self._seen = apply_iptables.look(ebtables=ebtables, on_record=_chains_on_record)
         return self._seen
+
+
+def _with_all_rules(planned: iptables_recorded.RecordedPlan) -> iptables_plan.Plan:
+    """Return the plan for the same ruleset by a listing of all rules; some chains may be changed already."""
+    target = _wanted(planned.desired)
+    now = apply_iptables.look(ebtables=bool(target.ebtables.chains), on_record=_chains_on_record).state
+    return apply_iptables.plan(planned.before(now), target, planned.memory.chains)
 
 
 def _chains_on_record() -> Collection[str]:

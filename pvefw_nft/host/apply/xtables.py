@@ -198,12 +198,17 @@ def _wanted_table(chains: Mapping[str, Any], hooks: Mapping[str, str], ours: re.
     for name in chains:
         if _WORD.fullmatch(name) is None or ours.fullmatch(name) is None:
             raise InternalError(f"an artefact with the chain {name[:200]!r}")
-    read = {name: _wanted_chain(name, tuple(lines)) for name, lines in chains.items()}
+    read = {name: _checked_chain(name, tuple(lines)) for name, lines in chains.items()}
     return Table(read, frozenset(hook for hook, chain in hooks.items() if chain in read))
 
 
+def wanted_chain(name: str, lines: list[str]) -> Chain:
+    """Read one chain of iptables, as :func:`wanted` does. Raises InternalError."""
+    return _wanted_table({name: lines}, {}, _IPTABLES_NAMES).chains[name]
+
+
 @lru_cache(maxsize=1 << 16)  # a service reads all chains at each change, and nearly all are unchanged
-def _wanted_chain(name: str, lines: tuple[str, ...]) -> Chain:
+def _checked_chain(name: str, lines: tuple[str, ...]) -> Chain:
     check_rules(name, lines)
     return Chain(lines, sign(list(lines)))
 

@@ -70,12 +70,14 @@ class AppliedState:
 
     ``identity`` belongs to the applied ruleset. ``stamp`` was taken when it had been read back; None: nothing proves
     that it still holds. ``names`` are digests of the host's names that it was loaded under, where it holds names.
+    ``exact``: beside its chains and sets none of pvefw's were there, and no foreign rule used them.
     """
 
     identity: str
     chains: Mapping[str, AppliedChain]
     stamp: RulesetStamp | None
     names: Mapping[str, str] = field(default_factory=dict)
+    exact: bool = False
 
 
 def running_path() -> Path:
@@ -296,6 +298,7 @@ def write_memory(memory: AppliedState) -> None:
             "record": file_version(running_path()),
             "witness": None if memory.stamp is None else memory.stamp.as_json(),
             "names": dict(memory.names),
+            "exact": memory.exact,
             "chains": {key: [value.signature, value.listing] for key, value in memory.chains.items()},
         },
     )
@@ -327,6 +330,7 @@ def _read_memory() -> AppliedState | None:
         ruleset_stamp = RulesetStamp.of_json(value["witness"])
         if value["record"] != file_version(running_path()):
             return None  # a run that was killed had written another ruleset
-        return AppliedState(state.typed(value["identity"], str), chains, ruleset_stamp, names)
+        exact = state.typed(value.get("exact", False), bool)  # versions before this one did not record it
+        return AppliedState(state.typed(value["identity"], str), chains, ruleset_stamp, names, exact)
 
     return deltas.read(memory_path(), check)
