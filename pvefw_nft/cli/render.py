@@ -69,6 +69,8 @@ def _text(diagnostic: Diagnostic) -> str:
 
 def printable(text: str) -> str:
     """Return text that is safe to print: control characters and lone surrogates become U+FFFD."""
+    if text.isprintable():
+        return text
     return "".join(
         char if char.isprintable() else " " if char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in text
     )

@@ -137,6 +137,9 @@ def nft_rule(expressions: str) -> list[str]:
 
 DPORT = '{"match":{"op":"==","left":{"payload":{"protocol":"th","field":"dport"}},"right":80}}'
 TCP = '{"match":{"op":"==","left":{"meta":{"key":"l4proto"}},"right":"tcp"}}'
+LEFT = '"left":{"meta":{"key":"l4proto"}}'
+FLAGS = '{"match":{"op":"==","left":{"payload":{"protocol":"tcp","field":"flags"}},"right":%s}}'
+NEXT = '{"match":{"op":"==","left":{"payload":{"protocol":"ip6","field":"nexthdr"}},"right":%s}}'
 UPDATE = '{"set":{"op":"add","elem":{"payload":{"protocol":"ip","field":"saddr"}},"set":"@s"}}'
 LOOKUP = '{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"@s"}}'
 
@@ -154,6 +157,15 @@ LOOKUP = '{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"
         "",
         "{}",
         '{"accept":null},[{"drop":null}]',
+        f'{NEXT % 6},{NEXT % 17},{{"drop":null}}',
+        f'{FLAGS % 2},{{"drop":null}}',
+        '{"match":{"op":"==","left":{"ct":{"key":"state"}},"right":["established","related"]}},{"drop":null}',
+        f'{{"match":{{"op":"==",{LEFT},"right":6,"right":17}}}},{{"drop":null}}',
+        f'{{"match":{{"op":"==",{LEFT},"right":true}}}},{{"drop":null}}',
+        f'{{"match":{{"op":"!=",{LEFT},"right":{{"set":[6,"udp"]}}}}}},{{"drop":null}}',
+        f'{{"match":{{"op":"==",{LEFT},"right":6}},"match":{{"op":"==",{LEFT},"right":17}}}},{{"drop":null}}',
+        f'{{"match":{{"op":"==",{LEFT[:-1]},"right":6}},"right":17}}}},{{"drop":null}}',
+        f'{{"match":{{"op":"==",{LEFT},"right":6}}}}}},{{"drop":null}}',
     ],
 )
 def test_odd_nft_rules_are_read_alike(expressions: str) -> None:

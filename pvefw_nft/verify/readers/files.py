@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -217,7 +218,9 @@ class _Assembler:
         self.on_demand = self.digests = False
         self.found = found
         self.assume = assume
-        self.origins = origins
+        self.origins_by_tool: defaultdict[str, dict[tuple[str, str, int], str]] = defaultdict(dict)
+        for place, origin in origins.items():
+            self.origins_by_tool[place[0]][place[1:]] = origin
         self.assumptions: list[str] = []
         self.tables: list[Table] = []
         self.sets = IpSets()
@@ -251,7 +254,7 @@ class _Assembler:
         return Reading(name, self.assume)
 
     def _origins(self, tool: str) -> dict[tuple[str, str, int], str]:
-        return {key[1:]: origin for key, origin in self.origins.items() if key[0] == tool}
+        return self.origins_by_tool.get(tool, {})
 
     def _add(self, reading: Reading, tables: list[Table]) -> None:
         check_jumps(reading, tables)

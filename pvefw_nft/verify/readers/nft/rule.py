@@ -10,12 +10,20 @@ import json
 import re
 from typing import TYPE_CHECKING, TypeAlias
 
-from pvefw_nft.verify.model import Condition, Effect, Test, Verdict, rate_test
+from pvefw_nft.verify.model import Condition, Effect, Test, Verdict, negate, rate_test
 from pvefw_nft.verify.readers.nft.draft import NftTable, RuleDraft
 from pvefw_nft.verify.readers.nft.matches import is_plain, match_condition
-from pvefw_nft.verify.readers.nft.parts import is_over, limit_text, merged
+from pvefw_nft.verify.readers.nft.parts import is_expression, is_over, limit_text, merged
 from pvefw_nft.verify.readers.nft.statements import STATEMENTS, VERDICTS
-from pvefw_nft.verify.readers.nft.values import Json, UnknownExpressionError, as_object, text_of
+from pvefw_nft.verify.readers.nft.values import (
+    Json,
+    Selector,
+    UnknownExpressionError,
+    as_object,
+    selector,
+    text_of,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from pvefw_nft.verify.readers.shared import Reading
@@ -56,6 +64,8 @@ class NftRuleParser:
         self._matches: dict[tuple[str | int, ...], Lasting] = {}
         """The meaning of plain matches. Most rules repeat matches of others."""
         self._known: dict[str, Lasting | Verdict] = {}
+        self._selectors: dict[str, tuple[tuple[Test, ...], Selector] | None] = {}
+        """By the text of the left side of a match: see :meth:`_compared`."""
         self._parsed: dict[str, Parsed] = {}
         """By text: what matches say in any rule and plain verdicts, and whole rules."""
 
@@ -80,7 +90,7 @@ class NftRuleParser:
         if known is not None:
             return known
         pieces = _BETWEEN_STATEMENTS.split(text)
-        statements = [self._known.get(piece) or _decoded(piece) for piece in pieces]
+        statements = [self._known.get(piece) or self._plain(piece) or _decoded(piece) for piece in pieces]
         if None in statements:
             return None
         rule = RuleDraft(self.table, self.reading, where)
@@ -98,6 +108,48 @@ class NftRuleParser:
                 rule.verdict = statement
         made = self._parsed[text] = _made(rule)
         return made
+
+    def _plain(self, piece: str) -> Lasting | None:
+        """Return what a match says that compares a named field with a value; None: read it as JSON.
+
+        The left side is read once for all matches that have it. A text is such a match if both sides are JSON values,
+        since nothing else stands in it.
+        """
+        if not (piece.startswith(_COMPARED) and piece.endswith("}}")):
+            return None
+        left, _, right = piece[len(_COMPARED[0]) : -2].partition(',"right":')
+        if left not in self._selectors:
+            self._selectors[left] = self._compared(left)
+        found = self._selectors[left]
+        if found is None:
+            return None
+        needs, on = found
+        try:
+            value: Json = int(right) if right.isdecimal() and right.isascii() else json.loads(right)
+            if isinstance(value, str) and (value.startswith("@") or value in self.table.counting):
+                return None
+            condition: Condition = Test(on.field, values_of(on, value))
+        except (UnknownExpressionError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+            return None  # reading it as JSON says what is wrong with it
+        lasting = needs, condition if piece.startswith(_COMPARED[0]) else negate(condition)
+        self._known[piece] = lasting
+        return lasting
+
+    def _compared(self, left: str) -> tuple[tuple[Test, ...], Selector] | None:
+        """Return what a field depends on, and the field, of the text of a match's left side.
+
+        None where a match of it may say more than that the field has, or has not, one of the values.
+        """
+        try:
+            expression: Json = json.loads(left)
+            if not isinstance(expression, dict) or not is_plain(expression):
+                return None
+            if is_expression(expression, "payload", "ip6", "nexthdr"):
+                return None
+            on = selector(expression, self.table.family)
+        except (UnknownExpressionError, ValueError, RecursionError):
+            return None
+        return None if on.of_any_protocol else (RuleDraft(self.table, self.reading, "").needs(on), on)
 
     def _read(self, rule: RuleDraft, statement: Json) -> Lasting | None:
         """Read a statement of the rule, as :meth:`_statement` does. Raises RulesetError."""
@@ -161,5 +213,6 @@ def _decoded(piece: str) -> dict[str, Json] | None:
     return found if isinstance(found, dict) and found and "set" not in found else None
 
 
+_COMPARED = ('{"match":{"op":"==","left":', '{"match":{"op":"!=","left":')
 _BETWEEN_STATEMENTS = re.compile(rf'(?<=\}}),(?=\{{"(?:{"|".join(["match", "limit", *STATEMENTS])})":)')
 """The commas between the statements of a rule; others may look so, too."""

@@ -27,7 +27,6 @@ from pvefw_nft.verify.model import (
     Table,
     TableKey,
     UnreadChain,
-    targets,
 )
 from pvefw_nft.verify.readers.shared import check_jumps_of, with_plain_ends
 from pvefw_nft.verify.readers.xtables.digests import SetDigests
@@ -72,16 +71,11 @@ _APPENDED = re.compile(r"-A (\S+) .*(?:\n-A \1 .*)*")
 
 
 class _Unread(NamedTuple):
-    """A rule as text: its line, the line's number and, unless it is what follows ``-A CHAIN``, the rule alone."""
+    """A rule as text: its line, the line's number, and the rule without ``-A CHAIN``."""
 
     line: str
     number: int
-    alone: str | None = None
-
-    @property
-    def body(self) -> str:
-        """The rule without ``-A CHAIN``."""
-        return f"{self.line} ".split(" ", 2)[2].strip() if self.alone is None else self.alone
+    body: str
 
 
 class _UnreadLines(NamedTuple):
@@ -96,7 +90,9 @@ def _each(unread: Iterable[_Unread | _UnreadLines]) -> list[_Unread]:
     found: list[_Unread] = []
     for one in unread:
         if isinstance(one, _UnreadLines):
-            found += [_Unread(line, number) for number, line in enumerate(one.lines.split("\n"), one.number)]
+            start = one.lines.index(" ", len("-A ")) + 1
+            lines = enumerate(one.lines.split("\n"), one.number)
+            found += [_Unread(line.strip(), number, line[start:].strip()) for number, line in lines]
         else:
             found.append(one)
     return found
@@ -136,40 +132,25 @@ class XtablesReader:
 
         iptables-restore wants each table to end with ``COMMIT``; without it the text was cut off.
         """
-        if self.on_demand:
-            self._read_by_chain(with_plain_ends(text), first_line)
-            return
-        table: Table | None = None
-        number = first_line
-        for number, raw in enumerate(text.splitlines(), first_line):
-            if raw.startswith("-A ") and table is not None:
-                _, chain, body = f"{raw} ".split(" ", 2)
-                if chain:
-                    body = body.strip()
-                    known = self._parser.known.get(body)
-                    met = table.chains.get(chain)
-                    if known is None or met is None or self.origins or isinstance(known[2], (Jump, Goto)):
-                        self._append(table, chain, body, raw.strip(), number)
-                    else:
-                        met.rules.append(Rule(*known, raw.strip(), "", number))
-                    continue
-            table = self._line(table, raw.strip(), number)
-        self._expect_commit(table, number)
-
-    def _read_by_chain(self, text: str, first_line: int) -> None:
-        """Read text as :meth:`read_text`, without parsing rules: those in a row of one chain are taken as one."""
+        text = with_plain_ends(text)
         table: Table | None = None
         place, number = 0, first_line - 1
         while place < len(text):
             number += 1
+            # nearly all lines are rules in a row of one chain
             rules = None if table is None else _APPENDED.match(text, place)
-            if table is None or rules is None or rules[1] not in table.chains:
+            chain = None if table is None or rules is None else table.chains.get(rules[1])
+            if table is None or rules is None or chain is None:
                 end = text.find("\n", place)
                 end = len(text) if end < 0 else end
                 table = self._line(table, text[place:end].strip(), number)
                 place = end + 1
                 continue
-            self._unread_of(table, rules[1]).append(_UnreadLines(rules[0], number))
+            lines = _UnreadLines(rules[0], number)
+            if self.on_demand:
+                self._unread_of(table, chain.name).append(lines)
+            else:
+                self._append_lines(table, chain, lines)
             number += rules[0].count("\n")
             place = rules.end() + 1
         self._expect_commit(table, max(number, first_line))
@@ -194,6 +175,15 @@ class XtablesReader:
     def _unread_of(self, table: Table, chain: str) -> list[_Unread | _UnreadLines]:
         """Return the rules of a chain that were not read."""
         return self._unread.setdefault(table.key.name, {}).setdefault(chain, [])
+
+    def _append_lines(self, table: Table, chain: Chain, lines: _UnreadLines) -> None:
+        """Read rules of a chain. Raises RulesetError."""
+        known = self._parser.known
+        for index, (line, number, body) in enumerate(_each([lines]), len(chain.rules) + 1):
+            parsed = known.get(body)
+            if parsed is None or isinstance(parsed[2], (Jump, Goto)):  # the table may have no such chain
+                parsed = self._parser.parse(table, chain.name, index, body)
+            chain.rules.append(Rule(*parsed, line, self._origin(table, chain.name, index), number))
 
     def _expect_commit(self, table: Table | None, number: int) -> None:
         if table is not None:
@@ -239,12 +229,12 @@ class XtablesReader:
     def _read(self, table: Table, chain: str, unread: Iterable[_Unread | _UnreadLines]) -> list[Rule]:
         """Return the rules of a chain. Raises RulesetError where one cannot be read, or goes to no chain."""
         rules = []
-        for index, rule in enumerate(_each(unread), 1):
-            body = rule.body
-            rules.append(self._rule(table, chain, index, body, rule.line.strip(), rule.number))
-            for target in targets(rules[-1].verdict):
-                if target not in table.chains:
-                    self.reading.unknown(f"table {table.key}, chain {chain}, rule {index}", body)
+        known = self._parser.known
+        for index, (line, number, body) in enumerate(_each(unread), 1):
+            parsed = known.get(body) or self._parser.parse(table, chain, index, body)
+            rules.append(Rule(*parsed, line, self._origin(table, chain, index), number))
+            if isinstance(verdict := parsed[2], Jump | Goto) and verdict.chain not in table.chains:
+                self.reading.unknown(f"table {table.key}, chain {chain}, rule {index}", body)
         if not self.digests:
             check_jumps_of(self.reading, table, chain, rules)
         del self._unread[table.key.name][chain]  # nothing asks for its text any more
@@ -338,5 +328,8 @@ class XtablesReader:
             chain.rules.insert(place - 1, rule)
 
     def _rule(self, table: Table, name: str, index: int, body: str, line: str, number: int) -> Rule:
-        origin = self.origins.get((table.key.name, name, index), "") if self.origins else ""
-        return Rule(*self._parser.parse(table, name, index, body), line, origin, number)
+        return Rule(*self._parser.parse(table, name, index, body), line, self._origin(table, name, index), number)
+
+    def _origin(self, table: Table, chain: str, index: int) -> str:
+        """Return the place of a rule in the configuration, if it is known."""
+        return self.origins.get((table.key.name, chain, index), "") if self.origins else ""
