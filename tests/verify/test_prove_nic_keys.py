@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +22,7 @@ from pvefw_nft.verify.simulate.packet import HOST_MAC
 from tests.verify.test_prove_mutations import mutants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pvefw_nft.verify.prove.report import Report
 
@@ -231,3 +233,45 @@ def test_changes_of_real_rulesets_are_found_behind_the_keys(
         with monkeypatch.context() as patch:
             patch.setattr(Keys, "key", lambda *_: None)
             assert answer(found) == answer(compare(mutant.before, mutant.side)), mutant.what
+
+
+# --- ways of NICs of one kind ---------------------------------------------------------------------------------------
+
+
+def odd_host(chance: random.Random) -> Topology:
+    """Return a host of which some NICs have names that other devices have, too."""
+    port = chance.choice(("eth0", "fwln52i0", "tap51i0", "fwpr50p0", "fwbr53i0"))
+    nics = []
+    for vmid in GUESTS:
+        interface = chance.choice((*[f"tap{vmid}i0"] * 3, f"fwln{vmid}i0", f"fwbr{vmid}i0", "tap50i0", "vmbr0"))
+        bridge, tag = chance.choice(("vmbr0", "vmbr0", "vmbr1")), chance.choice((0, 0, 5))
+        trunks = chance.random() < 0.2
+        nics.append(Nic(f"vm{vmid}", vmid, 0, interface, bridge, filtered=True, tag=tag, trunks=trunks))
+    links = (Link("vmbr0", is_bridge=True, ports=(port,)), Link("vmbr1", is_bridge=True, ports=()))
+    return Topology(nics=tuple(nics), links=links, filter_vlan_tagged=chance.random() < 0.5)
+
+
+def keys_of_odd_hosts(seeds: Iterable[int]) -> list[list[object]]:
+    """Return the keys of NICs on odd hosts."""
+    found: list[list[object]] = []
+    for seed in seeds:
+        chance = random.Random(seed)
+        zone = ["-A FORWARD -m physdev --physdev-in eth7 -j CT --zone 5"] if chance.random() < 0.3 else []
+        before = replace(xtables({}, {}, *zone), topology=odd_host(chance))
+        after = replace(before, topology=odd_host(chance)) if chance.random() < 0.5 else before
+        segments = Comparison(before, after, Options(strict=chance.random() < 0.3)).segments
+        found.append([segments.key(number) for number in range(len(segments.explored.ends.nics))])
+    return found
+
+
+def test_nics_of_a_kind_have_the_keys_that_their_own_ways_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = keys_of_odd_hosts(range(60))
+    assert any(key for host in found for key in host)
+    monkeypatch.setattr(nic_keys._Side, "own_names", lambda *_: None)
+    assert keys_of_odd_hosts(range(60)) == found
+
+
+def test_names_that_other_devices_have_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = keys_of_odd_hosts(range(60))
+    monkeypatch.setattr(nic_keys._Side, "own_names", lambda _, interfaces: interfaces[:5])
+    assert keys_of_odd_hosts(range(60)) != found

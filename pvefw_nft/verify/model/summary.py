@@ -20,7 +20,10 @@ from pvefw_nft.verify.model.verdicts import Goto, Jump, VerdictMap
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pvefw_nft.verify.model.conditions import Condition
     from pvefw_nft.verify.model.effects import Effect
+    from pvefw_nft.verify.model.fields import Field
+    from pvefw_nft.verify.model.intervals import IntervalSet
     from pvefw_nft.verify.model.ruleset import Chain, Rule, Table
 
 
@@ -49,9 +52,13 @@ def _made(chain: Chain) -> Summary:
     items: set[str] = set()
     targets: dict[str, None] = {}
     asks_interface = False
-    for part, test in {found for rule in chain.rules for found in _tests(rule)}:
-        items.add(_item_of_test(part, test))
-        asks_interface = asks_interface or test.field.kind is FieldKind.INTERFACE
+    plain = dict.fromkeys([condition for rule in chain.rules for condition in rule.conditions])
+    more = [rule for rule in chain.rules if rule.effects or isinstance(rule.verdict, VerdictMap)]
+    others = (found for rule in more for found in _other_conditions(rule))
+    for part, condition in (*(("", condition) for condition in plain), *others):
+        for test in (condition,) if isinstance(condition, Test) else tests_of(condition):
+            items.add(_item_of_test(part, test))
+            asks_interface = asks_interface or test.field.kind is FieldKind.INTERFACE
     for rule in chain.rules:
         if rule.effects:
             items.update([_item(_effect_text(effect)) for effect in rule.effects])
@@ -62,29 +69,27 @@ def _made(chain: Chain) -> Summary:
     return Summary(frozenset(items), tuple(targets), asks_interface)
 
 
-def _tests(rule: Rule) -> Iterator[tuple[str, Test]]:
-    """Yield every test of a rule with its part of the rule, also those that choose a zone, or an entry of a map."""
-    for condition in rule.conditions:
-        if type(condition) is Test:
-            yield "", condition
-        else:
-            yield from (("", test) for test in tests_of(condition))
+def _other_conditions(rule: Rule) -> Iterator[tuple[str, Condition]]:
+    """Yield the conditions of a rule's guards, and those that choose a zone or an entry of a map, with this part."""
     for effect in rule.effects:
         if isinstance(effect, Guard):
-            yield from (("guard", test) for test in tests_of(effect.condition))
+            yield "guard", effect.condition
         elif isinstance(effect, SetZone):
-            yield from (("zone", test) for condition, _ in effect.entries for test in tests_of(condition))
+            yield from (("zone", condition) for condition, _ in effect.entries)
     if isinstance(rule.verdict, VerdictMap):
-        yield from (("map", test) for condition, _ in rule.verdict.entries for test in tests_of(condition))
+        yield from (("map", condition) for condition, _ in rule.verdict.entries)
+
+
+def _item_of_test(part: str, test: Test) -> str:
+    declared = DECLARED.get(test.field)
+    renamed = declared is not None and declared.renamed
+    return _item_of_values(part, test.field, None if renamed else test.values)
 
 
 @cache
-def _item_of_test(part: str, test: Test) -> str:
-    on = test.field
-    declared = DECLARED.get(on)
-    renamed = declared is not None and declared.renamed
-    values = None if renamed else test.values.bounds
-    return _item(f"{part} test {on.name!r} {on.size} {on.kind.value} {on.names} {values}")
+def _item_of_values(part: str, on: Field, values: IntervalSet | None) -> str:
+    bounds = None if values is None else values.bounds
+    return _item(f"{part} test {on.name!r} {on.size} {on.kind.value} {on.names} {bounds}")
 
 
 def _effect_text(effect: Effect) -> str:

@@ -78,7 +78,7 @@ class Part(NamedTuple):
     ``zones`` stand by their numbers, and ``lookups`` (maps over an interface) without their entries.
     """
 
-    digest: bytes
+    digest: str
     tests: tuple[m.Test, ...]
     targets: tuple[str, ...]
     interfaces: tuple[m.Test, ...]
@@ -239,9 +239,9 @@ def _given(nat: m.Nat) -> Iterator[m.Test]:
         yield from (m.equals(on, nat.ports[0]) for on in (m.SPORT, m.DPORT))
 
 
-def digest(text: str) -> bytes:
+def digest(text: str) -> str:
     """Return a short digest of a text."""
-    return hashlib.blake2b(text.encode(), digest_size=24).digest()
+    return hashlib.blake2b(text.encode(), digest_size=24).hexdigest()
 
 
 _PLAIN = {id(one): Verbatim().text(one) for one in (m.ACCEPT, m.DROP, m.RETURN)}

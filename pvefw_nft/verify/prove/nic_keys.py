@@ -55,7 +55,7 @@ from pvefw_nft.verify.simulate.packet import HOST_MAC
 from pvefw_nft.verify.simulate.tracking import leads_to_setter, zone_setters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pvefw_nft.verify.network.path import End, Nic, Stage, Topology
     from pvefw_nft.verify.prove.backend_differences import Exceptions
@@ -89,12 +89,18 @@ class _Side:
         named = [link.name for link in topology.links]
         named += [port for link in topology.links for port in link.ports]
         self._common = tuple(sorted({0, m.NO_INTERFACE, *(m.interface_number(name) for name in named)}))
+        self._of_all = frozenset(self._common)
         self._of_common: dict[m.Test, tuple[int, ...]] = {}
 
     def interfaces(self, nic: Nic) -> tuple[int, ...]:
         """Return the interfaces that stages of a NIC's ways may have, by role, and maybe others."""
         names = (nic.interface, nic.port, nic.link, nic.firewall_bridge, nic.bridge)
         return (*(m.interface_number(name) for name in names), *self._common)
+
+    def own_names(self, interfaces: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return the interfaces of a NIC, its bridge the last; None: another device on its ways has one's name, too."""
+        own = interfaces[: len(interfaces) - len(self._common)]
+        return own if len({*own}) == len(own) and self._of_all.isdisjoint(own[:-1]) else None
 
     def rules(
         self, points: frozenset[m.Point], interfaces: tuple[int, ...], tests: dict[m.Test, int], zones: dict[int, int]
@@ -203,7 +209,8 @@ class Keys:
                 hooked = [name for name, chain in table.chains.items() if chain.hook is not None]
                 zones = [leads_to_setter(table, name, setters) for name in hooked]
                 common.append(f"{verbatim.text(table.key)}{zones}")
-        self._common = digest("\0".join(common))
+        self._common = digest("\0".join(common)).encode()
+        self._of_kind: dict[object, str] = {}
 
     def known_by(self, nic: Nic, peer: End) -> str | None:
         """Return a digest of all that the key of a NIC is made of; None: it has no key.
@@ -230,19 +237,19 @@ class Keys:
         before, after = self._sides
         return nics, points, (before.interfaces(nics[0]), after.interfaces(nics[1]))
 
-    def key(self, nic: Nic, peer: End, ways: Sequence[PathPair]) -> NicKey | None:
-        """Return the key of a NIC whose ways lead to and from ``peer``; None: it has none."""
+    def key(self, nic: Nic, peer: End, ways: Callable[[], Sequence[PathPair] | None]) -> NicKey | None:
+        """Return the key of a NIC whose ``ways`` lead to and from ``peer``; None: it has none."""
         try:
             return self._key(nic, peer, ways)
         except NoKeyError:
             return None
 
-    def _key(self, nic: Nic, peer: End, ways: Sequence[PathPair]) -> NicKey:
+    def _key(self, nic: Nic, peer: End, ways: Callable[[], Sequence[PathPair] | None]) -> NicKey:
         nics, points, interfaces = self._place(nic, peer)
         places = _Places()
         facts: list[object] = [repr(peer), repr(self._network.counterparts.get(peer, peer))]
         facts += [(one.bridge, one.filtered, one.tag, one.trunks) for one in nics]
-        facts += self._stages(ways, points, interfaces)
+        facts.append(self._stages_of(nics, peer, points, interfaces, ways))
         for side, numbers, zones in zip(self._sides, interfaces, places.zones, strict=True):
             facts += side.rules(points, numbers, places.tests, zones)
         tests = places.tests
@@ -253,6 +260,34 @@ class Keys:
         found = hashlib.blake2b(self._common, digest_size=32)
         found.update(repr(facts).encode())
         return NicKey(found.hexdigest(), (tuple(places.zones[0]), tuple(places.zones[1])))
+
+    def _stages_of(
+        self,
+        nics: tuple[Nic, Nic],
+        peer: End,
+        points: frozenset[m.Point],
+        interfaces: Sequence[tuple[int, ...]],
+        ways: Callable[[], Sequence[PathPair] | None],
+    ) -> str:
+        """Return the facts of the stages of a NIC's ways. Raises NoKeyError.
+
+        Of a NIC, ways depend on its bridge, on how frames are tagged there, and on the names of its interfaces. With
+        names of its own, the same on both sides, which no other device on the ways has, only these names tell them
+        apart from the ways of another NIC. The facts have no names, so those of the first NIC of a kind hold for the
+        others.
+        """
+        kind = tuple((one.bridge, one.filtered, one.tag, one.trunks) for one in nics), peer
+        before, after = (side.own_names(numbers) for side, numbers in zip(self._sides, interfaces, strict=True))
+        named = before is not None and before == after
+        found = self._of_kind.get(kind) if named else None
+        if found is None:
+            made = ways()
+            if made is None:
+                raise NoKeyError
+            found = repr([*self._stages(made, points, interfaces)])
+            if named:
+                self._of_kind[kind] = found
+        return found
 
     def _stages(
         self, ways: Sequence[PathPair], points: frozenset[m.Point], interfaces: Sequence[tuple[int, ...]]

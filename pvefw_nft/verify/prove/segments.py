@@ -240,8 +240,8 @@ class SegmentProver:
         peer = self.explored.peer(nic)
         digest = self._nic_keys.known_by(nic, peer) if memo.remembers else None
         found = None if digest is None else memo.key(digest)
-        if found is None and (ways := self.explored.nic_ways(nic)) is not None:
-            found = self._nic_keys.key(nic, peer, ways)
+        if found is None:
+            found = self._nic_keys.key(nic, peer, partial(self.explored.nic_ways, nic))
             if digest is not None and found is not None:
                 memo.keep_key(digest, found)
         return found
