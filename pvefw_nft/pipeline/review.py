@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pvefw_nft.config.source import Source
     from pvefw_nft.ir.nodes import Origin
     from pvefw_nft.pipeline import Checked
+    from pvefw_nft.verify.prove.exploration import Facts
     from pvefw_nft.verify.prove.network import Side
 
 
@@ -120,6 +121,7 @@ def analyse_root(
     # deferred: this is the slow part of a check
     from pvefw_nft.config.unused import find_unused_of_cluster, find_unused_of_guests
     from pvefw_nft.verify.prove.dead_rules import analyse
+    from pvefw_nft.verify.prove.exploration import Facts
     from pvefw_nft.verify.prove.network import Side
 
     backend = make_backend("iptables")
@@ -127,9 +129,10 @@ def analyse_root(
     model = read_back_origins(backend, backend.lower(checked.ruleset, Cache()), _Lines().line)
     quiet = open_configuration(offline(source), Findings())
     side = Side("configuration", model, topology(source, quiet))
-    advice = analyse(side, progress=progress)
+    facts = Facts.of_one(side)
+    advice = analyse(side, progress=progress, facts=facts)
     knows_network = checked.node.local_network is not None or source.root == Path("/")
-    found = _lock_out(checked.node, side) if knows_network else []
+    found = _lock_out(checked.node, side, facts) if knows_network else []
     for finding in advice.found:
         file, _, line = finding.origin.rpartition("\0")
         if file:
@@ -146,8 +149,8 @@ _ADMINISTRATION = (22, 8006)
 """TCP ports of ssh and of Proxmox VE's web interface."""
 
 
-def _lock_out(node: NodeConfig, side: Side) -> list[Diagnostic]:
-    """Return a warning if the host accepts no login from outside."""
+def _lock_out(node: NodeConfig, side: Side, facts: Facts) -> list[Diagnostic]:
+    """Return a warning if the host accepts no login from outside. ``facts`` are those of explorations of the side."""
     from pvefw_nft.config.option_values import Policy
     from pvefw_nft.verify.model.intervals import IntervalSet
     from pvefw_nft.verify.prove.budget import BudgetExceededError
@@ -156,7 +159,7 @@ def _lock_out(node: NodeConfig, side: Side) -> list[Diagnostic]:
     if not node.host.options.enable:
         return []  # the host itself is not filtered
     try:
-        if host_is_reachable(side, IntervalSet.of(*((port, port) for port in _ADMINISTRATION))):
+        if host_is_reachable(side, IntervalSet.of(*((port, port) for port in _ADMINISTRATION)), facts):
             return []
     except BudgetExceededError:
         return []  # undecided: a warning would be a guess

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from pvefw_nft.verify.network.path import Nic, Stage
+    from pvefw_nft.verify.prove.exploration import Facts
     from pvefw_nft.verify.prove.flows import PathPair
     from pvefw_nft.verify.prove.network import Side
     from pvefw_nft.verify.prove.program import Case
@@ -88,17 +89,22 @@ class _Chosen(NamedTuple):
     case: Case
 
 
-def analyse(side: Side, options: Options | None = None, progress: Callable[[int, int], None] | None = None) -> Advice:
+def analyse(
+    side: Side,
+    options: Options | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    facts: Facts | None = None,
+) -> Advice:
     """Find rules without effect, in the order of the ruleset's tables, chains and rules.
 
     Rules of chains that no path through the host reaches are not judged. ``options`` bound memory and time; rules
-    that would exceed them are not judged. ``progress`` gets the work done and the total. Raises HostError if the
-    ruleset cannot be evaluated.
+    that would exceed them are not judged. ``progress`` gets the work done and the total. ``facts`` are those of
+    explorations of the side, if they are known. Raises HostError if the ruleset cannot be evaluated.
     """
     options = options or Options()
     budget = Budget.starting_now(options.max_memory, options.max_seconds)
     with without_gc():
-        return _Analysis(side, budget, progress or (lambda _done, _all: None)).findings()
+        return _Analysis(side, budget, progress or (lambda _done, _all: None), facts).findings()
 
 
 Walks: TypeAlias = "dict[Key, tuple[Event, ...] | None]"
@@ -121,11 +127,13 @@ class _Member(NamedTuple):
 
 
 class _Analysis:
-    def __init__(self, side: Side, budget: Budget, progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, side: Side, budget: Budget, progress: Callable[[int, int], None], facts: Facts | None = None
+    ) -> None:
         self.side = side
         self.progress = progress
         # strict: a rule that keeps packets from a log, or from a mark, has an effect
-        self.explored = Exploration.of_one(side, budget, strict=True)
+        self.explored = Exploration.of_one(side, budget, strict=True, facts=facts)
         self.rules = Rules()
         self.shapes = ChainShapes()
         self.keys = WalkKeys(self.explored)

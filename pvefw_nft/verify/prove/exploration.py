@@ -7,7 +7,7 @@ may differ. Questions about one ruleset (:mod:`.dead_rules`, :mod:`.reach`) expl
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pvefw_nft.errors import UsageError
 from pvefw_nft.verify import model as m
@@ -25,9 +25,27 @@ if TYPE_CHECKING:
     from pvefw_nft.verify.prove.budget import Budget
     from pvefw_nft.verify.prove.evaluate import Flow
     from pvefw_nft.verify.prove.flows import PathPair
-    from pvefw_nft.verify.prove.network import Side
+    from pvefw_nft.verify.prove.network import Network, Side
     from pvefw_nft.verify.prove.program import Case
     from pvefw_nft.verify.simulate.tracking import Track
+
+
+class Facts(NamedTuple):
+    """The values that rulesets test, and the networks to walk: all explorations of the same rulesets share them."""
+
+    tested: Tested
+    network: Network
+
+    @classmethod
+    def of(cls, before: Side, after: Side) -> Facts:
+        """Collect them."""
+        return cls(Tested.of(before.model, after.model), make_network(before, after))
+
+    @classmethod
+    def of_one(cls, side: Side) -> Facts:
+        """Collect those of explorations of one ruleset."""
+        side, _ = without_transition(side)
+        return cls.of(side, side)
 
 
 class Exploration:
@@ -45,13 +63,14 @@ class Exploration:
         *,
         strict: bool,
         kind: Callable[[m.Test, int], m.Condition] | None = None,
+        facts: Facts | None = None,
     ) -> None:
-        """Raises HostError if a ruleset cannot be evaluated."""
+        """``facts`` are those of these rulesets, if they are known. Raises HostError if one cannot be evaluated."""
         self.before, self.after = before, after
         self.budget = budget
-        self.tested = tested = Tested.of(before.model, after.model)
+        self.tested, self.network = facts or Facts.of(before, after)
+        tested = self.tested
         self.cases = tested.cases()
-        self.network = make_network(before, after)
         self.ends = self.network.ends
         self.marks = frozenset((*m.MARK, *m.CT_MARK) if strict else tested.marks)
         self.residuals = Residuals(self.marks, strict=strict, exempts=tested.exempts, later=tested.later, kind=kind)
@@ -60,10 +79,10 @@ class Exploration:
         self.flows_after = self.flows_before if after is before else Flows(after, self.residuals, naming)
 
     @classmethod
-    def of_one(cls, side: Side, budget: Budget, *, strict: bool) -> Exploration:
-        """Explore one ruleset. Raises HostError if it cannot be evaluated."""
+    def of_one(cls, side: Side, budget: Budget, *, strict: bool, facts: Facts | None = None) -> Exploration:
+        """Explore one ruleset; ``facts`` are its, if they are known. Raises HostError if it cannot be evaluated."""
         side, _ = without_transition(side)
-        return cls(side, side, budget, strict=strict)
+        return cls(side, side, budget, strict=strict, facts=facts)
 
     # --- ways ---
 

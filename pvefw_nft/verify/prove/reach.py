@@ -13,6 +13,7 @@ from pvefw_nft.verify.prove.program import Outcome, rank
 
 if TYPE_CHECKING:
     from pvefw_nft.verify.model.intervals import IntervalSet
+    from pvefw_nft.verify.prove.exploration import Facts
     from pvefw_nft.verify.prove.flows import PathPair
     from pvefw_nft.verify.prove.network import Side
     from pvefw_nft.verify.prove.program import Case
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
 TCP = 6
 
 
-def host_is_reachable(side: Side, ports: IntervalSet) -> bool:
+def host_is_reachable(side: Side, ports: IntervalSet, facts: Facts | None = None) -> bool:
     """Tell whether the host accepts a new TCP connection to one of ``ports`` from any address outside.
 
-    Raises BudgetExceededError if that takes more memory or time than a comparison may.
+    ``facts`` are those of explorations of the side, if they are known. Raises BudgetExceededError if that takes more
+    memory or time than a comparison may.
     """
     with without_gc():
-        explored = Exploration.of_one(side, Budget.starting_now(MAX_MEMORY, MAX_SECONDS), strict=False)
+        budget = Budget.starting_now(MAX_MEMORY, MAX_SECONDS)
+        explored = Exploration.of_one(side, budget, strict=False, facts=facts)
         for source in explored.ends.general:
             way = explored.way(source, HostEnd()) if isinstance(source, (PortEnd, RoutedEnd)) else None
             if way is None:
