@@ -7,18 +7,26 @@ import json
 import os
 import random
 import re
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pvefw_nft.app import desired as desired_ruleset
-from pvefw_nft.app.compiler import Compiler, find_once
+from pvefw_nft.app.compile_task import Task
+from pvefw_nft.app.compiler import Compiler, find_nics_once, find_once
+from pvefw_nft.app.judgement import Connections
+from pvefw_nft.app.nics import read_filtered_nics
+from pvefw_nft.app.session_guard import judge
 from pvefw_nft.cache import Cache
 from pvefw_nft.config import netdb, resolve
+from pvefw_nft.host.live_network import LiveLink, LiveNetwork
 from pvefw_nft.host.records import deltas, record, state
+from pvefw_nft.host.tracking.connections import Flow, Session
 from pvefw_nft.pipeline import MAX_NOTE, Source
-from pvefw_nft.pipeline.kept import Kept
-from tests.support import CONTAINER, VM
+from pvefw_nft.pipeline.notes import Kept
+from tests.support import CONTAINER, VM, file_path
 from tests.test_cache import CLUSTER, EDITS, FILES, edit
 
 if TYPE_CHECKING:
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pvefw_nft.app.desired import Result
+    from pvefw_nft.host.records.record import Desired
     from tests.support import MakeRoot
 
 BACKENDS = ("iptables", "nft")
@@ -337,16 +346,20 @@ def test_compile_afresh_takes_nothing_from_a_record(make_root: MakeRoot) -> None
     assert not find_once(source, "nft", afresh=True).from_record
 
 
+def kept(source: Source, backend: str) -> tuple[Desired, Kept] | None:
+    return desired_ruleset.kept(desired_ruleset.read_notes(source, backend))
+
+
 def test_notes_of_another_ruleset_do_not_count(make_root: MakeRoot, run: Path) -> None:
     source = source_of(make_root(SOUND))
     first = compiled(source.root, "nft")
     apply(source, "nft", first)
-    assert desired_ruleset.kept(source, "nft") is not None
-    assert desired_ruleset.kept(source, "iptables") is None
-    assert desired_ruleset.kept(source_of(source.root / "etc"), "nft") is None
+    assert kept(source, "nft") is not None
+    assert kept(source, "iptables") is None
+    assert kept(source_of(source.root / "etc"), "nft") is None
     edit(source.root, "101.fw", "[OPTIONS]\nenable: 1\n")
     record.prepare(record.running_path(), compiled(source.root, "nft").desired).commit()  # not noted
-    assert desired_ruleset.kept(source, "nft") is None
+    assert kept(source, "nft") is None
 
 
 def test_notes_of_another_version_do_not_count(
@@ -403,7 +416,95 @@ def test_damaged_record_counts_as_none(make_root: MakeRoot, run: Path, how: str)
     path = record.inputs_path()
     assert path.stat().st_mode & 0o777 == 0o600
     DAMAGES[how](path)
-    assert desired_ruleset.kept(source, "nft") is None
+    assert kept(source, "nft") is None
     edit(source.root, "101.fw", "[OPTIONS]\nenable: 1\n")
     found = find_once(source, "nft", from_notes=True)
     assert_same(found, compiled(source.root, "nft"), how)
+
+
+# --- one process for all questions of a command -----------------------------------------------------------------
+
+_NIC_EDITS: list[tuple[str, str, str | None]] = [
+    ("another bridge", "102.conf", VM.replace("01,", "12,").replace("bridge=vmbr0", "bridge=vmbr1,tag=7")),
+    ("trunks and MTU", "102.conf", VM.replace("01,", "12,").replace("firewall=1", "firewall=1,trunks=3;5-9,mtu=1400")),
+    ("the bridge's MTU", "102.conf", VM.replace("01,", "12,").replace("firewall=1", "firewall=1,mtu=1")),
+    ("no bridge", "102.conf", VM.replace("01,", "12,").replace("bridge=vmbr0,", "")),
+    ("no firewall", "102.conf", VM.replace("01,", "12,").replace(",firewall=1", "")),
+    ("no NIC", "102.conf", "name: x\n"),
+    ("binary", "102.conf", "net0: \0"),
+    ("back", "102.conf", VM.replace("01,", "12,")),
+]
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nics_after_a_find_are_those_of_the_files(make_root: MakeRoot, backend: str) -> None:
+    source = source_of(make_root({**SOUND, "200.ct": CONTAINER}))
+    apply(source, backend, compiled(source.root, backend))
+    edits = [one for made in _NIC_EDITS for one in (made, (f"then, {made[0]}", "103.fw", f"# {made[0]}\n"))]
+    for what, name, content in [*edits, *EDITS]:
+        edit(source.root, name, content)
+        with Compiler(source, backend, settle=0.0) as compiler:
+            found = compiler.find_once(from_notes=True)
+            nics = compiler.filtered_nics()
+        assert nics == find_nics_once(source), what
+        assert_same(found, compiled(source.root, backend), what)
+        apply(source, backend, found)
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nics_of_unchanged_guests_are_not_read_again(make_root: MakeRoot, backend: str) -> None:
+    root = make_root(SOUND)
+    first = compiled(root, backend)
+    edit(root, "101.fw", "[OPTIONS]\nenable: 1\n")
+    found = compiled(root, backend, kept_of(first))
+    assert sorted(found.guests) == list(range(100, 106))
+    for vmid in range(100, 106):
+        (root / file_path(f"{vmid}.conf")).write_text("")
+    nics = read_filtered_nics(source_of(root), found.guests)
+    assert [nic.vmid for nic in nics.nics] == list(range(100, 106))
+    assert read_filtered_nics(source_of(root), {100: found.guests[100]}).nics == nics.nics[:1]
+    moved = {vmid: replace(guest, file=f"{guest.file}.old") for vmid, guest in found.guests.items()}
+    assert read_filtered_nics(source_of(root), moved).nics == ()
+    for vmid in range(100, 106):
+        edit(root, f"{vmid}.conf", None)
+    assert read_filtered_nics(source_of(root), found.guests).nics == ()
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_process_that_found_judges_as_another_one(
+    make_root: MakeRoot, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = source_of(make_root(SOUND))
+    allowing = CLUSTER.replace("enable: 1\n", "enable: 1\npolicy_in: ACCEPT\n", 1)
+    edit(source.root, "cluster", allowing)
+    apply(source, backend, compiled(source.root, backend))
+    running = record.load(record.running_path())
+    started: list[Task] = []
+    start = Task.__init__
+
+    def noted(self: Task, *arguments: Any, **more: Any) -> None:  # noqa: ANN401
+        started.append(self)
+        start(self, *arguments, **more)
+
+    monkeypatch.setattr(Task, "__init__", noted)
+    edit(source.root, "101.fw", "[OPTIONS]\nenable: 1\n")
+    edit(source.root, "cluster", allowing + "[RULES]\nIN DROP -p tcp -dport 22\n")
+    own, far = (4, 0x0A000001), (4, 0x0A000009)
+    network = LiveNetwork((LiveLink("vmbr0", True, ("eno1",), ((*own, 24),)),), ((4, 0x0A000000, 24, "vmbr0"),), {})
+    flow = Flow(6, far, 50000, own, 22)
+    session = Session("ssh", flow, "an established connection")
+    for sessions, tracked in (((session,), (flow,)), ((session,), ()), ((), (flow,)), ((), ()), ((), None)):
+        now = partial(Connections, sessions, tracked, network, calls_iptables=False)
+        with Compiler(source, backend, settle=0.0) as compiler:
+            desired = compiler.find_once(from_notes=True).desired
+            assert record.load(record.running_path()) is running
+            judged = compiler.judge(desired, running, now)
+        assert len(started) == 1
+        assert judged == judge(desired, running, source, now())
+        assert bool(judged.cuts) is bool(sessions)
+        with Compiler(source, backend, settle=0.0) as compiler:
+            assert compiler.judge(desired, running, now) == judged
+        started.clear()

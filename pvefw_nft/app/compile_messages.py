@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pvefw_nft.app.desired import Result, diagnostic_as_json, diagnostic_of_json, texts_by_guest
 from pvefw_nft.app.judgement import Cut, GuestLoss, Judgement
@@ -33,9 +33,12 @@ from pvefw_nft.host.settings import Conntrack
 from pvefw_nft.pipeline import Observations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pvefw_nft.host.records.record import Desired
+    from pvefw_nft.pipeline.notes import Kept
+
+_Key = TypeVar("_Key", str, tuple[str, str])
 
 _BETWEEN = b"\0"  # no JSON text holds it
 _ERRORS = {
@@ -87,8 +90,11 @@ def error_of_json(value: Any) -> PvefwError:  # noqa: ANN401 - JSON
 # --- rulesets -------------------------------------------------------------------------------------------------
 
 
-def result_as_json(result: Result, sent: dict[str, int]) -> tuple[dict[str, Any], bytes]:
-    """Return a result as a message, and the frame of the pieces that are not in ``sent``, by their place."""
+def result_as_json(result: Result, sent: dict[str, int], kept: Kept | None = None) -> tuple[dict[str, Any], bytes]:
+    """Return a result as a message, and the frame of the pieces that are not in ``sent``, by their place.
+
+    Of answers and notes about guests, only those that differ from ``kept`` are sent.
+    """
     desired = result.desired
     conntrack = desired.conntrack
     fresh = [piece for piece in dict.fromkeys(desired.pieces) if piece not in sent]
@@ -100,14 +106,19 @@ def result_as_json(result: Result, sent: dict[str, int]) -> tuple[dict[str, Any]
         "hardening": desired.hardening,
         "pieces": [sent[piece] if piece in sent else place[piece] for piece in desired.pieces],
         "diagnostics": [diagnostic_as_json(diagnostic) for diagnostic in result.diagnostics],
-        "answers": observations_as_json(result.observations),
-        "guests": result.notes,
+        "answers": _changes({} if kept is None else kept.observations.answers, result.observations.answers),
+        "guests": _changes({} if kept is None else kept.guests, result.notes),
     }
     return message, _BETWEEN.join(piece.encode() for piece in fresh)
 
 
-def result_of_json(message: dict[str, Any], frame: bytes, last: Desired | None, backend: str | None) -> Result:
-    """Return the result of a message: ``last`` is the ruleset before it, ``backend`` the one that was asked for."""
+def result_of_json(
+    message: dict[str, Any], frame: bytes, last: Desired | None, backend: str | None, kept: Kept | None = None
+) -> Result:
+    """Return the result of a message: ``last`` is the ruleset before it, ``backend`` the one that was asked for.
+
+    ``kept`` is as for :func:`result_as_json`.
+    """
     fresh = frame.decode().split(_BETWEEN.decode()) if frame else []
     known = last.pieces if last is not None else ()
     name = typed(message["backend"], str)
@@ -123,9 +134,32 @@ def result_of_json(message: dict[str, Any], frame: bytes, last: Desired | None, 
         conntrack=conntrack,
         hardening=typed(message["hardening"], str),
     )
-    observations = observations_of_json(message["answers"])
+    answers = _changed({} if kept is None else kept.observations.answers, message["answers"], _question_of)
     diagnostics = tuple(map(diagnostic_of_json, message["diagnostics"]))
-    return Result(desired, diagnostics, observations, notes=texts_by_guest(message["guests"]))
+    notes = _changed({} if kept is None else kept.guests, message["guests"], lambda key: typed(key, str))
+    return Result(desired, diagnostics, Observations(answers), notes=texts_by_guest(notes))
+
+
+def _changes(before: Mapping[Any, str], now: Mapping[Any, str]) -> list[Any]:
+    """Return what turns one mapping into another as JSON, for :func:`_changed`. Keys are texts, or tuples of texts."""
+    set_now = [[key, text] for key, text in now.items() if before.get(key) != text]
+    return [set_now, [key for key in before if key not in now]]
+
+
+def _changed(before: Mapping[_Key, str], changes: list[Any], key_of: Callable[[Any], _Key]) -> dict[_Key, str]:
+    """Return a mapping with changes; ``key_of`` checks a key. Raises KeyError, TypeError and ValueError."""
+    set_now, gone = changes
+    found = dict(before)
+    for key in gone:
+        del found[key_of(key)]
+    for key, text in set_now:
+        found[key_of(key)] = typed(text, str)
+    return found
+
+
+def _question_of(value: Any) -> tuple[str, str]:  # noqa: ANN401 - JSON
+    kind, name = value
+    return typed(kind, str), typed(name, str)
 
 
 def observations_as_json(observations: Observations) -> list[list[str]]:

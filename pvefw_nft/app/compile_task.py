@@ -13,7 +13,6 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvefw_nft.app import desired as desired_ruleset
 from pvefw_nft.app.compile_messages import (
     decode,
     encode,
@@ -24,7 +23,10 @@ from pvefw_nft.app.compile_messages import (
     observations_of_json,
     result_as_json,
 )
+from pvefw_nft.app.desired import no_garbage
+from pvefw_nft.app.judgement import Judgement
 from pvefw_nft.app.nics import read_filtered_nics
+from pvefw_nft.app.peers import cluster_peers
 from pvefw_nft.app.steady_source import SteadySource
 from pvefw_nft.app.switches import read_switches, switches_as_json
 from pvefw_nft.app.unfiltered import unfiltered_guests
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from pvefw_nft.host.confined import Channel
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Source
-    from pvefw_nft.pipeline.kept import Kept
+    from pvefw_nft.pipeline.notes import Kept
 
 _PAUSE = 0.5
 """Seconds after an answer in which a command closes the channel, and a service seldom asks again."""
@@ -58,16 +60,20 @@ class Task:
         source: Source,
         backend: str | None,
         settle: float,
+        before: Before,
         kept: Kept | None = None,
-        judged: tuple[Desired, Desired | None] | None = None,
+        judged: tuple[Desired | None, Desired | None] = (None, None),
     ) -> None:
-        """Compile with the notes of ``kept``, or judge a ruleset and the one before it."""
+        """Compile with the notes of ``kept``, or judge a ruleset and the one before it.
+
+        ``before`` are the facts known of the last apply. ``judged`` without a ruleset: the one that was found.
+        """
         self._source = source
         self._kept = kept
         self._judged = judged
         self._backend = backend
         self._settle = settle
-        self._before: Before = desired_ruleset.known_before(source, backend) if settle else desired_ruleset.Before()
+        self._before = before
         self._sent = _places(kept.pieces if kept is not None else ())
         self._last: Result | None = None
 
@@ -94,7 +100,7 @@ class Task:
         steady = SteadySource(source, self._backend, self._settle)
         cache = Cache()
         channel.send(encode({"missing": [*missing]}))
-        with contextlib.suppress(EOFError), desired_ruleset.no_garbage():
+        with contextlib.suppress(EOFError), no_garbage():
             while True:
                 request = decode(channel.receive())
                 try:
@@ -123,7 +129,8 @@ class Task:
                 _collect_garbage(channel)
 
     def _nics(self, steady: SteadySource) -> list[bytes]:
-        found = steady.patience.run(lambda: read_filtered_nics(steady.source))
+        known = None if self._last is None else self._last.guests
+        found = steady.patience.run(lambda: read_filtered_nics(steady.source, known))
         return [encode({"kind": "nics", **nics_as_json(found)})]
 
     def _unfiltered(self, steady: SteadySource) -> list[bytes]:
@@ -137,32 +144,46 @@ class Task:
     def _changed(self, steady: SteadySource, answers: list[list[str]]) -> list[bytes]:
         return [encode({"kind": "changed", "questions": steady.changed(observations_of_json(answers))})]
 
-    def _holds(self, steady: SteadySource, answers: list[list[str]]) -> list[bytes]:
-        holds = steady.still_hold(observations_of_json(answers))
+    def _holds(self, steady: SteadySource, answers: list[list[str]] | None) -> list[bytes]:
+        if answers is None:
+            assert self._kept is not None
+            holds = steady.still_hold(self._kept.observations)
+        else:
+            holds = steady.still_hold(observations_of_json(answers))
         return [encode({"kind": "holds", "holds": holds})]
 
     def _judge(self, steady: SteadySource, frame: bytes) -> list[bytes]:
-        from pvefw_nft.app.session_guard import judge  # deferred: only commands ask for it, the service does not
-
         now: Connections = pickle.loads(frame)  # noqa: S301 - of the process that started this one
-        assert self._judged is not None
-        desired, before = self._judged
+        given, before = self._judged
+        desired = given or (None if self._last is None else self._last.desired)
+        assert desired is not None
         source = replace(steady.source, zones=dict)
-        judgement = steady.patience.run(lambda: judge(desired, before, source, now))
+
+        def judged() -> Judgement:
+            peers = cluster_peers(source, now.network) if desired.enabled else []
+            if not now.sessions and now.tracked == () and not peers:
+                return Judgement()  # there is no connection that the ruleset could break
+            # deferred: only commands ask for it, the service does not
+            from pvefw_nft.app.session_guard import judge
+
+            return judge(desired, before, source, now, peers=peers)
+
+        judgement = steady.patience.run(judged)
         return [encode({"kind": "judgement", **judgement_as_json(judgement)})]
 
     def _find(self, steady: SteadySource, cache: Cache, asks: _Asks) -> list[bytes]:
-        first = self._last is None
-        if first:
+        kept: Kept | None = None
+        if self._last is None:
+            load_stages()
             result = steady.find_first(cache, self._before, asks.waiting, self._kept)
-            self._kept = None
+            kept, self._kept = self._kept, None
         else:
             result = steady.find(self._last, cache)
         paths, seconds = steady.doubtful()
         doubts = {"doubts": paths, "seconds": seconds}
         if result is self._last:
             return [encode({"kind": "same", **doubts})]
-        message, pieces = result_as_json(result, self._sent)
+        message, pieces = result_as_json(result, self._sent, kept)
         self._last = result
         self._sent = _places(result.desired.pieces)
         return [encode({"kind": "ruleset", **message, **doubts}), pieces]

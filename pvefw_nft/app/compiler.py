@@ -44,18 +44,17 @@ from pvefw_nft.errors import CompilerError, DeniedError, PvefwError
 from pvefw_nft.host.confined import KILLED_BY_FILTER, Worker
 from pvefw_nft.host.records.state import typed
 from pvefw_nft.host.tracking import zone_change
-from pvefw_nft.pipeline.preload import load_stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pvefw_nft.app.desired import Result
+    from pvefw_nft.app.desired import Before, Result
     from pvefw_nft.app.judgement import Connections
     from pvefw_nft.app.nics import FilteredNics
     from pvefw_nft.host.doctor import Switches
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Observations, Source
-    from pvefw_nft.pipeline.kept import Kept
+    from pvefw_nft.pipeline.notes import Kept
 
 
 class Compiler:
@@ -72,7 +71,7 @@ class Compiler:
         self._last: Result | None = None
         self._kept: Kept | None = None
         self._known: Desired | None = None
-        self._judged: tuple[Desired, Desired | None] | None = None
+        self._before: Before | None = None
         self.missing: tuple[str, ...] = ()
         self.doubts: tuple[list[str], float | None] = ([], None)
         """Paths whose content is not believed yet, and the seconds until the first of them is."""
@@ -87,6 +86,29 @@ class Compiler:
         """Have the process that is started next begin with the notes of the compile that made a ruleset on record."""
         self.close()
         self._known, self._kept = known, kept
+
+    def find_once(
+        self,
+        *,
+        waiting: Callable[[str], None] = lambda _: None,
+        from_notes: bool = False,
+        afresh: bool = False,
+    ) -> Result:
+        """Return the desired ruleset, for a command that runs once.
+
+        ``from_notes``: where the configuration has changed, take up the notes of the last compile about unchanged
+        guests. ``afresh``: compile all, even if the configuration has not changed.
+
+        If it settles, it waits for files that are missing, empty or cut off and were not at the last apply, and calls
+        ``waiting`` with the path of each. Raises the errors of :meth:`find`.
+        """
+        noted = desired_ruleset.read_notes(self._source, self._backend)
+        self._before = desired_ruleset.known_before(noted) if self._settle else desired_ruleset.Before()
+        kept = desired_ruleset.kept(noted) if from_notes else None
+        if kept is not None:
+            self.take_up(*kept)
+        known = None if afresh else desired_ruleset.on_record(noted, self.still_hold)
+        return self.find(waiting) if known is None else known
 
     def find(self, waiting: Callable[[str], None] = lambda _: None) -> Result:
         """Return the desired ruleset; the same object as before, if the configuration has not changed.
@@ -103,7 +125,8 @@ class Compiler:
         before = self._known if self._last is None else self._last.desired
         frame = self._receive()
         try:
-            self._last = checked(lambda: result_of_json(message, frame, before, self._backend))
+            kept = self._kept if self._last is None else None
+            self._last = checked(lambda: result_of_json(message, frame, before, self._backend, kept))
         except CompilerError:
             self.close()
             raise
@@ -115,17 +138,33 @@ class Compiler:
         found: FilteredNics = checked(lambda: nics_of_json(message))
         return found
 
-    def judge(self, desired: Desired, before: Desired | None, now: Connections) -> Judgement:
-        """Return the effect of loading ``desired`` in place of ``before`` on connections. Raises as :meth:`find`."""
-        self.close()
-        self._judged = desired, before  # the process that is started for it has them, without sending
-        message = self._ask({"do": "judge"}, frames=[pickle.dumps(now)])
+    def judge(
+        self, desired: Desired, before: Desired | None, read: Callable[[], Connections] = read_connections
+    ) -> Judgement:
+        """Return the effect of loading ``desired`` on the connections that this host has now.
+
+        ``before`` is pvefw's running ruleset; None: none runs. ``read`` gives the connections. The process that found
+        the ruleset judges it. Where that is another one, the process that is started for it has both rulesets, without
+        sending. Raises as :meth:`find`, and HostError if the kernel does not tell its connections.
+        """
+        if not desired.enabled:
+            return Judgement()
+        if self._worker is None or self._last is None or desired is not self._last.desired or before is not self._known:
+            self._judged_by_another(desired, before)
+        message = self._ask(
+            {"do": "judge"}, frames=[pickle.dumps(read())], again=lambda: self._judged_by_another(desired, before)
+        )
         found: Judgement = checked(lambda: judgement_of_json(message))
         return found
 
+    def _judged_by_another(self, desired: Desired, before: Desired | None) -> None:
+        self.close()
+        self._start((desired, before))
+
     def still_hold(self, observations: Observations) -> bool:
         """Tell whether the configuration gives the same answers now. Raises as :meth:`find`."""
-        message = self._ask({"do": "holds", "answers": observations_as_json(observations)})
+        known = self._kept is not None and observations is self._kept.observations  # the process has them too
+        message = self._ask({"do": "holds", "answers": None if known else observations_as_json(observations)})
         holds: bool = checked(lambda: typed(message["holds"], bool))
         return holds
 
@@ -158,9 +197,13 @@ class Compiler:
             self._worker = self._last = None
 
     def _ask(
-        self, request: dict[str, Any], waiting: Callable[[str], None] = lambda _: None, frames: Sequence[bytes] = ()
+        self,
+        request: dict[str, Any],
+        waiting: Callable[[str], None] = lambda _: None,
+        frames: Sequence[bytes] = (),
+        again: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
-        """Return the answer to a request, which ``frames`` follow.
+        """Return the answer to a request, which ``frames`` follow. ``again`` starts another process for it.
 
         Raises the error that the compiler ended with, and CompilerError.
         """
@@ -172,6 +215,8 @@ class Compiler:
                 raise
             # a file system that was mounted again is another one to Landlock: a new process may read it
             self.close()
+            if again is not None:
+                again()
             return self._request(request, waiting, frames)
 
     def _request(
@@ -179,8 +224,6 @@ class Compiler:
     ) -> dict[str, Any]:
         self._patience.run(lambda: None)  # a process that hangs in a file system cannot be ended: ask that first
         if self._worker is None:
-            if request["do"] != "holds":  # if nothing has changed, the stages are not needed
-                load_stages()
             self._start()
         assert self._worker is not None
         self._worker.allow()
@@ -199,9 +242,14 @@ class Compiler:
                 case other:
                     raise self._closed(f"it said {str(other)[:40]!r}")
 
-    def _start(self) -> None:
+    def _start(self, judged: tuple[Desired | None, Desired | None] | None = None) -> None:
         self._last = None
-        task = Task(self._source, self._backend, self._settle, self._kept, self._judged)
+        before = self._before
+        if before is None and self._settle:
+            before = desired_ruleset.known_before(desired_ruleset.read_notes(self._source, self._backend))
+        judged = judged or (None, self._known)
+        before = before or desired_ruleset.Before()
+        task = Task(self._source, self._backend, self._settle, before, self._kept, judged)
         self._worker = Worker(task.serve, _readable(self._source.root))
         self.missing = tuple(checked(lambda: [str(name) for name in self._message()["missing"]]))
 
@@ -283,34 +331,13 @@ def find_once(
     calls ``waiting`` with the path of each. Raises the errors of :meth:`Compiler.find`.
     """
     with Compiler(source, backend, settle) as compiler:
-        known = None if afresh else desired_ruleset.on_record(source, backend, compiler.still_hold)
-        if known is not None:
-            return known
-        compiler.close()  # the process for a compile begins with its stages loaded
-        kept = desired_ruleset.kept(source, backend) if from_notes else None
-        if kept is not None:
-            compiler.take_up(*kept)
-        return compiler.find(waiting)
+        return compiler.find_once(waiting=waiting, from_notes=from_notes, afresh=afresh)
 
 
 def find_nics_once(source: Source) -> FilteredNics:
     """Return the filtered NICs of the configuration, for a command that runs once. Raises as :meth:`Compiler.find`."""
     with Compiler(source, None, settle=0.0) as compiler:
         return compiler.filtered_nics()
-
-
-def judge_once(
-    source: Source, desired: Desired, before: Desired | None, read: Callable[[], Connections] = read_connections
-) -> Judgement:
-    """Return the effect of loading ``desired`` on the connections that this host has now, for a command that runs once.
-
-    ``before`` is pvefw's running ruleset; None: none runs. ``read`` gives the connections. Raises as
-    :meth:`Compiler.find`, and HostError if the kernel does not tell its connections.
-    """
-    if not desired.enabled:
-        return Judgement()
-    with Compiler(source, None, settle=0.0) as compiler:
-        return compiler.judge(desired, before, read())
 
 
 def _text_of(message: Mapping[str, Any], key: str) -> str:

@@ -16,15 +16,16 @@ from pvefw_nft.host.settings import Conntrack
 from pvefw_nft.host.tracking import zone_change
 from pvefw_nft.pipeline import MAX_NOTE, Observations, compile_root, hardening_of
 from pvefw_nft.pipeline.closing import CLOSED_CODES, closing_failures
+from pvefw_nft.pipeline.notes import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from pvefw_nft.cache import Cache
+    from pvefw_nft.config.model import Guest
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Compiled, Source
     from pvefw_nft.pipeline.closing import Closed
-    from pvefw_nft.pipeline.kept import Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Result:
     from_record: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
     """Notes of this compile about guests by VMID, for :class:`.Kept`."""
+    guests: Mapping[int, Guest] = field(default_factory=dict)
+    """Guests by VMID, with the NICs that this compile read."""
 
     @property
     def has_errors(self) -> bool:
@@ -67,7 +70,7 @@ def compiled(source: Source, backend: str | None, cache: Cache = NO_CACHE, kept:
     ``kept`` are the notes of the compile on record, for a compile with an empty cache. In doubt a firewall is enabled:
     a mistake in a file must not switch it off.
     """
-    from pvefw_nft.pipeline.kept import KeptCache, notes_of  # deferred, like all stages
+    from pvefw_nft.pipeline.kept import KeptCache, guests_read, notes_of  # deferred, like all stages
 
     observations = Observations()
 
@@ -79,7 +82,8 @@ def compiled(source: Source, backend: str | None, cache: Cache = NO_CACHE, kept:
             with_notes = KeptCache(kept, observations, observed)
             try:
                 found = made_with(with_notes, closed)
-                return replace(found, notes={**with_notes.notes, **found.notes})
+                guests = {**with_notes.guests, **found.guests}
+                return replace(found, notes={**with_notes.notes, **found.notes}, guests=guests)
             except Exception as error:  # a note that fails a compile must not close a guest: compile without notes
                 if isinstance(error, PvefwError) and not isinstance(error, InternalError):
                     raise
@@ -88,8 +92,10 @@ def compiled(source: Source, backend: str | None, cache: Cache = NO_CACHE, kept:
     def made_with(cache: Cache, closed: Closed) -> Result:
         made = compile_root(observed, backend, cache, closed)
         desired = desired_of(made, harden=source.harden)
-        notes = {} if cache is NO_CACHE else notes_of(cache, made.backend.name)
-        return Result(desired, made.checked.diagnostics, observations, notes=notes)
+        if cache is NO_CACHE:
+            return Result(desired, made.checked.diagnostics, observations)
+        notes = notes_of(cache, made.backend.name)
+        return Result(desired, made.checked.diagnostics, observations, notes=notes, guests=guests_read(cache))
 
     found = closing_failures(observed, attempt)
     observations.finish()
@@ -145,9 +151,8 @@ class Before:
         return self.observations.had_other_text(path, text)
 
 
-def known_before(source: Source, backend: str | None) -> Before:
+def known_before(noted: Notes | None) -> Before:
     """Return the facts known of the last apply: for one before the last boot, only its record."""
-    noted = _read_notes(source, backend)
     if noted is not None:
         return Before(noted.observations)
     confirmed = record.load_if_sound(record.confirmed_path())
@@ -164,7 +169,7 @@ def waiting_source(source: Source, before: Before, seconds: float, waiting: Call
 
 
 @dataclass(frozen=True, slots=True)
-class _Notes:
+class Notes:
     """The inputs that the ruleset of an ``identity`` was compiled from, and the diagnostics of that compile."""
 
     identity: str
@@ -173,10 +178,10 @@ class _Notes:
     guests: Mapping[str, str]
 
 
-def _read_notes(source: Source, backend: str | None) -> _Notes | None:
+def read_notes(source: Source, backend: str | None) -> Notes | None:
     """Return the notes about the ruleset that was applied last since boot, if they are sound and of this source."""
 
-    def check(noted: Any) -> _Notes | None:  # noqa: ANN401 - JSON
+    def check(noted: Any) -> Notes | None:  # noqa: ANN401 - JSON
         if isinstance(noted["answers"], list):
             return None  # of a version before this one
         answers = {}
@@ -187,17 +192,16 @@ def _read_notes(source: Source, backend: str | None) -> _Notes | None:
         if noted["question"] != _question(source, backend):
             return None
         guests = texts_by_guest(noted.get("guests", {}))  # versions before this one made no notes about guests
-        return _Notes(state.typed(noted["identity"], str), Observations(answers), diagnostics, guests)
+        return Notes(state.typed(noted["identity"], str), Observations(answers), diagnostics, guests)
 
     return deltas.read(record.inputs_path(), check)
 
 
-def on_record(source: Source, backend: str | None, still_hold: Callable[[Observations], bool]) -> Result | None:
+def on_record(noted: Notes | None, still_hold: Callable[[Observations], bool]) -> Result | None:
     """Return the ruleset that was applied last, if a compile would certainly give the same one.
 
     ``still_hold`` tells whether the recorded inputs of its compile are unchanged.
     """
-    noted = _read_notes(source, backend)
     try:
         if noted is None or not still_hold(noted.observations):
             return None
@@ -209,11 +213,8 @@ def on_record(source: Source, backend: str | None, still_hold: Callable[[Observa
     return Result(applied, noted.diagnostics, noted.observations, from_record=True)
 
 
-def kept(source: Source, backend: str | None) -> tuple[Desired, Kept] | None:
-    """Return the ruleset that was applied last, and the notes of its compile; None if there are none."""
-    from pvefw_nft.pipeline.kept import Kept  # deferred, like all stages
-
-    noted = _read_notes(source, backend)
+def kept(noted: Notes | None) -> tuple[Desired, Kept] | None:
+    """Return the ruleset that was applied last, and what its compile noted; None if there is nothing about guests."""
     if noted is None or not noted.guests:
         return None
     applied = record.load_if_sound(record.running_path())

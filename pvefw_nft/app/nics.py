@@ -12,7 +12,7 @@ from pvefw_nft.host.links import VlanRange
 from pvefw_nft.pipeline.inventory import read_guests
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from pvefw_nft.config import model
     from pvefw_nft.pipeline import Source
@@ -28,9 +28,12 @@ class FilteredNics:
     misconfigured: tuple[Misconfigured, ...] = ()
 
 
-def read_filtered_nics(source: Source) -> FilteredNics:
-    """Return the filtered NICs of a configuration, without reading any rules. Passes on the errors of reading."""
-    return filtered_nics(read_guests(source))
+def read_filtered_nics(source: Source, known: Mapping[int, model.Guest] | None = None) -> FilteredNics:
+    """Return the filtered NICs of a configuration, without reading any rules. Passes on the errors of reading.
+
+    ``known`` are guests by VMID whose files were just read.
+    """
+    return filtered_nics(read_guests(source, known))
 
 
 def filtered_nics(guests: Iterable[model.Guest]) -> FilteredNics:

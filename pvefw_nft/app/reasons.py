@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pvefw_nft.app.desired import known_before
+from pvefw_nft.app.desired import known_before, read_notes
 from pvefw_nft.host.firewall import applied_backend
 from pvefw_nft.host.records.pending import is_held_back
 
@@ -45,7 +45,7 @@ def why_pending(
         reasons.append(f"{applied} runs, and {desired.backend} is wanted (host.fw, `nftables:`, or --backend)")
     if is_held_back(desired):
         reasons.append("it was not confirmed or rolled back: `pvefw update` by hand applies it")
-    before = known_before(source, backend).observations
+    before = known_before(read_notes(source, backend)).observations
     for kind, name in () if before is None else changed(before):
         reasons.append(_SUBJECTS.get(kind, f"{kind} {name} changed").format(name=name))
     return reasons

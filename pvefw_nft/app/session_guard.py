@@ -23,15 +23,14 @@ from pvefw_nft.host.backend_info import info
 from pvefw_nft.host.tracking.connections import TCP, spelled
 from pvefw_nft.pipeline import compile_root
 from pvefw_nft.pipeline.closing import closing_failures
-from pvefw_nft.pipeline.inventory import corosync_links
 from pvefw_nft.pipeline.read_back import read_back
 from pvefw_nft.pipeline.topology import topology
 from pvefw_nft.verify.network.path import Link, Network, NicEnd
 from pvefw_nft.verify.simulate.spec import PacketSpec
 
 from .judgement import Cut, GuestLoss, Judgement
-from .migration import Peer, migration_peers
 from .partial_model import PartialReader
+from .peers import Peer, cluster_peers
 from .verdicts import Verdicts
 
 if TYPE_CHECKING:
@@ -52,7 +51,6 @@ MAX_SECONDS = 0.3
 """Processor time after which connections of further guests are not judged: an apply must not wait for a list of them.
 Connections that must not break are judged in any case."""
 _NICS_AT_ONCE = 50
-_COROSYNC_PORT = 5405
 _ANY_PORT = 50000  # of a client; no rule is likely to name it
 _PORT_PROTOCOLS = {TCP: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 _FIREWALL_LINK = re.compile(r"(?:fwbr|fwln)\d+[io]\d+|fwpr\d+p\d+")
@@ -61,20 +59,26 @@ _RULE_PLACE = re.compile(r"(\S+\.fw):(\d+)")
 
 
 def judge(
-    desired: Desired, before: Desired | None, source: Source, now: Connections, *, seconds: float = MAX_SECONDS
+    desired: Desired,
+    before: Desired | None,
+    source: Source,
+    now: Connections,
+    *,
+    peers: Sequence[Peer] | None = None,
+    seconds: float = MAX_SECONDS,
 ) -> Judgement:
     """Return the effect of loading ``desired`` on the connections that this host has now.
 
     ``before`` is pvefw's running ruleset (None: none, all is allowed). Only connections that ``before`` allows
-    can be lost. ``seconds``: the processor time for connections of guests; those left over are counted in a note. Reads
-    the configuration; raises what that raises.
+    can be lost. ``peers``: the ones of the cluster, where they are known. ``seconds``: the processor time for
+    connections of guests; those left over are counted in a note. Reads the configuration; raises what that raises.
     """
     if not desired.enabled:
         return Judgement()
     sessions, tracked, network = now.sessions, now.tracked, now.network
+    peers = cluster_peers(source, network) if peers is None else peers
     host = _live_topology(topology(source), now, desired.backend)
     guests = _guest_flows(tracked or (), host)
-    peers = [*_corosync(source, network), *migration_peers(source, network)]
     if not sessions and not guests and not peers:
         return Judgement(notes=_untracked(tracked, host))
     rulesets = PartialReader(desired), None if before is None or not before.enabled else PartialReader(before)
@@ -160,13 +164,6 @@ def _guest_flows(tracked: Sequence[Flow], host: Topology) -> list[Flow]:
         for flow in tracked
         if flow.protocol in _PORT_PROTOCOLS and (flow.source in known or (flow.answering or flow.destination) in known)
     ]
-
-
-def _corosync(source: Source, network: LiveNetwork) -> Iterator[Peer]:
-    for own, theirs in corosync_links(source):
-        ours = own.version, own.address
-        if ours in network.own_addresses:
-            yield Peer("corosync", ours, (theirs.version, theirs.address), "udp", _COROSYNC_PORT)
 
 
 # --- judging ------------------------------------------------------------------------------------------------

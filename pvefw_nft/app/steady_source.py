@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pvefw_nft.app.desired import Before, Result
     from pvefw_nft.cache import Cache
     from pvefw_nft.pipeline import Observations, Source
-    from pvefw_nft.pipeline.kept import Kept
+    from pvefw_nft.pipeline.notes import Kept
 
 _T = TypeVar("_T")
 

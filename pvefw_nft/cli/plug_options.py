@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pvefw_nft.app.compiler import find_nics_once
 from pvefw_nft.app.plug_nics import PlugOptions, plug_or_drop, plugged_lines
 from pvefw_nft.cli import console
 from pvefw_nft.errors import PvefwError
@@ -14,8 +13,8 @@ from pvefw_nft.errors import PvefwError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pvefw_nft.app.compiler import Compiler
     from pvefw_nft.host.bridges.unplugged import Unplugged
-    from pvefw_nft.pipeline import Source
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
@@ -39,10 +38,10 @@ def chosen_plug_options(*, no_plug: bool, unplugged: str | None) -> PlugOptions:
     return PlugOptions(plug=not no_plug, drop=None if unplugged is None else unplugged == "drop")
 
 
-def plug_and_report(source: Source, backend: str, options: PlugOptions, *, dry_run: bool, wait: float) -> bool:
+def plug_and_report(compiler: Compiler, backend: str, options: PlugOptions, *, dry_run: bool, wait: float) -> bool:
     """Plug this host's filtered NICs and print the changes. Return whether all of them are filtered."""
     try:
-        result = plug_or_drop(find_nics_once(source), backend, options, dry_run=dry_run, wait=wait)
+        result = plug_or_drop(compiler.filtered_nics(), backend, options, dry_run=dry_run, wait=wait)
     except PvefwError as error:
         console.warn(f"the guests' NICs could not be examined: {error.message}")
         return False

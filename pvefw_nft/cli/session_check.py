@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pvefw_nft.app.compiler import judge_once
 from pvefw_nft.cli import console
 from pvefw_nft.errors import HostError, PvefwError
 from pvefw_nft.host.firewall import running_ruleset
 
 if TYPE_CHECKING:
+    from pvefw_nft.app.compiler import Compiler
     from pvefw_nft.app.judgement import Judgement
     from pvefw_nft.host.firewall import Firewall
     from pvefw_nft.host.records.record import Desired
-    from pvefw_nft.pipeline import Source
 
 _MAX_SHOWN = 5
 
@@ -31,7 +30,7 @@ refuse_cuts_option = click.option(
 )
 
 
-def check_sessions(firewall: Firewall, desired: Desired, source: Source, *, go_on: bool) -> None:
+def check_sessions(firewall: Firewall, desired: Desired, compiler: Compiler, *, go_on: bool) -> None:
     """Print which connections a ruleset would cut, before it is loaded.
 
     Raises :class:`HostError` if a protected connection is among them, unless ``go_on``.
@@ -39,7 +38,7 @@ def check_sessions(firewall: Firewall, desired: Desired, source: Source, *, go_o
     if firewall.is_in_force(desired):
         return  # this ruleset runs already: nothing changes
     try:
-        judgement = judge_once(source, desired, running_ruleset())
+        judgement = compiler.judge(desired, running_ruleset())
     except PvefwError as error:
         console.warn(f"connections were not checked: {error.message}")
         return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pvefw_nft.app import desired as desired_ruleset
-from pvefw_nft.app.compiler import find_once
+from pvefw_nft.app.compiler import Compiler
 from pvefw_nft.app.ruleset_diff import with_lines
 from pvefw_nft.app.steady_source import patient
 from pvefw_nft.cli import console
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from pvefw_nft.host.firewall import Firewall, Outcome
     from pvefw_nft.host.records.pending import Pending
     from pvefw_nft.host.records.record import Desired
-    from pvefw_nft.pipeline import Source
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
@@ -177,20 +176,20 @@ def _apply(wanted: _Wanted) -> int:
         _need_host(beside=wanted.beside)
     source = patient(replace(make_source(wanted.root, wanted.node, wanted.local_network), harden=wanted.harden))
     control = make_control()
-    result = find_ruleset(
-        control,
-        source,
-        wanted.backend,
-        skip_invalid=wanted.skip_invalid,
-        settle=wanted.settle,
-        starts=not wanted.dry_run and not wanted.only_if_running,
-        from_notes=wanted.only_if_running,
-        afresh=wanted.reload_all,
-    )
-    if result is None:
-        return 1
-    desired, invalid = result.desired, result.has_errors
-    filtered = _prepare(control.firewall, desired, source, wanted)
+    with Compiler(source, wanted.backend, wanted.settle) as compiler:
+        result = find_ruleset(
+            control,
+            compiler,
+            skip_invalid=wanted.skip_invalid,
+            settle=wanted.settle,
+            starts=not wanted.dry_run and not wanted.only_if_running,
+            from_notes=wanted.only_if_running,
+            afresh=wanted.reload_all,
+        )
+        if result is None:
+            return 1
+        desired, invalid = result.desired, result.has_errors
+        filtered = _prepare(control.firewall, desired, compiler, wanted)
     if wanted.dry_run:
         _preview(control.firewall, desired, reload_all=wanted.reload_all, only_if_running=wanted.only_if_running)
         return int(invalid)
@@ -206,18 +205,18 @@ def _apply(wanted: _Wanted) -> int:
     return int(invalid or not filtered)
 
 
-def _prepare(firewall: Firewall, desired: Desired, source: Source, wanted: _Wanted) -> bool:
+def _prepare(firewall: Firewall, desired: Desired, compiler: Compiler, wanted: _Wanted) -> bool:
     """Check connections and plug NICs, unless nothing will be loaded. Return whether all NICs are filtered then."""
     if wanted.only_if_running and not firewall.is_running():
         return True
     # a change with --confirm may break connections: it is undone if the administrator's own breaks
     go_on = wanted.force or wanted.dry_run or (wanted.confirm_within is not None and not wanted.refuse_cuts)
-    check_sessions(firewall, desired, source, go_on=go_on)
+    check_sessions(firewall, desired, compiler, go_on=go_on)
     if not desired.enabled:
         return True
     # before the load: the rules match each NIC at its firewall bridge
     options = chosen_plug_options(no_plug=wanted.no_plug, unplugged=wanted.unplugged)
-    return plug_and_report(source, desired.backend, options, dry_run=wanted.dry_run, wait=wanted.wait)
+    return plug_and_report(compiler, desired.backend, options, dry_run=wanted.dry_run, wait=wanted.wait)
 
 
 def _load(control: Control, desired: Desired, wanted: _Wanted) -> tuple[Outcome, Pending | None]:
@@ -306,8 +305,7 @@ def nat_problems() -> list[str]:
 
 def find_ruleset(
     control: Control,
-    source: Source,
-    backend: str | None,
+    compiler: Compiler,
     *,
     skip_invalid: bool,
     settle: float = 0.0,
@@ -318,14 +316,14 @@ def find_ruleset(
     """Return the desired ruleset; None if its errors forbid applying it, which is reported.
 
     ``starts``: if the configuration cannot be read or compiled and no ruleset runs, load the ruleset confirmed last.
-    ``from_notes`` and ``afresh`` are as for :func:`.find_once`. Raises as :func:`.find_once`.
+    ``from_notes`` and ``afresh`` are as for :meth:`.Compiler.find_once`, which names the errors.
     """
 
     def waiting(path: str) -> None:
         console.note(f"{path} is missing, empty or cut off, perhaps while it is being saved: waiting {settle:g} s")
 
     try:
-        result = find_once(source, backend, settle=settle, waiting=waiting, from_notes=from_notes, afresh=afresh)
+        result = compiler.find_once(waiting=waiting, from_notes=from_notes, afresh=afresh)
     except (ConfigurationError, InternalError) as error:
         if starts and (skip_invalid or isinstance(error, UnreadableError | CompilerError | InternalError)):
             _fall_back(control)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pvefw_nft.app import desired as desired_ruleset
+from pvefw_nft.app.compiler import Compiler
 from pvefw_nft.cli import console
 from pvefw_nft.cli.command import command
 from pvefw_nft.cli.confirm import wait_option
@@ -64,10 +65,12 @@ def take_over_command(
     """
     control = make_control()
     source = make_source(root, node, local_network)
-    result = find_ruleset(control, source, backend, skip_invalid=skip_invalid)
-    if result is None:
-        ctx.exit(1)
-    check_sessions(control.firewall, result.desired, source, go_on=force or dry_run or confirm_within is not None)
+    with Compiler(source, backend, settle=0.0) as compiler:
+        result = find_ruleset(control, compiler, skip_invalid=skip_invalid)
+        if result is None:
+            ctx.exit(1)
+        go_on = force or dry_run or confirm_within is not None
+        check_sessions(control.firewall, result.desired, compiler, go_on=go_on)
     given = {"--backend": backend, "--node": node, "--local-network": local_network, "--unplugged": unplugged}
     kept = [word for name, value in given.items() if value is not None for word in (name, value)]
     kept += ["--root", str(root)] if root != Path("/") else []
@@ -97,7 +100,8 @@ def _with_plugging(
     backend, wait = result.desired.backend, taking.wait
 
     def plug() -> tuple[str, ...]:
-        plugged.append(plug_and_report(source, backend, options, dry_run=dry_run, wait=wait))
+        with Compiler(source, None, settle=0.0) as compiler:
+            plugged.append(plug_and_report(compiler, backend, options, dry_run=dry_run, wait=wait))
         return ()
 
     for step in taking.steps():

@@ -90,6 +90,15 @@ class Root:
                 files |= dict(self.configs_in(place))
         return files
 
+    def guests(self) -> list[tuple[int, GuestKind, str]]:
+        """Return VMID, kind and path of this node's guests, in the order of :meth:`Configuration.guests`."""
+        found: dict[int, tuple[int, GuestKind, str]] = {}
+        for kind in GuestKind:
+            files = self.guest_files(kind)
+            for vmid in sorted(files, key=str):
+                found.setdefault(vmid, (vmid, kind, files[vmid]))
+        return [*found.values()]
+
     def _leads_to_another_node(self, place: Path) -> bool:
         """Tell whether a place is a link into the folder of another node, as on each node those to its own are."""
         target = self.files.link(place)

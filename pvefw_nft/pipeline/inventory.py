@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from pvefw_nft.config.findings import Findings
 from pvefw_nft.config.option_values import Layer2
 from pvefw_nft.pipeline.diagnostics import in_file_order
-from pvefw_nft.pipeline.roots import offline, open_configuration
+from pvefw_nft.pipeline.roots import offline, open_configuration, root_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pvefw_nft.config.model import Guest, NodeConfig
     from pvefw_nft.config.options import ClusterHardening
     from pvefw_nft.config.source import Source
@@ -78,12 +80,19 @@ def read_node(source: Source) -> NodeConfig:
     return open_configuration(offline(source), Findings()).node
 
 
-def read_guests(source: Source) -> tuple[Guest, ...]:
+def read_guests(source: Source, known: Mapping[int, Guest] | None = None) -> tuple[Guest, ...]:
     """Return this node's guests and their NICs, without their rules and diagnostics.
 
-    Raises what :func:`check_root` raises.
+    ``known`` are guests by VMID whose files were just read; where it has all, no file is read. Raises what
+    :func:`check_root` raises.
     """
-    return tuple(open_configuration(offline(source), Findings()).guests(rules=False))
+    listed = root_of(source).guests()
+    found = {vmid: guest for vmid, _, path in listed if (guest := (known or {}).get(vmid)) and guest.file == path}
+    if not listed or len(found) < len(listed):
+        configuration = open_configuration(offline(source), Findings())
+        only = {vmid for vmid, _, _ in listed if vmid not in found} if found else None
+        found |= {guest.vmid: guest for guest in configuration.guests(rules=False, only=only)}
+    return tuple(found[vmid] for vmid, _, _ in listed if vmid in found)
 
 
 def corosync_links(source: Source) -> tuple[tuple[Prefix, Prefix], ...]:
@@ -93,5 +102,7 @@ def corosync_links(source: Source) -> tuple[tuple[Prefix, Prefix], ...]:
     """
     from pvefw_nft.ir.host import corosync_peers
 
+    if source.files.text(root_of(source).pve / "corosync.conf") is None:
+        return ()  # a host alone: its files need not be read
     node = read_node(source)
     return () if node.corosync is None else tuple(corosync_peers(node.corosync, node.node))

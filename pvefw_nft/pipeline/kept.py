@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from dataclasses import dataclass
 from functools import cache as once
 from functools import partial
 from importlib import import_module
@@ -21,18 +20,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from pvefw_nft.cache import Cache
 from pvefw_nft.config.load import GUEST, LazyGuest, Reading
-from pvefw_nft.errors import PvefwError
+from pvefw_nft.config.model import Guest, Nic
+from pvefw_nft.errors import PvefwError, Span
 from pvefw_nft.ir.build import FILTERED_NICS, PART
 from pvefw_nft.ir.kept import part_as_json, part_of_json, references_as_json, references_of_json, typed
 from pvefw_nft.pipeline import MAX_NOTE
 from pvefw_nft.pipeline.borrowed import BORROWED_CODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping
 
-    from pvefw_nft.config.model import Guest
     from pvefw_nft.config.source import Observations, Source
-    from pvefw_nft.errors import Diagnostic
+    from pvefw_nft.pipeline.notes import Kept
 
 _T = TypeVar("_T")
 _Entries: TypeAlias = dict[str, list[Any]]
@@ -42,19 +41,9 @@ _GUEST_TEXT = re.compile(r"/firewall/[1-9][0-9]*\.(?:fw|pvefw)|/(?:qemu-server|l
 _GUEST_FOLDERS = ("qemu-server", "lxc")
 _GUEST_STAGES = (GUEST, FILTERED_NICS, PART)
 _VALID = "valid chain "
+_NOWHERE = Span("", 0)
 _DAMAGED = (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError)
 """The errors of reading a note of another shape."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """The compile that made the ruleset on record: its questions, its notes by VMID, and the ruleset's pieces."""
-
-    backend: str
-    observations: Observations
-    guests: Mapping[str, str]
-    pieces: tuple[str, ...]
-    diagnostics: Sequence[Diagnostic]
 
 
 def notes_of(cache: Cache, backend: str) -> dict[str, str]:
@@ -87,6 +76,17 @@ def notes_of(cache: Cache, backend: str) -> dict[str, str]:
     return notes
 
 
+def guests_read(cache: Cache) -> dict[int, Guest]:
+    """Return, by VMID, the guests without diagnostics that a compile read, from its cache."""
+    found = {}
+    for stage, vmid, _, reading in cache.results(of_this_generation=False):
+        if stage == GUEST and not cast("Reading", reading).diagnostics:
+            guest = cast("Reading", reading).guest
+            if not isinstance(guest, LazyGuest):
+                found[cast("int", vmid)] = guest
+    return found
+
+
 def _itself(dependencies: object) -> object:
     return dependencies
 
@@ -105,7 +105,14 @@ def _note(stages: _Entries, lowered: Mapping[str, _Entries], note_of: Callable[[
             if noted is not None:
                 chains[name][stage] = noted
     filtered = [[index, one] for (_, index), one in stages[FILTERED_NICS][1].items()]
-    note = {"texts": _digest(origin), "filtered": filtered, "part": part, "stages": {n: chains[n] for n in lowered}}
+    nics = [[n.index, n.bridge, n.tag, n.trunks, n.mtu] for n in reading.guest.nics if n.firewall]
+    note = {
+        "texts": _digest(origin),
+        "filtered": filtered,
+        "nics": nics,
+        "part": part,
+        "stages": {n: chains[n] for n in lowered},
+    }
     text = json.dumps(note, separators=(",", ":"))
     return text if len(text) <= MAX_NOTE else None
 
@@ -132,6 +139,8 @@ class KeptCache(Cache):
         self._builders: dict[int, Callable[[], Any]] = {}
         self.notes: dict[str, str] = {}
         """The notes that counted, by VMID."""
+        self.guests: dict[int, Guest] = {}
+        """The guests of these notes: their filtered NICs, with nothing but where they are."""
         module = import_module(f"pvefw_nft.backends.{kept.backend}.kept")
         self._chains = once(lambda: module.KeptChains(kept.pieces))
 
@@ -172,8 +181,10 @@ class KeptCache(Cache):
             }
             for _, name, _ in note["part"]["chains"]:
                 found |= {(stage, name): noted for stage, noted in note["stages"][name].items()}
+            guest = Guest(vmid, origin.kind, tuple(map(_nic, note["nics"])), None, origin.config[0])
         except _DAMAGED:
             return
+        self.guests[vmid] = guest
         self._stages |= found
         self.notes[str(vmid)] = text
 
@@ -228,6 +239,15 @@ class KeptCache(Cache):
         except PvefwError:
             return False
         return True
+
+
+def _nic(value: list[Any]) -> Nic:
+    """Return a filtered NIC of a note. Raises TypeError and ValueError for JSON that is none."""
+    index, bridge, tag, trunks, mtu = value
+    tag, mtu = (None if number is None else typed(number, int) for number in (tag, mtu))
+    bridge = None if bridge is None else typed(bridge, str)
+    ranges = tuple([(typed(first, int), typed(last, int)) for first, last in trunks])
+    return Nic(typed(index, int), None, "", bridge, True, tag, ranges, mtu, (), _NOWHERE)  # noqa: FBT003 - a field
 
 
 def _is_of_guests(kind: str, name: str) -> bool:

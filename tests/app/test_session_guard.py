@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pvefw_nft.app import session_guard
-from pvefw_nft.app.compiler import judge_once
+from pvefw_nft.app.compiler import Compiler
 from pvefw_nft.app.desired import desired_of
 from pvefw_nft.app.judgement import Connections, Judgement
 from pvefw_nft.app.steady_source import patient
@@ -280,5 +280,6 @@ def test_judgement_of_the_compilers_process_is_the_same_and_probes_the_file_syst
     now = Connections((ssh(),), (flow,), NETWORK, calls_iptables=False)
     assert configured.compiled is not None
     source = patient(Source(configured.root, "n", lambda: None))
-    assert judge_once(source, configured.compiled, None, lambda: now) == here
+    with Compiler(source, None, settle=0.0) as compiler:
+        assert compiler.judge(configured.compiled, None, lambda: now) == here
     assert probes == [configured.root]

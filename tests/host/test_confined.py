@@ -278,7 +278,8 @@ def test_all_requests_of_a_process_that_runs_another_program(tmp_path: Path, mon
     ssh = Session("ssh", Flow(6, (4, 0x0A000009), 50000, own, 22), "an established connection")
     with Compiler(source(tmp_path), "iptables") as compiler:
         found = compiler.find()
-        (cut,) = compiler.judge(found.desired, None, Connections((ssh,), (), network, calls_iptables=True)).cuts
+        now = Connections((ssh,), (), network, calls_iptables=True)
+        (cut,) = compiler.judge(found.desired, None, lambda: now).cuts
         assert cut.place == "cluster.fw policy_in DROP"
         assert compiler.still_hold(found.observations)
         assert [nic.vmid for nic in compiler.filtered_nics().nics] == [100]
@@ -476,7 +477,7 @@ def test_invalid_answers_about_connections_and_changes_are_refused(
     ruleset = record.desired("nft", ["{}"], enabled=True)
     now = Connections((), (), LiveNetwork((), (), {}), calls_iptables=False)
     asks: dict[str, Callable[[], object]] = {
-        "judge": lambda: compiler.judge(ruleset, None, now),
+        "judge": lambda: compiler.judge(ruleset, None, lambda: now),
         "holds": lambda: compiler.still_hold(Observations({("program", ""): ""})),
     }
     with pytest.raises(CompilerError):

@@ -1,8 +1,9 @@
-"""The hosts that guests migrate from and to: the nodes of the cluster, in its migration network.
+"""The hosts that this one must reach: the peers of corosync, and the nodes that guests migrate from and to.
 
-Facts: datacenter.cfg (Proxmox VE, ``man datacenter.cfg``) names the network as ``migration: secure,network=CIDR``, in
-older files ``migration_unsecure`` and no network. A secure migration goes through ssh, an insecure one to a port from
-60000 on. Nodes are known by their addresses in ``.members`` and in corosync.conf.
+Migrations go to the nodes of the cluster, in its migration network. Facts: datacenter.cfg (Proxmox VE, ``man
+datacenter.cfg``) names the network as ``migration: secure,network=CIDR``, in older files ``migration_unsecure`` and no
+network. A secure migration goes through ssh, an insecure one to a port from 60000 on. Nodes are known by their
+addresses in ``.members`` and in corosync.conf.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from typing import TYPE_CHECKING
 from pvefw_nft.pipeline.inventory import corosync_links
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pvefw_nft.config.values import Prefix
     from pvefw_nft.host.live_network import LiveNetwork
     from pvefw_nft.host.tracking.connections import Address
     from pvefw_nft.pipeline import Source
 
+_COROSYNC_PORT = 5405
 _INSECURE_PORT = 60000
 _SSH_PORT = 22
 _LINE = re.compile(r"^\s*migration\s*:\s*(\S+)\s*$", re.MULTILINE)
@@ -36,14 +41,27 @@ class Peer:
     port: int
 
 
-def migration_peers(source: Source, network: LiveNetwork) -> list[Peer]:
+def cluster_peers(source: Source, network: LiveNetwork) -> list[Peer]:
+    """Return the peers of corosync and of migrations. Raises the errors of :func:`.check_root`."""
+    links = corosync_links(source)
+    return [*_corosync_peers(links, network), *_migration_peers(source, links, network)]
+
+
+def _corosync_peers(links: Iterable[tuple[Prefix, Prefix]], network: LiveNetwork) -> Iterator[Peer]:
+    for own, theirs in links:
+        ours = own.version, own.address
+        if ours in network.own_addresses:
+            yield Peer("corosync", ours, (theirs.version, theirs.address), "udp", _COROSYNC_PORT)
+
+
+def _migration_peers(source: Source, links: Iterable[tuple[Prefix, Prefix]], network: LiveNetwork) -> list[Peer]:
     """Return the hosts that guests migrate from and to, each with this host's address towards it.
 
     With a migration network, these are the nodes with an address in it; if no such node is known, the first and last
-    address of the network represent all. Raises the errors of :func:`.check_root`.
+    address of the network represent all.
     """
     secure, named = _settings(source)
-    nodes = _node_addresses(source)
+    nodes = _node_addresses(source, links)
     peers: dict[tuple[Address, Address], Peer] = {}
     for version, own, length in (address for link in network.links for address in link.addresses):
         here = ipaddress.ip_network((own, length), strict=False)
@@ -78,8 +96,8 @@ def _settings(source: Source) -> tuple[bool, ipaddress.IPv4Network | ipaddress.I
     return secure, network
 
 
-def _node_addresses(source: Source) -> list[Address]:
-    found = [(theirs.version, theirs.address) for _, theirs in corosync_links(source)]
+def _node_addresses(source: Source, links: Iterable[tuple[Prefix, Prefix]]) -> list[Address]:
+    found = [(theirs.version, theirs.address) for _, theirs in links]
     try:
         members = json.loads(source.files.text(source.root / "etc/pve/.members") or "{}")
         for node in members["nodelist"].values():
