@@ -72,6 +72,8 @@ class Closures:
         shared = self._common.get(key)
         if shared is None:
             shared = self._common[key] = self._common_of(roots, interfaces[len(interfaces) - common :])
+        if not shared.asking and not shared.always:
+            return [shared.digest]
         asking = [name for one in interfaces[: len(interfaces) - common] for name in shared.asking.get(one, ())]
         found: list[object] = [shared.digest]
         todo: list[str] = []

@@ -9,6 +9,7 @@ Example: ``-A tap100i0-OUT -s ! bc:24:11:0:0:1 -j DROP`` tests ``ether saddr`` f
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -66,6 +67,7 @@ from pvefw_nft.verify.model import (
     Table,
     TableKey,
     Test,
+    UnreadChain,
     Verdict,
     equals,
     interface_set,
@@ -105,10 +107,15 @@ FULL = 0xFFFFFFFF
 
 @dataclass(slots=True)
 class EbtablesReader:
-    """Reads ebtables text; ``origins`` as in the iptables reader, the table being ``filter`` and the like."""
+    """Reads ebtables text; ``origins`` as in the iptables reader, the table being ``filter`` and the like.
+
+    ``digests``: chains have a digest, with which a proof knows them again. Whether these go in a circle, or lead to no
+    chain, is left to the proof.
+    """
 
     reading: Reading
     origins: Mapping[tuple[str, str, int], str] = field(default_factory=dict)
+    digests: bool = False
     tables: dict[str, Table] = field(default_factory=dict)
 
     def read_text(self, text: str, first_line: int = 1) -> list[Table]:
@@ -142,6 +149,8 @@ class EbtablesReader:
         return self._finish()
 
     def _finish(self) -> list[Table]:
+        for table in self.tables.values() if self.digests else ():
+            table.chains.update({name: _with_digest(table, chain) for name, chain in table.chains.items()})
         return list(self.tables.values())
 
     def _table(self, name: str, line: int) -> Table:
@@ -193,6 +202,14 @@ class EbtablesReader:
             raise self.reading.error(place, f"cannot read '{line}': {error}") from None
         origin = self.origins.get((table.key.name, chain.name, index), "")
         chain.rules.insert(index - 1, Rule(conditions, effects, verdict, line, origin, number))
+
+
+def _with_digest(table: Table, chain: Chain) -> UnreadChain:
+    """Return a chain with a digest of its rules, which say what their texts do."""
+    made = UnreadChain(chain, lambda: chain.rules, may_set_zone=False)
+    text = repr((str(table.key), [rule.text for rule in chain.rules]))
+    made.digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=24).hexdigest()
+    return made
 
 
 class _Parser:

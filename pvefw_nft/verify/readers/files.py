@@ -233,7 +233,7 @@ class _Assembler:
         for tool in ("iptables-legacy", "ip6tables-legacy", "iptables", "ip6tables"):
             self._xtables(tool)
         for part in self._parts("ebtables"):
-            reader = EbtablesReader(self._reading(part.name), self._origins("ebtables"))
+            reader = EbtablesReader(self._reading(part.name), self._origins("ebtables"), digests=self.digests)
             self._add(reader.reading, reader.read_text(part.text, part.line))
         for part in self._parts("arptables"):
             raise RulesetError(f"{part.name}: arptables rulesets are not modelled", "leave that file out")

@@ -33,6 +33,9 @@ Parsed: TypeAlias = tuple[tuple[Condition, ...], tuple[Effect, ...], Verdict | N
 _COMMENT = re.compile(r'-m comment --comment "[^"\\]*"')
 _LEADING = re.compile(r'(-[sdio]) ([^!"\s][^"\s]*) (?=\S)')
 _LOGGING = re.compile(r'([^"!]*[^"!\s]) -j NFLOG --nflog-prefix "([^"\\]+)"')
+_OF_PORT = re.compile(
+    r'(-m physdev(?: --physdev-is-bridged)?) (--physdev-(?:in|out)) ([^!"\s][^"\s]*) (-[jg] [^!"\s][^"\s]*)'
+)
 _TARGET_WORDS = ("-j", "-g", "--jump", "--goto")
 
 
@@ -65,8 +68,8 @@ class RuleParser:
         """Return what :meth:`_parse` returns, made of parts that most rules repeat; None: read it as a whole.
 
         Options are read from left to right, so that a rule says what its parts say, as long as one part changes nothing
-        for the other. Addresses and interfaces at the front change nothing for what follows. Before ``-j NFLOG`` there
-        must be no other target, and what is there must be readable by itself.
+        for the other. Addresses and interfaces at the front change nothing for what follows, nor does a bridge port.
+        Before ``-j NFLOG`` there must be no other target, and what is there must be readable by itself.
         """
         if self.reading.assume is not None:
             return None
@@ -83,12 +86,22 @@ class RuleParser:
                 conditions, effects, verdict = self._part(logging[1])
                 more, _ = TARGETS["NFLOG"](self._context, {"--nflog-prefix": [logging[2]]})
                 return (*leading, *conditions), effects + more, verdict
+            dispatch = _OF_PORT.fullmatch(body, place)
+            if dispatch is not None:
+                return self._of_port(leading, *dispatch.groups())
             if not leading:
                 return None
             conditions, effects, verdict = self._part(body[place:])
         except (ValueError, KeyError, IndexError, RulesetError):
             return None  # reading the rule as a whole says what is wrong with it
         return (*leading, *conditions), effects, verdict
+
+    def _of_port(self, leading: list[Condition], match: str, option: str, port: str, target: str) -> Parsed:
+        """Return what a rule about a bridge port says. Raises what :meth:`_parse` raises."""
+        state = State([port])
+        MATCHES["physdev"][option](self._context, state, False)  # noqa: FBT003 - as for every reader of an option
+        bridged, (conditions, effects, verdict) = self._part(match)[0], self._part(target)
+        return (*leading, *bridged, *state.conditions, *conditions), effects, verdict
 
     def _part(self, body: str) -> Parsed:
         """Return what a part of a rule says. Raises what :meth:`_parse` raises."""
