@@ -304,7 +304,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     deltas.remove(record.inputs_path())
 
 
-def apply(source: Source, backend: str, result: Result) -> None:
+def apply(source: Source, backend: str | None, result: Result) -> None:
     """Write the records of a result, as an apply does."""
     record.prepare(record.running_path(), result.desired).commit()
     desired_ruleset.note(result, source, backend)
@@ -470,6 +470,17 @@ def test_nics_of_unchanged_guests_are_not_read_again(make_root: MakeRoot, backen
     for vmid in range(100, 106):
         edit(root, f"{vmid}.conf", None)
     assert read_filtered_nics(source_of(root), found.guests).nics == ()
+
+
+@pytest.mark.usefixtures("run")
+def test_notes_of_the_other_backend_in_a_process_of_its_own(make_root: MakeRoot) -> None:
+    """host.fw asks for another backend than the one of the record, whose modules the process begins with."""
+    source = source_of(make_root(SOUND))
+    apply(source, None, desired_ruleset.compiled(source, None, Cache()))
+    edit(source.root, "host", "[OPTIONS]\nenable: 1\nnftables: 1\n")
+    found = find_once(source, None, from_notes=True)
+    assert found.desired.backend == "nft"
+    assert_same(found, desired_ruleset.compiled(source, None, Cache()), "another backend")
 
 
 @pytest.mark.usefixtures("run")

@@ -11,6 +11,7 @@ import itertools
 import json
 from typing import TYPE_CHECKING
 
+from pvefw_nft.backends.iptables.kept import KeptLines
 from pvefw_nft.backends.iptables.link import link_lines
 from pvefw_nft.backends.iptables.lower import ChainLowering
 from pvefw_nft.backends.iptables.sets import SetNames, set_lines
@@ -20,7 +21,7 @@ from pvefw_nft.errors import Diagnostic, Severity, Span
 from pvefw_nft.ir.nodes import Dispatch, Drop, Family, Layer, Provenance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from pvefw_nft.cache import Cache
     from pvefw_nft.ir.nodes import Chain, Hook, Origin, Ruleset
@@ -40,7 +41,7 @@ class IptablesArtefact:
 
     def chains(
         self, family: Family, layer: Layer, *, loadable: bool = True
-    ) -> Iterator[tuple[str, list[tuple[str, Origin]]]]:
+    ) -> Iterator[tuple[str, Sequence[tuple[str, Origin]]]]:
         """Yield the chains of a table by name, each with its lines and their origins.
 
         Not ``loadable``: in the reference's spelling, even if iptables refuses it.
@@ -61,7 +62,7 @@ class IptablesArtefact:
             for number, (_, origin) in enumerate(lines, 1):
                 yield ("ebtables", "filter", name, number), origin
 
-    def link_chains(self) -> Iterator[tuple[str, list[tuple[str, Origin]]]]:
+    def link_chains(self) -> Iterator[tuple[str, Sequence[tuple[str, Origin]]]]:
         """Yield the chains of ebtables by name, each with its lines and their origins."""
         for chain in self._sorted(Layer.LINK):
             yield chain.name, self._cached("ebtables", chain, lambda chain: link_lines(chain, self._ruleset.nics))
@@ -72,7 +73,7 @@ class IptablesArtefact:
         chain: Chain,
         lower: Callable[[Chain], Iterator[tuple[str, Origin]]],
         names: object = (),
-    ) -> list[tuple[str, Origin]]:
+    ) -> Sequence[tuple[str, Origin]]:
         """Return the lines of a chain. They depend on its rules, ``names`` of sets and, for a dispatch, the NICs."""
 
         def dependencies() -> object:
@@ -142,14 +143,14 @@ class IptablesArtefact:
             for index, (layer, table) in enumerate(_TABLES.items()):
                 yield f'{"," if index else ""}\n "{table}": {{'
                 yield from _members(
-                    (name, [line for line, _ in lines]) for name, lines in self.chains(family, layer, loadable=loadable)
+                    (name, _as_json(lines)) for name, lines in self.chains(family, layer, loadable=loadable)
                 )
                 yield "}"
             yield "}"
         yield ',\n"ipset": {'
-        yield from _members(self.sets())
+        yield from _members((name, json.dumps(lines)) for name, lines in self.sets())
         yield '},\n"ebtables": {'
-        yield from _members((name, [line for line, _ in lines]) for name, lines in self.link_chains())
+        yield from _members((name, _as_json(lines)) for name, lines in self.link_chains())
         yield "}}\n"
 
 
@@ -161,9 +162,13 @@ def _hook_line(hook: Hook) -> str:
     return f"-A {hook.point.value} -j {hook.chain}"
 
 
-def _members(items: Iterator[tuple[str, list[str]]]) -> Iterator[str]:
-    for index, (name, lines) in enumerate(items):
-        yield f"{',' if index else ''}\n  {json.dumps(name)}: {json.dumps(lines)}"
+def _members(items: Iterator[tuple[str, str]]) -> Iterator[str]:
+    for index, (name, text) in enumerate(items):
+        yield f"{',' if index else ''}\n  {json.dumps(name)}: {text}"
+
+
+def _as_json(lines: Sequence[tuple[str, Origin]]) -> str:
+    return lines.text if isinstance(lines, KeptLines) else json.dumps([line for line, _ in lines])
 
 
 class IptablesBackend:

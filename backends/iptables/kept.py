@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
 
 from pvefw_nft.ir.nodes import Family, Layer, Origin, Provenance
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 _SECTION = re.compile(r',?\n"([a-z0-9]+)": \{|\},\n"([a-z]+)": \{')
 _TABLE = re.compile(r',?\n "([a-z]+)": \{')
-_MEMBER = re.compile(r',?\n  ("[^"\\]+"): (\[.*\])', re.DOTALL)
+_MEMBER = re.compile(r',?\n  "([^"\\]+)": (?=\[)')
 _FAMILIES = {"iptables": Family.V4, "ip6tables": Family.V6}
 _LAYERS = {"filter": Layer.FILTER, "raw": Layer.RAW}
 _NOWHERE = Origin(Provenance.BUILTIN)
@@ -33,6 +35,32 @@ def _names_are_plain(dependencies: Any) -> bool:  # noqa: ANN401
     return bool(dependencies[1] == ())
 
 
+class KeptLines(Sequence[tuple[str, Origin]]):
+    """The lines of a chain, by their JSON text, which is read where a line is asked for."""
+
+    def __init__(self, text: str) -> None:
+        """Take the text of a list of lines."""
+        self.text = text
+
+    @cached_property
+    def _lines(self) -> list[tuple[str, Origin]]:
+        return [(line, _NOWHERE) for line in json.loads(self.text)]
+
+    @overload
+    def __getitem__(self, place: int) -> tuple[str, Origin]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[tuple[str, Origin]]: ...
+
+    def __getitem__(self, place: int | slice) -> tuple[str, Origin] | list[tuple[str, Origin]]:
+        """Return a line with its origin, which is not known."""
+        return self._lines[place]
+
+    def __len__(self) -> int:
+        """Return the number of lines."""
+        return len(self._lines)
+
+
 class KeptChains:
     """The chains in the pieces of an artefact."""
 
@@ -41,8 +69,8 @@ class KeptChains:
         self._found: dict[tuple[str, str], str] = {}
         section = stage = ""
         for piece in pieces:
-            if (member := _MEMBER.fullmatch(piece)) is not None:
-                self._found[stage, json.loads(member[1])] = member[2]
+            if piece.endswith("]") and (member := _MEMBER.match(piece)) is not None:
+                self._found[stage, member[1]] = piece[member.end() :]
             elif (found := _SECTION.fullmatch(piece)) is not None:
                 section = stage = found[1] or found[2]
             elif (found := _TABLE.fullmatch(piece)) is not None and section in _FAMILIES and found[1] in _LAYERS:
@@ -52,7 +80,9 @@ class KeptChains:
         """Return the result of a stage for a chain of which ``noted`` was noted; None where it is not there."""
         if stage.startswith("dispatches "):
             return noted
-        found = self._found.get((stage, name))
-        if found is None or (stage != "ebtables" and not _names_are_plain(dependencies())):
+        found = self._found.get((stage, name), "")
+        if found != "[]" and not found.startswith('["'):
             return None
-        return [(line, _NOWHERE) for line in json.loads(found)]
+        if stage != "ebtables" and not _names_are_plain(dependencies()):
+            return None
+        return KeptLines(found)

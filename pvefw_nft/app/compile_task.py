@@ -33,6 +33,7 @@ from pvefw_nft.app.unfiltered import unfiltered_guests
 from pvefw_nft.cache import Cache
 from pvefw_nft.config import netdb
 from pvefw_nft.config.files import Files
+from pvefw_nft.pipeline import BACKENDS
 from pvefw_nft.pipeline.preload import load_stages
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Task:
     def _find(self, steady: SteadySource, cache: Cache, asks: _Asks) -> list[bytes]:
         kept: Kept | None = None
         if self._last is None:
-            load_stages()
+            load_stages(backends=BACKENDS if self._kept is None else (self._kept.backend,))
             result = steady.find_first(cache, self._before, asks.waiting, self._kept)
             kept, self._kept = self._kept, None
         else:

@@ -11,7 +11,6 @@ import click
 
 from pvefw_nft.app import desired as desired_ruleset
 from pvefw_nft.app.compiler import Compiler
-from pvefw_nft.app.ruleset_diff import with_lines
 from pvefw_nft.app.steady_source import patient
 from pvefw_nft.cli import console
 from pvefw_nft.cli.command import command
@@ -268,6 +267,8 @@ def _preview(firewall: Firewall, desired: Desired, *, reload_all: bool, only_if_
         if outcome.switched_from is not None:
             click.echo(f"# then the rules of the {outcome.switched_from} backend are removed")
         return
+    from pvefw_nft.app.ruleset_diff import with_lines  # deferred: it reads rulesets, and an apply does not
+
     changes = with_lines(outcome.changes, running_ruleset(), desired)
     console.answer(**outcome_facts(replace(outcome, changes=changes)), backend=desired.backend)
     for change in changes:

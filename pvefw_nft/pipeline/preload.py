@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from pvefw_nft.pipeline import BACKENDS
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-def load_stages(*, checks: bool = False, proof: bool = False) -> None:
+
+def load_stages(*, backends: Iterable[str] = BACKENDS, checks: bool = False, proof: bool = False) -> None:
     """Import the modules of the stages, which are otherwise imported at first use.
 
-    For processes that fork workers, or that cannot read program files later. ``checks`` adds the review of a
+    For processes that fork workers, or that cannot read program files later. ``backends`` are the ones that are likely
+    to be needed. ``checks`` adds the review of a
     configuration and the readers of rulesets, ``proof`` the prover.
     """
     names = ["config.load", "ir.build", "ir.validate", "pipeline.kept"]
-    names += [f"backends.{name}{module}" for name in BACKENDS for module in ("", ".kept")]
+    names += [f"backends.{name}{module}" for name in backends for module in ("", ".kept")]
     if checks:
         names += [
             "pipeline.review",
