@@ -100,8 +100,15 @@ class RuleParser:
         """Return what a rule about a bridge port says. Raises what :meth:`_parse` raises."""
         state = State([port])
         MATCHES["physdev"][option](self._context, state, False)  # noqa: FBT003 - as for every reader of an option
-        bridged, (conditions, effects, verdict) = self._part(match)[0], self._part(target)
+        bridged, (conditions, effects, verdict) = self._part(match)[0], self._target_of(target)
         return (*leading, *bridged, *state.conditions, *conditions), effects, verdict
+
+    def _target_of(self, text: str) -> Parsed:
+        """Return what ``-j TARGET`` or ``-g CHAIN`` says. Raises what :meth:`_parse` raises."""
+        option, _, target = text.partition(" ")
+        if option == "-j" and target not in TARGETS and target not in PLAIN_TARGETS:
+            return (), (), Jump(sys.intern(target))
+        return self._part(text)
 
     def _part(self, body: str) -> Parsed:
         """Return what a part of a rule says. Raises what :meth:`_parse` raises."""

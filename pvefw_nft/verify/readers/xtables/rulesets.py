@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pvefw_nft.verify.model import (
     ACCEPT,
@@ -70,12 +70,8 @@ _APPENDED = re.compile(r"-A (\S+) .*(?:\n-A \1 .*)*")
 """Lines in a row that append rules to one chain."""
 
 
-class _Unread(NamedTuple):
-    """A rule as text: its line, the line's number, and the rule without ``-A CHAIN``."""
-
-    line: str
-    number: int
-    body: str
+_Unread: TypeAlias = tuple[str, int, str]
+"""A rule as text: its line, the line's number, and the rule without ``-A CHAIN``."""
 
 
 class _UnreadLines(NamedTuple):
@@ -92,7 +88,7 @@ def _each(unread: Iterable[_Unread | _UnreadLines]) -> list[_Unread]:
         if isinstance(one, _UnreadLines):
             start = one.lines.index(" ", len("-A ")) + 1
             lines = enumerate(one.lines.split("\n"), one.number)
-            found += [_Unread(line.strip(), number, line[start:].strip()) for number, line in lines]
+            found += [(line.strip(), number, line[start:].strip()) for number, line in lines]
         else:
             found.append(one)
     return found
@@ -178,12 +174,14 @@ class XtablesReader:
 
     def _append_lines(self, table: Table, chain: Chain, lines: _UnreadLines) -> None:
         """Read rules of a chain. Raises RulesetError."""
-        known = self._parser.known
+        known, origins = self._parser.known, self.origins
+        name, place = chain.name, table.key.name
         for index, (line, number, body) in enumerate(_each([lines]), len(chain.rules) + 1):
             parsed = known.get(body)
             if parsed is None or isinstance(parsed[2], (Jump, Goto)):  # the table may have no such chain
-                parsed = self._parser.parse(table, chain.name, index, body)
-            chain.rules.append(Rule(*parsed, line, self._origin(table, chain.name, index), number))
+                parsed = self._parser.parse(table, name, index, body)
+            origin = origins.get((place, name, index), "") if origins else ""
+            chain.rules.append(Rule(*parsed, line, origin, number))
 
     def _expect_commit(self, table: Table | None, number: int) -> None:
         if table is not None:
@@ -208,7 +206,7 @@ class XtablesReader:
         self._parser.check_targets(self.tables.values())
         digests = SetDigests(self.sets) if self.digests else None
         texts = {
-            (table, name): "\n".join([one.lines if isinstance(one, _UnreadLines) else one.line for one in unread])
+            (table, name): "\n".join([one.lines if isinstance(one, _UnreadLines) else one[0] for one in unread])
             for table, chains in self._unread.items()
             for name, unread in chains.items()
         }
@@ -319,7 +317,7 @@ class XtablesReader:
             unread = self._unread_of(table, name)
             if place is not None:
                 unread[:] = _each(unread)  # places count rules
-            unread.insert(len(unread) if place is None else place - 1, _Unread(line, number, body))
+            unread.insert(len(unread) if place is None else place - 1, (line, number, body))
             return
         rule = self._rule(table, name, len(chain.rules) + 1 if place is None else place, body, line, number)
         if place is None:
