@@ -36,6 +36,9 @@ _LOGGING = re.compile(r'([^"!]*[^"!\s]) -j NFLOG --nflog-prefix "([^"\\]+)"')
 _OF_PORT = re.compile(
     r'(-m physdev(?: --physdev-is-bridged)?) (--physdev-(?:in|out)) ([^!"\s][^"\s]*) (-[jg] [^!"\s][^"\s]*)'
 )
+_WITH_PORT = re.compile(
+    r'-p (tcp|udp) (--[sd]port) ([^!"\s][^"\s]*)( -m limit --limit [^!"\s][^"\s]*)?( -[jg] [^!"\s][^"\s]*)?'
+)
 _TARGET_WORDS = ("-j", "-g", "--jump", "--goto")
 
 
@@ -90,7 +93,7 @@ class RuleParser:
             if dispatch is not None:
                 return self._of_port(leading, *dispatch.groups())
             if not leading:
-                return None
+                return self._with_port(body)
             conditions, effects, verdict = self._part(body[place:])
         except (ValueError, KeyError, IndexError, RulesetError):
             return None  # reading the rule as a whole says what is wrong with it
@@ -114,8 +117,25 @@ class RuleParser:
         """Return what a part of a rule says. Raises what :meth:`_parse` raises."""
         known = self.known.get(body)
         if known is None:
-            known = self.known[body] = self._parse("", body)
+            known = self.known[body] = self._with_port(body) or self._parse("", body)
         return known
+
+    def _with_port(self, body: str) -> Parsed | None:
+        """Return what a rule about a port says, of which only the limit and the target follow; None: another rule.
+
+        Raises what :meth:`_parse` raises.
+        """
+        found = _WITH_PORT.fullmatch(body)
+        if found is None:
+            return None
+        protocol, option, port, limit, target = found.groups()
+        state = State([port], protocol=protocol)
+        MATCHES[BY_PROTOCOL[protocol]][option](self._context, state, False)  # noqa: FBT003 - as for every option
+        parts = [self._part(f"-p {protocol}"), (tuple(state.conditions), (), None)]
+        parts += [self._part(limit.lstrip())] if limit else []
+        parts += [self._target_of(target.lstrip())] if target else []
+        *_, (_, effects, verdict) = parts
+        return tuple([condition for conditions, _, _ in parts for condition in conditions]), effects, verdict
 
     def _leading_condition(self, option: str, value: str) -> Condition:
         """Return the condition of an option with a value. Raises what its reader raises."""
