@@ -204,6 +204,8 @@ ODD = [
     "-m physdev ! --physdev-in tap1i0 -j DROP",
     "-m physdev --physdev-in -j -j DROP",
     "-p tcp --dport http -j ACCEPT",
+    "-p udp --dport exec -j DROP",
+    "-p tcp --dport biff -j DROP",
     "-p udp --sport 1:70000 -j ACCEPT",
     "-p udp --sport 5: -m limit --limit 1/sec -j DROP",
     "-p tcp --dport 22 -m limit --limit 1/sec",

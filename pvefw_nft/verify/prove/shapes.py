@@ -22,6 +22,7 @@ has the same shape and other combinations.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pvefw_nft.verify import model as m
@@ -208,10 +209,9 @@ def overlaps(places: Mapping[m.Test, int]) -> tuple[tuple[m.Field, frozenset[int
     found: list[tuple[m.Field, frozenset[int]]] = []
     for on, sets in by_field.items():
         if len(sets) == 1:
-            # as below: most fields are bits that one rule sets, or are tested once
+            # most fields are bits that one rule sets, or are tested once
             ((values, bit),) = sets.items()
-            alone = {bit} if values.bounds == (0, on.size) else {0, bit} if values else {0}
-            found.append((on, frozenset(alone)))
+            found.append((on, _alone(values, bit, on.size)))
             continue
         flips: dict[int, int] = {0: 0}
         for values, bit in sets.items():
@@ -226,3 +226,9 @@ def overlaps(places: Mapping[m.Test, int]) -> tuple[tuple[m.Field, frozenset[int
             met.add(combination)
         found.append((on, frozenset(met)))
     return tuple(found)
+
+
+@lru_cache(maxsize=1 << 12)
+def _alone(values: IntervalSet, bit: int, size: int) -> frozenset[int]:
+    """Return what :func:`overlaps` finds for the one test of a field."""
+    return frozenset({bit} if values.bounds == (0, size) else {0, bit} if values else {0})
