@@ -51,7 +51,9 @@ class KeptChains:
         self._found: dict[tuple[str, bool, str], str] = {}
         for piece in pieces:
             if (found := _PIECE.match(piece)) is not None:
-                self._found[found[2], found[1] == "rule", json.loads(found[3])] = piece
+                name = found[3]
+                name = json.loads(name) if "\\" in name else name[1:-1]
+                self._found[found[2], found[1] == "rule", name] = piece
 
     def result(self, stage: str, name: str, noted: Any, _: Any, make: Callable[[], Any]) -> Any:  # noqa: ANN401
         """Return the result of a stage for a chain of which ``noted`` was noted; None where it is not there."""

@@ -28,7 +28,6 @@ from pvefw_nft.app.judgement import Judgement
 from pvefw_nft.app.nics import read_filtered_nics
 from pvefw_nft.app.peers import cluster_peers
 from pvefw_nft.app.steady_source import SteadySource
-from pvefw_nft.app.switches import read_switches, switches_as_json
 from pvefw_nft.app.unfiltered import unfiltered_guests
 from pvefw_nft.cache import Cache
 from pvefw_nft.config import netdb
@@ -139,6 +138,9 @@ class Task:
         return [encode({"kind": "unfiltered", "nics": [astuple(one) for one in found]})]
 
     def _switches(self, steady: SteadySource) -> list[bytes]:
+        # deferred: only `doctor` asks for it
+        from pvefw_nft.app.switches import read_switches, switches_as_json
+
         found = steady.patience.run(lambda: read_switches(steady.source, self._backend))
         return [encode({"kind": "switches", **switches_as_json(*found)})]
 

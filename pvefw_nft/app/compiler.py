@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +36,6 @@ from pvefw_nft.app.compile_messages import (
 from pvefw_nft.app.compile_task import HOST_FILES, Task
 from pvefw_nft.app.judgement import Judgement, read_connections
 from pvefw_nft.app.steady_source import SETTLE_SECONDS, patience_of
-from pvefw_nft.app.switches import switches_of_json
 from pvefw_nft.app.unfiltered import Unfiltered
 from pvefw_nft.config import netdb
 from pvefw_nft.config.files import FILES
@@ -57,6 +57,10 @@ if TYPE_CHECKING:
     from pvefw_nft.pipeline.notes import Kept
 
 
+PROBE_SECONDS = 1.0
+"""Seconds after an answer of the file system for which further requests to the same process do not probe it."""
+
+
 class Compiler:
     """The compiler of one source. ``missing`` lists the confinements that its process lacks."""
 
@@ -72,6 +76,7 @@ class Compiler:
         self._kept: Kept | None = None
         self._known: Desired | None = None
         self._before: Before | None = None
+        self._answered = 0.0  # when the file system answered last, by the monotonic clock
         self.missing: tuple[str, ...] = ()
         self.doubts: tuple[list[str], float | None] = ([], None)
         """Paths whose content is not believed yet, and the seconds until the first of them is."""
@@ -186,6 +191,8 @@ class Compiler:
 
     def switches(self) -> tuple[str, Switches]:
         """Return the backend of the configuration, and its enable switches. Raises as :meth:`find`."""
+        from pvefw_nft.app.switches import switches_of_json  # deferred: only `doctor` asks for it
+
         message = self._ask({"do": "switches"})
         found: tuple[str, Switches] = checked(lambda: switches_of_json(message))
         return found
@@ -222,7 +229,9 @@ class Compiler:
     def _request(
         self, request: dict[str, Any], waiting: Callable[[str], None], frames: Sequence[bytes]
     ) -> dict[str, Any]:
-        self._patience.run(lambda: None)  # a process that hangs in a file system cannot be ended: ask that first
+        if self._worker is None or time.monotonic() - self._answered > PROBE_SECONDS:
+            self._patience.run(lambda: None)  # a process that hangs in a file system cannot be ended: ask that first
+            self._answered = time.monotonic()
         if self._worker is None:
             self._start()
         assert self._worker is not None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pvefw_nft.app import compiler as compiler_module
 from pvefw_nft.app import session_guard
 from pvefw_nft.app.compiler import Compiler
 from pvefw_nft.app.desired import desired_of
@@ -17,7 +18,7 @@ from pvefw_nft.app.steady_source import patient
 from pvefw_nft.host.live_network import LiveLink, LiveNetwork
 from pvefw_nft.host.tracking.connections import Flow, Session
 from pvefw_nft.host.watching import file_probe
-from pvefw_nft.pipeline import Source, compile_root
+from pvefw_nft.pipeline import Observations, Source, compile_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -282,4 +283,9 @@ def test_judgement_of_the_compilers_process_is_the_same_and_probes_the_file_syst
     source = patient(Source(configured.root, "n", lambda: None))
     with Compiler(source, None, settle=0.0) as compiler:
         assert compiler.judge(configured.compiled, None, lambda: now) == here
-    assert probes == [configured.root]
+        assert probes == [configured.root]
+        assert not compiler.still_hold(Observations())  # at once: the file system has just answered
+        assert probes == [configured.root]
+        monkeypatch.setattr(compiler_module, "PROBE_SECONDS", 0.0)
+        assert not compiler.still_hold(Observations())
+        assert probes == [configured.root] * 2

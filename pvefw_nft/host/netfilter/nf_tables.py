@@ -42,6 +42,8 @@ EXPRESSION_NAME, EXPRESSION_DATA = 1, 2
 _COUNTER_PACKETS = 2
 _IMMEDIATE_DATA, _DATA_VERDICT, _VERDICT_CODE = 2, 2, 1
 _NF_DROP = 0
+_HEADER = struct.Struct("=IHHI").unpack_from  # struct nlmsghdr: its length, type, flags and number
+_ATTRIBUTE = struct.Struct("=HH").unpack_from  # struct nlattr: its length and kind
 _COMMENT = 0  # NFTNL_UDATA_RULE_COMMENT, libnftnl's udata.h
 
 
@@ -82,12 +84,14 @@ def _tables() -> dict[tuple[str, str], int]:
 def rules(family: str, table: str, chain: str | None = None) -> list[Rule]:
     """Return the rules of a table, or of one chain, in order; none if there is no such table or chain."""
     found = []
+    # a table of thousands of guests has as many notes: names are compared as the kernel sends them
+    table_sent, chain_sent = table.encode() + b"\0", None if chain is None else chain.encode() + b"\0"
     with Questions() as questions:
         for body in _rules(questions, family, table, chain):
             parts = dict(attributes(body, 4))
-            name = text(parts[_RULE_CHAIN])
             # the kernel has filtered by these already; one that cannot lists all rules of the family
-            if text(parts[_RULE_TABLE]) == table and chain in (None, name):
+            if parts[_RULE_TABLE] == table_sent and chain_sent in (None, parts[_RULE_CHAIN]):
+                name = text(parts[_RULE_CHAIN]) if chain is None else chain
                 handle = int.from_bytes(parts[_RULE_HANDLE], "big")
                 found.append(Rule(name, handle, _comment(parts.get(_RULE_USERDATA, b""))))
     return found
@@ -224,7 +228,7 @@ class Questions:
 def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     position = 0
     while position + 16 <= len(data):
-        length, kind, flags, number = struct.unpack_from("=IHHI", data, position)
+        length, kind, flags, number = _HEADER(data, position)
         if length < 16:
             return
         yield kind, flags, number, data[position + 16 : position + length]
@@ -233,8 +237,9 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 def attributes(data: bytes, position: int) -> Iterator[tuple[int, bytes]]:
     """Yield the attributes (struct nlattr) from there on: their kind and value."""
-    while position + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, position)
+    end = len(data) - 4
+    while position <= end:
+        length, kind = _ATTRIBUTE(data, position)
         if length < 4:
             return
         yield kind & 0x3FFF, data[position + 4 : position + length]
