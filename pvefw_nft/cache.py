@@ -11,7 +11,7 @@ compile, of which cached guests use nothing. A command compiles once, with :data
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -94,6 +94,23 @@ class _NoCache(Cache):
     def same(self, stage: str, key: Hashable, result: _T) -> _T:  # noqa: ARG002 - as of any cache
         """Return the result."""
         return result
+
+
+class Once(Generic[_T]):
+    """A function without arguments that is called once. :func:`functools.cache` takes ten times as long to make."""
+
+    __slots__ = ("_made", "_make")
+
+    def __init__(self, make: Callable[[], _T]) -> None:
+        """Call nothing yet."""
+        self._make = make
+        self._made: list[_T] = []
+
+    def __call__(self) -> _T:
+        """Return the result of the first call that raised nothing."""
+        if not self._made:
+            self._made.append(self._make())
+        return self._made[0]
 
 
 NO_CACHE: Final[Cache] = _NoCache()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pvefw_nft.backends.nft.place import Place, chain_name
 from pvefw_nft.backends.nft.scope import Simple
 from pvefw_nft.backends.nft.syntax.objects import Block, ConstantSet
+from pvefw_nft.cache import Once
 from pvefw_nft.ir.nodes import Goto, Jump, Layer, SetKey
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class KeptSimple(Simple):
         sets: tuple[tuple[SetKey, int], ...],
     ) -> None:
         """Make nothing yet."""
-        object.__setattr__(self, "_make", cache(make))
+        object.__setattr__(self, "_make", Once(make))
         object.__setattr__(self, "calls", calls)
         object.__setattr__(self, "sets", sets)
 

@@ -7,9 +7,10 @@ If anything asks for the rules after all, the guest's file is read and its chain
 from __future__ import annotations
 
 import re
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pvefw_nft.cache import Once
 from pvefw_nft.config.values import Prefix
 from pvefw_nft.ir.guest import GuestPart
 from pvefw_nft.ir.nodes import (
@@ -94,7 +95,7 @@ def part_of_json(value: Any, vmid: int, build: Callable[[], GuestPart]) -> Guest
 
     Raises TypeError, ValueError, KeyError or IndexError for JSON that is not the part of this guest.
     """
-    real = cache(build)
+    real = Once(build)
 
     def rules(place: int, name: str) -> tuple[Rule, ...]:
         chain = real().chains[place][1]

@@ -12,13 +12,12 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from functools import cache as once
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
-from pvefw_nft.cache import Cache
+from pvefw_nft.cache import Cache, Once
 from pvefw_nft.config.load import GUEST, LazyGuest, Reading
 from pvefw_nft.config.model import Guest, Nic
 from pvefw_nft.errors import PvefwError, Span
@@ -142,7 +141,7 @@ class KeptCache(Cache):
         self.guests: dict[int, Guest] = {}
         """The guests of these notes: their filtered NICs, with nothing but where they are."""
         module = import_module(f"pvefw_nft.backends.{kept.backend}.kept")
-        self._chains = once(lambda: module.KeptChains(kept.pieces))
+        self._chains = Once(lambda: module.KeptChains(kept.pieces))
 
     def get(
         self,
@@ -199,7 +198,7 @@ class KeptCache(Cache):
         """Return the result of a stage from its note; None where it cannot be had."""
         if stage == GUEST:
             path, _ = noted.config
-            read = once(lambda: cast("Guest", make().guest))
+            read = Once(lambda: cast("Guest", make().guest))
             return Reading(LazyGuest(noted.vmid, noted.kind, path, read), (), (), None)
         if stage == PART:
             self._builders[cast("int", key)] = make
