@@ -11,9 +11,9 @@ import itertools
 import json
 from typing import TYPE_CHECKING
 
-from pvefw_nft.backends.iptables.kept import KeptLines
 from pvefw_nft.backends.iptables.link import link_lines
 from pvefw_nft.backends.iptables.lower import ChainLowering
+from pvefw_nft.backends.iptables.noted import NotedLines
 from pvefw_nft.backends.iptables.sets import SetNames, set_lines
 from pvefw_nft.backends.signature import signature
 from pvefw_nft.cache import NO_CACHE
@@ -168,7 +168,7 @@ def _members(items: Iterator[tuple[str, str]]) -> Iterator[str]:
 
 
 def _as_json(lines: Sequence[tuple[str, Origin]]) -> str:
-    return lines.text if isinstance(lines, KeptLines) else json.dumps([line for line, _ in lines])
+    return lines.text if isinstance(lines, NotedLines) else json.dumps([line for line, _ in lines])
 
 
 class IptablesBackend:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from pvefw_nft.host.records.record import Desired
-    from pvefw_nft.pipeline.notes import Kept
+    from pvefw_nft.pipeline.notes import LastCompile
 
 _Key = TypeVar("_Key", str, tuple[str, str])
 
@@ -90,10 +90,12 @@ def error_of_json(value: Any) -> PvefwError:  # noqa: ANN401 - JSON
 # --- rulesets -------------------------------------------------------------------------------------------------
 
 
-def result_as_json(result: Result, sent: dict[str, int], kept: Kept | None = None) -> tuple[dict[str, Any], bytes]:
+def result_as_json(
+    result: Result, sent: dict[str, int], past: LastCompile | None = None
+) -> tuple[dict[str, Any], bytes]:
     """Return a result as a message, and the frame of the pieces that are not in ``sent``, by their place.
 
-    Of answers and notes about guests, only those that differ from ``kept`` are sent.
+    Of answers and notes about guests, only those that differ from ``past`` are sent.
     """
     desired = result.desired
     conntrack = desired.conntrack
@@ -106,18 +108,22 @@ def result_as_json(result: Result, sent: dict[str, int], kept: Kept | None = Non
         "hardening": desired.hardening,
         "pieces": [sent[piece] if piece in sent else place[piece] for piece in desired.pieces],
         "diagnostics": [diagnostic_as_json(diagnostic) for diagnostic in result.diagnostics],
-        "answers": _changes({} if kept is None else kept.observations.answers, result.observations.answers),
-        "guests": _changes({} if kept is None else kept.guests, result.notes),
+        "answers": _changes({} if past is None else past.observations.answers, result.observations.answers),
+        "guests": _changes({} if past is None else past.guests, result.notes),
     }
     return message, _BETWEEN.join(piece.encode() for piece in fresh)
 
 
 def result_of_json(
-    message: dict[str, Any], frame: bytes, last: Desired | None, backend: str | None, kept: Kept | None = None
+    message: dict[str, Any],
+    frame: bytes,
+    last: Desired | None,
+    backend: str | None,
+    past: LastCompile | None = None,
 ) -> Result:
     """Return the result of a message: ``last`` is the ruleset before it, ``backend`` the one that was asked for.
 
-    ``kept`` is as for :func:`result_as_json`.
+    ``past`` is as for :func:`result_as_json`.
     """
     fresh = frame.decode().split(_BETWEEN.decode()) if frame else []
     known = last.pieces if last is not None else ()
@@ -134,9 +140,9 @@ def result_of_json(
         conntrack=conntrack,
         hardening=typed(message["hardening"], str),
     )
-    answers = _changed({} if kept is None else kept.observations.answers, message["answers"], _question_of)
+    answers = _changed({} if past is None else past.observations.answers, message["answers"], _question_of)
     diagnostics = tuple(map(diagnostic_of_json, message["diagnostics"]))
-    notes = _changed({} if kept is None else kept.guests, message["guests"], lambda key: typed(key, str))
+    notes = _changed({} if past is None else past.guests, message["guests"], lambda key: typed(key, str))
     return Result(desired, diagnostics, Observations(answers), notes=texts_by_guest(notes))
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pvefw_nft.host.confined import Channel
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Source
-    from pvefw_nft.pipeline.notes import Kept
+    from pvefw_nft.pipeline.notes import LastCompile
 
 _PAUSE = 0.5
 """Seconds after an answer in which a command closes the channel, and a service seldom asks again."""
@@ -61,33 +61,33 @@ class Task:
         backend: str | None,
         settle: float,
         before: Before,
-        kept: Kept | None = None,
+        past: LastCompile | None = None,
         judged: tuple[Desired | None, Desired | None] = (None, None),
     ) -> None:
-        """Compile with the notes of ``kept``, or judge a ruleset and the one before it.
+        """Compile with the notes of ``past``, or judge a ruleset and the one before it.
 
         ``before`` are the facts known of the last apply. ``judged`` without a ruleset: the one that was found.
         """
         self._source = source
-        self._kept = kept
+        self._past = past
         self._judged = judged
         self._backend = backend
         self._settle = settle
         self._before = before
-        self._sent = _places(kept.pieces if kept is not None else ())
+        self._sent = _places(past.pieces if past is not None else ())
         self._last: Result | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process. Facts that only the host knows are left out: that process asks."""
         source = replace(self._source, local_network=_unasked, real_interface=_unasked, zones=dict, now=time.time)
         state = {"source": source, "backend": self._backend, "settle": self._settle, "before": self._before}
-        return {**state, "kept": self._kept, "judged": self._judged}
+        return {**state, "past": self._past, "judged": self._judged}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._source, self._backend = state["source"], state["backend"]
-        self._settle, self._before, self._kept = state["settle"], state["before"], state["kept"]
+        self._settle, self._before, self._past = state["settle"], state["before"], state["past"]
         self._judged = state["judged"]
-        self._sent, self._last = _places(self._kept.pieces if self._kept is not None else ()), None
+        self._sent, self._last = _places(self._past.pieces if self._past is not None else ()), None
         load_stages()
 
     def serve(self, channel: Channel, missing: Sequence[str]) -> None:
@@ -149,8 +149,8 @@ class Task:
 
     def _holds(self, steady: SteadySource, answers: list[list[str]] | None) -> list[bytes]:
         if answers is None:
-            assert self._kept is not None
-            holds = steady.still_hold(self._kept.observations)
+            assert self._past is not None
+            holds = steady.still_hold(self._past.observations)
         else:
             holds = steady.still_hold(observations_of_json(answers))
         return [encode({"kind": "holds", "holds": holds})]
@@ -175,18 +175,18 @@ class Task:
         return [encode({"kind": "judgement", **judgement_as_json(judgement)})]
 
     def _find(self, steady: SteadySource, cache: Cache, asks: _Asks) -> list[bytes]:
-        kept: Kept | None = None
+        past: LastCompile | None = None
         if self._last is None:
-            load_stages(backends=BACKENDS if self._kept is None else (self._kept.backend,))
-            result = steady.find_first(cache, self._before, asks.waiting, self._kept)
-            kept, self._kept = self._kept, None
+            load_stages(backends=BACKENDS if self._past is None else (self._past.backend,))
+            result = steady.find_first(cache, self._before, asks.waiting, self._past)
+            past, self._past = self._past, None
         else:
             result = steady.find(self._last, cache)
         paths, seconds = steady.doubtful()
         doubts = {"doubts": paths, "seconds": seconds}
         if result is self._last:
             return [encode({"kind": "same", **doubts})]
-        message, pieces = result_as_json(result, self._sent, kept)
+        message, pieces = result_as_json(result, self._sent, past)
         self._last = result
         self._sent = _places(result.desired.pieces)
         return [encode({"kind": "ruleset", **message, **doubts}), pieces]

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from pvefw_nft.host.doctor import Switches
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Observations, Source
-    from pvefw_nft.pipeline.notes import Kept
+    from pvefw_nft.pipeline.notes import LastCompile
 
 
 PROBE_SECONDS = 1.0
@@ -73,7 +73,7 @@ class Compiler:
         self._patience = patience_of(source)
         self._worker: Worker | None = None
         self._last: Result | None = None
-        self._kept: Kept | None = None
+        self._past: LastCompile | None = None
         self._known: Desired | None = None
         self._before: Before | None = None
         self._answered = 0.0  # when the file system answered last, by the monotonic clock
@@ -87,10 +87,10 @@ class Compiler:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def take_up(self, known: Desired, kept: Kept) -> None:
+    def take_up(self, known: Desired, past: LastCompile) -> None:
         """Have the process that is started next begin with the notes of the compile that made a ruleset on record."""
         self.close()
-        self._known, self._kept = known, kept
+        self._known, self._past = known, past
 
     def find_once(
         self,
@@ -109,9 +109,9 @@ class Compiler:
         """
         noted = desired_ruleset.read_notes(self._source, self._backend)
         self._before = desired_ruleset.known_before(noted) if self._settle else desired_ruleset.Before()
-        kept = desired_ruleset.kept(noted) if from_notes else None
-        if kept is not None:
-            self.take_up(*kept)
+        past = desired_ruleset.last_compile(noted) if from_notes else None
+        if past is not None:
+            self.take_up(*past)
         known = None if afresh else desired_ruleset.on_record(noted, self.still_hold)
         return self.find(waiting) if known is None else known
 
@@ -130,8 +130,8 @@ class Compiler:
         before = self._known if self._last is None else self._last.desired
         frame = self._receive()
         try:
-            kept = self._kept if self._last is None else None
-            self._last = checked(lambda: result_of_json(message, frame, before, self._backend, kept))
+            past = self._past if self._last is None else None
+            self._last = checked(lambda: result_of_json(message, frame, before, self._backend, past))
         except CompilerError:
             self.close()
             raise
@@ -168,7 +168,7 @@ class Compiler:
 
     def still_hold(self, observations: Observations) -> bool:
         """Tell whether the configuration gives the same answers now. Raises as :meth:`find`."""
-        known = self._kept is not None and observations is self._kept.observations  # the process has them too
+        known = self._past is not None and observations is self._past.observations  # the process has them too
         message = self._ask({"do": "holds", "answers": None if known else observations_as_json(observations)})
         holds: bool = checked(lambda: typed(message["holds"], bool))
         return holds
@@ -258,7 +258,7 @@ class Compiler:
             before = desired_ruleset.known_before(desired_ruleset.read_notes(self._source, self._backend))
         judged = judged or (None, self._known)
         before = before or desired_ruleset.Before()
-        task = Task(self._source, self._backend, self._settle, before, self._kept, judged)
+        task = Task(self._source, self._backend, self._settle, before, self._past, judged)
         self._worker = Worker(task.serve, _readable(self._source.root))
         self.missing = tuple(checked(lambda: [str(name) for name in self._message()["missing"]]))
 

@@ -16,7 +16,7 @@ from pvefw_nft.host.settings import Conntrack
 from pvefw_nft.host.tracking import zone_change
 from pvefw_nft.pipeline import MAX_NOTE, Observations, compile_root, hardening_of
 from pvefw_nft.pipeline.closing import CLOSED_CODES, closing_failures
-from pvefw_nft.pipeline.notes import Kept
+from pvefw_nft.pipeline.notes import LastCompile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +37,7 @@ class Result:
     observations: Observations
     from_record: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
-    """Notes of this compile about guests by VMID, for :class:`.Kept`."""
+    """Notes of this compile about guests by VMID, for :class:`.LastCompile`."""
     guests: Mapping[int, Guest] = field(default_factory=dict)
     """Guests by VMID, with the NICs that this compile read."""
 
@@ -64,13 +64,13 @@ def no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def compiled(source: Source, backend: str | None, cache: Cache = NO_CACHE, kept: Kept | None = None) -> Result:
+def compiled(source: Source, backend: str | None, cache: Cache = NO_CACHE, past: LastCompile | None = None) -> Result:
     """Compile the configuration; ``cache`` has results of earlier compiles. Raises the errors of :func:`compile_root`.
 
-    ``kept`` are the notes of the compile on record, for a compile with an empty cache. In doubt a firewall is enabled:
+    ``past`` are the notes of the compile on record, for a compile with an empty cache. In doubt a firewall is enabled:
     a mistake in a file must not switch it off.
     """
-    from pvefw_nft.pipeline.kept import KeptCache, guests_read, notes_of  # deferred, like all stages
+    from pvefw_nft.pipeline.noted_guests import NotesCache, guests_read, notes_of  # deferred, like all stages
 
     observations = Observations()
 
@@ -78,8 +78,8 @@ def compiled(source: Source, backend: str | None, cache: Cache = NO_CACHE, kept:
     observed = observations.observed(replace(source, cautious=True, zones=zones))
 
     def attempt(closed: Closed) -> Result:
-        if kept is not None and not closed:
-            with_notes = KeptCache(kept, observations, observed)
+        if past is not None and not closed:
+            with_notes = NotesCache(past, observations, observed)
             try:
                 found = made_with(with_notes, closed)
                 guests = {**with_notes.guests, **found.guests}
@@ -213,14 +213,14 @@ def on_record(noted: Notes | None, still_hold: Callable[[Observations], bool]) -
     return Result(applied, noted.diagnostics, noted.observations, from_record=True)
 
 
-def kept(noted: Notes | None) -> tuple[Desired, Kept] | None:
+def last_compile(noted: Notes | None) -> tuple[Desired, LastCompile] | None:
     """Return the ruleset that was applied last, and what its compile noted; None if there is nothing about guests."""
     if noted is None or not noted.guests:
         return None
     applied = record.load_if_sound(record.running_path())
     if applied is None or applied.identity != noted.identity:
         return None
-    return applied, Kept(applied.backend, noted.observations, noted.guests, applied.pieces, noted.diagnostics)
+    return applied, LastCompile(applied.backend, noted.observations, noted.guests, applied.pieces, noted.diagnostics)
 
 
 def texts_by_guest(value: dict[str, str]) -> dict[str, str]:

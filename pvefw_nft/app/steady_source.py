@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pvefw_nft.app.desired import Before, Result
     from pvefw_nft.cache import Cache
     from pvefw_nft.pipeline import Observations, Source
-    from pvefw_nft.pipeline.notes import Kept
+    from pvefw_nft.pipeline.notes import LastCompile
 
 _T = TypeVar("_T")
 
@@ -54,8 +54,8 @@ class SteadySource:
 
         return self.patience.run(looking)
 
-    def find(self, last: Result | None, cache: Cache, kept: Kept | None = None) -> Result:
-        """Return the ruleset; ``last``, if none of its inputs changed. ``kept``: see :func:`.desired.compiled`.
+    def find(self, last: Result | None, cache: Cache, past: LastCompile | None = None) -> Result:
+        """Return the ruleset; ``last``, if none of its inputs changed. ``past``: see :func:`.desired.compiled`.
 
         Raises the errors of :func:`.desired.compiled`; UnreadableError if the file system does not answer.
         """
@@ -63,12 +63,12 @@ class SteadySource:
         def read() -> Result:
             if last is not None and last.observations.still_hold(self.source):
                 return last
-            return desired_ruleset.compiled(self.source, self._backend, cache, kept)
+            return desired_ruleset.compiled(self.source, self._backend, cache, past)
 
         return self.patience.run(read)
 
     def find_first(
-        self, cache: Cache, before: Before, waiting: Callable[[str], None], kept: Kept | None = None
+        self, cache: Cache, before: Before, waiting: Callable[[str], None], past: LastCompile | None = None
     ) -> Result:
         """Return the first ruleset: ``waiting`` is called with each path that is waited for. Raises as :meth:`find`.
 
@@ -76,7 +76,7 @@ class SteadySource:
         """
         self._files.files = desired_ruleset.waiting_source(self._patient, before, self._settle, waiting).files
         try:
-            return self.find(None, cache, kept)
+            return self.find(None, cache, past)
         finally:
             self._files.files = self._patient.files
 

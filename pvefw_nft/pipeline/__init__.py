@@ -43,7 +43,7 @@ PRINTABLE = tuple(backend.name for backend in REGISTRY)
 """The names of all backends."""
 
 MAX_NOTE = 1 << 16
-"""Most characters of a note about one guest (:mod:`.kept`); a guest with a longer one is compiled each time."""
+"""Most characters of a note about one guest (:mod:`.noted_guests`); a guest with a longer one is compiled each time."""
 
 
 @dataclass(frozen=True, slots=True)

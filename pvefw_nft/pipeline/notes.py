@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class LastCompile:
     """The compile that made the ruleset on record: its questions, its notes by VMID, and the ruleset's pieces."""
 
     backend: str

@@ -25,7 +25,7 @@ from pvefw_nft.host.live_network import LiveLink, LiveNetwork
 from pvefw_nft.host.records import deltas, record, state
 from pvefw_nft.host.tracking.connections import Flow, Session
 from pvefw_nft.pipeline import MAX_NOTE, Source
-from pvefw_nft.pipeline.notes import Kept
+from pvefw_nft.pipeline.notes import LastCompile
 from tests.support import CONTAINER, VM, file_path
 from tests.test_cache import CLUSTER, EDITS, FILES, edit
 
@@ -67,14 +67,14 @@ def source_of(root: Path) -> Source:
     return Source(root, "n1", lambda: "10.0.0.0/24")
 
 
-def compiled(root: Path, backend: str, kept: Kept | None = None) -> Result:
-    return desired_ruleset.compiled(source_of(root), backend, Cache(), kept)
+def compiled(root: Path, backend: str, past: LastCompile | None = None) -> Result:
+    return desired_ruleset.compiled(source_of(root), backend, Cache(), past)
 
 
-def kept_of(result: Result) -> Kept:
+def past_of(result: Result) -> LastCompile:
     """Return what a later process finds on record."""
     desired = result.desired
-    return Kept(desired.backend, result.observations, dict(result.notes), desired.pieces, result.diagnostics)
+    return LastCompile(desired.backend, result.observations, dict(result.notes), desired.pieces, result.diagnostics)
 
 
 def assert_same(warm: Result, cold: Result, what: object) -> None:
@@ -89,7 +89,7 @@ def test_each_edit_gives_what_a_cold_compile_gives(make_root: MakeRoot, backend:
     last = compiled(root, backend)
     for what, name, content in EDITS:
         edit(root, name, content)
-        last, cold = compiled(root, backend, kept_of(last)), compiled(root, backend)
+        last, cold = compiled(root, backend, past_of(last)), compiled(root, backend)
         assert_same(last, cold, what)
         assert last.notes == cold.notes, what
 
@@ -136,20 +136,20 @@ def test_random_edits_give_what_a_cold_compile_gives(make_root: MakeRoot, backen
                     (root / f"etc/pve/firewall/{vmid}.pvefw").write_text(chance.choice(["", "[OPTIONS]\nqinq: 1\n"]))
                 case _:
                     edit(root, f"{vmid}.fw", chance.choice([some_guest(chance), some_guest(chance), None]))
-        last, cold = compiled(root, backend, kept_of(last)), compiled(root, backend)
+        last, cold = compiled(root, backend, past_of(last)), compiled(root, backend)
         assert_same(last, cold, step)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_only_the_changed_guest_is_read(make_root: MakeRoot, reads: list[int], backend: str) -> None:
     root = make_root(SOUND)
-    kept = kept_of(compiled(root, backend))
+    past = past_of(compiled(root, backend))
     edit(root, "103.fw", "[OPTIONS]\nenable: 1\n[RULES]\nIN ACCEPT -p tcp -dport 99\n")
     edit(root, "106.conf", VM.replace("01,", "20,"))
     edit(root, "106.fw", "[OPTIONS]\nenable: 1\n")
     edit(root, "105.conf", None)
     reads.clear()
-    warm = compiled(root, backend, kept)
+    warm = compiled(root, backend, past)
     assert reads == [103, 106]
     assert_same(warm, compiled(root, backend), "several guests")
 
@@ -167,10 +167,10 @@ def test_change_outside_of_guests_reads_all(
     make_root: MakeRoot, reads: list[int], backend: str, name: str, content: str
 ) -> None:
     root = make_root(SOUND)
-    kept = kept_of(compiled(root, backend))
+    past = past_of(compiled(root, backend))
     edit(root, name, content)
     reads.clear()
-    warm = compiled(root, backend, kept)
+    warm = compiled(root, backend, past)
     assert reads == list(range(100, 106))
     assert_same(warm, compiled(root, backend), name)
 
@@ -196,10 +196,10 @@ def test_host_renumbers_a_service(
     monkeypatch.setattr(netdb, "ETC", etc)
     (etc / "services").write_text("ownservice 5000/tcp\n")
     root = make_root({**SOUND, "104.fw": "[OPTIONS]\nenable: 1\n[RULES]\nIN ACCEPT -p tcp -dport ownservice\n"})
-    kept = kept_of(compiled(root, backend))
+    past = past_of(compiled(root, backend))
     (etc / "services").write_text("ownservice 6000/tcp\n")
     edit(root, "100.fw", "[OPTIONS]\nenable: 1\n")
-    warm = compiled(root, backend, kept)
+    warm = compiled(root, backend, past)
     assert "6000" in "".join(warm.desired.pieces)
     assert_same(warm, compiled(root, backend), "services")
 
@@ -228,9 +228,9 @@ def test_damaged_note_costs_no_more_than_its_guest(make_root: MakeRoot, backend:
     cold = compiled(root, backend)
     assert chains_of_others(cold)
     for _ in range(150):
-        kept = kept_of(last)
-        damaged = {**kept.guests, "101": json.dumps(damages(json.loads(kept.guests["101"]), chance))}
-        warm = compiled(root, backend, Kept(backend, kept.observations, damaged, kept.pieces, ()))
+        past = past_of(last)
+        damaged = {**past.guests, "101": json.dumps(damages(json.loads(past.guests["101"]), chance))}
+        warm = compiled(root, backend, LastCompile(backend, past.observations, damaged, past.pieces, ()))
         assert chains_of_others(warm) == chains_of_others(cold)
 
 
@@ -263,20 +263,20 @@ def test_note_of_another_guests_chains_does_not_count(
     make_root: MakeRoot, backend: str, break_it: Callable[[Any], object]
 ) -> None:
     root = make_root(SOUND)
-    kept = kept_of(compiled(root, backend))
-    note = json.loads(kept.guests["101"])
+    past = past_of(compiled(root, backend))
+    note = json.loads(past.guests["101"])
     break_it(note)
     edit(root, "105.fw", "[OPTIONS]\nenable: 1\n")
-    broken = Kept(backend, kept.observations, {**kept.guests, "101": json.dumps(note)}, kept.pieces, ())
+    broken = LastCompile(backend, past.observations, {**past.guests, "101": json.dumps(note)}, past.pieces, ())
     assert_same(compiled(root, backend, broken), compiled(root, backend), "a broken note")
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "[" * 10_000, "[]", "7"])
 def test_note_that_is_none_does_not_count(make_root: MakeRoot, reads: list[int], text: str) -> None:
     root = make_root(SOUND)
-    kept = kept_of(compiled(root, "nft"))
+    past = past_of(compiled(root, "nft"))
     reads.clear()
-    broken = Kept("nft", kept.observations, {**kept.guests, "101": text}, kept.pieces, ())
+    broken = LastCompile("nft", past.observations, {**past.guests, "101": text}, past.pieces, ())
     assert_same(compiled(root, "nft", broken), compiled(root, "nft"), text)
     assert reads[0] == 101
     assert len(reads) == 1 + 6
@@ -285,9 +285,9 @@ def test_note_that_is_none_does_not_count(make_root: MakeRoot, reads: list[int],
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pieces_that_are_not_there_are_made(make_root: MakeRoot, backend: str) -> None:
     root = make_root(SOUND)
-    kept = kept_of(compiled(root, backend))
-    pieces = [piece for piece in kept.pieces if "tap102i0" not in piece and "PVEFW-reject" not in piece]
-    lacking = Kept(backend, kept.observations, kept.guests, tuple(pieces), ())
+    past = past_of(compiled(root, backend))
+    pieces = [piece for piece in past.pieces if "tap102i0" not in piece and "PVEFW-reject" not in piece]
+    lacking = LastCompile(backend, past.observations, past.guests, tuple(pieces), ())
     assert_same(compiled(root, backend, lacking), compiled(root, backend), "pieces")
 
 
@@ -325,9 +325,9 @@ def test_update_takes_up_what_the_service_noted(
     taken: list[Any] = []
     take_up = Compiler.take_up
 
-    def noted(self: Compiler, *kept: Any) -> None:  # noqa: ANN401
-        taken.append(kept)
-        take_up(self, *kept)
+    def noted(self: Compiler, *past: Any) -> None:  # noqa: ANN401
+        taken.append(past)
+        take_up(self, *past)
 
     monkeypatch.setattr(Compiler, "take_up", noted)
     cold = find_once(source, backend)
@@ -346,30 +346,30 @@ def test_compile_afresh_takes_nothing_from_a_record(make_root: MakeRoot) -> None
     assert not find_once(source, "nft", afresh=True).from_record
 
 
-def kept(source: Source, backend: str) -> tuple[Desired, Kept] | None:
-    return desired_ruleset.kept(desired_ruleset.read_notes(source, backend))
+def past(source: Source, backend: str) -> tuple[Desired, LastCompile] | None:
+    return desired_ruleset.last_compile(desired_ruleset.read_notes(source, backend))
 
 
 def test_notes_of_another_ruleset_do_not_count(make_root: MakeRoot, run: Path) -> None:
     source = source_of(make_root(SOUND))
     first = compiled(source.root, "nft")
     apply(source, "nft", first)
-    assert kept(source, "nft") is not None
-    assert kept(source, "iptables") is None
-    assert kept(source_of(source.root / "etc"), "nft") is None
+    assert past(source, "nft") is not None
+    assert past(source, "iptables") is None
+    assert past(source_of(source.root / "etc"), "nft") is None
     edit(source.root, "101.fw", "[OPTIONS]\nenable: 1\n")
     record.prepare(record.running_path(), compiled(source.root, "nft").desired).commit()  # not noted
-    assert kept(source, "nft") is None
+    assert past(source, "nft") is None
 
 
 def test_notes_of_another_version_do_not_count(
     make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch, reads: list[int]
 ) -> None:
     root = make_root(SOUND)
-    kept = kept_of(compiled(root, "nft"))
+    past = past_of(compiled(root, "nft"))
     monkeypatch.setattr("pvefw_nft.config.source.program_digest", lambda: "another program")
     reads.clear()
-    warm = compiled(root, "nft", kept)
+    warm = compiled(root, "nft", past)
     assert reads == list(range(100, 106))
     assert_same(warm, compiled(root, "nft"), "version")
 
@@ -416,7 +416,7 @@ def test_damaged_record_counts_as_none(make_root: MakeRoot, run: Path, how: str)
     path = record.inputs_path()
     assert path.stat().st_mode & 0o777 == 0o600
     DAMAGES[how](path)
-    assert kept(source, "nft") is None
+    assert past(source, "nft") is None
     edit(source.root, "101.fw", "[OPTIONS]\nenable: 1\n")
     found = find_once(source, "nft", from_notes=True)
     assert_same(found, compiled(source.root, "nft"), how)
@@ -458,7 +458,7 @@ def test_nics_of_unchanged_guests_are_not_read_again(make_root: MakeRoot, backen
     root = make_root(SOUND)
     first = compiled(root, backend)
     edit(root, "101.fw", "[OPTIONS]\nenable: 1\n")
-    found = compiled(root, backend, kept_of(first))
+    found = compiled(root, backend, past_of(first))
     assert sorted(found.guests) == list(range(100, 106))
     for vmid in range(100, 106):
         (root / file_path(f"{vmid}.conf")).write_text("")

@@ -22,7 +22,7 @@ from pvefw_nft.config.load import GUEST, LazyGuest, Reading
 from pvefw_nft.config.model import Guest, Nic
 from pvefw_nft.errors import PvefwError, Span
 from pvefw_nft.ir.build import FILTERED_NICS, PART
-from pvefw_nft.ir.kept import part_as_json, part_of_json, references_as_json, references_of_json, typed
+from pvefw_nft.ir.noted_part import part_as_json, part_of_json, references_as_json, references_of_json, typed
 from pvefw_nft.pipeline import MAX_NOTE
 from pvefw_nft.pipeline.borrowed import BORROWED_CODES
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
     from pvefw_nft.config.source import Observations, Source
-    from pvefw_nft.pipeline.notes import Kept
+    from pvefw_nft.pipeline.notes import LastCompile
 
 _T = TypeVar("_T")
 _Entries: TypeAlias = dict[str, list[Any]]
@@ -50,7 +50,7 @@ def notes_of(cache: Cache, backend: str) -> dict[str, str]:
 
     Notes of guests whose results are the ones of the compile before come from the cache as well.
     """
-    note_of = import_module(f"pvefw_nft.backends.{backend}.kept").note_of
+    note_of = import_module(f"pvefw_nft.backends.{backend}.noted").note_of
     guests: dict[int, _Entries] = defaultdict(dict)
     chains: dict[str, _Entries] = defaultdict(dict)
     for stage, key, *entry in cache.results(of_this_generation=False):
@@ -121,16 +121,16 @@ def _digest(origin: Any) -> str:  # noqa: ANN401 - all that a guest is read from
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-class KeptCache(Cache):
+class NotesCache(Cache):
     """A cache for one compile that begins with the notes of the one on record.
 
     Where anything about a note is doubtful, its guest is compiled as without notes.
     """
 
-    def __init__(self, kept: Kept, observations: Observations, source: Source) -> None:
+    def __init__(self, past: LastCompile, observations: Observations, source: Source) -> None:
         """Begin a compile that notes its questions in ``observations`` and asks ``source``."""
         super().__init__()
-        self._kept = kept
+        self._past = past
         self._observations = observations
         self._source = source
         self._holds: bool | None = None
@@ -140,8 +140,8 @@ class KeptCache(Cache):
         """The notes that counted, by VMID."""
         self.guests: dict[int, Guest] = {}
         """The guests of these notes: their filtered NICs, with nothing but where they are."""
-        module = import_module(f"pvefw_nft.backends.{kept.backend}.kept")
-        self._chains = Once(lambda: module.KeptChains(kept.pieces))
+        module = import_module(f"pvefw_nft.backends.{past.backend}.noted")
+        self._chains = Once(lambda: module.NotedChains(past.pieces))
 
     def get(
         self,
@@ -165,7 +165,7 @@ class KeptCache(Cache):
         """Take up the note of a guest if it counts."""
         if self._holds is None:
             self._holds = self._holds_still()
-        text = self._kept.guests.get(str(vmid))
+        text = self._past.guests.get(str(vmid))
         if not self._holds or text is None:
             return
         origin = dependencies[0]
@@ -217,8 +217,8 @@ class KeptCache(Cache):
         What the compile has asked so far are the files of the cluster and the node. What guests asked beyond their
         files is asked here, so that it is among the questions of this compile too.
         """
-        before = self._kept.observations.answers
-        if ("time", "") in before or any(found.code in BORROWED_CODES for found in self._kept.diagnostics):
+        before = self._past.observations.answers
+        if ("time", "") in before or any(found.code in BORROWED_CODES for found in self._past.diagnostics):
             return False
         asked = [question for question in self._observations.answers if not _is_of_guests(*question)]
         if any(before.get(question) != self._observations.answers[question] for question in asked):

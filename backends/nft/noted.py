@@ -43,7 +43,7 @@ def _call_as_json(call: Jump | Goto | Dispatch) -> list[str] | None:
             return None
 
 
-class KeptChains:
+class NotedChains:
     """The chains and constant sets in the pieces of an artefact."""
 
     def __init__(self, pieces: Iterable[str]) -> None:
@@ -60,7 +60,7 @@ class KeptChains:
         kind, place, layer = stage.split(" ")
         if kind == "simple":
             calls, sets = noted
-            return KeptSimple(
+            return NotedSimple(
                 make,
                 tuple([_CALLS[action](chain) for action, chain in calls]),
                 tuple([(SetKey(scope, set_name), version) for scope, set_name, version in sets]),
@@ -70,13 +70,13 @@ class KeptChains:
     def _block(self, family: str, name: str, noted: Any) -> Block | None:  # noqa: ANN401 - JSON
         has_text, names = noted
         text = self._found.get((family, True, name), "") if has_text else ""
-        sets = [KeptSet(set_name, self._found.get((family, False, set_name), "")) for set_name in names]
+        sets = [NotedSet(set_name, self._found.get((family, False, set_name), "")) for set_name in names]
         if has_text != bool(text) or not all(made.text for made in sets):
             return None
         return Block(text, tuple(sets))
 
 
-class KeptSet(ConstantSet):
+class NotedSet(ConstantSet):
     """A constant set by the command that made it."""
 
     __slots__ = ("text",)
@@ -92,7 +92,7 @@ class KeptSet(ConstantSet):
         return self.text
 
 
-class KeptSimple(Simple):
+class NotedSimple(Simple):
     """A chain in its simplest form, whose rules are made when they are asked for."""
 
     __slots__ = ("_make",)

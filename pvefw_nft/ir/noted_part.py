@@ -1,6 +1,6 @@
 """The part of a ruleset that an unchanged guest adds, noted as JSON by one process and taken up by a later one.
 
-Its chains come back without their rules (:class:`KeptChain`): a backend that has noted their lowered form needs none.
+Its chains come back without their rules (:class:`NotedChain`): a backend that has noted their lowered form needs none.
 If anything asks for the rules after all, the guest's file is read and its chains are built as without notes.
 """
 
@@ -38,7 +38,7 @@ _MAX_NIC = 31
 _OWN_NAME = re.compile(r"(?:tap|veth)([1-9][0-9]{0,8})i([0-9]{1,2})(-(?:IN|OUT)(?:-ARP|-PROTO)?)?")
 
 
-class KeptChain(Chain):
+class NotedChain(Chain):
     """A chain whose rules are built when they are asked for. It equals no other chain."""
 
     __slots__ = ("_build",)
@@ -106,7 +106,7 @@ def part_of_json(value: Any, vmid: int, build: Callable[[], GuestPart]) -> Guest
     chains = []
     for place, (layer, name, families) in enumerate(value["chains"]):
         build_rules = partial(rules, place, _own(name, vmid, suffix=True))
-        chains.append((Layer(layer), KeptChain(name, Family(families), build_rules)))
+        chains.append((Layer(layer), NotedChain(name, Family(families), build_rules)))
     groups = tuple([(typed(group, str), Direction(direction)) for group, direction in value["groups"]])
     nics = tuple([_nic(nic, vmid) for nic in value["nics"]])
     return GuestPart(tuple(chains), groups, nics, tuple([_set_of_json(made, vmid) for made in value["sets"]]))

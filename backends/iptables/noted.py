@@ -35,7 +35,7 @@ def _names_are_plain(dependencies: Any) -> bool:  # noqa: ANN401
     return bool(dependencies[1] == ())
 
 
-class KeptLines(Sequence[tuple[str, Origin]]):
+class NotedLines(Sequence[tuple[str, Origin]]):
     """The lines of a chain, by their JSON text, which is read where a line is asked for."""
 
     def __init__(self, text: str) -> None:
@@ -61,7 +61,7 @@ class KeptLines(Sequence[tuple[str, Origin]]):
         return len(self._lines)
 
 
-class KeptChains:
+class NotedChains:
     """The chains in the pieces of an artefact."""
 
     def __init__(self, pieces: Iterable[str]) -> None:
@@ -85,4 +85,4 @@ class KeptChains:
             return None
         if stage != "ebtables" and not _names_are_plain(dependencies()):
             return None
-        return KeptLines(found)
+        return NotedLines(found)
