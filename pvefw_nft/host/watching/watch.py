@@ -37,7 +37,11 @@ _STATE_FILES = (".running-config", "pve-ipam-state.json", "ipam.db", "hosts")  #
 
 
 class Inotify:
-    """Watches folders that may come and go. Folders beyond the kernel's limit are not watched: see ``problems``."""
+    """Watches folders that may come and go. Folders beyond the kernel's limit are not watched: see ``problems``.
+
+    pyroute2's class of this name (0.9) does not tell that a limit was reached, waits in its reads, and leaves its
+    descriptor open in the programs that a service starts.
+    """
 
     def __init__(self) -> None:
         """Open the inotify descriptor, where the kernel has one left."""
