@@ -368,6 +368,30 @@ def test_each_change_by_hand_is_seen(kernel: Nftables, what: str) -> None:
     assert apply_nft.drift(read_kernel(), memory).names == [f"bridge {thing}"]
 
 
+def noted_comments() -> list[str]:
+    return sorted(rule.comment for rule in nf_tables.rules("bridge", "pvefw", "digests"))
+
+
+NO_NOTES = {
+    "without a comment": "counter",
+    "of one word": 'counter comment "words"',
+    "of another kind": 'counter comment "rule x y"',
+    "of an object twice": 'counter comment "chain tap100i0-OUT 1.2"',
+    "without digests": 'counter comment "chain tap100i0-OUT"',
+}
+
+
+@pytest.mark.parametrize("what", NO_NOTES)
+def test_rule_among_the_notes_that_is_none_is_mended(kernel: Nftables, what: str) -> None:
+    target = apply(kernel, nft())
+    memory, before = apply_nft.memory_of(target), noted_comments()
+    feed(f"add rule bridge pvefw digests {NO_NOTES[what]}")
+    apply_nft.execute(apply_nft.plan(read_kernel(), target, lambda: target), kernel)
+    assert noted_comments() == before
+    assert apply_nft.drift(read_kernel(), memory).names == []
+    assert apply_nft.plan(read_kernel(), target, lambda: target).commands == ()
+
+
 def test_object_remade_unchanged_is_no_change(kernel: Nftables) -> None:
     target = apply(kernel, nft((100, 101), ("10.0.0.0/24", "10.7.0.0/16")))
     own_set = "add rule bridge pvefw tap100i0-OUT tcp dport {1, 2} counter drop"

@@ -41,6 +41,8 @@ _MANY = 100
 _PLACE = re.compile(r"^\S+?:(\d+):\d+-\d+: Error: ", re.MULTILINE)
 """How libnftables begins an error of a text: with the line, and the columns, of what it refused."""
 _NAME = re.compile(r"[!-~]{1,127}")
+_NOTE = re.compile(r"((?:chain|set|map|ct helper) [!-~]+) ([!-~]+)")
+"""The comment of a rule in the chain of digests: the key of an object, and its digests."""
 _RULE = re.compile(
     rf'\{{"add":\{{"rule":\{{"family":"({"|".join(FAMILIES)})","table":"{TABLE}","chain":"([A-Za-z0-9/_-]{{1,127}})",'
 )
@@ -398,17 +400,19 @@ def our_tables() -> list[str]:
 def read_kernel() -> Kernel:
     """Return the notes in our tables. A table without notes was made or emptied by another program.
 
-    A dormant table counts as emptied: it is replaced.
+    A dormant table counts as emptied: it is replaced. So is one with a rule among its notes that is none.
     """
     off = nf_tables.dormant()
     return {family: {} if (family, TABLE) in off else _read_notes(family) for family in our_tables()}
 
 
 def _read_notes(family: str) -> dict[str, Noted]:
-    notes = {}
+    notes: dict[str, Noted] = {}
     for rule in nf_tables.rules(family, TABLE, DIGESTS):
-        key, _, digests = rule.comment.rpartition(" ")
-        notes[key] = Noted(digests, rule.handle)
+        found = _NOTE.fullmatch(rule.comment)
+        if found is None or found[1] in notes:
+            return {}
+        notes[found[1]] = Noted(found[2], rule.handle)
     return notes
 
 
