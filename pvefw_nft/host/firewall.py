@@ -126,7 +126,8 @@ class Firewall:
         leftover = [] if beside else [other for other in self.others(desired.backend) if is_present(other)]
         _check_removable(leftover)
         flag_problems = [] if beside else list(filter(None, [keep_flag()]))
-        if not (reload_all or leftover) and self.is_in_force(desired):
+        # a damaged record is written again
+        if not (reload_all or leftover) and self.is_in_force(desired) and _applied() is not None:
             return _keep(desired, flag_problems)
         plan = self._plan(desired, reload_all=reload_all)
         loaded = self._load(plan, record_of) if plan.is_needed or leftover else _refresh_stamp(plan)

@@ -16,7 +16,7 @@ from pvefw_nft.errors import HostError
 from pvefw_nft.host import sysctl, tools
 from pvefw_nft.host.apply import apply_iptables, apply_nft, iptables_plan
 from pvefw_nft.host.netfilter import nf_tables, stamp
-from pvefw_nft.host.records import record
+from pvefw_nft.host.records import bases, record
 from pvefw_nft.host.tools import use_runner
 from tests.support import VM
 
@@ -94,6 +94,23 @@ def test_nothing_changed(real: Namespace, commands: list[str], backend: str) -> 
         assert set(commands) == {"ipset save"}
     found = firewall.status(desired)
     assert (found.changes, found.drifted, found.backends) == ((), (), (backend,))
+
+
+@BACKENDS
+def test_ruleset_in_force_whose_base_is_damaged_is_recorded_again(
+    real: Namespace, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setattr(bases, "MIN_BASE", 1)
+    desired = ruleset(backend)
+    control.apply(desired)
+    for name in bases.names():
+        bases.path_of(name).unlink()
+    monkeypatch.setattr(record, "_last", None)  # as in another process
+    assert record.load_if_sound(record.running_path()) is None
+    control.apply(desired)
+    monkeypatch.setattr(record, "_last", None)
+    assert record.load(record.running_path()) == record.load(record.confirmed_path()) == desired
+    assert is_in_force(backend)
 
 
 BY_HAND = [
