@@ -123,7 +123,7 @@ def _read(
 ) -> Named:
     chosen = Assume(assume) if assume else None
     model = read_ruleset(texts, assume=chosen, without_xtables=only_nft, on_demand=on_demand, digests=digests)
-    named = _named(spec, model, source)
+    named = _named(spec, model, source, on_demand=on_demand)
     return replace(named, arguments=("--ruleset", spec, *named.arguments), listed=True)
 
 
@@ -146,23 +146,23 @@ def compiled_ruleset(
     """
     compiled = compile_root(source, backend)
     tell(tuple(one for one in compiled.checked.diagnostics if one.code in BORROWED_CODES))
-    named = _named(name, read_back(compiled, on_demand=on_demand), source)
+    named = _named(name, read_back(compiled, on_demand=on_demand), source, on_demand=on_demand)
     return named if backend is None else replace(named, arguments=(*named.arguments, "--backend", backend))
 
 
-def _named(name: str, model: RulesetModel, source: Source) -> Named:
+def _named(name: str, model: RulesetModel, source: Source, *, on_demand: bool) -> Named:
     """Name a ruleset. Its host shows bridged packets to IP hooks (br_netfilter) if iptables needs it."""
     needs_call = not model.tables or any(table.key.tool != "nft" for table in model.tables)
-    host = replace(_topology(source.root, source.node, source.files), call_iptables=needs_call)
+    host = replace(_topology(source.root, source.node, source.files, on_demand=on_demand), call_iptables=needs_call)
     node = () if source.node is None else ("--node", source.node)
     where = str(source.root) if source.node is None else f"{source.root}, node {source.node}"
     return Named(name, model, host, ("--root", str(source.root), *node), where)
 
 
 @cache
-def _topology(root: Path, node: str | None, files: Files) -> Topology:
+def _topology(root: Path, node: str | None, files: Files, *, on_demand: bool) -> Topology:
     """Return a node's topology, which both sides of a comparison often share."""
-    return topology(Source(root, node, lambda: None, observed_files=files))
+    return topology(Source(root, node, lambda: None, observed_files=files), on_demand=on_demand)
 
 
 def configuration_rulesets(

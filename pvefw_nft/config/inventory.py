@@ -16,16 +16,18 @@ from pvefw_nft.config.load import read_nics
 from pvefw_nft.config.model import Guest
 from pvefw_nft.config.rules import Names
 from pvefw_nft.config.values import BadValue, Prefix, read_prefix
-from pvefw_nft.errors import ConfigurationError
+from pvefw_nft.errors import ConfigurationError, UnusableFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from pvefw_nft.config.load import Root
-    from pvefw_nft.config.model import ClusterConfig, GuestConfig
+    from pvefw_nft.config.load import Configuration, Root
+    from pvefw_nft.config.model import ClusterConfig, GuestConfig, GuestKind
 
 _IPCONFIG = re.compile(r"ipconfig([0-9]{1,2})[ \t]*:[ \t]*(\S+)")
+_BRIDGE = re.compile(r"bridge=(?=([^,\s]*))")
+"""Any mention of a bridge, also in a comment or a snapshot. Matches may overlap, so none hides another."""
 _BITS = {4: 32, 6: 128}
 
 
@@ -56,13 +58,27 @@ def guest_addresses(root: Root, cluster: ClusterConfig, guest: Guest) -> dict[in
     return found
 
 
-def guests_elsewhere(root: Root) -> Iterator[tuple[str, Guest]]:
-    """Yield the guests of the cluster's other nodes, each with the name of its node, nodes by name.
+def guest_elsewhere(root: Root, kind: GuestKind, vmid: int, path: str) -> Guest:
+    """Read a guest of another node. Its NICs are read, its rules are not: the other node filters it."""
+    return Guest(vmid, kind, read_nics(vmid, kind, path, _text(root, path)), None, path)
 
-    Their NICs are read, their rules are not: another node filters them.
+
+def bridges_in_use(root: Root, configuration: Configuration, guests: Iterable[tuple[int, GuestKind, str]]) -> set[str]:
+    """Return the bridges of the NICs of guests, each given by VMID, kind and path of its config.
+
+    A config is read as text; only one that mentions a bridge not found before is read line by line. So a node of
+    many guests on few bridges costs little more than the reading of its files. Raises as reading the guests.
     """
-    for node, kind, vmid, path in root.configs_elsewhere():
-        yield node, Guest(vmid, kind, read_nics(vmid, kind, path, _text(root, path)), None, path)
+    found: set[str] = set()
+    for vmid, kind, path in guests:
+        try:
+            text = root.files.text(path) or ""
+        except UnusableFileError:
+            continue  # such a guest has NICs on no bridge
+        if not found.issuperset(_BRIDGE.findall(text)):
+            guest = configuration.read_guest(vmid, kind, path, rules=False)
+            found.update(nic.bridge for nic in guest.nics if nic.bridge is not None)
+    return found
 
 
 def _firewall(root: Root, cluster: ClusterConfig, vmid: int) -> GuestConfig | None:

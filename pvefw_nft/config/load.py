@@ -268,9 +268,12 @@ class Configuration:
                 if only is None or vmid in only:
                     yield self._guest(vmid, kind, files[vmid], rules=rules)
 
-    def read_guest(self, vmid: int, kind: GuestKind, path: str) -> Guest:
-        """Read a guest of any node, by the path of its config; its firewall file is in the folder of all guests."""
-        return self._guest(vmid, kind, path, rules=True)
+    def read_guest(self, vmid: int, kind: GuestKind, path: str, *, rules: bool = True) -> Guest:
+        """Read a guest of any node, by the path of its config; its firewall file is in the folder of all guests.
+
+        ``rules`` as for :meth:`guests`.
+        """
+        return self._guest(vmid, kind, path, rules=rules)
 
     def read_guest_file(self, vmid: int) -> None:
         """Report mistakes in the firewall file of a guest that no node has."""

@@ -20,8 +20,9 @@ prerouting inside the bridge and not again after it (``ip_sabotage_in``).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, overload
 
 from pvefw_nft.errors import UsageError
 from pvefw_nft.verify.model import (
@@ -48,7 +49,7 @@ from pvefw_nft.verify.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Container, Iterable
 
     from pvefw_nft.verify.model import Chain, Condition, Field, RulesetModel, Table
 
@@ -88,6 +89,10 @@ class Nic:
         """The zone with the NIC's number: ``vm100i0``."""
         return f"{self.zone}i{self.index}"
 
+    def is_called(self, zone: str) -> bool:
+        """Tell whether a zone means this NIC, or all NICs of its guest."""
+        return zone in (self.zone, self.name, self.interface)
+
     @property
     def firewall_bridge(self) -> str:
         """The bridge between guest and the guest's bridge."""
@@ -102,6 +107,56 @@ class Nic:
     def port(self) -> str:
         """The port of the guest's bridge by which the NIC is reached."""
         return f"fwpr{self.vmid}p{self.index}" if self.filtered else self.interface
+
+
+_NUMBER = re.compile(r"[0-9]+")
+_MAX_DIGITS = 9
+"""Digits of the largest VMID."""
+
+
+class NicsOnDemand(Sequence[Nic]):
+    """NICs that are read when they are asked for: those of a few guests alone, or all of them.
+
+    ``read`` returns the NICs of the guests with the given VMIDs, or of all guests (None), in the same order.
+    """
+
+    def __init__(self, read: Callable[[Container[int] | None], Iterable[Nic]]) -> None:
+        """Read nothing yet."""
+        self._read = read
+        self._all: tuple[Nic, ...] | None = None
+        self._some: dict[frozenset[int], tuple[Nic, ...]] = {}
+
+    def of(self, vmids: frozenset[int]) -> tuple[Nic, ...]:
+        """Return the NICs of the guests with these VMIDs."""
+        if vmids not in self._some:
+            self._some[vmids] = tuple(self._read(vmids)) if vmids else ()
+        return self._some[vmids]
+
+    def all(self) -> tuple[Nic, ...]:
+        """Return the NICs of all guests."""
+        if self._all is None:
+            self._all = tuple(self._read(None))
+        return self._all
+
+    def __len__(self) -> int:
+        return len(self.all())
+
+    @overload
+    def __getitem__(self, index: int) -> Nic: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Nic, ...]: ...
+    def __getitem__(self, index: int | slice) -> Nic | tuple[Nic, ...]:
+        return self.all()[index]
+
+
+def candidates(nics: Sequence[Nic], name: str) -> Sequence[Nic]:
+    """Return the NICs that a name may mean: those of the guests whose VMID is in it, as in ``vm100`` and ``tap100i0``.
+
+    NICs that are not read on demand are all returned: the caller compares the name.
+    """
+    if not isinstance(nics, NicsOnDemand):
+        return nics
+    return nics.of(frozenset(int(digits) for digits in _NUMBER.findall(name) if len(digits) <= _MAX_DIGITS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +195,11 @@ class Topology:
     other nodes: to this host they are behind the uplink of their bridge.
     """
 
-    nics: tuple[Nic, ...] = ()
+    nics: Sequence[Nic] = ()
     links: tuple[Link, ...] = ()
     call_iptables: bool = True
     filter_vlan_tagged: bool = False
-    elsewhere: tuple[Nic, ...] = ()
+    elsewhere: Sequence[Nic] = ()
 
     @property
     def has_vlans(self) -> bool:
@@ -156,13 +211,14 @@ class Topology:
         """Return the host's interface of this name."""
         return next((link for link in self.links if link.name == name), None)
 
-    def with_bridges(self) -> Topology:
+    def with_bridges(self, bridges: Iterable[str] | None = None) -> Topology:
         """Return this topology with a bridge, and an uplink for it, wherever a NIC's bridge is not listed.
 
-        Uplinks of bridges without one are called ``eth0``, ``eth1`` …, by the order of the bridges.
+        ``bridges`` are those of the NICs, if the caller knows them. Uplinks of bridges without one are called ``eth0``,
+        ``eth1`` …, by the order of the bridges.
         """
         known = {link.name for link in self.links}
-        missing = sorted({nic.bridge for nic in self.nics} - known)
+        missing = sorted({*(bridges if bridges is not None else (nic.bridge for nic in self.nics))} - known)
         links = self.links + tuple(Link(name, is_bridge=True) for name in missing)
         if not any(link.is_bridge for link in links):
             links += (Link("vmbr0", is_bridge=True),)
@@ -242,7 +298,7 @@ def find_ends(topology: Topology, zone: str) -> list[End]:
         if link is not None and link.is_bridge and port in link.ports:
             ends.append(PortEnd(bridge, port))
     else:
-        ends += [NicEnd(nic) for nic in topology.nics if zone in (nic.zone, nic.name, nic.interface)]
+        ends += [NicEnd(nic) for nic in candidates(topology.nics, zone) if nic.is_called(zone)]
         ends += [RoutedEnd(x.name) for x in topology.links if not x.is_bridge and x.name == zone]
         ends += [
             PortEnd(link.name, port)

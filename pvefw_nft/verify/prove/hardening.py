@@ -76,7 +76,7 @@ def without_stricter_rules(side: Side, memo: ChainMemo = NO_MEMO) -> tuple[Side,
                 continue  # its labels are read
             if chain is None or not chain.rules or not _is_ours(table, chain):
                 continue
-            if only_stricter(table, chain, side.topology.nics, memo):
+            if only_stricter(table, chain, tuple(side.topology.nics), memo):
                 del kept[name]
                 found.append(text)
         for name, chain in table.chains.items():

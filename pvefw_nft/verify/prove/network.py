@@ -324,7 +324,7 @@ class _Placing:
         nics = tuple(nic for key, nic in self.nics.items() if key not in own)
         names = {link.name for link in topology.links}
         links = [*topology.links, *(link for name, link in self.links.items() if name not in names)]
-        full = replace(topology, nics=topology.nics + nics, links=tuple(links)).with_bridges()
+        full = replace(topology, nics=(*topology.nics, *nics), links=tuple(links)).with_bridges()
         return replace(full, links=tuple(self._with_ports(link) for link in full.links))
 
     def _with_ports(self, link: Link) -> Link:

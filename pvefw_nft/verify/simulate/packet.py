@@ -74,6 +74,7 @@ from pvefw_nft.verify.network.path import (
     PortEnd,
     RoutedEnd,
     Topology,
+    candidates,
     choose_ends,
     find_ends,
     find_ends_elsewhere,
@@ -200,11 +201,14 @@ class _Maker:
         """Return by which ends a guest of another node is reached, where a zone or address means one."""
         topology = self.topology
         address = _address(zone)
-        if any(zone in (nic.zone, nic.name, nic.interface) for nic in topology.nics):
+        if any(nic.is_called(zone) for nic in candidates(topology.nics, zone)):
             return {}
         if address is not None and any(address in nic.addresses for nic in topology.nics):
             return {}
-        nics = [nic for nic in topology.elsewhere if zone in (nic.zone, nic.name) or address in nic.addresses]
+        if address is None:
+            nics = [nic for nic in candidates(topology.elsewhere, zone) if zone in (nic.zone, nic.name)]
+        else:
+            nics = [nic for nic in topology.elsewhere if address in nic.addresses]
         return find_ends_elsewhere(topology, nics)
 
     def _ends(self, zone: str, address: Address | None, other: End | None = None) -> list[End]:

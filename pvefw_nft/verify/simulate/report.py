@@ -14,7 +14,7 @@ from pvefw_nft.verify.model.text import (
     value_text,
     verdict_text,
 )
-from pvefw_nft.verify.network.path import NicEnd
+from pvefw_nft.verify.network.path import NicEnd, candidates
 from pvefw_nft.verify.simulate.guesses import guess_text
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _place(stage: StageWalk, outcome: Outcome) -> str:
     """Return where on its way a packet was: at a guest (known by its bridge), a bridge or the host."""
     bridge, _, ports = stage.stage.hop.partition(": ")
     topology = outcome.probe.topology
-    for nic in topology.nics if topology is not None else ():
+    for nic in candidates(topology.nics, bridge) if topology is not None else ():
         if bridge == nic.firewall_bridge:
             return nic.zone if nic.index == 0 else nic.name
     return "the host" if "host" in ports.split() and stage.stage.family is not Family.BRIDGE else bridge
