@@ -1,8 +1,9 @@
 """The grammar of the configuration files: the form of lines, not their meaning.
 
-Two grammars of pyparsing are used. The coarse one reads a whole line with one token, so that a node
-with thousands of guests compiles in a second or two. The fine one knows every word of a line; it reads only the
-lines that the coarse one rejects, to name the place of the mistake and the expected word.
+Two grammars are used. The coarse one, here, reads a whole line with one expression, so that a node
+with thousands of guests compiles in a second or two. The fine one (:mod:`.fine_grammar`) knows every word of a line;
+it reads only the lines that the coarse one rejects, to name the place of the mistake and the expected word. It is
+imported for the first of them, or for a corosync.conf.
 
 Columns are offsets from 0 into the line; :class:`Line.span` turns them into places for people.
 """
@@ -12,10 +13,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
-
-import pyparsing as pp
 
 from pvefw_nft.config.rule_fields import COLUMN_HEADINGS, OPTION_FIELDS, OPTION_WORDS, listed_options
 from pvefw_nft.errors import Span
@@ -23,7 +22,7 @@ from pvefw_nft.errors import Span
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pp.ParserElement.set_default_whitespace_chars(" \t")
+    from pyparsing import ParseResults
 
 MAX_RULE_LENGTH = 8192
 """Longest rule in characters, its comment aside: iptables-restore reads lines of at most 10,240 bytes (xshared.h)."""
@@ -142,50 +141,18 @@ class RuleLine:
         return self.line.span() if word is None else self.line.span(word.start, word.end)
 
 
-# The coarse grammar: one token a line, kept as the match of its expression.
-def _line(pattern: str) -> pp.Regex:
-    token = pp.Regex(pattern, as_match=True)
-    token.leave_whitespace().parse_with_tabs()
-    return token
-
-
-_RULE = _line(r"(\|[ \t]*)?([^\s#|]+)[ \t]+([^\s#]+)([^#]*)(?:#(.*))?")
-_SETTING = _line(r"([A-Za-z][A-Za-z0-9_-]*)[ \t]*:[ \t]*(.*)")
-_ALIAS = _line(r"([^\s#]+)[ \t]+([^\s#]+)[ \t]*(?:#(.*))?")
-_ENTRY = _line(r"(!?)[ \t]*([^\s#]+)[ \t]*(?:#(.*))?")
-_HEADER = _line(r"\[[ \t]*([A-Za-z]+)(?:[ \t]+([^\s\]]+))?[ \t]*\][ \t]*(?:#(.*))?")
-
-
-def _match(line: pp.Regex, body: str) -> re.Match[str] | None:
-    """Return the match of a line's token with the whole of ``body``, or None.
-
-    A grammar of one token needs no parser around it: its expression alone is ten times as fast, and nine lines in
-    ten are read here.
-    """
-    return line.re.fullmatch(body)
+# The coarse grammar: one expression a line.
+_RULE = re.compile(r"(\|[ \t]*)?([^\s#|]+)[ \t]+([^\s#]+)([^#]*)(?:#(.*))?")
+_SETTING = re.compile(r"([A-Za-z][A-Za-z0-9_-]*)[ \t]*:[ \t]*(.*)")
+_ALIAS = re.compile(r"([^\s#]+)[ \t]+([^\s#]+)[ \t]*(?:#(.*))?")
+_ENTRY = re.compile(r"(!?)[ \t]*([^\s#]+)[ \t]*(?:#(.*))?")
+_HEADER = re.compile(r"\[[ \t]*([A-Za-z]+)(?:[ \t]+([^\s\]]+))?[ \t]*\][ \t]*(?:#(.*))?")
 
 
 # The columns of a rule. The dash forms are matched as pairs; the fine grammar takes all other forms.
 _NAMED_FIELDS = re.compile(r"(?:[ \t]+--?[a-z][a-z-]*[ \t]+[^-\s]\S*)*[ \t]*")
 _NAMED_FIELD = re.compile(r"(--?[a-z][a-z-]*)[ \t]+(\S+)")
 _WORD = re.compile(r"\S+")
-
-
-_VALUE = "a value for the option"
-
-
-@cache
-def _fine_rule() -> pp.ParserElement:
-    """Return the fine grammar of the named form. It accepts exactly the lines that the coarse grammar accepts."""
-    type_word = pp.Regex(r"[^\s#|]+(?=[ \t])").set_name("a rule type (IN, OUT, FORWARD or GROUP)")
-    action = pp.Regex(r"[^\s#]+").set_name("an action, a macro or a group name")
-    options = "|".join(sorted(map(re.escape, OPTION_WORDS), key=len, reverse=True))
-    option = pp.Regex(rf"(?:{options})(?!\S)").set_name("an option such as -source or -dport")
-    value = pp.Regex(r"[^\s#-][^\s#]*").set_name(_VALUE)
-    comment = pp.Regex(r"#.*").set_name("a comment")
-    end = pp.StringEnd().set_name("the end of the line or an option such as -source")
-    rule = pp.Optional("|") + type_word + action + pp.ZeroOrMore(option - value) + pp.Optional(comment) + end
-    return rule.parse_with_tabs()
 
 
 def read_sections(file: str, text: str) -> tuple[tuple[Section, ...], tuple[Line, ...]]:
@@ -214,7 +181,7 @@ def read_sections(file: str, text: str) -> tuple[tuple[Section, ...], tuple[Line
 
 
 def _read_header(line: Line, stripped: str) -> tuple[SectionKind | None, Word | None, str, Line]:
-    found = _match(_HEADER, stripped)
+    found = _HEADER.fullmatch(stripped)
     try:
         kind = SectionKind(found[1].lower()) if found else None
     except ValueError:
@@ -247,13 +214,13 @@ def read_setting(line: Line) -> Setting:
 
 @lru_cache(maxsize=1024)
 def _setting(body: str) -> re.Match[str] | None:
-    return _match(_SETTING, body)
+    return _SETTING.fullmatch(body)
 
 
 def read_alias(line: Line) -> AliasLine:
     """Read a line of section ALIASES; raises SyntaxProblem."""
     body, offset = _body(line)
-    found = _match(_ALIAS, body)
+    found = _ALIAS.fullmatch(body)
     if found is None:
         raise SyntaxProblem(
             "expected an alias, `name address`",
@@ -267,7 +234,7 @@ def read_alias(line: Line) -> AliasLine:
 def read_entry(line: Line) -> EntryLine:
     """Read a line of an IPSET section; raises SyntaxProblem."""
     body, offset = _body(line)
-    found = _match(_ENTRY, body)
+    found = _ENTRY.fullmatch(body)
     if found is None:
         raise SyntaxProblem(
             "expected one address, network or alias",
@@ -285,7 +252,7 @@ def read_rule(line: Line, columns: tuple[str, ...]) -> RuleLine:
     first word after the action is a lone ``-`` or does not start with ``-``.
     """
     body, offset = _body(line)
-    found = _match(_RULE, body)
+    found = _RULE.fullmatch(body)
     if found is None:
         raise _explain(body, offset)
     off, type_word, action_word, rest, comment = found.groups()
@@ -370,15 +337,17 @@ def _positional_fields(start: int, rest: str, columns: tuple[str, ...]) -> dict[
 
 def _explain(body: str, offset: int) -> SyntaxProblem:
     """Read a rejected rule with the fine grammar, to find its first wrong word."""
+    from pvefw_nft.config import fine_grammar  # deferred: few files have such a line
+
     try:
-        _fine_rule().parse_string(body[:MAX_RULE_LENGTH])
-    except pp.ParseBaseException as rejected:
+        fine_grammar.rule().parse_string(body[:MAX_RULE_LENGTH])
+    except fine_grammar.Rejected as rejected:
         at = min(rejected.loc, len(body))
         while at < len(body) and body[at] in " \t":
             at += 1
         word = _WORD.match(body, at)
         end = word.end() if word else at + 1
-        if word and word[0][0] == "-" and not rejected.msg.endswith(_VALUE):
+        if word and word[0][0] == "-" and not rejected.msg.endswith(fine_grammar.VALUE):
             option = word[0]
             if option not in OPTION_WORDS:
                 return SyntaxProblem(
@@ -411,7 +380,7 @@ class NicLine:
     problem: SyntaxProblem | None = None
 
 
-_NIC = _line(r"net([0-9]{1,2})[ \t]*:[ \t]*([A-Za-z0-9_-]+(?:=[^,\s]*)?(?:,[A-Za-z0-9_-]+(?:=[^,\s]*)?)*)")
+_NIC = re.compile(r"net([0-9]{1,2})[ \t]*:[ \t]*([A-Za-z0-9_-]+(?:=[^,\s]*)?(?:,[A-Za-z0-9_-]+(?:=[^,\s]*)?)*)")
 _NIC_START = re.compile(r"net([0-9]{1,2})(?![0-9])")
 # Raw keys of LXC may be written in its own manner, with an equals sign.
 _GUEST_SETTING = re.compile(r"[A-Za-z0-9_.-]+[ \t]*:|lxc\.[a-z0-9_.-]+[ \t]*=")
@@ -434,7 +403,7 @@ def read_guest_config(file: str, text: str) -> Iterator[NicLine | tuple[Line, Sy
             continue
         line = Line(file, number, raw.rstrip("\r"))
         offset = len(raw) - len(raw.lstrip())
-        found = _match(_NIC, body)
+        found = _NIC.fullmatch(body)
         if found is not None:
             yield NicLine(line, int(found[1]), _nic_properties(found[2], offset + found.start(2)))
             continue
@@ -471,23 +440,13 @@ class Block:
     blocks: tuple[Block, ...]
 
 
-# Possessive: a comment, once read, is never split again; a line of `####` could be split in 2^n ways.
-_GAP = r"(?:\s|#[^\n]*)*+"
-_COROSYNC_SETTING = _line(_GAP + r"([A-Za-z0-9_.]+)[ \t]*:[ \t]*([^\n]*)")
-_COROSYNC_OPEN = _line(_GAP + r"([A-Za-z0-9_.]+)\s*\{")
-_COROSYNC_CLOSE = _line(_GAP + r"\}").suppress()
-_COROSYNC_BLOCK = pp.Forward()
-_COROSYNC_BLOCK.leave_whitespace()
-_COROSYNC_BODY = pp.ZeroOrMore(_COROSYNC_BLOCK | _COROSYNC_SETTING).leave_whitespace()
-_COROSYNC_BLOCK <<= pp.Group(_COROSYNC_OPEN + pp.Group(_COROSYNC_BODY) + _COROSYNC_CLOSE).leave_whitespace()
-_COROSYNC = (_COROSYNC_BODY + _line(_GAP + r"\Z").suppress()).parse_with_tabs()
-
-
 def read_corosync(file: str, text: str) -> Block:
     """Read corosync.conf (corosync.conf(5)) into its blocks; raises SyntaxProblem with offsets into ``text``."""
+    from pvefw_nft.config import fine_grammar  # deferred: only nodes of a cluster have this file
+
     try:
-        return _block("", _COROSYNC.parse_string(text))
-    except pp.ParseBaseException as rejected:
+        return _block("", fine_grammar.COROSYNC.parse_string(text))
+    except fine_grammar.Rejected as rejected:
         start = rejected.loc
     except RecursionError:
         start = 0
@@ -499,7 +458,7 @@ def read_corosync(file: str, text: str) -> Block:
     )
 
 
-def _block(name: str, body: pp.ParseResults) -> Block:
+def _block(name: str, body: ParseResults) -> Block:
     settings: dict[str, Word] = {}
     blocks: list[Block] = []
     for item in body:

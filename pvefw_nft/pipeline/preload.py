@@ -18,7 +18,7 @@ def load_stages(*, backends: Iterable[str] = BACKENDS, checks: bool = False, pro
     to be needed. ``checks`` adds the review of a
     configuration and the readers of rulesets, ``proof`` the prover.
     """
-    names = ["config.load", "ir.build", "ir.validate", "pipeline.noted_guests"]
+    names = ["config.load", "config.fine_grammar", "ir.build", "ir.validate", "pipeline.noted_guests"]
     names += [f"backends.{name}{module}" for name in backends for module in ("", ".noted")]
     if checks:
         names += [

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pvefw_nft.config.grammar import Line, SyntaxProblem, _fine_rule, read_rule
+from pvefw_nft.config import fine_grammar
+from pvefw_nft.config.grammar import Line, SyntaxProblem, read_rule
 from pvefw_nft.config.rule_fields import COLUMNS, OPTION_WORDS
 
 EXAMPLES = 1500
@@ -47,7 +48,7 @@ def coarse_takes(text: str) -> bool | None:
 
 def fine_takes(text: str) -> bool:
     try:
-        _fine_rule().parse_string(text.strip())
+        fine_grammar.rule().parse_string(text.strip())
     except pp.ParseBaseException:
         return False
     return True
