@@ -162,6 +162,7 @@ LOOKUP = '{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"
         '{"match":{"op":"==","left":{"ct":{"key":"state"}},"right":["established","related"]}},{"drop":null}',
         f'{{"match":{{"op":"==",{LEFT},"right":6,"right":17}}}},{{"drop":null}}',
         f'{{"match":{{"op":"==",{LEFT},"right":true}}}},{{"drop":null}}',
+        f'{{"match":{{"op":"==",{LEFT},"right":06}}}},{{"drop":null}}',  # no number of JSON
         f'{{"match":{{"op":"!=",{LEFT},"right":{{"set":[6,"udp"]}}}}}},{{"drop":null}}',
         f'{{"match":{{"op":"==",{LEFT},"right":6}},"match":{{"op":"==",{LEFT},"right":17}}}},{{"drop":null}}',
         f'{{"match":{{"op":"==",{LEFT[:-1]},"right":6}},"right":17}}}},{{"drop":null}}',

@@ -125,7 +125,7 @@ class NftRuleParser:
             return None
         needs, on = found
         try:
-            value: Json = int(right) if right.isdecimal() and right.isascii() else json.loads(right)
+            value: Json = int(right) if _NUMBER.fullmatch(right) else json.loads(right)
             if isinstance(value, str) and (value.startswith("@") or value in self.table.counting):
                 return None
             condition: Condition = Test(on.field, values_of(on, value))
@@ -213,6 +213,8 @@ def _decoded(piece: str) -> dict[str, Json] | None:
     return found if isinstance(found, dict) and found and "set" not in found else None
 
 
+_NUMBER = re.compile("0|[1-9][0-9]*")
+"""A number as JSON has it: without zeros in front."""
 _COMPARED = ('{"match":{"op":"==","left":', '{"match":{"op":"!=","left":')
 _BETWEEN_STATEMENTS = re.compile(rf'(?<=\}}),(?=\{{"(?:{"|".join(["match", "limit", *STATEMENTS])})":)')
 """The commas between the statements of a rule; others may look so, too."""
