@@ -268,6 +268,24 @@ def test_a_tool_that_fails_leaves_the_ruleset_before(real: Namespace, tool: str)
     check_record(with_port(3))
 
 
+def test_tools_that_fail_for_good_leave_what_is_loaded_and_the_error_says_so(real: Namespace) -> None:
+    command().apply(with_port(1))
+    failing = False
+
+    def fail(line: Sequence[str]) -> None:
+        nonlocal failing
+        failing = failing or line[0].endswith("ip6tables-restore")
+        if failing:
+            raise HostError("no more processes")
+
+    with pytest.raises(HostError, match="loaded by then are in place") as caught:
+        run_noting(with_port(2), fail)
+    assert caught.value.hint == apply_iptables.PARTLY_FILTERED
+    assert "--dport 2 " in subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
+    command().apply(with_port(1))
+    check_record(with_port(1))
+
+
 def test_a_tool_that_fails_once_is_tried_again(real: Namespace) -> None:
     command().apply(with_port(1))
     fails = 0

@@ -224,10 +224,19 @@ class IptablesEngine:
 
 
 def _with_all_rules(planned: iptables_recorded.RecordedPlan) -> iptables_plan.Plan:
-    """Return the plan for the same ruleset by a listing of all rules; some chains may be changed already."""
+    """Return the plan for the same ruleset by a listing of all rules; some chains may be changed already.
+
+    Raises HostError that says so.
+    """
     target = _wanted(planned.desired)
-    now = apply_iptables.look(ebtables=bool(target.ebtables.chains), on_record=_chains_on_record).state
-    return apply_iptables.plan(planned.before(now), target, planned.memory.chains)
+    try:
+        now = apply_iptables.look(ebtables=bool(target.ebtables.chains), on_record=_chains_on_record).state
+        return apply_iptables.plan(planned.before(now), target, planned.memory.chains)
+    except HostError as error:
+        raise HostError(
+            f"{error.message}\nthe rules that were loaded by then are in place",
+            error.hint or apply_iptables.PARTLY_FILTERED,
+        ) from error
 
 
 def _chains_on_record() -> Collection[str]:
