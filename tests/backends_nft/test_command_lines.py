@@ -203,6 +203,8 @@ def test_deep_nesting_is_refused() -> None:
         command_line({"add": {"rule": rule}})
 
 
+TARGET = {"payload": {"base": "th", "offset": 64, "len": 128}}
+NETWORK = {"range": ["0x20010db8000000000000000000000000", "0x20010db8ffffffffffffffffffffffff"]}
 LINES = [
     ({"add": {"table": {"family": "inet", "name": "pvefw"}}}, "add table inet pvefw"),
     (
@@ -227,6 +229,10 @@ LINES = [
         'add rule bridge pvefw c drop comment "100.fw:3 (SSH)"',
     ),
     ({"delete": {"rule": {**PLACE, "chain": "c", "handle": 7}}}, "delete rule bridge pvefw c handle 7"),
+    (
+        {"add": {"rule": {**PLACE, "chain": "c", "expr": [{"match": {"op": "!=", "left": TARGET, "right": NETWORK}}]}}},
+        "add rule bridge pvefw c @th,64,128 != 0x20010db8000000000000000000000000-0x20010db8ffffffffffffffffffffffff",
+    ),
 ]
 
 

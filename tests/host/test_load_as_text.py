@@ -27,7 +27,7 @@ from pvefw_nft.host.apply.nftables_state import Nftables, Reader, listing, read_
 from pvefw_nft.pipeline import Source, compile_root
 from tests.property.test_untrusted_input import FILES, REPEATABLE
 
-from .network import has_bridge_conntrack
+from .network import configure, has_bridge_conntrack
 from .rulesets import pieces
 
 if TYPE_CHECKING:
@@ -118,6 +118,16 @@ def test_each_case_is_loaded_alike(root: Path) -> None:
         pytest.skip(f"not with this kernel: {error}")
     assert from_text == from_json
     assert len(from_json[0]) > 10 or "off" in root.name
+
+
+def test_networks_that_neighbour_advertisements_may_name_are_loaded_alike(tmp_path: Path) -> None:
+    configure(tmp_path)
+    with (tmp_path / "etc/pve/firewall/100.fw").open("a") as file:
+        file.write("[IPSET ipfilter-net0]\n2001:db8::/48\n10.0.0.100\n")
+    commands = commands_of(tmp_path)
+    assert any("range" in text and "0x20010db8" in text for text in map(json.dumps, commands))
+    from_json, from_text = loaded_both_ways(commands)
+    assert from_text == from_json
 
 
 def test_any_ruleset_is_loaded_alike(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pvefw_nft.backends.nft.syntax.text.words import (
     fields,
     integer,
     interface,
+    number_or_address,
     one_of,
     reference,
     some,
@@ -139,4 +140,4 @@ def value_text(of: str, value: Any) -> str:  # noqa: ANN401 - a constant, networ
 
 
 def _plain(value: Any) -> str:  # noqa: ANN401 - a number or an address
-    return integer(value) if isinstance(value, int) else address(value)
+    return integer(value) if isinstance(value, int) else number_or_address(value)

@@ -122,7 +122,12 @@ def reference(text: Any) -> str:  # noqa: ANN401 - JSON
 
 def constant(text: Any) -> str:  # noqa: ANN401 - JSON
     """Return a word of nft's own, a number or an address."""
-    return text if isinstance(text, str) and (text in _CONSTANTS or _NUMBER.fullmatch(text)) else address(text)
+    return text if isinstance(text, str) and text in _CONSTANTS else number_or_address(text)
+
+
+def number_or_address(text: Any) -> str:  # noqa: ANN401 - JSON
+    """Return a number, also of the size of an address, or an address."""
+    return text if isinstance(text, str) and _NUMBER.fullmatch(text) else address(text)
 
 
 def address(text: Any) -> str:  # noqa: ANN401 - JSON
