@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,6 +54,8 @@ def read_tests(text: str, path: str) -> list[PacketTest]:
 
     Raises UsageError for another text.
     """
+    import tomllib  # deferred: most runs have one packet, and no file
+
     try:
         document = tomllib.loads(text)
     except ValueError as error:

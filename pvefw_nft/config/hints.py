@@ -6,7 +6,6 @@ The table is data (``data/hints.toml``) and read when the first mistake is found
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -44,6 +43,8 @@ class _LineHint:
 @cache
 def _tables() -> tuple[tuple[_LineHint, ...], Mapping[tuple[str, str], str]]:
     """Return the hints about lines, and those about words by code and word in lower case."""
+    import tomllib  # deferred: most configurations have no mistake
+
     data = tomllib.loads(TABLE.read_text("utf-8"))
     lines = tuple(
         _LineHint(tuple(entry.get("sections", ())), re.compile(entry["pattern"], re.IGNORECASE), entry["hint"])

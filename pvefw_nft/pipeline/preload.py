@@ -27,6 +27,10 @@ def load_stages(*, backends: Iterable[str] = BACKENDS, checks: bool = False, pro
             "config.unused",
             "config.inventory",
             "verify.readers.files",
+            "verify.readers.ebtables",
+            "verify.readers.xtables.rulesets",
+            "verify.readers.nft.json_listing",
+            "verify.readers.nft.text",
             "verify.network.interfaces",
         ]
     if proof:

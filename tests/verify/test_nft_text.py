@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvefw_nft.verify.readers.files import Text, read_ruleset
-from pvefw_nft.verify.readers.nft.text import is_nft_text, parse_nft_text
+from pvefw_nft.verify.readers.files import Text, is_nft_text, read_ruleset
+from pvefw_nft.verify.readers.nft.text import parse_nft_text
 from pvefw_nft.verify.readers.shared import RulesetError
 
 LISTINGS = Path(__file__).with_name("listings")

@@ -20,14 +20,8 @@ if TYPE_CHECKING:
 
     from pvefw_nft.verify.readers.nft.values import Json
 
-_START = re.compile(r"(?:\s|\#[^\n]*\n)*(?:(?:add|delete|destroy|create)[ \t]+table|table|flush[ \t]+ruleset)[ \t\n]")
 _FAMILIES = ("ip", "ip6", "inet", "bridge", "arp", "netdev")
 _CHAIN_TYPES = ("filter", "nat", "route")
-
-
-def is_nft_text(text: str) -> bool:
-    """Tell whether a text is meant for ``nft -f``: its first command is one about a table, or flushes the ruleset."""
-    return _START.match(text) is not None
 
 
 def parse_nft_text(text: str, source: str) -> dict[str, Json]:

@@ -68,6 +68,10 @@ OUR_HOOKS = {
 _COUNTERS = re.compile(r"\[\d+:\d+\]\s*")
 _APPENDED = re.compile(r"-A (\S+) .*(?:\n-A \1 .*)*")
 """Lines in a row that append rules to one chain."""
+_DECLARED = re.compile(r"(?::\S+ - \[\d+:\d+\]\n)+")
+"""Lines in a row that declare chains without a policy."""
+_FLUSHED = re.compile(r"(?:-F \S+\n)+")
+"""Lines in a row that flush one chain each."""
 
 
 _Unread: TypeAlias = tuple[str, int, str]
@@ -137,6 +141,10 @@ class XtablesReader:
             rules = None if table is None else _APPENDED.match(text, place)
             chain = None if table is None or rules is None else table.chains.get(rules[1])
             if table is None or rules is None or chain is None:
+                if table is not None and (end := self._prepare(table, text, place)) > place:
+                    number += text.count("\n", place, end) - 1
+                    place = end
+                    continue
                 end = text.find("\n", place)
                 end = len(text) if end < 0 else end
                 table = self._line(table, text[place:end].strip(), number)
@@ -150,6 +158,23 @@ class XtablesReader:
             number += rules[0].count("\n")
             place = rules.end() + 1
         self._expect_commit(table, max(number, first_line))
+
+    def _prepare(self, table: Table, text: str, place: int) -> int:
+        """Read lines in a row that declare chains, or that flush empty ones; return their end.
+
+        Return ``place`` for other lines: these are read one by one. Restore text has thousands of each in a row.
+        """
+        if (found := _DECLARED.match(text, place)) is not None:
+            for word in found[0].split()[::3]:
+                if (name := word[1:]) not in table.chains:
+                    table.chains[name] = Chain(name, [])
+            return found.end()
+        if (found := _FLUSHED.match(text, place)) is not None:
+            unread = self._unread.get(table.key.name, {})
+            chains = [table.chains.get(name) for name in found[0].split()[1::2]]
+            if all(chain is not None and not chain.rules and chain.name not in unread for chain in chains):
+                return found.end()
+        return place
 
     def _line(self, table: Table | None, line: str, number: int) -> Table | None:
         """Read a line within a table (None: outside of any); return the table that the next one is in."""
