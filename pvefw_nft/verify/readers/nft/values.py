@@ -336,11 +336,18 @@ def _prefix(on: Selector, body: dict[str, Json]) -> tuple[int, int]:
 
 def values_of(on: Selector, value: Json) -> IntervalSet:
     """Return the values of the selector's field that a side of a match means."""
+    if isinstance(value, str) and _is_plain_interface(on):
+        return interface_set(value.replace("\\*", "\0"), "*")
     ranges = ranges_of(on, value)
     if on.widen is not None:
         widen = on.widen
         ranges = [pair for first, last in ranges for pair in widen(first, last)]
     return IntervalSet.from_ranges(ranges)
+
+
+def _is_plain_interface(on: Selector) -> bool:
+    """Tell whether an expression reads an interface's name as it is: the members of pvefw's maps, by the thousand."""
+    return on.field.kind is FieldKind.INTERFACE and on.symbols is None and on.widen is None and not on.size
 
 
 def _scalar(on: Selector, value: Json) -> tuple[int, int]:
