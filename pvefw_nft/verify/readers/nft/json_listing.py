@@ -203,16 +203,28 @@ _Rule: TypeAlias = "dict[str, Json] | UnreadRule"
 
 @dataclass(slots=True)
 class _RawChain:
-    """A chain with its rules still as JSON, with their handles and comments."""
+    """A chain with its rules still as JSON, with their handles and comments.
+
+    ``is_split``: each rule is by itself, since some command counts them.
+    """
 
     name: str
     definition: dict[str, Json]
     rules: list[_Rule | UnreadRules] = field(default_factory=list)
+    is_split: bool = False
 
-    def split(self) -> list[_Rule | UnreadRules]:
-        """Return the rules, each by itself."""
-        self.rules[:] = _each(self.rules)
-        return self.rules
+    def append(self, rule: UnreadRule | UnreadRules) -> None:
+        """Add rules at the end."""
+        if self.is_split and isinstance(rule, UnreadRules):
+            self.rules += rule.rules()
+        else:
+            self.rules.append(rule)
+
+    def split(self) -> None:
+        """Take each rule by itself, also those that are added from now on."""
+        if not self.is_split:
+            self.rules[:] = _each(self.rules)
+            self.is_split = True
 
 
 @dataclass(slots=True)
@@ -266,14 +278,14 @@ class NftReader:
     def read_commands(self, commands: Commands) -> list[Table]:
         """Return the tables that commands make."""
         chain: tuple[str, str, str] | None = None
-        rules: list[_Rule | UnreadRules] = []
+        raw: _RawChain | None = None
         number = 0
         for item in commands.items:
             number += item.number if isinstance(item, UnreadRules) else 1
             if isinstance(item, UnreadRule | UnreadRules):
-                if chain != item[:3]:  # mostly the chain of the rule before
-                    rules, chain = self._rules_of(item), item[:3]
-                rules.append(item)
+                if raw is None or chain != item[:3]:  # mostly the chain of the rule before
+                    raw, chain = self._chain_of(item), item[:3]
+                raw.append(item)
                 continue
             chain = None
             if not isinstance(item, dict) or len(item) != 1:
@@ -290,15 +302,15 @@ class NftReader:
                 raise self.reading.error(f"object {number}", message) from None
         return [self._table(raw) for raw in self._tables.values() if not self._left_out(raw)]
 
-    def _rules_of(self, rule: UnreadRule | UnreadRules) -> list[_Rule | UnreadRules]:
-        """Return the rules of the chain that a rule names. Raises RulesetError where there is none."""
+    def _chain_of(self, rule: UnreadRule | UnreadRules) -> _RawChain:
+        """Return the chain that a rule names. Raises RulesetError where there is none."""
         table = self._tables.get((Family(rule.family), rule.table)) if rule.family in _FAMILIES else None
         chain = None if table is None else table.chains.get(rule.chain)
         if chain is None:
             first = next(rule.rules()) if isinstance(rule, UnreadRules) else rule
             message = f"there is no chain '{rule.chain}' for: {first.command()[:200]}"
             raise self.reading.error(f"table {rule.family} {rule.table}", message)
-        return chain.rules
+        return chain
 
     def _left_out(self, raw: _RawTable) -> bool:
         if (raw.family, raw.name) not in self.without:

@@ -118,6 +118,8 @@ class XtablesReader:
     digests: bool = False
     _parser: RuleParser = field(init=False)
     _unread: dict[str, dict[str, list[_Unread | _UnreadLines]]] = field(default_factory=dict)
+    _counted: set[tuple[str, str]] = field(default_factory=set)
+    """The chains, by table and name, whose unread rules are taken one by one, since rules were put at places."""
 
     def __post_init__(self) -> None:
         self._parser = RuleParser(self.version, self.reading, self.sets)
@@ -152,7 +154,8 @@ class XtablesReader:
                 continue
             lines = _UnreadLines(rules[0], number)
             if self.on_demand:
-                self._unread_of(table, chain.name).append(lines)
+                is_counted = (table.key.name, chain.name) in self._counted
+                self._unread_of(table, chain.name).extend(_each([lines]) if is_counted else [lines])
             else:
                 self._append_lines(table, chain, lines)
             number += rules[0].count("\n")
@@ -340,8 +343,9 @@ class XtablesReader:
             raise self.reading.error(f"line {number}: table {table.key}", f"there is no chain '{name}' for: {line}")
         if self.on_demand:
             unread = self._unread_of(table, name)
-            if place is not None:
-                unread[:] = _each(unread)  # places count rules
+            if place is not None and (table.key.name, name) not in self._counted:
+                unread[:] = _each(unread)
+                self._counted.add((table.key.name, name))
             unread.insert(len(unread) if place is None else place - 1, (line, number, body))
             return
         rule = self._rule(table, name, len(chain.rules) + 1 if place is None else place, body, line, number)
