@@ -426,6 +426,10 @@ class _Maker:
 
     def _arp(self, fields: dict[Field, int]) -> None:
         sender = _given_address(self.spec.arp_sender)
+        if any(
+            given is not None and given[0] == 6 for given in (sender, self.source_address, self.destination_address)
+        ):
+            raise ValueError("ARP is of IPv4 only: for IPv6, simulate -p icmpv6 --icmp-type neighbour-solicitation")
         _set_defaults(fields, ARP_HTYPE, ARP_PTYPE, ARP_HLEN, ARP_PLEN, ARP_OP)
         fields[ARP_SPA] = self._source(ARP_SPA) if sender is None else sender[1]
         fields[ARP_TPA] = self._destination(ARP_TPA)
