@@ -22,7 +22,7 @@ from pvefw_nft.host.control import make_control
 from pvefw_nft.host.proxmox.take_over import Step, TakeOver
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from pvefw_nft.app.desired import Result
     from pvefw_nft.app.plug_nics import PlugOptions
@@ -72,14 +72,10 @@ def take_over_command(
         go_on = force or dry_run or confirm_within is not None
         check_sessions(control.firewall, result.desired, compiler, go_on=go_on)
     given = {"--backend": backend, "--node": node, "--local-network": local_network, "--unplugged": unplugged}
-    kept = [word for name, value in given.items() if value is not None for word in (name, value)]
-    kept += ["--root", str(root)] if root != Path("/") else []
     taking = TakeOver(
         control,
         result.desired,
-        service_units.unit_texts(
-            *kept, *(["--no-plug"] if no_plug else []), as_root=service_user.why_root(root) is not None
-        ),
+        _unit_texts(root, given, no_plug=no_plug),
         confirm_within,
         lambda pending: wait_for_confirmation(control, pending, wait),
         wait,
@@ -91,6 +87,14 @@ def take_over_command(
         desired_ruleset.note(result, source, backend)
         console.say("pvefw filters this host; `pvefw hand-back` returns to Proxmox VE's firewall")
     ctx.exit(int(result.has_errors or not all(plugged)))
+
+
+def _unit_texts(root: Path, given: Mapping[str, str | None], *, no_plug: bool) -> dict[str, str]:
+    """Return the units of a service with the options that this command was given."""
+    options = [word for name, value in given.items() if value is not None for word in (name, value)]
+    options += ["--root", str(root)] if root != Path("/") else []
+    options += ["--no-plug"] if no_plug else []
+    return service_units.unit_texts(*options, as_root=service_user.why_root(root) is not None)
 
 
 def _with_plugging(
