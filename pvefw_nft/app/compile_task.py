@@ -31,7 +31,7 @@ from pvefw_nft.app.steady_source import SteadySource
 from pvefw_nft.app.unfiltered import unfiltered_guests
 from pvefw_nft.cache import Cache
 from pvefw_nft.config import netdb
-from pvefw_nft.config.files import Files
+from pvefw_nft.config.files import OtherFiles
 from pvefw_nft.pipeline import BACKENDS
 from pvefw_nft.pipeline.preload import load_stages
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from pvefw_nft.app.desired import Before, Result
     from pvefw_nft.app.judgement import Connections
+    from pvefw_nft.config.files import Files
     from pvefw_nft.host.confined import Channel
     from pvefw_nft.host.records.record import Desired
     from pvefw_nft.pipeline import Source
@@ -247,24 +248,12 @@ class _Asks:
         return message["answer"]
 
 
-class _HostFiles(Files):
+class _HostFiles(OtherFiles):
     """The host's files; this process may read only the configuration among them."""
 
     def __init__(self, files: Files, asks: _Asks) -> None:
-        self._files = files
+        super().__init__(files)
         self._asks = asks
 
     def text(self, path: Path | str) -> str | None:
         return self._asks.file(str(path)) if str(path) in HOST_FILES else self._files.text(path)
-
-    def listed(self, folder: Path) -> list[str]:
-        return self._files.listed(folder)
-
-    def is_folder(self, path: Path) -> bool:
-        return self._files.is_folder(path)
-
-    def link(self, path: Path) -> str | None:
-        return self._files.link(path)
-
-    def host_name(self) -> str:
-        return self._files.host_name()

@@ -65,15 +65,43 @@ FILES = Files()
 """The file system, without recording."""
 
 
-class FilesOnce(Files):
-    """The files of another access, of which each text is read once: for work that asks for a file again and again.
+class OtherFiles(Files):
+    """The files of another access, which answers each question that a subclass does not answer in its own way."""
+
+    def __init__(self, files: Files) -> None:
+        """Ask ``files``."""
+        self._files = files
+
+    def text(self, path: Path | str) -> str | None:
+        """Return the text of a file, or None if it does not exist. Raises the errors of the other files."""
+        return self._files.text(path)
+
+    def listed(self, folder: Path) -> list[str]:
+        """Return the names in a folder; none if it does not exist. Raises as :meth:`text`."""
+        return self._files.listed(folder)
+
+    def is_folder(self, path: Path) -> bool:
+        """Tell whether a path leads to a folder. Raises as :meth:`text`."""
+        return self._files.is_folder(path)
+
+    def link(self, path: Path) -> str | None:
+        """Return where a symbolic link points to, or None. Raises as :meth:`text`."""
+        return self._files.link(path)
+
+    def host_name(self) -> str:
+        """Return this host's name."""
+        return self._files.host_name()
+
+
+class FilesOnce(OtherFiles):
+    """Files of which each text is read once: for work that asks for a file again and again.
 
     A file that cannot be used is read again, and raises again.
     """
 
     def __init__(self, files: Files) -> None:
         """Take the access to files; nothing is read yet."""
-        self._files = files
+        super().__init__(files)
         self._texts: dict[str, str | None] = {}
 
     def text(self, path: Path | str) -> str | None:
@@ -84,22 +112,6 @@ class FilesOnce(Files):
         except KeyError:
             text = self._texts[name] = self._files.text(path)
             return text
-
-    def listed(self, folder: Path) -> list[str]:
-        """Return the names in a folder."""
-        return self._files.listed(folder)
-
-    def is_folder(self, path: Path) -> bool:
-        """Tell whether a path leads to a folder."""
-        return self._files.is_folder(path)
-
-    def link(self, path: Path) -> str | None:
-        """Return where a symbolic link points to, or None."""
-        return self._files.link(path)
-
-    def host_name(self) -> str:
-        """Return this host's name."""
-        return self._files.host_name()
 
 
 class FilesBelow(Files):

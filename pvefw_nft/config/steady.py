@@ -11,7 +11,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pvefw_nft.config.files import Files
+from pvefw_nft.config.files import Files, OtherFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -146,7 +146,7 @@ def _was_there(now: object, before: object) -> bool:
     return bool(before) and not now
 
 
-class SettledFiles(Files):
+class SettledFiles(OtherFiles):
     """Files for a command that runs once: it waits if a file became missing, empty or cut off.
 
     ``knew`` returns the recorded facts about a path's text when the ruleset was last applied.
@@ -164,7 +164,7 @@ class SettledFiles(Files):
 
         ``waiting`` is called with each path that is waited for.
         """
-        self._files = files
+        super().__init__(files)
         self._knew = knew
         self._names: dict[str, set[str]] = {}
         for name in names:
@@ -186,18 +186,6 @@ class SettledFiles(Files):
         """Return the names in a folder; none if it does not exist. Raises as :meth:`text`."""
         expected = self._names.get(str(folder), set())
         return self._settled(str(folder), lambda: self._files.listed(folder), lambda names: not expected <= set(names))
-
-    def is_folder(self, path: Path) -> bool:
-        """Tell whether a path leads to a folder. Raises as :meth:`text`."""
-        return self._files.is_folder(path)
-
-    def link(self, path: Path) -> str | None:
-        """Return where a symbolic link points to, or None. Raises as :meth:`text`."""
-        return self._files.link(path)
-
-    def host_name(self) -> str:
-        """Return this host's name."""
-        return self._files.host_name()
 
     def _settled(self, path: str, ask: Callable[[], _T], is_doubtful: Callable[[_T], bool]) -> _T:
         answer = ask()
