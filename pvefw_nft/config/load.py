@@ -90,13 +90,18 @@ class Root:
                 files |= dict(self.configs_in(place))
         return files
 
-    def guests(self) -> list[tuple[int, GuestKind, str]]:
-        """Return VMID, kind and path of this node's guests, in the order of :meth:`Configuration.guests`."""
-        found: dict[int, tuple[int, GuestKind, str]] = {}
+    def guest_configs(self) -> Iterator[tuple[int, GuestKind, str]]:
+        """Yield VMID, kind and path of each config of this node's guests: VMs before containers, by VMID as text."""
         for kind in GuestKind:
             files = self.guest_files(kind)
             for vmid in sorted(files, key=str):
-                found.setdefault(vmid, (vmid, kind, files[vmid]))
+                yield vmid, kind, files[vmid]
+
+    def guests(self) -> list[tuple[int, GuestKind, str]]:
+        """Return VMID, kind and path of this node's guests, in the order of :meth:`Configuration.guests`."""
+        found: dict[int, tuple[int, GuestKind, str]] = {}
+        for guest in self.guest_configs():
+            found.setdefault(guest[0], guest)
         return [*found.values()]
 
     def _leads_to_another_node(self, place: Path) -> bool:
@@ -253,20 +258,18 @@ class Configuration:
         are left out.
         """
         seen: dict[int, str] = {}
-        for kind in GuestKind:
-            files = self._root.guest_files(kind)
-            for vmid in sorted(files, key=str):
-                if vmid in seen:
-                    self._findings.error(
-                        "duplicate-guest",
-                        Span(files[vmid], 0),
-                        f"guest {vmid} is a VM already, by {seen[vmid]}; this file is ignored",
-                        "remove the one that does not exist",
-                    )
-                    continue
-                seen[vmid] = files[vmid]
-                if only is None or vmid in only:
-                    yield self._guest(vmid, kind, files[vmid], rules=rules)
+        for vmid, kind, path in self._root.guest_configs():
+            if vmid in seen:
+                self._findings.error(
+                    "duplicate-guest",
+                    Span(path, 0),
+                    f"guest {vmid} is a VM already, by {seen[vmid]}; this file is ignored",
+                    "remove the one that does not exist",
+                )
+                continue
+            seen[vmid] = path
+            if only is None or vmid in only:
+                yield self._guest(vmid, kind, path, rules=rules)
 
     def read_guest(self, vmid: int, kind: GuestKind, path: str, *, rules: bool = True) -> Guest:
         """Read a guest of any node, by the path of its config; its firewall file is in the folder of all guests.
