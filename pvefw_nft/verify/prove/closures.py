@@ -14,7 +14,8 @@ from pvefw_nft.verify.prove.chain_memo import digest_of
 from pvefw_nft.verify.prove.key_parts import MAX_SINGLES, NoKeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from pvefw_nft.verify.prove.key_parts import Chain, Chains, Part, Verbatim
 
@@ -81,44 +82,51 @@ class Closures:
             more, targets = self.met(name, interfaces, common)
             found += (name, more)
             todo += [target for target in targets if target not in shared.chains]
-        seen = set(todo)
-        while todo:
-            name = todo.pop()
-            found += (name, self.whole(name))
-            if found[-1] is not None:
-                continue
-            own_rules, targets = self.own(name) or self.met(name, interfaces, common)
-            found.append(own_rules)
-            due = [target for target in targets if target not in seen and target not in shared.chains]
-            seen.update(due)
-            todo += due
-        return found
+        more, _ = self._walk(todo, lambda name: self.met(name, interfaces, common), shared.chains)
+        return found + more
 
     def _common_of(self, roots: Sequence[str], common: Sequence[int]) -> _Common:
         """Return the chains that all NICs meet from base chains on; ``common`` are the interfaces that all of them
         have.
         """
-        found: list[object] = []
+        found, met = self._walk(roots, lambda name: self._shared_by_all(name, common)[:2])
         asking: dict[int, list[str]] = {}
         always = []
-        todo = [*roots]
-        seen = set(todo)
-        while todo:
-            name = todo.pop()
-            found += (name, self.whole(name))
-            if found[-1] is not None:
-                continue
-            digest, targets = self.own(name) or self._shared_by_all(name, common)[:2]
-            found.append(digest)
+        for name in met:
             shared = self._shared.get(name)
             if shared is not None and shared.asked is None:
                 always.append(name)
             for one in () if shared is None else shared.asked or ():
                 asking.setdefault(one, []).append(name)
-            due = [target for target in targets if target not in seen]
+        return _Common(_digest(found), frozenset(met), asking, tuple(always))
+
+    def _walk(
+        self,
+        roots: Sequence[str],
+        met: Callable[[str], tuple[object, Iterable[str]]],
+        known: AbstractSet[str] = frozenset(),
+    ) -> tuple[list[object], list[str]]:
+        """Return digests of all chains from some on, but for those in ``known``, and the names of these chains.
+
+        Chains behind one that has a digest as a whole are not named. ``met`` returns the digest of the rules that count
+        of a chain that asks for interfaces, and their targets. Raises NoKeyError.
+        """
+        found: list[object] = []
+        names = []
+        todo = [*roots]
+        seen = set(todo)
+        while todo:
+            name = todo.pop()
+            names.append(name)
+            found += (name, self.whole(name))
+            if found[-1] is not None:
+                continue
+            digest, targets = self.own(name) or met(name)
+            found.append(digest)
+            due = [target for target in targets if target not in seen and target not in known]
             seen.update(due)
             todo += due
-        return _Common(_digest(found), frozenset(seen), asking, tuple(always))
+        return found, names
 
     def met(self, name: str, interfaces: Sequence[int], common: int) -> tuple[list[object], Iterable[str]]:
         """Return digests of all of a chain's rules that a NIC with these interfaces may meet, and their targets.
