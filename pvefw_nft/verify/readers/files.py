@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pvefw_nft.verify.model import Family, RulesetModel, Table
 from pvefw_nft.verify.readers.ipset import IpSets, read_ipsets
-from pvefw_nft.verify.readers.shared import Assume, Reading, RulesetError, check_jumps, with_plain_ends
+from pvefw_nft.verify.readers.shared import Assume, Reading, RulesetError, check_jumps, next_place, with_plain_ends
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -176,12 +176,12 @@ def _split(text: Text) -> list[_Part]:
     place, number = 0, 1
     while place <= len(body) and text.text:
         if not body.startswith("#", place):
-            piece = body[place : _found(body, "\n#", place)]
+            piece = body[place : next_place(body, "\n#", place)]
             parts[-1].pieces.append(piece)
             number += piece.count("\n") + 1
             place += len(piece) + 1
             continue
-        line = body[place : _found(body, "\n", place)]
+        line = body[place : next_place(body, "\n", place)]
         header = _HEADER.match(line)
         if header is not None and not line.startswith("# Completed"):
             if parts[-1].tool != header.group(1) or header.group(1) == "ipset":
@@ -195,12 +195,6 @@ def _split(text: Text) -> list[_Part]:
         if part.tool in ("iptables", "ip6tables"):
             part.tool += "-legacy" if "legacy" in text.name.rsplit("/", 1)[-1] else ""
     return parts
-
-
-def _found(text: str, what: str, place: int) -> int:
-    """Return where something next is in a text, from a place on; its length if it is nowhere."""
-    found = text.find(what, place)
-    return len(text) if found < 0 else found
 
 
 def _guess(name: str, part: _Part) -> str:

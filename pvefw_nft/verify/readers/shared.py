@@ -40,6 +40,12 @@ def with_plain_ends(text: str) -> str:
     return text
 
 
+def next_place(text: str, what: str, place: int) -> int:
+    """Return where something next is in a text, from a place on; the text's length if it is nowhere."""
+    found = text.find(what, place)
+    return len(text) if found < 0 else found
+
+
 @dataclass(slots=True)
 class Reading:
     """The state of one reading: the assumption about unknown matches, and the assumptions made so far.

@@ -29,7 +29,7 @@ from pvefw_nft.verify.readers.nft.digests import TableDigests
 from pvefw_nft.verify.readers.nft.draft import NftTable
 from pvefw_nft.verify.readers.nft.rule import NftRuleParser
 from pvefw_nft.verify.readers.nft.values import text_of
-from pvefw_nft.verify.readers.shared import check_jumps_of
+from pvefw_nft.verify.readers.shared import check_jumps_of, next_place
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -133,8 +133,7 @@ def commands_by_line(text: str) -> Commands | None:
     place = 0
     while place <= len(body):
         found = _RULES.match(body, place)
-        end = body.find(",\n", place) if found is None else found.end()
-        end = len(body) if end < 0 else end
+        end = next_place(body, ",\n", place) if found is None else found.end()
         rules = None if found is None else _unread_rules(found)
         if rules is None:
             commands += map(_command_of, body[place:end].split(",\n"))

@@ -28,7 +28,7 @@ from pvefw_nft.verify.model import (
     TableKey,
     UnreadChain,
 )
-from pvefw_nft.verify.readers.shared import check_jumps_of, with_plain_ends
+from pvefw_nft.verify.readers.shared import check_jumps_of, next_place, with_plain_ends
 from pvefw_nft.verify.readers.xtables.digests import SetDigests
 from pvefw_nft.verify.readers.xtables.rule import RuleParser
 
@@ -147,8 +147,7 @@ class XtablesReader:
                     number += text.count("\n", place, end) - 1
                     place = end
                     continue
-                end = text.find("\n", place)
-                end = len(text) if end < 0 else end
+                end = next_place(text, "\n", place)
                 table = self._line(table, text[place:end].strip(), number)
                 place = end + 1
                 continue
